@@ -1,0 +1,44 @@
+# Everything sets itself up in .venv; nothing but python3 (3.11 or later) is needed.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup test lint types demo bench-startup clean
+
+help:
+	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
+	@echo "make test    all tests that need no GPU"
+	@echo "make lint    ruff;  make types: mypy --strict"
+	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
+
+# Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.
+$(VENV)/.ready: pyproject.toml syncagent_autostart.pth
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+	  $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check numpy $(TORCH); \
+	fi
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.ready
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+bench-startup: setup
+	$(BIN)/python tests/benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,45 @@
+"""See every host sync of a PyTorch training job: which op, which line, how long the CPU waited for the GPU.
+
+Importing this package imports neither torch nor opentelemetry; what needs them loads at first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from syncagent._version import __version__
+
+if TYPE_CHECKING:
+    from syncagent.agent import Agent, current, start, step, stop, watch
+    from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning, SyncAgentError
+    from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
+    from syncagent.policy import allow
+    from syncagent.report.model import Report
+
+__all__ = [
+    "Agent", "CallSite", "ConfigError", "HostSyncError", "HostSyncWarning", "Phase", "Report", "SyncAgentError",
+    "SyncEvent", "SyncKind", "__version__", "allow", "current", "start", "step", "stop", "watch",
+]  # fmt: skip
+
+_HOME = {
+    **dict.fromkeys(("Agent", "current", "start", "step", "stop", "watch"), "syncagent.agent"),
+    **dict.fromkeys(("ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"), "syncagent.errors"),
+    **dict.fromkeys(("CallSite", "Phase", "SyncEvent", "SyncKind"), "syncagent.event"),
+    "allow": "syncagent.policy",
+    "Report": "syncagent.report.model",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'syncagent' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,407 @@
+"""The agent: settings → sensors → recorder → pipeline → sinks; and the few functions by which a program uses it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import platform
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from syncagent import config
+from syncagent.attribution import ranks
+from syncagent.attribution.ranges import Ranges
+from syncagent.attribution.steps import Steps
+from syncagent.errors import ConfigError
+from syncagent.log import get_logger, log_once
+from syncagent.pipeline import Pipeline
+from syncagent.policy import Policy
+from syncagent.recorder import Recorder
+from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
+from syncagent.sinks.summary import Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from syncagent.event import SyncEvent
+    from syncagent.sinks import Sink
+
+__all__ = ["Agent", "current", "start", "step", "stop", "watch"]
+
+_SAMPLE_EVERY = 16
+_SAMPLE_FIRST = 4
+"""``copies="sampled"``: the first four steps and then one in sixteen are watched for copies."""
+
+_lock = threading.RLock()
+_current: Agent | None = None
+
+
+class Agent:
+    """Watches one process.  Made by :func:`start` and :class:`watch`; one runs at a time."""
+
+    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
+        import torch
+
+        from syncagent.sensors import calibration
+        from syncagent.sensors.explicit import ExplicitSensor
+        from syncagent.sensors.internals import look_up
+        from syncagent.sensors.kernels import KernelSensor
+        from syncagent.sensors.modes import ModeSensor
+        from syncagent.sensors.simulated import SimulatedSensor
+
+        self.settings = settings
+        self.rank = ranks.read()
+        self._internals = look_up()
+        self.steps = Steps(self._step_ended)
+        self._recorder = Recorder(settings, self._internals, lambda: self.steps.current)
+        self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
+        self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
+        self._recorder.gate = self._policy.judge
+        self._ranges = Ranges(self._recorder.thread_state)
+        self._kernels = KernelSensor(self._recorder)
+        self._explicit = ExplicitSensor(self._recorder)
+        self._modes = ModeSensor(self._recorder)
+        self._simulated = SimulatedSensor(self._recorder)
+        self._summary = Summary(newest=settings.max_events, scale=self._weight)
+        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank)
+        self._has_cuda = torch.version.cuda is not None
+        self._began = time.perf_counter()
+        self._started = datetime.now(UTC)
+        self._ended: float | None = None
+        self._undo: list[Callable[[], None]] = []
+        self.notes: list[str] = []
+
+    # --- what a program sees
+
+    @property
+    def running(self) -> bool:
+        return self._ended is None
+
+    def events(self) -> tuple[SyncEvent, ...]:
+        """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
+        self._pipeline.drain()
+        return self._summary.newest()
+
+    def report(self) -> Report:
+        """Return what was seen so far."""
+        self._pipeline.drain()
+        dropped = sum(self._pipeline.lost.values())
+        notes = [*self.notes, *self._internals.missing, *self._pipeline.faults]
+        if self._pipeline.lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        return self._summary.snapshot(
+            self._run_info(), self._sensor_statuses(), self._overhead(), dropped, self._pipeline.ops(), notes
+        )
+
+    # --- start and stop
+
+    def start(self, *, modes: bool = True) -> None:
+        """Turn everything on; if a part fails half-way, what was turned on is turned off again."""
+        try:
+            self._on(self._explicit_start, self._explicit.stop)
+            if self.settings.simulate:
+                self._on(self._simulated.start, self._simulated.stop)
+            elif self._has_cuda:
+                hot = self.settings.copies_timed != "off"
+                self._on(lambda: self._kernels.start(hot=hot), self._kernels.stop)
+            else:
+                log_once("no-cuda", _NO_CUDA)
+                self.notes.append(_NO_CUDA)
+            self._on(self._ranges.start, self._ranges.stop)
+            self._on(self.steps.start, self.steps.stop)
+            if modes:
+                self.enter_modes()
+            self._on(self._pipeline.start, self._pipeline.stop)
+        except BaseException:
+            self._turn_off()
+            raise
+
+    def enter_modes(self) -> None:
+        """Put both modes around the ops of this thread, if ``detail`` asks for them."""
+        if self.settings.wraps_every_op:
+            self._on(self._modes.start, self._modes.stop)
+
+    def stop(self) -> Report:
+        """Turn everything off, deliver what is left and return the report."""
+        if self._ended is None:
+            self._ended = time.perf_counter()
+            self._final_sensors = self._sensor_statuses()
+            self._turn_off()
+        return self.report()
+
+    def save(self, report: Report) -> str | None:
+        """Save the report where the settings say and return where; a path that cannot be written is logged."""
+        if self.settings.report is None:
+            return None
+        try:
+            return str(report.save(self.settings.report))
+        except (ConfigError, OSError) as error:
+            get_logger().error(str(error))
+            return None
+
+    def flush(self) -> None:
+        """Deliver everything that was seen so far to every sink."""
+        self._pipeline.flush()
+
+    def after_fork_in_child(self) -> None:
+        """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
+        self._modes.stop()
+        self._recorder.forget_threads()
+        self._pipeline.forget()
+
+    def _on(self, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
+        self._undo.append(turn_off)
+        turn_on()
+
+    def _turn_off(self) -> None:
+        while self._undo:
+            turn_off = self._undo.pop()
+            try:
+                turn_off()
+            except Exception as error:
+                log_once("stop", "a part of the agent could not be turned off", error=repr(error))
+
+    def _explicit_start(self) -> None:
+        if not self.settings.simulate and self._has_cuda:  # the simulated device reports explicit waits itself
+            self._explicit.start()
+
+    # --- steps, sampling
+
+    def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
+        from syncagent.recorder import user_span
+
+        self._pipeline.step_ended(step, start_ns, end_ns, user_span())
+        if self.settings.copies_timed == "sampled" and self._kernels.live:
+            wanted = self._watches_copies(self.steps.current)
+            if wanted and not self._kernels.hot_armed:
+                self._kernels.arm_hot()
+            elif not wanted and self._kernels.hot_armed:
+                self._kernels.disarm_hot()
+
+    def _watches_copies(self, step: int) -> bool:
+        return step < _SAMPLE_FIRST or step % _SAMPLE_EVERY == 0
+
+    def _weight(self, event: SyncEvent) -> float:
+        sampled = self.settings.copies_timed == "sampled" and event.op == "aten::copy_" and event.sensor == "kernels"
+        return float(_SAMPLE_EVERY) if sampled and event.step >= _SAMPLE_FIRST else 1.0
+
+    # --- the report's parts
+
+    def _run_info(self) -> RunInfo:
+        import torch
+
+        ended = self._ended if self._ended is not None else time.perf_counter()
+        simulated = self.settings.simulate
+        device = None
+        if simulated or (self._has_cuda and torch.cuda.is_initialized()):
+            device = torch.cuda.get_device_name()
+        rank = self.rank if self.rank.rank is not None else _process_group_rank() or self.rank
+        return RunInfo(
+            started=self._started.isoformat(timespec="milliseconds"),
+            duration_s=ended - self._began,
+            torch=torch.__version__,
+            cuda=None if simulated else torch.version.cuda,
+            device=device,
+            host=platform.node(),
+            rank=rank.rank,
+            world_size=rank.world_size,
+            steps=self.steps.count,
+            policy=self._policy.mode,
+            detail="ops" if self.settings.wraps_every_op else "syncs",
+            simulated=simulated,
+            script=_script(),
+            argv=tuple(sys.argv),
+            cwd=os.getcwd(),  # noqa: PTH109 - a string is wanted
+            pid=os.getpid(),
+        )
+
+    def _sensor_statuses(self) -> tuple[SensorStatus, ...]:
+        if self._ended is not None and hasattr(self, "_final_sensors"):
+            return self._final_sensors
+        copies = self.settings.copies_timed
+        detail = {
+            "kernels": {
+                "all": "copies: every one",
+                "sampled": f"copies: in the first {_SAMPLE_FIRST} steps and one in {_SAMPLE_EVERY}, scaled up",
+                "off": "copies: not watched",
+            }[copies],
+            "modes": "" if self.settings.wraps_every_op else 'off: detail is "syncs"',
+        }
+        sensors = (
+            (self._simulated,) if self.settings.simulate else (self._kernels, self._explicit)
+        ) + (self._modes,)
+        return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
+
+    def _overhead(self) -> Overhead:
+        own_ns = self._recorder.own_cost_ns()
+        ended = self._ended if self._ended is not None else time.perf_counter()
+        duration_s = ended - self._began
+        return Overhead(
+            agent_ms_per_step=own_ns / 1e6 / self.steps.count if self.steps.count else None,
+            share=own_ns / 1e9 / duration_s if duration_s > 0 else None,
+        )
+
+
+_NO_CUDA = (
+    "this torch is built without CUDA, so there is no host sync to see; SYNCAGENT_SIMULATE=1 runs the script on a "
+    "simulated device"
+)
+
+
+def _script() -> str:
+    main = sys.modules.get("__main__")
+    return os.path.basename(getattr(main, "__file__", None) or (sys.argv[0] if sys.argv else "") or "python")
+
+
+def _process_group_rank() -> ranks.Rank | None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return ranks.Rank(distributed.get_rank(), None, distributed.get_world_size())
+
+
+# --- the public functions -------------------------------------------------------------------------------------------
+
+
+def current() -> Agent | None:
+    """Return the agent that is running, or ``None``."""
+    return _current
+
+
+def start(**settings: Any) -> Agent:
+    """Start watching this process and return the agent.
+
+    While one is running it is returned as it is, and settings that differ from its own are not applied (said in the
+    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, and where torch is not installed.
+    """
+    return launch(config.load(settings))
+
+
+def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> Agent:
+    """Start an agent with settled settings; without ``sinks``, spans go to the program's own tracer provider."""
+    global _current
+    with _lock:
+        if _current is not None:
+            if settings != _current.settings:
+                log_once("second-start", "an agent is running already; the settings of the second are not applied")
+            return _current
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
+        if settings.simulate:
+            from syncagent import simulate
+
+            simulate.install()
+        if sinks is None:
+            sinks = _user_sinks(settings)
+        agent = Agent(settings, sinks)
+        agent.start(modes=modes)
+        _current = agent
+        _register_fork_handler()
+        return agent
+
+
+def stop() -> Report:
+    """Stop the running agent and return its report; without one, say so in the log and return an empty report."""
+    agent = _current
+    if agent is None:
+        log_once("stop-without-start", "stop() was called, but no agent is running")
+        empty = RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, "observe", "syncs", simulated=False)
+        return Summary().snapshot(empty)
+    report = release(agent)
+    agent.save(report)
+    return report
+
+
+def release(agent: Agent) -> Report:
+    """Stop this very agent, whether it is still the current one or not, and return its report."""
+    global _current
+    with _lock:
+        if _current is agent:
+            _current = None
+    return agent.stop()
+
+
+def step(n: int | None = None) -> None:
+    """Mark by hand that a training step ends here and step ``n`` (by default the next number) begins.
+
+    From the first call on, optimizers no longer mark steps.  Does nothing while no agent is running.
+    """
+    if _current is not None:
+        _current.steps.mark(n)
+
+
+class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
+    """Watch what runs inside: ``with syncagent.watch() as agent:`` or ``@syncagent.watch()``.
+
+    Takes every setting as a keyword.  Inside another watch, or in a process that is watched already, it joins the agent
+    that is running, and leaving it ends nothing.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = config.load(settings)
+        self._owned: list[bool] = []
+
+    def __enter__(self) -> Agent:
+        running = current()
+        agent = launch(self._settings)
+        self._owned.append(agent is not running)
+        return agent
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned.pop():
+            stop()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def watched_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return watched_coroutine
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return watched
+
+
+def _user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
+    """Library users bring their own tracer provider; without one, spans would go nowhere and are not made."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from syncagent.sinks.spans import SpanSink
+
+    return (SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy),)
+
+
+_fork_handler = False
+
+
+def _register_fork_handler() -> None:
+    global _fork_handler
+    if not _fork_handler and hasattr(os, "register_at_fork"):
+        _fork_handler = True
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    global _current
+    agent, _current = _current, None
+    if agent is not None:
+        try:
+            agent.after_fork_in_child()
+        except Exception as error:
+            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))

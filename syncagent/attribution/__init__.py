@@ -1,0 +1,1 @@
+"""Which line, phase, step and rank a sync belongs to."""

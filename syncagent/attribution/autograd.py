@@ -1,0 +1,72 @@
+"""From a sync in the backward pass to the forward line that made its autograd node, and to the ``backward()`` line.
+
+Autograd's own threads have no Python frame of the user's.  What leads back is the node's sequence number, which the
+forward op could read when it ran, and the context that ``backward()`` hands to those threads, which holds the caller's
+:class:`~syncagent.recorder.ThreadState`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType
+
+    from syncagent.attribution.callsite import Where
+    from syncagent.recorder import ThreadState
+    from syncagent.sensors.internals import Internals
+
+__all__ = ["OWNER", "Forward", "ForwardSites", "backward_frame", "owner_of_backward"]
+
+OWNER: ContextVar[ThreadState | None] = ContextVar("syncagent_owner", default=None)
+"""The state of the thread this context belongs to."""
+
+_SLOTS = 1 << 16
+
+
+class Forward(NamedTuple):
+    """What is remembered of the forward op that made an autograd node."""
+
+    sequence: int
+    where: Where
+    module: str | None
+
+
+class ForwardSites:
+    """The newest 65,536 forward ops of a thread that made an autograd node, by sequence number."""
+
+    __slots__ = ("_ring",)
+
+    def __init__(self) -> None:
+        self._ring: list[Forward | None] = [None] * _SLOTS
+
+    def remember(self, sequence: int, where: Where, module: str | None) -> None:
+        self._ring[sequence % _SLOTS] = Forward(sequence, where, module)
+
+    def find(self, sequence: int) -> Forward | None:
+        found = self._ring[sequence % _SLOTS]
+        return found if found is not None and found.sequence == sequence else None
+
+
+def owner_of_backward(state: ThreadState, internals: Internals, states: Iterable[ThreadState]) -> ThreadState | None:
+    """Find the thread that called the ``backward()`` in which this thread works; ``None`` if that is not certain."""
+    context: Any = internals.backward_context()
+    if context is not None:
+        owner: ThreadState | None = context.get(OWNER)
+        if owner is not None:
+            return owner
+    inside = [other for other in states if other is not state and backward_frame(other, internals) is not None]
+    return inside[0] if len(inside) == 1 else None
+
+
+def backward_frame(owner: ThreadState, internals: Internals) -> FrameType | None:
+    """Return the frame in which that thread waits for the autograd engine, if it does."""
+    frame = sys._current_frames().get(owner.ident)
+    while frame is not None:
+        if frame.f_code is internals.backward_entry:
+            return frame
+        frame = frame.f_back
+    return None

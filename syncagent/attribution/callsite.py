@@ -1,0 +1,184 @@
+"""Whose line was it: from the frames of a call to the user's line, cheaply on the training thread, in full later.
+
+On the training thread only code objects and instruction offsets are taken (:class:`Where`); line numbers, names and
+source text are looked up on the agent's own thread.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import site
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, NamedTuple
+
+from syncagent.event import CallSite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import CodeType, FrameType
+
+__all__ = ["NOWHERE", "CallSites", "Where"]
+
+# What a frame's code is, as bits; found once for each code object.
+_USER, _LIBRARY, _PLUMBING = 1, 2, 4
+MODULE_CALL, OPTIMIZER = 8, 16
+
+Point = tuple["CodeType", int]
+
+
+class Where(NamedTuple):
+    """Where a call came from, as taken on the training thread."""
+
+    user: Point | None
+    """Innermost frame of the user's code."""
+    library: Point | None
+    """Innermost frame of a library, where the user's frame is further out or there is none."""
+    marks: int = 0
+    """Bits of all frames: is an ``nn.Module`` or an optimizer running?"""
+
+
+NOWHERE = Where(None, None)
+
+_TORCH_PLUMBING = (
+    "_tensor.py", "functional.py", "_ops.py", "_jit_internal.py", "overrides.py", "_compile.py", "_tensor_str.py",
+    "utils/_contextlib.py", "utils/_device.py", "utils/_python_dispatch.py", "nn/modules/module.py", "nn/functional.py",
+    "autograd/", "_dynamo/", "cuda/", "_library/", "_higher_order_ops/", "serialization.py", "storage.py",
+)  # fmt: skip
+"""Files of torch that only pass a call on: naming them tells a reader nothing."""
+
+_MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
+_CACHE_LIMIT = 50_000
+
+
+class CallSites:
+    """Tells user code from library code, and turns instruction offsets into :class:`CallSite`.
+
+    ``user_code`` holds packages and paths that count as the user's although they are installed.
+    """
+
+    def __init__(self, user_code: Iterable[str] = ()) -> None:
+        self._bits: dict[CodeType, int] = {}
+        self._sites: dict[Point, CallSite] = {}
+        self._agent = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+        self._installed = _folders(
+            *site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"),
+            sysconfig.get_path("platlib"),
+        )  # fmt: skip
+        self._stdlib = _folders(sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+        torch = sys.modules.get("torch")
+        self._torch = _folders(os.path.dirname(torch.__file__)) if torch and torch.__file__ else ()
+        self._chosen = tuple(user_code)
+
+    # --- on the training thread
+
+    def capture(self, frame: FrameType | None) -> Where:
+        """Walk outwards from ``frame`` to the user's line, and on for what encloses it."""
+        bits_of = self._bits
+        user: Point | None = None
+        library: Point | None = None
+        marks = 0
+        while frame is not None:
+            code = frame.f_code
+            bits = bits_of.get(code)
+            if bits is None:
+                bits = self._classify(code)
+            marks |= bits
+            if user is None:
+                if bits & _USER:
+                    user = (code, frame.f_lasti)
+                elif library is None and bits & _LIBRARY:
+                    library = (code, frame.f_lasti)
+            frame = frame.f_back
+        return Where(user, library, marks)
+
+    def innermost(self, frame: FrameType | None) -> Point | None:
+        """Return the user's frame alone; cheaper than :meth:`capture`, for ops that are only counted."""
+        bits_of = self._bits
+        while frame is not None:
+            code = frame.f_code
+            bits = bits_of.get(code)
+            if bits is None:
+                bits = self._classify(code)
+            if bits & _USER:
+                return (code, frame.f_lasti)
+            frame = frame.f_back
+        return None
+
+    def stack(self, frame: FrameType | None) -> tuple[Point, ...]:
+        """Take every frame that is not the agent's own, innermost first."""
+        points = []
+        while frame is not None:
+            if not frame.f_code.co_filename.startswith(self._agent):
+                points.append((frame.f_code, frame.f_lasti))
+            frame = frame.f_back
+        return tuple(points)
+
+    def _classify(self, code: CodeType) -> int:
+        if len(self._bits) >= _CACHE_LIMIT:  # a program that makes code without end
+            self._bits.clear()
+        bits = self._bits[code] = self._bits_of(code)
+        return bits
+
+    def _bits_of(self, code: CodeType) -> int:
+        file = code.co_filename
+        if file.startswith("<"):
+            # Frozen modules and generated graph code are nobody's; <string>, <stdin> and notebook cells are the user's.
+            return _PLUMBING if file.startswith(("<frozen", "<eval_with_key>", "<__array_function__")) else _USER
+        if file.startswith(self._agent):
+            return _PLUMBING
+        path = os.path.abspath(file)
+        if path.startswith(self._torch):
+            inside = path[len(self._torch[0]) :].replace(os.sep, "/")
+            if inside.startswith(("optim/", "amp/grad_scaler.py")):
+                return _LIBRARY | OPTIMIZER
+            if inside == "nn/modules/module.py" and code.co_name in _MODULE_CALLS:
+                return _PLUMBING | MODULE_CALL
+            return _PLUMBING if inside.startswith(_TORCH_PLUMBING) else _LIBRARY
+        if self._chosen and self._is_chosen(path):
+            return _USER
+        if path.startswith(self._installed) or "/torchinductor_" in path or "/dist-packages/" in path:
+            return _LIBRARY
+        return _PLUMBING if path.startswith(self._stdlib) else _USER
+
+    def _is_chosen(self, path: str) -> bool:
+        for entry in self._chosen:
+            if os.sep in entry or entry.endswith(".py"):
+                if path.startswith(os.path.abspath(entry)):
+                    return True
+            else:
+                inside = os.sep + entry.replace(".", os.sep)
+                if inside + os.sep in path or path.endswith(inside + ".py"):
+                    return True
+        return False
+
+    # --- on the agent's thread
+
+    def resolve(self, point: Point | None) -> CallSite | None:
+        """Look up file, line, function and source text."""
+        if point is None:
+            return None
+        found = self._sites.get(point)
+        if found is None:
+            if len(self._sites) >= _CACHE_LIMIT:
+                self._sites.clear()
+            code, offset = point
+            line = _line(code, offset)
+            source = linecache.getline(code.co_filename, line).strip() if line else ""
+            found = self._sites[point] = CallSite(code.co_filename, line, code.co_qualname, source)
+        return found
+
+
+def _folders(*paths: str | None) -> tuple[str, ...]:
+    return tuple({os.path.abspath(path) + os.sep for path in paths if path})
+
+
+def _line(code: CodeType, offset: int) -> int:
+    """Return the line of the instruction at byte ``offset``; 0 where the code object does not say."""
+    if offset < 0:
+        return code.co_firstlineno
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno

@@ -1,0 +1,47 @@
+"""Keeps the labels of the ``torch.profiler.record_function`` ranges that are open on each thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.recorder import ThreadState
+
+__all__ = ["Ranges"]
+
+
+class Ranges:
+    """Wraps enter and exit of the public class ``record_function`` while it is on."""
+
+    def __init__(self, thread_state: Callable[[], ThreadState]) -> None:
+        self._state = thread_state
+        self._original: tuple[Any, Any] | None = None
+
+    def start(self) -> None:
+        from torch.profiler import record_function
+
+        enter, leave = record_function.__enter__, record_function.__exit__
+        state = self._state
+
+        def entered(self: Any) -> Any:
+            thread = state()
+            thread.ranges = (*thread.ranges, str(self.name))
+            return enter(self)
+
+        def left(self: Any, *error: Any) -> Any:
+            thread = state()
+            thread.ranges = thread.ranges[:-1]
+            return leave(self, *error)
+
+        self._original = (enter, leave)
+        record_function.__enter__ = entered  # type: ignore[method-assign]
+        record_function.__exit__ = left  # type: ignore[method-assign]
+
+    def stop(self) -> None:
+        if self._original is not None:
+            from torch.profiler import record_function
+
+            record_function.__enter__, record_function.__exit__ = self._original  # type: ignore[method-assign]
+            self._original = None

@@ -1,0 +1,95 @@
+"""Where one training step ends and the next begins, without the user's help: optimizers say so.
+
+The optimizer that steps first leads: each of its steps ends a training step, so a second optimizer (a GAN's) does not
+count double and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends one,
+as it does in the user's own loop counter.  ``syncagent.step()`` takes over for good once it is called.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    StepEnded = Callable[[int, int, int], None]
+
+__all__ = ["Steps"]
+
+_IMPATIENCE = 8
+"""After so many steps of others without one of the leader, another optimizer leads."""
+
+
+class Steps:
+    """Counts steps and tells ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) about each."""
+
+    def __init__(self, ended: StepEnded) -> None:
+        self.current = 0
+        self.count = 0
+        self._ended = ended
+        self._began_ns = time.perf_counter_ns()
+        self._by_hand = False
+        self._leader: weakref.ref[Any] | None = None
+        self._others = 0
+        self._stepped = False
+        self._hook: Any = None
+        self._scaler_update: Any = None
+
+    def start(self) -> None:
+        import torch
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self._hook = register_optimizer_step_post_hook(lambda optimizer, *_: self._optimizer_stepped(optimizer))
+        scaler = torch.amp.GradScaler
+        original = self._scaler_update = scaler.update
+        steps = self
+
+        def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            steps._scaler_updated()
+            return result
+
+        update.__wrapped__ = original  # type: ignore[attr-defined]
+        scaler.update = update  # type: ignore[method-assign]
+
+    def stop(self) -> None:
+        import torch
+
+        if self._hook is not None:
+            self._hook.remove()
+            torch.amp.GradScaler.update = self._scaler_update  # type: ignore[method-assign]
+            self._hook = self._scaler_update = None
+
+    def mark(self, step: int | None) -> None:
+        """End the running step by hand; ``step`` is the number of the one that begins."""
+        self._by_hand = True
+        self._end(step)
+
+    def _optimizer_stepped(self, optimizer: Any) -> None:
+        if self._by_hand:
+            return
+        leader = self._leader() if self._leader is not None else None
+        if leader is None or self._others >= _IMPATIENCE:
+            self._leader, leader = weakref.ref(optimizer), optimizer
+        if optimizer is leader:
+            self._others = 0
+            self._stepped = True
+            self._end(None)
+        else:
+            self._others += 1
+
+    def _scaler_updated(self) -> None:
+        """GradScaler's ``update`` ends every iteration; if no optimizer stepped since the last, it was skipped."""
+        if not self._by_hand and not self._stepped:
+            self._end(None)
+        self._stepped = False
+
+    def _end(self, following: int | None) -> None:
+        now = time.perf_counter_ns()
+        ended, began = self.current, self._began_ns
+        self.count += 1
+        self.current = ended + 1 if following is None else following
+        self._began_ns = now
+        self._ended(ended, began, now)

@@ -1,0 +1,170 @@
+"""``SYNCAGENT=1``: watch a whole process from before its script's first line, and report when it ends.
+
+Reached from ``syncagent_autostart.pth``, which looks at the variable before it imports anything.  Nothing is turned on
+until the process imports torch; children that only inherit the variable (DataLoader and compile workers) wait further,
+until they use CUDA, which they never do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType, ModuleType
+
+__all__ = ["begin"]
+
+_OFF = frozenset({"", "0", "false", "no", "off"})
+
+
+_run: _Run | None = None
+
+
+def begin() -> None:
+    """Arrange for the agent to start as soon as torch is imported; once a process.  Never raises."""
+    global _run
+    if _run is not None or os.environ.get("SYNCAGENT", "").strip().lower() in _OFF:
+        return
+    try:
+        _run = _Run()
+        _run.begin()
+    except Exception as error:
+        print(f"syncagent: could not start, the script runs unwatched: {error!r}", file=sys.stderr)
+
+
+class _Run:
+    """The watch over one process."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._agent: Any = None
+        self._session: Any = None
+        self._is_child = False
+        self._finished = False
+        self._settings: Any = None
+
+    def begin(self) -> None:
+        from syncagent import config
+        from syncagent.errors import ConfigError
+
+        try:
+            self._settings = config.load()
+        except ConfigError as error:
+            print(f"{error} The script runs unwatched.", file=sys.stderr)
+            return
+        if "torch" in sys.modules:
+            self._torch_imported()
+        else:
+            sys.meta_path.insert(0, _AfterImport("torch", self._torch_imported))
+        atexit.register(self.finish)
+        self._catch_sigterm()
+
+    def _torch_imported(self) -> None:
+        """Start now, or at the first use of CUDA in a process that somebody's multiprocessing made."""
+        try:
+            if _is_multiprocessing_child():
+                _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+            else:
+                self._start(modes=True)
+                os.register_at_fork(after_in_child=self._forked)
+        except Exception as error:
+            print(f"syncagent: could not start, the script runs unwatched: {error}", file=sys.stderr)
+
+    def _start(self, *, modes: bool) -> None:
+        from syncagent import agent, session
+
+        self._session = session.begin(self._settings)
+        self._agent = agent.launch(self._settings, self._session.sinks, modes=modes)
+        self._finished = False
+        if _is_multiprocessing_child() or os.getpid() != self._pid:
+            self._is_child = True
+            self._pid = os.getpid()
+            from multiprocessing.util import Finalize
+
+            # Such children may leave by os._exit, which skips atexit; multiprocessing runs its own finalizers first.
+            Finalize(None, self.finish, exitpriority=100)
+
+    def _forked(self) -> None:
+        """In a forked child: silent, unless it turns out to train on CUDA itself."""
+        self._agent = self._session = None
+        self._finished = True
+        torch = sys.modules.get("torch")
+        if torch is not None and not torch.cuda.is_initialized():
+            _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+
+    def _catch_sigterm(self) -> None:
+        """Save what was seen when the process is told to end; the signal then takes its usual course."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminated)
+
+    def _terminated(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:
+            self.finish()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def finish(self) -> None:
+        """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""
+        if self._finished or os.getpid() != self._pid or self._agent is None:
+            return
+        self._finished = True
+        try:
+            from syncagent import agent, session
+
+            report = agent.release(self._agent)
+            session.end(self._agent, report, self._session, quiet=self._is_child)
+        except Exception as error:
+            print(f"syncagent: the report could not be made: {error!r}", file=sys.stderr)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Runs a callback right after one module has been imported, and then is gone."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name = name
+        self._then = then
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                self._then()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _is_multiprocessing_child() -> bool:
+    """Is this a process that multiprocessing spawned (its forkserver's included)?"""
+    line = " ".join(getattr(sys, "orig_argv", sys.argv))
+    return "--multiprocessing-fork" in line or "multiprocessing.forkserver" in line or "resource_tracker" in line
+
+
+def _when_cuda_is_used(then: Callable[[], None]) -> None:
+    from syncagent.sensors.internals import when_cuda_is_used
+
+    when_cuda_is_used(then)
+
+
+def _no_mode_active() -> bool:
+    """Modes can only be entered in the middle of a program where the user has none open."""
+    from syncagent.sensors.modes import none_active
+
+    return none_active()

@@ -1,0 +1,203 @@
+"""Every setting, once: its name, type, default, what is allowed, and where the value in force came from.
+
+A keyword beats the environment (``SYNCAGENT_*``), which beats ``[tool.syncagent]`` in the nearest ``pyproject.toml``,
+which beats the default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncagent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["Settings", "load", "rejected"]
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off", ""})
+
+
+def rejected(setting: str, value: object, allowed: str) -> ConfigError:
+    """Make the one sentence for a value that is not allowed."""
+    return ConfigError(f"syncagent: setting {setting} is {value!r}, but it must be {allowed}.")
+
+
+def _choice(*allowed: str) -> Callable[[str, object], str]:
+    def parse(name: str, value: object) -> str:
+        if isinstance(value, str) and value.strip().lower() in allowed:
+            return value.strip().lower()
+        raise rejected(name, value, "one of " + ", ".join(allowed))
+
+    return parse
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE:
+        return value.strip().lower() in _TRUE
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise rejected(name, value, "a yes or no: 1, 0, true, false, on or off")
+
+
+def _count(least: int) -> Callable[[str, object], int]:
+    def parse(name: str, value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if isinstance(number, int) and not isinstance(number, bool) and number >= least:
+            return number
+        raise rejected(name, value, f"a whole number, {least} or more")
+
+    return parse
+
+
+def _milliseconds(name: str, value: object) -> float:
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        number = -1.0
+    if 0.0 <= number < float("inf"):
+        return number
+    raise rejected(name, value, "a number of milliseconds, 0 or more")
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) and part.strip() for part in value):
+        return tuple(part.strip() for part in value)
+    raise rejected(name, value, "a list of names, or one string with commas between them")
+
+
+def _allowances(name: str, value: object) -> tuple[str, ...]:
+    entries = _names(name, value)
+    for entry in entries:
+        path, _, tail = entry.rpartition(":")
+        is_file = entry.endswith(".py") or path.endswith(".py")
+        good = (
+            (not path or tail.isdigit())
+            if is_file
+            else all(part.isidentifier() for part in (path or tail).split("."))
+            and (not path or all(p.isidentifier() or p in {"<lambda>", "<locals>"} for p in tail.split(".")))
+        )
+        if not good:
+            raise rejected(
+                name, entry, "package.module, package.module:function, path/file.py or path/file.py:LINE, each"
+            )
+    return entries
+
+
+def _path(name: str, value: object) -> str:
+    if isinstance(value, (str, Path)) and str(value).strip():
+        return str(value)
+    raise rejected(name, value, "a path")
+
+
+def _setting(default: Any, parse: Callable[[str, object], Any], doc: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings in force.  The environment name of each is its own in capitals with ``SYNCAGENT_`` before it."""
+
+    policy: str = _setting("observe", _choice("observe", "warn", "raise"), "what happens at a sync that is not allowed")
+    detail: str | None = _setting(
+        None, _choice("ops", "syncs"), "wrap every op, or only what may block; by default ops under observe"
+    )
+    report: str | None = _setting(None, _path, "save the report there at exit")
+    min_stall_ms: float = _setting(0.0, _milliseconds, "shorter stalls are counted, but get no span and no warning")
+    warmup_steps: int = _setting(3, _count(0), "the policy sleeps for that many steps")
+    allow: tuple[str, ...] = _setting((), _allowances, "where syncs are wanted")
+    baseline: str | None = _setting(None, _path, "a report whose sites are known; the policy acts on new ones only")
+    simulate: bool = _setting(default=False, parse=_flag, doc="the simulated device stands in for CUDA")
+    stacks: bool = _setting(default=False, parse=_flag, doc="keep the whole stack of each sync")
+    user_code: tuple[str, ...] = _setting(
+        (), _names, "packages or paths that count as the user's code though they are installed"
+    )
+    copies: str | None = _setting(
+        None,
+        _choice("all", "sampled", "off"),
+        "which copies detail=syncs times; by default all under raise, else one step in 16",
+    )
+    max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
+    journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")
+    summary: bool | None = _setting(None, _flag, "print the table at the end; by default for scripts, not for watch()")
+
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """For each setting that is not at its default: keyword, environment or pyproject.toml."""
+
+    @property
+    def wraps_every_op(self) -> bool:
+        """Whether ``detail`` asks for both modes around every op."""
+        return (self.detail or ("ops" if self.policy == "observe" else "syncs")) == "ops"
+
+    @property
+    def copies_timed(self) -> str:
+        """Which copies are timed: ``all``, ``sampled`` or ``off``."""
+        if self.copies is not None:
+            return self.copies
+        return "all" if self.wraps_every_op or self.policy == "raise" else "sampled"
+
+
+_PARSERS: dict[str, Callable[[str, object], Any]] = {
+    f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
+}
+
+
+def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Settle every setting.
+
+    Raises :class:`ConfigError` with one sentence at the first value that is not allowed or a name that is not known.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def take(name: str, shown: str, value: object, source: str) -> None:
+        values[name] = _PARSERS[name](shown, value)
+        sources[name] = source
+
+    file, table = _project_table(Path.cwd())
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in _PARSERS:
+            raise rejected(f"[tool.syncagent] {key} in {file}", value, "one of " + ", ".join(sorted(_PARSERS)))
+        take(name, f"[tool.syncagent] {key} in {file}", value, str(file))
+    for name in _PARSERS:
+        variable = f"SYNCAGENT_{name.upper()}"
+        text = environment.get(variable)
+        if text is not None and (text.strip() or name in {"allow", "user_code"}):
+            take(name, variable, text, "environment")
+    for name, value in (keywords or {}).items():
+        if name not in _PARSERS:
+            raise rejected(name, value, "one of " + ", ".join(sorted(_PARSERS)))
+        if value is not None:
+            take(name, name, value, "keyword")
+    return Settings(**values, sources=sources)
+
+
+def _project_table(start: Path) -> tuple[Path | None, Mapping[str, object]]:
+    """Return ``[tool.syncagent]`` of the nearest pyproject.toml; a file that cannot be read has none."""
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        try:
+            with file.open("rb") as stream:
+                document = tomllib.load(stream)
+        except FileNotFoundError:
+            continue
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+            return file, {}
+        tool = document.get("tool", {})
+        table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}
+        return file, table if isinstance(table, dict) else {}
+    return None, {}

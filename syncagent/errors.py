@@ -1,0 +1,33 @@
+"""Every exception and warning that syncagent raises on purpose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from syncagent.event import SyncEvent
+
+__all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"]
+
+
+class SyncAgentError(Exception):
+    """Base of syncagent's own errors."""
+
+
+class ConfigError(SyncAgentError, ValueError):
+    """A setting has a value that is not allowed; the message names the setting, the value and what is allowed."""
+
+
+class HostSyncError(RuntimeError):
+    """A host sync that the policy forbids.  It is raised in the frame that made the call and survives pickling."""
+
+    def __init__(self, message: str, event: SyncEvent | None = None) -> None:
+        super().__init__(message)
+        self.event = event
+
+    def __reduce__(self) -> tuple[type[HostSyncError], tuple[str, SyncEvent | None]]:
+        return type(self), (str(self), self.event)
+
+
+class HostSyncWarning(UserWarning):
+    """A host sync that the policy warns of; it points at the user's line."""

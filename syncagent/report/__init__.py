@@ -1,0 +1,1 @@
+"""What a person reads: the model of a report and its renderings."""

@@ -1,0 +1,191 @@
+"""What became of each site between two reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from syncagent.report import wording
+from syncagent.report.decode import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from syncagent.report.model import Line, Report, SiteRow
+
+__all__ = ["Change", "Comparison", "Measure", "Verdict", "compare"]
+
+Verdict = Literal["new", "grown", "shrunk", "gone", "same"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One site in one report."""
+
+    line: int
+    count: int
+    per_step: float | None
+    stall_ms: float
+    allowed: bool
+    """Whether every sync of it was allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One site in both reports; ``None`` stands for the one that does not have it."""
+
+    verdict: Verdict
+    op: str
+    file: str
+    """As people know it: relative to the run's working directory, or from its package."""
+    function: str
+    source: str
+    forward: str | None
+    """In the backward pass: the forward line, as ``file: source``."""
+    library: str | None
+    old: Measure | None
+    new: Measure | None
+
+    @property
+    def latest(self) -> Measure:
+        """The new side, or where the site is gone the old one."""
+        latest = self.new or self.old
+        assert latest is not None
+        return latest
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Every site of two reports, worst first within a verdict: new, grown, shrunk, gone, same."""
+
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+    """What makes the two reports less comparable."""
+
+    def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
+        """The changes with one of these verdicts."""
+        return tuple(change for change in self.changes if change.verdict in verdicts)
+
+    def findings(self) -> tuple[Change, ...]:
+        """New and grown sites that nothing allows: what a check fails on."""
+        return tuple(change for change in self.of("new", "grown") if change.new and not change.new.allowed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON values."""
+        return {"schema": 1, **encode(self)}
+
+
+_ORDER: tuple[Verdict, ...] = ("new", "grown", "shrunk", "gone", "same")
+
+
+def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
+    """Match the sites of two reports by op, file, function and text of the line, since line numbers move.
+
+    A site has grown when it syncs more often a step, by more than ``tolerance`` of what it was; where one of the
+    reports has no steps, when it syncs more often at all.  A site that syncs less than once a step (set-up, logging)
+    must also have a greater count, or every longer or shorter run would seem to change it.  Stalls are shown but decide
+    nothing: they differ from machine to machine.
+    """
+    before, after = _measures(old), _measures(new)
+    changes = []
+    for key in dict.fromkeys((*before, *after)):
+        site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
+        was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
+        changes.append(_change(site, cwd, was, now, tolerance))
+    changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
+    return Comparison(tuple(changes), tuple(_notes(old, new)))
+
+
+_ABSENT = (None, None)
+
+
+def _measures(report: Report) -> dict[Hashable, tuple[SiteRow, Measure]]:
+    """Sites by what does not move; several with the same key (the same text twice in a function) are added up."""
+    found: dict[Hashable, tuple[SiteRow, Measure]] = {}
+    cwd = report.run.cwd
+    for site in report.sites:
+        key = (site.op, _key(site, cwd), _key(site.forward, cwd), _key(site.library, cwd))
+        first, seen = found.get(key, (site, None))
+        found[key] = (first, _measure(site) if seen is None else _sum(seen, _measure(site)))
+    return found
+
+
+def _measure(site: SiteRow) -> Measure:
+    return Measure(site.line, site.count, site.per_step, site.stall_ms, allowed=bool(site.allowed))
+
+
+def _sum(one: Measure, other: Measure) -> Measure:
+    known = one.per_step is not None and other.per_step is not None
+    return Measure(
+        line=one.line,
+        count=one.count + other.count,
+        per_step=(one.per_step or 0.0) + (other.per_step or 0.0) if known else None,
+        stall_ms=one.stall_ms + other.stall_ms,
+        allowed=one.allowed and other.allowed,
+    )
+
+
+def _key(line: Line | SiteRow | None, cwd: str) -> Hashable:
+    if line is None:
+        return None
+    # Without its text (a notebook's cell, a line made by exec) only the number tells one line from another.
+    return (wording.short_path(line.file, cwd), line.function, line.source or line.line)
+
+
+def _change(site: SiteRow, cwd: str, was: Measure | None, now: Measure | None, tolerance: float) -> Change:
+    return Change(
+        verdict=_verdict(was, now, tolerance),
+        op=site.op,
+        file=wording.short_path(site.file, cwd),
+        function=site.function,
+        source=site.source,
+        forward=_told(site.forward, cwd),
+        library=_told(site.library, cwd),
+        old=was,
+        new=now,
+    )
+
+
+def _told(line: Line | None, cwd: str) -> str | None:
+    return f"{wording.place(line.file, line.line, cwd)}: {line.source}" if line else None
+
+
+def _verdict(was: Measure | None, now: Measure | None, tolerance: float) -> Verdict:
+    if was is None:
+        return "new"
+    if now is None:
+        return "gone"
+    if was.per_step is None or now.per_step is None:
+        return _moved(was.count, now.count, tolerance)
+    verdict = _moved(was.per_step, now.per_step, tolerance)
+    if was.per_step < 1 and verdict == "grown" and now.count <= was.count:
+        return "same"
+    if now.per_step < 1 and verdict == "shrunk" and now.count >= was.count:
+        return "same"
+    return verdict
+
+
+def _moved(was: float, now: float, tolerance: float) -> Verdict:
+    if now > was * (1 + tolerance):
+        return "grown"
+    if now < was * (1 - tolerance):
+        return "shrunk"
+    return "same"
+
+
+def _notes(old: Report, new: Report) -> list[str]:
+    notes = []
+    if old.run.simulated != new.run.simulated:
+        notes.append("one of the two runs was on a simulated device: compare counts, not stalls")
+    elif old.run.device != new.run.device:
+        notes.append(f"the devices differ ({old.run.device}, {new.run.device}): compare counts, not stalls")
+    if old.run.detail != new.run.detail:
+        notes.append(f"the runs watched in different detail ({old.run.detail}, {new.run.detail})")
+    blind = {sensor.name for sensor in old.sensors if sensor.live} - {s.name for s in new.sensors if s.live}
+    if blind:
+        notes.append(f"sensors live in the old run only: {', '.join(sorted(blind))}; what they saw may seem gone")
+    if not old.run.steps or not new.run.steps:
+        notes.append("a run without steps: whole counts are compared, not counts a step")
+    if new.dropped or old.dropped:
+        notes.append("syncs were dropped in one of the runs: its counts are too low")
+    return notes

@@ -1,0 +1,96 @@
+"""Frozen dataclasses to JSON values and back, checked against their own type hints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Hashable, Mapping
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from syncagent.errors import SyncAgentError
+
+__all__ = ["decode", "encode"]
+
+T = TypeVar("T")
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+class _MismatchError(Exception):
+    """Where a value is not what its type hint says."""
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses as dictionaries, tuples as lists; numbers that JSON cannot write as ``None``."""
+    if dataclasses.is_dataclass(value):
+        kind: Any = type(value)
+        return {name: encode(getattr(value, name)) for name in _hints(kind)}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def decode(kind: type[T], values: Any, *, schema: int, name: str) -> T:
+    """An instance of ``kind`` from a dictionary; keys it does not know are passed over.
+
+    What is wrong is said in one sentence, which calls the dictionary ``name``.
+    """
+    if not isinstance(values, Mapping):
+        raise SyncAgentError(f"{name} is not a syncagent report: it is not an object with keys")
+    if "schema" not in values:
+        raise SyncAgentError(f'{name} is not a syncagent report: it has no key "schema"')
+    if values["schema"] != schema:
+        raise SyncAgentError(
+            f"{name} has schema {values['schema']!r}, but this version of syncagent reads schema {schema} only"
+        )
+    try:
+        decoded: T = _decode(kind, values, "")
+    except _MismatchError as mismatch:
+        raise SyncAgentError(f"{name} is not a whole syncagent report: {mismatch}") from None
+    return decoded
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    assert isinstance(kind, type)
+    return get_type_hints(kind)
+
+
+@cache
+def _required(kind: Hashable) -> frozenset[str]:
+    assert isinstance(kind, type)
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _decode_fields(kind, value, where)
+    if get_origin(kind) is types.UnionType:
+        inner = next(option for option in get_args(kind) if option is not types.NoneType)
+        return None if value is None else _decode(inner, value, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise _MismatchError(f"{where} should be a list")
+        return tuple(_decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise _MismatchError(f"{where} should be {_NAMES[kind]}")
+    return value
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _MismatchError(f"{where} should be an object")
+    found = {}
+    for name, hint in _hints(kind).items():
+        if name in value:
+            found[name] = _decode(hint, value[name], f"{where}.{name}" if where else name)
+        elif name in _required(kind):
+            raise _MismatchError(f'{where or "it"} has no key "{name}"')
+    return kind(**found)

@@ -1,0 +1,168 @@
+"""Reports of several ranks as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from syncagent.report.model import OpRow, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+__all__ = ["merge", "site_key"]
+
+
+def site_key(site: SiteRow) -> Hashable:
+    """What makes two rows the same site: op, call, kind, phase, the line, and in backward and libraries their lines."""
+    return (
+        (site.op, site.api, site.kind, site.file, site.line, site.phase),
+        site.forward and (site.forward.file, site.forward.line),
+        site.library and (site.library.file, site.library.line),
+    )
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """One report out of those of several ranks.
+
+    Counts, stalls, costs and drops are sums.  ``per_step`` is a rank's own rate: the summed count over the summed
+    steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank counts as the
+    rank of its place in the sequence.
+    """
+    if not reports:
+        raise ValueError("merge needs a report")
+    if len(reports) == 1:
+        return reports[0]
+    ranked = [(index if part.run.rank is None else part.run.rank, part) for index, part in enumerate(reports)]
+    ids: dict[Hashable, int] = {}
+    for part in reports:
+        for site in part.sites:
+            ids.setdefault(site_key(site), len(ids))
+    new_id = {(id(part), site.id): ids[site_key(site)] for part in reports for site in part.sites}
+    return Report(
+        run=replace(
+            reports[0].run,
+            started=min(part.run.started for part in reports),
+            duration_s=max(part.run.duration_s for part in reports),
+            host=", ".join(_distinct(part.run.host for part in reports)),
+            device=", ".join(_distinct(part.run.device for part in reports if part.run.device)) or None,
+            rank=None,
+            pid=None,
+            steps=max(part.run.steps for part in reports),
+            simulated=any(part.run.simulated for part in reports),
+            ranks=tuple(sorted({rank for rank, _ in ranked})),
+        ),
+        sensors=_merge_sensors(reports),
+        overhead=Overhead(
+            agent_ms_per_step=_mean(reports, lambda part: part.overhead.agent_ms_per_step, lambda part: part.run.steps),
+            share=_mean(reports, lambda part: part.overhead.share, lambda part: part.run.duration_s),
+        ),
+        dropped=sum(part.dropped for part in reports),
+        totals=Totals(
+            syncs=sum(part.totals.syncs for part in reports),
+            stall_ms=sum(part.totals.stall_ms for part in reports),
+            stall_share=_mean(reports, lambda part: part.totals.stall_share, lambda part: part.run.duration_s) or 0.0,
+            step_ms=_known_sum(part.totals.step_ms for part in reports),
+            step_stall_ms=_known_sum(part.totals.step_stall_ms for part in reports),
+        ),
+        sites=_merge_sites(ranked, ids),
+        ops=_merge_ops(reports),
+        notes=tuple(_distinct(note for part in reports for note in part.notes)),
+        events=tuple(
+            replace(event, rank=rank, site=new_id.get((id(part), event.site), -1))
+            for rank, part in ranked
+            for event in part.events
+        ),
+        step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
+    )
+
+
+def _merge_sites(ranked: Sequence[tuple[int, Report]], ids: dict[Hashable, int]) -> tuple[SiteRow, ...]:
+    groups: dict[Hashable, list[tuple[int, SiteRow]]] = {}
+    for rank, part in ranked:
+        for site in part.sites:
+            groups.setdefault(site_key(site), []).append((rank, site))
+    steps = sum(part.run.steps for _, part in ranked)
+    return tuple(_merge_site(rows, steps, ids[key]) for key, rows in groups.items())
+
+
+def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) -> SiteRow:
+    sites = [site for _, site in rows]
+    count = sum(site.count for site in sites)
+    shares: dict[int, RankShare] = {}
+    for rank, site in rows:
+        seen = shares.get(rank, RankShare(rank, 0, 0.0))
+        shares[rank] = RankShare(rank, seen.count + site.count, seen.stall_ms + site.stall_ms)
+    return replace(
+        sites[0],
+        id=row_id,
+        count=count,
+        per_step=count / steps if steps else None,
+        stall_ms=sum(site.stall_ms for site in sites),
+        stall_ms_p50=_weighted_median([(site.stall_ms_p50, site.count) for site in sites]),
+        stall_ms_max=max(site.stall_ms_max for site in sites),
+        sampled=any(site.sampled for site in sites),
+        allowed=sites[0].allowed if all(site.allowed for site in sites) else None,
+        allowed_count=sum(site.allowed_count for site in sites),
+        idle_ms=_known_sum(site.idle_ms for site in sites),
+        gain_ms=_known_sum(site.gain_ms for site in sites),
+        advice=next((site.advice for site in sites if site.advice), None),
+        threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
+        step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
+        ranks=tuple(shares[rank] for rank in sorted(shares)),
+    )
+
+
+def _merge_ops(reports: Sequence[Report]) -> tuple[OpRow, ...]:
+    groups: dict[Hashable, list[OpRow]] = {}
+    for part in reports:
+        for op in part.ops:
+            groups.setdefault((op.op, op.file, op.line, op.phase), []).append(op)
+    duration_ms = sum(part.run.duration_s for part in reports) * 1e3
+    merged = []
+    for rows in groups.values():
+        whole = replace(
+            rows[0],
+            count=sum(row.count for row in rows),
+            host_ms=sum(row.host_ms for row in rows),
+            stall_ms=sum(row.stall_ms for row in rows),
+        )
+        merged.append(replace(whole, share=whole.busy_ms / duration_ms if duration_ms else None))
+    return tuple(sorted(merged, key=lambda op: -op.busy_ms))
+
+
+def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
+    """A sensor is live only if it was live in every rank that has it: a hole in one rank is a hole."""
+    found: dict[str, SensorStatus] = {}
+    for sensor in (sensor for part in reports for sensor in part.sensors):
+        if sensor.name not in found or (found[sensor.name].live and not sensor.live):
+            found[sensor.name] = sensor
+    return tuple(found.values())
+
+
+def _weighted_median(values: Sequence[tuple[float, int]]) -> float:
+    half = sum(weight for _, weight in values) / 2
+    passed = 0
+    ordered = sorted(values)
+    for value, weight in ordered:
+        passed += weight
+        if passed >= half:
+            return value
+    return ordered[-1][0]
+
+
+def _mean(
+    reports: Sequence[Report], value: Callable[[Report], float | None], weight: Callable[[Report], float]
+) -> float | None:
+    known = [(found, weight(part)) for part in reports if (found := value(part)) is not None]
+    whole = sum(share for _, share in known)
+    return sum(found * share for found, share in known) / whole if whole else None
+
+
+def _known_sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,269 @@
+"""The model of a report: frozen rows whose fields, in their order, are the keys of the report's JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from syncagent.report.decode import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = [
+    "SCHEMA",
+    "EventRow",
+    "Line",
+    "OpRow",
+    "Overhead",
+    "RankShare",
+    "Report",
+    "RunInfo",
+    "SensorStatus",
+    "SiteRow",
+    "StepRow",
+    "Totals",
+]
+
+SCHEMA = 1
+"""The version of the JSON; a reader refuses any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The watched run."""
+
+    started: str
+    """ISO 8601, UTC."""
+    duration_s: float
+    torch: str | None
+    cuda: str | None
+    device: str | None
+    """The GPU's name."""
+    host: str
+    rank: int | None
+    world_size: int | None
+    steps: int
+    """Training steps that ended while the run was watched; of several ranks, the most that any one made."""
+    policy: str
+    detail: str
+    simulated: bool
+    """Whether a simulated device stood in for CUDA: all times are then the CPU's."""
+    script: str = ""
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    """Working directory of the run; files below it are shown relative to it."""
+    pid: int | None = None
+    ranks: tuple[int, ...] = ()
+    """The ranks that a merged report is made of; empty in a report of one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorStatus:
+    """One way of noticing syncs."""
+
+    name: str
+    live: bool
+    cannot_see: str
+    """What it misses by its nature; empty where nothing is known to escape it."""
+    detail: str = ""
+    """Why it is not live, or what it is armed for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What the agent itself cost, as measured; ``None`` where it was not measured."""
+
+    agent_ms_per_step: float | None
+    share: float | None
+    """Of the run's duration, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all sites."""
+
+    syncs: int
+    stall_ms: float
+    stall_share: float
+    """Share of the run's duration that the training thread was stalled, 0 to 1; see ``syncagent.sinks.summary``."""
+    step_ms: float | None = None
+    """Summed duration of the steps; ``None`` where no step was marked."""
+    step_stall_ms: float | None = None
+    """Stalls that began inside a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of Python, as in ``syncagent.event.CallSite``."""
+
+    file: str
+    line: int
+    function: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """One rank's part of a merged site."""
+
+    rank: int
+    count: int
+    stall_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """All syncs of one op, kind and phase at one line.
+
+    ``file`` is empty and ``line`` 0 where the line is not known.
+    """
+
+    op: str
+    api: str | None
+    kind: str
+    file: str
+    line: int
+    function: str
+    source: str
+    phase: str
+    count: int
+    per_step: float | None
+    """``None`` where no step was marked."""
+    stall_ms: float
+    stall_ms_p50: float
+    """Median of a bounded sample; after a merge the median of the ranks' medians, weighted by their counts."""
+    stall_ms_max: float
+    sampled: bool
+    """Whether ``count`` and ``stall_ms`` were scaled up from a sample."""
+    allowed: str | None
+    """Reason, where every sync of this site was allowed."""
+    idle_ms: float | None = None
+    """GPU time with nothing to run, caused by this site; ``None`` until measured."""
+    gain_ms: float | None = None
+    """What the run would gain without this site; ``None`` until measured."""
+    advice: str | None = None
+    id: int = 0
+    """What ``EventRow.site`` refers to; unique within a report."""
+    module: str | None = None
+    """Path of the ``nn.Module``; a ``*`` stands for the parts in which several differ."""
+    ranges: tuple[str, ...] = ()
+    """Labels of ``record_function`` ranges that all its syncs share, outermost first."""
+    forward: Line | None = None
+    """In the backward pass: the line of the forward pass that made the autograd node."""
+    library: Line | None = None
+    """The line inside a library that made the call, where the user's line is further out."""
+    threads: tuple[str, ...] = ()
+    """Names of the threads it was seen in, the first four."""
+    allowed_count: int = 0
+    step_stall_ms: float | None = None
+    """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
+    ranks: tuple[RankShare, ...] = ()
+    """The parts of a merged site; empty in a report of one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    """Host time of one op at one line (``detail="ops"``)."""
+
+    op: str
+    file: str
+    line: int
+    function: str
+    source: str
+    phase: str
+    count: int
+    host_ms: float
+    """Stalls included."""
+    stall_ms: float = 0.0
+    share: float | None = None
+    """``host_ms`` less ``stall_ms``, as a share of the run's duration; ``None`` where that is not known."""
+
+    @property
+    def busy_ms(self) -> float:
+        """Host time that was work, not waiting."""
+        return max(self.host_ms - self.stall_ms, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One sync on the time line; ``site`` is the ``id`` of its row."""
+
+    site: int
+    start_ns: int
+    stall_ns: int
+    step: int
+    thread: str
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One step on the time line."""
+
+    step: int
+    start_ns: int
+    end_ns: int
+    rank: int | None = None
+
+
+def _worst_first(site: SiteRow) -> tuple[float, float, float, str, int, str]:
+    return (-(site.gain_ms or 0.0), -(site.idle_ms or 0.0), -site.stall_ms, site.file, site.line, site.op)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was seen in one run, or in several ranks of it.
+
+    ``sites`` come sorted, worst first: by what removing them gains, then by the GPU idle time they cause, where that is
+    known, else by their stall.  ``events`` and ``step_times`` hold the newest few thousand only.
+    """
+
+    run: RunInfo
+    sensors: tuple[SensorStatus, ...]
+    overhead: Overhead
+    dropped: int
+    """Syncs that were noticed but not recorded."""
+    totals: Totals
+    sites: tuple[SiteRow, ...]
+    ops: tuple[OpRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    events: tuple[EventRow, ...] = ()
+    step_times: tuple[StepRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))
+
+    def share(self, site: SiteRow) -> float | None:
+        """Share of step time that the site stalled; of the run's duration where no step was marked."""
+        if self.totals.step_ms and site.step_stall_ms is not None:
+            return site.step_stall_ms / self.totals.step_ms
+        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), 1)
+        return site.stall_ms / whole_ms if whole_ms > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, name: str = "this") -> Report:
+        """The report that ``to_dict`` gave; ``name`` is what an error calls it."""
+        return decode(cls, values, schema=SCHEMA, name=name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a report's JSON file."""
+        from syncagent.report import files
+
+        return files.load(path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report in the format that the suffix names and return where it went.
+
+        The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
+        a directory gets ``rank{rank}.json``.
+        """
+        from syncagent.report import files
+
+        return files.save(self, path)

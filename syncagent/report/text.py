@@ -1,0 +1,281 @@
+"""The report as a table for a terminal, a log or a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from syncagent.report import wording
+from syncagent.report.model import Line
+from syncagent.report.wording import DASH as _DASH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from syncagent.report.model import OpRow, Report, SiteRow
+
+__all__ = ["emit", "render"]
+
+_WIDE = 110
+_ASCII = str.maketrans({_DASH: "-", "·": "|", "…": "~", "µ": "u", "→": "->"})
+
+
+def emit(
+    report: Report, stream: TextIO | None = None, *, where: Mapping[str, str] | None = None, limit: int = 20
+) -> None:
+    """Print the report on ``stream`` (stderr): as wide as the terminal, in colour only on a terminal without NO_COLOR.
+
+    ``where`` says where things went, such as ``{"report": "x.json"}``; each is a line at the end.
+    """
+    stream = stream or sys.stderr
+    color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    text = render(report, width=Console(file=stream, force_jupyter=False).width, color=color, where=where, limit=limit)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    stream.write(text)
+    stream.flush()
+
+
+def render(
+    report: Report, *, width: int = 80, color: bool = False, where: Mapping[str, str] | None = None, limit: int = 20
+) -> str:
+    """The report as text of at most ``width`` columns, with its ``limit`` worst sites."""
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=max(width, 40),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        legacy_windows=False,
+        force_jupyter=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for block in _blocks(report, console.width, where or {}, limit):
+        console.print(block)
+    text = buffer.getvalue()
+    # Rich pads cells to the column's width; logs and diffs do not want the blanks.
+    return text if color else "".join(f"{line.rstrip()}\n" for line in text.split("\n")[:-1])
+
+
+def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) -> list[RenderableType]:
+    blocks: list[RenderableType] = [Text(""), _title(report)]
+    if report.run.simulated:
+        blocks.append(Text("Simulated device: every time below is this CPU's, not a GPU's.", "yellow"))
+    if report.sites:
+        blocks += [_stalled(report), Text(""), *_site_lines(report, width, limit)]
+        if len(report.sites) > limit:
+            blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
+        blocks.append(Text(_share_meaning(report), "dim"))
+    else:
+        blocks += _nothing_seen(report)
+    if report.ops:
+        blocks += [Text(""), Text("Host time between syncs", "bold"), _op_table(report, width)]
+    if report.sites:
+        blocks += [Text(""), *_sensors(report)]
+    return [*blocks, *_closing(report, where)]
+
+
+def _title(report: Report) -> Text:
+    run = report.run
+    facts = [
+        wording.clean(run.device or "no device"),
+        f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
+    ]
+    if run.ranks:
+        facts.append(wording.plural(len(run.ranks), "rank"))
+    elif run.rank is not None:
+        facts.append(f"rank {run.rank} of {run.world_size}" if run.world_size else f"rank {run.rank}")
+    script = wording.clean(wording.short_path(run.script, run.cwd)) or "syncagent"
+    return Text.assemble((script, "bold"), *(f" · {fact}" for fact in facts))
+
+
+def _stalled(report: Report) -> Text:
+    totals = report.totals
+    shares = [f"{wording.share(totals.stall_share)} of the run"]
+    if totals.step_ms and totals.step_stall_ms is not None:
+        shares.append(f"{wording.share(totals.step_stall_ms / totals.step_ms)} of step time")
+    text = f"{wording.plural(totals.syncs, 'host sync')}, stalled for {wording.duration(totals.stall_ms)}"
+    return Text.assemble((text, "bold"), f" ({', '.join(shares)})")
+
+
+def _share_meaning(report: Report) -> str:
+    if report.totals.step_ms and report.totals.step_stall_ms is not None:
+        return f"share: of {wording.duration(report.totals.step_ms)} step time; syncs outside steps have none"
+    return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False, header_style="dim")
+
+
+def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
+    """A line of numbers for each site, and indented below it where it is; on wide screens they share the first line."""
+    wide = width >= _WIDE
+    sites = report.sites[:limit]
+    rows = [_numbers(report, site) for site in sites]
+    names = ["gain", "stall", "share", "count", "a step", "median"]
+    if all(site.gain_ms is None for site in sites):
+        names.remove("gain")
+        rows = [row[1:] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    indent = sum(widths) + 2 * len(widths) if wide else widths[0] + 2
+    room = 32 if wide else max(width - sum(widths) - 2 * len(widths) - 11, 8)
+    op_width = min(max(len(wording.clean(site.op)) for site in sites), room)
+    blocks: list[RenderableType] = [Text(f"{_columns(names, widths)}  op", "dim")]
+    for site, row in zip(sites, rows, strict=True):
+        first = Text.assemble(
+            _columns(row, widths),
+            (f"  {wording.clean(site.op):<{op_width}}", "bold cyan"),
+            f"  {wording.clean(site.phase):<9}",
+        )
+        details = _details(report, site, width - indent)
+        if wide and first.cell_len + 2 + details[0].cell_len <= width:
+            first = Text.assemble(first, "  ", details.pop(0))
+        blocks.append(first)
+        blocks.append(Padding(Text("\n").join(details), (0, 0, 0, indent)))
+    return blocks
+
+
+def _numbers(report: Report, site: SiteRow) -> list[str]:
+    share = report.share(site)
+    outside = site.step_stall_ms == 0 and site.stall_ms > 0
+    return [
+        _DASH if site.gain_ms is None else wording.duration(site.gain_ms),
+        wording.duration(site.stall_ms),
+        _DASH if share is None or outside else wording.share(share),
+        f"{'~' if site.sampled else ''}{wording.count(site.count)}",
+        wording.per_step(site.per_step),
+        wording.duration(site.stall_ms_p50),
+    ]
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _op(site: SiteRow | OpRow) -> Text:
+    return Text(wording.clean(site.op), "cyan")
+
+
+def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
+    cwd = report.run.cwd
+    here = Line(site.file, site.line, site.function, site.source)
+    if site.forward:
+        lines = [*_line("forward", site.forward, cwd, width), *_line("backward", here, cwd, width)]
+    else:
+        lines = _line("", here, cwd, width)
+    if site.library:
+        lines += _line("library", site.library, cwd, width)
+    context = [f"module {wording.clean(site.module)}"] if site.module else []
+    if site.ranges:
+        context.append(f"range {' > '.join(map(wording.clean, site.ranges))}")
+    if len(site.ranks) > 1:
+        worst = max(site.ranks, key=lambda part: part.stall_ms)
+        best = min(site.ranks, key=lambda part: part.stall_ms)
+        context.append(
+            f"{wording.duration(best.stall_ms)} on rank {best.rank} to "
+            f"{wording.duration(worst.stall_ms)} on rank {worst.rank}"
+        )
+    if site.allowed:
+        context.append(f"allowed: {wording.clean(site.allowed)}")
+    elif site.allowed_count:
+        context.append(f"{wording.count(site.allowed_count)} of them allowed")
+    if context:
+        lines.append(Text(" · ".join(context), "dim"))
+    if site.advice:
+        lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
+    return lines
+
+
+def _line(label: str, line: Line, cwd: str, width: int) -> list[Text]:
+    place = Text.assemble((f"{label} " if label else "", "dim"), (wording.place(line.file, line.line, cwd), "bold"))
+    if line.function:
+        place.append(f" in {wording.clean(line.function)}")
+    if not line.source:
+        return [place]
+    source = Text(f"  {wording.clean(line.source)}", "italic")
+    source.truncate(width, overflow="ellipsis")
+    return [place, source]
+
+
+def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
+    table = _table()
+    for name in ("host", "share", "count"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("op", overflow="fold", max_width=34 if width >= _WIDE else 24)
+    table.add_column("where", overflow="fold", ratio=1)
+    for op in report.ops[:limit]:
+        place = wording.place(op.file, op.line, report.run.cwd)
+        function = f" in {wording.clean(op.function)}" if op.function else ""
+        table.add_row(
+            wording.duration(op.busy_ms),
+            _DASH if op.share is None else wording.share(op.share),
+            wording.count(op.count),
+            _op(op),
+            f"{place}{function} · {wording.clean(op.phase)}",
+        )
+    return table
+
+
+def _nothing_seen(report: Report) -> list[RenderableType]:
+    live = [sensor for sensor in report.sensors if sensor.live]
+    if not live:
+        return [
+            Text("No host sync was seen, but no sensor was live: this says nothing about the run.", "yellow"),
+            *_sensors(report),
+        ]
+    steps = f"in {wording.plural(report.run.steps, 'step')} " if report.run.steps else ""
+    names = ", ".join(wording.clean(sensor.name) for sensor in live)
+    blind = "".join(f"; {wording.clean(s.name)} cannot see {wording.clean(s.cannot_see)}" for s in live if s.cannot_see)
+    return [
+        Text(f"No host sync was seen: nothing {steps}made the host wait for the GPU.", "green"),
+        Text(f"Live sensors: {names}{blind or '; nothing is known to escape them'}."),
+    ]
+
+
+def _sensors(report: Report) -> list[RenderableType]:
+    table = _table()
+    table.add_column("sensor", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("cannot see", overflow="fold", ratio=1)
+    for sensor in report.sensors:
+        facts = [wording.clean(fact) for fact in (sensor.detail, sensor.cannot_see if sensor.live else "") if fact]
+        table.add_row(
+            wording.clean(sensor.name),
+            Text("live", "green") if sensor.live else Text("off", "yellow"),
+            Text(" · ".join(facts) or "nothing that is known"),
+        )
+    return [table] if report.sensors else [Text("No sensor is on record.", "yellow")]
+
+
+def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:
+    cost = report.overhead
+    figures = []
+    if cost.agent_ms_per_step is not None:
+        figures.append(f"{wording.duration(cost.agent_ms_per_step)} a step")
+    if cost.share is not None:
+        figures.append(wording.share(cost.share))
+    lines = {"agent": ", ".join(figures) or "its own cost was not measured"}
+    if report.dropped:
+        lines["dropped"] = f"{wording.plural(report.dropped, 'sync')} noticed but not recorded: the counts are too low"
+    lines |= {wording.clean(name): wording.clean(value) for name, value in where.items()}
+    blocks: list[RenderableType] = [
+        Padding(Text.assemble((f"{name}: ", "dim"), value), 0) for name, value in lines.items()
+    ]
+    blocks += [Text(f"note: {wording.clean(note)}", "dim") for note in report.notes]
+    return [Text(""), *blocks]

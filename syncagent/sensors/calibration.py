@@ -1,0 +1,97 @@
+"""What the hooks cost by merely being there, measured on this machine: crossing from the dispatcher into Python and back.
+
+The agent's own code times itself; this crossing happens outside of it.  Measured once, on a thread of its own, when a
+report is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["kernel_ns", "mode_ns"]
+
+_CALLS, _ROUNDS = 100, 5
+
+
+@functools.cache
+def kernel_ns() -> float:
+    """Return the cost of a Python kernel that only passes a call on, in nanoseconds a call."""
+    return _elsewhere(_measure_kernel)
+
+
+@functools.cache
+def mode_ns() -> float:
+    """Return the cost of a function mode and a dispatch mode that only pass a call on, in nanoseconds an op."""
+    return _elsewhere(_measure_modes)
+
+
+def _elsewhere(measure: Callable[[], float]) -> float:
+    """Run on a fresh thread, where no mode is active."""
+    found: list[float] = []
+
+    def run() -> None:
+        try:
+            found.append(max(measure(), 0.0))
+        except Exception:
+            found.append(0.0)
+
+    thread = threading.Thread(target=run, name="syncagent-calibration")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _per_call_ns(call: Callable[[Any], Any], value: Any) -> float:
+    def one_round() -> float:
+        started = time.perf_counter_ns()
+        for _ in range(_CALLS):
+            call(value)
+        return (time.perf_counter_ns() - started) / _CALLS
+
+    return statistics.median(one_round() for _ in range(_ROUNDS))
+
+
+def _measure_kernel() -> float:
+    import torch
+
+    original = torch.library.get_kernel("aten::alias", "CPU").call_boxed
+    library = torch.library.Library("syncagent_calibration", "FRAGMENT")  # noqa: TOR901 - destroyed below
+    try:
+        library.define("passed_on(Tensor x) -> Tensor")
+        library.impl("passed_on", lambda keyset, x: original(keyset, x), "CPU", with_keyset=True)
+        with torch.no_grad():
+            value = torch.zeros(1)
+            hooked = _per_call_ns(torch.ops.syncagent_calibration.passed_on.default, value)
+            bare = _per_call_ns(torch.ops.aten.alias.default, value)
+    finally:
+        library._destroy()
+    return hooked - bare
+
+
+def _measure_modes() -> float:
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class PassFunction(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    class PassDispatch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), warnings.catch_warnings():
+        value = torch.zeros(1)
+        bare = _per_call_ns(torch.neg, value)
+        with PassFunction(), PassDispatch():
+            wrapped = _per_call_ns(torch.neg, value)
+    return wrapped - bare

@@ -1,0 +1,88 @@
+"""The calls by which a program asks to wait: wrapped by name while the agent is on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.event import SyncKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.recorder import Recorder
+
+__all__ = ["ExplicitSensor"]
+
+_now = time.perf_counter_ns
+
+_TARGETS = (
+    # (where the attribute lives, its name, how the sync is named).  torch.cuda.synchronize looks its C function up at
+    # each call, so a reference to it that was taken before the agent came is seen too.
+    ("_C", "_cuda_synchronize", "torch.cuda.synchronize"),
+    ("_C", "_accelerator_synchronizeDevice", "torch.accelerator.synchronize"),
+    ("cuda.Stream", "synchronize", "torch.cuda.Stream.synchronize"),
+    ("cuda.Event", "synchronize", "torch.cuda.Event.synchronize"),
+)
+
+
+class ExplicitSensor:
+    """Times explicit synchronize calls."""
+
+    name = "explicit"
+    cannot_see = "synchronize() of torch.Stream and torch.Event (types of C that cannot be wrapped)"
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._restore: list[tuple[Any, str, Any]] = []
+        self.without: list[str] = []
+
+    @property
+    def live(self) -> bool:
+        return bool(self._restore)
+
+    def start(self) -> None:
+        import torch
+
+        for place, attribute, shown in _TARGETS:
+            holder: Any = torch
+            for part in place.split("."):
+                holder = getattr(holder, part, None)
+            original = getattr(holder, attribute, None)
+            if original is None:
+                self.without.append(f"{shown}: torch.{place}.{attribute} is not in this torch")
+                continue
+            setattr(holder, attribute, self._timed(original, shown))
+            self._restore.append((holder, attribute, original))
+
+    def stop(self) -> None:
+        while self._restore:
+            setattr(*self._restore.pop())
+
+    def _timed(self, original: Callable[..., Any], shown: str) -> Callable[..., Any]:
+        recorder = self._recorder
+
+        def synchronize(*args: Any, **kwargs: Any) -> Any:
+            state = recorder.thread_state()
+            frame = sys._getframe(1)
+            if state.op is not None:
+                return original(*args, **kwargs)
+            allowed = None
+            if recorder.gate is not None:
+                allowed = recorder.gate(shown, SyncKind.EXPLICIT, frame, state)
+            started = _now()
+            state.op = shown
+            try:
+                return original(*args, **kwargs)
+            finally:
+                returned = _now()
+                state.op = None
+                recorder.record(
+                    state, shown, SyncKind.EXPLICIT, (started, returned - started, returned), frame, (), "explicit",
+                    allowed,
+                )  # fmt: skip
+
+        synchronize.__wrapped__ = original  # type: ignore[attr-defined]
+        synchronize.__name__ = getattr(original, "__name__", "synchronize")
+        return synchronize

@@ -1,0 +1,103 @@
+"""The names of torch that are not public and that the agent leans on: each looked up once, with what is lost without it.
+
+Nothing else in the package, apart from the sensors beside this file and the simulated device, touches them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Internals", "look_up", "skip_in_dynamo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Internals:
+    """What was found; a stand-in that answers "unknown" takes the place of what was not."""
+
+    graph_task: Callable[[], int]
+    """Id of the backward pass that runs on this thread; -1 outside of one."""
+    autograd_node: Callable[[], Any]
+    """The autograd node that is being executed on this thread, or ``None``."""
+    next_sequence: Callable[[], int]
+    """Number that the next autograd node made on this thread will get."""
+    backward_context: Callable[[], Any]
+    """On an autograd thread: the ``contextvars.Context`` of the thread that called ``backward()``, or ``None``."""
+    raw_stream: Callable[[int], int]
+    """Handle of the current CUDA stream of a device."""
+    current_device: Callable[[], int]
+    capturing: Callable[[], bool]
+    """Whether the current stream is being captured into a CUDA graph."""
+    grad_enabled: Callable[[], bool]
+    backward_entry: Any
+    """Code object of the function in which ``backward()`` callers stand while the engine runs, or ``None``."""
+    missing: tuple[str, ...]
+    """One sentence for each name that was not there."""
+
+
+def look_up() -> Internals:
+    """Find each name in the torch that is installed."""
+    import torch
+
+    missing: list[str] = []
+
+    def need(path: str, lost: str, otherwise: Any) -> Any:
+        found: Any = torch
+        for part in path.split("."):
+            found = getattr(found, part, None)
+            if found is None:
+                missing.append(f"torch.{path} is not in torch {torch.__version__}: {lost}")
+                return otherwise
+        return found
+
+    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less surely", None)
+    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less surely", None)
+
+    def backward_context() -> Any:
+        return get_stash("context") if get_stash and has_stash and has_stash("context") else None
+
+    cuda = torch.backends.cuda.is_built()  # a build without CUDA has none of the next three, and needs none
+    unknown = lambda *_: 0  # noqa: E731
+    entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
+    return Internals(
+        graph_task=need("_C._current_graph_task_id", "phase backward cannot be told", lambda: -1),
+        autograd_node=need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None),
+        next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
+        backward_context=backward_context,
+        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not told apart", unknown) if cuda else unknown,
+        current_device=need("_C._cuda_getDevice", "devices are not told apart", unknown) if cuda else unknown,
+        capturing=(
+            need("_C._cuda_isCurrentStreamCapturing", "syncs refused in graph capture are counted", lambda: False)
+            if cuda
+            else lambda: False
+        ),
+        grad_enabled=torch.is_grad_enabled,
+        backward_entry=getattr(entry, "__code__", None),
+        missing=tuple(missing),
+    )
+
+
+def skip_in_dynamo(function: Any) -> bool:
+    """Tell torch.compile to leave a function of ours and what it calls alone, at no cost a call.
+
+    ``False`` where torch has no such word.
+    """
+    import torch
+
+    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    try:
+        action = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(action, action))
+    except (AttributeError, TypeError):
+        return False
+    return True
+
+
+def when_cuda_is_used(then: Callable[[], None]) -> None:
+    """Call ``then`` once CUDA is initialised in this process; at once if it is already."""
+    import torch
+
+    torch.cuda._lazy_call(then)

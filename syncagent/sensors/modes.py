@@ -1,0 +1,172 @@
+"""TorchFunctionMode and TorchDispatchMode around every op: the API call by name, each op counted and timed on the host.
+
+Modes belong to a thread.  They are entered on the thread that starts the agent; autograd's threads inherit the dispatch
+mode from the caller of ``backward()``; what other threads do is left to the kernels below.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.attribution.callsite import Where
+from syncagent.sensors.internals import skip_in_dynamo
+
+if TYPE_CHECKING:
+    from syncagent.recorder import Recorder, ThreadState
+
+__all__ = ["ModeSensor"]
+
+_now = time.perf_counter_ns
+
+
+class ModeSensor:
+    """Wraps every op of the thread that starts it."""
+
+    name = "modes"
+    cannot_see = "ops of threads other than the one that started the agent, and ops inside compiled code"
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._entered: list[tuple[_Stack, Any]] = []
+
+    @property
+    def live(self) -> bool:
+        return bool(self._entered)
+
+    def start(self) -> None:
+        """Enter both modes on this thread."""
+        api_mode, op_mode = _modes(self._recorder)
+        for stack, mode in ((_function_stack(), api_mode), (_dispatch_stack(), op_mode)):
+            stack.push(mode)
+            self._entered.append((stack, mode))
+
+    def stop(self) -> None:
+        """Leave both modes, wherever in this thread's stacks they stand by now."""
+        while self._entered:
+            stack, mode = self._entered.pop()
+            stack.remove(mode)
+
+
+def _modes(recorder: Recorder) -> tuple[Any, Any]:
+    from torch.compiler import is_compiling
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    local = recorder.local
+    sites = recorder.sites
+    internals = recorder.internals
+    graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
+    nothing: dict[str, Any] = {}
+    can_skip = skip_in_dynamo(_modes)
+
+    def current() -> ThreadState:
+        try:
+            state: ThreadState = local.state
+        except AttributeError:
+            state = recorder.thread_state()
+        return state
+
+    class ApiMode(TorchFunctionMode):
+        """Knows what Python called.  It holds no state: torch.compile guards on a mode's attributes."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if is_compiling():
+                return func(*args, **(kwargs or nothing))
+            state = current()
+            if state.api is not None:
+                return func(*args, **(kwargs or nothing))
+            state.api = func
+            try:
+                return func(*args, **(kwargs or nothing))
+            finally:
+                state.api = None
+
+    class OpMode(TorchDispatchMode):
+        """Counts and times each op on the host, by op and line."""
+
+        @classmethod
+        def ignore_compile_internals(cls) -> bool:
+            """Without this, torch silently runs compiled code eagerly while the mode is on."""
+            return True
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Keep torch from wrapping each call; :func:`skip_in_dynamo` says the same once and for all."""
+            return not can_skip
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            started = _now()
+            try:
+                return func(*args, **(kwargs or nothing))
+            finally:
+                spent = _now() - started
+                state = current()
+                backward = graph_task() != -1
+                try:
+                    point = sites.innermost(sys._getframe(1))
+                except ValueError:
+                    point = None
+                if backward and point is None:
+                    point = recorder.site_in_backward(state)
+                elif not backward and grad_enabled():
+                    sequence = next_sequence()
+                    if sequence != state.last_sequence:  # the op made an autograd node
+                        state.last_sequence = sequence
+                        if point is not None and state.forwards.find(sequence - 1) is None:
+                            state.forwards.remember(sequence - 1, Where(point, None), None)
+                key = (func, point, backward)
+                entry = state.ops.get(key)
+                if entry is None:
+                    entry = state.ops[key] = [0, 0]
+                entry[0] += 1
+                entry[1] += spent
+                state.own_ns += _now() - started - spent
+
+    if can_skip:
+        skip_in_dynamo(OpMode.__torch_dispatch__)
+    return ApiMode(), OpMode()
+
+
+class _Stack:
+    """One of torch's two stacks of modes of this thread."""
+
+    def __init__(self, push: Any, pop: Any, length: Any, get: Any) -> None:
+        self.push, self._pop, self._length, self._get = push, pop, length, get
+
+    def remove(self, mode: Any) -> None:
+        """Take one mode out from wherever it stands and leave the others in their order."""
+        above = []
+        while self._length():
+            top = self._pop()
+            if top is mode:
+                break
+            above.append(top)
+        for other in reversed(above):
+            self.push(other)
+
+
+def _function_stack() -> _Stack:
+    from torch import _C
+    from torch.overrides import _pop_mode, _push_mode
+
+    return _Stack(_push_mode, _pop_mode, _C._len_torch_function_stack, _C._get_function_stack_at)
+
+
+def _dispatch_stack() -> _Stack:
+    from torch import _C
+    from torch.utils._python_dispatch import _pop_mode, _push_mode
+
+    return _Stack(_push_mode, _pop_mode, _C._len_torch_dispatch_stack, _C._get_dispatch_stack_at)
+
+
+def none_active() -> bool:
+    """Whether no mode of anybody's is active on this thread."""
+    from torch import _C
+
+    return not _C._len_torch_function_stack() and not _C._len_torch_dispatch_stack()

@@ -1,0 +1,58 @@
+"""The simulated device's own word: it knows when a caller physically waits for one of its streams."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from syncagent.event import SyncKind
+    from syncagent.recorder import Recorder
+
+__all__ = ["SimulatedSensor"]
+
+
+class SimulatedSensor:
+    """Hears of every wait on the simulated device, from all threads."""
+
+    name = "simulated"
+    cannot_see = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._live = False
+
+    @property
+    def live(self) -> bool:
+        return self._live
+
+    def start(self) -> None:
+        from syncagent import simulate
+
+        simulate.observe_waits(self)
+        self._live = True
+
+    def stop(self) -> None:
+        if self._live:
+            from syncagent import simulate
+
+            simulate.observe_waits(None)
+            self._live = False
+
+    def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
+        """Ask the policy before the device waits; what it returns comes back in :meth:`after`."""
+        recorder = self._recorder
+        state = recorder.thread_state()
+        frame: FrameType | None = sys._getframe(1)
+        allowed = recorder.gate(op, kind, frame, state) if recorder.gate is not None else None
+        return (state, op, kind, args, allowed)
+
+    def after(self, token: Any, start_ns: int, end_ns: int) -> None:
+        """Record the wait."""
+        state, op, kind, args, allowed = token
+        times = (start_ns, end_ns - start_ns, time.perf_counter_ns())
+        self._recorder.record(state, op, kind, times, sys._getframe(1), args, "simulated", allowed)

@@ -1,0 +1,76 @@
+"""Both ends of a script's run: the sinks it starts with, and what its user is shown when it is over."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from syncagent.attribution import ranks
+from syncagent.errors import ConfigError
+from syncagent.log import get_logger
+from syncagent.sinks.progress import Progress
+
+if TYPE_CHECKING:
+    from syncagent.agent import Agent
+    from syncagent.config import Settings
+    from syncagent.report.model import Report
+    from syncagent.sinks import Sink
+    from syncagent.sinks.outbox import AgentTracerProvider
+
+__all__ = ["Session", "begin", "end"]
+
+
+class Session(NamedTuple):
+    """What a script's run sends its records to."""
+
+    sinks: tuple[Sink, ...]
+    provider: AgentTracerProvider | None
+    spans_to: str
+
+
+def begin(settings: Settings) -> Session:
+    """Build the sinks of a script's run; without an OpenTelemetry that works, the run is watched all the same."""
+    from syncagent.sinks.journal import journal_path
+    from syncagent.sinks.provider import build_provider
+    from syncagent.sinks.spans import SpanSink
+
+    rank = ranks.read()
+    resource = {"syncagent.rank": rank.rank, "syncagent.world_size": rank.world_size}
+    off = (settings.journal or "").lower() in {"off", "0", "none"}
+    try:
+        provider, spans_to = build_provider(
+            {key: value for key, value in resource.items() if value is not None},
+            None if off else journal_path(settings.journal),
+        )
+    except ConfigError as error:
+        get_logger().error(f"{error} No spans are sent; the run is watched all the same.")
+        return Session((Progress(),), None, "nowhere: OpenTelemetry could not be set up")
+    spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy)
+    return Session((spans, Progress()), provider, spans_to)
+
+
+def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> None:
+    """Send what is left, then show the table: on rank 0, and only where CUDA was used.
+
+    A ``quiet`` process says nothing where there is nothing to show: children did not ask to be watched.
+    """
+    spans_to = session.spans_to
+    if session.provider is not None:
+        session.provider.close()
+        stats = session.provider.stats()
+        journal = session.provider.journal
+        if journal is not None:
+            spans_to = f"journal {journal}"
+        lost = stats["failed"] + stats["dropped"]
+        spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
+    saved = agent.save(report)
+    if agent.settings.summary is False or report.run.rank not in (None, 0):
+        return
+    if report.run.device is None and not report.sites:
+        if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
+            print("[syncagent] no host syncs: the script did not use CUDA", file=sys.stderr)
+        return
+    from syncagent.report import text
+
+    text.emit(report, where={"spans": spans_to, **({"report": saved} if saved else {})})
+

@@ -1,0 +1,124 @@
+"""Copies: between host and device, within a device, between devices, with or without a change of type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from syncagent.sensors import rules
+from syncagent.simulate import devices, dispatch, shapes, waits
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.facts import OpFacts
+from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
+from syncagent.simulate.tensor import SimulatedTensor, new_output
+
+__all__ = ["to_device", "wait_for_transfer"]
+
+aten = torch.ops.aten
+_run_copy = aten.copy_.default
+_RULE = rules.find("aten::copy_")
+
+
+class _Copy:
+    """A queued copy; each side is a placement or a CPU tensor."""
+
+    __slots__ = ("source", "target")
+
+    def __init__(self, target: Any, source: Any) -> None:
+        self.target = target
+        self.source = source
+
+    def __call__(self) -> None:
+        target, source = self.target, self.source
+        try:
+            if isinstance(target, Placement):
+                if target.box.values is None:
+                    layout = target.layout
+                    target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+                target = target.resolve()
+            _run_copy(target, source.resolve() if isinstance(source, Placement) else source)
+        except BaseException as error:
+            if isinstance(self.target, Placement):
+                self.target.box.error = error
+            raise
+
+
+def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
+    target, source = args[0], args[1]
+    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    if not isinstance(source, torch.Tensor):
+        source = torch.scalar_tensor(source, dtype=target.dtype)
+    if not source.numel() or not target.numel():
+        return target  # torch returns before it touches the device: not even a blocking copy waits
+    if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
+        raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
+    torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
+    to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
+    placements = [x for x in (to, of) if isinstance(x, Placement)]
+    kind = None if _RULE is None else _RULE.waits((target, source, non_blocking), {})
+    if kind is not None:
+        waits.reported(
+            "aten::copy_", kind, (target, source, non_blocking), lambda: _copy_now(_Copy(to, of), placements)
+        )
+        return target
+    if isinstance(of, torch.Tensor) and not is_pinned(of):
+        of = of.detach().clone()  # the driver has staged it by the time that it returns
+    # Between two devices the copy runs on the source's side, after and before whatever uses the target.
+    engine = dispatch.order("aten::copy_", placements[-1].index, placements)
+    dispatch.queue(engine, _Copy(to, of), placements[:1] if isinstance(to, Placement) else [])
+    return target
+
+
+def _copy_now(copy: _Copy, placements: list[Placement]) -> None:
+    engine = dispatch.order("aten::copy_", placements[0].index, placements)
+    dispatch.run_here(engine, copy)
+
+
+def to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """``_to_copy``: as in torch, an empty tensor of the right kind and a ``copy_`` into it."""
+    source: SimulatedTensor = args[0]
+    device: torch.device | None = kwargs.get("device")
+    layout = kwargs.get("layout")
+    if layout is not None and layout != torch.strided:
+        raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
+    form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
+    if device is not None and device.type in {devices.STAND_IN, "cuda"}:
+        index = devices.index_of(device)
+    elif device is not None:
+        return _to_host(facts, source, device, form, kwargs)
+    else:
+        index = source._sim.index
+    if index == source._sim.index:
+        return dispatch.run_generic(facts, args, form)
+    target = new_output(shapes.infer(facts.op, [source._sim], form), index)
+    return copy_(None, (target, source, kwargs.get("non_blocking", False)), {})
+
+
+def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form: Any, kwargs: Any) -> Any:
+    shape = shapes.infer(facts.op, [source._sim], form)
+    target = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=device)
+    if device.type == "meta":
+        return target
+    if device.type != "cpu":
+        raise SimulationError(f"copies from simulated CUDA to {device} are not simulated")
+    non_blocking = kwargs.get("non_blocking", False)
+    if non_blocking or kwargs.get("pin_memory"):
+        mark_pinned(target)
+    return copy_(None, (target, source, non_blocking), {})
+
+
+def to_device(host: torch.Tensor, index: int) -> Any:
+    """A blocking copy of a CPU tensor."""
+    layout = shapes.infer(aten.empty_like.default, [host], {})
+    return copy_(None, (new_output(layout, index), host), {})
+
+
+def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
+    """Report a copy whose numbers are where they belong already, or go by another way (checkpoints)."""
+    kind = None if _RULE is None else _RULE.waits((target, source, False), {})
+    return wait() if kind is None else waits.reported("aten::copy_", kind, (target, source, False), wait)
+
+
+dispatch.SPECIAL[aten.copy_.default] = copy_
+dispatch.SPECIAL[aten._to_copy.default] = to_copy

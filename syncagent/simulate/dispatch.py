@@ -1,0 +1,501 @@
+"""What becomes of an op on simulated tensors: a view, a kernel in a queue, or a kernel that the host waits for."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from syncagent.simulate import devices, randomness, shapes, tensor, waits
+from syncagent.simulate.errors import SimulationError, SimulationWarning
+from syncagent.simulate.facts import OpFacts
+from syncagent.simulate.memory import Box, Layout, Placement, nbytes_of
+from syncagent.simulate.tensor import SimulatedTensor, adopt, make, new_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.event import SyncKind
+    from syncagent.simulate.engine import Engine
+
+__all__ = ["SPECIAL", "order", "queue", "run", "run_generic", "run_here", "set_placement"]
+
+SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
+"""Ops that are not run by the general rule; copies.py and special.py fill it."""
+
+aten = torch.ops.aten
+_in_backward = torch._C._current_graph_task_id
+_shares_memory = torch._C._is_alias_of
+_known: dict[Any, OpFacts] = {}
+_races: set[str] = set()
+
+_UNSUPPORTED_NAMESPACES = {
+    "c10d": "distributed communication",
+    "_c10d_functional": "distributed communication",
+    "_dtensor": "distributed communication",
+    "symm_mem": "distributed communication",
+    "inductor": "torch.compile",
+    "quantized": "quantized arithmetic",
+    "mkldnn": "oneDNN's own layout",
+}
+
+
+def run(op: Any, args: Any, kwargs: Any) -> Any:
+    """Run an op that has a simulated tensor among its arguments, or makes one."""
+    facts = _known.get(op)
+    if facts is None:
+        facts = _known[op] = _learn(op)
+    return facts.handler(facts, args, kwargs)
+
+
+tensor.dispatch = run
+
+
+def _learn(op: Any) -> OpFacts:
+    facts = OpFacts(op)
+    special = SPECIAL.get(op)
+    if op.namespace in _UNSUPPORTED_NAMESPACES:
+        facts.handler = _refuse
+    elif special is not None:
+        facts.handler = special
+    elif facts.view is not None:
+        facts.handler = _view if facts.view == "new" else _view_in_place
+    else:
+        facts.handler = run_generic
+    return facts
+
+
+def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+    what = _UNSUPPORTED_NAMESPACES[facts.op.namespace]
+    raise SimulationError(f"{facts.name}: {what} is not simulated on the CUDA stand-in")
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor]) -> Any:
+    """What a kernel keeps of an argument: of a simulated tensor its placement, of a device the CPU."""
+    kind = type(value)
+    if kind is SimulatedTensor:
+        placement = value._sim
+        placements.append(placement)
+        return placement
+    if kind is list or kind is tuple:
+        return [_prepare(x, placements, hosts) for x in value]
+    if isinstance(value, torch.Tensor):
+        hosts.append(value)
+        return value
+    if kind is torch.device:
+        return devices.CPU if value.type in {devices.STAND_IN, "cuda"} else value
+    return value
+
+
+def _resolve(value: Any) -> Any:
+    kind = type(value)
+    if kind is Placement:
+        return value.view if value.view is not None and value.box.error is None else value.resolve()
+    if kind is list:
+        return [_resolve(x) for x in value]
+    return value
+
+
+def _snapshot(value: Any) -> Any:
+    """A queued kernel must not see what the host writes later into a CPU tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if type(value) is list:
+        return [_snapshot(x) for x in value]
+    return value
+
+
+def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torch.Tensor], args: Any) -> int:
+    index = placements[0].index
+    for placement in placements:
+        if placement.index != index:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{devices.shown(index)} and {devices.shown(placement.index)}!"
+            )
+    if not hosts:
+        return index
+    if any(host.is_cuda for host in hosts):
+        raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
+    if facts.any_device:
+        if isinstance(args[0], torch.Tensor) and not isinstance(args[0], SimulatedTensor) and "index" in facts.name:
+            raise RuntimeError(
+                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
+        return index
+    written = [args[position] for position, _ in facts.writes if position < len(args)]
+    for host in hosts:
+        if host.dim() > 0 or any(host is target for target in written):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{devices.shown(index)} and {host.device}! (when running {facts.name})"
+            )
+    return index
+
+
+# --- the general rule -------------------------------------------------------------------------------------------------
+
+
+def run_generic(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Wait if CUDA would, and queue the op otherwise."""
+    placements: list[Placement] = []
+    hosts: list[torch.Tensor] = []
+    kept = [_prepare(x, placements, hosts) for x in args]
+    named = {name: _prepare(x, placements, hosts) for name, x in kwargs.items()} if kwargs else {}
+    if placements:
+        index = _check_devices(facts, placements, hosts, args)
+    else:
+        index = devices.index_of(kwargs.get("device"))
+    rule = facts.rule
+    kind = None if rule is None else rule.waits(args, kwargs)
+    if named and named.pop("pin_memory", False):
+        raise RuntimeError("Only dense CPU tensors can be pinned")
+    if kind is not None:
+        return waits.reported(
+            facts.name, kind, args, lambda: _run_now(facts, index, kept, named, placements, args, kwargs)
+        )
+    spec = None
+    if not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
+        try:
+            spec = shapes.infer(facts.op, kept, named)
+        except shapes.NoMetaKernelError:
+            if not facts.pure_write or facts.outs:
+                waits.internal(f"{facts.name}: no meta kernel")
+                return _run_now(facts, index, kept, named, placements, args, kwargs)
+        except shapes.MetaError:
+            waits.internal(f"{facts.name}: the meta kernel refused the arguments")
+            return _run_now(facts, index, kept, named, placements, args, kwargs)
+    if facts.outs:
+        _resize_outs(facts, spec, args, kwargs, kept, named)
+    kept = _seed(facts, index, kept, named)
+    engine = order(facts.name, index, placements)
+    if hosts:
+        kept = _snapshot(kept)
+        named = {name: _snapshot(x) for name, x in named.items()}
+    outputs: list[Placement | None] = []
+    fresh = [] if facts.pure_write else _fresh(facts, spec)
+    made = [_allocate(x, index, outputs) for x in fresh]
+    written = _written(facts, kept, named)
+    queue(engine, _Kernel(facts, kept, named, outputs, written), [p for p in outputs if p is not None] + written)
+    return _returned(facts, args, kwargs, made)
+
+
+class _Kernel:
+    """A queued op."""
+
+    __slots__ = ("args", "facts", "kwargs", "outputs", "written")
+
+    def __init__(
+        self, facts: OpFacts, args: list[Any], kwargs: dict[str, Any], outputs: list[Placement | None],
+        written: list[Placement],
+    ) -> None:  # fmt: skip
+        self.facts = facts
+        self.args = args
+        self.kwargs = kwargs
+        self.outputs = outputs
+        self.written = written
+
+    def __call__(self) -> None:
+        try:
+            args = [_resolve(x) for x in self.args]
+            result = self.facts.op(*args, **{name: _resolve(x) for name, x in self.kwargs.items()})
+            if self.outputs:
+                flat: list[Any] = []
+                _flatten(_fresh(self.facts, result), flat)
+                for placement, values in zip(self.outputs, flat, strict=True):
+                    if placement is not None:
+                        _deliver(self.facts, placement, values, args)
+        except BaseException as error:
+            # Whoever reads this memory later gets the error, not old numbers.
+            for placement in self.outputs:
+                if placement is not None:
+                    placement.box.error = error
+            for placement in self.written:
+                placement.box.error = error
+            raise
+
+
+def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
+    """Put a kernel's result where its placement says it is."""
+    layout = placement.layout
+    if tuple(values.shape) != layout.size:
+        raise SimulationError(
+            f"{facts.name} gave a result of shape {tuple(values.shape)} where {layout.size} was foretold"
+        )
+    if values.dtype != layout.dtype:
+        values = values.to(layout.dtype)
+    moved = values.storage_offset() or (values.stride() != layout.stride and values.numel() > 1)
+    if moved or _aliases(values, args):
+        values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values)
+    placement.box.values = values
+    if values.stride() == layout.stride:
+        placement.view = values
+
+
+def _aliases(values: torch.Tensor, args: Any) -> bool:
+    if not values.numel():
+        return False
+    for x in args:
+        if isinstance(x, torch.Tensor):
+            if x.layout == torch.strided and _shares_memory(values, x):
+                return True
+        elif type(x) is list and x and isinstance(x[0], torch.Tensor) and _aliases(values, x):
+            return True
+    return False
+
+
+def run_here(engine: Engine, kernel: Callable[[], Any]) -> Any:
+    """Queue a kernel, wait for it, return what it returned; what it raises is raised here with its own type."""
+    outcome: list[Any] = [None, None]
+
+    def task() -> None:
+        try:
+            outcome[0] = kernel()
+        except BaseException as error:
+            outcome[1] = error
+
+    engine.wait(engine.submit(task))
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def _run_now(
+    facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
+    args: Any, kwargs: Any,
+) -> Any:  # fmt: skip
+    """The host waits for this op: its results are there when it returns, and may be of any shape."""
+    kept = _seed(facts, index, kept, named)
+    engine = order(facts.name, index, placements)
+    hosts: list[Any] = []
+
+    def kernel() -> Any:
+        resolved = [_resolve(x) for x in kept]
+        keywords = {name: _resolve(x) for name, x in named.items()}
+        result = facts.op(*resolved, **keywords)
+        hosts.extend((resolved, keywords))
+        flat: list[Any] = []
+        _flatten(resolved, flat)
+        return [_apart(x, flat) for x in _fresh(facts, result)]
+
+    made = [_wrap(x, index) for x in run_here(engine, kernel)]
+    for position, name in facts.outs:
+        target = args[position] if position < len(args) else kwargs.get(name)
+        values = hosts[0][position] if position < len(hosts[0]) else hosts[1].get(name)
+        if isinstance(target, SimulatedTensor) and tuple(values.shape) != target._sim.layout.size:
+            _assume(target, values)
+    for placement in _written(facts, kept, named):
+        placement.box.writer = None  # done: nobody has to wait for it
+    return _returned(facts, args, kwargs, made)
+
+
+def _apart(value: Any, hosts: list[Any]) -> Any:
+    """A result in memory of its own."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.layout == torch.strided and _aliases(value, hosts) else value
+    if isinstance(value, (list, tuple)):
+        return [_apart(x, hosts) for x in value]
+    return value
+
+
+def _wrap(value: Any, index: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return adopt(value, index)
+    if isinstance(value, list):
+        return [_wrap(x, index) for x in value]
+    return value
+
+
+def _flatten(values: Any, into: list[Any]) -> None:
+    for x in values:
+        if isinstance(x, (list, tuple)) and not isinstance(x, Layout):
+            _flatten(x, into)
+        else:
+            into.append(x)
+
+
+def _fresh(facts: OpFacts, result: Any) -> list[Any]:
+    """The return values that are new, not written arguments."""
+    if len(facts.returns) == 1:
+        return [result] if facts.returns[0] is None else []
+    if not facts.returns:
+        return []
+    return [x for x, alias in zip(result, facts.returns, strict=True) if alias is None]
+
+
+def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
+    if isinstance(spec, Layout):
+        # A result gets memory of its own: where a meta kernel says it starts is of no interest.
+        made = new_output(spec._replace(offset=0), index)
+        outputs.append(made._sim)
+        return made
+    if isinstance(spec, list):
+        return [_allocate(x, index, outputs) for x in spec]
+    outputs.append(None)
+    return spec
+
+
+def _returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
+    fresh = iter(made)
+    values = [
+        next(fresh) if alias is None else args[alias[0]] if alias[0] < len(args) else kwargs.get(alias[1])
+        for alias in facts.returns
+    ]
+    return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+def _written(facts: OpFacts, kept: list[Any], named: dict[str, Any]) -> list[Placement]:
+    found: list[Any] = []
+    for position, name in facts.writes:
+        value = kept[position] if position < len(kept) else named.get(name)
+        _flatten(value if isinstance(value, list) else [value], found)
+    return [x for x in found if isinstance(x, Placement)]
+
+
+def _seed(facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any]) -> list[Any]:
+    """Give the op a generator of its own, seeded from the device's or the given one's state."""
+    position = facts.generator
+    if position is None:
+        if not facts.seeded:
+            return kept
+        raise SimulationError(f"{facts.name} draws random numbers in a way that is not simulated")
+    if position < len(kept):
+        kept = list(kept)
+        kept[position] = randomness.draw(index, kept[position])
+    else:
+        named["generator"] = randomness.draw(index, named.get("generator"))
+    return kept
+
+
+# --- order between streams --------------------------------------------------------------------------------------------
+
+
+def order(name: str, index: int, placements: list[Placement]) -> Engine:
+    """The queue that the op goes to, made to wait for what other streams still write of its arguments."""
+    engine = devices.current_engine(index)
+    for placement in placements:
+        box = placement.box
+        writer = box.writer
+        if writer is None or writer is engine or engine.is_ordered_after(writer, box.ticket):
+            continue
+        # Autograd itself orders backward ops after the forward op's stream.  Elsewhere this is a race on a GPU; the
+        # numbers here are those of the order that the program was written in.
+        if _in_backward() == -1 and name not in _races:
+            _races.add(name)
+            warnings.warn(
+                f"{name} uses memory that another stream may still be writing: on a GPU this is a race. "
+                "Use Stream.wait_stream or an event.",
+                SimulationWarning,
+                stacklevel=2,
+            )
+        engine.depend_on(writer, box.ticket)
+    return engine
+
+
+def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> None:
+    """Queue a kernel and note in the boxes that it writes who does so and when."""
+    ticket = engine.submit(kernel)
+    for placement in written:
+        placement.box.writer = engine
+        placement.box.ticket = ticket
+
+
+# --- views and out= ---------------------------------------------------------------------------------------------------
+
+
+def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    placements: list[Placement] = []
+    kept = [_prepare(x, placements, []) for x in args]
+    named = {name: _prepare(x, placements, []) for name, x in kwargs.items()}
+    if not isinstance(args[0], SimulatedTensor):
+        raise SimulationError(f"{facts.name}: a view of a CPU tensor with arguments on CUDA")
+    base = placements[0]
+    try:
+        spec = shapes.infer(facts.op, kept, named)
+    except shapes.NoMetaKernelError as error:
+        raise SimulationError(f"{facts.name}: this view is not simulated (no meta kernel)") from error
+    except shapes.MetaError as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None  # the program's own mistake, in torch's words
+        raise
+    if isinstance(spec, Layout):
+        return make(_behind(base, spec))
+    return [make(_behind(base, layout)) for layout in spec]
+
+
+def _behind(base: Placement, layout: Layout) -> Placement:
+    """A layout that counts from where ``base`` begins, in ``base``'s box."""
+    old = base.layout
+    offset = layout.offset
+    if old.offset:
+        offset += old.offset * old.dtype.itemsize // layout.dtype.itemsize
+    return Placement(base.box, layout._replace(offset=offset), base.index)
+
+
+def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    target = args[0]
+    placement = target._sim
+    shape = shapes.on_meta(placement)
+    facts.op(shape, *args[1:], **kwargs)
+    layout = Layout(tuple(shape.shape), shape.stride(), shape.storage_offset(), shape.dtype)
+    set_placement(target, _behind(placement, layout))
+    return target
+
+
+_NATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+
+def set_placement(target: SimulatedTensor, placement: Placement) -> None:
+    """Make a tensor another view of its box."""
+    layout = placement.layout
+    # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
+    aten.as_strided_.default.redispatch(_NATIVE, target, layout.size, layout.stride, layout.offset)
+    target._sim = placement
+
+
+def resize(target: SimulatedTensor, layout: Layout) -> None:
+    """Give a tensor another size; its storage grows, in stream order, if it has to."""
+    placement = target._sim
+    box = placement.box
+    needed = nbytes_of(layout)
+    if needed > box.nbytes:
+        box.nbytes = needed
+        queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
+    set_placement(target, Placement(box, layout, placement.index))
+
+
+def _grow(placement: Placement, nbytes: int) -> None:
+    placement.resolve().untyped_storage().resize_(nbytes)
+
+
+def _resize_outs(
+    facts: OpFacts, spec: Any, args: Any, kwargs: Any, kept: list[Any], named: dict[str, Any]
+) -> None:  # fmt: skip
+    """``out=`` takes the shape of the result, as torch does it before the kernel runs."""
+    specs = spec if isinstance(spec, list) else [spec]
+    by_name = {alias[1]: layout for alias, layout in zip(facts.returns, specs, strict=True) if alias is not None}
+    for position, name in facts.outs:
+        target = args[position] if position < len(args) else kwargs.get(name)
+        layout = by_name.get(name)
+        if not isinstance(target, SimulatedTensor) or not isinstance(layout, Layout):
+            continue
+        if layout.size != target._sim.layout.size:
+            resize(target, layout._replace(offset=target._sim.layout.offset))
+            if position < len(kept):
+                kept[position] = target._sim
+            else:
+                named[name] = target._sim
+
+
+def _assume(target: SimulatedTensor, values: torch.Tensor) -> None:
+    """An ``out=`` tensor that a kernel has resized: take its new shape."""
+    box: Box = target._sim.box
+    fresh = adopt(values, target._sim.index)._sim
+    box.values, box.nbytes = values, fresh.box.nbytes
+    set_placement(target, Placement(box, fresh.layout, fresh.index))
+
+

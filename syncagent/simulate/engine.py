@@ -1,0 +1,229 @@
+"""One worker thread a stream: takes kernels in order, runs them one after the other, remembers what failed.
+
+Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Engine", "refuse_if_forked", "wait_for_all"]
+
+QUEUE_LIMIT = 1024
+"""A launch waits for room beyond that many queued kernels, as CUDA's launch queue does; it bounds memory, too."""
+
+BAD_FORK = (
+    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
+    "method"
+)
+
+FORK_PATIENCE_S = 5.0
+"""How long a fork waits for a kernel that is running.  A longer one is left running: better than no fork at all."""
+
+
+class _Dependency:
+    """A queue entry: go on once another engine has got that far."""
+
+    __slots__ = ("engine", "ticket")
+
+    def __init__(self, engine: Engine, ticket: int) -> None:
+        self.engine = engine
+        self.ticket = ticket
+
+
+class Engine:
+    """A queue and the thread that works it off.
+
+    A *ticket* is the place of a kernel in its queue, counted from 1: once ``finished`` reaches it, the kernel has run.
+    """
+
+    begin_thread: Callable[[], object] | None = None
+    """What each worker thread does first; set once, at installation."""
+    as_device_error: Callable[[BaseException], BaseException] = staticmethod(lambda error: error)
+    """Turns what a queued kernel raised into what the waiting thread gets; set once, at installation."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.submitted = 0
+        self.finished = 0
+        self.clock: dict[Engine, int] = {}
+        """What the host has ordered before this queue's next kernel: of each other engine, up to which ticket."""
+        self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
+        self._changed = threading.Condition()
+        self._idle = False
+        self._waiters = 0
+        self._error: BaseException | None = None
+        self._running = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        _engines.add(self)
+
+    def submit(self, kernel: Callable[[], object]) -> int:
+        """Queue a kernel and return its ticket without waiting for it."""
+        return self._append(kernel)
+
+    def depend_on(self, engine: Engine, ticket: int) -> None:
+        """Let what is queued from now on run after another engine's kernel of that ticket."""
+        if engine is self:
+            return
+        for other, known in engine.clock.items():
+            self.clock[other] = max(self.clock.get(other, 0), known)
+        self.clock[engine] = max(self.clock.get(engine, 0), ticket)
+        if engine.finished < ticket:
+            self._append(_Dependency(engine, ticket))
+
+    def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
+        """Whether kernels queued here from now on are certain to run after that one."""
+        return engine is self or engine.finished >= ticket or self.clock.get(engine, 0) >= ticket
+
+    def wait(self, ticket: int | None = None) -> None:
+        """Block the calling thread until that kernel, or everything queued so far, has run; raise what failed."""
+        refuse_if_forked()
+        self._block(self.submitted if ticket is None else ticket)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self.as_device_error(error) from error
+
+    def _block(self, ticket: int) -> None:
+        if self.finished >= ticket:
+            return
+        with self._changed:
+            self._waiters += 1
+            try:
+                while self.finished < ticket:
+                    self._changed.wait()
+            finally:
+                self._waiters -= 1
+
+    def _append(self, entry: Callable[[], object] | _Dependency) -> int:
+        refuse_if_forked()
+        with self._changed:
+            if self._closed:
+                self.submitted += 1
+                self._execute(entry)
+                return self.submitted
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+                self._thread.start()
+            while self.submitted - self.finished >= QUEUE_LIMIT:
+                self._waiters += 1
+                try:
+                    self._changed.wait()
+                finally:
+                    self._waiters -= 1
+            self._queue.append(entry)
+            self.submitted += 1
+            if self._idle:
+                self._changed.notify_all()
+            return self.submitted
+
+    def _work(self) -> None:
+        if Engine.begin_thread is not None:
+            Engine.begin_thread()
+        queue, changed = self._queue, self._changed
+        while True:
+            with changed:
+                while not queue:
+                    self._idle = True
+                    changed.wait()
+                self._idle = False
+                entry = queue.popleft()
+            if entry is None:
+                return
+            self._execute(entry)
+            # A kernel holds its arguments: let go of them before the next one is waited for.
+            del entry
+            if self._waiters:
+                with changed:
+                    changed.notify_all()
+
+    def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
+        try:
+            if isinstance(entry, _Dependency):
+                # Not under the lock: a fork that has stopped the other engine must not wait for this one.
+                entry.engine._block(entry.ticket)
+            else:
+                with self._running:
+                    entry()
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+        self.finished += 1
+
+    def pause(self) -> bool:
+        """Keep the worker between two kernels, for a fork; ``True`` if :meth:`resume` must follow."""
+        return self._running.acquire(timeout=FORK_PATIENCE_S)
+
+    def resume(self) -> None:
+        self._running.release()
+
+    def close(self) -> None:
+        """Work off what is queued and end the thread; kernels that come later run in the thread that brings them."""
+        self._block(self.submitted)
+        with self._changed:
+            self._closed = True
+            self._queue.append(None)
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_paused: list[Engine] = []
+_forked = False
+
+
+def refuse_if_forked() -> None:
+    """Raise what CUDA raises in a child that was forked after its parent had used the device."""
+    if _forked:
+        raise RuntimeError(BAD_FORK)
+
+
+def is_forked() -> bool:
+    return _forked
+
+
+def wait_for_all() -> None:
+    """Wait for everything that any stream has been given so far."""
+    for engine in list(_engines):
+        engine.wait()
+
+
+def _close_all() -> None:
+    # A daemon thread that is inside torch while the interpreter is torn down crashes the process.
+    if not _forked:
+        for engine in list(_engines):
+            engine.close()
+
+
+def _before_fork() -> None:
+    # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
+    _paused.extend(engine for engine in list(_engines) if engine.pause())
+
+
+def _after_fork_in_parent() -> None:
+    while _paused:
+        _paused.pop().resume()
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _paused.clear()
+    # The worker threads did not come along.  A parent that never used the device leaves its child free to.
+    _forked = _forked or any(engine.submitted for engine in _engines)
+
+
+def guard_process() -> None:
+    """Take care of forks and of the end of the process; once, at installation."""
+    atexit.register(_close_all)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

@@ -1,0 +1,70 @@
+"""What an op's schema tells about it, read once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from syncagent.sensors import rules
+
+__all__ = ["OpFacts"]
+
+_ANY_DEVICE = frozenset(
+    # Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
+    f"aten::{name}"
+    for name in (
+        "index index_put index_put_ _index_put_impl_ _ctc_loss _ctc_loss_backward tensor_split "
+        "_amp_update_scale_ embedding_renorm_ _pack_padded_sequence_backward"
+    ).split()
+)
+
+
+class OpFacts:
+    """Facts of one overload."""
+
+    __slots__ = (
+        "any_device",
+        "arguments",
+        "generator",
+        "handler",
+        "name",
+        "op",
+        "outs",
+        "pure_write",
+        "returns",
+        "rule",
+        "seeded",
+        "view",
+        "writes",
+    )
+
+    def __init__(self, op: Any) -> None:
+        schema = op._schema
+        self.op = op
+        self.handler: Any = None
+        """What runs this op; dispatch.py decides."""
+        self.name: str = schema.name
+        self.arguments = [argument.name for argument in schema.arguments]
+        self.any_device = self.name in _ANY_DEVICE
+        written = [
+            (position, argument)
+            for position, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        self.writes = [(position, argument.name) for position, argument in written]
+        """Position and name of each argument that the op writes to."""
+        self.outs = [(position, argument.name) for position, argument in written if argument.is_out]
+        by_alias = {frozenset(a.alias_info.before_set): (p, a.name) for p, a in written}
+        self.returns = [
+            by_alias.get(frozenset(r.alias_info.before_set)) if r.alias_info and r.alias_info.is_write else None
+            for r in schema.returns
+        ]
+        """Of each return value: the written argument that it is, or ``None`` for a new one."""
+        self.pure_write = all(r is not None for r in self.returns)
+        aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
+        self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
+        self.seeded = torch.Tag.nondeterministic_seeded in op.tags
+        overload = schema.overload_name
+        self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)

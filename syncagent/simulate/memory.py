@@ -1,0 +1,138 @@
+"""Where a tensor's numbers are: boxes that a worker fills, and layouts that look into them; pinned host memory."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from syncagent.simulate.engine import refuse_if_forked
+
+if TYPE_CHECKING:
+    from syncagent.simulate.engine import Engine
+
+__all__ = ["Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of"]
+
+TensorBase: Any = torch._C.TensorBase
+_storage_of = TensorBase.untyped_storage
+
+
+class Layout(NamedTuple):
+    """Size, stride, offset (in elements) and type: what is needed to look at a box as a tensor."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+
+def layout_of(tensor: torch.Tensor) -> Layout:
+    return Layout(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+
+
+def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:
+    strides = itertools.accumulate((max(n, 1) for n in reversed(size[1:])), int.__mul__, initial=1)
+    return tuple(reversed(list(strides))) if size else ()
+
+
+def nbytes_of(layout: Layout) -> int:
+    """How much storage a layout reaches over."""
+    if 0 in layout.size:
+        return 0
+    last = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
+    return (last + 1) * layout.dtype.itemsize
+
+
+
+
+class _Addresses:
+    """Device addresses that are never given out twice, aligned as CUDA's are."""
+
+    def __init__(self) -> None:
+        self._next = 0x7F00_0000_0000
+
+    def take(self, nbytes: int) -> int:
+        address = self._next
+        self._next += (nbytes + 511) // 512 * 512 or 512
+        return address
+
+
+_addresses = _Addresses()
+
+
+class Box:
+    """One device allocation.  Views share it."""
+
+    __slots__ = ("__weakref__", "_address", "error", "nbytes", "ticket", "values", "writer")
+
+    def __init__(self, nbytes: int, values: torch.Tensor | None = None) -> None:
+        self.nbytes = nbytes
+        """Size that the host knows of; the worker may be behind."""
+        self.values = values
+        """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
+        self.error: BaseException | None = None
+        """What the kernel raised that should have filled the box, or wrote to it last."""
+        self.writer: Engine | None = None
+        self.ticket = 0
+        self._address = 0
+
+    @property
+    def address(self) -> int:
+        if not self._address:
+            self._address = _addresses.take(self.nbytes)
+        return self._address
+
+    def fill(self, values: torch.Tensor) -> None:
+        self.values = values
+
+
+class Placement:
+    """A box seen through a layout, on a device: what a simulated tensor has instead of data.  It never changes."""
+
+    __slots__ = ("box", "index", "layout", "view")
+
+    def __init__(self, box: Box, layout: Layout, index: int) -> None:
+        self.box = box
+        self.layout = layout
+        self.index = index
+        self.view: torch.Tensor | None = None
+        """The CPU tensor over the same memory, once somebody has asked for it."""
+
+    def resolve(self) -> torch.Tensor:
+        """The CPU tensor over the same memory; only for kernels, on the worker, in their turn."""
+        box = self.box
+        if box.error is not None:
+            raise box.error
+        view = self.view
+        if view is None:
+            view = self.view = self._look()
+        return view
+
+    def _look(self) -> torch.Tensor:
+        values = self.box.values
+        if values is None:
+            refuse_if_forked()
+            raise RuntimeError("CUDA error: the kernel that should have written this memory did not run")
+        size, stride, offset, dtype = self.layout
+        if values.dtype == dtype:
+            if values.shape == size and values.stride() == stride and values.storage_offset() == offset:
+                return values
+            return values.as_strided(size, stride, offset)
+        whole = torch.empty(0, dtype=dtype)
+        whole.set_(values.untyped_storage(), offset, size, stride)
+        return whole
+
+
+# Pinned memory is ordinary memory with a mark on its storage.  Torch keeps a storage's Python object, and so the mark,
+# as long as the storage lives.
+
+
+def mark_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    _storage_of(tensor)._syncagent_pinned = True
+    return tensor
+
+
+def is_pinned(tensor: torch.Tensor) -> bool:
+    """Whether a CPU tensor lies in memory that :func:`mark_pinned` was told of."""
+    return tensor.layout == torch.strided and getattr(_storage_of(tensor), "_syncagent_pinned", False)

@@ -1,0 +1,143 @@
+"""Random numbers: a seed and an offset, which the host keeps and advances, as CUDA's generator does.
+
+Each op gets a generator of its own made from them.  So the numbers do not depend on when the worker runs, and the CPU's
+generator is left alone.  The numbers are not CUDA's.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any
+
+import torch
+
+from syncagent.simulate import devices
+
+__all__ = ["CudaGenerator", "Generator", "RealGenerator", "default_state", "draw"]
+
+RealGenerator: Any = torch.Generator
+_DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
+_MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+_lock = threading.Lock()
+
+
+class State:
+    """Seed and offset."""
+
+    __slots__ = ("offset", "seed")
+
+    def __init__(self, seed: int = _DEFAULT_SEED) -> None:
+        self.seed = seed
+        self.offset = 0
+
+    def set_seed(self, seed: int) -> None:
+        self.seed = seed & (2**64 - 1)
+        self.offset = 0
+
+    def next(self) -> Any:
+        """A fresh CPU generator for one op."""
+        with _lock:
+            self.offset += 4
+            mixed = (self.seed * _MIX_SEED + self.offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
+        generator = RealGenerator()
+        generator.manual_seed(mixed)
+        return generator
+
+    def pack(self) -> torch.Tensor:
+        """The sixteen bytes of CUDA's generator state."""
+        return torch.frombuffer(bytearray(struct.pack("<QQ", self.seed, self.offset)), dtype=torch.uint8)
+
+    def unpack(self, packed: torch.Tensor) -> None:
+        if packed.dtype != torch.uint8 or packed.numel() != 16:
+            raise RuntimeError("RNG state is wrong size")
+        self.seed, self.offset = struct.unpack("<QQ", bytes(packed.tolist()))
+
+
+_defaults: dict[int, State] = {}
+
+
+def default_state(index: int) -> State:
+    return _defaults.setdefault(index, State())
+
+
+def draw(index: int, generator: Any) -> Any:
+    """A CPU generator for one op on a device, from the given generator or the device's own."""
+    if generator is None:
+        return default_state(index).next()
+    if isinstance(generator, CudaGenerator):
+        return generator._state.next()
+    raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+
+
+class _ByDevice(type):
+    """``torch.Generator(device)`` makes torch's own generator, or a simulated one for CUDA."""
+
+    def __call__(cls, device: Any = "cpu") -> Any:
+        device = torch.device(device)
+        if device.type != "cuda":
+            return RealGenerator(device)
+        made = CudaGenerator("cpu")
+        made._take(devices.index_of(device))
+        return made
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, RealGenerator)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, RealGenerator)
+
+
+class Generator(metaclass=_ByDevice):
+    """Takes the place of ``torch.Generator``."""
+
+
+class CudaGenerator(RealGenerator):  # type: ignore[misc]
+    """A generator for a simulated device."""
+
+    _state: State
+    _index: int
+
+    def _take(self, index: int, state: State | None = None) -> CudaGenerator:
+        self._index = index
+        self._state = State() if state is None else state
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return devices.shown(self._index)
+
+    def manual_seed(self, seed: int) -> CudaGenerator:
+        self._state.set_seed(seed)
+        return self
+
+    def seed(self) -> int:
+        self._state.set_seed(RealGenerator().seed())
+        return self._state.seed
+
+    def initial_seed(self) -> int:
+        return self._state.seed
+
+    def get_state(self) -> torch.Tensor:
+        return self._state.pack()
+
+    def set_state(self, state: torch.Tensor) -> CudaGenerator:
+        self._state.unpack(state)
+        return self
+
+    def get_offset(self) -> int:
+        return self._state.offset
+
+    def set_offset(self, offset: int) -> None:
+        self._state.offset = offset
+
+    def clone_state(self) -> CudaGenerator:
+        clone = CudaGenerator("cpu")._take(self._index)
+        clone._state.seed, clone._state.offset = self._state.seed, self._state.offset
+        return clone
+
+
+def default_generator(index: int) -> CudaGenerator:
+    """The device's own generator, as ``torch.cuda.default_generators`` holds it."""
+    made: CudaGenerator = CudaGenerator("cpu")
+    return made._take(index, default_state(index))

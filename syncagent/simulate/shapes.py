@@ -1,0 +1,85 @@
+"""Shapes of results, found on the meta device and remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from syncagent.simulate.devices import META
+from syncagent.simulate.memory import Layout, Placement, layout_of
+
+__all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta"]
+
+_LIMIT = 8192
+_known: dict[Any, Any] = {}
+
+
+class NoMetaKernelError(Exception):
+    """The op has no meta kernel: the shape cannot be told without running it."""
+
+
+class MetaError(Exception):
+    """The meta kernel refused the arguments."""
+
+
+def infer(op: Any, args: Any, kwargs: Any) -> Any:
+    """Layouts of what the op returns: one layout, a list of them, or what is no tensor.
+
+    Arguments are placements, CPU tensors and plain values.
+    """
+    try:
+        key = (op, _key(args, top=True), tuple((name, _key(value)) for name, value in kwargs.items()))
+        found = _known.get(key, _known)
+    except TypeError:  # an argument that cannot be hashed
+        key, found = None, _known
+    if found is _known:  # the one value that it cannot hold
+        try:
+            found = _layouts(
+                op(*[on_meta(x) for x in args], **{name: on_meta(value) for name, value in kwargs.items()})
+            )
+        except NotImplementedError:
+            found = NoMetaKernelError
+        except Exception as error:
+            # Not remembered: most likely the program's own mistake, which the CPU's kernel will put into words.
+            raise MetaError from error
+        if key is not None:
+            if len(_known) >= _LIMIT:
+                _known.clear()
+            _known[key] = found
+    if found is NoMetaKernelError:
+        raise NoMetaKernelError(str(op))
+    return found
+
+
+def on_meta(value: Any) -> Any:
+    if isinstance(value, Placement):
+        layout = value.layout
+        return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=META)
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    if isinstance(value, (list, tuple)):
+        return [on_meta(x) for x in value]
+    return META if isinstance(value, torch.device) else None if isinstance(value, torch.Generator) else value
+
+
+def _layouts(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return layout_of(result)
+    if isinstance(result, (list, tuple)):
+        return [_layouts(x) for x in result]
+    return result
+
+
+def _key(value: Any, *, top: bool = False) -> Any:
+    if isinstance(value, Placement):
+        return value.layout
+    if isinstance(value, (list, tuple)):
+        # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
+        scalars = top and any(isinstance(x, Placement) for x in value)
+        return tuple(float if scalars and type(x) is float else _key(x) for x in value)
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, tuple(value.shape), value.stride())
+    if isinstance(value, torch.Generator):
+        return None
+    return (type(value), value)

@@ -1,0 +1,253 @@
+"""Ops that are not run by the general rule, each with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from syncagent.simulate import copies, devices, dispatch, shapes
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.memory import Layout, Placement, contiguous_stride
+from syncagent.simulate.tensor import SimulatedTensor, make, new_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.simulate.facts import OpFacts
+
+aten = torch.ops.aten
+_set_base_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
+
+
+def _runs(*ops: Any) -> Callable[[Any], Any]:
+    def register(handler: Any) -> Any:
+        for op in ops:
+            dispatch.SPECIAL[op] = handler
+        return handler
+
+    return register
+
+
+# --- answered from what the host knows ----------------------------------------------------------------------------------
+
+
+@_runs(aten.detach.default, aten.alias.default)
+def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    """Views that change nothing: by far the most frequent ones."""
+    return make(args[0]._sim)
+
+
+@_runs(aten.lift.default, aten.lift_fresh.default)
+def _itself(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    return args[0]
+
+
+@_runs(aten.as_strided.default)
+def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Its offset counts from the beginning of the storage, not of the tensor."""
+    placement = args[0]._sim
+    offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
+    layout = Layout(
+        tuple(args[1]), tuple(args[2]), placement.layout.offset if offset is None else offset, placement.layout.dtype
+    )
+    return make(Placement(placement.box, layout, placement.index))
+
+
+@_runs(aten.as_strided_.default)
+def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    dispatch.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
+    return args[0]
+
+
+@_runs(aten.is_same_size.default)
+def _is_same_size(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
+    return bool(args[0].shape == args[1].shape)
+
+
+@_runs(aten._has_compatible_shallow_copy_type.default)
+def _can_take_data_of(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
+    return True  # as between CPU and CUDA; tensor.set_data does it
+
+
+@_runs(aten.is_pinned.default)
+def _is_pinned(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
+    return False
+
+
+@_runs(aten.record_stream.default)
+def _record_stream(_facts: OpFacts, _args: Any, _kwargs: Any) -> None:
+    """Memory is freed by Python's own count: a queued kernel holds on to it."""
+
+
+@_runs(aten._fused_sdp_choice.default)
+def _choose_attention(_facts: OpFacts, _args: Any, _kwargs: Any) -> int:
+    return 0  # the plain formula: CUDA's fused kernels have no CPU counterpart under the same name
+
+
+@_runs(aten.equal.default)
+def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Of the same memory, and of different shapes, torch knows the answer without a look."""
+    left, right = args
+    if facts.rule is not None and facts.rule.waits(args, kwargs) is None:
+        return bool(left.shape == right.shape)
+    return dispatch.run_generic(facts, args, kwargs)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+
+
+@_runs(aten.resize_.default)
+def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    target = args[0]
+    size = tuple(args[1])
+    form = kwargs.get("memory_format")
+    stride = contiguous_stride(size)
+    if form not in {None, torch.contiguous_format, torch.preserve_format}:
+        stride = torch.empty(size, device=devices.META, memory_format=form).stride()
+    placement = target._sim
+    if placement.layout.size != size:
+        dispatch.resize(target, Layout(size, stride, placement.layout.offset, placement.layout.dtype))
+    return target
+
+
+@_runs(aten.set_.source_Tensor)
+def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    target, source = args
+    if not (isinstance(target, SimulatedTensor) and isinstance(source, SimulatedTensor)):
+        raise SimulationError("set_ between a CPU tensor and one on simulated CUDA is not simulated")
+    _set_base_data(target, source)
+    target._sim = source._sim
+    return target
+
+
+@_runs(aten.empty_like.default)
+def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """No kernel: only memory."""
+    source = args[0]
+    form = {name: kwargs.get(name) for name in ("dtype", "memory_format")}
+    layout = shapes.infer(aten.empty_like.default, [source._sim], form)
+    device = kwargs.get("device")
+    if device is not None and device.type not in {devices.STAND_IN, "cuda"}:
+        return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=device)
+    return empty(layout, source._sim.index if device is None else devices.index_of(device))
+
+
+def empty(layout: Layout, index: int) -> SimulatedTensor:
+    """Memory that nobody has written to."""
+    made = new_output(layout, index)
+    placement = made._sim
+
+    def allocate() -> None:
+        placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+
+    dispatch.queue(devices.current_engine(index), allocate, [placement])
+    return made
+
+
+@_runs(aten._conj.default)
+def _conj(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    """torch keeps a bit that says "read this conjugated"; here the numbers are conjugated at once."""
+    return dispatch.run(aten._conj_physical.default, args, {})
+
+
+@_runs(aten._neg_view.default)
+def _neg(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    return dispatch.run(aten.neg.default, args, {})
+
+
+# --- indexing ---------------------------------------------------------------------------------------------------------------
+
+
+@_runs(aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+def _index_put(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """A value on the host goes to the device by a copy inside, unless the whole is a ``masked_fill``."""
+    target, indices, values = args[:3]
+    if not isinstance(values, SimulatedTensor) and values.dim() == 0 and isinstance(target, SimulatedTensor):
+        accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
+        used = [index for index in indices if index is not None]
+        fills = len(used) == 1 and used[0].dtype in {torch.bool, torch.uint8} and not accumulate
+        if not fills:
+            args = (target, indices, copies.to_device(values, target._sim.index), *args[3:])
+    return dispatch.run_generic(facts, args, kwargs)
+
+
+# --- random numbers: ops that have no argument for a generator ------------------------------------------------------------------
+
+
+@_runs(aten.native_dropout.default)
+def _dropout(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    source, p, train = args
+    if not train or p == 0:
+        return aten.clone.default(source), aten.ones_like.default(source, dtype=torch.bool)
+    keep = aten.bernoulli_.float(aten.empty_like.default(source, dtype=torch.bool), 1 - p)
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return aten.mul.Tensor(aten.mul.Tensor(source, keep), scale), keep
+
+
+def _like(fill: Callable[..., Any]) -> Any:
+    def handler(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+        generator = {"generator": kwargs["generator"]} if kwargs.get("generator") is not None else {}
+        form = {k: v for k, v in kwargs.items() if k in {"dtype", "device", "memory_format"} and v is not None}
+        return fill(aten.empty_like.default(args[0], **form), *args[1:], **generator)
+
+    return handler
+
+
+def _register_like() -> None:
+    fills = {
+        "rand_like": lambda made, **g: made.uniform_(**g),
+        "randn_like": lambda made, **g: made.normal_(**g),
+    }
+    for name, fill in fills.items():
+        for overload in getattr(aten, name).overloads():
+            if "out" not in overload:
+                dispatch.SPECIAL[getattr(getattr(aten, name), overload)] = _like(fill)
+    for overload in aten.randint_like.overloads():
+        if "out" not in overload and "Tensor" not in overload:
+            dispatch.SPECIAL[getattr(aten.randint_like, overload)] = _like(
+                lambda made, *bounds, **g: made.random_(*((0, *bounds) if len(bounds) == 1 else bounds), **g)
+            )
+
+
+_register_like()
+
+
+# --- results on two devices ---------------------------------------------------------------------------------------------------
+
+
+@_runs(aten._pack_padded_sequence.default)
+def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
+    """The lengths are on the CPU, and so are the batch sizes: nothing here waits on CUDA."""
+    source, lengths = args[0], args[1]
+    batch_first = bool(args[2]) if len(args) > 2 else False
+    if isinstance(lengths, SimulatedTensor):
+        raise RuntimeError("'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor")
+    padded = source.transpose(0, 1) if batch_first else source
+    longest = int(lengths[0])
+    batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(longest)], dtype=torch.int64)
+    data = torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])
+    return data, batch_sizes
+
+
+# --- what has no simulation ------------------------------------------------------------------------------------------------------
+
+
+def _unsupported(what: str, *ops: Any) -> None:
+    def handler(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+        raise SimulationError(f"{facts.name}: {what} are not simulated on CUDA")
+
+    for op in ops:
+        for overload in op.overloads():
+            dispatch.SPECIAL[getattr(op, overload)] = handler
+
+
+_unsupported(
+    "sparse tensors",
+    aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
+    aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
+)  # fmt: skip
+_unsupported("nested tensors", aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer)
+_unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
+
+__all__ = ["empty"]

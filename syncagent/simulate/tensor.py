@@ -1,0 +1,333 @@
+"""The tensor that says ``cuda`` and holds a placement instead of numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import handle_torch_function
+
+from syncagent.simulate import devices
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["SimulatedTensor", "adopt", "make", "new_output", "set_data"]
+
+TensorBase: Any = torch._C.TensorBase
+_cpp_device = TensorBase.device.__get__
+_set_base_data = TensorBase.data.__set__
+_get_base_item = TensorBase.__getitem__
+_set_base_item = TensorBase.__setitem__
+_mode_is_on = torch._C._is_torch_function_mode_enabled
+# With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+dispatch: Callable[[Any, Any, Any], Any]
+"""Runs an op; dispatch.py puts it here."""
+
+reduce: Callable[[SimulatedTensor], Any]
+"""Pickles a tensor; serialization.py puts it here."""
+
+_NO_KWARGS: dict[str, Any] = {}
+
+
+class SimulatedTensor(torch.Tensor):
+    """A tensor on a simulated CUDA device."""
+
+    _sim: Placement
+    # No detour through Python for each API call; modes see the calls all the same.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls: type, data: Any = None, *, requires_grad: bool = False, **_: Any) -> Any:
+        """Called by code that rebuilds a tensor of the same type: ``type(x)(data)``."""
+        if isinstance(data, SimulatedTensor):
+            return data.detach().requires_grad_(requires_grad)
+        host = torch.empty(0) if data is None else torch.as_tensor(data, device="cpu")
+        return host.to(devices.stand_in(devices.current())).requires_grad_(requires_grad)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or _NO_KWARGS)
+
+    # --- what it says of itself -----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return devices.shown(self._sim.index)
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def is_lazy(self) -> bool:
+        return False
+
+    def get_device(self) -> int:
+        return self._sim.index
+
+    def data_ptr(self) -> int:
+        placement = self._sim
+        return placement.box.address + placement.layout.offset * placement.layout.dtype.itemsize
+
+    def const_data_ptr(self) -> int:
+        return self.data_ptr()
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return False
+
+    def pin_memory(self, device: Any = None) -> torch.Tensor:
+        raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
+
+    def is_shared(self) -> bool:
+        return True  # as for every CUDA tensor
+
+    def share_memory_(self) -> SimulatedTensor:
+        return self
+
+    def record_stream(self, stream: Any) -> None:
+        pass  # memory is freed by Python's own count here: a queued kernel holds on to it
+
+    def untyped_storage(self) -> Any:
+        return Storage(self)
+
+    def storage(self) -> Any:
+        return Storage(self)
+
+    def _typed_storage(self) -> Any:
+        return Storage(self)
+
+    def type(self, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
+        if dtype is None:
+            return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
+        return torch.Tensor.type(self, dtype, non_blocking)
+
+    # --- what needs the numbers ------------------------------------------------------------------------------------
+
+    def tolist(self) -> Any:
+        if _mode_is_on():
+            return handle_torch_function(SimulatedTensor.tolist, (self,), self)
+        return self.cpu().tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
+            "memory first."
+        )
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.numpy()
+
+    def __format__(self, spec: str) -> str:
+        if self.dim() == 0:
+            return format(self.item(), spec)
+        return object.__format__(self, spec)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        text = torch._tensor_str._str(self, tensor_contents=tensor_contents)
+        prefix = f"{type(self).__name__}("
+        if text.startswith(prefix):
+            # Continuation lines are indented by the length of the prefix.
+            excess = " " * (len(prefix) - len("tensor("))
+            text = "tensor(" + text[len(prefix) :].replace("\n" + excess, "\n")
+        return "Parameter containing:\n" + text if isinstance(self, torch.nn.Parameter) else text
+
+    # --- indexing: Python data among the indices goes to the device by a copy, as the C++ binding does it for CUDA --
+
+    def __getitem__(self, index: Any) -> Any:
+        if _mode_is_on():
+            return handle_torch_function(SimulatedTensor.__getitem__, (self,), self, index)
+        return _get_base_item(self, self._on_device(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if _mode_is_on():
+            handle_torch_function(SimulatedTensor.__setitem__, (self,), self, index, value)
+            return
+        index = self._on_device(index)
+        if isinstance(value, (bool, int, float, complex)):
+            # For CUDA the binding makes this tensor on the CPU: hence the copy that `v[3] = 1.0` waits for.
+            value = torch.scalar_tensor(value, dtype=self.dtype, device="cpu")
+        _set_base_item(self, index, value)
+
+    def _on_device(self, index: Any) -> Any:
+        kind = type(index)
+        if kind is int or kind is slice or kind is SimulatedTensor:
+            return index
+        if kind is tuple:
+            return tuple(self._on_device_one(part) for part in index)
+        if kind is list and any(isinstance(part, (slice, torch.Tensor, type(None), type(...))) for part in index):
+            return tuple(self._on_device_one(part) for part in index)
+        return self._on_device_one(index)
+
+    def _on_device_one(self, index: Any) -> Any:
+        if not isinstance(index, (list, range)) and type(index).__module__ != "numpy":
+            return index
+        if getattr(index, "shape", None) == ():
+            return index
+        if isinstance(index, (list, range)):
+            found = torch.tensor(list(index), device="cpu")
+            if not found.numel() and found.dtype.is_floating_point:
+                found = found.long()  # an empty list says nothing of its type
+        else:
+            found = torch.from_numpy(index)
+        return found.to(self.device)
+
+    # --- copies of the whole object -----------------------------------------------------------------------------------
+
+    def __copy__(self) -> SimulatedTensor:
+        again = make(self._sim).requires_grad_(self.requires_grad)
+        again.__dict__.update(self.__dict__)
+        return again
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) in memo:
+            return memo[id(self)]
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
+            )
+        with torch.no_grad():
+            again = self.detach().clone(memory_format=torch.preserve_format)
+        again.requires_grad_(self.requires_grad)
+        memo[id(self)] = again
+        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_sim"})
+        if self.grad is not None:
+            again.grad = copy.deepcopy(self.grad, memo)
+        return again
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduce(self)
+
+    # --- doors that stay shut ------------------------------------------------------------------------------------------
+
+    def __dlpack__(self, *_: Any, **__: Any) -> Any:
+        raise SimulationError("DLPack is not simulated: there is no device memory that another library could read")
+
+    def __dlpack_device__(self) -> Any:
+        return self.__dlpack__()
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
+
+
+# The names under which modes see the calls that are Python functions here and C++ ones in torch.
+for _name in ("__getitem__", "__setitem__", "tolist"):
+    _method = getattr(SimulatedTensor, _name)
+    _method.__module__, _method.__qualname__ = "torch", f"Tensor.{_name}"
+
+
+class Storage:
+    """As much of a storage as programs look at: identity, size, address."""
+
+    def __init__(self, tensor: SimulatedTensor) -> None:
+        placement = tensor._sim
+        self._box = placement.box
+        self.device = tensor.device
+        self.dtype = tensor.dtype
+        self.is_cuda = True
+        self._cdata = self._box.address
+
+    def data_ptr(self) -> int:
+        return self._box.address
+
+    def nbytes(self) -> int:
+        return self._box.nbytes
+
+    def size(self) -> int:
+        return self._box.nbytes // self.dtype.itemsize
+
+    def untyped(self) -> Storage:
+        return self
+
+    @property
+    def _untyped_storage(self) -> Storage:
+        return self
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return False
+
+    def resize_(self, size: int) -> Any:
+        raise SimulationError(f"resizing a storage in place (to {size}) is not simulated; resize the tensor")
+
+    def __len__(self) -> int:
+        return self.size()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and other._box is self._box
+
+    def __hash__(self) -> int:
+        return id(self._box)
+
+
+def make(placement: Placement) -> SimulatedTensor:
+    size, stride, offset, dtype = placement.layout
+    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        SimulatedTensor,
+        size,
+        strides=stride,
+        storage_offset=offset,
+        dtype=dtype,
+        device=devices.stand_in(placement.index),
+        _extra_dispatch_keys=_AUTOCAST_KEYS,
+    )
+    tensor._sim = placement
+    return tensor
+
+
+def new_output(layout: Layout, index: int) -> SimulatedTensor:
+    """A tensor in memory of its own that a queued kernel will fill."""
+    return make(Placement(Box(nbytes_of(layout)), layout, index))
+
+
+def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
+    """A tensor over memory that is filled already."""
+    if values.layout != torch.strided or values.is_quantized:
+        raise SimulationError(f"tensors of layout {values.layout} and type {values.dtype} are not simulated on CUDA")
+    layout = layout_of(values)
+    placement = Placement(Box(TensorBase.untyped_storage(values).nbytes(), values), layout, index)
+    placement.view = values
+    return make(placement)
+
+
+def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """``tensor.data = data``: torch's own setter where both are of one kind, and otherwise a swap of what they are."""
+    to_device, on_device = isinstance(data, SimulatedTensor), isinstance(tensor, SimulatedTensor)
+    if to_device and on_device:
+        _set_base_data(tensor, data)
+        tensor._sim = data._sim  # type: ignore[attr-defined]
+        return
+    if not to_device and not on_device:
+        _set_base_data(tensor, data)
+        return
+    # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor and
+    # a simulated one are of different classes, so the objects exchange everything but their identity.
+    grad, tensor.grad = tensor.grad, None
+    fresh = data.detach()
+    if isinstance(tensor, torch.nn.Parameter):
+        fresh = torch.nn.Parameter(fresh, tensor.requires_grad)
+    elif tensor.is_leaf:
+        fresh.requires_grad_(tensor.requires_grad)
+    try:
+        torch.utils.swap_tensors(tensor, fresh)
+    except RuntimeError as error:
+        raise SimulationError(
+            "the simulated device cannot move this tensor between host and device in place, because something else "
+            "holds on to it (an autograd graph or a weak reference); move the model before its first forward"
+        ) from error
+    if grad is not None:
+        moved = grad.detach().to(data.device)
+        torch.utils.swap_tensors(grad, moved)
+        tensor.grad = grad

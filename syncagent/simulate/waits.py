@@ -1,0 +1,58 @@
+"""Where the host waits for the device: who is told of it, and what the simulation waits for on its own account."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from syncagent.event import SyncKind
+
+__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported"]
+
+T = TypeVar("T")
+
+
+class WaitObserver(Protocol):
+    """Is told of each wait that a GPU would have caused too."""
+
+    def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
+        """Called on the waiting thread, in its caller's stack, before the wait and before the op; it may raise."""
+
+    def after(self, token: object, start_ns: int, end_ns: int) -> None:
+        """Called when the wait is over, with what :meth:`before` returned and ``time.perf_counter_ns`` of both ends."""
+
+
+_observer: WaitObserver | None = None
+_internal: Counter[str] = Counter()
+
+
+def observe(observer: WaitObserver | None) -> None:
+    """Tell this observer from now on, and no other."""
+    global _observer
+    _observer = observer
+
+
+def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T]) -> T:
+    """Wait as CUDA would: what the host waits for includes the op itself, which runs on the device."""
+    observer = _observer
+    if observer is None:
+        return wait()
+    token = observer.before(op, kind, args)
+    start = time.perf_counter_ns()
+    try:
+        return wait()
+    finally:
+        observer.after(token, start, time.perf_counter_ns())
+
+
+def internal(reason: str) -> None:
+    """Count a wait that only the simulation needs: CUDA would not wait, so nobody is told."""
+    _internal[reason] += 1
+
+
+def internal_waits() -> Counter[str]:
+    return _internal.copy()

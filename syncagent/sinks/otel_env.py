@@ -1,0 +1,207 @@
+"""Checks the ``OTEL_*`` variables that matter here, in words a person can act on.
+
+The SDK reads most of them itself, each in its own way: a malformed value may be an exception at import, a warning in
+a log that nobody reads, or a default taken in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from syncagent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["check", "endpoint", "exporter", "is_disabled", "otlp", "positive_int", "protocol"]
+
+HTTP: Final = "http/protobuf"
+GRPC: Final = "grpc"
+
+_EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
+"""Values of ``OTEL_TRACES_EXPORTER``, with the protocol that each one fixes."""
+
+_SAMPLERS = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+
+
+def _is_number(low: float, high: float) -> Callable[[str], bool]:
+    def is_valid(value: str) -> bool:
+        try:
+            return low <= float(value) <= high
+        except ValueError:
+            return False
+
+    return is_valid
+
+
+def _is_one_of(*allowed: str) -> Callable[[str], bool]:
+    return lambda value: value.lower() in allowed
+
+
+def _is_int(low: int) -> Callable[[str], bool]:
+    return lambda value: re.fullmatch(r"\d+", value) is not None and int(value) >= low
+
+
+def _is_pairs(value: str) -> bool:
+    """Whether it is ``key=value,key=value``; empty items are let pass."""
+    return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    variables: tuple[str, ...]
+    allowed: str
+    is_valid: Callable[[str], bool]
+    is_secret: bool = False
+    """The value must not be shown."""
+
+
+_ALWAYS = (
+    _Rule(("OTEL_SDK_DISABLED",), "true or false", _is_one_of("true", "false")),
+    _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
+    _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
+    _Rule(("OTEL_RESOURCE_ATTRIBUTES",), "key=value,key=value", _is_pairs),
+    _Rule(
+        ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+        "a whole number from 1",
+        _is_int(1),
+    ),
+    _Rule(
+        (
+            "OTEL_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_SPAN_EVENT_COUNT_LIMIT",
+            "OTEL_SPAN_LINK_COUNT_LIMIT",
+            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+        ),
+        "a whole number from 0",
+        _is_int(0),
+    ),
+)
+
+
+def otlp(setting: str) -> tuple[str, str]:
+    """Both names of an OTLP exporter's setting, the one that counts first."""
+    return f"OTEL_EXPORTER_OTLP_TRACES_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
+
+
+_OTLP = (
+    _Rule(otlp("TIMEOUT"), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
+    _Rule(otlp("COMPRESSION"), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
+    _Rule(otlp("HEADERS"), "key=value,key=value", _is_pairs, is_secret=True),
+    _Rule(
+        (*otlp("CERTIFICATE"), *otlp("CLIENT_KEY"), *otlp("CLIENT_CERTIFICATE")),
+        "the path of a file",
+        lambda value: Path(value).is_file(),
+    ),
+)
+_RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(0.0, 1.0))
+
+
+def check(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError, which names variable, value and what is allowed, for the first value that is malformed."""
+    _obey(_ALWAYS, environ)
+    if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
+        _obey([_RATIO], environ)
+    queue, batch = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+    if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
+        raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
+    if exporter(environ) == "otlp":
+        protocol(environ)
+        endpoint(environ)
+        _obey(_OTLP, environ)
+
+
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def exporter(environ: Mapping[str, str]) -> str | None:
+    """``otlp`` or ``none`` where the environment says so, by name or by giving an endpoint."""
+    named = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if named == "none":
+        return "none"
+    return "otlp" if named or _first(environ, otlp("ENDPOINT")) else None
+
+
+def protocol(environ: Mapping[str, str]) -> str:
+    """The OTLP protocol, ``http/protobuf`` unless something else is asked for."""
+    variable, value = "OTEL_TRACES_EXPORTER", environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    chosen = _EXPORTERS.get(value)
+    if chosen is None:
+        variable, value = _first(environ, otlp("PROTOCOL")) or ("", HTTP)
+        chosen = value.strip().lower()
+    if chosen not in {HTTP, GRPC}:
+        raise ConfigError(f"{variable}={value!r} is not allowed; allowed: {HTTP}, {GRPC}")
+    if chosen == GRPC and not _has_grpc():
+        raise ConfigError(
+            f"{variable}={value!r} needs the package opentelemetry-exporter-otlp-proto-grpc, which is not installed "
+            f"(pip install 'syncagent[grpc]'); allowed without it: {HTTP}"
+        )
+    return chosen
+
+
+def endpoint(environ: Mapping[str, str]) -> str:
+    """Where spans go, for people to read: with the path that is added to a base address, without a password."""
+    is_grpc = protocol(environ) == GRPC
+    default = "http://localhost:4317" if is_grpc else "http://localhost:4318"
+    variable, value = _first(environ, otlp("ENDPOINT")) or ("", default)
+    allowed = "a URL such as http://localhost:4317 or localhost:4317" if is_grpc else f"a URL such as {default}"
+    text = value if "://" in value or not is_grpc else f"http://{value}"
+    try:
+        url = urlsplit(text)
+        is_valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, a bracket left open
+        is_valid = False
+    if not is_valid or value != value.strip():
+        raise ConfigError(f"{variable}={_without_password(value)!r} is not allowed; allowed: {allowed}")
+    shown = _without_password(value)
+    if is_grpc or variable.endswith("TRACES_ENDPOINT"):
+        return shown
+    return shown.rstrip("/") + "/v1/traces"
+
+
+def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int:
+    """The variable's value, which has been checked."""
+    return int(environ.get(variable) or default)
+
+
+def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:
+    for rule in rules:
+        for variable in rule.variables:
+            value = environ.get(variable, "")
+            if value.strip() and not rule.is_valid(value.strip()):
+                shown = "(not shown)" if rule.is_secret else repr(value)
+                raise ConfigError(f"{variable}={shown} is not allowed; allowed: {rule.allowed}")
+
+
+def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, str] | None:
+    return next(((name, environ[name]) for name in variables if environ.get(name)), None)
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"(://|^)[^/@]*@", r"\1", address)
+
+
+def _has_grpc() -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
+    except ImportError:
+        return False

@@ -1,0 +1,285 @@
+"""A queue of finished spans and the thread that sends them, both bounded, with an account of every span.
+
+The SDK's BatchSpanProcessor does the same and says neither what it dropped nor ends in time: its shutdown waits up to
+30 s for a collector that hangs, and at exit no other thread can be started to cut that short.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox"]
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long the end of the run may wait for spans to be sent."""
+
+GRACE_S = 2.0
+"""The same once something has gone wrong: time for one retry."""
+
+_LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
+"""What exporters log through.  Silenced for records of the sending thread only: the program may have its own."""
+
+
+class Exporter(Protocol):
+    """What is needed of the SDK's SpanExporter."""
+
+    def export(self, spans: Sequence[ReadableSpan], /) -> SpanExportResult: ...
+    def shutdown(self) -> None: ...
+
+
+class Outbox(SpanProcessor):
+    """Queues spans as they end and has them exported in batches on a thread of its own.
+
+    ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
+    at most once, with a reason.  When the queue is full the oldest span is dropped.
+    """
+
+    def __init__(
+        self,
+        make_exporter: Callable[[], Exporter],
+        *,
+        max_queue: int = 2048,
+        max_batch: int = 512,
+        delay_s: float = 5.0,
+        on_trouble: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        self._make_exporter = make_exporter
+        self._max_queue = max_queue
+        self._max_batch = min(max_batch, max_queue)
+        self._delay_s = delay_s
+        self._on_trouble = on_trouble
+        self._reset()
+        self._start()
+        after_fork = weakref.WeakMethod(self._reset)
+
+        def in_child() -> None:
+            reset = after_fork()
+            if reset is not None:
+                reset()
+
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=in_child)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[ReadableSpan] = deque()
+        self._due = 0.0
+        self._sending = 0
+        self._exported = self._failed = self._dropped = 0
+        self._is_closing = self._is_abandoned = False
+        self._flushing = 0
+        self._trouble_at: float | None = None
+        self._complaint: str | None = None
+        self._has_told = False
+        self._thread: threading.Thread | None = None
+
+    def _start(self) -> None:
+        # The exporter's loggers exist once its modules are imported.
+        exporter = self._make_exporter()
+        self._thread = threading.Thread(target=self._work, args=(exporter,), name="syncagent-spans", daemon=True)
+        self._thread.start()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if not (span.context and span.context.trace_flags.sampled):
+            return
+        with self._changed:
+            if self._is_closing:
+                self._dropped += 1
+                return
+            if len(self._queue) >= self._max_queue:
+                self._queue.popleft()
+                self._dropped += 1
+            self._queue.append(span)
+            waiting = len(self._queue)
+            if waiting == 1:
+                self._due = time.monotonic() + self._delay_s
+            if waiting == 1 or waiting >= self._max_batch:
+                self._changed.notify_all()
+        if self._thread is None:  # a forked child
+            try:
+                self._start()
+            except Exception as error:
+                self._tell(f"no thread to send them: {error}")
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Have everything sent now; say whether that was done in time."""
+        with self._changed:
+            self._flushing += 1
+            self._changed.notify_all()
+            is_done = self._changed.wait_for(lambda: not self._queue and not self._sending, timeout_millis / 1e3)
+            self._flushing -= 1
+            return is_done
+
+    def shutdown(self) -> None:
+        self.close()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is left, but come back in that time: sooner if the other side has shown that it is in trouble."""
+        with self._changed:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            self._changed.notify_all()
+            began = time.monotonic()
+            while self._queue or self._sending:
+                grace = timeout_s if self._trouble_at is None else max(self._trouble_at - began, 0.0) + GRACE_S
+                left = began + min(timeout_s, grace) - time.monotonic()
+                if self._thread is None or left <= 0:
+                    break
+                self._changed.wait(left)
+            lost = len(self._queue) + self._sending
+            self._is_abandoned = True
+            self._failed += self._sending
+            self._dropped += len(self._queue)
+            self._sending = 0
+            self._queue.clear()
+            self._changed.notify_all()
+        if lost:
+            self._tell(f"no answer within {timeout_s:g} s")
+        elif self._thread is not None:
+            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+
+    def stats(self) -> dict[str, int]:
+        """How many spans the other side took, how many it did not, and how many were never offered to it."""
+        with self._changed:
+            return {"exported": self._exported, "failed": self._failed, "dropped": self._dropped}
+
+    def _work(self, exporter: Exporter) -> None:
+        # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        overheard = _Overheard(self._overhear)
+        overheard.attach()
+        try:
+            while batch := self._next_batch():
+                self._send(exporter, batch)
+            exporter.shutdown()
+        except Exception as error:
+            self._tell(_describe(error))
+        finally:
+            overheard.detach()
+
+    def _next_batch(self) -> list[ReadableSpan]:
+        """Wait until a batch is due; empty when it is all over."""
+        with self._changed:
+            while True:
+                if self._is_abandoned or (self._is_closing and not self._queue):
+                    return []
+                wait_s = self._due - time.monotonic() if self._queue else None
+                is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
+                if wait_s is not None and (is_due or wait_s <= 0):
+                    self._sending = min(len(self._queue), self._max_batch)
+                    batch = [self._queue.popleft() for _ in range(self._sending)]
+                    self._due = time.monotonic() + self._delay_s
+                    return batch
+                self._changed.wait(wait_s)
+
+    def _send(self, exporter: Exporter, batch: list[ReadableSpan]) -> None:
+        reason = "the exporter reported a failure"
+        try:
+            is_sent = exporter.export(batch) is SpanExportResult.SUCCESS
+        except Exception as error:
+            is_sent, reason = False, _describe(error)
+        with self._changed:
+            if self._is_abandoned:
+                return  # counted when it was given up
+            self._sending = 0
+            if is_sent:
+                self._exported += len(batch)
+                self._trouble_at = self._complaint = None
+            else:
+                self._failed += len(batch)
+                self._trouble_at = self._trouble_at or time.monotonic()
+            self._changed.notify_all()
+        if not is_sent:
+            self._tell(reason)
+
+    def _overhear(self, message: str) -> None:
+        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
+        with self._changed:
+            self._complaint = self._complaint or message
+            self._trouble_at = self._trouble_at or time.monotonic()
+            self._changed.notify_all()
+
+    def _tell(self, reason: str) -> None:
+        """Spans are lost; the exporter's first complaint says best why."""
+        with self._changed:
+            if self._has_told:
+                return
+            self._has_told = True
+            reason = self._complaint or reason
+        self._on_trouble(reason)
+
+
+class AgentTracerProvider(TracerProvider):
+    """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
+
+    def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
+        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        self._outbox = outbox
+        self._journal: Callable[[], Path | None] = lambda: None
+        if outbox is not None:
+            self.add_span_processor(outbox)
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal's file, once something has been written to it."""
+        return self._journal()
+
+    def stats(self) -> dict[str, int]:
+        return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is left within that time, and stop."""
+        if self._outbox is not None:
+            self._outbox.close(timeout_s)
+
+    def shutdown(self) -> None:
+        self.close()
+
+
+class _Overheard(logging.Filter):
+    """Hands over what is logged on this thread instead of letting it through."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__()
+        self._take = take
+        self._thread = threading.get_ident()
+        self._loggers: list[logging.Logger] = []
+
+    def attach(self) -> None:
+        for name, logger in list(logging.root.manager.loggerDict.items()):
+            if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
+                logger.addFilter(self)
+                self._loggers.append(logger)
+
+    def detach(self) -> None:
+        for logger in self._loggers:
+            logger.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread:
+            return True
+        if record.levelno >= logging.WARNING:
+            self._take(record.getMessage())
+        return False
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,145 @@
+"""The SDK's tracer provider for the command line and autostart; users of the library bring their own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from syncagent.errors import ConfigError
+from syncagent.log import get_logger
+from syncagent.sinks import otel_env, semconv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.sdk.resources import Resource
+
+    from syncagent.sinks.journal import JournalExporter
+    from syncagent.sinks.outbox import AgentTracerProvider, Exporter, Outbox
+
+__all__ = ["build_provider"]
+
+JOURNAL_DELAY_S = 1.0
+"""How much of a run may be missing from the journal when the process is killed."""
+
+
+def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) -> tuple[AgentTracerProvider, str]:
+    """A provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is, in words.
+
+    ``run_resource`` adds to the resource (``syncagent.rank``, ``syncagent.world_size``); what OTEL_RESOURCE_ATTRIBUTES
+    and OTEL_SERVICE_NAME say counts more.  A malformed variable raises ConfigError.
+    """
+    otel_env.check(os.environ)
+    try:
+        # Checked first, imported now: the SDK reads some variables at import.
+        from syncagent.sinks.outbox import AgentTracerProvider
+
+        resource = _resource(run_resource)
+        if otel_env.is_disabled(os.environ):
+            return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
+        chosen = otel_env.exporter(os.environ)
+        if chosen == "none":
+            return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
+        if chosen == "otlp":
+            target = otel_env.endpoint(os.environ)
+            outbox = _outbox(_otlp_exporter(otel_env.protocol(os.environ)), 5.0, lambda why: _say_lost(target, why))
+            return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
+        if journal is None:
+            return _silent(resource), "nowhere: no OTLP endpoint and no journal"
+        exporters = _Journals(journal)
+        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S))
+        provider._journal = exporters.path
+    except (ImportError, RuntimeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+    return provider, f"journal {journal}"
+
+
+class _Journals:
+    """Makes journal exporters: a second one in a forked child, with a file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pid = os.getpid()
+        self._latest: JournalExporter | None = None
+
+    def __call__(self) -> JournalExporter:
+        from syncagent.sinks.journal import JournalExporter
+
+        path = self._path
+        if os.getpid() != self._pid:
+            path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
+        self._latest = JournalExporter(path)
+        return self._latest
+
+    def path(self) -> Path | None:
+        return None if self._latest is None else self._latest.path
+
+
+def _otlp_exporter(protocol: str) -> Callable[[], Exporter]:
+    def make() -> Exporter:
+        if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
+            module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+            exporter: Exporter = module.OTLPSpanExporter()
+            return exporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter()
+
+    return make
+
+
+def _outbox(
+    make_exporter: Callable[[], Exporter],
+    delay_s: float,
+    on_trouble: Callable[[str], None] = lambda _reason: None,
+) -> Outbox:
+    from syncagent.sinks.outbox import Outbox
+
+    return Outbox(
+        make_exporter,
+        max_queue=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2048),
+        max_batch=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
+        delay_s=otel_env.positive_int(os.environ, "OTEL_BSP_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
+        on_trouble=on_trouble,
+    )
+
+
+def _silent(resource: Resource) -> AgentTracerProvider:
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+    from syncagent.sinks.outbox import AgentTracerProvider
+
+    return AgentTracerProvider(resource, None, ALWAYS_OFF)
+
+
+def _say_lost(target: str, reason: str) -> None:
+    get_logger().warning("spans are being lost; training goes on, this is said once", to=target, reason=reason)
+
+
+def _resource(run_resource: Mapping[str, str | int]) -> Resource:
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    attributes: dict[str, str | int] = {
+        semconv.SERVICE_NAME: _script_name(),
+        semconv.HOST_NAME: socket.gethostname(),
+        semconv.PROCESS_PID: os.getpid(),
+        **run_resource,
+    }
+    said = OTELResourceDetector().detect().attributes  # Resource.create lets what it is given win over the environment
+    return Resource.create({key: value for key, value in attributes.items() if key not in said})
+
+
+def _script_name() -> str:
+    """``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before the script begins."""
+    arguments = getattr(sys, "argv", None) or [""]
+    first: str = arguments[0]
+    if first == "-m":
+        after = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
+        return after[0] if after else "python"
+    return Path(first).stem if first not in {"", "-", "-c"} else "python"

@@ -1,0 +1,53 @@
+"""Names of the spans, attributes and resource keys that leave the program."""
+
+from __future__ import annotations
+
+from typing import Final
+
+INSTRUMENTATION: Final = "syncagent"
+"""Name of the instrumentation scope."""
+
+STEP_SPAN: Final = "train.step"
+
+# OpenTelemetry's own names: https://opentelemetry.io/docs/specs/semconv/registry/attributes/
+CODE_FILE_PATH: Final = "code.file.path"
+CODE_LINE_NUMBER: Final = "code.line.number"
+CODE_FUNCTION_NAME: Final = "code.function.name"
+CODE_STACKTRACE: Final = "code.stacktrace"
+THREAD_NAME: Final = "thread.name"
+SERVICE_NAME: Final = "service.name"
+HOST_NAME: Final = "host.name"
+PROCESS_PID: Final = "process.pid"
+
+# On every sync.
+OP: Final = "syncagent.op"
+API: Final = "syncagent.api"
+KIND: Final = "syncagent.kind"
+PHASE: Final = "syncagent.phase"
+STEP: Final = "syncagent.step"
+DEVICE: Final = "syncagent.device"
+STREAM: Final = "syncagent.stream"
+STALL_MS: Final = "syncagent.stall_ms"
+RANK: Final = "syncagent.rank"
+ALLOWED: Final = "syncagent.allowed"
+POLICY: Final = "syncagent.policy"
+SENSOR: Final = "syncagent.sensor"
+SOURCE: Final = "syncagent.source"
+SHAPES: Final = "syncagent.shapes"
+RANGES: Final = "syncagent.ranges"
+MODULE: Final = "syncagent.module"
+
+# The forward line behind a sync of the backward pass; the library's line where the user's is further out.
+FORWARD_FILE_PATH: Final = "syncagent.forward.file.path"
+FORWARD_LINE_NUMBER: Final = "syncagent.forward.line.number"
+FORWARD_FUNCTION_NAME: Final = "syncagent.forward.function.name"
+LIBRARY_FILE_PATH: Final = "syncagent.library.file.path"
+LIBRARY_LINE_NUMBER: Final = "syncagent.library.line.number"
+LIBRARY_FUNCTION_NAME: Final = "syncagent.library.function.name"
+
+# On the step: all its syncs, those included that were too short for a span.
+STEP_SYNCS: Final = "syncagent.step.syncs"
+STEP_STALL_MS: Final = "syncagent.step.stall_ms"
+
+# On the resource, beside RANK.
+WORLD_SIZE: Final = "syncagent.world_size"

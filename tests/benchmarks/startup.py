@@ -1,0 +1,73 @@
+"""What an interpreter pays at start: without the package, with its ``.pth``, with ``SYNCAGENT=1``, with torch on top.
+
+    python tests/benchmarks/startup.py [--rounds 40]
+
+Rounds are interleaved, so that a slow moment of the machine hits all variants alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+VARIANTS = {
+    "python -I -S (no .pth is read at all)": (["-I", "-S"], {}, "pass"),
+    "python, .pth there, variable unset": ([], {}, "pass"),
+    "python, SYNCAGENT=1, torch never imported": ([], {"SYNCAGENT": "1"}, "pass"),
+    "import torch, variable unset": ([], {}, "import torch"),
+    "import torch, SYNCAGENT=1 SYNCAGENT_DETAIL=syncs": (
+        [],
+        {"SYNCAGENT": "1", "SYNCAGENT_DETAIL": "syncs", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_LOG_LEVEL": "error"},
+        "import torch",
+    ),
+}
+
+
+def one_ms(options: list[str], extra: dict[str, str], code: str) -> float:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNCAGENT")} | extra
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *options, "-c", code], env=environment, check=True, capture_output=True)
+    return (time.perf_counter() - began) * 1e3
+
+
+def pth_us() -> float:
+    """The line of the ``.pth`` itself, with the variable unset, in microseconds."""
+    os.environ.pop("SYNCAGENT", None)
+    line = 'import os; os.environ.get("SYNCAGENT", "0") not in ("", "0") and None'
+    code = compile(line, "pth", "exec")
+    times = []
+    for _ in range(2000):
+        began = time.perf_counter_ns()
+        exec(code, {})
+        times.append(time.perf_counter_ns() - began)
+    return statistics.median(times) / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(arguments.rounds):
+        for name, variant in VARIANTS.items():
+            if "torch" in variant[2] and len(times[name]) >= max(arguments.rounds // 4, 3):
+                continue
+            times[name].append(one_ms(*variant))
+    result = {name: {"median_ms": round(statistics.median(t), 2), "rounds": len(t)} for name, t in times.items()}
+    for name, row in result.items():
+        print(f"{row['median_ms']:9.2f} ms  {name}")
+    print(f"{pth_us():9.2f} µs  the line of the .pth itself")
+    if arguments.out:
+        with open(arguments.out, "w", encoding="utf-8") as stream:
+            json.dump({"python": platform.python_version(), "pth_line_us": pth_us(), "variants": result}, stream, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A training job as the sinks see it: ``job.py STEPS CLOSE_TIMEOUT [hold]``; ends with exit code 7.
+
+Prints the provider's account as JSON.  With ``hold`` it goes on after its steps, having said where their journal is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+
+from syncagent.errors import ConfigError
+from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.log import get_logger
+from syncagent.sinks import semconv
+from syncagent.sinks.journal import journal_path
+from syncagent.sinks.provider import build_provider
+from syncagent.sinks.spans import SpanSink
+
+
+def sync(step: int, start_ns: int, op: str, kind: SyncKind, line: int) -> SyncEvent:
+    site = CallSite("/app/train.py", line, "loss", "mask = labels > 0")
+    return SyncEvent(
+        op, None, kind, start_ns, 2_000_000, site, Phase.FORWARD, step, 1, "cuda:0", 0, "MainThread", "kernels"
+    )
+
+
+def main(steps: str, close_timeout: str, hold: str = "") -> None:
+    try:
+        provider, where = build_provider({semconv.RANK: 1, semconv.WORLD_SIZE: 2}, journal_path())
+    except ConfigError as error:
+        get_logger().error(str(error))
+        sys.exit(7)
+    sink = SpanSink(provider, policy="warn")
+    start_ns = time.time_ns()
+    for step in range(int(steps)):
+        sink.events(
+            [
+                sync(step, start_ns + 1_000_000, "aten::nonzero", SyncKind.DYNAMIC_SHAPE, 12),
+                sync(step, start_ns + 5_000_000, "aten::_local_scalar_dense", SyncKind.SCALAR_READ, 13),
+            ]
+        )
+        sink.step(StepRecord(step, start_ns, start_ns + 10_000_000, 1))
+        start_ns += 10_000_000
+    if hold:
+        provider.force_flush()
+        print(json.dumps({"journal": str(provider.journal)}), flush=True)
+        for step in range(10**9):  # killed somewhere in here
+            sink.step(StepRecord(step, start_ns, start_ns + 1, 1))
+            if not step % 100:
+                time.sleep(0.001)
+    sink.close()
+    provider.close(float(close_timeout))
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    journal = provider.journal and os.fspath(provider.journal)
+    print(json.dumps({"where": where, "journal": journal, "threads": threads} | provider.stats()), flush=True)
+    sys.exit(7)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

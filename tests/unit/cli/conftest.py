@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import argparse
+import importlib
+
+import pytest
+
+from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.report.model import RunInfo, SensorStatus
+from syncagent.sinks.summary import Summary
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save a report of a run in which each of these source lines synced that often in its one step."""
+
+    def save(name, rank=None, **lines):
+        summary = Summary()
+        for number, (source, times) in enumerate(lines.items(), 1):
+            site = CallSite("/proj/train.py", number, "main", source)
+            kind, phase = SyncKind.SCALAR_READ, Phase.FORWARD
+            event = SyncEvent(
+                "aten::item", None, kind, number, 2_000_000, site, phase, 0, rank, "cuda:0", 0, "MainThread", "kernels"
+            )
+            summary.events([event] * times)
+        summary.step(StepRecord(0, 0, 10_000_000))
+        run = RunInfo(
+            "2025-11-23T02:50:00Z", 1.0, None, None, "GPU", "h", rank, None, 1, "observe", "syncs", False, cwd="/proj"
+        )
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        summary.snapshot(run, [SensorStatus("kernels", True, "")]).save(path)
+        return str(path)
+
+    return save
+
+
+@pytest.fixture
+def verb():
+    """Run a verb's module on a command line, as the program does."""
+
+    def run(name, *words):
+        module = importlib.import_module(f"syncagent.cli.{name}")
+        parser = argparse.ArgumentParser(prog=name)
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(words))
+
+    return run

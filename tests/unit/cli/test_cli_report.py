@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_it_shows_a_table_on_stdout(verb, saved, capsys):
+    assert verb("report", saved("x.json", loss_item=3)) == 0
+    out, err = capsys.readouterr()
+    assert "3 host syncs, stalled for 6.0 ms" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(("form", "key"), [("json", "schema"), ("sarif", "version"), ("trace", "traceEvents")])
+def test_it_writes_other_formats(verb, saved, capsys, form, key):
+    assert verb("report", saved("x.json", loss_item=3), "--format", form) == 0
+    assert key in json.loads(capsys.readouterr().out)
+
+
+def test_several_ranks_merge(verb, saved, capsys):
+    paths = [saved(f"rank{rank}.json", rank=rank, loss_item=1) for rank in range(3)]
+    assert verb("report", *paths) == 0
+    assert "3 ranks" in capsys.readouterr().out
+
+
+def test_a_directory_stands_for_its_reports(verb, saved, capsys, tmp_path):
+    for rank in range(2):
+        saved(f"runs/rank{rank}.json", rank=rank, loss_item=1)
+    assert verb("report", str(tmp_path / "runs")) == 0
+    assert "2 ranks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["--output", "o.html"], "<!doctype html>"),
+        (["--output", "o.out"], "\n"),
+        (["--output", "o.out", "--format", "json"], '{\n "schema": 1'),
+    ],
+)
+def test_output_is_written_to_a_file_whose_suffix_names_the_format(
+    verb, saved, capsys, tmp_path, monkeypatch, words, start
+):
+    path = saved("x.json", loss_item=3)
+    monkeypatch.chdir(tmp_path)
+    assert verb("report", path, *words) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / words[1]).read_text().startswith(start)
+
+
+def test_a_bad_file_is_one_sentence_and_exit_code_2(verb, saved, capsys, tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    assert verb("report", saved("x.json"), str(tmp_path / "bad.json")) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("syncagent report: ")
+    assert err.count("\n") == 1
+
+
+def test_an_unwritable_output_is_one_sentence_and_exit_code_2(verb, saved, capsys, tmp_path):
+    path = saved("x.json")
+    assert verb("report", path, "--output", f"{path}/o.html") == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_an_unknown_format_is_a_usage_error(verb, saved, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        verb("report", saved("x.json"), "--format", "pdf")

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from training_run import CWD, MASK, NONZERO, backward_sync, report_of, run_info, sync, whole_report
+
+from syncagent.event import CallSite
+from syncagent.report import changes
+from syncagent.report.compare import compare
+
+
+def verdicts(old, new, **options):
+    return [change.verdict for change in compare(old, new, **options).changes]
+
+
+def at(line, source="x.item()", file=f"{CWD}/a.py", function="f"):
+    return CallSite(file, line, function, source)
+
+
+class TestMatching:
+    def test_a_report_equals_itself(self):
+        assert set(verdicts(whole_report(), whole_report())) == {"same"}
+
+    def test_a_line_that_moved_is_the_same_site(self):
+        (change,) = compare(report_of(sync(at(1))), report_of(sync(at(9)))).changes
+        assert (change.verdict, change.old.line, change.new.line) == ("same", 1, 9)
+
+    @pytest.mark.parametrize("other", [at(1, "y.item()"), at(1, file=f"{CWD}/b.py"), at(1, function="g")])
+    def test_another_text_file_or_function_is_another_site(self, other):
+        assert verdicts(report_of(sync(at(1))), report_of(sync(other))) == ["new", "gone"]
+
+    def test_another_op_is_another_site(self):
+        assert verdicts(report_of(sync()), report_of(sync(op="aten::item"))) == ["new", "gone"]
+
+    def test_backward_syncs_are_told_apart_by_their_forward_line(self):
+        old, new = report_of(backward_sync()), report_of(backward_sync(forward_site=NONZERO))
+        assert verdicts(old, new) == ["new", "gone"]
+
+    def test_a_checkout_elsewhere_is_the_same_project(self):
+        there = sync(CallSite("/ci/build/loss.py", 41, NONZERO.function, NONZERO.source))
+        assert verdicts(report_of(sync()), report_of(there, cwd="/ci/build")) == ["same"]
+
+    def test_without_its_text_a_line_is_known_by_its_number(self):
+        assert verdicts(report_of(sync(at(1, ""))), report_of(sync(at(2, "")))) == ["new", "gone"]
+
+    def test_the_same_text_twice_in_a_function_is_added_up(self):
+        old = report_of(sync(at(1)), sync(at(2)), steps=1)
+        (change,) = compare(old, report_of(sync(at(1)), sync(at(2)), steps=1)).changes
+        assert (change.new.count, change.new.per_step, change.new.stall_ms) == (2, 2, 2)
+
+
+class TestGrowth:
+    def test_it_is_counted_a_step(self):
+        once, twice = [sync()] * 4, [sync()] * 4
+        assert verdicts(report_of(*once, steps=4), report_of(*twice, steps=2)) == ["grown"]
+        assert verdicts(report_of(*once, steps=2), report_of(*twice, steps=4)) == ["shrunk"]
+
+    def test_a_longer_run_is_not_growth(self):
+        assert verdicts(report_of(*[sync()] * 2, steps=2), report_of(*[sync()] * 9, steps=9)) == ["same"]
+
+    def test_set_up_that_happens_once_neither_grows_nor_shrinks_with_the_run(self):
+        assert verdicts(report_of(sync(), steps=9), report_of(sync(), steps=2)) == ["same"]
+        assert verdicts(report_of(sync(), steps=2), report_of(sync(), steps=9)) == ["same"]
+
+    def test_a_rare_sync_that_came_to_be_frequent_has_grown(self):
+        assert verdicts(report_of(sync(), steps=9), report_of(*[sync()] * 9, steps=9)) == ["grown"]
+
+    def test_without_steps_whole_counts_are_compared_and_it_is_noted(self):
+        comparison = compare(report_of(sync()), report_of(sync(), sync(), steps=2))
+        assert comparison.changes[0].verdict == "grown"
+        assert "a run without steps: whole counts are compared, not counts a step" in comparison.notes
+
+    def test_a_little_more_is_tolerated(self):
+        old, new = report_of(*[sync()] * 20, steps=10), report_of(*[sync()] * 21, steps=10)
+        assert verdicts(old, new) == ["same"]
+        assert verdicts(old, new, tolerance=0) == ["grown"]
+
+    def test_a_longer_stall_is_not_growth(self):
+        assert verdicts(report_of(sync(ms=1)), report_of(sync(ms=500))) == ["same"]
+
+
+def test_findings_are_new_and_grown_sites_that_nothing_allows():
+    old = report_of(sync(), steps=1)
+    new = report_of(sync(), sync(), sync(MASK), sync(at(1), allowed="known"), steps=1)
+    assert {change.source for change in compare(old, new).findings()} == {NONZERO.source, MASK.source}
+
+
+def test_changes_come_by_verdict_worst_first():
+    old = report_of(sync(at(1, "gone")), sync(at(2, "same")))
+    new = report_of(sync(at(2, "same")), sync(at(3, "new, little"), ms=1), sync(at(4, "new, much"), ms=9))
+    assert [change.source for change in compare(old, new).changes] == ["new, much", "new, little", "gone", "same"]
+
+
+@pytest.mark.parametrize(
+    ("run", "note"),
+    [
+        ({"simulated": True}, "one of the two runs was on a simulated device"),
+        ({"device": "NVIDIA A100"}, r"the devices differ \(NVIDIA H100, NVIDIA A100\)"),
+        ({"detail": "ops"}, r"different detail \(syncs, ops\)"),
+    ],
+)
+def test_what_makes_runs_less_comparable_is_noted(run, note):
+    notes = compare(report_of(steps=1), replace(report_of(), run=run_info(steps=1, **run))).notes
+    assert len(notes) == 1
+    assert notes[0].startswith(note.replace("\\", "")) or note.replace("\\", "") in notes[0]
+
+
+def test_a_sensor_that_was_blind_later_is_noted():
+    new = replace(report_of(steps=1), sensors=())
+    assert "sensors live in the old run only: kernels" in compare(report_of(steps=1), new).notes[0]
+
+
+def test_it_is_json():
+    values = json.loads(json.dumps(compare(report_of(sync()), whole_report()).to_dict()))
+    assert values["schema"] == 1
+    assert {change["verdict"] for change in values["changes"]} == {"new", "same"}
+
+
+class TestText:
+    def test_each_verdict_has_a_heading(self):
+        old = report_of(sync(), sync(at(1)), steps=1)
+        shown = changes.render(compare(old, report_of(sync(), sync(), sync(MASK), steps=1)))
+        assert shown == (
+            "1 site new\n"
+            "  aten::nonzero  loss.py:57 in masked_loss\n"
+            "    kept = logits[mask]\n"
+            "    1 sync (1 a step), 1.0 ms\n"
+            "1 site grown\n"
+            "  aten::nonzero  loss.py:41 in masked_loss\n"
+            "    torch.nonzero(labels == 9)\n"
+            "    1 sync (1 a step), 1.0 ms  →  2 syncs (2 a step), 2.0 ms\n"
+            "1 site gone\n"
+            "  aten::nonzero  a.py:1 in f\n"
+            "    x.item()\n"
+            "    1 sync (1 a step), 1.0 ms\n"
+            "0 sites unchanged\n"
+        )
+
+    def test_nothing_at_all_is_said(self):
+        assert changes.render(compare(report_of(steps=1), report_of(steps=1))) == "No syncs in either report.\n"
+
+    def test_backward_library_and_allowed_are_told(self):
+        shown = changes.render(compare(report_of(steps=1), whole_report()))
+        assert "forward loss.py:57: kept = logits[mask]" in shown
+        assert "library transformers/trainer.py:9: float(x)" in shown
+        assert "    allowed\n" in shown

@@ -1,0 +1,177 @@
+"""The journal says in JSON what the OTLP exporter says in protobuf, and survives what files suffer."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from syncagent import log
+from syncagent.sinks import journal
+from syncagent.sinks.journal import JournalExporter, encode, journal_path
+
+
+@pytest.fixture(autouse=True)
+def unsaid(monkeypatch):
+    monkeypatch.setattr(log, "_said", set())
+    log.get_logger.cache_clear()
+
+
+@pytest.fixture
+def spans():
+    """Spans with everything that a span can have."""
+    exporter = InMemorySpanExporter()
+    resource = Resource({"service.name": "train", "process.pid": 7}, "https://example.org/schema")
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("syncagent", "1", "https://example.org/scope", {"a": "b"})
+    state = trace.TraceState([("vendor", "1")])
+    remote = trace.SpanContext(2**127 + 1, 5, is_remote=True, trace_flags=trace.TraceFlags(1), trace_state=state)
+    root = tracer.start_span(
+        "train.step",
+        trace.set_span_in_context(trace.NonRecordingSpan(remote), Context()),
+        kind=trace.SpanKind.SERVER,
+        # Without a trace state: the protobuf encoder forgets that of links.
+        links=[trace.Link(trace.SpanContext(3, 4, is_remote=False), {"why": "test"})],
+        start_time=2**60,
+        attributes={"i": 2**53 + 1, "f": 0.1, "b": False, "s": 'ü"\n', "list": [1, 2], "none": 0},
+    )
+    child = tracer.start_span("aten::nonzero", trace.set_span_in_context(root, Context()), start_time=2**60 + 1)
+    child.add_event("note", {"n": 1}, timestamp=2**60 + 2)
+    child.set_status(trace.StatusCode.ERROR, "no")
+    child.end(2**60 + 3)
+    provider.get_tracer("other").start_span("lonely", Context(), start_time=1).end(2)
+    root.end(2**60 + 4)
+    return exporter.get_finished_spans()
+
+
+def parse(line: str | bytes) -> ExportTraceServiceRequest:
+    """OTLP's JSON differs from protobuf's in one thing: ids are hexadecimal, not base64."""
+
+    def to_base64(match):
+        return f'{match[1]}"{base64.b64encode(bytes.fromhex(match[2])).decode()}"'
+
+    text = line.decode() if isinstance(line, bytes) else line
+    text = re.sub(r'("(?:traceId|spanId|parentSpanId)":\s*)"([0-9a-f]*)"', to_base64, text)
+    return json_format.Parse(text, ExportTraceServiceRequest())
+
+
+def test_it_says_what_protobuf_says(spans):
+    assert parse(json.dumps(encode(spans))) == encode_spans(spans)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (math.inf, {"doubleValue": "Infinity"}),
+        (-math.inf, {"doubleValue": "-Infinity"}),
+        (math.nan, {"doubleValue": "NaN"}),
+        (b"\xff", {"bytesValue": "/w=="}),
+        ({"k": None}, {"kvlistValue": {"values": [{"key": "k", "value": {}}]}}),
+        (2**63 - 1, {"intValue": "9223372036854775807"}),
+        (True, {"boolValue": True}),
+    ],
+)
+def test_values(value, expected):
+    assert journal._value(value) == expected
+
+
+def test_a_line_a_batch(spans, tmp_path):
+    exporter = JournalExporter(tmp_path / "deep" / "er" / "j.jsonl")
+    assert exporter.path is None
+    for _ in range(3):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    lines = exporter.path.read_bytes().splitlines()  # not closed: each batch is on its way to the disk
+    assert [parse(line) for line in lines] == [encode_spans(spans)] * 3
+    exporter.shutdown()
+    assert exporter.export(spans) is SpanExportResult.FAILURE
+
+
+def test_nothing_is_created_before_the_first_span(tmp_path, monkeypatch, spans):
+    monkeypatch.chdir(tmp_path)
+    exporter = JournalExporter(journal_path())
+    exporter.export([])
+    assert list(tmp_path.iterdir()) == []
+    exporter.export(spans)
+    assert (tmp_path / ".syncagent" / ".gitignore").read_text() == "*\n"
+    assert re.fullmatch(rf"journal-\d{{8}}-\d{{6}}-{os.getpid()}\.jsonl", exporter.path.name)
+    exporter.shutdown()
+
+
+def test_the_setting_names_a_file_or_a_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "5")
+    assert journal_path("x.jsonl") == tmp_path / "x.jsonl"
+    assert journal_path("{rank}-{pid}.jsonl") == tmp_path / f"5-{os.getpid()}.jsonl"
+    assert journal_path(str(tmp_path)).parent == tmp_path
+    assert journal_path("new/").parent == tmp_path / "new"
+
+
+def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path, monkeypatch, spans, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    wanted = tmp_path / "file" / "j.jsonl"
+    exporter = JournalExporter(wanted)
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    assert exporter.path.parent.parent == tmp_path
+    assert len(exporter.path.read_text().splitlines()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(exporter.path) in line
+    assert str(wanted) in line
+    exporter.shutdown()
+
+
+def test_a_full_file_makes_room_for_a_new_one(tmp_path, spans):
+    path = tmp_path / "j.jsonl"
+    size = len(json.dumps(encode(spans), separators=(",", ":"))) + 1
+    exporter = JournalExporter(path, max_bytes=2 * size)
+    for _ in range(7):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["j.1.jsonl", "j.jsonl"]
+    assert len(path.read_text().splitlines()) == 1
+    assert len((tmp_path / "j.1.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_costs_the_batch_and_one_message(tmp_path, monkeypatch, spans, capsys):
+    real_write, is_full = os.write, True
+    exporter = JournalExporter(tmp_path / "j.jsonl")
+
+    def torn(file, data):
+        if is_full:
+            real_write(file, bytes(data[:100]))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(file, data)
+
+    monkeypatch.setattr(os, "write", torn)
+    assert exporter.export(spans) is SpanExportResult.FAILURE
+    assert exporter.export(spans) is SpanExportResult.FAILURE
+    assert exporter.failed_writes == 2
+    is_full = False
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    monkeypatch.undo()
+    exporter.shutdown()
+    assert parse((tmp_path / "j.jsonl").read_bytes().splitlines()[-1]) == encode_spans(spans)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+
+
+def test_a_directory_that_is_gone_does_no_harm(monkeypatch):
+    monkeypatch.setattr(Path, "absolute", lambda self: (_ for _ in ()).throw(FileNotFoundError()))
+    assert journal_path("j.jsonl") == Path("j.jsonl")

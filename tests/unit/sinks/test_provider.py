@@ -1,0 +1,143 @@
+"""Which provider the environment asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+
+import pytest
+from opentelemetry.sdk import trace as sdk_trace
+from sink_records import step, sync
+
+from syncagent.errors import ConfigError
+from syncagent.sinks.provider import build_provider
+from syncagent.sinks.spans import SpanSink
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    for variable in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(sys, "argv", ["/app/train.py", "--lr", "1"])
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def build(tmp_path):
+    built = []
+
+    def build(resource=None, journal=tmp_path / "j.jsonl"):
+        provider, where = build_provider(resource or {}, journal)
+        built.append(provider)
+        return provider, where
+
+    yield build
+    for provider in built:
+        provider.close()
+
+
+def run(provider):
+    sink = SpanSink(provider)
+    sink.events([sync(1)])
+    sink.step(step())
+    sink.close()
+    provider.close()
+
+
+def test_without_an_endpoint_spans_go_to_the_journal(build, tmp_path):
+    provider, where = build({"syncagent.rank": 3, "syncagent.world_size": 8})
+    assert where == f"journal {tmp_path / 'j.jsonl'}"
+    assert provider.journal is None
+    run(provider)
+    assert provider.journal == tmp_path / "j.jsonl"
+    assert provider.stats() == {"exported": 2, "failed": 0, "dropped": 0}
+    (line,) = provider.journal.read_text().splitlines()
+    (resource,) = json.loads(line)["resourceSpans"]
+    assert len(resource["scopeSpans"][0]["spans"]) == 2
+
+
+def test_the_resource_says_whose_spans_they_are(build):
+    provider, _ = build({"syncagent.rank": 3, "syncagent.world_size": 8})
+    assert dict(provider.resource.attributes) | {
+        "service.name": "train",
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+        "syncagent.rank": 3,
+        "syncagent.world_size": 8,
+    } == dict(provider.resource.attributes)
+
+
+def test_the_environment_has_the_last_word_on_the_resource(build, monkeypatch):
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=node7,team=vision")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "resnet")
+    provider, _ = build({"service.name": "given"})
+    attributes = provider.resource.attributes
+    assert (attributes["service.name"], attributes["host.name"], attributes["team"]) == ("resnet", "node7", "vision")
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "expected"),
+    [
+        (["/app/fit.py"], [], "fit"),
+        (["-c"], [], "python"),
+        ([], [], "python"),
+        (["-m", "x"], ["python", "-m", "pkg.train", "x"], "pkg.train"),
+    ],
+)
+def test_the_service_is_named_after_the_script(build, monkeypatch, argv, orig_argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert build()[0].resource.attributes["service.name"] == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none"), (None, None)]
+)
+def test_spans_can_be_off(build, monkeypatch, tmp_path, variable, value):
+    if variable:
+        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+    provider, where = build(journal=tmp_path / "j.jsonl" if variable else None)
+    assert where.startswith("nowhere: ")
+    assert (variable or "no OTLP endpoint") in where
+    run(provider)
+    assert provider.stats() == {"exported": 0, "failed": 0, "dropped": 0}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_endpoint_takes_the_journals_place(build, monkeypatch, tmp_path):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+    provider, where = build()
+    assert where == "OTLP http/protobuf to http://localhost:1/v1/traces"
+    assert provider.journal is None
+    assert isinstance(provider, sdk_trace.TracerProvider)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "x"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "x"),
+    ],
+)
+def test_a_malformed_variable_is_a_config_error(monkeypatch, tmp_path, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=variable):
+        build_provider({}, tmp_path / "j.jsonl")
+
+
+def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "nobody")
+    with pytest.raises(ConfigError, match="nobody"):
+        build_provider({}, tmp_path / "j.jsonl")
+
+
+def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "250")
+    outbox = build()[0]._outbox
+    assert (outbox._max_queue, outbox._max_batch, outbox._delay_s) == (10, 10, 0.25)

@@ -1,0 +1,358 @@
+"""Spans of the span sink: who is whose child, when, and with what attributes."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+from sink_records import MS, T0, step, sync
+
+from syncagent.event import CallSite, Phase, SyncKind
+from syncagent.sinks import spans
+from syncagent.sinks.spans import SpanSink
+
+
+class Spans:
+    """A provider and what it exported."""
+
+    def __init__(self, sampler=DEFAULT_ON):
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+
+    def all(self) -> tuple[ReadableSpan, ...]:
+        return self.exporter.get_finished_spans()
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.all() if span.name == name]
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self.named(name)
+        return span
+
+    def user(self, name: str = "epoch", at: float = 0.0, parent: trace.Span | None = None) -> trace.Span:
+        context = Context() if parent is None else trace.set_span_in_context(parent, Context())
+        return self.provider.get_tracer("user").start_span(name, context, start_time=T0 + round(at * MS))
+
+
+@pytest.fixture
+def out():
+    return Spans()
+
+
+@pytest.fixture
+def sink(out):
+    return SpanSink(out.provider)
+
+
+def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
+    """Parentage, one trace, and times that contain each other."""
+    return (
+        child.parent is not None
+        and child.parent.span_id == parent.context.span_id
+        and child.context.trace_id == parent.context.trace_id
+        and parent.start_time <= child.start_time <= child.end_time <= parent.end_time
+    )
+
+
+def test_a_step_is_a_root_with_a_child_for_each_sync(out, sink):
+    sink.events([sync(2, 3), sync(6, 1, op="aten::item")])
+    assert out.all() == ()
+    sink.step(step(0, 10))
+
+    root = out.one("train.step")
+    assert root.parent is None
+    assert (root.start_time, root.end_time) == (T0, T0 + 10 * MS)
+    first, second = out.one("aten::nonzero"), out.one("aten::item")
+    assert is_child(first, root)
+    assert is_child(second, root)
+    assert (first.start_time, first.end_time) == (T0 + 2 * MS, T0 + 5 * MS)
+
+
+def test_each_step_is_a_trace_of_its_own(out, sink):
+    for number in range(3):
+        sink.events([sync(number * 10 + 1, step=number)])
+        sink.step(step(number * 10, number * 10 + 10, number))
+    roots = out.named("train.step")
+    assert [root.attributes["syncagent.step"] for root in roots] == [0, 1, 2]
+    assert len({root.context.trace_id for root in roots}) == 3
+    assert all(is_child(*pair) for pair in zip(out.named("aten::nonzero"), roots, strict=True))
+
+
+def test_a_step_without_syncs_has_a_span(out, sink):
+    sink.step(step(0, 10))
+    assert out.one("train.step").attributes["syncagent.step.syncs"] == 0
+
+
+def test_the_step_stretches_to_hold_its_syncs(out, sink):
+    sink.events([sync(-1, 2), sync(9, 5)])
+    sink.step(step(0, 10))
+    root = out.one("train.step")
+    assert (root.start_time, root.end_time) == (T0 - MS, T0 + 14 * MS)
+
+
+def test_attributes_of_a_sync(out):
+    sink = SpanSink(out.provider, policy="warn", version="9")
+    sink.events(
+        [
+            sync(
+                0,
+                2.5,
+                rank=3,
+                stream=7,
+                allowed="logging",
+                ranges=("epoch", "loss"),
+                module="layers.3.attn",
+                shapes=((4, 5), ()),
+                phase=Phase.BACKWARD,
+                forward_site=CallSite("/app/model.py", 40, "forward", "return x[mask]"),
+                library_site=CallSite("/lib/optim.py", 9, "step"),
+                stack=(CallSite("/app/train.py", 12, "loss", "f(x)"), CallSite("/app/train.py", 90, "<module>")),
+            )
+        ]
+    )
+    sink.step(step(rank=3))
+    span = out.one("aten::nonzero")
+    assert dict(span.attributes) == {
+        "code.file.path": "/app/train.py",
+        "code.line.number": 12,
+        "code.function.name": "loss",
+        "code.stacktrace": '  File "/app/train.py", line 90, in <module>\n'
+        '  File "/app/train.py", line 12, in loss\n    f(x)',
+        "syncagent.source": "mask = torch.nonzero(labels)",
+        "syncagent.op": "aten::nonzero",
+        "syncagent.api": "torch.nonzero",
+        "syncagent.kind": "dynamic_shape",
+        "syncagent.phase": "backward",
+        "syncagent.step": 0,
+        "syncagent.device": "cuda:0",
+        "syncagent.stream": 7,
+        "syncagent.stall_ms": 2.5,
+        "syncagent.rank": 3,
+        "syncagent.allowed": "logging",
+        "syncagent.policy": "warn",
+        "syncagent.sensor": "kernels",
+        "thread.name": "MainThread",
+        "syncagent.shapes": ("4x5", "scalar"),
+        "syncagent.ranges": ("epoch", "loss"),
+        "syncagent.module": "layers.3.attn",
+        "syncagent.forward.file.path": "/app/model.py",
+        "syncagent.forward.line.number": 40,
+        "syncagent.forward.function.name": "forward",
+        "syncagent.library.file.path": "/lib/optim.py",
+        "syncagent.library.line.number": 9,
+        "syncagent.library.function.name": "step",
+    }
+    assert (span.instrumentation_scope.name, span.instrumentation_scope.version) == ("syncagent", "9")
+    assert dict(out.one("train.step").attributes) == {
+        "syncagent.step": 0,
+        "syncagent.rank": 3,
+        "syncagent.policy": "warn",
+        "syncagent.step.syncs": 1,
+        "syncagent.step.stall_ms": 2.5,
+    }
+
+
+def test_what_is_not_known_is_left_out(out, sink):
+    sink.events([sync(api=None, site=None, kind=SyncKind.OTHER), sync(2, site=CallSite("<string>", 0, "<module>"))])
+    sink.step(step())
+    nowhere, no_line = out.named("aten::nonzero")
+    assert set(nowhere.attributes) == {
+        *("syncagent.op", "syncagent.kind", "syncagent.phase", "syncagent.step", "syncagent.device"),
+        *("syncagent.stream", "syncagent.stall_ms", "syncagent.policy", "syncagent.sensor", "thread.name"),
+    }
+    assert no_line.attributes["code.file.path"] == "<string>"
+    assert "code.line.number" not in no_line.attributes
+    assert "syncagent.source" not in no_line.attributes
+
+
+def test_text_that_cannot_be_encoded_or_is_huge_is_made_to_fit(out, sink):
+    sink.events([sync(site=CallSite("/data/\udcff.py", 1, "f", "x" * 1_000_000))])
+    sink.step(step())
+    attributes = out.one("aten::nonzero").attributes
+    assert attributes["code.file.path"] == "/data/\\udcff.py"
+    assert len(attributes["syncagent.source"]) == spans.TEXT_MAX
+
+
+def test_short_stalls_get_no_span_but_are_counted(out):
+    sink = SpanSink(out.provider, min_stall_ms=1.0)
+    sink.events([sync(1, 0.9), sync(3, 1.0)])
+    sink.step(step())
+    assert out.one("aten::nonzero").start_time == T0 + 3 * MS
+    assert out.one("train.step").attributes["syncagent.step.syncs"] == 2
+    assert out.one("train.step").attributes["syncagent.step.stall_ms"] == pytest.approx(1.9)
+
+
+class TestEarly:
+    def test_too_many_held_events_go_out_before_the_step_ends(self, out, sink):
+        sink.events([sync(number) for number in range(spans.HELD_MAX + 3)])
+        assert len(out.named("aten::nonzero")) == spans.HELD_MAX
+        assert out.named("train.step") == []
+        sink.step(step(-5, 10_000))
+
+        root = out.one("train.step")
+        assert (root.start_time, root.end_time) == (T0, T0 + 10_000 * MS)
+        assert len(out.named("aten::nonzero")) == spans.HELD_MAX + 3
+        assert all(is_child(child, root) for child in out.named("aten::nonzero"))
+
+    def test_a_later_steps_events_push_out_the_earlier_ones(self, out, sink):
+        sink.events([sync(1)])
+        sink.events([sync(11, step=1)])
+        assert [span.attributes["syncagent.step"] for span in out.all()] == [0]
+        sink.step(step(0, 10))
+        sink.step(step(10, 20, 1))
+        assert len(out.named("train.step")) == 2
+
+    def test_flush_pushes_them_out(self, out, sink):
+        sink.events([sync(1)])
+        sink.flush()
+        assert len(out.named("aten::nonzero")) == 1
+        sink.flush()
+        assert len(out.all()) == 1
+
+    def test_close_ends_the_step_with_its_last_sync(self, out, sink):
+        sink.events([sync(1, 2), sync(0.5, 1)])
+        sink.close()
+        root = out.one("train.step")
+        assert (root.start_time, root.end_time) == (T0 + MS // 2, T0 + 3 * MS)
+        assert all(is_child(child, root) for child in out.named("aten::nonzero"))
+
+    def test_a_sync_from_before_the_early_start_gets_its_own_trace_with_a_link(self, out, sink):
+        sink.events([sync(5)])
+        sink.flush()
+        sink.events([sync(3, op="aten::item")])
+        sink.step(step(0, 10))
+        stray, root = out.one("aten::item"), out.one("train.step")
+        assert stray.parent is None
+        assert stray.links[0].context == root.context
+
+    def test_steps_whose_record_never_comes_are_bounded(self, out, sink):
+        count = spans.OPEN_MAX + 5
+        for number in range(count):
+            sink.events([sync(number, step=number)])
+        assert len(out.named("train.step")) == 5
+        sink.close()
+        assert len(out.named("train.step")) == count
+
+    def test_a_record_that_comes_after_all_is_not_a_second_step(self, out, sink):
+        for number in range(spans.OPEN_MAX + 1):
+            sink.events([sync(number * 10, 5, step=number)])
+        sink.step(step(0, 10))
+        assert len(out.named("train.step")) == 1
+
+
+class TestLate:
+    def test_a_late_sync_joins_the_ended_step(self, out, sink):
+        sink.step(step(0, 10))
+        sink.events([sync(4, 2)])
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
+    def test_a_step_number_may_be_used_again(self, out, sink):
+        for epoch in range(2):
+            sink.events([sync(epoch * 100 + 1)])
+            sink.step(step(epoch * 100, epoch * 100 + 10))
+        first, second = out.named("train.step")
+        assert first.context.trace_id != second.context.trace_id
+        assert is_child(out.named("aten::nonzero")[1], second)
+
+
+class TestUserSpans:
+    def test_the_users_span_is_the_steps_parent(self, out, sink):
+        user = out.user()
+        sink.events([sync(1, user_span=user)])
+        sink.step(step(0, 10, user_span=user))
+        user.end(T0 + 20 * MS)
+        root = out.one("train.step")
+        assert is_child(root, out.one("epoch"))
+        assert is_child(out.one("aten::nonzero"), root)
+
+    def test_the_step_does_not_begin_before_its_parent(self, out, sink):
+        user = out.user(at=2)
+        sink.events([sync(1, 0.5, op="aten::item"), sync(3, user_span=user)])
+        sink.step(step(0, 10, user_span=user))
+        user.end(T0 + 20 * MS)
+        root, stray = out.one("train.step"), out.one("aten::item")
+        assert root.start_time == T0 + 2 * MS
+        assert is_child(root, out.one("epoch"))
+        assert is_child(out.one("aten::nonzero"), root)
+        assert stray.parent is None
+        assert stray.links[0].context == root.context
+
+    def test_a_sync_under_another_span_is_that_spans_child(self, out, sink):
+        user = out.user()
+        inner = out.user("loss", 1, parent=user)
+        sink.events([sync(2, user_span=inner)])
+        inner.end(T0 + 5 * MS)
+        sink.step(step(0, 10, user_span=user))
+        assert is_child(out.one("aten::nonzero"), out.one("loss"))
+
+    def test_a_sync_under_a_span_that_the_step_does_not_know(self, out, sink):
+        user = out.user("loss", 1)
+        sink.events([sync(2, user_span=user)])
+        user.end(T0 + 5 * MS)
+        sink.step(step(0, 10))
+        assert out.one("train.step").parent is None
+        assert is_child(out.one("aten::nonzero"), out.one("loss"))
+
+    def test_early_the_first_syncs_span_is_the_parent(self, out, sink):
+        user, other = out.user(), out.user("other")
+        sink.events([sync(1, user_span=user), sync(2, user_span=other)])
+        sink.flush()
+        sink.step(step(0, 10, user_span=other))
+        assert out.one("train.step").parent.span_id == user.get_span_context().span_id
+        first, second = out.named("aten::nonzero")
+        assert is_child(first, out.one("train.step"))
+        assert second.parent.span_id == other.get_span_context().span_id
+
+    def test_a_span_from_another_process_is_a_parent_too(self, out, sink):
+        remote = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=True, trace_flags=trace.TraceFlags(1)))
+        sink.step(step(0, 10, user_span=remote))
+        assert out.one("train.step").context.trace_id == 7
+        assert out.one("train.step").start_time == T0
+
+    @pytest.mark.parametrize("span", [trace.INVALID_SPAN, "no span at all"])
+    def test_what_is_no_span_is_no_parent(self, out, sink, span):
+        sink.events([sync(1, user_span=span)])
+        sink.step(step(0, 10, user_span=span))
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
+    def test_what_is_active_on_the_draining_thread_has_no_say(self, out, sink):
+        with out.provider.get_tracer("agent").start_as_current_span("unrelated"):
+            sink.events([sync(1)])
+            sink.step(step())
+        assert out.one("train.step").parent is None
+
+
+class TestSampling:
+    def test_the_sampler_decides(self):
+        out = Spans(ALWAYS_OFF)
+        sink = SpanSink(out.provider)
+        sink.events([sync(1)])
+        sink.step(step())
+        sink.close()
+        assert out.all() == ()
+
+    def test_an_unsampled_parent_is_respected(self, out, sink):
+        unsampled = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=False))
+        sink.events([sync(1, user_span=unsampled), sync(2)])
+        sink.step(step(0, 10, user_span=unsampled))
+        assert out.all() == ()
+
+    def test_without_a_provider_nothing_happens(self):
+        sink = SpanSink()
+        sink.events([sync(1)])
+        sink.step(step())
+        sink.close()
+
+
+def test_nothing_is_kept_of_steps_that_are_done(out, sink):
+    for number in range(100):
+        sink.events([sync(number * 10 + 1, step=number)])
+        sink.step(step(number * 10, number * 10 + 10, number))
+    assert sink._steps == {}
+    assert sink._held == 0
+    assert len(sink._ended) == spans.ENDED_MAX

@@ -9,7 +9,7 @@ import platform
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from syncagent import config
@@ -71,7 +71,7 @@ class Agent:
         self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank)
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
-        self._started = datetime.now(UTC)
+        self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
         self._undo: list[Callable[[], None]] = []
         self.notes: list[str] = []
@@ -216,7 +216,7 @@ class Agent:
             simulated=simulated,
             script=_script(),
             argv=tuple(sys.argv),
-            cwd=os.getcwd(),  # noqa: PTH109 - a string is wanted
+            cwd=os.getcwd(),
             pid=os.getpid(),
         )
 
@@ -232,9 +232,7 @@ class Agent:
             }[copies],
             "modes": "" if self.settings.wraps_every_op else 'off: detail is "syncs"',
         }
-        sensors = (
-            (self._simulated,) if self.settings.simulate else (self._kernels, self._explicit)
-        ) + (self._modes,)
+        sensors = ((self._simulated,) if self.settings.simulate else (self._kernels, self._explicit)) + (self._modes,)
         return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
 
     def _overhead(self) -> Overhead:
@@ -254,8 +252,7 @@ _NO_CUDA = (
 
 
 def _script() -> str:
-    main = sys.modules.get("__main__")
-    return os.path.basename(getattr(main, "__file__", None) or (sys.argv[0] if sys.argv else "") or "python")
+    return os.path.basename(sys.argv[0] if sys.argv else "") or "python"
 
 
 def _process_group_rank() -> ranks.Rank | None:

@@ -134,7 +134,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         self._then = then
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != self._name:
             return None

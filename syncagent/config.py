@@ -7,11 +7,11 @@ which beats the default.
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncagent._compat import load_toml
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -192,10 +192,10 @@ def _project_table(start: Path) -> tuple[Path | None, Mapping[str, object]]:
         file = folder / "pyproject.toml"
         try:
             with file.open("rb") as stream:
-                document = tomllib.load(stream)
+                document = load_toml(stream)
         except FileNotFoundError:
             continue
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        except (OSError, ValueError):  # TOML's own error and a wrong encoding are ValueErrors
             return file, {}
         tool = document.get("tool", {})
         table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}

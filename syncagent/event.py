@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from syncagent._compat import StrEnum
 
 __all__ = ["CallSite", "OpCount", "Phase", "StepRecord", "SyncEvent", "SyncKind"]
 
@@ -99,7 +100,7 @@ class SyncEvent:
     stack: tuple[CallSite, ...] = ()
     """The whole stack, innermost first, where it was asked for."""
     library_site: CallSite | None = None
-    """The line inside a library (torch.optim, transformers ...) that made the call, where the user's line is further out."""
+    """The line inside a library (torch.optim, transformers) that made the call, where the user's is further out."""
     user_span: object | None = None
     """The user's own OpenTelemetry span (``opentelemetry.trace.Span``) that was active at the time, if any."""
 

@@ -1,4 +1,4 @@
-"""The agent's own thread: takes what the training threads left, makes whole events of it and hands them to the sinks."""
+"""The agent's own thread: takes what the training threads left, makes whole events of it, hands them to the sinks."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Pipeline:
         found: dict[tuple[str, Any, bool], list[int]] = {}
         for state in self._recorder.states:
             for (op, point, backward), (count, spent_ns) in list(state.ops.items()):
-                entry = found.setdefault((op.name(), point, backward), [0, 0])
+                entry = found.setdefault((op._schema.name, point, backward), [0, 0])
                 entry[0] += count
                 entry[1] += spent_ns
         resolve = self._recorder.sites.resolve
@@ -210,5 +210,3 @@ def _system_name(native_id: int) -> str | None:
             return stream.read().strip() or None
     except OSError:
         return None
-
-

@@ -10,8 +10,10 @@ import os
 import warnings
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from syncagent.attribution.autograd import owner_of_backward
 from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning
 from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
 
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from typing_extensions import Self  # mypy's own copy: nothing is installed for it
+
     from syncagent.config import Settings
     from syncagent.recorder import Recorder, ThreadState
 
 __all__ = ["Policy", "allow"]
 
 _ALLOWED: ContextVar[str | None] = ContextVar("syncagent_allowed", default=None)
+_BY_THREAD: dict[int, str | None] = {}
+"""The same by thread, for autograd's threads under a torch (2.11) that does not hand them the caller's context."""
 
 
 class allow(ContextDecorator):  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
@@ -41,12 +47,18 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a verb: with syncagent.a
     def _recreate_cm(self) -> allow:
         return allow(self.reason)
 
-    def __enter__(self) -> allow:
+    def __enter__(self) -> Self:
         self._tokens.append(_ALLOWED.set(self.reason))
+        _BY_THREAD[get_ident()] = self.reason
         return self
 
     def __exit__(self, *_error: object) -> None:
         _ALLOWED.reset(self._tokens.pop())
+        outer = _ALLOWED.get()
+        if outer is None:
+            _BY_THREAD.pop(get_ident(), None)
+        else:
+            _BY_THREAD[get_ident()] = outer
 
 
 class _Entry(NamedTuple):
@@ -91,7 +103,7 @@ class Policy:
 
     def judge(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
         """Return the reason why a sync is allowed, ``None`` if it is not and may pass; raise or warn otherwise."""
-        reason = self._reason()
+        reason = self._reason(state)
         if reason is not None:
             return reason
         if self.mode == "observe" and not self._entries:
@@ -116,15 +128,21 @@ class Policy:
         if (op, site) not in self._warned:
             self._warned.add((op, site))
             place = (site.file, site.line) if site is not None else ("<unknown>", 0)
-            warnings.warn_explicit(HostSyncWarning(message), None, *place)  # type: ignore[arg-type]
+            warnings.warn_explicit(HostSyncWarning(message), None, *place)
         return None
 
-    def _reason(self) -> str | None:
+    def _reason(self, state: ThreadState) -> str | None:
         reason = _ALLOWED.get()
-        if reason is None:
-            context: Any = self._recorder.internals.backward_context()
-            reason = context.get(_ALLOWED) if context is not None else None
-        return reason
+        if reason is not None or not _BY_THREAD:
+            return reason
+        internals = self._recorder.internals
+        if internals.graph_task() == -1:
+            return None
+        context: Any = internals.backward_context()
+        if context is not None:
+            return context.get(_ALLOWED)  # type: ignore[no-any-return]
+        owner = owner_of_backward(state, internals, self._recorder.states)
+        return _BY_THREAD.get(owner.ident) if owner is not None else None
 
 
 def _message(op: str, site: CallSite | None, step: int) -> str:

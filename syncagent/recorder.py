@@ -237,5 +237,3 @@ def user_span() -> object | None:
         return None
     span = trace.get_current_span()
     return span if span.get_span_context().is_valid else None
-
-

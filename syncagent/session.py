@@ -73,4 +73,3 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
     from syncagent.report import text
 
     text.emit(report, where={"spans": spans_to, **({"report": saved} if saved else {})})
-

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent._compat import qualified_name
 from syncagent.event import CallSite
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class CallSites:
             code, offset = point
             line = _line(code, offset)
             source = linecache.getline(code.co_filename, line).strip() if line else ""
-            found = self._sites[point] = CallSite(code.co_filename, line, code.co_qualname, source)
+            found = self._sites[point] = CallSite(code.co_filename, line, qualified_name(code), source)
         return found
 
 

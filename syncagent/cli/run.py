@@ -75,7 +75,7 @@ def _run_here(command: list[str], *, module: bool) -> int:
     autostart.begin()
     sys.argv = command
     if module:
-        sys.path[0] = os.getcwd()  # noqa: PTH109 - what the interpreter itself would put there
+        sys.path[0] = os.getcwd()
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(command[0]).resolve().parent)

@@ -115,7 +115,7 @@ def _stalled(report: Report) -> Text:
 
 def _share_meaning(report: Report) -> str:
     if report.totals.step_ms and report.totals.step_stall_ms is not None:
-        return f"share: of {wording.duration(report.totals.step_ms)} step time; syncs outside steps have none"
+        return f"share: of {wording.duration(report.totals.step_ms)} step time, the first step and what is outside of steps apart"
     return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
 
 
@@ -135,17 +135,20 @@ def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     indent = sum(widths) + 2 * len(widths) if wide else widths[0] + 2
     room = 32 if wide else max(width - sum(widths) - 2 * len(widths) - 11, 8)
+    phase_width = max(len(site.phase) for site in sites)
     op_width = min(max(len(wording.clean(site.op)) for site in sites), room)
     blocks: list[RenderableType] = [Text(f"{_columns(names, widths)}  op", "dim")]
     for site, row in zip(sites, rows, strict=True):
-        first = Text.assemble(
-            _columns(row, widths),
-            (f"  {wording.clean(site.op):<{op_width}}", "bold cyan"),
-            f"  {wording.clean(site.phase):<9}",
-        )
-        details = _details(report, site, width - indent)
-        if wide and first.cell_len + 2 + details[0].cell_len <= width:
-            first = Text.assemble(first, "  ", details.pop(0))
+        numbers, details = Text(_columns(row, widths)), _details(report, site, width - indent)
+        what = Text.assemble((f"{wording.clean(site.op):<{op_width}}", "bold cyan"), f"  {wording.clean(site.phase)}")
+        first = Text.assemble(numbers, "  ", what)
+        if first.cell_len > width:
+            first = numbers
+            details.insert(0, what)
+        elif wide:
+            first.pad_right(max(phase_width - len(site.phase), 0))
+            if first.cell_len + 2 + details[0].cell_len <= width:
+                first = Text.assemble(first, "  ", details.pop(0))
         blocks.append(first)
         blocks.append(Padding(Text("\n").join(details), (0, 0, 0, indent)))
     return blocks
@@ -222,12 +225,13 @@ def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
     for op in report.ops[:limit]:
         place = wording.place(op.file, op.line, report.run.cwd)
         function = f" in {wording.clean(op.function)}" if op.function else ""
+        backward = " · backward" if op.phase == "backward" else ""  # of the rest only that is known
         table.add_row(
             wording.duration(op.busy_ms),
             _DASH if op.share is None else wording.share(op.share),
             wording.count(op.count),
             _op(op),
-            f"{place}{function} · {wording.clean(op.phase)}",
+            f"{place}{function}{backward}",
         )
     return table
 

@@ -1,4 +1,4 @@
-"""What the hooks cost by merely being there, measured on this machine: crossing from the dispatcher into Python and back.
+"""What the hooks cost by merely being there, measured on this machine: from the dispatcher into Python and back.
 
 The agent's own code times itself; this crossing happens outside of it.  Measured once, on a thread of its own, when a
 report is made.
@@ -63,10 +63,14 @@ def _measure_kernel() -> float:
     import torch
 
     original = torch.library.get_kernel("aten::alias", "CPU").call_boxed
-    library = torch.library.Library("syncagent_calibration", "FRAGMENT")  # noqa: TOR901 - destroyed below
+    library = torch.library.Library("syncagent_calibration", "FRAGMENT")
+
+    def pass_on(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(keyset, *args, **kwargs)
+
     try:
         library.define("passed_on(Tensor x) -> Tensor")
-        library.impl("passed_on", lambda keyset, x: original(keyset, x), "CPU", with_keyset=True)
+        library.impl("passed_on", pass_on, "CPU", with_keyset=True)
         with torch.no_grad():
             value = torch.zeros(1)
             hooked = _per_call_ns(torch.ops.syncagent_calibration.passed_on.default, value)

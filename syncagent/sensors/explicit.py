@@ -26,6 +26,12 @@ _TARGETS = (
     ("cuda.Event", "synchronize", "torch.cuda.Event.synchronize"),
 )
 
+_EMPTYING = (
+    # cudaFree waits for the device, so giving cached memory back does; with nothing cached it does not.
+    ("_C", "_cuda_emptyCache", "torch.cuda.empty_cache"),
+    ("_C", "_accelerator_emptyCache", "torch.accelerator.empty_cache"),
+)
+
 
 class ExplicitSensor:
     """Times explicit synchronize calls."""
@@ -45,7 +51,7 @@ class ExplicitSensor:
     def start(self) -> None:
         import torch
 
-        for place, attribute, shown in _TARGETS:
+        for place, attribute, shown in (*_TARGETS, *_EMPTYING):
             holder: Any = torch
             for part in place.split("."):
                 holder = getattr(holder, part, None)
@@ -53,7 +59,8 @@ class ExplicitSensor:
             if original is None:
                 self.without.append(f"{shown}: torch.{place}.{attribute} is not in this torch")
                 continue
-            setattr(holder, attribute, self._timed(original, shown))
+            wrap = self._timed if (place, attribute, shown) in _TARGETS else self._freeing
+            setattr(holder, attribute, wrap(original, shown))
             self._restore.append((holder, attribute, original))
 
     def stop(self) -> None:
@@ -86,3 +93,23 @@ class ExplicitSensor:
         synchronize.__wrapped__ = original  # type: ignore[attr-defined]
         synchronize.__name__ = getattr(original, "__name__", "synchronize")
         return synchronize
+
+    def _freeing(self, original: Callable[..., Any], shown: str) -> Callable[..., Any]:
+        """Wrap a call that waits if it frees memory; that it did shows only afterwards."""
+        recorder = self._recorder
+
+        def empty_cache(*args: Any, **kwargs: Any) -> Any:
+            from torch.cuda import memory_reserved
+
+            state = recorder.thread_state()
+            before = memory_reserved()
+            started = _now()
+            result = original(*args, **kwargs)
+            returned = _now()
+            if memory_reserved() < before:
+                times = (started, returned - started, returned)
+                recorder.record(state, shown, SyncKind.OTHER, times, sys._getframe(1), (), "explicit")
+            return result
+
+        empty_cache.__wrapped__ = original  # type: ignore[attr-defined]
+        return empty_cache

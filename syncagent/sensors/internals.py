@@ -1,4 +1,4 @@
-"""The names of torch that are not public and that the agent leans on: each looked up once, with what is lost without it.
+"""The names of torch that are not public and that the agent leans on: each looked up once, and what is lost without.
 
 Nothing else in the package, apart from the sensors beside this file and the simulated device, touches them.
 """

@@ -1,7 +1,7 @@
 """Python kernels on the dispatcher's CUDA key, around the ops that may wait and around no other.
 
-``torch.library.get_kernel`` hands out the original kernel and ``Library.impl`` puts ours in its place, for every thread,
-autograd's included, under ``torch.compile`` and in graph capture.  Ops nest: the innermost hooked op that waits is the
+``torch.library.get_kernel`` hands out the original kernel and ``Library.impl`` puts ours in its place, for every
+thread, autograd's included, under ``torch.compile`` and in graph capture.  Ops nest: the innermost hooked op that waits is the
 proof and is timed, the outermost is what the user wrote and names the sync.
 """
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-    from syncagent.event import SyncKind
     from syncagent.recorder import Recorder, ThreadState
 
 __all__ = ["KernelSensor"]
@@ -89,7 +88,7 @@ class KernelSensor:
     def _put(self, rules: Iterable[Rule]) -> list[Any]:
         import torch
 
-        library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - kept, and destroyed by stop()
+        library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             # torch tells of every overridden kernel, and that is just what is meant here.
             warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verriding a previously registered kernel.*")
@@ -120,7 +119,8 @@ class KernelSensor:
             try:
                 kind = proves(args, kwargs)
             except Exception as error:
-                kind = sensor._fault(rule, error)
+                kind = None
+                sensor._fault(rule, error)
             outermost = state.op is None
             if outermost:
                 state.op = name

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPLICIT_APIS", "RULES", "Rule", "find", "shown"]
 
-STAGED_BYTES = 65536
-"""Up to this size the driver stages a copy from pageable memory and returns; above it, it waits (measured, H100)."""
+STAGED_BYTES = 1 << 20
+"""A ``non_blocking`` copy of up to this size from pageable memory is staged by the driver and returns; a larger one may
+wait.  Measured on an H100 (driver 580): 1 MB returns, 8 MB waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,21 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, nam
     return args[position] if position < len(args) else kwargs.get(name, default)
 
 
+def _on_device(value: Any) -> bool:
+    # A Python number may stand for a 0-dim tensor on the host.
+    return bool(getattr(value, "is_cuda", False))
+
+
+def _from_host(value: Any) -> bool:
+    """Is this a tensor on the host, with anything in it?"""
+    return hasattr(value, "is_cuda") and not value.is_cuda and value.numel() > 0
+
+
+def _is_mask(tensor: Any) -> bool:
+    # Compared by name so that this table imports without torch; uint8 indices are masks too.
+    return str(tensor.dtype) in {"torch.bool", "torch.uint8"}
+
+
 def _nonempty(kind: SyncKind) -> Waits:
     """Waits unless the first tensor has no elements."""
 
@@ -75,62 +91,69 @@ def _nonempty(kind: SyncKind) -> Waits:
     return waits
 
 
-def _is_mask(tensor: Any) -> bool:
-    # Compared by name so that this table imports without torch; uint8 indices are masks too.
-    return str(tensor.dtype) in {"torch.bool", "torch.uint8"}
-
-
-def _indexed(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """Indexing: a mask is turned into indices by ``nonzero``, an index on the host is copied to the device."""
-    for index in _argument(args, kwargs, 1, "indices", ()):
-        if index is None:
-            continue
-        if _is_mask(index):
-            return SyncKind.DYNAMIC_SHAPE
-        if not index.is_cuda and index.dim() > 0 and index.numel():
-            return SyncKind.COPY_H2D
-    return None
+def _indices(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    return [index for index in _argument(args, kwargs, 1, "indices", ()) if index is not None]
 
 
 def _index_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """The part of indexing that waits by itself, with no other op of this table inside: the hidden copy."""
-    for index in _argument(args, kwargs, 1, "indices", ()):
-        if index is not None and not index.is_cuda and index.dim() > 0 and index.numel():
-            return SyncKind.COPY_H2D
-    return None
+    """An index on the host is copied to the device; a mask on the host is turned into indices there, without a wait."""
+    copied = any(_from_host(index) and index.dim() > 0 and not _is_mask(index) for index in _indices(args, kwargs))
+    return SyncKind.COPY_H2D if copied else None
+
+
+def _indexed(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """A mask is turned into indices by ``nonzero``; an index on the host is copied to the device."""
+    if any(_is_mask(index) and index.is_cuda for index in _indices(args, kwargs)):
+        return SyncKind.DYNAMIC_SHAPE
+    return _index_from_host(args, kwargs)
+
+
+def _fills(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Is it one mask and one value on the host?  That becomes ``masked_fill`` and waits for nothing."""
+    indices, values = _indices(args, kwargs), _argument(args, kwargs, 2, "values")
+    if len(indices) != 1 or not _is_mask(indices[0]) or _argument(args, kwargs, 3, "accumulate", default=False):
+        return False
+    return not _on_device(values) and (not hasattr(values, "numel") or values.numel() == 1)
+
+
+def _value_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """The part of an assignment that waits by itself: the value or an index is copied to the device."""
+    if _fills(args, kwargs):
+        return None
+    values = _argument(args, kwargs, 2, "values")
+    if not hasattr(values, "is_cuda") or _from_host(values):
+        return SyncKind.COPY_H2D
+    return _index_from_host(args, kwargs)
 
 
 def _index_assigned(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """Assignment through indices; one mask and one value become ``masked_fill``, which reads a value on the device."""
-    indices = [index for index in _argument(args, kwargs, 1, "indices", ()) if index is not None]
-    values = _argument(args, kwargs, 2, "values")
-    accumulate = _argument(args, kwargs, 3, "accumulate", default=False)
-    fills = len(indices) == 1 and _is_mask(indices[0]) and values.numel() == 1 and not accumulate
-    if fills and values.dim() == 0:
-        return SyncKind.SCALAR_READ if values.is_cuda else None
-    if not values.is_cuda and values.dim() > 0 and values.numel():
-        return SyncKind.COPY_H2D
-    return _indexed(args, kwargs)
+    """Assignment through indices."""
+    if _fills(args, kwargs):
+        return None
+    if any(_is_mask(index) and index.is_cuda for index in _indices(args, kwargs)):
+        return SyncKind.DYNAMIC_SHAPE
+    return _value_from_host(args, kwargs)
 
 
 def _copied(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
     """A copy waits if it crosses between host and device, and is blocking or goes through pageable memory."""
     target, source = args[0], args[1]
-    to_device, from_device = target.is_cuda, getattr(source, "is_cuda", False)  # a number stands for a host tensor
+    to_device, from_device = target.is_cuda, _on_device(source)
     if to_device == from_device or not target.numel():
         return None
-    kind = SyncKind.COPY_H2D if to_device else SyncKind.COPY_D2H
-    if not _argument(args, kwargs, 2, "non_blocking", default=False):
-        return kind
-    return kind if _staged(source if to_device else target, target, source) else None
+    blocking = not _argument(args, kwargs, 2, "non_blocking", default=False)
+    if to_device:
+        return SyncKind.COPY_H2D if blocking or _waits_for_staging(source) else None
+    # To pageable memory the driver always waits; so it does for a strided view, which goes through such memory.
+    direct = not blocking and target.is_contiguous() and target.is_pinned()
+    return None if direct else SyncKind.COPY_D2H
 
 
-def _staged(host: Any, target: Any, source: Any) -> bool:
-    """Does a ``non_blocking`` copy wait all the same, because the driver has to stage the host's side?"""
-    if host.numel() * host.element_size() <= STAGED_BYTES:
+def _waits_for_staging(source: Any) -> bool:
+    """Does the driver wait for a ``non_blocking`` copy to the device, since it is too large to be staged?"""
+    if not hasattr(source, "numel") or source.numel() * source.element_size() <= STAGED_BYTES:
         return False
-    direct = target.dtype == source.dtype and host.is_contiguous()
-    return not (direct and host.is_pinned())
+    return not (source.is_contiguous() and source.is_pinned())
 
 
 def _converted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -139,18 +162,20 @@ def _converted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | Non
     device = kwargs.get("device")
     if device is None or not source.numel() or source.is_cuda == (device.type != "cpu"):
         return None
-    kind = SyncKind.COPY_D2H if source.is_cuda else SyncKind.COPY_H2D
-    if not kwargs.get("non_blocking", False):
-        return kind
+    blocking = not kwargs.get("non_blocking", False)
     if source.is_cuda:
-        return None
-    dtype = kwargs.get("dtype")
-    direct = dtype in (None, source.dtype) and source.is_contiguous()
-    small = source.numel() * source.element_size() <= STAGED_BYTES
-    return None if small or (direct and source.is_pinned()) else kind
+        return SyncKind.COPY_D2H if blocking else None
+    return SyncKind.COPY_H2D if blocking or _waits_for_staging(source) else None
 
 
-def _repeats_summed(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+def _some_copied(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``_foreach_copy_``: as each of its copies."""
+    rest = (_argument(args, kwargs, 2, "non_blocking", default=False),)
+    kinds = (_copied((target, source, *rest), {}) for target, source in zip(args[0], args[1], strict=True))
+    return next((kind for kind in kinds if kind is not None), None)
+
+
+def _repeats_summed(_args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
     return None if kwargs.get("output_size") is not None else SyncKind.DYNAMIC_SHAPE
 
 
@@ -160,18 +185,17 @@ def _compared(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | Non
     if tuple(left.shape) != tuple(right.shape) or not left.numel():
         return None
     same = left is right or (
-        left.data_ptr() == right.data_ptr()
-        and left.stride() == right.stride()
-        and left.dtype == right.dtype
+        left.data_ptr() == right.data_ptr() and left.stride() == right.stride() and left.dtype == right.dtype
     )
     return None if same else SyncKind.SCALAR_READ
 
 
-def _searched(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """``isin`` sorts, and so calls ``unique``, once there are many values to look for (ATen's own threshold)."""
+def _searched(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``isin`` sorts, and so waits, once there are many values to look for (ATen's own threshold)."""
     elements, tests = args[0], args[1]
-    many = tests.numel() >= 10.0 * float(elements.numel()) ** 0.145
-    return SyncKind.DYNAMIC_SHAPE if many and elements.numel() and not kwargs.get("assume_unique", False) else None
+    sought = float(elements.numel()) if hasattr(elements, "numel") else 1.0
+    many = tests.numel() >= 10.0 * sought**0.145
+    return SyncKind.DYNAMIC_SHAPE if many and sought else None
 
 
 def _range_unknown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -180,74 +204,123 @@ def _range_unknown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind |
     return SyncKind.DYNAMIC_SHAPE if low == high and args[0].numel() else None
 
 
-def _value_on_device(position: int, name: str, kind: SyncKind = SyncKind.SCALAR_READ) -> Waits:
-    """Waits if that argument is a tensor on the device whose value is read."""
+def _reads(kind: SyncKind, *positions: int) -> Waits:
+    """Waits if one of these arguments is a tensor on the device: its value is read."""
 
     def waits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-        return kind if getattr(_argument(args, kwargs, position, name), "is_cuda", False) else None
+        values = [*args, *kwargs.values()]
+        return kind if any(_on_device(values[p]) for p in positions if p < len(values)) else None
 
     return waits
 
 
-def _any_on_device(kind: SyncKind, *positions: int) -> Waits:
-    def waits(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
-        found = any(getattr(args[p], "is_cuda", False) for p in positions if p < len(args))
-        return kind if found else None
+def _scalar_from_host(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``where``: a 0-dim tensor on the host is copied to the device."""
+    return SyncKind.COPY_H2D if any(_from_host(value) for value in args) else None
 
-    return waits
+
+def _lengths_on_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``ctc_loss`` needs the lengths and targets on both sides, wherever they are."""
+    del kwargs
+    return SyncKind.COPY_D2H if any(_on_device(value) for value in args) else None
+
+
+def _sparse_product(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """A product of two sparse matrices has to count its elements."""
+    return SyncKind.DYNAMIC_SHAPE if str(args[1].layout) == str(args[2].layout) else None
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
-_PUT = "aten::index_put_"
 _D, _S, _C = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
+_PUT = "aten::index_put_"
+_SPARSE, _CSR = ("SparseCUDA",), ("SparseCsrCUDA",)
 
 
 def _rule(op: str, waits: Waits, evidence: str, *, proves: Waits | None = None, **rest: Any) -> Rule:
     return Rule(f"aten::{op}", waits, waits if proves is None else proves, evidence, **rest)
 
 
+def _whole(op: str, waits: Waits, evidence: str) -> Rule:
+    """For the simulated device and the modes only: on a GPU another op of this table, inside, is the proof."""
+    return _rule(op, waits, evidence, proves=_never, keys=())
+
+
 RULES: tuple[Rule, ...] = (
     # values for Python
     _rule("_local_scalar_dense", _always(_S), "item, float, int, bool, `if t`: memcpy and stream synchronize"),
     _rule("equal", _compared, "eq().all().item() inside", proves=_never),
+    _whole("allclose", _always(_S), "isclose().all().item() inside"),
     # sizes that depend on values
-    _rule("nonzero", _always(_D), "number of nonzeros copied back to size the result"),
+    _rule("nonzero", _always(_D), "number of nonzeros copied back to size the result; waits for an empty tensor too"),
     _rule("nonzero.out", _always(_D), "as nonzero"),
-    _rule("_unique", _nonempty(_D), "Thrust counts on the host"),
-    _rule("_unique2", _nonempty(_D), "Thrust or CUB counts on the host"),
-    _rule("unique_consecutive", _nonempty(_D), "as _unique2"),
+    _rule("_unique", _nonempty(_D), "number of distinct values read back"),
+    _rule("_unique2", _nonempty(_D), "number of distinct values read back; of booleans in its own kernel"),
+    _rule("unique_consecutive", _nonempty(_D), "as _unique2; with dim in its own kernel"),
     _rule("unique_dim", _nonempty(_D), "Thrust waits without a synchronize that c10 sees"),
     _rule("unique_dim_consecutive", _nonempty(_D), "as unique_dim"),
-    _rule("masked_select", _always(_D), "index by mask inside", proves=_never),
-    _rule("masked_select.out", _always(_D), "index by mask inside", proves=_never),
+    _rule("masked_select", _always(_D), "nonzero inside", proves=_never),
+    _rule("masked_select.out", _always(_D), "nonzero inside", proves=_never),
     _rule("index.Tensor", _indexed, "mask: nonzero inside; index on the host: copied", proves=_index_from_host),
     _rule("index.Tensor_out", _indexed, "as index.Tensor", proves=_index_from_host),
-    _rule("index_put", _index_assigned, "as index_put_", proves=_index_from_host, shown=_PUT),
-    _rule("index_put_", _index_assigned, "mask: nonzero or masked_fill inside", proves=_index_from_host, shown=_PUT),
-    _rule("_index_put_impl_", _index_assigned, "as index_put_", proves=_index_from_host, shown=_PUT),
+    _rule("index_put", _index_assigned, "as index_put_", proves=_value_from_host, shown=_PUT),
+    _rule("index_put_", _index_assigned, "mask: nonzero inside; from the host: copied", proves=_value_from_host),
+    _rule("_index_put_impl_", _index_assigned, "as index_put_", proves=_value_from_host, shown=_PUT),
     _rule("repeat_interleave.Tensor", _repeats_summed, "sum of the repeats read back", proves=_never),
-    _rule("bincount", _nonempty(_D), "largest value read back"),
-    _rule("histc", _range_unknown, "extremes read back", proves=_never),
-    _rule("histc.out", _range_unknown, "extremes read back", proves=_never),
-    _rule("isin.Tensor_Tensor", _searched, "unique inside", proves=_never),
-    _rule("_to_sparse", _nonempty(_D), "nonzero inside", proves=_never),
-    _rule("_coalesce", _always(_D), "Thrust unique_by_key", keys=("SparseCUDA",)),
+    _rule("bincount", _nonempty(_D), "extremes copied back"),
+    _rule("histc", _range_unknown, "extremes copied back"),
+    _rule("histc.out", _range_unknown, "extremes copied back"),
+    # A Python kernel on isin.Tensor_Tensor breaks torch.isin(3, t): torch cannot box that number (2.11, CUDA).
+    _whole("isin.Tensor_Tensor", _searched, "unique or a copy inside"),
+    _whole("isin.Scalar_Tensor", _searched, "as isin.Tensor_Tensor"),
+    _whole("_to_sparse", _nonempty(_D), "nonzero inside"),
+    _whole("_to_sparse.sparse_dim", _nonempty(_D), "nonzero inside"),
+    _whole("_to_sparse_csr", _nonempty(_D), "nonzero inside"),
+    _whole("_to_sparse_csc", _nonempty(_D), "nonzero inside"),
+    _whole("_to_sparse_bsr", _nonempty(_D), "nonzero inside"),
+    _whole("_to_sparse_bsc", _nonempty(_D), "nonzero inside"),
+    _rule("_coalesce", _always(_D), "Thrust counts the distinct indices", keys=_SPARSE),
+    _rule("_sparse_sparse_matmul", _always(_D), "number of elements of the product", keys=_SPARSE),
+    _rule("addmm.out", _sparse_product, "number of elements of the product", keys=_CSR),
+    _rule("_sparse_softmax", _always(_D), "pools of equal indices are counted by Thrust", keys=_SPARSE),
+    _rule("_sparse_log_softmax", _always(_D), "as _sparse_softmax", keys=_SPARSE),
     # values read for a scalar argument
-    _rule("masked_fill.Tensor", _value_on_device(2, "value"), "value read back", proves=_never),
-    _rule("masked_fill_.Tensor", _value_on_device(2, "value"), "value read back", proves=_never),
-    _rule("linspace.Tensor_Tensor", _any_on_device(_S, 0, 1), "end points read back", proves=_never),
-    _rule("linspace.Tensor_Scalar", _any_on_device(_S, 0), "end point read back", proves=_never),
-    _rule("linspace.Scalar_Tensor", _any_on_device(_S, 1), "end point read back", proves=_never),
+    _rule("masked_fill.Tensor", _reads(_S, 2), "value read back", proves=_never),
+    _rule("masked_fill_.Tensor", _reads(_S, 2), "value read back", proves=_never),
+    _rule("index_fill_.int_Tensor", _reads(_S, 3), "value read back", proves=_never),
+    _whole("index_fill.int_Tensor", _reads(_S, 3), "value read back"),
+    _rule("linspace.Tensor_Tensor", _reads(_S, 0, 1), "end points read back", proves=_never),
+    _rule("linspace.Tensor_Scalar", _reads(_S, 0), "end point read back", proves=_never),
+    _rule("linspace.Scalar_Tensor", _reads(_S, 1), "end point read back", proves=_never),
+    _whole("logspace.Tensor_Tensor", _reads(_S, 0, 1), "end points read back"),
+    _whole("logspace.Tensor_Scalar", _reads(_S, 0), "end point read back"),
+    _whole("logspace.Scalar_Tensor", _reads(_S, 1), "end point read back"),
     # checks
     _rule("_linalg_check_errors", _always(_C), "info flags read back"),
-    _rule("_linalg_eigh", _always(_C), "convergence read back"),
-    _rule("_linalg_svd", _always(_C), "convergence read back"),
-    _rule("normal.Tensor_Tensor", _any_on_device(_C, 1), "std >= 0 checked", proves=_never),
-    _rule("normal.float_Tensor", _any_on_device(_C, 1), "std >= 0 checked", proves=_never),
+    _rule("_linalg_eigh", _always(_C), "cuSOLVER's convergence is waited for"),
+    _rule("_linalg_eigh.eigenvalues", _always(_C), "as _linalg_eigh"),
+    _rule("_linalg_svd", _always(_C), "cuSOLVER's convergence is waited for"),
+    _rule("_linalg_svd.U", _always(_C), "as _linalg_svd"),
+    _rule("_linalg_eigvals", _always(_C), "computed on the host"),
+    _rule("linalg_eig", _always(_C), "computed on the host"),
+    _rule("linalg_ldl_factor_ex", _always(_C), "cuSOLVER's pivots are waited for"),
+    _rule("linalg_ldl_factor_ex.out", _always(_C), "as linalg_ldl_factor_ex"),
+    _rule("linalg_ldl_solve", _always(_C), "pivots copied back"),
+    _rule("linalg_ldl_solve.out", _always(_C), "as linalg_ldl_solve"),
+    _whole("linalg_lstsq", _always(_C), "info flags read back"),
+    _whole("linalg_pinv.atol_rtol_tensor", _always(_C), "SVD inside"),
+    _whole("linalg_matrix_exp", _nonempty(_D), "norms copied back to choose the degree"),
+    _rule("normal.Tensor_Tensor", _reads(_C, 1), "std >= 0 checked", proves=_never),
+    _rule("normal.float_Tensor", _reads(_C, 1), "std >= 0 checked", proves=_never),
     # copies
     _rule("copy_", _copied, "waits for the copy, or in the driver for staging", hot=True),
-    _rule("_to_copy", _converted, "copy_ inside", proves=_never, keys=()),
+    _whole("_to_copy", _converted, "copy_ inside"),
+    _whole("_foreach_copy_", _some_copied, "copy_ inside"),
+    _whole("where.self", _scalar_from_host, "copy_ inside"),
+    _whole("_ctc_loss", _lengths_on_device, "copy_ inside"),
+    _whole("_ctc_loss.Tensor", _lengths_on_device, "copy_ inside"),
+    _whole("_ctc_loss_backward", _lengths_on_device, "copy_ inside"),
+    _whole("_ctc_loss_backward.Tensor", _lengths_on_device, "copy_ inside"),
 )
 
 EXPLICIT_APIS: tuple[str, ...] = (
@@ -258,15 +331,14 @@ EXPLICIT_APIS: tuple[str, ...] = (
 )
 """Callables by which a program asks to wait; all are :attr:`SyncKind.EXPLICIT`."""
 
-
-def shown(rule: Rule) -> str:
-    """Return the name that a sync of this op carries: the dispatcher's, without overload."""
-    return rule.shown or rule.op.partition(".")[0]
-
-
 _BY_OP = {rule.op: rule for rule in RULES}
 
 
 def find(op: str) -> Rule | None:
     """Return the rule for an op (name with overload, as in :attr:`Rule.op`), or ``None`` if it never waits."""
     return _BY_OP.get(op)
+
+
+def shown(rule: Rule) -> str:
+    """Return the name that a sync of this op carries: the dispatcher's, without overload."""
+    return rule.shown or rule.op.partition(".")[0]

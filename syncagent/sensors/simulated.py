@@ -20,7 +20,9 @@ class SimulatedSensor:
     """Hears of every wait on the simulated device, from all threads."""
 
     name = "simulated"
-    cannot_see = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+    cannot_see = (
+        "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+    )
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from syncagent.event import SyncKind
     from syncagent.simulate.engine import Engine
 
-__all__ = ["SPECIAL", "order", "queue", "run", "run_generic", "run_here", "set_placement"]
+__all__ = ["SPECIAL", "order", "queue", "replace", "resize", "run", "run_generic", "run_here", "set_placement"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
 
 aten = torch.ops.aten
 _in_backward = torch._C._current_graph_task_id
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _shares_memory = torch._C._is_alias_of
 _known: dict[Any, OpFacts] = {}
 _races: set[str] = set()
@@ -59,6 +60,8 @@ def _learn(op: Any) -> OpFacts:
         facts.handler = _refuse
     elif special is not None:
         facts.handler = special
+    elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
+        facts.handler = _of_others
     elif facts.view is not None:
         facts.handler = _view if facts.view == "new" else _view_in_place
     else:
@@ -69,6 +72,14 @@ def _learn(op: Any) -> OpFacts:
 def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
     what = _UNSUPPORTED_NAMESPACES[facts.op.namespace]
     raise SimulationError(f"{facts.name}: {what} is not simulated on the CUDA stand-in")
+
+
+def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Take an op apart that torch makes of others.
+
+    Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
+    """
+    return facts.op.decompose(*args, **kwargs)
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -140,8 +151,8 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
 # --- the general rule -------------------------------------------------------------------------------------------------
 
 
-def run_generic(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Wait if CUDA would, and queue the op otherwise."""
+def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any:
+    """Wait if CUDA would, and queue the op otherwise.  ``spec`` is the layout of the results, where it is known."""
     placements: list[Placement] = []
     hosts: list[torch.Tensor] = []
     kept = [_prepare(x, placements, hosts) for x in args]
@@ -158,8 +169,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any) -> Any:
         return waits.reported(
             facts.name, kind, args, lambda: _run_now(facts, index, kept, named, placements, args, kwargs)
         )
-    spec = None
-    if not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
+    if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
             spec = shapes.infer(facts.op, kept, named)
         except shapes.NoMetaKernelError:
@@ -222,6 +232,10 @@ class _Kernel:
 def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
+    if values is None:
+        # A gradient that was not asked for; meta kernels foretell one all the same, and nobody looks at it.
+        placement.box.error = SimulationError(f"{facts.name} did not compute this result")
+        return
     if tuple(values.shape) != layout.size:
         raise SimulationError(
             f"{facts.name} gave a result of shape {tuple(values.shape)} where {layout.size} was foretold"
@@ -450,7 +464,7 @@ _NATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 def set_placement(target: SimulatedTensor, placement: Placement) -> None:
-    """Make a tensor another view of its box."""
+    """Make a tensor another view of the memory that it has."""
     layout = placement.layout
     # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
     aten.as_strided_.default.redispatch(_NATIVE, target, layout.size, layout.stride, layout.offset)
@@ -465,7 +479,16 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     if needed > box.nbytes:
         box.nbytes = needed
         queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
-    set_placement(target, Placement(box, layout, placement.index))
+    replace(target, Placement(box, layout, placement.index))
+
+
+_set_base_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
+
+
+def replace(target: SimulatedTensor, placement: Placement) -> None:
+    """Make a tensor a view of any memory."""
+    _set_base_data(target, make(placement))
+    target._sim = placement
 
 
 def _grow(placement: Placement, nbytes: int) -> None:
@@ -496,6 +519,6 @@ def _assume(target: SimulatedTensor, values: torch.Tensor) -> None:
     box: Box = target._sim.box
     fresh = adopt(values, target._sim.index)._sim
     box.values, box.nbytes = values, fresh.box.nbytes
-    set_placement(target, Placement(box, fresh.layout, fresh.index))
+    replace(target, Placement(box, fresh.layout, fresh.index))
 
 

@@ -6,8 +6,10 @@ generator is left alone.  The numbers are not CUDA's.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -20,12 +22,13 @@ RealGenerator: Any = torch.Generator
 _DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
 _MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 _lock = threading.Lock()
+_tokens = itertools.count(0x51C_A6E27_0000_0000)
 
 
 class State:
     """Seed and offset."""
 
-    __slots__ = ("offset", "seed")
+    __slots__ = ("__weakref__", "offset", "seed")
 
     def __init__(self, seed: int = _DEFAULT_SEED) -> None:
         self.seed = seed
@@ -55,6 +58,7 @@ class State:
 
 
 _defaults: dict[int, State] = {}
+_states: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
 
 
 def default_state(index: int) -> State:
@@ -65,8 +69,10 @@ def draw(index: int, generator: Any) -> Any:
     """A CPU generator for one op on a device, from the given generator or the device's own."""
     if generator is None:
         return default_state(index).next()
-    if isinstance(generator, CudaGenerator):
-        return generator._state.next()
+    # C++ hands back another Python object than the program made: the seed beneath tells which one it was.
+    state = _states.get(generator.initial_seed()) if type(generator) is not CudaGenerator else generator._state
+    if state is not None:
+        return state.next()
     raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
 
 
@@ -101,6 +107,9 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]
     def _take(self, index: int, state: State | None = None) -> CudaGenerator:
         self._index = index
         self._state = State() if state is None else state
+        token = next(_tokens)
+        super().manual_seed(token)
+        _states[token] = self._state
         return self
 
     @property

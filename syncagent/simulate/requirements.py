@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from syncagent.simulate.errors import SimulationError
@@ -44,15 +45,20 @@ REQUIRED: dict[str, str] = {
 
 def check(torch: Any) -> None:
     """Raise one error that names all that is missing."""
-    missing = []
-    for path, purpose in REQUIRED.items():
-        found = torch
-        for part in path.split("."):
-            found = getattr(found, part, None)
-            if found is None:
-                missing.append(f"torch.{path} ({purpose})")
-                break
+    missing = [f"torch.{path} ({purpose})" for path, purpose in REQUIRED.items() if not _exists(path)]
     if missing:
         raise SimulationError(
             f"the simulated device does not work with torch {torch.__version__}: it lacks {', '.join(missing)}"
         )
+
+
+def _exists(path: str) -> bool:
+    """Look a dotted name up; modules are imported on the way, since torch hides some behind functions."""
+    *modules, name = path.split(".")
+    found: Any = importlib.import_module("torch")
+    for depth, part in enumerate(modules, 1):
+        try:
+            found = importlib.import_module(".".join(("torch", *modules[:depth])))
+        except ModuleNotFoundError:
+            found = getattr(found, part, None)
+    return hasattr(found, name)

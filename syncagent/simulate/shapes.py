@@ -35,8 +35,9 @@ def infer(op: Any, args: Any, kwargs: Any) -> Any:
         key, found = None, _known
     if found is _known:  # the one value that it cannot hold
         try:
+            stand_in = _on_cpu if op in _DIFFERENT_ON_META else on_meta
             found = _layouts(
-                op(*[on_meta(x) for x in args], **{name: on_meta(value) for name, value in kwargs.items()})
+                op(*[stand_in(x) for x in args], **{name: stand_in(value) for name, value in kwargs.items()})
             )
         except NotImplementedError:
             found = NoMetaKernelError
@@ -61,6 +62,20 @@ def on_meta(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [on_meta(x) for x in value]
     return META if isinstance(value, torch.device) else None if isinstance(value, torch.Generator) else value
+
+
+_DIFFERENT_ON_META = frozenset(
+    # The meta kernel tells the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
+    (torch.ops.aten._embedding_bag.default, torch.ops.aten._embedding_bag_forward_only.default)
+)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Zeros in place of a tensor: for ops that can be tried out, because values do not decide the shapes."""
+    if isinstance(value, (Placement, torch.Tensor)):
+        shape = value.layout.size if isinstance(value, Placement) else value.shape
+        return torch.zeros(shape, dtype=value.layout.dtype if isinstance(value, Placement) else value.dtype)
+    return value
 
 
 def _layouts(result: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from syncagent.simulate.facts import OpFacts
 
 aten = torch.ops.aten
-_set_base_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:
@@ -63,11 +63,6 @@ def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 @_runs(aten.is_same_size.default)
 def _is_same_size(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
     return bool(args[0].shape == args[1].shape)
-
-
-@_runs(aten._has_compatible_shallow_copy_type.default)
-def _can_take_data_of(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
-    return True  # as between CPU and CUDA; tensor.set_data does it
 
 
 @_runs(aten.is_pinned.default)
@@ -116,8 +111,7 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, source = args
     if not (isinstance(target, SimulatedTensor) and isinstance(source, SimulatedTensor)):
         raise SimulationError("set_ between a CPU tensor and one on simulated CUDA is not simulated")
-    _set_base_data(target, source)
-    target._sim = source._sim
+    dispatch.replace(target, source._sim)
     return target
 
 
@@ -154,6 +148,39 @@ def _conj(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 @_runs(aten._neg_view.default)
 def _neg(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return dispatch.run(aten.neg.default, args, {})
+
+
+@_runs(aten.arange.start_out)
+def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """torch's meta kernel for it is Python that imports the whole compiler at its first call."""
+    start, end = args[:2]
+    step = args[2] if len(args) > 2 else kwargs.get("step", 1)
+    if step == 0 or (end - start) * step < 0:
+        return dispatch.run_generic(facts, args, kwargs)  # torch's own error
+    size = math.ceil((end - start) / step)
+    layout = Layout((size,), (1,), 0, kwargs["out"].dtype)
+    return dispatch.run_generic(facts, args, kwargs, layout)
+
+
+# --- ops that torch itself makes of others, where one of the others waits ---------------------------------------------------
+
+# On the CPU key these ops have torch's general kernel and no other.
+_GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+
+@_runs(
+    aten.allclose.default,
+    aten.linalg_pinv.atol_rtol_tensor,
+    aten.linalg_lstsq.default,
+    aten.logspace.Tensor_Tensor,
+    aten.logspace.Tensor_Scalar,
+    aten.logspace.Scalar_Tensor,
+    aten._unsafe_index.Tensor,
+    aten.resize_as_.default,
+)
+def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Run torch's general kernel on the simulated tensors, so that the ops inside come here one by one."""
+    return facts.op.redispatch(_GENERAL, *args, **kwargs)
 
 
 # --- indexing ---------------------------------------------------------------------------------------------------------------

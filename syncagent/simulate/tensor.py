@@ -137,12 +137,15 @@ class SimulatedTensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         text = torch._tensor_str._str(self, tensor_contents=tensor_contents)
+        is_parameter = isinstance(self, torch.nn.Parameter)
+        if is_parameter and text.startswith("Parameter("):
+            text = text.removeprefix("Parameter(").removesuffix(")")
         prefix = f"{type(self).__name__}("
         if text.startswith(prefix):
             # Continuation lines are indented by the length of the prefix.
             excess = " " * (len(prefix) - len("tensor("))
             text = "tensor(" + text[len(prefix) :].replace("\n" + excess, "\n")
-        return "Parameter containing:\n" + text if isinstance(self, torch.nn.Parameter) else text
+        return "Parameter containing:\n" + text if is_parameter else text
 
     # --- indexing: Python data among the indices goes to the device by a copy, as the C++ binding does it for CUDA --
 

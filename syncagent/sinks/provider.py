@@ -53,7 +53,7 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
         exporters = _Journals(journal)
         provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S))
         provider._journal = exporters.path
-    except (ImportError, RuntimeError, ValueError) as error:
+    except Exception as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error

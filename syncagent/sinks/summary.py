@@ -65,10 +65,15 @@ class Summary:
                 self._add(event)
 
     def step(self, record: StepRecord) -> None:
-        """Count a step and credit it with the stalls that began inside it."""
+        """Count a step and credit it with the stalls that began inside it.
+
+        The first step is counted but not timed: it holds the program's start.
+        """
         with self._lock:
             self._steps += 1
-            self._step_ns += record.end_ns - record.start_ns
+            is_first = self._steps == 1
+            if not is_first:
+                self._step_ns += record.end_ns - record.start_ns
             self._step_times.append(StepRow(record.step, record.start_ns, record.end_ns, record.rank))
             # More syncs in one step than are kept: then no figure within steps is better than a wrong one.
             self._steps_exact = self._steps_exact and self._lost_ns < record.start_ns
@@ -76,7 +81,7 @@ class Summary:
             for site, start_ns, stall_ns in self._pending:
                 if start_ns >= record.end_ns:
                     later.append((site, start_ns, stall_ns))
-                elif start_ns >= record.start_ns:
+                elif start_ns >= record.start_ns and not is_first:
                     site.step_ns += stall_ns
             self._pending.clear()
             self._pending.extend(later)
@@ -131,8 +136,8 @@ class Summary:
                 syncs=sum(row.count for row in rows),
                 stall_ms=sum(row.stall_ms for row in rows),
                 stall_share=min(training_ns / 1e9 / run.duration_s, 1.0) if run.duration_s > 0 else 0.0,
-                step_ms=step_ns / 1e6 if steps else None,
-                step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps and exact else None,
+                step_ms=step_ns / 1e6 if steps > 1 else None,
+                step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
             ),
             sites=rows,
             ops=_op_rows(ops, rows, run.duration_s * 1e3)[: self._max_ops],
@@ -238,7 +243,7 @@ class _Site:
             library=_line(first.library_site if first else None),
             threads=self.threads,
             allowed_count=round(self.allowed_count),
-            step_stall_ms=self.step_ns / 1e6 if steps and exact else None,
+            step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
         )
 
 
@@ -246,13 +251,13 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[SiteRow], duration_ms: floa
     """Ops by the host time that was work; the stalls of the same op at the same line are told apart."""
     stalls: dict[Hashable, float] = {}
     for row in sites:
-        key = (row.op, row.file, row.line, row.phase)
+        key = (row.op, row.file, row.line, row.phase == Phase.BACKWARD)
         stalls[key] = stalls.get(key, 0.0) + row.stall_ms
     rows = []
     for op in ops:
         line = _line(op.site) or Line("", 0, "", "")
         host_ms = op.host_ns / 1e6
-        stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase.value), 0.0), host_ms)
+        stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
         rows.append(
             OpRow(
                 op=op.op,

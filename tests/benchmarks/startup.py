@@ -66,7 +66,9 @@ def main() -> None:
     print(f"{pth_us():9.2f} µs  the line of the .pth itself")
     if arguments.out:
         with open(arguments.out, "w", encoding="utf-8") as stream:
-            json.dump({"python": platform.python_version(), "pth_line_us": pth_us(), "variants": result}, stream, indent=1)
+            json.dump(
+                {"python": platform.python_version(), "pth_line_us": pth_us(), "variants": result}, stream, indent=1
+            )
 
 
 if __name__ == "__main__":

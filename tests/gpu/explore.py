@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import datetime
+import datetime as dt
 import faulthandler
 import json
 import platform
@@ -65,7 +65,7 @@ class Hooks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for op in torch._C._dispatch_get_all_op_names():
-                if not op.startswith("aten::") or has_kernel(op, "CompositeImplicitAutograd"):
+                if not op.startswith("aten::") or has_kernel(op, "CompositeImplicitAutograd") or _is_view(op):
                     continue
                 serves_all = any(has_kernel(op, key) for key in _FALLBACKS)
                 for key in KEYS:
@@ -84,8 +84,10 @@ class Hooks:
     def _kernel(self, op: str, key: str, call: Any) -> Any:
         local, seen = self._local, self.seen
         hooks = self
+        tensors = [index for index, argument in enumerate(_schema(op).arguments) if "Tensor" in str(argument.type)]
 
         def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            args = _boxable(args, tensors)
             depth = local.depth = getattr(local, "depth", 0) + 1
             started = _now()
             try:
@@ -118,6 +120,35 @@ class Hooks:
         calls = [call for call in self.seen if run.start_ns <= call[1] and call[2] <= run.end_ns]
         calls.sort(key=lambda call: (call[1], call[3]))
         return [[depth, op, key, round((end - start) / 1e6, 3)] for _, start, end, depth, op, key in calls]
+
+
+def _schema(op: str) -> Any:
+    name, _, overload = op.partition(".")
+    return torch._C._get_schema(name, overload)
+
+
+def _is_view(op: str) -> bool:
+    """Tell views, which never wait, apart: ``nn.Parameter`` wants what ``detach`` returns never to have met Python."""
+    infos = [value.alias_info for value in _schema(op).returns]
+    return any(info is not None and not info.is_write for info in infos)
+
+
+def _boxable(args: tuple[Any, ...], tensors: Sequence[int]) -> tuple[Any, ...]:
+    """Give numbers that stand for tensors (the 2 of ``t * 2``) their tensors back, which a boxed call insists on.
+
+    The dtype is the other tensor's wherever the promotion of a number would keep that.
+    """
+    numbers = [index for index in tensors if index < len(args) and isinstance(args[index], (bool, int, float, complex))]
+    if not numbers:
+        return args
+    others = [args[index].dtype for index in tensors if index < len(args) and isinstance(args[index], torch.Tensor)]
+    made = list(args)
+    for index in numbers:
+        dtype = torch.tensor(args[index], device="cpu").dtype
+        if others:
+            dtype = others[0] if torch.can_cast(dtype, others[0]) else torch.promote_types(dtype, others[0])
+        made[index] = torch.scalar_tensor(args[index], dtype=dtype, device="cpu")
+    return tuple(made)
 
 
 def _computed(op: str, key: str) -> bool:
@@ -162,7 +193,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
     }
 
@@ -186,10 +217,10 @@ def choose(cases: Sequence[Case], limit: int | None, match: str | None) -> list[
     ][:limit]  # fmt: skip
 
 
-def first_pass(cases: Sequence[Case], rows: dict[str, dict[str, Any]], keep: Any) -> None:
+def first_pass(cases: Sequence[Case], rows: dict[str, dict[str, Any]], repeats: int, keep: Any) -> None:
     """Fill in the truth, and what sync debug mode says."""
     for index, case in enumerate(cases):
-        truth = physical.measure(case)
+        truth = physical.measure(case, repeats=repeats)
         row = rows[case.name] = {
             "family": case.family, "call": case.call, "expect": case.expect, "blocks": truth.blocks,
             "times_ms": list(truth.times_ms), "host_ms": round(truth.host_ms, 3), "sleep_ms": round(truth.sleep_ms, 1),
@@ -227,7 +258,7 @@ def second_pass(cases: Sequence[Case], rows: dict[str, dict[str, Any]], hooks: H
             row["error"] = f"with every op hooked: {physical.describe(error)}"
 
 
-def tell(rows: dict[str, dict[str, Any]]) -> None:
+def tell(rows: dict[str, dict[str, Any]], repeats: int) -> None:
     """Print what a person wants to know first."""
     blocking = {name: row for name, row in rows.items() if row["blocks"]}
     skipped = [name for name, row in rows.items() if row["error"].startswith(physical.SKIPPED)]
@@ -247,7 +278,7 @@ def tell(rows: dict[str, dict[str, Any]]) -> None:
         print(f"{name}\n    {error}")
     print("\n== undecided by a hair (some runs waited, some did not)")
     for name, row in rows.items():
-        if len(row["times_ms"]) > 3:
+        if len(row["times_ms"]) > repeats:
             print(f"{name}  {row['times_ms']}")
     print("\n== innermost op that lasted: cases that wait, examples")
     table: dict[str, list[str]] = collections.defaultdict(list)
@@ -271,10 +302,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="find out what waits for the GPU, and inside which op")
     parser.add_argument("--out", type=Path, required=True, help="where the results go, as JSON")
     parser.add_argument("--limit", type=int, help="only that many cases")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each case behind the sleep (default 2)")
     parser.add_argument("--match", help="only cases whose name holds this text")
     options = parser.parse_args()
     faulthandler.enable()
     warnings.filterwarnings("ignore")
+    if DEVICE == "cpu":
+        torch.set_num_threads(1)  # a hook holds the GIL, and torch's worker threads would wait for it inside one
     cases = choose(CASES, options.limit, options.match)
     rows: dict[str, dict[str, Any]] = {}
     results: dict[str, Any] = {**environment(), "device": DEVICE, "cases": rows}
@@ -286,7 +320,7 @@ def main() -> int:
         save(options.out, results)
 
     try:
-        first_pass(cases, rows, keep)
+        first_pass(cases, rows, options.repeats, keep)
         keep()
         truths_s = time.perf_counter() - began
         hooks.put()
@@ -305,7 +339,7 @@ def main() -> int:
             hooks.take_off()
     if hooks.refused:
         print(f"{len(hooks.refused)} ops could not be hooked, such as {dict(list(hooks.refused.items())[:3])}")
-    tell(rows)
+    tell(rows, options.repeats)
     return code
 
 

@@ -69,7 +69,9 @@ def test_an_unsampled_step_sends_nothing(receiver, job):
     assert (result.account["exported"], result.account["failed"], result.account["dropped"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("mode", "reason"), [("refuse", "refused"), ("500", "Internal Server Error"), ("hang", "no answer within 1 s")])
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("refuse", "refused"), ("500", "Internal Server Error"), ("hang", "no answer within 1 s")]
+)
 def test_a_collector_that_is_not_well_costs_spans_and_one_line(receiver, job, mode, reason):
     collector = receiver(mode)
     result = job(close_timeout=1.0, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)

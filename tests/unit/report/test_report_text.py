@@ -67,6 +67,11 @@ def test_numbers_of_a_site_are_on_one_line_worst_first():
     assert numbers[1].split()[:2] == ["8.0", "ms"]
 
 
+def test_an_op_too_long_for_its_line_has_one_of_its_own():
+    shown = text.render(report_of(sync(op="torch.cuda.streams.Event.synchronize_everything")), width=72)
+    assert "\n        torch.cuda.streams.Event.synchronize_everything  forward\n        loss.py:41" in shown
+
+
 def test_what_is_not_the_case_is_not_said():
     shown = text.render(report_of(sync()))
     for word in ("dropped", "note:", "Simulated", "Host time", "library", "gain", "of step time"):

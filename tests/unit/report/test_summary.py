@@ -117,19 +117,25 @@ class TestSteps:
 
     def test_only_stalls_that_began_in_a_step_are_a_share_of_step_time(self):
         report = report_of(
-            sync(ms=30, at_ms=-50), sync(ms=10, at_ms=20), sync(ms=10, at_ms=150), sync(at_ms=900), steps=2
+            sync(ms=30, at_ms=-50), sync(ms=10, at_ms=120), sync(ms=10, at_ms=250), sync(at_ms=900), steps=3
         )
         (row,) = report.sites
         assert row.step_stall_ms == report.totals.step_stall_ms == 20
         assert report.totals.step_ms == 200
         assert report.share(row) == pytest.approx(0.1)
 
+    def test_the_first_step_is_counted_but_not_timed_since_it_holds_the_programs_start(self):
+        report = report_of(sync(ms=30, at_ms=20), sync(ms=10, at_ms=150), steps=2)
+        assert report.run.steps == 2
+        assert report.totals.step_ms == 100
+        assert report.totals.step_stall_ms == 10
+
     def test_a_sync_of_the_next_step_that_comes_early_counts_there(self):
         summary = Summary()
         summary.events([sync(ms=1, at_ms=10), sync(ms=4, at_ms=120)])
         summary.step(step(0, start_ms=0, end_ms=100))
         summary.step(step(1, start_ms=110, end_ms=200))
-        assert summary.snapshot(run_info()).totals.step_stall_ms == 5
+        assert summary.snapshot(run_info()).totals.step_stall_ms == 4
 
     def test_more_syncs_in_a_step_than_are_kept_give_no_figure_rather_than_a_wrong_one(self):
         event = sync(at_ms=5)

@@ -1,0 +1,179 @@
+"""``autocast("cuda")``: which ops it casts and to what.
+
+torch has kernels for this on the AutocastCUDA key, but they ask C++ whether a tensor is on CUDA, and it says no.  So the
+same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from syncagent.simulate.tensor import SimulatedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LISTS", "install"]
+
+LISTS: dict[str, str] = {
+    # to float16 or bfloat16
+    "lower": """
+        _convolution _convolution.deprecated _scaled_dot_product_flash_attention _thnn_fused_gru_cell
+        _thnn_fused_lstm_cell addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc
+        conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution cudnn_convolution
+        cudnn_convolution_transpose einsum gru_cell linalg_multi_dot linalg_vecdot linear lstm_cell matmul mm mv prelu
+        rnn_relu_cell rnn_tanh_cell scaled_dot_product_attention
+    """,
+    # to float32
+    "fp32": """
+        _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+        _upsample_nearest_exact3d acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss
+        cosine_similarity dist erfinv exp expm1 frobenius_norm.dim group_norm hinge_embedding_loss huber_loss kl_div
+        l1_loss layer_norm linalg_matrix_norm linalg_matrix_norm.str_ord linalg_vector_norm log log10 log1p log2
+        logsumexp margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss native_layer_norm nll_loss
+        nll_loss2d nuclear_norm nuclear_norm.dim pdist poisson_nll_loss pow.Scalar pow.Tensor_Scalar
+        pow.Tensor_Tensor reciprocal renorm rms_norm rsqrt sinh smooth_l1_loss soft_margin_loss softplus tan
+        triplet_margin_loss upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+        upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    """,
+    # with dtype=float32 where no type is given
+    "fp32_by_dtype": "cumprod cumsum log_softmax.int prod prod.dim_int softmax.int sum sum.dim_IntList",
+    # by an overload that takes the type of the result
+    "fp32_append": "norm.Scalar norm.ScalarOpt_dim",
+    # to the widest type among the arguments
+    "widest": """
+        addcdiv addcmul atan2 bilinear cross dot grid_sampler index_put scatter_add tensordot vdot
+    """,
+    "banned": "binary_cross_entropy",
+}
+
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+_cast_parameters: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+
+def _is_eligible(value: Any) -> bool:
+    return isinstance(value, SimulatedTensor) and value.dtype.is_floating_point and value.dtype != torch.float64
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _cast_tensor(value, dtype) if _is_eligible(value) and value.dtype != dtype else value
+    if isinstance(value, (list, tuple)):
+        return [_cast(x, dtype) for x in value]
+    return value
+
+
+def _cast_tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast; a parameter is cast once and remembered until the autocast region ends, as torch does it."""
+    remembered = (
+        dtype == torch.get_autocast_dtype("cuda")
+        and value.dtype == torch.float32
+        and value.requires_grad
+        and value.is_leaf
+        and torch.is_autocast_cache_enabled()
+    )
+    if not remembered:
+        return value.to(dtype)
+    owner, cast = _cast_parameters.get(id(value), (None, None))
+    if owner is None or owner() is not value or (torch.is_grad_enabled() and not cast.requires_grad):
+        cast = value.to(dtype)
+        _cast_parameters[id(value)] = (weakref.ref(value), cast)
+    return cast
+
+
+def _eligible_types(values: Any) -> list[torch.dtype]:
+    found: list[torch.dtype] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            found += _eligible_types(value)
+        elif _is_eligible(value):
+            found.append(value.dtype)
+    return found
+
+
+def _call(op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
+    return op(*[_cast(x, dtype) for x in args], **{name: _cast(x, dtype) for name, x in kwargs.items()})
+
+
+def _lower(op: Any, args: Any, kwargs: Any) -> Any:
+    return _call(op, args, kwargs, torch.get_autocast_dtype("cuda"))
+
+
+def _fp32(op: Any, args: Any, kwargs: Any) -> Any:
+    return _call(op, args, kwargs, torch.float32)
+
+
+def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
+    if _is_eligible(args[0]):
+        position = [argument.name for argument in op._schema.arguments].index("dtype")
+        if position < len(args):
+            args = list(args)
+            args[position] = args[position] or torch.float32
+        else:
+            kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}
+    return op(*args, **kwargs)
+
+
+def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
+    if not _is_eligible(args[0]):
+        return op(*args, **kwargs)
+    if op._overloadname == "Scalar":
+        return torch.ops.aten.norm.ScalarOpt_dtype(*args, **kwargs, dtype=torch.float32)
+    return torch.ops.aten.norm.ScalarOpt_dim_dtype(*args, **kwargs, dtype=torch.float32)
+
+
+def _widest(op: Any, args: Any, kwargs: Any) -> Any:
+    types = set(_eligible_types([*args, *kwargs.values()]))
+    if not types:
+        return op(*args, **kwargs)
+    return _call(op, args, kwargs, torch.float32 if torch.float32 in types or len(types) > 1 else types.pop())
+
+
+def _banned(op: Any, args: Any, kwargs: Any) -> Any:
+    raise RuntimeError(
+        "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast.\n"
+        "Many models use a sigmoid layer right before the binary cross entropy layer.\n"
+        "In this case, combine the two layers using torch.nn.functional.binary_cross_entropy_with_logits\n"
+        "or torch.nn.BCEWithLogitsLoss.  binary_cross_entropy_with_logits and BCEWithLogits are\n"
+        "safe to autocast."
+    )
+
+
+_POLICIES = {
+    "lower": _lower,
+    "fp32": _fp32,
+    "fp32_by_dtype": _fp32_by_dtype,
+    "fp32_append": _fp32_append,
+    "widest": _widest,
+    "banned": _banned,
+}
+
+
+def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            return policy(op, args, kwargs)
+
+    return kernel
+
+
+def install(library: Any) -> None:
+    """Put the lists on the AutocastCUDA key, for the ops that this torch has there."""
+    present = set(torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA"))
+    for listed, names in LISTS.items():
+        for name in names.split():
+            if f"aten::{name}" not in present:
+                continue
+            packet, _, overload = name.partition(".")
+            op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+            library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+    forget = torch.clear_autocast_cache
+
+    def clear_autocast_cache() -> None:
+        _cast_parameters.clear()
+        forget()
+
+    torch.clear_autocast_cache = clear_autocast_cache

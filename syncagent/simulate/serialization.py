@@ -1,0 +1,131 @@
+"""Checkpoints and pickles: the same bytes as a real CUDA tensor's, and both ways to the CPU and to real CUDA."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import OrderedDict
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+
+from syncagent.simulate import copies, devices, dispatch, tensor
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.memory import Box, Layout, Placement
+from syncagent.simulate.tensor import SimulatedTensor, make
+
+__all__ = ["install"]
+
+# A storage that stands for device memory carries two marks: which device, and the box over it once there is one.
+_DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
+
+
+def _reduce(source: SimulatedTensor) -> Any:
+    """Pickle as torch does it for CUDA; the copy to the host that it waits for is made here."""
+    if isinstance(source, torch.nn.Parameter):
+        return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
+    placement = source._sim
+    engine = dispatch.order("pickle", placement.index, [placement])
+    values = copies.wait_for_transfer(
+        torch.empty(0).expand(source.shape) if not source.numel() else torch.empty(1).expand(source.shape),
+        source,
+        lambda: dispatch.run_here(engine, placement.resolve),
+    )
+    storage = values.untyped_storage()
+    setattr(storage, _DEVICE, placement.index)
+    setattr(storage, _BOX, weakref.ref(placement.box))
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=source.dtype, _internal=True)
+    layout = placement.layout
+    hooks: OrderedDict[Any, Any] = OrderedDict()
+    arguments = (typed, layout.offset, layout.size, layout.stride, source.requires_grad, hooks)
+    return torch._utils._rebuild_tensor_v2, arguments
+
+
+def _tag(storage: Any) -> str | None:
+    index = getattr(storage, _DEVICE, None)
+    return None if index is None else f"cuda:{index}"
+
+
+def _restore(storage: Any, location: str) -> Any:
+    """Put a storage from a file onto the device: a blocking copy from pageable memory, as torch does it."""
+    if not location.startswith("cuda"):
+        return None
+    device = torch.device(location)
+    index = devices.current() if device.index is None else device.index
+    if index >= devices.count():
+        raise RuntimeError(
+            f"Attempting to deserialize object on CUDA device {index} but torch.cuda.device_count() is "
+            f"{devices.count()}. Please use torch.load with map_location to map your storages to an existing device."
+        )
+    return _onto_device(storage, index)
+
+
+def _onto_device(storage: Any, index: int) -> Any:
+    host = torch.empty(0, dtype=torch.uint8)
+    host.set_(storage)
+    if not host.numel():
+        setattr(storage, _DEVICE, index)
+        return storage
+    moved = host.to(devices.stand_in(index))
+    values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]
+    setattr(values, _DEVICE, index)
+    return values
+
+
+def _rebuild(original: Any) -> Any:
+    @functools.wraps(original)
+    def rebuild(
+        storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, backward_hooks: Any,
+        metadata: Any = None,
+    ) -> Any:  # fmt: skip
+        memory = getattr(storage, "_untyped_storage", storage)
+        index = getattr(memory, _DEVICE, None)
+        if index is None:
+            return original(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata)
+        layout = Layout(tuple(size), tuple(stride), storage_offset, storage.dtype)
+        return make(Placement(_box_over(memory, storage.dtype), layout, index)).requires_grad_(requires_grad)
+
+    return rebuild
+
+
+def _box_over(storage: Any, dtype: torch.dtype) -> Box:
+    """The box of a marked storage: one for all tensors that share it."""
+    known = getattr(storage, _BOX, None)
+    box: Box | None = None if known is None else known()
+    if box is None:
+        whole = torch.empty(0, dtype=dtype)
+        whole.set_(storage, 0, (storage.nbytes() // dtype.itemsize,), (1,))
+        box = Box(storage.nbytes(), whole)
+        setattr(storage, _BOX, weakref.ref(box))
+    return box
+
+
+def _storage_to_cuda(original: Any) -> Any:
+    """``storage.cuda()``, which programs write in ``map_location``."""
+
+    @functools.wraps(original)
+    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:
+        index = devices.index_of(device)
+        if isinstance(self, torch.UntypedStorage):
+            return _onto_device(self, index)
+        memory = _onto_device(self._untyped_storage, index)
+        return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
+
+    return cuda
+
+
+def _refuse_sharing(_tensor: SimulatedTensor) -> Any:
+    raise SimulationError("CUDA IPC (sending a CUDA tensor to another process) is not simulated; send it from the CPU")
+
+
+def install() -> None:
+    """Teach torch.save, torch.load and pickle."""
+    tensor.reduce = _reduce
+    torch.serialization.register_package(1, _tag, _restore)
+    torch._utils._rebuild_tensor_v2 = _rebuild(torch._utils._rebuild_tensor_v2)
+    # It has looked the function up by name, once.
+    torch._weights_only_unpickler._get_allowed_globals.cache_clear()
+    for storage in (torch.UntypedStorage, torch.storage.TypedStorage):
+        storage.cuda = _storage_to_cuda(storage.cuda)  # type: ignore[method-assign]
+    ForkingPickler.register(SimulatedTensor, _refuse_sharing)

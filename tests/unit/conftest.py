@@ -1,0 +1,127 @@
+"""An agent to try things on: CPU tensors stand for CUDA's, so the real dispatcher, autograd and ops are at work.
+
+The agent hooks the CPU's kernels, and the rules, which ask a tensor whether it is on CUDA, are told that it is: every
+tensor is taken for one on the device, but for those that a test calls ``host``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import syncagent.agent
+from syncagent import config
+
+
+class OnDevice:
+    """What the rules see of a CPU tensor that stands for one on the device."""
+
+    is_cuda = True
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
+
+
+class Host:
+    """The tensors that are on the host."""
+
+    def __init__(self):
+        self._tensors = []
+
+    def __call__(self, tensor):
+        self._tensors.append(tensor)
+        return tensor
+
+    def __contains__(self, tensor):
+        return any(tensor is other for other in self._tensors)
+
+    def shown(self, value):
+        """An argument as the rules are to see it."""
+        if isinstance(value, (list, tuple)):
+            return [self.shown(inner) for inner in value]
+        return OnDevice(value) if hasattr(value, "is_cuda") and value not in self else value
+
+    def rule(self, rule):
+        """The rule as the dispatcher would apply it: only to a call that has a tensor on the device."""
+
+        def seen(predicate):
+            def adapted(args, kwargs):
+                if rule.hot and not hasattr(args[1], "is_cuda") and not args[0]._is_view():
+                    return None  # a number beside a tensor (x * 2) is converted, and stays on the host
+                args, kwargs = self.shown(args), {name: self.shown(value) for name, value in kwargs.items()}
+                values = [*args, *kwargs.values()]
+                values += [inner for value in values if isinstance(value, list) for inner in value]
+                return predicate(args, kwargs) if any(isinstance(value, OnDevice) for value in values) else None
+
+            return adapted
+
+        return replace(rule, waits=seen(rule.waits), proves=seen(rule.proves))
+
+
+@pytest.fixture
+def host():
+    """``host(tensor)``: this tensor is not on the device."""
+    return Host()
+
+
+@pytest.fixture
+def no_settings(monkeypatch, tmp_path):
+    """No setting, rank or pyproject.toml of the person who runs the tests."""
+    for name in tuple(os.environ):
+        if name.startswith(("SYNCAGENT", "SLURM_", "OMPI_", "PMI_")) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cpu_device(monkeypatch, no_settings, host):
+    """Agents that are started meanwhile watch the CPU; none outlives the test."""
+    from syncagent.sensors.kernels import KernelSensor
+    from syncagent.sensors.rules import RULES
+
+    rules = tuple(host.rule(rule) for rule in RULES)
+
+    class CpuAgent(syncagent.agent.Agent):
+        def __init__(self, settings, sinks=()):
+            super().__init__(settings, sinks)
+            self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
+            self._has_cuda = True
+
+    monkeypatch.setattr(syncagent.agent, "Agent", CpuAgent)
+    yield
+    while (running := syncagent.agent.current()) is not None:
+        syncagent.agent.release(running)
+
+
+@pytest.fixture
+def cpu_agent(cpu_device):
+    """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
+
+    def begin(*, sinks=(), **settings):
+        return syncagent.agent.launch(config.load({"warmup_steps": 0, **settings}), sinks)
+
+    return begin
+
+
+@pytest.fixture(params=["ops", "syncs"])
+def agent(request, cpu_agent):
+    """A running agent, once for each ``detail``."""
+    return cpu_agent(detail=request.param)
+
+
+@pytest.fixture
+def line_of(request):
+    """``line_of("mark")``: number of the one line of the test's file that ends in ``# <- mark``."""
+    lines = Path(request.path).read_text(encoding="utf-8").splitlines()
+
+    def find(mark):
+        [number] = [number for number, line in enumerate(lines, 1) if line.endswith(f"# <- {mark}")]
+        return number
+
+    return find

@@ -1,0 +1,28 @@
+"""Every module here runs in a process of its own in which the simulated device is installed: see ../test_inside.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness import Observed
+
+from syncagent import simulate
+
+torch.set_num_threads(1)
+simulate.install()
+
+
+@pytest.fixture
+def observed():
+    """What the observer was told, in order."""
+    observer = Observed()
+    torch.cuda.synchronize()
+    simulate.observe_waits(observer)
+    yield observer
+    simulate.observe_waits(None)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_device():
+    yield
+    torch.cuda.synchronize()

@@ -62,4 +62,5 @@ def load_toml(stream: IO[bytes]) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.load(stream)
+    document: dict[str, Any] = tomllib.load(stream)
+    return document

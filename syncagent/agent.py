@@ -52,11 +52,12 @@ class Agent:
         from syncagent.sensors.internals import look_up
         from syncagent.sensors.kernels import KernelSensor
         from syncagent.sensors.modes import ModeSensor
+        from syncagent.sensors.monitored import MonitoredSensor
         from syncagent.sensors.simulated import SimulatedSensor
 
         self.settings = settings
         self.rank = ranks.read()
-        self._internals = look_up()
+        self._internals = look_up(simulated=settings.simulate)
         self.steps = Steps(self._step_ended)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current)
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
@@ -65,6 +66,7 @@ class Agent:
         self._ranges = Ranges(self._recorder.thread_state)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
+        self._monitored = MonitoredSensor(self._recorder)
         self._modes = ModeSensor(self._recorder)
         self._simulated = SimulatedSensor(self._recorder)
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
@@ -103,10 +105,11 @@ class Agent:
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on; if a part fails half-way, what was turned on is turned off again."""
         try:
-            self._on(self._explicit_start, self._explicit.stop)
             if self.settings.simulate:
                 self._on(self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
+                self._on(self._explicit.start, self._explicit.stop)
+                self._on(self._monitored.start, self._monitored.stop)
                 hot = self.settings.copies_timed != "off"
                 self._on(lambda: self._kernels.start(hot=hot), self._kernels.stop)
             else:
@@ -151,6 +154,7 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._modes.stop()
+        self._kernels.stop()
         self._recorder.forget_threads()
         self._pipeline.forget()
 
@@ -165,10 +169,6 @@ class Agent:
                 turn_off()
             except Exception as error:
                 log_once("stop", "a part of the agent could not be turned off", error=repr(error))
-
-    def _explicit_start(self) -> None:
-        if not self.settings.simulate and self._has_cuda:  # the simulated device reports explicit waits itself
-            self._explicit.start()
 
     # --- steps, sampling
 
@@ -232,11 +232,13 @@ class Agent:
             }[copies],
             "modes": "" if self.settings.wraps_every_op else 'off: detail is "syncs"',
         }
-        sensors = ((self._simulated,) if self.settings.simulate else (self._kernels, self._explicit)) + (self._modes,)
+        sensors = (
+            (self._simulated,) if self.settings.simulate else (self._kernels, self._explicit, self._monitored)
+        ) + (self._modes,)
         return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
 
     def _overhead(self) -> Overhead:
-        own_ns = self._recorder.own_cost_ns()
+        own_ns = self._recorder.own_cost_ns(self._kernels.elsewhere)
         ended = self._ended if self._ended is not None else time.perf_counter()
         duration_s = ended - self._began
         return Overhead(

@@ -28,13 +28,16 @@ def rejected(setting: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"syncagent: setting {setting} is {value!r}, but it must be {allowed}.")
 
 
-def _choice(*allowed: str) -> Callable[[str, object], str]:
-    def parse(name: str, value: object) -> str:
-        if isinstance(value, str) and value.strip().lower() in allowed:
-            return value.strip().lower()
-        raise rejected(name, value, "one of " + ", ".join(allowed))
+class _Choice:
+    """Takes one of a few words, in any case."""
 
-    return parse
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, name: str, value: object) -> str:
+        if isinstance(value, str) and value.strip().lower() in self.choices:
+            return value.strip().lower()
+        raise rejected(name, value, "one of " + ", ".join(self.choices))
 
 
 def _flag(name: str, value: object) -> bool:
@@ -110,9 +113,9 @@ def _setting(default: Any, parse: Callable[[str, object], Any], doc: str) -> Any
 class Settings:
     """The settings in force.  The environment name of each is its own in capitals with ``SYNCAGENT_`` before it."""
 
-    policy: str = _setting("observe", _choice("observe", "warn", "raise"), "what happens at a sync that is not allowed")
+    policy: str = _setting("observe", _Choice("observe", "warn", "raise"), "what happens at a sync that is not allowed")
     detail: str | None = _setting(
-        None, _choice("ops", "syncs"), "wrap every op, or only what may block; by default ops under observe"
+        None, _Choice("ops", "syncs"), "wrap every op, or only what may block; by default ops under observe"
     )
     report: str | None = _setting(None, _path, "save the report there at exit")
     min_stall_ms: float = _setting(0.0, _milliseconds, "shorter stalls are counted, but get no span and no warning")
@@ -126,7 +129,7 @@ class Settings:
     )
     copies: str | None = _setting(
         None,
-        _choice("all", "sampled", "off"),
+        _Choice("all", "sampled", "off"),
         "which copies detail=syncs times; by default all under raise, else one step in 16",
     )
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")

@@ -161,11 +161,14 @@ class Recorder:
         )  # fmt: skip
         state.own_ns += _now() - returned_ns
 
-    def own_cost_ns(self) -> int:
-        """Return what the agent took of the training threads' time: recording, and calls that passed through it."""
+    def own_cost_ns(self, passes: int = 0) -> int:
+        """Return what the agent took of the program's time: recording, and calls that passed through it.
+
+        ``passes`` are calls that passed through and are counted elsewhere.
+        """
         states = self.states
         recorded = sum(state.own_ns for state in states)
-        passes = sum(state.passes for state in states)
+        passes += sum(state.passes for state in states)
         wrapped = sum(count for state in states for count, _ in list(state.ops.values()))
         crossing = self.crossing_ns
         return recorded + int(passes * crossing[0]() + (wrapped * crossing[1]() if wrapped else 0))

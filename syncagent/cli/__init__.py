@@ -13,19 +13,27 @@ from syncagent.cli import check, compare, report, run
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
 
-_WRONG = 2
-_BROKEN_PIPE = 128 + 13
-"""What a shell shows for a program that SIGPIPE ended."""
+_WRONG_USAGE = 2
+# What a shell shows for a program that the signal ended: SIGINT is 2, SIGPIPE is 13.
+_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13
+
+
+class _Verbs(click.Group):
+    """Lists the verbs in the order in which one needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
 
 
 @click.group(
+    cls=_Verbs,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: the script's own for run; otherwise 0, 1 for a finding of check, 2 for wrong usage or input.",
+    epilog="Exit codes: the script's own for run; else 0, 1 for a finding of check, 2 for wrong usage or bad input.",
 )
 @click.version_option(__version__, prog_name="syncagent", message="%(prog)s %(version)s")
 @click.pass_context
@@ -33,7 +41,7 @@ def verbs(context: click.Context) -> None:
     """See every host sync of a PyTorch program: which op, which line, how long."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
-        context.exit(_WRONG)
+        context.exit(_WRONG_USAGE)
 
 
 for _verb in (run.command, report.command, compare.command, check.command):
@@ -41,17 +49,42 @@ for _verb in (run.command, report.command, compare.command, check.command):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ``syncagent`` command; returns its exit code: 0, 1 for a finding, 2 for wrong usage or input."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    verb = "syncagent"
+    """Run the ``syncagent`` command; returns its exit code: 0, 1 for a finding, 2 for wrong usage or bad input."""
+    outcome = _invoke(sys.argv[1:] if arguments is None else list(arguments))
+    # A script that runs in this process does so out here: its exceptions are none of click's or ours.
+    return outcome if isinstance(outcome, int) else outcome()
+
+
+def _invoke(words: list[str]) -> int | Callable[[], int]:
+    """Do what the words ask for; whatever is wrong with them becomes one sentence on stderr.
+
+    This stands in for click's own ``main``, which tells of an error in three lines and exits with 1, a finding, where
+    the reader of a pipe has gone.
+    """
+    context: click.Context | None = None
     try:
         with verbs.make_context("syncagent", words) as context:
-            if context.protected_args or context.args:
-                verb = f"syncagent {context.invoked_subcommand or ''}".rstrip()
-            outcome = verbs.invoke(context)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
+            outcome: int | Callable[[], int] = verbs.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as asked:
+        return asked.exit_code
+    except click.UsageError as error:
+        return _refuse(error.format_message(), error.ctx.command_path if error.ctx else "syncagent")
+    except SyncAgentError as error:
+        verb = context.invoked_subcommand if context else None
+        return _refuse(str(error), f"syncagent {verb}" if verb else "syncagent")
+    except BrokenPipeError:
+        # Nobody reads on (`| head`); what is still buffered must not raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return outcome
+
+
+def _refuse(sentence: str, speaker: str) -> int:
+    print(sentence if sentence.startswith("syncagent") else f"{speaker}: {sentence}", file=sys.stderr)
+    return _WRONG_USAGE
 
 
 if __name__ == "__main__":

@@ -1,40 +1,44 @@
-"""Fail if a report has sync sites that its baseline has not, or that sync more often a step."""
+"""``syncagent check``: a report against its baseline, for CI."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 
-from syncagent.errors import SyncAgentError
-from syncagent.report import changes, files, wording
-from syncagent.report.compare import compare
+import click
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["command"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path", metavar="PATH", help="the report to check: a .json file, or a directory of several ranks'"
-    )
-    parser.add_argument("--baseline", required=True, metavar="BASE", help="the report whose sites are known")
-    parser.add_argument(
-        "--tolerance",
-        type=_share,
-        default=0.1,
-        metavar="SHARE",
-        help="how much more often a step a site may sync, as a share of the baseline's rate (default: 0.1)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def _share(_context: click.Context, _option: click.Parameter, value: str) -> float:
     try:
-        comparison = compare(
-            files.load_merged([args.baseline]), files.load_merged([args.path]), tolerance=args.tolerance
-        )
-    except SyncAgentError as error:
-        print(f"syncagent check: {error}", file=sys.stderr)
-        return 2
+        share = float(value)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise click.BadParameter(f"{value!r} is not a share: a number from 0 up, such as 0.1")
+    return share
+
+
+@click.command("check", short_help="Fail if a report has sync sites that its baseline has not.")
+@click.argument("path", metavar="PATH")
+@click.option("--baseline", required=True, metavar="BASE", help="The report whose sites are known.")
+@click.option(
+    "--tolerance",
+    callback=_share,
+    default="0.1",
+    show_default=True,
+    metavar="SHARE",
+    help="How much more often a step a site may sync, as a share of the baseline's rate.",
+)
+def command(path: str, baseline: str, tolerance: float) -> int:
+    """Fail if a report has sync sites that its baseline has not, or that sync more often a step.
+
+    PATH is a report's .json file, or a directory of several ranks'. The exit code is 1 where there is such a site.
+    """
+    from syncagent.report import changes, files, wording
+    from syncagent.report.compare import compare
+
+    comparison = compare(files.load_merged([baseline]), files.load_merged([path]), tolerance=tolerance)
     findings = comparison.findings()
     for note in comparison.notes:
         print(f"note: {wording.clean(note)}")
@@ -46,13 +50,3 @@ def run(args: argparse.Namespace) -> int:
         if some:
             print(f"{wording.plural(len(some), 'site')} {verdict}\n{changes.render_changes(some)}")
     return 1
-
-
-def _share(value: str) -> float:
-    try:
-        share = float(value)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a share: a number from 0 up, such as 0.1")
-    return share

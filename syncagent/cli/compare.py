@@ -1,34 +1,31 @@
-"""Say which sync sites came, went, grew and shrank between two reports."""
+"""``syncagent compare``: what changed between two reports."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
-from syncagent.errors import SyncAgentError
-from syncagent.report import changes, files
-from syncagent.report.compare import compare
+import click
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["add_arguments", "run"]
+__all__ = ["command"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", metavar="OLD", help="the earlier report: a .json file, or a directory of several ranks'")
-    parser.add_argument("new", metavar="NEW", help="the later one")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+@click.command("compare", short_help="Say what changed between two reports.")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option(
+    "--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True, help="What to write."
+)
+def command(old: str, new: str, form: str) -> int:
+    """Say which sync sites came, went, grew and shrank between two reports.
 
+    OLD and NEW are reports' .json files, or directories of several ranks'.
+    """
+    from syncagent.report import changes, files
+    from syncagent.report.compare import compare
 
-def run(args: argparse.Namespace) -> int:
-    try:
-        comparison = compare(files.load_merged([args.old]), files.load_merged([args.new]))
-    except SyncAgentError as error:
-        print(f"syncagent compare: {error}", file=sys.stderr)
-        return 2
-    if args.format == "json":
+    comparison = compare(files.load_merged([old]), files.load_merged([new]))
+    if form == "json":
         print(json.dumps(comparison.to_dict(), indent=1))
     else:
         sys.stdout.write(changes.render(comparison))

@@ -1,44 +1,38 @@
-"""Show a saved report, or several ranks' reports as one."""
+"""``syncagent report``: a saved report, shown or written in another format."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from syncagent.errors import SyncAgentError
-from syncagent.report import files, text
+import click
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["add_arguments", "run"]
-
-FORMATS = ("text", "json", "html", "sarif", "trace")
+__all__ = ["command"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a report's .json file, or a directory of them; several ranks merge"
-    )
-    parser.add_argument(
-        "--format", choices=FORMATS, help="what to write (default: what --output's suffix says, else text)"
-    )
-    parser.add_argument("--output", metavar="FILE", help="where to write it (default: standard output)")
+@click.command("report")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("text", "json", "html", "sarif", "trace")),
+    help="What to write; by default what the suffix of --output says, else text.",
+)
+@click.option("--output", metavar="FILE", help="Where to write it; by default standard output.")
+def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int:
+    """Show a saved report, or several ranks' reports as one.
 
+    Each PATH is a report's .json file, or a directory of them.
+    """
+    from syncagent.report import files, text
 
-def run(args: argparse.Namespace) -> int:
-    try:
-        report = files.load_merged(args.paths)
-        form = args.format or (files.suffix_format(args.output) if args.output else None) or "text"
-        if args.output:
-            rendered = text.render(report, width=100) if form == "text" else files.render(report, form)
-            files.write_atomically(Path(args.output), rendered)
-        elif form == "text":
-            text.emit(report, sys.stdout)
-        else:
-            sys.stdout.write(files.render(report, form))
-    except SyncAgentError as error:
-        print(f"syncagent report: {error}", file=sys.stderr)
-        return 2
+    report = files.load_merged(paths)
+    form = form or (files.suffix_format(output) if output else None) or "text"
+    if output:
+        rendered = text.render(report, width=100) if form == "text" else files.render(report, form)
+        files.write_atomically(Path(output), rendered)
+    elif form == "text":
+        text.emit(report, sys.stdout)
+    else:
+        sys.stdout.write(files.render(report, form))
     return 0

@@ -1,83 +1,113 @@
-"""Run a script or module, watched from before its first line, with its own arguments and exit code.
-
-The same as ``SYNCAGENT=1 python script.py``: a fresh interpreter takes this one's place.
-"""
+"""``syncagent run``: a script or module under watch, in a fresh interpreter that takes this one's place."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import runpy
-import site
 import sys
-import sysconfig
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from syncagent import config
 from syncagent.errors import SyncAgentError
 
-__all__ = ["add_arguments", "run"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["command"]
 
 _PTH = "syncagent_autostart.pth"
-_FLAGS = {"simulate", "stacks", "summary"}
+_METAVARS = {"int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,..."}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option for each setting, then the script."""
-    parser.usage = "syncagent run [options] (script.py | -m module) [arguments ...]"
-    for setting in fields(config.Settings):
-        if "doc" not in setting.metadata:
-            continue
-        option = f"--{setting.name.replace('_', '-')}"
-        if setting.name in _FLAGS:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=setting.metadata["doc"])
-        else:
-            parser.add_argument(option, metavar=setting.name.upper(), help=setting.metadata["doc"])
-    parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a file")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="script", help="the script and its arguments")
+def _options(command: click.Command) -> click.Command:
+    """Give the command an option for each setting."""
+    command.params += [_option(setting) for setting in fields(config.Settings) if "parse" in setting.metadata]
+    return command
 
 
-def run(values: argparse.Namespace) -> int:
-    """Replace this process by the watched one; returns only where that cannot be done."""
-    command: list[str] = values.command[1:] if values.command[:1] == ["--"] else values.command
-    if not command:
-        raise SyncAgentError("syncagent run: say which script to run: syncagent run script.py [arguments ...]")
-    if not values.module and not Path(command[0]).exists():
-        raise SyncAgentError(f"syncagent run: there is no file {command[0]!r} (a module is run with -m)")
-    environment = {"SYNCAGENT": "1"}
-    for setting in fields(config.Settings):
-        value = getattr(values, setting.name, None)
-        if value is not None:
-            environment[f"SYNCAGENT_{setting.name.upper()}"] = str(int(value)) if setting.name in _FLAGS else value
-    os.environ.update(environment)
-    config.load()  # a wrong setting is told before anything runs
-    arguments = ["-m", *command] if values.module else command
+def _option(setting: Field[Any]) -> click.Option:
+    """Make the option of one setting; its value is what the environment variable would say, ``None`` if not given."""
+    flag = f"--{setting.name.replace('_', '-')}"
+    kind = str(setting.type).partition(" |")[0]
+    parse: Callable[[str, object], object] = setting.metadata["parse"]
+
+    def checked(_context: click.Context, _option: click.Parameter, value: Any) -> str | None:
+        if value is None or value == ():
+            return None
+        text = ",".join(value) if kind.startswith("tuple") else str(int(value)) if kind == "bool" else value
+        parse(flag, text)
+        return text
+
+    doc = setting.metadata["doc"]
+    default = "" if setting.default in (None, False, ()) else f"  [default: {setting.default}]"
+    help_ = f"{doc[0].upper()}{doc[1:]}.{default}"
+    if kind == "bool":
+        off = f"--no-{flag[2:]}"
+        return click.Option([f"{flag}/{off}", setting.name], default=None, callback=checked, help=help_)
+    return click.Option(
+        [flag, setting.name],
+        multiple=kind.startswith("tuple"),
+        metavar=f"[{'|'.join(parse.choices)}]" if hasattr(parse, "choices") else _METAVARS[kind],
+        callback=checked,
+        help=help_,
+    )
+
+
+@_options
+@click.command(
+    "run", short_help="Run a script or module under watch.", context_settings={"allow_interspersed_args": False}
+)
+@click.option("-m", "module", is_flag=True, help="What follows is a module, not a file.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT | -m MODULE) [ARGUMENTS]...")
+def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> int | Callable[[], int]:
+    """Run a script or module under watch, with its own arguments and exit code.
+
+    The same as SYNCAGENT=1 python SCRIPT: it is watched from before its first line, and the report follows at its end.
+    Options stand before the script; all that follows it is the script's own. Each option is also an environment
+    variable (--min-stall-ms is SYNCAGENT_MIN_STALL_MS) and a key of [tool.syncagent] in pyproject.toml.
+    """
+    if not words:
+        raise SyncAgentError("say which script to run: syncagent run script.py [arguments ...]")
+    if not module and not Path(words[0]).exists():
+        raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
+    asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
+    environment = {**os.environ, **asked, "SYNCAGENT": "1"}
+    config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
     sys.stdout.flush()
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - the user's own command line
-    return _run_here(command, module=values.module)
+        arguments = ["-m", *words] if module else words
+        os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's own command line
+    return lambda: _run_here(list(words), environment, module=module)
 
 
 def _is_installed() -> bool:
     """Will a fresh interpreter find the ``.pth`` that starts the agent?"""
+    import site
+    import sysconfig
+
     folders = [*site.getsitepackages(), sysconfig.get_path("purelib")]
     if site.ENABLE_USER_SITE:
         folders.append(site.getusersitepackages())
     return any(Path(folder, _PTH).exists() for folder in folders)
 
 
-def _run_here(command: list[str], *, module: bool) -> int:
+def _run_here(words: list[str], environment: dict[str, str], *, module: bool) -> int:
     """Without the ``.pth`` (a checkout on PYTHONPATH): the script runs in this very process."""
+    import runpy
+
     from syncagent import autostart
 
+    os.environ.update(environment)
     autostart.begin()
-    sys.argv = command
+    sys.argv = words
     if module:
         sys.path[0] = os.getcwd()
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(command[0]).resolve().parent)
-        runpy.run_path(command[0], run_name="__main__")
+        sys.path[0] = str(Path(words[0]).resolve().parent)
+        runpy.run_path(words[0], run_name="__main__")
     return 0

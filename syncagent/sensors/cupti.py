@@ -23,7 +23,8 @@ from syncagent.errors import SyncAgentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
-    from typing import Self
+
+    from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
 __all__ = ["DRIVER_CALLS", "RUNTIME_CALLS", "CuptiCall", "CuptiOracle"]
 

@@ -37,7 +37,7 @@ class ExplicitSensor:
     """Times explicit synchronize calls."""
 
     name = "explicit"
-    cannot_see = "synchronize() of torch.Stream and torch.Event (types of C that cannot be wrapped)"
+    cannot_see = "waits that no Python call asked for"
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

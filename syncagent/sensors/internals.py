@@ -38,8 +38,8 @@ class Internals:
     """One sentence for each name that was not there."""
 
 
-def look_up() -> Internals:
-    """Find each name in the torch that is installed."""
+def look_up(*, simulated: bool = False) -> Internals:
+    """Find each name in the torch that is installed; under simulation no driver is asked, there may be none."""
     import torch
 
     missing: list[str] = []
@@ -59,7 +59,8 @@ def look_up() -> Internals:
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
 
-    cuda = torch.backends.cuda.is_built()  # a build without CUDA has none of the next three, and needs none
+    # A build without CUDA has none of the next three, and needs none.
+    cuda = torch.backends.cuda.is_built() and not simulated
     unknown = lambda *_: 0  # noqa: E731
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(

@@ -1,8 +1,12 @@
-"""Python kernels on the dispatcher's CUDA key, around the ops that may wait and around no other.
+"""Python kernels in the dispatcher, right above the CUDA kernels of the ops that may wait, and around no other op.
 
-``torch.library.get_kernel`` hands out the original kernel and ``Library.impl`` puts ours in its place, for every
-thread, autograd's included, under ``torch.compile`` and in graph capture.  Ops nest: the innermost hooked op that waits is the
-proof and is timed, the outermost is what the user wrote and names the sync.
+They stand on the key ``BackendSelect``, which every call passes on its way to a backend, below autograd and the modes,
+in every thread, under ``torch.compile`` and in graph capture.  From there a call is redispatched, which runs the
+original kernel with the GIL released: calling it through ``torch.library.get_kernel`` would hold the GIL for the whole
+wait and freeze every other Python thread (measured, torch 2.11 and 2.13).
+
+Ops nest: the innermost hooked op that waits is the proof and is timed, the outermost is what the user wrote and names
+the sync.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
+_KEY = "BackendSelect"
 
 
 class KernelSensor:
@@ -34,7 +39,7 @@ class KernelSensor:
     def __init__(self, recorder: Recorder, rules: Iterable[Rule] = RULES, *, device_key: str | None = None) -> None:
         """``device_key`` replaces every rule's dispatch keys: tests watch CPU ops through the same dispatcher."""
         self._recorder = recorder
-        self._rules = tuple(rules)
+        self._rules = tuple(rule for rule in rules if rule.keys)
         self._device_key = device_key
         self._cold: list[Any] = []
         self._hot: list[Any] = []
@@ -42,6 +47,8 @@ class KernelSensor:
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
         self.faults: list[str] = []
+        self.elsewhere = 0
+        """Calls on other backends that passed through, about: threads may count at the same time."""
 
     @property
     def live(self) -> bool:
@@ -54,11 +61,6 @@ class KernelSensor:
 
     def start(self, *, hot: bool) -> None:
         """Put the kernels in place; ``hot`` ones (``copy_``) only if asked for."""
-        import torch
-
-        if not hasattr(torch.library, "get_kernel"):
-            self.without.append(f"torch {torch.__version__} has no torch.library.get_kernel (2.9 and later have)")
-            return
         self._cold = self._put(rule for rule in self._rules if not rule.hot)
         self._live = True
         if hot:
@@ -89,29 +91,42 @@ class KernelSensor:
         import torch
 
         library = torch.library.Library("aten", "IMPL")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         with warnings.catch_warnings():
             # torch tells of every overridden kernel, and that is just what is meant here.
             warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verriding a previously registered kernel.*")
             for rule in rules:
-                for key in (self._device_key,) * bool(rule.keys) if self._device_key else rule.keys:
-                    try:
-                        original = torch.library.get_kernel(rule.op, key)
-                        kernel = self._kernel(rule, _accepting_numbers(rule, original.call_boxed))
-                        library.impl(rule.op.removeprefix("aten::"), kernel, key, with_keyset=True)
-                    except Exception as error:
-                        reason = str(error).strip().partition("\n")[0]
-                        self.without.append(f"{rule.op} on {key} is not hooked: {reason}")
+                try:
+                    if has_kernel(rule.op, _KEY):
+                        self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {_KEY}")
+                        continue
+                    library.impl(rule.op.removeprefix("aten::"), self._kernel(rule), _KEY, with_keyset=True)
+                except Exception as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    self.without.append(f"{rule.op} is not hooked: {reason}")
         return [library]
 
-    def _kernel(self, rule: Rule, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _kernel(self, rule: Rule) -> Callable[..., Any]:  # noqa: PLR0915 - one function: calling others costs
         """Build the kernel of one op.  What it does with a call that does not wait must stay as little as it is."""
-        recorder = self._recorder
-        local = recorder.local
+        import torch
+
+        recorder, local = self._recorder, self._recorder.local
+        call = _original(rule)
         name = shown(rule)
         proves, waits = rule.proves, rule.waits
+        here = getattr(torch._C.DispatchKey, _KEY)
+        backends = tuple(
+            getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
+        )
         sensor = self
 
         def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            for backend in backends:
+                if keyset.has(backend):
+                    break
+            else:  # the op runs on another backend
+                sensor.elsewhere += 1
+                return call(keyset.remove(here), *args, **kwargs)
             try:
                 state: ThreadState = local.state
             except AttributeError:
@@ -127,15 +142,15 @@ class KernelSensor:
                 state.kind = None
                 state.stall_ns = 0
             elif kind is None:
-                return call(keyset, *args, **kwargs)
+                return call(keyset.remove(here), *args, **kwargs)
             allowed: str | None = None
-            waited_before = state.stall_ns
+            inside_ns = state.stall_ns
             started = returned = 0
             try:
                 if kind is not None and recorder.gate is not None:
                     allowed = recorder.gate(state.op or name, kind, _caller(), state)
                 started = _now()
-                result = call(keyset, *args, **kwargs)
+                result = call(keyset.remove(here), *args, **kwargs)
                 returned = _now()
                 return result
             finally:
@@ -147,16 +162,24 @@ class KernelSensor:
                     if state.kind is None:
                         state.kind = kind
                         state.start_ns = started
-                    if state.stall_ns == waited_before:  # nothing inside has proved and timed the wait: it is all ours
-                        state.stall_ns += returned - started
+                    # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
+                    inside_ns, state.stall_ns = state.stall_ns - inside_ns, inside_ns
+                    whole_ns = returned - started
+                    state.stall_ns += inside_ns if 2 * inside_ns >= whole_ns else whole_ns
                 if outermost:
                     state.op = None
                     if state.kind is not None and started:
                         try:
                             recorder.record(
-                                state, name, waits(args, kwargs) or state.kind,
-                                (state.start_ns, state.stall_ns, returned), _caller(), args, "kernels", allowed,
-                            )  # fmt: skip
+                                state,
+                                name,
+                                waits(args, kwargs) or state.kind,
+                                (state.start_ns, state.stall_ns, returned),
+                                _caller(),
+                                args,
+                                "kernels",
+                                allowed,
+                            )
                         except Exception as error:
                             sensor._fault(rule, error)
                     else:
@@ -173,17 +196,19 @@ class KernelSensor:
             self.faults.append(text)
 
 
-def _accepting_numbers(rule: Rule, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Undo what boxing does to a Python number that stands for a tensor.
+def _original(rule: Rule) -> Callable[..., Any]:
+    """Return what runs an op as if it were not hooked; takes the keys that are left to dispatch to, then its arguments.
 
-    A 0-dim tensor made from a number (``x[3] = 1.0``) reaches a Python kernel as that number, which the original kernel
-    does not take.  Only ops with a second tensor argument can meet one.
+    Undoes what boxing does to a Python number that stands for a tensor: a 0-dim tensor made from a number
+    (``x[3] = 1.0``) reaches a Python kernel as that number, which no kernel takes.  Only ops with a second tensor
+    argument can meet one.
     """
     import torch
 
     name, _, overload = rule.op.removeprefix("aten::").partition(".")
-    schema = getattr(getattr(torch.ops.aten, name), overload or "default")._schema
-    places = [i for i, a in enumerate(schema.arguments) if i and isinstance(a.type, torch.TensorType)]
+    op = getattr(getattr(torch.ops.aten, name), overload or "default")
+    call: Callable[..., Any] = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
+    places = [i for i, a in enumerate(op._schema.arguments) if i and isinstance(a.type, torch.TensorType)]
     if not places:
         return call
     dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}

@@ -41,7 +41,7 @@ class Rule:
     proves: Waits
     evidence: str
     keys: tuple[str, ...] = ("CUDA",)
-    """Dispatch keys that have a kernel to wrap."""
+    """Dispatch keys of the backends on which it waits; none where a Python kernel on it would serve nothing."""
     shown: str = ""
     """The op's name in a sync, where it is not its own: parts of one op that differ between torch's own code paths."""
     hot: bool = False
@@ -254,7 +254,8 @@ RULES: tuple[Rule, ...] = (
     # sizes that depend on values
     _rule("nonzero", _always(_D), "number of nonzeros copied back to size the result; waits for an empty tensor too"),
     _rule("nonzero.out", _always(_D), "as nonzero"),
-    _rule("_unique", _nonempty(_D), "number of distinct values read back"),
+    # isin(3, t) calls _unique on a number on the device, which torch cannot hand to a Python kernel (2.11).
+    _whole("_unique", _nonempty(_D), "number of distinct values read back"),
     _rule("_unique2", _nonempty(_D), "number of distinct values read back; of booleans in its own kernel"),
     _rule("unique_consecutive", _nonempty(_D), "as _unique2; with dim in its own kernel"),
     _rule("unique_dim", _nonempty(_D), "Thrust waits without a synchronize that c10 sees"),
@@ -270,7 +271,6 @@ RULES: tuple[Rule, ...] = (
     _rule("bincount", _nonempty(_D), "extremes copied back"),
     _rule("histc", _range_unknown, "extremes copied back"),
     _rule("histc.out", _range_unknown, "extremes copied back"),
-    # A Python kernel on isin.Tensor_Tensor breaks torch.isin(3, t): torch cannot box that number (2.11, CUDA).
     _whole("isin.Tensor_Tensor", _searched, "unique or a copy inside"),
     _whole("isin.Scalar_Tensor", _searched, "as isin.Tensor_Tensor"),
     _whole("_to_sparse", _nonempty(_D), "nonzero inside"),
@@ -289,9 +289,9 @@ RULES: tuple[Rule, ...] = (
     _rule("masked_fill_.Tensor", _reads(_S, 2), "value read back", proves=_never),
     _rule("index_fill_.int_Tensor", _reads(_S, 3), "value read back", proves=_never),
     _whole("index_fill.int_Tensor", _reads(_S, 3), "value read back"),
-    _rule("linspace.Tensor_Tensor", _reads(_S, 0, 1), "end points read back", proves=_never),
-    _rule("linspace.Tensor_Scalar", _reads(_S, 0), "end point read back", proves=_never),
-    _rule("linspace.Scalar_Tensor", _reads(_S, 1), "end point read back", proves=_never),
+    _whole("linspace.Tensor_Tensor", _reads(_S, 0, 1), "end points read back"),
+    _whole("linspace.Tensor_Scalar", _reads(_S, 0), "end point read back"),
+    _whole("linspace.Scalar_Tensor", _reads(_S, 1), "end point read back"),
     _whole("logspace.Tensor_Tensor", _reads(_S, 0, 1), "end points read back"),
     _whole("logspace.Tensor_Scalar", _reads(_S, 0), "end point read back"),
     _whole("logspace.Scalar_Tensor", _reads(_S, 1), "end point read back"),

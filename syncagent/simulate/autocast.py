@@ -1,7 +1,7 @@
 """``autocast("cuda")``: which ops it casts and to what.
 
-torch has kernels for this on the AutocastCUDA key, but they ask C++ whether a tensor is on CUDA, and it says no.  So the
-same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
+torch has kernels for this on the AutocastCUDA key, but they ask C++ whether a tensor is on CUDA, and it says no.  So
+the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LISTS: dict[str, str] = {
 }
 
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-_cast_parameters: dict[int, tuple[weakref.ref[Any], Any]] = {}
+_cast_parameters: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
 
 def _is_eligible(value: Any) -> bool:
@@ -77,10 +77,11 @@ def _cast_tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     )
     if not remembered:
         return value.to(dtype)
-    owner, cast = _cast_parameters.get(id(value), (None, None))
-    if owner is None or owner() is not value or (torch.is_grad_enabled() and not cast.requires_grad):
-        cast = value.to(dtype)
-        _cast_parameters[id(value)] = (weakref.ref(value), cast)
+    known = _cast_parameters.get(id(value))
+    if known is not None and known[0]() is value and (known[1].requires_grad or not torch.is_grad_enabled()):
+        return known[1]
+    cast = value.to(dtype)
+    _cast_parameters[id(value)] = (weakref.ref(value), cast)
     return cast
 
 
@@ -132,7 +133,7 @@ def _widest(op: Any, args: Any, kwargs: Any) -> Any:
     return _call(op, args, kwargs, torch.float32 if torch.float32 in types or len(types) > 1 else types.pop())
 
 
-def _banned(op: Any, args: Any, kwargs: Any) -> Any:
+def _banned(_op: Any, _args: Any, _kwargs: Any) -> Any:
     raise RuntimeError(
         "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast.\n"
         "Many models use a sigmoid layer right before the binary cross entropy layer.\n"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from syncagent.sensors import rules
 from syncagent.simulate import devices, dispatch, shapes, waits
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.tensor import SimulatedTensor, new_output
+
+if TYPE_CHECKING:
+    from syncagent.simulate.facts import OpFacts
 
 __all__ = ["to_device", "wait_for_transfer"]
 
@@ -64,10 +66,21 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
         of = of.detach().clone()  # the driver has staged it by the time that it returns
-    # Between two devices the copy runs on the source's side, after and before whatever uses the target.
-    engine = dispatch.order("aten::copy_", placements[-1].index, placements)
+    if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
+        _copy_between_devices(to, of)
+        return target
+    engine = dispatch.order("aten::copy_", placements[0].index, placements)
     dispatch.queue(engine, _Copy(to, of), placements[:1] if isinstance(to, Placement) else [])
     return target
+
+
+def _copy_between_devices(target: Placement, source: Placement) -> None:
+    """Runs on the source's side; torch orders it after and before the work on the target's."""
+    ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
+    ours.depend_on(theirs, theirs.submitted)
+    engine = dispatch.order("aten::copy_", source.index, [source, target])
+    dispatch.queue(engine, _Copy(target, source), [target])
+    theirs.depend_on(engine, engine.submitted)
 
 
 def _copy_now(copy: _Copy, placements: list[Placement]) -> None:

@@ -28,7 +28,7 @@ CYCLES_PER_SECOND = 1.5e9
 _started = False
 
 
-# --- life -------------------------------------------------------------------------------------------------------------------
+# --- life --------------------------------------------------------------------------------------------------
 
 
 def _lazy_init() -> None:
@@ -46,7 +46,7 @@ def _all_engines() -> Iterable[engine.Engine]:
         yield from devices.engines_of(index)
 
 
-# --- devices ------------------------------------------------------------------------------------------------------------------
+# --- devices -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _sleep(cycles: int) -> None:
     devices.current_engine(devices.current()).submit(lambda: time.sleep(seconds))
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------------------
 
 _warned = False
 
@@ -158,7 +158,7 @@ def _host_memory() -> tuple[int, int]:
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
-# --- what has no simulation ------------------------------------------------------------------------------------------------------
+# --- what has no simulation --------------------------------------------------------------------------------
 
 
 def _refuse(what: str) -> Callable[..., Any]:
@@ -169,13 +169,13 @@ def _refuse(what: str) -> Callable[..., Any]:
 
 
 def _refusing_class(name: str, what: str) -> type:
-    def __init__(self: Any, *_: Any, **__: Any) -> None:  # noqa: N807
+    def __init__(_self: Any, *_: Any, **__: Any) -> None:  # noqa: N807
         raise SimulationError(f"{what} not simulated")
 
     return type(name, (), {"__init__": __init__})
 
 
-# --- random numbers ---------------------------------------------------------------------------------------------------------------
+# --- random numbers ----------------------------------------------------------------------------------------
 
 
 def _seed_one(seed: int) -> None:
@@ -198,6 +198,11 @@ def _get_rng_state(device: Any = "cuda") -> torch.Tensor:
 
 def _set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
     randomness.default_state(devices.index_of(device)).unpack(new_state)
+
+
+def _set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
+    for index, state in enumerate(new_states):
+        _set_rng_state(state, index)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -239,7 +244,7 @@ def _names() -> dict[str, Any]:
         "initial_seed": lambda: randomness.default_state(current()).seed,
         "get_rng_state": _get_rng_state, "set_rng_state": _set_rng_state,
         "get_rng_state_all": lambda: [_get_rng_state(index) for index in range(count())],
-        "set_rng_state_all": lambda states: [_set_rng_state(s, i) for i, s in enumerate(states)] and None,
+        "set_rng_state_all": _set_rng_state_all,
         "default_generators": tuple(randomness.default_generator(index) for index in range(count())),
         # CUDA graphs
         "is_current_stream_capturing": lambda: False, "graph": _refusing_class("graph", "CUDA graphs are"),
@@ -255,7 +260,7 @@ def _accelerator_names() -> dict[str, Any]:
     device = devices.shown(0)
     return {
         "is_available": lambda: True, "device_count": names["device_count"],
-        "current_accelerator": lambda check_available=False: torch.device(device.type),
+        "current_accelerator": lambda **_: torch.device(device.type),
         "current_device_index": devices.current, "current_device_idx": devices.current,
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
         "current_stream": streams.current_stream, "set_stream": streams.set_stream,
@@ -306,8 +311,8 @@ def install() -> None:
         setattr(torch.cuda.nvtx, name, _nothing)
     torch.Generator = randomness.Generator  # type: ignore[misc,assignment]
     # Builds with CUDA ask cuDNN about each tensor on the device.
-    torch.backends.cudnn.is_acceptable = lambda _tensor: False  # type: ignore[assignment]
-    torch._use_cudnn_rnn_flatten_weight = lambda: False  # type: ignore[attr-defined]
+    torch.backends.cudnn.is_acceptable = lambda _tensor: False
+    torch._use_cudnn_rnn_flatten_weight = lambda: False
     for name in ("set_num_threads", "set_flush_denormal"):
         _forwarded(name)
     # A worker that has finished a kernel needs the interpreter for the next one.  At Python's usual 5 ms between

@@ -1,7 +1,7 @@
 """Names of devices, and which device and stream each thread is on.
 
-Python sees ``cuda:i``.  In C++ the tensors live on torch's ``lazy`` device, which is otherwise unused: it needs no device
-guard and no runtime, and autograd runs its backward pass in the calling thread.
+Python sees ``cuda:i``.  In C++ the tensors live on torch's ``lazy`` device, which is otherwise unused: it needs no
+device guard and no runtime, and autograd runs its backward pass in the calling thread.
 """
 
 from __future__ import annotations

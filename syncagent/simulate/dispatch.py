@@ -16,7 +16,6 @@ from syncagent.simulate.tensor import SimulatedTensor, adopt, make, new_output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.event import SyncKind
     from syncagent.simulate.engine import Engine
 
 __all__ = ["SPECIAL", "order", "queue", "replace", "resize", "run", "run_generic", "run_here", "set_placement"]
@@ -27,7 +26,7 @@ SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 aten = torch.ops.aten
 _in_backward = torch._C._current_graph_task_id
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_shares_memory = torch._C._is_alias_of
+_shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
 _known: dict[Any, OpFacts] = {}
 _races: set[str] = set()
 
@@ -82,7 +81,7 @@ def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return facts.op.decompose(*args, **kwargs)
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments ---------------------------------------------------------------------------------------------
 
 
 def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor]) -> Any:
@@ -134,9 +133,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
         raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
     if facts.any_device:
         if isinstance(args[0], torch.Tensor) and not isinstance(args[0], SimulatedTensor) and "index" in facts.name:
-            raise RuntimeError(
-                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
-            )
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         return index
     written = [args[position] for position, _ in facts.writes if position < len(args)]
     for host in hosts:
@@ -148,7 +145,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
     return index
 
 
-# --- the general rule -------------------------------------------------------------------------------------------------
+# --- the general rule --------------------------------------------------------------------------------------
 
 
 def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any:
@@ -157,10 +154,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     hosts: list[torch.Tensor] = []
     kept = [_prepare(x, placements, hosts) for x in args]
     named = {name: _prepare(x, placements, hosts) for name, x in kwargs.items()} if kwargs else {}
-    if placements:
-        index = _check_devices(facts, placements, hosts, args)
-    else:
-        index = devices.index_of(kwargs.get("device"))
+    index = _check_devices(facts, placements, hosts, args) if placements else devices.index_of(kwargs.get("device"))
     rule = facts.rule
     kind = None if rule is None else rule.waits(args, kwargs)
     if named and named.pop("pin_memory", False):
@@ -385,7 +379,7 @@ def _seed(facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any]) ->
     return kept
 
 
-# --- order between streams --------------------------------------------------------------------------------------------
+# --- order between streams ---------------------------------------------------------------------------------
 
 
 def order(name: str, index: int, placements: list[Placement]) -> Engine:
@@ -418,7 +412,7 @@ def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]
         placement.box.ticket = ticket
 
 
-# --- views and out= ---------------------------------------------------------------------------------------------------
+# --- views and out= ----------------------------------------------------------------------------------------
 
 
 def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -520,5 +514,3 @@ def _assume(target: SimulatedTensor, values: torch.Tensor) -> None:
     fresh = adopt(values, target._sim.index)._sim
     box.values, box.nbytes = values, fresh.box.nbytes
     replace(target, Placement(box, fresh.layout, fresh.index))
-
-

@@ -216,7 +216,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _forked
-    _paused.clear()
+    _after_fork_in_parent()
     # The worker threads did not come along.  A parent that never used the device leaves its child free to.
     _forked = _forked or any(engine.submitted for engine in _engines)
 
@@ -224,6 +224,4 @@ def _after_fork_in_child() -> None:
 def guard_process() -> None:
     """Take care of forks and of the end of the process; once, at installation."""
     atexit.register(_close_all)
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

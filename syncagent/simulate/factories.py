@@ -1,7 +1,7 @@
 """``device="cuda"`` in everything that makes or moves a tensor.
 
-Two layers.  In Python the functions and methods that take a device are wrapped, and pass the stand-in's name on.  In the
-dispatcher the stand-in gets kernels for the ops that make memory; everything else that torch builds on them in C++
+Two layers.  In Python the functions and methods that take a device are wrapped, and pass the stand-in's name on.  In
+the dispatcher the stand-in gets kernels for the ops that make memory; everything else that torch builds on them in C++
 (``zeros``, ``arange``, ``randn`` ...) follows.
 """
 
@@ -29,7 +29,7 @@ TensorBase: Any = torch._C.TensorBase
 _mode_is_on = torch._C._is_torch_function_mode_enabled
 
 
-# --- the dispatcher ---------------------------------------------------------------------------------------------------------
+# --- the dispatcher ----------------------------------------------------------------------------------------
 
 
 def _make_empty(_op: Any, size: Any, kwargs: dict[str, Any], stride: Any = None) -> Any:
@@ -81,7 +81,7 @@ def _factory_kernel(op: Any) -> Callable[..., Any]:
     return kernel
 
 
-# --- functions of torch that take device= ------------------------------------------------------------------------------------
+# --- functions of torch that take device= ------------------------------------------------------------------
 
 
 def _public(wrapper: Any, original: Any) -> Any:
@@ -197,7 +197,7 @@ def wrap_functions() -> None:
     device_contexts._device_constructors.cache_clear()
 
 
-# --- methods -----------------------------------------------------------------------------------------------------------------
+# --- methods -----------------------------------------------------------------------------------------------
 
 
 def _method(name: str, function: Any) -> None:
@@ -210,7 +210,7 @@ def _method(name: str, function: Any) -> None:
         return function(self, *args, **kwargs)
 
     functools.update_wrapper(method, original)
-    del method.__wrapped__
+    del method.__wrapped__  # type: ignore[attr-defined]
     method.__module__ = "torch"
     method.__qualname__ = f"Tensor.{name}"
     setattr(torch.Tensor, name, method)
@@ -227,9 +227,7 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
     return TensorBase.to(self, *args, **kwargs)
 
 
-def _cuda(
-    self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format
-) -> Any:
+def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format) -> Any:
     target = devices.stand_in(devices.index_of(device))
     return TensorBase.to(self, target, non_blocking=non_blocking, memory_format=memory_format)
 
@@ -258,11 +256,11 @@ def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, 
     )
 
 
-def _pin_memory(self: Any, device: Any = None) -> Any:
+def _pin_memory(self: Any, device: Any = None) -> Any:  # noqa: ARG001 - deprecated in torch, too
     return self if is_pinned(self) else mark_pinned(self.detach().clone())
 
 
-def _is_pinned(self: Any, device: Any = None) -> bool:
+def _is_pinned(self: Any, device: Any = None) -> bool:  # noqa: ARG001 - deprecated in torch, too
     return is_pinned(self)
 
 
@@ -287,4 +285,4 @@ def wrap_methods() -> None:
     for name in ("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"):
         _method(name, _new(name))
     read_data = TensorBase.data.__get__
-    torch.Tensor.data = property(lambda self: read_data(self), tensor.set_data)  # type: ignore[assignment,method-assign]
+    torch.Tensor.data = property(read_data, tensor.set_data)  # type: ignore[assignment]

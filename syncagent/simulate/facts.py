@@ -10,14 +10,12 @@ from syncagent.sensors import rules
 
 __all__ = ["OpFacts"]
 
-_ANY_DEVICE = frozenset(
-    # Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
-    f"aten::{name}"
-    for name in (
-        "index index_put index_put_ _index_put_impl_ _ctc_loss _ctc_loss_backward tensor_split "
-        "_amp_update_scale_ embedding_renorm_ _pack_padded_sequence_backward"
-    ).split()
-)
+# Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
+_ANY_DEVICE = frozenset({
+    "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_ctc_loss",
+    "aten::_ctc_loss_backward", "aten::tensor_split", "aten::_amp_update_scale_", "aten::embedding_renorm_",
+    "aten::_pack_padded_sequence_backward",
+})  # fmt: skip
 
 
 class OpFacts:

@@ -109,5 +109,3 @@ def _as_device_error(error: BaseException) -> BaseException:
         "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
         "incorrect."
     )
-
-

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(tensor: torch.Tensor) -> Layout:
-    return Layout(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+    return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
 
 def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:
@@ -42,8 +42,6 @@ def nbytes_of(layout: Layout) -> int:
         return 0
     last = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
     return (last + 1) * layout.dtype.itemsize
-
-
 
 
 class _Addresses:

@@ -27,9 +27,8 @@ def install() -> None:
 
     # Modules have taken the function by name.
     for name, module in list(sys.modules.items()):
-        if name.startswith("torch.") and module is not None:
-            if vars(module).get("_group_tensors_by_device_and_dtype") is original:
-                module._group_tensors_by_device_and_dtype = group  # type: ignore[attr-defined]
+        if name.startswith("torch.") and vars(module).get("_group_tensors_by_device_and_dtype") is original:
+            module._group_tensors_by_device_and_dtype = group  # type: ignore[attr-defined]
 
 
 def _shown(device: Any) -> Any:

@@ -28,7 +28,7 @@ def _reduce(source: SimulatedTensor) -> Any:
     placement = source._sim
     engine = dispatch.order("pickle", placement.index, [placement])
     values = copies.wait_for_transfer(
-        torch.empty(0).expand(source.shape) if not source.numel() else torch.empty(1).expand(source.shape),
+        torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
         lambda: dispatch.run_here(engine, placement.resolve),
     )
@@ -105,7 +105,7 @@ def _storage_to_cuda(original: Any) -> Any:
     """``storage.cuda()``, which programs write in ``map_location``."""
 
     @functools.wraps(original)
-    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:
+    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001
         index = devices.index_of(device)
         if isinstance(self, torch.UntypedStorage):
             return _onto_device(self, index)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from syncagent.simulate.devices import META
-from syncagent.simulate.memory import Layout, Placement, layout_of
+from syncagent.simulate.memory import Placement, layout_of
 
 __all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta"]
 

@@ -29,7 +29,7 @@ def _runs(*ops: Any) -> Callable[[Any], Any]:
     return register
 
 
-# --- answered from what the host knows ----------------------------------------------------------------------------------
+# --- answered from what the host knows ---------------------------------------------------------------------
 
 
 @_runs(aten.detach.default, aten.alias.default)
@@ -65,6 +65,11 @@ def _is_same_size(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
     return bool(args[0].shape == args[1].shape)
 
 
+@_runs(aten._has_compatible_shallow_copy_type.default)
+def _can_take_data_of(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
+    return isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+
+
 @_runs(aten.is_pinned.default)
 def _is_pinned(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
     return False
@@ -89,7 +94,7 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------------------
 
 
 @_runs(aten.resize_.default)
@@ -139,9 +144,19 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     return made
 
 
+@_runs(aten.new_empty_strided.default)
+def _new_empty_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    source, size, stride = args
+    device = kwargs.get("device")
+    if device is not None and device.type not in {devices.STAND_IN, "cuda"}:
+        return torch.empty_strided(size, stride, dtype=kwargs.get("dtype") or source.dtype, device=device)
+    layout = Layout(tuple(size), tuple(stride), 0, kwargs.get("dtype") or source.dtype)
+    return empty(layout, source._sim.index if device is None else devices.index_of(device))
+
+
 @_runs(aten._conj.default)
 def _conj(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    """torch keeps a bit that says "read this conjugated"; here the numbers are conjugated at once."""
+    """Torch keeps a bit that says "read this conjugated"; here the numbers are conjugated at once."""
     return dispatch.run(aten._conj_physical.default, args, {})
 
 
@@ -152,7 +167,7 @@ def _neg(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 
 @_runs(aten.arange.start_out)
 def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """torch's meta kernel for it is Python that imports the whole compiler at its first call."""
+    """Torch's meta kernel for it is Python that imports the whole compiler at its first call."""
     start, end = args[:2]
     step = args[2] if len(args) > 2 else kwargs.get("step", 1)
     if step == 0 or (end - start) * step < 0:
@@ -162,7 +177,7 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs, layout)
 
 
-# --- ops that torch itself makes of others, where one of the others waits ---------------------------------------------------
+# --- ops that torch itself makes of others, where that makes a difference ----------------------------------
 
 # On the CPU key these ops have torch's general kernel and no other.
 _GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -177,13 +192,21 @@ _GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     aten.logspace.Scalar_Tensor,
     aten._unsafe_index.Tensor,
     aten.resize_as_.default,
+    # These look at no numbers of their argument: as kernels they would be queued behind what writes it.
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+    aten.new_empty.default,
+    aten.new_full.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
 )
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel on the simulated tensors, so that the ops inside come here one by one."""
     return facts.op.redispatch(_GENERAL, *args, **kwargs)
 
 
-# --- indexing ---------------------------------------------------------------------------------------------------------------
+# --- indexing ----------------------------------------------------------------------------------------------
 
 
 @_runs(aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
@@ -199,7 +222,7 @@ def _index_put(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs)
 
 
-# --- random numbers: ops that have no argument for a generator ------------------------------------------------------------------
+# --- random numbers: ops that have no argument for a generator ---------------------------------------------
 
 
 @_runs(aten.native_dropout.default)
@@ -240,7 +263,7 @@ def _register_like() -> None:
 _register_like()
 
 
-# --- results on two devices ---------------------------------------------------------------------------------------------------
+# --- results on two devices --------------------------------------------------------------------------------
 
 
 @_runs(aten._pack_padded_sequence.default)
@@ -249,7 +272,9 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     source, lengths = args[0], args[1]
     batch_first = bool(args[2]) if len(args) > 2 else False
     if isinstance(lengths, SimulatedTensor):
-        raise RuntimeError("'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor")
+        raise RuntimeError(  # noqa: TRY004 - as torch
+            "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor"
+        )
     padded = source.transpose(0, 1) if batch_first else source
     longest = int(lengths[0])
     batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(longest)], dtype=torch.int64)
@@ -257,7 +282,7 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return data, batch_sizes
 
 
-# --- what has no simulation ------------------------------------------------------------------------------------------------------
+# --- what has no simulation --------------------------------------------------------------------------------
 
 
 def _unsupported(what: str, *ops: Any) -> None:

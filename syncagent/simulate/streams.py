@@ -71,7 +71,7 @@ class Stream:
     def is_capturing(self) -> bool:
         return False
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         self._before.append((devices.current(), devices.state.streams.get(self.device_index)))
         devices.exchange(self.device_index)
         devices.state.streams[self.device_index] = self
@@ -95,7 +95,9 @@ class Stream:
 class Event:
     """A mark in a stream."""
 
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any) -> None:
+    def __init__(
+        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
+    ) -> None:
         if interprocess:
             raise SimulationError("interprocess events are not simulated")
         self._timing = enable_timing

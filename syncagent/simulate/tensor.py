@@ -26,10 +26,15 @@ _mode_is_on = torch._C._is_torch_function_mode_enabled
 # With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
-dispatch: Callable[[Any, Any, Any], Any]
+
+def _not_installed(*_: Any) -> Any:
+    raise SimulationError("the simulated device has not been installed: call syncagent.simulate.install()")
+
+
+dispatch: Callable[[Any, Any, Any], Any] = _not_installed
 """Runs an op; dispatch.py puts it here."""
 
-reduce: Callable[[SimulatedTensor], Any]
+reduce: Callable[[SimulatedTensor], Any] = _not_installed
 """Pickles a tensor; serialization.py puts it here."""
 
 _NO_KWARGS: dict[str, Any] = {}
@@ -40,7 +45,7 @@ class SimulatedTensor(torch.Tensor):
 
     _sim: Placement
     # No detour through Python for each API call; modes see the calls all the same.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls: type, data: Any = None, *, requires_grad: bool = False, **_: Any) -> Any:
@@ -54,10 +59,12 @@ class SimulatedTensor(torch.Tensor):
         pass
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return dispatch(func, args, kwargs or _NO_KWARGS)
 
-    # --- what it says of itself -----------------------------------------------------------------------------------
+    # --- what it says of itself -----------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -85,10 +92,10 @@ class SimulatedTensor(torch.Tensor):
     def const_data_ptr(self) -> int:
         return self.data_ptr()
 
-    def is_pinned(self, device: Any = None) -> bool:
+    def is_pinned(self, _device: Any = None) -> bool:
         return False
 
-    def pin_memory(self, device: Any = None) -> torch.Tensor:
+    def pin_memory(self, _device: Any = None) -> torch.Tensor:
         raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
 
     def is_shared(self) -> bool:
@@ -114,7 +121,7 @@ class SimulatedTensor(torch.Tensor):
             return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
         return torch.Tensor.type(self, dtype, non_blocking)
 
-    # --- what needs the numbers ------------------------------------------------------------------------------------
+    # --- what needs the numbers -----------------------------------------------------------------------------
 
     def tolist(self) -> Any:
         if _mode_is_on():
@@ -135,8 +142,8 @@ class SimulatedTensor(torch.Tensor):
             return format(self.item(), spec)
         return object.__format__(self, spec)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        text = torch._tensor_str._str(self, tensor_contents=tensor_contents)
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
+        text: str = torch._tensor_str._str(self, tensor_contents=tensor_contents)
         is_parameter = isinstance(self, torch.nn.Parameter)
         if is_parameter and text.startswith("Parameter("):
             text = text.removeprefix("Parameter(").removesuffix(")")
@@ -187,10 +194,11 @@ class SimulatedTensor(torch.Tensor):
             found = torch.from_numpy(index)
         return found.to(self.device)
 
-    # --- copies of the whole object -----------------------------------------------------------------------------------
+    # --- copies of the whole object -------------------------------------------------------------------------
 
     def __copy__(self) -> SimulatedTensor:
-        again = make(self._sim).requires_grad_(self.requires_grad)
+        again = make(self._sim)
+        again.requires_grad_(self.requires_grad)
         again.__dict__.update(self.__dict__)
         return again
 
@@ -213,7 +221,7 @@ class SimulatedTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce(self)
 
-    # --- doors that stay shut ------------------------------------------------------------------------------------------
+    # --- doors that stay shut -------------------------------------------------------------------------------
 
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise SimulationError("DLPack is not simulated: there is no device memory that another library could read")
@@ -259,7 +267,7 @@ class Storage:
     def _untyped_storage(self) -> Storage:
         return self
 
-    def is_pinned(self, device: Any = None) -> bool:
+    def is_pinned(self, _device: Any = None) -> bool:
         return False
 
     def resize_(self, size: int) -> Any:
@@ -277,7 +285,7 @@ class Storage:
 
 def make(placement: Placement) -> SimulatedTensor:
     size, stride, offset, dtype = placement.layout
-    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
         SimulatedTensor,
         size,
         strides=stride,
@@ -315,8 +323,8 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if not to_device and not on_device:
         _set_base_data(tensor, data)
         return
-    # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor and
-    # a simulated one are of different classes, so the objects exchange everything but their identity.
+    # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
+    # and a simulated one are of different classes, so the objects exchange everything but their identity.
     grad, tensor.grad = tensor.grad, None
     fresh = data.detach()
     if isinstance(tensor, torch.nn.Parameter):

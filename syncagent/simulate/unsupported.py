@@ -38,14 +38,24 @@ def _wrap_parallel(cls: Any, limit: int) -> None:
     def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         devices = {p.device for p in module.parameters() if isinstance(p, SimulatedTensor)}
         if devices and torch.cuda.device_count() > limit:
-            raise SimulationError(f"torch.nn.parallel.{cls.__name__}: training on several CUDA devices is not simulated")
+            raise SimulationError(
+                f"torch.nn.parallel.{cls.__name__}: training on several CUDA devices is not simulated"
+            )
         original(self, module, *args, **kwargs)
 
     cls.__init__ = __init__
 
 
+def _wrap_dlpack(original: Any) -> Any:
+    def to_dlpack(tensor: Any) -> Any:
+        return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else original(tensor)
+
+    return to_dlpack
+
+
 def install() -> None:
-    """Refuse torch.compile, and models spread over processes or devices."""
+    """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
+    torch.utils.dlpack.to_dlpack = torch.to_dlpack = _wrap_dlpack(torch.to_dlpack)  # type: ignore[attr-defined]
     torch.compile = _wrap_compile(torch.compile)
     _wrap_parallel(torch.nn.parallel.DistributedDataParallel, 0)
     _wrap_parallel(torch.nn.DataParallel, 1)

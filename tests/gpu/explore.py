@@ -12,6 +12,7 @@ import collections
 import contextlib
 import datetime as dt
 import faulthandler
+import itertools
 import json
 import platform
 import sys
@@ -161,7 +162,7 @@ def _computed(op: str, key: str) -> bool:
 def innermost(nest: Sequence[Sequence[Any]]) -> list[str]:
     """Return the calls of a nest that hold no other: each is followed by one no deeper, or by none."""
     found = []
-    for here, after in zip(nest, [*nest[1:], None], strict=True):
+    for here, after in itertools.zip_longest(nest, nest[1:]):
         if after is None or after[0] <= here[0]:
             found.append(f"{here[1]} on {here[2]}")
     return found

@@ -97,6 +97,18 @@ def cpu_device(monkeypatch, no_settings, host):
     yield
     while (running := syncagent.agent.current()) is not None:
         syncagent.agent.release(running)
+    leave_all_modes()
+
+
+def leave_all_modes():
+    """So that a mode which one test leaves behind is not seen by the next."""
+    from torch import _C, overrides
+    from torch.utils import _python_dispatch
+
+    while _C._len_torch_function_stack():
+        overrides._pop_mode()
+    while _C._len_torch_dispatch_stack():
+        _python_dispatch._pop_mode()
 
 
 @pytest.fixture

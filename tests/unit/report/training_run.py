@@ -81,18 +81,18 @@ def report_of(*events: SyncEvent, steps: int = 0, dropped: int = 0, ops=(), note
 def whole_report(**run) -> Report:
     """One of everything."""
     return report_of(
-        sync(ms=40, module="head", ranges=("loss",)),
-        backward_sync(ms=8, at_ms=50),
+        sync(ms=40, at_ms=100, module="head", ranges=("loss",)),
+        backward_sync(ms=8, at_ms=150),
         sync(
             CallSite(TRAIN, 93, "main", "trainer.train()"),
             op="aten::item",
             kind=SyncKind.SCALAR_READ,
             phase=Phase.OPTIMIZER,
             ms=0.03,
-            at_ms=60,
+            at_ms=160,
             library_site=CallSite("/v/lib/python3.12/site-packages/transformers/trainer.py", 9, "_loop", "float(x)"),
         ),
-        sync(None, op="torch.cuda.synchronize", kind=SyncKind.EXPLICIT, ms=5, at_ms=150, allowed="warm-up"),
+        sync(None, op="torch.cuda.synchronize", kind=SyncKind.EXPLICIT, ms=5, at_ms=170, allowed="warm-up"),
         steps=2,
         dropped=3,
         ops=[

@@ -26,6 +26,10 @@ class Observed:
     def after(self, token, start_ns, end_ns):
         self.spans.append((token, end_ns - start_ns))
 
+    def clear(self):
+        self.waits.clear()
+        self.spans.clear()
+
     @property
     def ops(self):
         return [op for op, _ in self.waits]

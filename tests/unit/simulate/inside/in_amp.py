@@ -74,7 +74,7 @@ def test_scaling_waits_once_a_step(observed):
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cuda")
     x = torch.rand(2, 4, device="cuda")
     scaler.scale(model(x).sum()).backward()
-    observed.waits.clear()
+    observed.clear()
     scaler.step(optimizer)
     scaler.update()
     assert observed.waits == [("aten::_local_scalar_dense", "scalar_read")]

@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from harness import waits_behind_a_sleep
 from torch import nn
 
@@ -27,7 +27,8 @@ def _names():
         "ci": T.tensor([1, 2, 3]), "A": (T.rand(9, 9) + 9 * T.eye(9)).cuda(),
         "w": T.rand(999, device="cuda").requires_grad_(), "A0": T.rand(9, 4, device="cuda").requires_grad_(),
         "SPD": (9 * T.eye(9)).cuda(), "scaled_step": _scaled_step, "optimizer_step": _optimizer_step,
-        "lstm": _lstm, "norm_layer": _norm_layer, "packed": _packed, "logp": T.rand(9, 1, 5, device="cuda").log(), "probs": T.rand(4, 9, device="cuda") + 0.1,
+        "lstm": _lstm, "norm_layer": _norm_layer, "packed": _packed,
+        "logp": T.rand(9, 1, 5, device="cuda").log(), "probs": T.rand(4, 9, device="cuda") + 0.1,
     }  # fmt: skip
     T.cuda.synchronize()
     return names
@@ -259,7 +260,7 @@ def test_it_waits_as_on_an_h100(line, names, observed):
     names["w"].grad = T.ones_like(names["w"])
     call = _call(line, names)
     T.cuda.synchronize()
-    observed.waits.clear()
+    observed.clear()
     call()
     reported = observed.ops
     assert reported
@@ -274,7 +275,7 @@ def test_it_returns_at_once_as_on_an_h100(line, names, observed):
     before = simulate.internal_waits()
     call = _call(line, names)
     T.cuda.synchronize()
-    observed.waits.clear()
+    observed.clear()
     waited = waits_behind_a_sleep(call, expected=False)
     reported = [op for op in observed.ops if op != "torch.cuda.synchronize"]
     assert not reported

@@ -83,7 +83,7 @@ def test_a_device_that_is_not_there_is_named():
     file = io.BytesIO()
     torch.save(torch.ones(1), file)
     file.seek(0)
-    with pytest.raises(RuntimeError, match="CUDA device 3 but torch.cuda.device_count\\(\\) is 1"):
+    with pytest.raises(RuntimeError, match=r"CUDA device 3 but torch.cuda.device_count\(\) is 1"):
         torch.load(file, map_location="cuda:3")
 
 
@@ -102,7 +102,7 @@ def test_a_process_without_the_simulation_reads_it_as_a_cuda_checkpoint(tmp_path
 
 def test_saving_and_loading_wait_for_one_copy_a_storage(observed):
     value = torch.ones(4, device="cuda")
-    observed.waits.clear()
+    observed.clear()
     file = io.BytesIO()
     torch.save(value, file)
     assert observed.waits == [("aten::copy_", "copy_d2h")]

@@ -22,7 +22,7 @@ def test_workers_feed_a_pinned_loader(start, observed):
         data, batch_size=4, num_workers=2, pin_memory=True, multiprocessing_context=start, persistent_workers=False
     )
     model, seen = nn.Linear(4, 2).cuda(), []
-    observed.waits.clear()
+    observed.clear()
     for x, y in loader:
         assert x.is_pinned()
         assert not x.is_cuda
@@ -92,7 +92,7 @@ def in_child(action):
         lambda: torch.cuda.Stream(),
         lambda: torch.cuda.set_device(0),
     ],
-    ids="factory copy synchronize stream set_device".split(),
+    ids=["factory", "copy", "synchronize", "stream", "set_device"],
 )
 def test_a_forked_child_cannot_use_the_device(action):
     said = in_child(action)

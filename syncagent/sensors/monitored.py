@@ -1,0 +1,128 @@
+"""Calls of ``synchronize`` on C types, which cannot be wrapped: seen through ``sys.monitoring`` (Python 3.12+).
+
+``torch.Stream`` and ``torch.Event`` are such types.  Only code that names ``synchronize`` is watched for calls; every
+other code object is looked at once, when it first runs, and never again.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.event import SyncKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import CodeType
+
+    from syncagent.recorder import Recorder
+
+__all__ = ["MonitoredSensor"]
+
+_now = time.perf_counter_ns
+_NAME = "synchronize"
+_TOOL_IDS = (4, 3, 5)  # 0 to 2 are spoken for: debugger, coverage, profiler
+
+
+class MonitoredSensor:
+    """Times calls of given C methods, from Python code of any thread."""
+
+    name = "monitored"
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._targets: Mapping[Any, str] = {}
+        self._tool: int | None = None
+        self._entered = threading.local()
+        self.why_not = ""
+
+    @property
+    def live(self) -> bool:
+        return self._tool is not None
+
+    @property
+    def cannot_see(self) -> str:
+        return self.why_not or "synchronize() of torch.Stream and torch.Event from C++"
+
+    def start(self, targets: Mapping[Any, str] | None = None) -> None:
+        """Watch for calls of ``targets`` (method descriptor → shown name); by default those of torch's C types."""
+        monitoring: Any = getattr(sys, "monitoring", None)
+        if monitoring is None:
+            self.why_not = "synchronize() of torch.Stream and torch.Event (Python 3.12 and later could)"
+            return
+        tool = next((number for number in _TOOL_IDS if monitoring.get_tool(number) is None), None)
+        if tool is None:
+            self.why_not = "synchronize() of torch.Stream and torch.Event: all ids of sys.monitoring are taken"
+            return
+        self._targets = targets if targets is not None else _c_methods()
+        monitoring.use_tool_id(tool, "syncagent")
+        self._tool = tool
+        events = monitoring.events
+        monitoring.register_callback(tool, events.PY_START, self._code_starts)
+        monitoring.register_callback(tool, events.CALL, self._called)
+        monitoring.register_callback(tool, events.C_RETURN, self._returned)
+        monitoring.register_callback(tool, events.C_RAISE, self._returned)
+        for frame in sys._current_frames().values():  # what runs already does not start again
+            outer: Any = frame
+            while outer is not None:
+                self._look_at(outer.f_code)
+                outer = outer.f_back
+        monitoring.set_events(tool, events.PY_START)
+
+    def stop(self) -> None:
+        if self._tool is not None:
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring.set_events(self._tool, 0)
+            for event in ("PY_START", "CALL", "C_RETURN", "C_RAISE"):
+                monitoring.register_callback(self._tool, getattr(monitoring.events, event), None)
+            monitoring.free_tool_id(self._tool)
+            self._tool = None
+
+    def _look_at(self, code: CodeType) -> None:
+        if _NAME in code.co_names and self._tool is not None:
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring.set_local_events(self._tool, code, monitoring.events.CALL)
+
+    def _code_starts(self, code: CodeType, _offset: int) -> Any:
+        self._look_at(code)
+        return sys.monitoring.DISABLE  # type: ignore[attr-defined, unused-ignore]
+
+    def _shown(self, function: Any) -> str | None:
+        try:
+            shown = self._targets.get(function)
+            if shown is None and getattr(function, "__name__", "") == _NAME:  # bound already: (stream.synchronize)()
+                owner = type(getattr(function, "__self__", None))
+                shown = self._targets.get(owner.__dict__.get(_NAME))
+        except TypeError:  # not hashable: not one of ours
+            return None
+        return shown
+
+    def _called(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
+        if self._shown(function) is not None:
+            self._entered.at_ns = _now()
+
+    def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
+        shown = self._shown(function)
+        started = getattr(self._entered, "at_ns", None)
+        if shown is None or started is None:
+            return
+        returned = _now()
+        self._entered.at_ns = None
+        recorder = self._recorder
+        state = recorder.thread_state()
+        if state.op is None:  # else a wrapper further out times it
+            times = (started, returned - started, returned)
+            recorder.record(state, shown, SyncKind.EXPLICIT, times, sys._getframe(1), (), self.name)
+
+
+def _c_methods() -> dict[Any, str]:
+    import torch
+
+    found = {}
+    for holder, shown in ((torch.Stream, "torch.Stream.synchronize"), (torch.Event, "torch.Event.synchronize")):
+        method = holder.__dict__.get(_NAME)
+        if method is not None:
+            found[method] = shown
+    return found

@@ -1,0 +1,145 @@
+"""Whatever is wrong with what the agent is given: one sentence, and the script runs as it would without it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = "import sys; print('ran', flush=True); sys.exit(4)"
+
+
+@pytest.fixture
+def python(tmp_path):
+    """``python(*words, **variables)``: a fresh interpreter in a folder of its own, nothing set but the variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+
+    def run(*words, **variables):
+        return subprocess.run(
+            [sys.executable, *words],
+            env=clean | {"SYNCAGENT": "1"} | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+
+    return run
+
+
+WRONG = {
+    "SYNCAGENT_POLICY": ("loud", "one of observe, warn, raise"),
+    "SYNCAGENT_DETAIL": ("everything", "one of ops, syncs"),
+    "SYNCAGENT_REPORT": ("report.txt", ".json, .html, .sarif or .trace.json"),
+    "SYNCAGENT_ALLOW": ("my-module", "package.module, package.module:function, path/file.py or path/file.py:LINE"),
+    "SYNCAGENT_MIN_STALL_MS": ("fast", "a number of milliseconds, 0 or more"),
+    "SYNCAGENT_WARMUP_STEPS": ("-1", "a whole number, 0 or more"),
+    "SYNCAGENT_SIMULATE": ("maybe", "a yes or no"),
+}
+
+
+@pytest.mark.parametrize("variable", WRONG)
+def test_a_wrong_variable_is_one_sentence_and_the_script_runs_unwatched(python, variable):
+    """Setting, value and what is allowed; output and exit code are the script's own."""
+    value, allowed = WRONG[variable]
+    done = python("-c", SCRIPT, **{variable: value})
+    assert (done.stdout, done.returncode) == ("ran\n", 4)
+    [sentence] = done.stderr.splitlines()
+    assert variable in sentence
+    assert repr(value) in sentence
+    assert allowed in sentence
+    assert sentence.endswith("The script runs unwatched.")
+
+
+def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
+    """With the file's name."""
+    (tmp_path / "pyproject.toml").write_text("[tool.syncagent]\npolicy = 'loud'\n")
+    done = python("-c", SCRIPT)
+    assert (done.stdout, done.returncode) == ("ran\n", 4)
+    [sentence] = done.stderr.splitlines()
+    assert str(tmp_path / "pyproject.toml") in sentence
+    assert "'loud'" in sentence
+
+
+NO_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_without_torch_a_watch_is_refused_in_one_sentence(python):
+    """A program that asks for a watch is told what is missing; importing and allowing need no torch."""
+    code = NO_TORCH + (
+        "import syncagent\n"
+        "with syncagent.allow('x'): syncagent.step()\n"
+        "try: syncagent.start()\n"
+        "except syncagent.ConfigError as error: print(error)\n"
+        "print(syncagent.current(), syncagent.stop().totals.syncs)\n"
+    )
+    done = python("-c", code, SYNCAGENT="0")
+    assert done.stdout == ("syncagent: torch is not installed in this environment; install it first.\nNone 0\n")
+    assert done.returncode == 0
+
+
+def test_without_torch_a_watched_script_gets_pythons_own_error(python):
+    """The same ``ModuleNotFoundError`` that it would get unwatched, and may catch as ever."""
+    code = (
+        NO_TORCH + "try:\n    import torch\nexcept ModuleNotFoundError as error:\n    print(error.name)\nimport torch\n"
+    )
+    done = python("-c", code)
+    assert (done.stdout, done.returncode) == ("torch\n", 1)
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'torch'\n")
+    assert "syncagent" not in done.stderr
+
+
+def test_a_torch_that_cannot_be_imported_fails_as_it_would_unwatched(python, tmp_path):
+    """A broken installation: its own error, twice if it is asked for twice."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
+    code = "try:\n    import torch\nexcept OSError as error:\n    print(error)\nimport torch\n"
+    done = python("-c", code)
+    assert (done.stdout, done.returncode) == ("libcudart.so: cannot open shared object file\n", 1)
+    assert done.stderr.endswith("OSError: libcudart.so: cannot open shared object file\n")
+
+
+def test_a_torch_without_cuda_and_a_report_that_cannot_be_written(python, tmp_path):
+    """Each is one sentence, the first with the remedy; the script runs to its own end."""
+    (tmp_path / "file").write_text("in the way")
+    code = "import torch, sys; print(torch.ones(2).nonzero().numel(), flush=True); sys.exit(4)"
+    done = python("-c", code, SYNCAGENT_REPORT=str(tmp_path / "file" / "out.json"))
+    assert (done.stdout, done.returncode) == ("2\n", 4)
+    without, unwritable = done.stderr.splitlines()
+    assert "built without CUDA" in without
+    assert "SYNCAGENT_SIMULATE=1" in without
+    assert str(tmp_path / "file" / "out.json") in unwritable
+    assert "cannot be written" in unwritable
+
+
+def test_a_program_that_uses_the_library_wrongly_keeps_working(python, tmp_path):
+    """``stop`` without ``start``, a second ``start`` with other settings, a watch in a watch, on a torch without CUDA."""
+    code = (
+        "import syncagent\n"
+        "print(syncagent.stop().totals.syncs)\n"
+        "first = syncagent.start(detail='syncs')\n"
+        "print(syncagent.start(policy='raise') is first)\n"
+        "with syncagent.watch(detail='ops') as inner: print(inner is first, first.running)\n"
+        "print(first.running, syncagent.stop().run.policy, syncagent.current())\n"
+        "print(syncagent.stop().sites)\n"
+    )
+    done = python("-c", code, SYNCAGENT="0")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["0", "True", "True True", "True observe None", "()"]
+    messages = done.stderr.splitlines()
+    assert len(messages) == 3
+    assert "stop() was called, but no agent is running" in messages[0]
+    assert "built without CUDA" in messages[1]
+    assert "the settings of the second are not applied" in messages[2]

@@ -1,0 +1,133 @@
+"""``syncagent run``: scripts and modules with their own arguments, output, traceback and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """\
+import os, signal, subprocess, sys
+import torch
+signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+print(x.nonzero().numel(), flush=True)  # a sync
+print(sys.argv, __name__, os.path.samefile(sys.path[0], os.path.dirname(__file__)), flush=True)
+sys.exit(3)
+"""
+
+MODULE = """\
+import sys
+import torch
+import syncagent
+x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+with syncagent.watch(policy="warn") as inner:
+    print(inner is syncagent.current(), inner.settings.policy, flush=True)
+print(x.unique().numel(), flush=True)  # a sync
+print(sys.argv[1:], __name__, __package__, sys.path[0], flush=True)
+raise ValueError("broken data")
+"""
+
+
+@pytest.fixture
+def syncagent(tmp_path):
+    """``syncagent(*words, **variables)``: the command in a folder of its own, nothing set but the variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+
+    def run(*words, **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "syncagent", *words],
+            env=clean | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+
+    return run
+
+
+def report(folder):
+    [file] = folder.glob("seen-*.json")
+    return json.loads(file.read_text())
+
+
+def test_a_script_runs_with_its_own_arguments_handlers_and_exit_code(syncagent, tmp_path):
+    """Options before the script are the agent's, all after it the script's, also those that look like ours."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train.py").write_text(SCRIPT)
+    done = syncagent(
+        "run", "--simulate", "--detail", "syncs", "--report", "seen-{pid}.json", "src/train.py",
+        "--detail", "mine", "-m", "--", "x",
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "own handler",
+        "child",
+        "2",
+        f"{['src/train.py', '--detail', 'mine', '-m', '--', 'x']} __main__ True",
+    ]
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    seen = report(tmp_path)
+    assert (seen["run"]["detail"], seen["run"]["simulated"], seen["run"]["script"]) == ("syncs", True, "train.py")
+    assert [(site["op"], site["line"], site["file"]) for site in seen["sites"]] == [
+        ("aten::nonzero", 7, str(tmp_path / "src" / "train.py"))
+    ]
+
+
+def test_a_module_runs_as_python_would_run_it_and_keeps_its_traceback(syncagent, tmp_path):
+    """``run -m``; a ``watch()`` in the program joins the agent that is there."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("")
+    (tmp_path / "jobs" / "train.py").write_text(MODULE)
+    done = syncagent("run", "--simulate", "--report", "seen-{pid}.json", "-m", "jobs.train", "--lr", "0.1")
+    assert done.stdout.splitlines() == [
+        "True observe",
+        "2",
+        f"['--lr', '0.1'] __main__ jobs {tmp_path}",
+    ]
+    assert done.returncode == 1
+    file = tmp_path / "jobs" / "train.py"
+    assert f'  File "{file}", line 9, in <module>\n    raise ValueError("broken data")\n' in done.stderr
+    assert "ValueError: broken data\n" in done.stderr
+    assert "syncagent/" not in done.stderr.partition("ValueError: broken data")[0].partition("Traceback")[2]
+    seen = report(tmp_path)
+    assert (seen["run"]["policy"], seen["run"]["detail"]) == ("observe", "ops")
+    assert [(site["op"], site["line"], site["api"]) for site in seen["sites"]] == [
+        ("aten::_unique2", 7, "torch.Tensor.unique")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "missing.py"], "there is no file 'missing.py' (a module is run with -m)"),
+        (["run"], "say which script to run"),
+        (["run", "--policy", "loud", "here.py"], "'loud', but it must be one of observe, warn, raise"),
+        (["run", "--max-events", "0", "here.py"], "'0', but it must be a whole number, 1 or more"),
+        (["run", "--volume", "11", "here.py"], "No such option"),
+        (["rum", "here.py"], "No such command"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(syncagent, tmp_path, words, sentence):
+    """Nothing has run by then."""
+    (tmp_path / "here.py").write_text("print('ran')")
+    done = syncagent(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence.lower() in done.stderr.lower()
+    assert done.stderr.startswith("syncagent")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_variable_is_told_before_the_script_runs(syncagent, tmp_path):
+    """``run`` is asked to watch, so it refuses; ``SYNCAGENT=1 python`` would run the script unwatched."""
+    (tmp_path / "here.py").write_text("print('ran')")
+    done = syncagent("run", "here.py", SYNCAGENT_DETAIL="everything")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "setting SYNCAGENT_DETAIL is 'everything', but it must be one of ops, syncs" in done.stderr

@@ -1,0 +1,42 @@
+"""Two simulated devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from syncagent import simulate
+
+
+@pytest.fixture(autouse=True)
+def _two():
+    simulate.install(devices=2)
+
+
+def test_tensors_know_their_device():
+    x = torch.ones(2, device="cuda:1")
+    assert x.device == torch.device("cuda", 1)
+    assert (x + 1).device.index == 1
+    assert x.to("cuda:0").device.index == 0
+    assert torch.equal(x.to("cuda:0").cpu(), x.cpu())
+    with torch.cuda.device(1):
+        assert torch.cuda.current_device() == 1
+        assert torch.zeros(1, device="cuda").get_device() == 1
+        assert torch.ones(1).cuda().get_device() == 1
+    assert torch.cuda.current_device() == 0
+    with pytest.raises(RuntimeError, match=r"cuda:0 and cuda:1|cuda:1 and cuda:0"):
+        x + torch.ones(2, device="cuda:0")
+
+
+def test_a_device_has_its_own_queue():
+    torch.cuda._sleep(int(0.05 * 1.5e9))
+    torch.cuda.synchronize(1)
+    assert not torch.cuda.current_stream(0).query()
+    torch.cuda.synchronize(0)
+
+
+def test_a_copy_between_devices_is_ordered_after_its_source():
+    x = torch.ones(2, device="cuda:0")
+    torch.cuda._sleep(int(0.02 * 1.5e9))
+    x.mul_(3)
+    assert x.to("cuda:1").tolist() == [3.0, 3.0]

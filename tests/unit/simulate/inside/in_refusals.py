@@ -1,0 +1,113 @@
+"""What the simulated device refuses: as CUDA does where CUDA refuses it, and by a clear sentence where only it does."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from syncagent import simulate
+from syncagent.simulate import requirements
+
+
+def cuda(*shape):
+    return torch.ones(*shape, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: cuda(2) + torch.ones(2), RuntimeError, "Expected all tensors .* on the same device.*cuda:0 and cpu"),
+        (lambda: torch.ones(2).add_(cuda(1)[0]), RuntimeError, "Expected all tensors to be on the same device"),
+        (lambda: torch.ones(()).add_(cuda(())), RuntimeError, "Expected all tensors to be on the same device"),
+        (lambda: nn.Linear(2, 2)(cuda(1, 2)), RuntimeError, "Expected all tensors to be on the same device"),
+        (lambda: nn.Linear(2, 2).cuda()(torch.ones(1, 2)), RuntimeError, "same device"),
+        (lambda: torch.cat([cuda(2), torch.ones(2)]), RuntimeError, "same device"),
+        (lambda: nn.functional.cross_entropy(cuda(2, 3), torch.tensor([0, 1])), RuntimeError, "same device"),
+        (lambda: torch.ones(3)[cuda(1).long()], RuntimeError, "indices should be either on cpu or on the same device"),
+        (lambda: cuda(2).numpy(), TypeError, "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()"),
+        (lambda: np.asarray(cuda(2)), TypeError, "can't convert cuda:0 device type tensor to numpy"),
+        (lambda: cuda(2).item(), RuntimeError, "cannot be converted to Scalar|1 element"),
+        (lambda: bool(cuda(2)), RuntimeError, "ambiguous"),
+        (lambda: torch.zeros(2, device="cuda:1"), torch.AcceleratorError, "invalid device ordinal"),
+        (lambda: torch.cuda.set_device(1), torch.AcceleratorError, "invalid device ordinal"),
+        (lambda: torch.zeros(2, device="cuda", pin_memory=True), RuntimeError, "Only dense CPU tensors can be pinned"),
+    ],
+)  # fmt: skip
+def test_errors_that_cuda_gives_are_given_alike(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: torch.compile(nn.Linear(2, 2)),
+        lambda: torch.compile(lambda x: x),
+        lambda: torch.cuda.CUDAGraph(),
+        lambda: torch.cuda.graph(None),
+        lambda: torch.cuda.make_graphed_callables(nn.Linear(2, 2), ()),
+        lambda: cuda(2).to_sparse(),
+        lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (2, 2), device="cuda"),
+        lambda: torch.nested.nested_tensor([cuda(2), cuda(3)]),
+        lambda: torch.nested.nested_tensor([cuda(2), cuda(3)], layout=torch.jagged),
+        lambda: cuda(2).__dlpack__(),
+        lambda: torch.utils.dlpack.to_dlpack(cuda(2)),
+        lambda: np.from_dlpack(cuda(2)),
+        lambda: nn.parallel.DistributedDataParallel(nn.Linear(2, 2).cuda()),
+        lambda: torch.cuda.utilization(),
+        lambda: torch.cuda.cudart(),
+        lambda: torch.cuda.Event(interprocess=True),
+        lambda: cuda(2).untyped_storage().resize_(9),
+    ],
+)
+def test_what_is_not_simulated_says_so(call):
+    with pytest.raises(simulate.SimulationError, match=r"not simulated"):
+        call()
+
+
+def test_compile_lets_a_program_through_that_has_it_switched_off(monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    function = lambda x: x + 1  # noqa: E731
+    assert torch.compile(function, disable=True)(1) == 2
+
+
+def test_memory_figures_are_zero_and_one_warning_says_why():
+    with pytest.warns(simulate.SimulationWarning, match=r"not simulated"):
+        assert torch.cuda.memory_allocated() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.cuda.max_memory_allocated() == 0
+        assert torch.cuda.memory_stats().get("allocated_bytes.all.peak", 0) == 0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    free, total = torch.cuda.mem_get_info()
+    assert 0 < free <= total
+    assert torch.cuda.get_device_properties(0).total_memory == total
+
+
+def test_installing_twice_changes_nothing_and_another_number_is_an_error():
+    zeros = torch.zeros
+    simulate.install()
+    assert simulate.installed()
+    assert torch.zeros is zeros
+    with pytest.raises(simulate.SimulationError, match=r"1 simulated devices are installed already; 2 asked for"):
+        simulate.install(devices=2)
+
+
+def test_a_torch_that_lacks_a_name_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(requirements.REQUIRED, "_C._no_such_name", "a test")
+    monkeypatch.setitem(requirements.REQUIRED, "nowhere.at_all", "another")
+    with pytest.raises(simulate.SimulationError, match=r"it lacks torch\._C\._no_such_name \(a test\), torch\.nowhere"):
+        requirements.check(torch)
+
+
+def test_scripted_functions_still_find_the_factories():
+    @torch.jit.ignore
+    def unused():
+        pass
+
+    assert torch.jit._builtins._find_builtin(torch.zeros) == "aten::zeros"

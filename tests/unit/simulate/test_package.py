@@ -1,0 +1,86 @@
+"""The package from outside: what it imports, and how it begins and ends."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from syncagent import simulate
+from syncagent.errors import SyncAgentError
+from syncagent.simulate.requirements import REQUIRED
+
+SOURCES = sorted(Path(simulate.__file__).parent.glob("*.py"))
+
+
+def run(program, **settings):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, **settings)
+
+
+def test_importing_the_package_does_not_import_torch():
+    done = run("import syncagent.simulate, sys; print('torch' in sys.modules, syncagent.simulate.installed())")
+    assert done.stdout == "False False\n", done.stderr
+
+
+def test_its_errors_are_the_packages_own():
+    assert issubclass(simulate.SimulationError, SyncAgentError)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_private_name_of_torch_is_listed(path):
+    used = re.findall(r"\btorch((?:\.\w+)*?\.(?:_(?!_)\w+)(?:\.\w+)*)", path.read_text())
+    listed = {f".{name}." for name in REQUIRED}
+    for name in used:
+        if not name.startswith(".ops."):  # ops of the dispatcher, not names of Python
+            assert any(f"{name}.".startswith(known) or known.startswith(f"{name}.") for known in listed), name
+
+
+def test_a_program_that_ends_with_work_in_the_queue_ends_well():
+    done = run(
+        "from syncagent import simulate; simulate.install()\n"
+        "import torch\n"
+        "x = torch.rand(200, 200, device='cuda')\n"
+        "for _ in range(200): x = x @ x * 0.01\n"
+        "print('last line')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "last line\n", "")
+
+
+def test_a_program_that_ends_by_an_exception_keeps_its_traceback():
+    done = run(
+        "from syncagent import simulate; simulate.install()\n"
+        "import torch\n"
+        "torch.cuda._sleep(30_000_000)\n"
+        "torch.ones(2, device='cuda') + torch.ones(2)\n"
+    )
+    assert done.returncode == 1
+    assert "same device" in done.stderr.splitlines()[-1]
+
+
+def test_a_child_forked_before_the_device_was_used_may_use_it():
+    done = run(
+        "from syncagent import simulate; simulate.install()\n"
+        "import os, torch\n"
+        "child = os.fork()\n"
+        "print(torch.ones(2, device='cuda').sum().item(), flush=True)\n"
+        "if child: os.waitpid(child, 0)\n"
+    )
+    assert done.stdout == "2.0\n2.0\n", done.stderr
+
+
+def test_installing_is_silent_even_where_warnings_are_errors():
+    done = run(
+        "import warnings; warnings.simplefilter('error')\n"
+        "import torch\n"
+        "from syncagent import simulate; simulate.install()\n"
+        "print(torch.ones(2, device='cuda'))\n"
+    )
+    assert (done.stdout, done.stderr) == ("tensor([1., 1.], device='cuda:0')\n", "")
+
+
+def test_a_number_of_devices_below_one_is_refused():
+    done = run("from syncagent import simulate\nsimulate.install(devices=0)")
+    assert "SimulationError: devices=0: at least one" in done.stderr

@@ -1,0 +1,256 @@
+"""Every setting: where it may stand, what it may be, and the one sentence for what it may not."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from syncagent import ConfigError, SyncAgentError
+from syncagent.config import Settings, load
+
+NAMES = [setting.name for setting in fields(Settings) if "parse" in setting.metadata]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(no_settings):
+    """A folder without pyproject.toml, an environment without settings."""
+
+
+def project(folder, text):
+    (folder / "pyproject.toml").write_text(text)
+    return folder / "pyproject.toml"
+
+
+# --- where values come from -------------------------------------------------------------------------------------------
+
+
+def test_without_anything_set_the_defaults_hold():
+    """Those that the design gives."""
+    settings = load()
+    assert settings == Settings()
+    assert (settings.policy, settings.wraps_every_op, settings.warmup_steps) == ("observe", True, 3)
+    assert (settings.min_stall_ms, settings.max_events, settings.allow) == (0.0, 10_000, ())
+    assert settings.sources == {}
+
+
+def test_a_keyword_beats_the_environment_which_beats_the_project_which_beats_the_default(tmp_path, monkeypatch):
+    """And each value says where it came from."""
+    file = project(tmp_path, "[tool.syncagent]\nmax-events = 1\nwarmup_steps = 1\npolicy = 'warn'\n")
+    monkeypatch.setenv("SYNCAGENT_WARMUP_STEPS", "2")
+    monkeypatch.setenv("SYNCAGENT_POLICY", "observe")
+    settings = load({"policy": "raise"})
+    assert (settings.max_events, settings.warmup_steps, settings.policy) == (1, 2, "raise")
+    assert settings.sources == {"max_events": str(file), "warmup_steps": "environment", "policy": "keyword"}
+
+
+def test_the_nearest_project_file_counts(tmp_path, monkeypatch):
+    """That of the working directory or of the folders above it, even if it says nothing of syncagent."""
+    project(tmp_path, "[tool.syncagent]\npolicy = 'warn'\n")
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert load().policy == "warn"
+    project(tmp_path / "a", "[project]\nname = 'x'\n")
+    assert load().policy == "observe"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["this is not TOML", "tool = 3", "[tool]\nsyncagent = 'on'", "\xff"],
+    ids=["broken", "tool", "table", "bytes"],
+)
+def test_a_project_file_that_cannot_be_understood_is_no_obstacle(tmp_path, text):
+    """Nobody's training stops over another tool's file."""
+    (tmp_path / "pyproject.toml").write_bytes(text.encode("latin-1"))
+    assert load() == Settings()
+
+
+def test_a_keyword_of_none_is_not_set(monkeypatch):
+    """``watch(detail=None)`` leaves the environment its say."""
+    monkeypatch.setenv("SYNCAGENT_DETAIL", "syncs")
+    assert load({"detail": None}).detail == "syncs"
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    """As shells that export an unset value leave it."""
+    for name in NAMES:
+        monkeypatch.setenv(f"SYNCAGENT_{name.upper()}", "")
+    assert load() == Settings()
+
+
+def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
+    """Keyword, environment and project file take the same values."""
+    texts = {
+        "policy": "raise", "detail": "ops", "report": "out.json", "min_stall_ms": "1.5", "warmup_steps": "7",
+        "allow": "pkg.module,train.py:12", "baseline": "base.json", "simulate": "1", "stacks": "true",
+        "user_code": "mylib,other", "copies": "sampled", "max_events": "5", "journal": "spans.jsonl", "summary": "no",
+    }  # fmt: skip
+    assert set(texts) == set(NAMES)
+    by_keyword = load(texts)
+    by_environment = load(environment={f"SYNCAGENT_{name.upper()}": text for name, text in texts.items()})
+    project(tmp_path, "[tool.syncagent]\n" + "".join(f"{name} = '{text}'\n" for name, text in texts.items()))
+    assert by_keyword == by_environment == load()
+    assert by_keyword == Settings(
+        policy="raise", detail="ops", report="out.json", min_stall_ms=1.5, warmup_steps=7,
+        allow=("pkg.module", "train.py:12"), baseline="base.json", simulate=True, stacks=True,
+        user_code=("mylib", "other"), copies="sampled", max_events=5, journal="spans.jsonl", summary=False,
+    )  # fmt: skip
+
+
+def test_values_may_have_the_types_of_the_language(tmp_path):
+    """Numbers, booleans, lists and paths, in Python and in TOML."""
+    settings = load(
+        {"max_events": 3, "stacks": True, "allow": ["a.b"], "min_stall_ms": 2, "report": tmp_path / "x.json"}
+    )
+    assert (settings.max_events, settings.stacks, settings.allow, settings.min_stall_ms) == (3, True, ("a.b",), 2.0)
+    assert settings.report == str(tmp_path / "x.json")
+    project(tmp_path, "[tool.syncagent]\nmax-events = 3\nstacks = true\nallow = ['a.b']\nmin-stall-ms = 2\n")
+    assert (load().max_events, load().stacks, load().allow, load().min_stall_ms) == (3, True, ("a.b",), 2.0)
+
+
+@pytest.mark.parametrize("text", ["RAISE", " raise ", "Raise"])
+def test_choices_forgive_capitals_and_spaces(text):
+    """An environment is written by hand."""
+    assert load(environment={"SYNCAGENT_POLICY": text}).policy == "raise"
+
+
+# --- what follows from them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "detail", "every_op", "copies"),
+    [
+        ("observe", None, True, "all"),
+        ("observe", "syncs", False, "sampled"),
+        ("warn", None, False, "sampled"),
+        ("warn", "ops", True, "all"),
+        ("raise", None, False, "all"),
+        ("raise", "ops", True, "all"),
+    ],
+)
+def test_the_policy_decides_detail_and_copies_unless_they_are_given(policy, detail, every_op, copies):
+    """Under ``raise`` no copy may slip through unseen."""
+    settings = load({"policy": policy, "detail": detail})
+    assert (settings.wraps_every_op, settings.copies_timed) == (every_op, copies)
+    assert load({"policy": policy, "detail": detail, "copies": "off"}).copies_timed == "off"
+
+
+# --- what is not allowed ----------------------------------------------------------------------------------------------
+
+WRONG = {
+    # setting: (values that are not allowed, what the sentence says is)
+    "policy": (["loud", "on", 3], "one of observe, warn, raise"),
+    "detail": (["everything", 1], "one of ops, syncs"),
+    "copies": (["some"], "one of all, sampled, off"),
+    "report": ([3, "   "], "a path"),
+    "min_stall_ms": (["fast", "-1", -0.5, float("nan"), float("inf"), True], "a number of milliseconds, 0 or more"),
+    "warmup_steps": (["-1", 1.5, "two", True], "a whole number, 0 or more"),
+    "max_events": (["0", 0, "many"], "a whole number, 1 or more"),
+    "simulate": (["maybe", 2, 1.0], "a yes or no"),
+    "stacks": (["maybe", None.__class__], "a yes or no"),
+    "summary": (["maybe"], "a yes or no"),
+    "user_code": ([3, [3], [""]], "a list of names"),
+    "baseline": ([3, " "], "a path"),
+    "allow": (
+        ["my-module", "pkg.module:1function", "pkg..module", ":function", "train.py:twelve", "train.py:", "a b"],
+        "package.module, package.module:function, path/file.py or path/file.py:LINE",
+    ),
+}
+CASES = [(name, value) for name, (values, _) in WRONG.items() for value in values]
+
+
+def sentence(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith("syncagent: setting ")
+    assert text.endswith(".")
+    return text
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_wrong_keyword_is_one_sentence_with_setting_value_and_what_is_allowed(name, value):
+    """It is a ConfigError, which is both a SyncAgentError and a ValueError."""
+    with pytest.raises(ConfigError) as error:
+        load({name: value})
+    text = sentence(error)
+    assert f"setting {name} is {value!r}" in text
+    assert WRONG[name][1] in text
+    assert isinstance(error.value, SyncAgentError)
+    assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, v in CASES if isinstance(v, str) and v.strip()])
+def test_a_wrong_variable_is_named_as_the_user_wrote_it(name, value):
+    """``SYNCAGENT_POLICY``, not ``policy``."""
+    variable = f"SYNCAGENT_{name.upper()}"
+    with pytest.raises(ConfigError) as error:
+        load(environment={variable: value})
+    text = sentence(error)
+    assert f"setting {variable} is {value!r}" in text
+    assert WRONG[name][1] in text
+
+
+@pytest.mark.parametrize(("name", "value"), [("policy", "loud"), ("max-events", "0"), ("allow", "my-module")])
+def test_a_wrong_value_in_the_project_file_names_the_file(tmp_path, name, value):
+    """And the table and key in it."""
+    file = project(tmp_path, f"[tool.syncagent]\n{name} = '{value}'\n")
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert f"setting [tool.syncagent] {name} in {file} is {value!r}" in sentence(error)
+
+
+@pytest.mark.parametrize("path", ["report.txt", "report", "out/report.JSON5", ".json"])
+def test_a_report_whose_suffix_means_no_format_is_told_before_the_run(path):
+    """Not at its end, when what was seen could no longer be saved."""
+    with pytest.raises(ConfigError) as error:
+        load({"report": path})
+    text = sentence(error)
+    assert repr(path) in text
+    assert ".json, .html, .sarif or .trace.json" in text
+
+
+@pytest.mark.parametrize(
+    "path", ["r.json", "r.html", "r.sarif", "r.trace.json", "reports/", "r-{rank}-{pid}.json", "."]
+)
+def test_a_report_may_be_any_of_the_formats_or_a_directory(path):
+    """One that exists, or whose name ends in a slash."""
+    assert load({"report": path}).report == path
+
+
+def test_an_allowance_that_is_no_text_is_told_too():
+    """A list of names is wanted."""
+    with pytest.raises(ConfigError, match="setting allow is 7, but it must be a list of names"):
+        load({"allow": 7})
+
+
+def test_a_setting_that_does_not_exist_is_said_with_those_that_do(tmp_path):
+    """As a keyword and in the project file."""
+    with pytest.raises(ConfigError) as error:
+        load({"polcy": "warn"})
+    assert "polcy" in sentence(error)
+    assert "policy" in str(error.value)
+    project(tmp_path, "[tool.syncagent]\npolcy = 'warn'\n")
+    with pytest.raises(ConfigError) as error:
+        load()
+    assert f"polcy in {tmp_path / 'pyproject.toml'}" in sentence(error)
+
+
+def test_one_wrong_entry_of_a_list_is_named_by_itself():
+    """Not the whole list."""
+    with pytest.raises(ConfigError) as error:
+        load({"allow": "pkg.fine, not-fine, also.fine"})
+    assert "setting allow is 'not-fine'" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "module", "pkg.module", "pkg.module:function", "pkg.module:Class.method", "train.py", "a/b.py", "./a/b.py",
+        "/abs/a.py", "/abs/a.py:12", "train.py:12", "pkg:outer.<locals>.inner", "pkg:f.<locals>.<lambda>",
+        "pkg:f.<locals>.<listcomp>", "pkg:<module>", "my-scripts/train.py:3", "with space/train.py",
+    ],
+)  # fmt: skip
+def test_an_allowance_may_be_a_module_a_function_a_file_or_a_line(entry):
+    """Every function's name that a report shows can be allowed."""
+    assert load({"allow": entry}).allow == (entry,)

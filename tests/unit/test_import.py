@@ -1,0 +1,49 @@
+"""What importing the package costs and brings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import syncagent
+
+SCRIPT = """
+import json, sys
+import syncagent
+facts = {"package": sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry", "structlog", "rich")))}
+facts["all"] = all(hasattr(syncagent, name) for name in syncagent.__all__)
+facts["names"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
+with syncagent.allow("nothing runs"):
+    syncagent.step()
+facts["current"] = syncagent.current()
+watched = syncagent.watch(policy="warn")(lambda: None)
+facts["used"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
+import syncagent.cli, syncagent.autostart, syncagent.config
+facts["parts"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
+print(json.dumps(facts))
+"""
+
+
+def test_importing_and_preparing_imports_neither_torch_nor_opentelemetry(tmp_path):
+    """Nor do the public names, an allowance, a mark of a step or a decorated function; starting an agent does."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert facts == {"package": [], "all": True, "names": [], "current": None, "used": [], "parts": []}
+    assert done.stderr == ""
+
+
+def test_the_public_names_are_those_of_the_design():
+    """No more than a dozen and a half, each of which exists."""
+    assert {"watch", "start", "stop", "current", "allow", "step"} <= set(syncagent.__all__)
+    assert {"SyncEvent", "CallSite", "HostSyncError", "HostSyncWarning", "Report"} <= set(syncagent.__all__)
+    assert dir(syncagent) == sorted(syncagent.__all__)
+    assert all(getattr(syncagent, name) is not None for name in syncagent.__all__)
+
+
+def test_a_name_that_does_not_exist_is_said_as_python_says_it():
+    """With the module's name and the attribute's."""
+    with pytest.raises(AttributeError, match=r"^module 'syncagent' has no attribute 'wach'$"):
+        syncagent.wach

@@ -1,0 +1,187 @@
+"""The agent's own thread: what it hands to the sinks, in which order, and what it does about faults."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import syncagent
+from syncagent import log, pipeline, recorder
+from syncagent.agent import release
+
+X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+
+
+class Sink:
+    """Remembers what it was told."""
+
+    name = "memory"
+
+    def __init__(self):
+        self.told = []
+        self.threads = set()
+
+    def events(self, batch):
+        self.threads.add(threading.current_thread().name)
+        self.told += [("event", event.op, event.step) for event in batch]
+
+    def step(self, record):
+        self.told.append(("step", record.step))
+
+    def flush(self):
+        self.told.append(("flush",))
+
+    def close(self):
+        self.told.append(("close",))
+
+
+class Broken(Sink):
+    name = "broken"
+
+    def __init__(self, call):
+        super().__init__()
+        setattr(self, call, self._fail)
+
+    def _fail(self, *_):
+        self.told.append(("failed",))
+        raise OSError("disk full")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    monkeypatch.setattr(log, "_said", set())
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The agent's thread drains only when it is told to."""
+    monkeypatch.setattr(pipeline, "_INTERVAL_S", 3600.0)
+
+
+@pytest.mark.usefixtures("held")
+def test_the_syncs_of_a_step_come_before_its_end(cpu_agent):
+    """Though both are delivered in one go, later; what follows the last step comes last."""
+    sink = Sink()
+    agent = cpu_agent(detail="syncs", sinks=(sink,))
+    for _ in range(2):
+        X.nonzero()
+        X.unique()
+        syncagent.step()
+    X.nonzero()
+    agent.flush()
+    release(agent)
+    assert sink.told == [
+        ("event", "aten::nonzero", 0), ("event", "aten::_unique2", 0), ("step", 0),
+        ("event", "aten::nonzero", 1), ("event", "aten::_unique2", 1), ("step", 1),
+        ("event", "aten::nonzero", 2), ("flush",), ("close",),
+    ]  # fmt: skip
+
+
+def test_sinks_are_served_on_the_agents_thread(cpu_agent):
+    """The training thread leaves a record and goes on."""
+    delivered = threading.Event()
+    sink = Sink()
+    take = sink.events
+    sink.events = lambda batch: (take(batch), delivered.set())
+    cpu_agent(detail="syncs", sinks=(sink,))
+    X.nonzero()
+    assert delivered.wait(10)
+    assert sink.threads == {"syncagent"}
+
+
+@pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
+def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsys, call):
+    """It is said once on stderr and in the report; the program never hears of it."""
+    broken, sink = Broken(call), Sink()
+    agent = cpu_agent(detail="syncs", sinks=(broken, sink))
+    for _ in range(3):
+        X.nonzero()
+        syncagent.step()
+        agent.flush()
+    report = release(agent)
+    assert broken.told.count(("failed",)) == 1
+    assert [told for told in sink.told if told[0] == "event"] == [("event", "aten::nonzero", step) for step in range(3)]
+    assert "sink broken failed and is off: OSError: disk full" in report.notes
+    assert capsys.readouterr().err.count("disk full") == 1
+    assert report.totals.syncs == 3
+
+
+@pytest.mark.usefixtures("held")
+def test_what_a_full_buffer_drops_is_counted(cpu_agent, monkeypatch):
+    """Memory is bounded, and the report says what was lost and why."""
+    monkeypatch.setattr(recorder, "_BUFFER", 5)
+    agent = cpu_agent(detail="syncs")
+    for _ in range(8):
+        X.nonzero()
+    report = agent.report()
+    assert (report.totals.syncs, report.dropped) == (5, 3)
+    assert "dropped: 3 (buffer full)" in report.notes
+
+
+@pytest.mark.usefixtures("held")
+def test_an_observation_that_cannot_be_read_is_counted_and_the_rest_delivered(cpu_agent, monkeypatch, capsys):
+    """One broken record is not the end of the others."""
+    agent = cpu_agent(detail="syncs")
+    whole = pipeline.phase_of
+
+    def phase_of(seen):
+        if seen.op == "aten::_unique2":
+            raise ValueError("strange")
+        return whole(seen)
+
+    monkeypatch.setattr(pipeline, "phase_of", phase_of)
+    X.nonzero()
+    X.unique()
+    X.nonzero()
+    report = agent.report()
+    assert [event.op for event in agent.events()] == ["aten::nonzero"] * 2
+    assert report.dropped == 1
+    assert "strange" in " ".join(report.notes)
+    assert "strange" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("held")
+def test_a_thread_that_has_ended_is_not_forgotten(cpu_agent):
+    """Its syncs are delivered after it is gone, under its name, however many threads came since."""
+    agent = cpu_agent(detail="syncs")
+    for number in range(30):
+        thread = threading.Thread(target=X.nonzero, name=f"loader-{number}")
+        thread.start()
+        thread.join()
+    assert [event.thread for event in agent.events()] == [f"loader-{number}" for number in range(30)]
+
+
+def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
+    """A program that makes threads without end does not fill the memory."""
+    agent = cpu_agent(detail="syncs")
+    for _ in range(50):
+        thread = threading.Thread(target=X.nonzero)
+        thread.start()
+        thread.join()
+        agent.events()
+    assert len(agent._recorder.states) <= 3
+
+
+def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, capsys):
+    """It is told in the report, and the next round is made."""
+    agent = cpu_agent(detail="syncs")
+    own = agent._pipeline
+    once, done = [OSError("surprise")], threading.Event()
+    collect = own._collect
+
+    def failing():
+        if once:
+            raise once.pop()
+        events = collect()
+        if events:
+            done.set()
+        return events
+
+    monkeypatch.setattr(own, "_collect", failing)
+    X.nonzero()
+    assert done.wait(10)
+    assert [event.op for event in agent.events()] == ["aten::nonzero"]
+    assert "surprise" in " ".join(agent.report().notes)
+    assert "surprise" in capsys.readouterr().err

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from syncagent.report.model import OpRow, Report, SiteRow
+    from syncagent.report.model import Report, SiteRow
 
 __all__ = ["emit", "render"]
 
@@ -115,7 +115,8 @@ def _stalled(report: Report) -> Text:
 
 def _share_meaning(report: Report) -> str:
     if report.totals.step_ms and report.totals.step_stall_ms is not None:
-        return f"share: of {wording.duration(report.totals.step_ms)} step time, the first step and what is outside of steps apart"
+        whole = wording.duration(report.totals.step_ms)
+        return f"share: of {whole} step time, the first step and what is outside of steps apart"
     return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
 
 
@@ -171,10 +172,6 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def _op(site: SiteRow | OpRow) -> Text:
-    return Text(wording.clean(site.op), "cyan")
-
-
 def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     cwd = report.run.cwd
     here = Line(site.file, site.line, site.function, site.source)
@@ -220,17 +217,19 @@ def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
     table = _table()
     for name in ("host", "share", "count"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("op", overflow="fold", max_width=34 if width >= _WIDE else 24)
+    table.add_column("op", overflow="fold", max_width=36 if width >= _WIDE else 28)
     table.add_column("where", overflow="fold", ratio=1)
     for op in report.ops[:limit]:
         place = wording.place(op.file, op.line, report.run.cwd)
+        if place.startswith("/"):  # the sites above give paths in full
+            place = "…/" + "/".join(place.split("/")[-2:])
         function = f" in {wording.clean(op.function)}" if op.function else ""
         backward = " · backward" if op.phase == "backward" else ""  # of the rest only that is known
         table.add_row(
             wording.duration(op.busy_ms),
             _DASH if op.share is None else wording.share(op.share),
             wording.count(op.count),
-            _op(op),
+            Text(wording.clean(op.op.removeprefix("aten::")), "cyan"),
             f"{place}{function}{backward}",
         )
     return table

@@ -64,7 +64,7 @@ def short_path(file: str, cwd: str = "") -> str:
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] in _PACKAGES:
             return "/".join(parts[index + 1 :])
-    base = cwd or os.getcwd()  # noqa: PTH109  (Path.cwd would do the same at the cost of an object)
+    base = cwd or os.getcwd()
     prefix = base.rstrip("/") + "/"
     return file.removeprefix(prefix)
 

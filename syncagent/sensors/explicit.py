@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from syncagent.recorder import Recorder
 
-__all__ = ["ExplicitSensor"]
+__all__ = ["ExplicitSensor", "nothing_pending"]
 
 _now = time.perf_counter_ns
 
@@ -73,7 +73,7 @@ class ExplicitSensor:
         def synchronize(*args: Any, **kwargs: Any) -> Any:
             state = recorder.thread_state()
             frame = sys._getframe(1)
-            if state.op is not None:
+            if state.op is not None or (args and nothing_pending(args[0])):
                 return original(*args, **kwargs)
             allowed = None
             if recorder.gate is not None:
@@ -113,3 +113,11 @@ class ExplicitSensor:
 
         empty_cache.__wrapped__ = original  # type: ignore[attr-defined]
         return empty_cache
+
+
+def nothing_pending(waited_for: Any) -> bool:
+    """Has this stream or event nothing left to wait for?  Then ``synchronize`` on it is no host sync (1.3 µs)."""
+    try:
+        return bool(waited_for.query())
+    except Exception:  # a device, which cannot be asked; or a stream that is being captured
+        return False

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.event import SyncKind
+from syncagent.sensors.explicit import nothing_pending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,9 +100,10 @@ class MonitoredSensor:
             return None
         return shown
 
-    def _called(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
+    def _called(self, _code: CodeType, _offset: int, function: Any, argument: Any) -> None:
         if self._shown(function) is not None:
-            self._entered.at_ns = _now()
+            idle = nothing_pending(getattr(function, "__self__", None) or argument)
+            self._entered.at_ns = None if idle else _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
         shown = self._shown(function)

@@ -62,18 +62,31 @@ _addresses = _Addresses()
 class Box:
     """One device allocation.  Views share it."""
 
-    __slots__ = ("__weakref__", "_address", "error", "nbytes", "ticket", "values", "writer")
+    __slots__ = ("__weakref__", "_address", "_layout", "_nbytes", "error", "ticket", "values", "writer")
 
-    def __init__(self, nbytes: int, values: torch.Tensor | None = None) -> None:
-        self.nbytes = nbytes
-        """Size that the host knows of; the worker may be behind."""
+    def __init__(self, layout: Layout, values: torch.Tensor | None = None) -> None:
         self.values = values
         """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
         self.error: BaseException | None = None
         """What the kernel raised that should have filled the box, or wrote to it last."""
         self.writer: Engine | None = None
+        """The queue that writes to it last, and the ticket of the kernel there."""
         self.ticket = 0
+        self._layout = layout
+        self._nbytes = -1
         self._address = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size that the host knows of; the worker may be behind."""
+        if self._nbytes < 0:
+            whole = self.values
+            self._nbytes = nbytes_of(self._layout) if whole is None else _storage_of(whole).nbytes()
+        return self._nbytes
+
+    @nbytes.setter
+    def nbytes(self, nbytes: int) -> None:
+        self._nbytes = nbytes
 
     @property
     def address(self) -> int:

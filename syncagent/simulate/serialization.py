@@ -94,9 +94,10 @@ def _box_over(storage: Any, dtype: torch.dtype) -> Box:
     known = getattr(storage, _BOX, None)
     box: Box | None = None if known is None else known()
     if box is None:
+        size = storage.nbytes() // dtype.itemsize
         whole = torch.empty(0, dtype=dtype)
-        whole.set_(storage, 0, (storage.nbytes() // dtype.itemsize,), (1,))
-        box = Box(storage.nbytes(), whole)
+        whole.set_(storage, 0, (size,), (1,))
+        box = Box(Layout((size,), (1,), 0, dtype), whole)
         setattr(storage, _BOX, weakref.ref(box))
     return box
 

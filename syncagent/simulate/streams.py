@@ -15,6 +15,8 @@ from syncagent.simulate.waits import reported
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self  # mypy's own copy: nothing is installed for it
+
     from syncagent.simulate.engine import Engine
 
 __all__ = ["Event", "Stream", "current_stream", "default_stream", "set_stream"]
@@ -96,7 +98,11 @@ class Event:
     """A mark in a stream."""
 
     def __init__(
-        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
+        self,
+        enable_timing: bool = False,
+        blocking: bool = False,  # noqa: ARG002 - a waiting host sleeps here in any case
+        interprocess: bool = False,
+        **_: Any,
     ) -> None:
         if interprocess:
             raise SimulationError("interprocess events are not simulated")

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function
 
 from syncagent.simulate import devices
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
+from syncagent.simulate.memory import Box, Layout, Placement, layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,7 +207,8 @@ class SimulatedTensor(torch.Tensor):
             return memo[id(self)]
         if not self.is_leaf:
             raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the "
+                "moment."
             )
         with torch.no_grad():
             again = self.detach().clone(memory_format=torch.preserve_format)
@@ -300,7 +301,7 @@ def make(placement: Placement) -> SimulatedTensor:
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:
     """A tensor in memory of its own that a queued kernel will fill."""
-    return make(Placement(Box(nbytes_of(layout)), layout, index))
+    return make(Placement(Box(layout), layout, index))
 
 
 def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
@@ -308,7 +309,7 @@ def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
     if values.layout != torch.strided or values.is_quantized:
         raise SimulationError(f"tensors of layout {values.layout} and type {values.dtype} are not simulated on CUDA")
     layout = layout_of(values)
-    placement = Placement(Box(TensorBase.untyped_storage(values).nbytes(), values), layout, index)
+    placement = Placement(Box(layout, values), layout, index)
     placement.view = values
     return make(placement)
 

@@ -125,7 +125,7 @@ def test_a_torch_without_cuda_and_a_report_that_cannot_be_written(python, tmp_pa
 
 
 def test_a_program_that_uses_the_library_wrongly_keeps_working(python, tmp_path):
-    """``stop`` without ``start``, a second ``start`` with other settings, a watch in a watch, on a torch without CUDA."""
+    """``stop`` without ``start``, a second ``start`` with other settings, a watch in a watch, all without CUDA."""
     code = (
         "import syncagent\n"
         "print(syncagent.stop().totals.syncs)\n"

@@ -82,6 +82,7 @@ def no_settings(monkeypatch, tmp_path):
 @pytest.fixture
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
+    from syncagent.sensors.internals import look_up
     from syncagent.sensors.kernels import KernelSensor
     from syncagent.sensors.rules import RULES
 
@@ -90,6 +91,7 @@ def cpu_device(monkeypatch, no_settings, host):
     class CpuAgent(syncagent.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
+            self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
             self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
             self._has_cuda = True
 

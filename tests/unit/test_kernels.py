@@ -84,7 +84,7 @@ def sensor(host):
     made = []
 
     def make(rules=RULES, *, hot=False, detail="syncs"):
-        recorder = Recorder(config.load({"detail": detail}, {}), look_up(), lambda: 0)
+        recorder = Recorder(config.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
         made.append(KernelSensor(recorder, [host.rule(rule) for rule in rules], device_key="CPU"))
         made[-1].start(hot=hot)
         return made[-1]

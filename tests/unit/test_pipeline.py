@@ -185,3 +185,49 @@ def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, c
     assert [event.op for event in agent.events()] == ["aten::nonzero"]
     assert "surprise" in " ".join(agent.report().notes)
     assert "surprise" in capsys.readouterr().err
+
+
+# --- the end of the process must come ---------------------------------------------------------------------------------
+
+
+class NoThreads:
+    """A recorder that has seen nothing."""
+
+    states = ()
+
+
+def ends(call):
+    """Does the call come back?  A thread that hangs is left behind, and ends with the tests."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def test_a_sink_that_hangs_does_not_keep_the_program_from_ending():
+    """``stop`` waits for the agent's thread for a while, then goes on without it."""
+    inside = threading.Event()
+
+    class Hanging(Sink):
+        def step(self, _record):
+            inside.set()
+            threading.Event().wait()
+
+    own = pipeline.Pipeline(NoThreads(), (Hanging(),), None)
+    own.start()
+    own.step_ended(0, 0, 1, None)
+    assert inside.wait(10)
+    assert ends(lambda: own.stop(timeout_s=0.2))
+
+
+@pytest.mark.usefixtures("held")
+def test_stop_may_interrupt_a_delivery_on_the_same_thread():
+    """As SIGTERM does where it arrives while the program asks for its events."""
+
+    class Interrupted(Sink):
+        def step(self, _record):
+            own.stop(timeout_s=0.2)
+
+    own = pipeline.Pipeline(NoThreads(), (Interrupted(),), None)
+    own.step_ended(0, 0, 1, None)
+    assert ends(own.drain)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import argparse
-import importlib
-
 import pytest
 
+from syncagent.cli import main
 from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.report.model import RunInfo, SensorStatus
 from syncagent.sinks.summary import Summary
@@ -37,12 +35,9 @@ def saved(tmp_path):
 
 @pytest.fixture
 def verb():
-    """Run a verb's module on a command line, as the program does."""
+    """Run a verb as the program does; the result is its exit code."""
 
-    def run(name, *words):
-        module = importlib.import_module(f"syncagent.cli.{name}")
-        parser = argparse.ArgumentParser(prog=name)
-        module.add_arguments(parser)
-        return module.run(parser.parse_args(words))
+    def run(*words):
+        return main(words)
 
     return run

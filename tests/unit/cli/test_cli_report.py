@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -65,5 +67,19 @@ def test_an_unwritable_output_is_one_sentence_and_exit_code_2(verb, saved, capsy
 
 
 def test_an_unknown_format_is_a_usage_error(verb, saved, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        verb("report", saved("x.json"), "--format", "pdf")
+    assert verb("report", saved("x.json"), "--format", "pdf") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("syncagent report: Invalid value for '--format': 'pdf' is not one of 'text'")
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(saved):
+    """``syncagent report … | head -1``: no traceback, and the exit code of a program that SIGPIPE ended."""
+    path = saved("x.json", **{f"line_{number}": 1 for number in range(2000)})
+    program = [sys.executable, "-m", "syncagent", "report", path, "--format", "json"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"{\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from syncagent import __version__
+from syncagent.cli import main
+
+VERBS = ["run", "report", "compare", "check"]
+
+
+def test_the_verbs_are_listed_in_the_order_in_which_one_needs_them(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(f"\n  {verb} ") for verb in VERBS]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_each_verb_says_what_it_takes(verb, option, capsys):
+    assert main([verb, option]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: syncagent {verb} [OPTIONS] ")
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"syncagent {__version__}\n"
+
+
+def test_no_verb_is_wrong_usage_and_shows_the_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: syncagent [OPTIONS] COMMAND")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["chek"], "syncagent: No such command 'chek'"),
+        (["--colour"], "syncagent: No such option"),
+        (["report"], "syncagent report: Missing argument 'PATH"),
+        (["report", "--colour", "x.json"], "syncagent report: No such option"),
+        (["compare", "x.json"], "syncagent compare: Missing argument 'NEW'"),
+        (["check", "x.json", "y.json", "--baseline", "z.json"], "syncagent check: Got unexpected extra argument"),
+        (["run", "--colour", "x.py"], "syncagent run: No such option"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(words, sentence, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(sentence)
+    assert err.count("\n") == 1
+
+
+def test_an_interrupt_ends_it_without_a_traceback(monkeypatch, capsys):
+    def interrupted(_paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("syncagent.report.files.load_merged", interrupted)
+    assert main(["report", "x.json"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_loads_neither_torch_nor_opentelemetry_nor_rich():
+    """Verbs import what they work with when they are called, so help comes at once."""
+    code = (
+        "import sys; from syncagent.cli import main; main(['run', '--help']);"
+        "print({'torch', 'opentelemetry', 'rich', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == "set()\n"

@@ -1,4 +1,4 @@
-# Everything sets itself up in .venv; nothing but python3 (3.11 or later) is needed.
+# Everything sets itself up in .venv; nothing but python3 (3.10 or later) is needed.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -13,13 +13,13 @@ help:
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
 # Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.
-$(VENV)/.ready: pyproject.toml syncagent_autostart.pth
+$(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
 	  $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check numpy $(TORCH); \
 	fi
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 setup: $(VENV)/.ready
@@ -31,8 +31,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Twice: for this Python, and for the oldest that is supported.
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10
 
 demo: setup
 	@$(BIN)/python examples/demo.py

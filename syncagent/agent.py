@@ -63,6 +63,7 @@ class Agent:
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.gate = self._policy.judge
+        self._recorder.verdict = self._policy.after
         self._ranges = Ranges(self._recorder.thread_state)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
@@ -93,7 +94,7 @@ class Agent:
         """Return what was seen so far."""
         self._pipeline.drain()
         dropped = sum(self._pipeline.lost.values())
-        notes = [*self.notes, *self._internals.missing, *self._pipeline.faults]
+        notes = [*self.notes, *self._internals.missing, *self._recorder.faults, *self._pipeline.faults]
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
         return self._summary.snapshot(

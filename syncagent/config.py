@@ -7,6 +7,7 @@ which beats the default.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,15 @@ __all__ = ["Settings", "load", "rejected"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
+
+
+_ALLOWANCE = re.compile(
+    r"""
+    [^:]+\.py (:[1-9]\d*)?                                           # path/file.py, path/file.py:LINE
+    | [^\W\d]\w* (\.[^\W\d]\w*)* (: [\w<>]+ (\.[\w<>]+)*)?          # package.module, package.module:function
+    """,
+    re.VERBOSE,
+)
 
 
 def rejected(setting: str, value: object, allowed: str) -> ConfigError:
@@ -84,15 +94,7 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 def _allowances(name: str, value: object) -> tuple[str, ...]:
     entries = _names(name, value)
     for entry in entries:
-        path, _, tail = entry.rpartition(":")
-        is_file = entry.endswith(".py") or path.endswith(".py")
-        good = (
-            (not path or tail.isdigit())
-            if is_file
-            else all(part.isidentifier() for part in (path or tail).split("."))
-            and (not path or all(p.isidentifier() or p in {"<lambda>", "<locals>"} for p in tail.split(".")))
-        )
-        if not good:
+        if not _ALLOWANCE.fullmatch(entry):
             raise rejected(
                 name, entry, "package.module, package.module:function, path/file.py or path/file.py:LINE, each"
             )
@@ -103,6 +105,14 @@ def _path(name: str, value: object) -> str:
     if isinstance(value, (str, Path)) and str(value).strip():
         return str(value)
     raise rejected(name, value, "a path")
+
+
+def _report(name: str, value: object) -> str:
+    path = _path(name, value)
+    is_folder = path.endswith(("/", os.sep)) or os.path.isdir(path)
+    if not is_folder and not re.search(r"[^/\\]\.(json|html|sarif)$", path):
+        raise rejected(name, path, "a path that ends in .json, .html, .sarif or .trace.json, or a directory")
+    return path
 
 
 def _setting(default: Any, parse: Callable[[str, object], Any], doc: str) -> Any:
@@ -117,7 +127,7 @@ class Settings:
     detail: str | None = _setting(
         None, _Choice("ops", "syncs"), "wrap every op, or only what may block; by default ops under observe"
     )
-    report: str | None = _setting(None, _path, "save the report there at exit")
+    report: str | None = _setting(None, _report, "save the report there at exit")
     min_stall_ms: float = _setting(0.0, _milliseconds, "shorter stalls are counted, but get no span and no warning")
     warmup_steps: int = _setting(3, _count(0), "the policy sleeps for that many steps")
     allow: tuple[str, ...] = _setting((), _allowances, "where syncs are wanted")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 _INTERVAL_S = 0.1
+_PATIENCE_S = 5.0
+_FEW_THREADS = 1
 
 
 class Pipeline:
@@ -32,8 +34,7 @@ class Pipeline:
         self._device_name = device_name
         self._steps: deque[StepRecord] = deque()
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
-        self._names: dict[int, str] = {}
-        self._draining = threading.Lock()
+        self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -60,49 +61,67 @@ class Pipeline:
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-        self.drain()
-        self._each("close")
+        if self._draining.acquire(timeout=timeout_s):
+            try:
+                self.drain()
+                self._each("close")
+            finally:
+                self._draining.release()
+        else:
+            self._fault("delivery", TimeoutError(f"a sink has not come back for {timeout_s:g} s"))
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
-        self._draining = threading.Lock()
+        self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
         self._sinks = []
         self._thread = None
         self._stopping = True
 
     def drain(self) -> None:
         """Deliver everything that is waiting; may be called from any thread."""
-        with self._draining:
-            # Steps first: what a step holds was recorded before its end was, so it is in the buffers by now.
-            steps = [self._steps.popleft() for _ in range(len(self._steps))]
-            events = self._collect()
-            given = 0
-            for record in steps:
-                before = given
-                while given < len(events) and events[given].step <= record.step:
-                    given += 1
-                self._give(events[before:given])
-                self._each("step", record)
-            self._give(events[given:])
+        if not self._draining.acquire(timeout=_PATIENCE_S):
+            return  # a sink hangs; what is waiting stays where it is
+        try:
+            self._drain()
+        finally:
+            self._draining.release()
+
+    def _drain(self) -> None:
+        # Steps first: what a step holds was recorded before its end was, so it is in the buffers by now.
+        steps = [self._steps.popleft() for _ in range(len(self._steps))]
+        events = self._collect()
+        given = 0
+        for record in steps:
+            before = given
+            while given < len(events) and events[given].step <= record.step:
+                given += 1
+            self._give(events[before:given])
+            self._each("step", record)
+        self._give(events[given:])
+        if len(self._recorder.states) > _FEW_THREADS:
+            self._recorder.retire_threads()
 
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
         self.drain()
-        with self._draining:
-            self._each("flush")
+        if self._draining.acquire(timeout=_PATIENCE_S):
+            try:
+                self._each("flush")
+            finally:
+                self._draining.release()
 
     def ops(self) -> tuple[OpCount, ...]:
         """Return host time by op and line, over all threads."""
-        found: dict[tuple[str, Any, bool], list[int]] = {}
-        for state in self._recorder.states:
-            for (op, point, backward), (count, spent_ns) in list(state.ops.items()):
-                entry = found.setdefault((op._schema.name, point, backward), [0, 0])
-                entry[0] += count
-                entry[1] += spent_ns
         resolve = self._recorder.sites.resolve
         return tuple(
-            OpCount(name, resolve(point), Phase.BACKWARD if backward else Phase.OTHER, count, spent_ns)
-            for (name, point, backward), (count, spent_ns) in found.items()
+            OpCount(
+                op._schema.name,
+                resolve(entry.point),
+                Phase.BACKWARD if backward else Phase.OTHER,
+                entry.count,
+                entry.host_ns,
+            )
+            for (op, _, backward), entry in self._recorder.op_sums().items()
         )
 
     def _run(self) -> None:
@@ -148,7 +167,7 @@ class Pipeline:
             rank=self._rank,
             device=f"{self._device_name}:{seen.device}",
             stream=seen.stream,
-            thread=self._thread_name(state),
+            thread=state.name,
             sensor=seen.sensor,
             shapes=seen.shapes,
             allowed=seen.allowed,
@@ -159,14 +178,6 @@ class Pipeline:
             library_site=resolve(library) if user is not None else None,
             user_span=seen.user_span,
         )
-
-    def _thread_name(self, state: ThreadState) -> str:
-        name = self._names.get(state.native_id)
-        if name is None:
-            known = {thread.ident: thread.name for thread in threading.enumerate()}
-            name = known.get(state.ident) or _system_name(state.native_id) or f"thread-{state.native_id}"
-            self._names[state.native_id] = name
-        return name
 
     def _give(self, events: Sequence[SyncEvent]) -> None:
         if events:
@@ -188,6 +199,16 @@ class Pipeline:
         log_once(part, "a part of the agent failed and is off", part=part, error=repr(error))
 
 
+_C_MODULES = {
+    "torch._C._linalg": ("torch.linalg", "linalg_"),
+    "torch._C._nn": ("torch.nn.functional", ""),
+    "torch._C._fft": ("torch.fft", "fft_"),
+    "torch._C._special": ("torch.special", "special_"),
+    "torch._C._sparse": ("torch.sparse", "sparse_"),
+}
+"""Where torch's C functions are found by users, and what their names begin with."""
+
+
 def _api_name(api: Any) -> str | None:
     """Name a function of torch as a user would write it: ``torch.Tensor.__getitem__``, ``torch.unique``."""
     if api is None:
@@ -197,16 +218,10 @@ def _api_name(api: Any) -> str | None:
     if owner is not None or getattr(api, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase.")):
         return f"torch.Tensor.{name}"
     module = getattr(api, "__module__", None) or ""
+    for inner, (outer, prefix) in _C_MODULES.items():
+        if module == inner:
+            return f"{outer}.{name.removeprefix(prefix)}"
     # Functions written in C say nothing useful of their module, and torch.functional is seen as torch.
     if module in {"", "torch._C._VariableFunctions", "torch.functional", "torch._tensor", "torch._VariableFunctions"}:
         module = "torch"
     return f"{module.removeprefix('torch._C.')}.{name}" if module.startswith("torch") else f"torch.{name}"
-
-
-def _system_name(native_id: int) -> str | None:
-    """Return the name that the system knows a thread by; autograd's have no other."""
-    try:
-        with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8") as stream:
-            return stream.read().strip() or None
-    except OSError:
-        return None

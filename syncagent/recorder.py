@@ -28,9 +28,20 @@ __all__ = ["Observation", "Recorder", "ThreadState"]
 _now = time.perf_counter_ns
 _BUFFER = 65_536
 _SHAPES = 4
+_FAULTS = 20
 
-OpKey = tuple[Any, Point | None, bool]
-"""An op overload, the user's line, and whether it ran in the backward pass."""
+OpKey = tuple[Any, tuple[int, int] | None, bool]
+"""An op overload, the user's line (identity of the code, offset), and whether it ran in the backward pass."""
+
+
+class OpSum:
+    """Calls of one op at one line, and their time on the host."""
+
+    __slots__ = ("count", "host_ns", "point")
+
+    def __init__(self, point: Point | None) -> None:
+        self.point = point
+        self.count = self.host_ns = 0
 
 
 class Observation(NamedTuple):
@@ -61,15 +72,17 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "api", "buffer", "dropped", "forwards", "ident", "kind", "last_sequence", "native_id", "op", "ops", "own_ns",
-        "passes", "ranges", "stall_ns", "start_ns",
+        "allowed", "api", "buffer", "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name",
+        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "stall_ns", "start_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
         self.native_id = threading.get_native_id()
+        self.name = _thread_name(self.ident, self.native_id)
         self.buffer: deque[Observation] = deque()
         self.dropped = 0
+        self.ended = False
         self.forwards = ForwardSites()
         self.last_sequence = 0
         # The outermost hooked op that is running on this thread, and what is known of its wait so far.
@@ -77,9 +90,11 @@ class ThreadState:
         self.kind: SyncKind | None = None
         self.start_ns = 0
         self.stall_ns = 0
+        self.allowed: str | None = None
         self.api: Any = None
         self.ranges: tuple[str, ...] = ()
-        self.ops: dict[OpKey, list[int]] = {}
+        self.range_ids: tuple[int, ...] = ()
+        self.ops: dict[OpKey, OpSum] = {}
         # The agent's own cost on this thread: time spent recording, and calls that kernels passed on.
         self.own_ns = 0
         self.passes = 0
@@ -97,6 +112,13 @@ class Recorder:
         """The policy's word before a wait: a reason why it may pass, or ``None``; it raises where it forbids."""
         self.crossing_ns: tuple[Callable[[], float], Callable[[], float]] = (lambda: 0.0, lambda: 0.0)
         """Cost of one call through a kernel, and of one through both modes, beyond the agent's own code."""
+        self.verdict: Callable[[str, SyncKind, Where | None, int, ThreadState], None] | None = None
+        """The policy's word after a wait that nothing allows; it warns, or raises."""
+        self.faults: list[str] = []
+        self._states_lock = threading.Lock()  # between threads that are new, and the draining thread
+        self._retired: dict[OpKey, OpSum] = {}
+        self._retired_cost_ns = 0
+        self._retired_passes = 0
         self._modules = ModulePaths() if settings.wraps_every_op else None
         self._stacks = settings.stacks
         self._step = current_step
@@ -108,16 +130,61 @@ class Recorder:
         except AttributeError:
             state = self.local.state = ThreadState()
             OWNER.set(state)
-            # The list is replaced, not changed, so that readers need no lock.
-            alive = sys._current_frames()
-            self.states = [s for s in self.states if s.buffer or s.ops or s.ident in alive] + [state]
+            for other in self.states:  # the number of a thread that has ended is given to the next
+                other.ended = other.ended or other.ident == state.ident
+            self.retire_threads(state)
         return state
+
+    def retire_threads(self, *new: ThreadState) -> None:
+        """Let go of threads that have ended and whose buffers are empty, keeping their sums; add ``new`` ones."""
+        alive = sys._current_frames()
+        with self._states_lock:
+            gone = [s for s in self.states if (s.ended or s.ident not in alive) and not s.buffer]
+            # The list is replaced, not changed, so that readers need no lock.
+            self.states = [*(state for state in self.states if state not in gone), *new]
+            for state in gone:
+                _add_up(self._retired, state.ops)
+                self._retired_cost_ns += state.own_ns
+                self._retired_passes += state.passes
+
+    def op_sums(self) -> dict[OpKey, OpSum]:
+        """Return the op counts of all threads."""
+        total: dict[OpKey, OpSum] = {}
+        for sums in (self._retired, *(state.ops for state in self.states)):
+            _add_up(total, sums)
+        return total
 
     def forget_threads(self) -> None:
         """In a forked child: the threads, and what they saw, are the parent's."""
         self.states = []
         if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
             del self.local.state
+
+    def settle(
+        self,
+        state: ThreadState,
+        op: str,
+        kind: SyncKind,
+        times: tuple[int, int, int],
+        frame: FrameType | None,
+        args: Sequence[Any],
+        sensor: str,
+        allowed: str | None = None,
+    ) -> None:
+        """Keep a sync as :meth:`record` does, then let the policy speak: what it raises comes out here."""
+        where: Where | None = None
+        try:
+            where = self.record(state, op, kind, times, frame, args, sensor, allowed)
+        except Exception as error:
+            self.fault(f"recording {op}", error)
+        if self.verdict is not None and allowed is None:
+            self.verdict(op, kind, where, times[1], state)
+
+    def fault(self, part: str, error: Exception) -> None:
+        """Keep a mistake of our own for the report; the program never sees it."""
+        text = f"{part}: the agent failed with {type(error).__name__}: {error}"
+        if text not in self.faults and len(self.faults) < _FAULTS:
+            self.faults.append(text)
 
     def record(
         self,
@@ -129,12 +196,15 @@ class Recorder:
         args: Sequence[Any],
         sensor: str,
         allowed: str | None = None,
-    ) -> None:
-        """Keep a sync; ``times`` are its start, its stall and the moment the call returned (all ns)."""
+    ) -> Where | None:
+        """Keep a sync and return where it was, for the verdict.
+
+        ``times`` are its start, its stall and the moment the call returned (all ns).
+        """
         start_ns, stall_ns, returned_ns = times
         if len(state.buffer) >= _BUFFER:
             state.dropped += 1
-            return
+            return None
         internals = self.internals
         backward = internals.graph_task() != -1
         forward: Where | None = None
@@ -160,6 +230,7 @@ class Recorder:
             )
         )  # fmt: skip
         state.own_ns += _now() - returned_ns
+        return where
 
     def own_cost_ns(self, passes: int = 0) -> int:
         """Return what the agent took of the program's time: recording, and calls that passed through it.
@@ -167,9 +238,9 @@ class Recorder:
         ``passes`` are calls that passed through and are counted elsewhere.
         """
         states = self.states
-        recorded = sum(state.own_ns for state in states)
-        passes += sum(state.passes for state in states)
-        wrapped = sum(count for state in states for count, _ in list(state.ops.values()))
+        recorded = self._retired_cost_ns + sum(state.own_ns for state in states)
+        passes += self._retired_passes + sum(state.passes for state in states)
+        wrapped = sum(entry.count for entry in self.op_sums().values())
         crossing = self.crossing_ns
         return recorded + int(passes * crossing[0]() + (wrapped * crossing[1]() if wrapped else 0))
 
@@ -210,6 +281,28 @@ def phase_of(seen: Observation) -> Phase:
     inside = bool(seen.where.marks & MODULE_CALL)
     computing = seen.grad_enabled and seen.kind in (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
     return Phase.FORWARD if inside or computing else Phase.OTHER
+
+
+def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
+    for key, entry in list(sums.items()):
+        into = total.get(key)
+        if into is None:
+            into = total[key] = OpSum(entry.point)
+        into.count += entry.count
+        into.host_ns += entry.host_ns
+
+
+def _thread_name(ident: int, native_id: int) -> str:
+    """Return Python's name of this thread, else the one the system knows (autograd's threads have no other)."""
+    # threading.current_thread() would make up an object for a thread that Python did not start.
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            return thread.name
+    try:
+        with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8") as stream:
+            return stream.read().strip() or f"thread-{native_id}"
+    except OSError:
+        return f"thread-{native_id}"
 
 
 def _requires_grad(args: Sequence[Any]) -> bool:

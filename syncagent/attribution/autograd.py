@@ -41,13 +41,15 @@ class ForwardSites:
     __slots__ = ("_ring",)
 
     def __init__(self) -> None:
-        self._ring: list[Forward | None] = [None] * _SLOTS
+        self._ring: list[Forward | None] = []
 
     def remember(self, sequence: int, where: Where, module: str | None) -> None:
+        if not self._ring:  # half a megabyte, which most threads never need
+            self._ring = [None] * _SLOTS
         self._ring[sequence % _SLOTS] = Forward(sequence, where, module)
 
     def find(self, sequence: int) -> Forward | None:
-        found = self._ring[sequence % _SLOTS]
+        found = self._ring[sequence % _SLOTS] if self._ring else None
         return found if found is not None and found.sequence == sequence else None
 
 

@@ -60,9 +60,11 @@ class CallSites:
     """
 
     def __init__(self, user_code: Iterable[str] = ()) -> None:
-        self._bits: dict[CodeType, int] = {}
-        self._sites: dict[Point, CallSite] = {}
+        # Keyed by identity: code objects are equal when their text is, whatever the file.  The values keep them alive.
+        self._bits: dict[int, tuple[int, CodeType]] = {}
+        self._sites: dict[tuple[int, int], tuple[CallSite, CodeType]] = {}
         self._agent = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+        self._sensors = os.path.join(self._agent, "sensors") + os.sep
         self._installed = _folders(
             *site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"),
             sysconfig.get_path("platlib"),
@@ -82,9 +84,8 @@ class CallSites:
         marks = 0
         while frame is not None:
             code = frame.f_code
-            bits = bits_of.get(code)
-            if bits is None:
-                bits = self._classify(code)
+            known = bits_of.get(id(code))
+            bits = known[0] if known is not None else self._classify(code)
             marks |= bits
             if user is None:
                 if bits & _USER:
@@ -99,19 +100,22 @@ class CallSites:
         bits_of = self._bits
         while frame is not None:
             code = frame.f_code
-            bits = bits_of.get(code)
-            if bits is None:
-                bits = self._classify(code)
+            known = bits_of.get(id(code))
+            bits = known[0] if known is not None else self._classify(code)
             if bits & _USER:
                 return (code, frame.f_lasti)
             frame = frame.f_back
         return None
 
     def stack(self, frame: FrameType | None) -> tuple[Point, ...]:
-        """Take every frame that is not the agent's own, innermost first."""
-        points = []
+        """Take every frame that is not the agent's own, innermost first, from where the program made the call."""
+        points: list[Point] = []
         while frame is not None:
-            if not frame.f_code.co_filename.startswith(self._agent):
+            file = frame.f_code.co_filename
+            if file.startswith(self._sensors):
+                while points and self._classify(points[-1][0]) & _PLUMBING:
+                    points.pop()  # how a mode passed the call on
+            elif not file.startswith(self._agent):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return tuple(points)
@@ -119,14 +123,17 @@ class CallSites:
     def _classify(self, code: CodeType) -> int:
         if len(self._bits) >= _CACHE_LIMIT:  # a program that makes code without end
             self._bits.clear()
-        bits = self._bits[code] = self._bits_of(code)
+        bits = self._bits_of(code)
+        self._bits[id(code)] = (bits, code)
         return bits
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
         if file.startswith("<"):
-            # Frozen modules and generated graph code are nobody's; <string>, <stdin> and notebook cells are the user's.
-            return _PLUMBING if file.startswith(("<frozen", "<eval_with_key>", "<__array_function__")) else _USER
+            # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
+            # <stdin> and notebook cells are the user's.
+            generated = file.startswith(("<frozen", "<eval_with_key>", "<__array_function__", "<attrs generated"))
+            return _PLUMBING if generated or (file == "<string>" and _is_dunder(code.co_name)) else _USER
         if file.startswith(self._agent):
             return _PLUMBING
         path = os.path.abspath(file)
@@ -146,7 +153,8 @@ class CallSites:
     def _is_chosen(self, path: str) -> bool:
         for entry in self._chosen:
             if os.sep in entry or entry.endswith(".py"):
-                if path.startswith(os.path.abspath(entry)):
+                chosen = os.path.abspath(entry)
+                if path == chosen or path.startswith(chosen + os.sep):
                     return True
             else:
                 inside = os.sep + entry.replace(".", os.sep)
@@ -160,15 +168,22 @@ class CallSites:
         """Look up file, line, function and source text."""
         if point is None:
             return None
-        found = self._sites.get(point)
-        if found is None:
+        code, offset = point
+        known = self._sites.get((id(code), offset))
+        if known is None:
             if len(self._sites) >= _CACHE_LIMIT:
                 self._sites.clear()
-            code, offset = point
             line = _line(code, offset)
             source = linecache.getline(code.co_filename, line).strip() if line else ""
-            found = self._sites[point] = CallSite(code.co_filename, line, qualified_name(code), source)
-        return found
+            known = self._sites[id(code), offset] = (
+                CallSite(code.co_filename, line, qualified_name(code), source),
+                code,
+            )
+        return known[0]
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _folders(*paths: str | None) -> tuple[str, ...]:

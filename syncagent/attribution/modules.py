@@ -33,7 +33,7 @@ class ModulePaths:
         if innermost is outermost:
             return type(outermost).__name__
         name = self._below(outermost).get(id(innermost))
-        if name is None:  # added since, or called without being registered below the outermost
+        if name is None or not _is_at(outermost, name, innermost):  # added or moved since
             self._names.pop(outermost, None)
             name = self._below(outermost).get(id(innermost))
         return name if name is not None else type(innermost).__name__
@@ -43,3 +43,12 @@ class ModulePaths:
         if names is None:
             names = self._names[root] = {id(module): name for name, module in root.named_modules() if name}
         return names
+
+
+def _is_at(root: Any, name: str, module: Any) -> bool:
+    here = root
+    for part in name.split("."):
+        here = here._modules.get(part)
+        if here is None:
+            return False
+    return here is module

@@ -28,11 +28,15 @@ class Ranges:
         def entered(self: Any) -> Any:
             thread = state()
             thread.ranges = (*thread.ranges, str(self.name))
+            thread.range_ids = (*thread.range_ids, id(self))
             return enter(self)
 
         def left(self: Any, *error: Any) -> Any:
             thread = state()
-            thread.ranges = thread.ranges[:-1]
+            if id(self) in thread.range_ids:  # else it was opened before the agent came
+                place = len(thread.range_ids) - 1 - thread.range_ids[::-1].index(id(self))
+                thread.ranges = thread.ranges[:place]
+                thread.range_ids = thread.range_ids[:place]
             return leave(self, *error)
 
         self._original = (enter, leave)

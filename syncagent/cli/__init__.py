@@ -32,6 +32,7 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs,
     invoke_without_command=True,
+    subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: the script's own for run; else 0, 1 for a finding of check, 2 for wrong usage or bad input.",
 )
@@ -69,10 +70,9 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
     except click.exceptions.Exit as asked:
         return asked.exit_code
     except click.UsageError as error:
-        return _refuse(error.format_message(), error.ctx.command_path if error.ctx else "syncagent")
+        return _refuse(error.format_message(), context)
     except SyncAgentError as error:
-        verb = context.invoked_subcommand if context else None
-        return _refuse(str(error), f"syncagent {verb}" if verb else "syncagent")
+        return _refuse(str(error), context)
     except BrokenPipeError:
         # Nobody reads on (`| head`); what is still buffered must not raise again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +82,9 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
     return outcome
 
 
-def _refuse(sentence: str, speaker: str) -> int:
+def _refuse(sentence: str, context: click.Context | None) -> int:
+    verb = context.invoked_subcommand if context else None
+    speaker = f"syncagent {verb}" if verb else "syncagent"
     print(sentence if sentence.startswith("syncagent") else f"{speaker}: {sentence}", file=sys.stderr)
     return _WRONG_USAGE
 

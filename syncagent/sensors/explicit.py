@@ -85,10 +85,8 @@ class ExplicitSensor:
             finally:
                 returned = _now()
                 state.op = None
-                recorder.record(
-                    state, shown, SyncKind.EXPLICIT, (started, returned - started, returned), frame, (), "explicit",
-                    allowed,
-                )  # fmt: skip
+                times = (started, returned - started, returned)
+                recorder.settle(state, shown, SyncKind.EXPLICIT, times, frame, (), self.name, allowed)
 
         synchronize.__wrapped__ = original  # type: ignore[attr-defined]
         synchronize.__name__ = getattr(original, "__name__", "synchronize")
@@ -108,7 +106,7 @@ class ExplicitSensor:
             returned = _now()
             if memory_reserved() < before:
                 times = (started, returned - started, returned)
-                recorder.record(state, shown, SyncKind.OTHER, times, sys._getframe(1), (), "explicit")
+                recorder.settle(state, shown, SyncKind.OTHER, times, sys._getframe(1), (), self.name)
             return result
 
         empty_cache.__wrapped__ = original  # type: ignore[attr-defined]

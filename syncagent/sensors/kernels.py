@@ -20,15 +20,18 @@ from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.rules import RULES, Rule, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import FrameType
 
+    from syncagent.event import SyncKind
     from syncagent.recorder import Recorder, ThreadState
 
 __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
 _KEY = "BackendSelect"
+_LATE_NS = 500_000
+"""Shorter calls are not asked whether they came back late."""
 
 
 class KernelSensor:
@@ -46,7 +49,6 @@ class KernelSensor:
         self._live = False
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
-        self.faults: list[str] = []
         self.elsewhere = 0
         """Calls on other backends that passed through, about: threads may count at the same time."""
 
@@ -56,7 +58,7 @@ class KernelSensor:
 
     @property
     def cannot_see(self) -> str:
-        lost = "; ".join([*self.without, *self.faults])
+        lost = "; ".join(self.without)
         return "waits inside extensions that call CUDA themselves" + (f"; {lost}" if lost else "")
 
     def start(self, *, hot: bool) -> None:
@@ -113,7 +115,7 @@ class KernelSensor:
         recorder, local = self._recorder, self._recorder.local
         call = _original(rule)
         name = shown(rule)
-        proves, waits = rule.proves, rule.waits
+        proves, late = rule.proves, rule.late
         here = getattr(torch._C.DispatchKey, _KEY)
         backends = tuple(
             getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
@@ -141,14 +143,14 @@ class KernelSensor:
                 state.op = name
                 state.kind = None
                 state.stall_ns = 0
+                state.allowed = None
             elif kind is None:
                 return call(keyset.remove(here), *args, **kwargs)
-            allowed: str | None = None
             inside_ns = state.stall_ns
             started = returned = 0
             try:
                 if kind is not None and recorder.gate is not None:
-                    allowed = recorder.gate(state.op or name, kind, _caller(), state)
+                    state.allowed = recorder.gate(state.op or name, kind, _caller(), state)
                 started = _now()
                 result = call(keyset.remove(here), *args, **kwargs)
                 returned = _now()
@@ -158,6 +160,8 @@ class KernelSensor:
                     returned = _now()
                     if recorder.internals.capturing():
                         kind = state.kind = None
+                elif kind is None and late is not None and returned - started > _LATE_NS:
+                    kind = sensor._if_late(rule, args, kwargs, returned - started)
                 if kind is not None and started:
                     if state.kind is None:
                         state.kind = kind
@@ -169,19 +173,7 @@ class KernelSensor:
                 if outermost:
                     state.op = None
                     if state.kind is not None and started:
-                        try:
-                            recorder.record(
-                                state,
-                                name,
-                                waits(args, kwargs) or state.kind,
-                                (state.start_ns, state.stall_ns, returned),
-                                _caller(),
-                                args,
-                                "kernels",
-                                allowed,
-                            )
-                        except Exception as error:
-                            sensor._fault(rule, error)
+                        sensor._finish(rule, name, state, args, kwargs, returned)
                     else:
                         state.passes += 1
 
@@ -189,11 +181,29 @@ class KernelSensor:
         kernel.__name__ = f"syncagent_{name.removeprefix('aten::')}"
         return kernel
 
+    def _finish(
+        self, rule: Rule, name: str, state: ThreadState, args: Sequence[Any], kwargs: Mapping[str, Any], returned: int
+    ) -> None:
+        """Hand on the wait of an outermost op."""
+        kind = state.kind
+        assert kind is not None
+        try:
+            kind = rule.waits(args, kwargs) or kind
+        except Exception as error:
+            self._fault(rule, error)
+        times = (state.start_ns, state.stall_ns, returned)
+        self._recorder.settle(state, name, kind, times, _caller(2), args, self.name, state.allowed)
+
+    def _if_late(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any], lasted_ns: int) -> SyncKind | None:
+        """Did a call that need not wait come back so late that it has?"""
+        try:
+            return rule.late(args, kwargs, lasted_ns) if rule.late is not None else None
+        except Exception as error:
+            self._fault(rule, error)
+            return None
+
     def _fault(self, rule: Rule, error: Exception) -> None:
-        """Our own mistake never reaches the program: it is kept for the report."""
-        text = f"{rule.op}: the agent failed with {type(error).__name__}: {error}"
-        if text not in self.faults:
-            self.faults.append(text)
+        self._recorder.fault(rule.op, error)
 
 
 def _original(rule: Rule) -> Callable[..., Any]:
@@ -224,10 +234,10 @@ def _original(rule: Rule) -> Callable[..., Any]:
     return call_with_tensors
 
 
-def _caller() -> FrameType | None:
+def _caller(depth: int = 1) -> FrameType | None:
     """Return the frame that called the op, or ``None`` on a thread that has no Python frame (autograd's)."""
     try:
-        return sys._getframe(2)
+        return sys._getframe(depth + 1)
     except ValueError:
         return None
 

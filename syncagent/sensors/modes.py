@@ -11,6 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.callsite import Where
+from syncagent.log import log_once
+from syncagent.recorder import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class ModeSensor:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._entered: list[tuple[_Stack, Any]] = []
+        self._on: list[bool] = []
 
     @property
     def live(self) -> bool:
@@ -37,19 +40,24 @@ class ModeSensor:
 
     def start(self) -> None:
         """Enter both modes on this thread."""
-        api_mode, op_mode = _modes(self._recorder)
+        self._on = [True]
+        api_mode, op_mode = _modes(self._recorder, self._on)
         for stack, mode in ((_function_stack(), api_mode), (_dispatch_stack(), op_mode)):
-            stack.push(mode)
+            stack.put_below(mode)
             self._entered.append((stack, mode))
 
     def stop(self) -> None:
-        """Leave both modes, wherever in this thread's stacks they stand by now."""
+        """Leave both modes, wherever in this thread's stacks they stand by now.
+
+        On another thread than the one that entered them they cannot be taken out; they stay, and do nothing.
+        """
+        self._on.clear()
         while self._entered:
             stack, mode = self._entered.pop()
             stack.remove(mode)
 
 
-def _modes(recorder: Recorder) -> tuple[Any, Any]:
+def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
     from torch.compiler import is_compiling
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,7 +82,7 @@ def _modes(recorder: Recorder) -> tuple[Any, Any]:
         def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            if is_compiling():
+            if is_compiling() or not on:
                 return func(*args, **(kwargs or nothing))
             state = current()
             if state.api is not None:
@@ -101,32 +109,42 @@ def _modes(recorder: Recorder) -> tuple[Any, Any]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
+            if not on:
+                return func(*args, **(kwargs or nothing))
             started = _now()
             try:
                 return func(*args, **(kwargs or nothing))
             finally:
-                spent = _now() - started
-                state = current()
-                backward = graph_task() != -1
                 try:
-                    point = sites.innermost(sys._getframe(1))
-                except ValueError:
-                    point = None
-                if backward and point is None:
-                    point = recorder.site_in_backward(state)
-                elif not backward and grad_enabled():
-                    sequence = next_sequence()
-                    if sequence != state.last_sequence:  # the op made an autograd node
-                        state.last_sequence = sequence
-                        if point is not None and state.forwards.find(sequence - 1) is None:
-                            state.forwards.remember(sequence - 1, Where(point, None), None)
-                key = (func, point, backward)
-                entry = state.ops.get(key)
-                if entry is None:
-                    entry = state.ops[key] = [0, 0]
-                entry[0] += 1
-                entry[1] += spent
-                state.own_ns += _now() - started - spent
+                    count(func, started, _now())
+                except Exception as error:
+                    on.clear()
+                    log_once("modes", "ops are no longer counted: the agent failed", error=repr(error))
+
+    def count(func: Any, started: int, returned: int) -> None:
+        """Add one call to the sums of this thread; the caller's frame is two further out."""
+        spent = returned - started
+        state = current()
+        backward = graph_task() != -1
+        try:
+            point = sites.innermost(sys._getframe(2))
+        except ValueError:  # a thread of autograd's
+            point = None
+        if backward and point is None:
+            point = recorder.site_in_backward(state)
+        elif not backward and grad_enabled():
+            sequence = next_sequence()
+            if sequence != state.last_sequence:  # the op made an autograd node
+                state.last_sequence = sequence
+                if point is not None and state.forwards.find(sequence - 1) is None:
+                    state.forwards.remember(sequence - 1, Where(point, None), None)
+        key = (func, point and (id(point[0]), point[1]), backward)
+        entry = state.ops.get(key)
+        if entry is None:
+            entry = state.ops[key] = OpSum(point)
+        entry.count += 1
+        entry.host_ns += spent
+        state.own_ns += _now() - returned
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
@@ -138,6 +156,26 @@ class _Stack:
 
     def __init__(self, push: Any, pop: Any, length: Any, get: Any) -> None:
         self.push, self._pop, self._length, self._get = push, pop, length, get
+
+    def put_below(self, mode: Any) -> None:
+        """Put a mode below those that are open.
+
+        Theirs end by popping the top, whatever stands there; that of ``torch.set_default_device`` alone insists on the
+        very bottom.
+        """
+        import torch
+
+        default_device = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
+        above = []
+        while self._length():
+            top = self._pop()
+            if top is default_device:
+                self.push(top)
+                break
+            above.append(top)
+        self.push(mode)
+        for other in reversed(above):
+            self.push(other)
 
     def remove(self, mode: Any) -> None:
         """Take one mode out from wherever it stands and leave the others in their order."""

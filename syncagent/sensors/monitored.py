@@ -116,7 +116,7 @@ class MonitoredSensor:
         state = recorder.thread_state()
         if state.op is None:  # else a wrapper further out times it
             times = (started, returned - started, returned)
-            recorder.record(state, shown, SyncKind.EXPLICIT, times, sys._getframe(1), (), self.name)
+            recorder.settle(state, shown, SyncKind.EXPLICIT, times, sys._getframe(1), (), self.name)
 
 
 def _c_methods() -> dict[Any, str]:

@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     Waits = Callable[[Sequence[Any], Mapping[str, Any]], SyncKind | None]
+    Late = Callable[[Sequence[Any], Mapping[str, Any], int], SyncKind | None]
 
 __all__ = ["EXPLICIT_APIS", "RULES", "Rule", "find", "shown"]
 
-STAGED_BYTES = 1 << 20
+STAGED_BYTES = 2 << 20
 """A ``non_blocking`` copy of up to this size from pageable memory is staged by the driver and returns; a larger one may
-wait.  Measured on an H100 (driver 580): 1 MB returns, 8 MB waits."""
+waits.  Measured on an H100 (driver 580.159): 2 MB returns, 3 MB waits."""
+
+_SLOW_NS_PER_BYTE = 1.0
+"""A staged copy runs at 5 to 10 GB/s; one that takes so much longer found the driver's staging memory full and waited
+(the third of three copies of 1 MB behind a sleeping H100 did)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Rule:
     waits: Waits
     proves: Waits
     evidence: str
+    late: Late | None = None
+    """Tells from how long a call lasted that it has waited, where the arguments alone do not say (nanoseconds)."""
     keys: tuple[str, ...] = ("CUDA",)
     """Dispatch keys of the backends on which it waits; none where a Python kernel on it would serve nothing."""
     shown: str = ""
@@ -154,6 +161,15 @@ def _waits_for_staging(source: Any) -> bool:
     if not hasattr(source, "numel") or source.numel() * source.element_size() <= STAGED_BYTES:
         return False
     return not (source.is_contiguous() and source.is_pinned())
+
+
+def _staged_late(args: Sequence[Any], _kwargs: Mapping[str, Any], lasted_ns: int) -> SyncKind | None:
+    """A small ``non_blocking`` copy from pageable memory waits where earlier ones have filled the staging memory."""
+    target, source = args[0], args[1]
+    if not target.is_cuda or not _from_host(source) or source.is_pinned():
+        return None
+    usual_ns = 500_000 + source.numel() * source.element_size() * _SLOW_NS_PER_BYTE
+    return SyncKind.COPY_H2D if lasted_ns > usual_ns else None
 
 
 def _converted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -313,7 +329,7 @@ RULES: tuple[Rule, ...] = (
     _rule("normal.Tensor_Tensor", _reads(_C, 1), "std >= 0 checked", proves=_never),
     _rule("normal.float_Tensor", _reads(_C, 1), "std >= 0 checked", proves=_never),
     # copies
-    _rule("copy_", _copied, "waits for the copy, or in the driver for staging", hot=True),
+    _rule("copy_", _copied, "waits for the copy, or in the driver for staging", late=_staged_late, hot=True),
     _whole("_to_copy", _converted, "copy_ inside"),
     _whole("_foreach_copy_", _some_copied, "copy_ inside"),
     _whole("where.self", _scalar_from_host, "copy_ inside"),

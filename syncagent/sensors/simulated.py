@@ -57,4 +57,4 @@ class SimulatedSensor:
         """Record the wait."""
         state, op, kind, args, allowed = token
         times = (start_ns, end_ns - start_ns, time.perf_counter_ns())
-        self._recorder.record(state, op, kind, times, sys._getframe(1), args, "simulated", allowed)
+        self._recorder.settle(state, op, kind, times, sys._getframe(1), args, self.name, allowed)

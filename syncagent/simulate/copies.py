@@ -55,10 +55,17 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         return target  # torch returns before it touches the device: not even a blocking copy waits
     if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
         raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
-    torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
+    if target.shape != source.shape:
+        shape = torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
+        if shape != target.shape:
+            raise RuntimeError(
+                f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(shape)}"
+            )
     to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
     placements = [x for x in (to, of) if isinstance(x, Placement)]
     kind = None if _RULE is None else _RULE.waits((target, source, non_blocking), {})
+    if len(placements) == 0:
+        return _run_copy(target, source)
     if kind is not None:
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking), lambda: _copy_now(_Copy(to, of), placements)
@@ -133,5 +140,16 @@ def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> 
     return wait() if kind is None else waits.reported("aten::copy_", kind, (target, source, False), wait)
 
 
+def foreach_copy_(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Copies one by one, where some go between host and device."""
+    targets, sources = args[0], args[1]
+    if all(isinstance(x, SimulatedTensor) for x in (*targets, *sources)):
+        return dispatch.run_generic(facts, args, kwargs)
+    for target, source in zip(targets, sources, strict=True):
+        copy_(None, (target, source, *args[2:]), kwargs)
+    return None
+
+
 dispatch.SPECIAL[aten.copy_.default] = copy_
+dispatch.SPECIAL[aten._foreach_copy_.default] = foreach_copy_
 dispatch.SPECIAL[aten._to_copy.default] = to_copy

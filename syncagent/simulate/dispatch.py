@@ -161,7 +161,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         raise RuntimeError("Only dense CPU tensors can be pinned")
     if kind is not None:
         return waits.reported(
-            facts.name, kind, args, lambda: _run_now(facts, index, kept, named, placements, args, kwargs)
+            facts.shown, kind, args, lambda: _run_now(facts, index, kept, named, placements, args, kwargs)
         )
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:

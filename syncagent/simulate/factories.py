@@ -125,7 +125,7 @@ def _by_way_of_cpu(original: Any) -> Any:
                 return original(data, *args, **kwargs) if original.__name__ != "tensor" else _copied(data, kwargs)
             return _copied(data, kwargs)
         if not on_device:
-            made = original(data, *args, **kwargs)
+            made = original(_read(data), *args, **kwargs)
             return mark_pinned(made) if pinned else made
         if isinstance(data, torch.Tensor) and original.__name__ != "tensor":
             kwargs["device"] = device
@@ -134,9 +134,20 @@ def _by_way_of_cpu(original: Any) -> Any:
             return _copied(data, {**kwargs, "device": device})
         requires_grad = kwargs.pop("requires_grad", False)
         kwargs["device"] = "cpu"
-        return original(data, *args, **kwargs).to(device).requires_grad_(requires_grad)
+        return original(_read(data), *args, **kwargs).to(device).requires_grad_(requires_grad)
 
     return _public(factory, original)
+
+
+def _read(data: Any) -> Any:
+    """A list of tensors on the device becomes a list of numbers: one read each, as torch does it."""
+    if isinstance(data, (list, tuple)) and any(isinstance(x, SimulatedTensor) for x in data):
+        return [x.tolist() if isinstance(x, SimulatedTensor) and x.dim() else _item(x) for x in data]
+    return data
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, SimulatedTensor) else value
 
 
 def _copied(data: SimulatedTensor, kwargs: dict[str, Any]) -> Any:
@@ -184,7 +195,11 @@ def wrap_functions() -> None:
         (torch.fft, "fftfreq rfftfreq", _with_device),
         (torch, _FROM_DATA, _by_way_of_cpu),
         (torch, _SPARSE, functools.partial(_refusing, what="sparse tensors")),
-        (torch.nested, "nested_tensor as_nested_tensor", functools.partial(_refusing, what="nested tensors")),
+        (
+            torch.nested,
+            "nested_tensor as_nested_tensor nested_tensor_from_jagged",
+            functools.partial(_refusing, what="nested tensors"),
+        ),
     ):
         for name in names.split():
             original = getattr(holder, name)

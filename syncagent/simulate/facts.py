@@ -33,6 +33,7 @@ class OpFacts:
         "returns",
         "rule",
         "seeded",
+        "shown",
         "view",
         "writes",
     )
@@ -66,3 +67,5 @@ class OpFacts:
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
         overload = schema.overload_name
         self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)
+        self.shown = self.name if self.rule is None else rules.shown(self.rule)
+        """The op's name in a report."""

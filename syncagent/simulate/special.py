@@ -186,7 +186,6 @@ _GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 @_runs(
     aten.allclose.default,
     aten.linalg_pinv.atol_rtol_tensor,
-    aten.linalg_lstsq.default,
     aten.logspace.Tensor_Tensor,
     aten.logspace.Tensor_Scalar,
     aten.logspace.Scalar_Tensor,
@@ -204,6 +203,38 @@ _GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel on the simulated tensors, so that the ops inside come here one by one."""
     return facts.op.redispatch(_GENERAL, *args, **kwargs)
+
+
+# --- error checks -------------------------------------------------------------------------------------------------
+
+
+@_runs(
+    aten.linalg_cholesky_ex.default,
+    aten.linalg_inv_ex.default,
+    aten._linalg_solve_ex.default,
+    aten.linalg_lu_factor_ex.default,
+    aten.linalg_ldl_factor_ex.default,
+)
+def _checked(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Asked to check, the op reads its error flags back: that is an op of its own, and the one that waits."""
+    position = facts.arguments.index("check_errors")
+    check = args[position] if position < len(args) else kwargs.get("check_errors", False)
+    if not check:
+        return dispatch.run_generic(facts, args, kwargs)
+    kwargs = {name: value for name, value in kwargs.items() if name != "check_errors"}
+    result = dispatch.run_generic(facts, args[:position], kwargs)
+    shown = facts.name.removeprefix("aten::").removeprefix("_").replace("linalg_", "torch.linalg.", 1)
+    aten._linalg_check_errors.default(result[-1], shown, is_matrix=args[0].dim() == 2)
+    return result
+
+
+@_runs(aten.cholesky.default)
+def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """The old name; it checks always."""
+    upper = args[1] if len(args) > 1 else kwargs.get("upper", False)
+    factor, info = aten.linalg_cholesky_ex.default(args[0], upper=upper)
+    aten._linalg_check_errors.default(info, "cholesky", is_matrix=args[0].dim() == 2)
+    return factor
 
 
 # --- indexing ----------------------------------------------------------------------------------------------
@@ -299,7 +330,11 @@ _unsupported(
     aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
     aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
 )  # fmt: skip
-_unsupported("nested tensors", aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer)
+_unsupported(
+    "nested tensors",
+    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_tensor_from_mask,
+    aten._nested_tensor_from_mask_left_aligned, aten._nested_view_from_jagged,
+)  # fmt: skip
 _unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
 
 __all__ = ["empty"]

@@ -392,6 +392,31 @@ def test_what_torch_passes_on_is_not_named(agent, line_of):
     assert {event.library_site for event in events} == {None}
 
 
+@pytest.fixture
+def counted():
+    """A custom op of the user's, written in Python."""
+    with torch.library._scoped_library("callsite_test", "FRAGMENT") as library:
+        library.define("counted(Tensor x) -> Tensor")
+
+        def count(x):
+            x.nonzero()  # <- in a custom op
+            return x.clone()
+
+        library.impl("counted", count, "CompositeExplicitAutograd")
+        yield torch.ops.callsite_test.counted
+
+
+@pytest.mark.parametrize("detail", ["ops", "syncs"])
+def test_a_custom_op_written_in_python_is_the_users_code(cpu_agent, counted, line_of, detail):
+    """Its own line is the site, and its frame the innermost of the stack, whatever wraps the op."""
+    agent = cpu_agent(detail=detail, stacks=True)
+    counted(ONE)  # <- calls the custom op
+    event = only(agent)
+    assert place(event) == (__file__, line_of("in a custom op"))
+    mine = [entry.line for entry in event.stack if entry.file == __file__]
+    assert mine == [line_of("in a custom op"), line_of("calls the custom op")]
+
+
 # --- what counts as the user's ----------------------------------------------------------------------------------------
 
 

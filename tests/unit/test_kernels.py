@@ -15,7 +15,7 @@ from syncagent.recorder import Recorder
 from syncagent.sensors import kernels
 from syncagent.sensors.internals import look_up
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.sensors.rules import RULES, Rule
+from syncagent.sensors.rules import RULES, STAGED_BYTES, Rule
 
 SHAPE, SCALAR, CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 H2D, D2H = SyncKind.COPY_H2D, SyncKind.COPY_D2H
@@ -134,11 +134,11 @@ def test_copies_are_named_by_their_direction(agent, host):
 
 
 def test_a_small_non_blocking_copy_from_pageable_memory_does_not_wait(agent, host):
-    """The driver stages up to 64 KiB and returns; beyond that it waits, ``non_blocking`` or not."""
-    small, large = host(torch.zeros(16_384)), host(torch.zeros(16_385))
-    torch.empty(16_384).copy_(small, non_blocking=True)
+    """The driver stages up to a limit and returns; beyond that it may wait, ``non_blocking`` or not."""
+    small, large = (host(torch.zeros(size, dtype=torch.uint8)) for size in (STAGED_BYTES, STAGED_BYTES + 1))
+    torch.empty_like(small).copy_(small, non_blocking=True)
     assert agent.events() == ()
-    torch.empty(16_385).copy_(large, non_blocking=True)
+    torch.empty_like(large).copy_(large, non_blocking=True)
     assert [event.kind for event in agent.events()] == [H2D]
 
 
@@ -225,6 +225,24 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
     finally:
         sys.setswitchinterval(interval)
     assert len(agent.events()) == 200
+
+
+def test_ops_of_other_devices_pass_through(host):
+    """The kernels stand where calls for every backend come by; those for others are theirs alone."""
+    recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
+    watching = KernelSensor(recorder)  # watches CUDA, and there is none
+    watching.start(hot=True)
+    try:
+        for call, _, _ in WAITS.values():
+            call()
+        assert X.clone().copy_(X).equal(X)
+        meta = X.to("meta")
+        assert meta.copy_(X).device.type == "meta"
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            meta.sum().item()
+    finally:
+        watching.stop()
+    assert (seen(watching), watching.faults) == ([], [])
 
 
 # --- nothing else changes ---------------------------------------------------------------------------------------------
@@ -357,7 +375,7 @@ def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor
     X.nonzero()
     assert [entry.op for entry in seen(watching)] == ["aten::nonzero"]
     [lost] = watching.without
-    assert lost.startswith("aten::no_such_op on CPU is not hooked: ")
+    assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost
 
 

@@ -22,6 +22,8 @@ class Case:
     """An expression that must hold for the case to run, such as ``has("torchvision")``."""
     stream: str = ""
     """Name of the stream, in the namespace, that the sleep goes to; by default the current one."""
+    elsewhere: bool = False
+    """The sleep is on another stream than the call's: a sync may be reported, and its stall must be nothing."""
 
     def prepare(self, namespace: dict[str, Any]) -> None:
         """Run the setup in a namespace fresh for this call."""
@@ -43,7 +45,7 @@ Family = str
 def table(family: str, text: str, *, setup: str = "", needs: str = "") -> tuple[Case, ...]:
     """Read cases from a table, one a line: ``B call`` waits, ``- call`` does not; ``setup || call`` prepares first.
 
-    Empty lines and lines that begin with ``#`` are passed over.  The call itself is the name.
+    ``~ call`` does not wait either, but syncs with a stream that is idle (``elsewhere``).  Empty lines and lines that begin with ``#`` are passed over.  The call itself is the name.
     """
     cases = []
     for line in text.strip().splitlines():
@@ -55,5 +57,6 @@ def table(family: str, text: str, *, setup: str = "", needs: str = "") -> tuple[
         own = before.strip() if bar else ""
         prepared = "\n".join(part for part in (setup, own) if part)
         name = f"{family}: {rest.strip()}"
-        cases.append(Case(name, family, call.strip(), prepared, {"B": True, "-": False}[mark], needs))
+        expect = {"B": True, "-": False, "~": False}[mark]
+        cases.append(Case(name, family, call.strip(), prepared, expect, needs, elsewhere=mark == "~"))
     return tuple(cases)

@@ -42,10 +42,10 @@ B k = T.empty(1 << 26, device=D); del k || T.accelerator.empty_cache()
 - e.record(); e.wait(q)
 - T.cuda.current_stream().record_event()
 - with T.cuda.stream(q): g * 2
-- with T.cuda.stream(q): z.item()
-- with T.cuda.stream(q): g.cpu()
-- with T.cuda.stream(q): s.to(D)
-- with T.cuda.stream(q): T.nonzero(m)
+~ with T.cuda.stream(q): z.item()
+~ with T.cuda.stream(q): g.cpu()
+~ with T.cuda.stream(q): s.to(D)
+~ with T.cuda.stream(q): T.nonzero(m)
 - with q: g + 1
 B with T.cuda.stream(q): q.wait_stream(T.cuda.default_stream()); z.item()
 - g.record_stream(q)
@@ -56,11 +56,11 @@ B with T.cuda.stream(q): q.wait_stream(T.cuda.default_stream()); z.item()
 )
 
 
-def aside(call: str, *, waits: bool) -> Case:
+def aside(call: str, *, waits: bool, elsewhere: bool = False) -> Case:
     """A call made while another stream, ``q``, sleeps."""
     family = "explicit.stream"
     prepared = "q = T.cuda.Stream(); e = T.cuda.Event()"
-    return Case(f"{family}: q sleeps; {call}", family, call, prepared, waits, stream="q")
+    return Case(f"{family}: q sleeps; {call}", family, call, prepared, waits, stream="q", elsewhere=elsewhere)
 
 
 ASIDE = (
@@ -74,10 +74,10 @@ ASIDE = (
     aside("T.cuda.current_stream().wait_stream(q); z.item()", waits=True),
     aside("q.query()", waits=False),
     aside("T.cuda.current_stream().synchronize()", waits=False),
-    aside("z.item()", waits=False),
-    aside("g.cpu()", waits=False),
-    aside("s.to(D)", waits=False),
-    aside("T.nonzero(m)", waits=False),
+    aside("z.item()", waits=False, elsewhere=True),
+    aside("g.cpu()", waits=False, elsewhere=True),
+    aside("s.to(D)", waits=False, elsewhere=True),
+    aside("T.nonzero(m)", waits=False, elsewhere=True),
     aside("T.cuda.current_stream().wait_stream(q)", waits=False),
     aside("with T.cuda.stream(q): g.mul_(2)", waits=False),
 )

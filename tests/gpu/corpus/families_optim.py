@@ -20,7 +20,7 @@ def ready(name, params=None, **options):
 # The classes that need no closure, and those whose step reads its own state on the host.
 _PLAIN = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop")
 _READING = ("ASGD", "Adafactor")
-_FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
+_FUSED = ("SGD", "Adam", "AdamW")
 _CAPTURABLE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adadelta", "RMSprop", "Rprop", "ASGD")
 
 

@@ -34,7 +34,7 @@ def test_no_verb_is_wrong_usage_and_shows_the_help(capsys):
     assert main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("Usage: syncagent [OPTIONS] COMMAND")
+    assert err.startswith("Usage: syncagent [OPTIONS] VERB [ARGUMENTS]...\n")
 
 
 @pytest.mark.parametrize(

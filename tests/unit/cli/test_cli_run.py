@@ -49,7 +49,7 @@ def script(tmp_path):
 def started(monkeypatch):
     """``started(*words)`` runs the verb up to where it gives way; returns the command line and what settings it set."""
 
-    class GivenWay(Exception):  # noqa: N818 - not an error
+    class GivenWay(Exception):
         pass
 
     def give_way(_path, words, environment):
@@ -156,7 +156,7 @@ def test_an_option_beats_the_environment(started, script, monkeypatch):
         ),
         (["--report"], "syncagent run: Option '--report' requires an argument."),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(script, capsys, words, sentence):
     assert main(["run", *words]) == 2

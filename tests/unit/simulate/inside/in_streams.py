@@ -131,7 +131,7 @@ def test_a_mask_in_the_backward_pass_waits_and_is_reported(observed):
     observed.clear()
     torch.cuda._sleep(CYCLES)
     assert seconds(loss.backward) > SLOW_S
-    assert observed.waits == [("aten::index_put", "dynamic_shape")]
+    assert observed.waits == [("aten::index_put_", "dynamic_shape")]
     assert observed.spans[0][1] > SLOW_S * 1e9
 
 
@@ -155,6 +155,8 @@ def test_wrong_shapes_are_refused_at_once():
         torch.ones(2, 3, device="cuda") @ torch.ones(2, 3, device="cuda")
     with pytest.raises(RuntimeError, match=r"shape|match|expand"):
         x.copy_(torch.ones(4))
+    with pytest.raises(RuntimeError, match=r"doesn't match the broadcast shape"):
+        x.copy_(torch.ones(2, 3, device="cuda"))
     with pytest.raises(RuntimeError, match=r"invalid for input of size"):
         x.view(2, 2)
     with pytest.raises(torch.linalg.LinAlgError):

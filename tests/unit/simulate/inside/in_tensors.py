@@ -165,7 +165,32 @@ def test_out_takes_the_results_shape(size):
     assert torch.equal(indices.cpu(), torch.nonzero(a.cpu() > 0.5))
 
 
+@pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated")
+def test_checked_linear_algebra_waits_for_its_flags_and_raises_at_the_call(observed):
+    good, bad = torch.eye(3, device="cuda"), -torch.eye(3, device="cuda")
+    for check in (torch.linalg.cholesky, torch.cholesky, lambda x: torch.linalg.cholesky_ex(x, check_errors=True)):
+        observed.clear()
+        check(good)
+        assert observed.waits == [("aten::_linalg_check_errors", "check")]
+        with pytest.raises(torch.linalg.LinAlgError):
+            check(bad)
+    observed.clear()
+    torch.linalg.cholesky_ex(bad)
+    assert observed.waits == []
+
+
+def test_foreach_copies_cross_the_devices(observed):
+    host, device = [torch.ones(2), torch.ones(3)], [torch.zeros(2, device="cuda"), torch.zeros(3, device="cuda")]
+    observed.clear()
+    torch._foreach_copy_(device, host)
+    assert observed.waits == [("aten::copy_", "copy_h2d")] * 2
+    assert [x.tolist() for x in device] == [[1, 1], [1, 1, 1]]
+
+
 def test_values_for_python():
+    z = torch.tensor(2.0, device="cuda")
+    assert torch.tensor([z, 1.0]).tolist() == [2.0, 1.0]
+    assert torch.tensor([z, z], device="cuda").is_cuda
     x = torch.tensor(2.5, device="cuda")
     assert (float(x), int(x), bool(x), x.item(), math.floor(x)) == (2.5, 2, True, 2.5, 2)
     assert f"{x:.3f}" == "2.500"

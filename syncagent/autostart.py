@@ -71,7 +71,9 @@ class _Run:
     def _torch_imported(self) -> None:
         """Start now, or at the first use of CUDA in a process that somebody's multiprocessing made."""
         try:
-            if _is_multiprocessing_child():
+            if _is_multiprocessing_child() and self._settings.simulate:
+                self._start(modes=False)  # the simulated device has no first use to wait for
+            elif _is_multiprocessing_child():
                 _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
             else:
                 self._start(modes=True)
@@ -124,6 +126,20 @@ class _Run:
             session.end(self._agent, report, self._session, quiet=self._is_child)
         except Exception as error:
             print(f"syncagent: the report could not be made: {error!r}", file=sys.stderr)
+        _keep_interrupt()
+
+
+def _keep_interrupt() -> None:
+    """Have a script that Ctrl-C ended still end by the signal.
+
+    CPython notes an interrupt that nobody caught, and forgets it when a string is executed afterwards, as imports of
+    dataclasses and named tuples do.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        try:
+            exec("raise KeyboardInterrupt")  # noqa: S102 - sets the note again
+        except KeyboardInterrupt:
+            pass
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

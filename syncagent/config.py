@@ -26,9 +26,9 @@ _FALSE = frozenset({"0", "false", "no", "off", ""})
 
 _ALLOWANCE = re.compile(
     r"""
-    [^:]+\.py (:[1-9]\d*)?                                           # path/file.py, path/file.py:LINE
-    | [^\W\d]\w* (\.[^\W\d]\w*)* (: [\w<>]+ (\.[\w<>]+)*)?          # package.module, package.module:function
-    """,
+    [^:]+\.py (:[1-9]\d*)?                                  # path/file.py, path/file.py:LINE
+    | (?!.*\.py\b) {name} (\.{name})* (: {part} (\.{part})*)?  # package.module, package.module:function
+    """.format(name=r"[^\W\d]\w*", part=r"([^\W\d]\w*|<\w+>)"),
     re.VERBOSE,
 )
 

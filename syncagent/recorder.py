@@ -115,7 +115,7 @@ class Recorder:
         self.verdict: Callable[[str, SyncKind, Where | None, int, ThreadState], None] | None = None
         """The policy's word after a wait that nothing allows; it warns, or raises."""
         self.faults: list[str] = []
-        self._states_lock = threading.Lock()  # between threads that are new, and the draining thread
+        self._states_lock = threading.RLock()  # between threads that are new, and the draining thread
         self._retired: dict[OpKey, OpSum] = {}
         self._retired_cost_ns = 0
         self._retired_passes = 0
@@ -156,6 +156,7 @@ class Recorder:
 
     def forget_threads(self) -> None:
         """In a forked child: the threads, and what they saw, are the parent's."""
+        self._states_lock = threading.RLock()  # another thread, which is gone now, may have held it
         self.states = []
         if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
             del self.local.state

@@ -22,7 +22,8 @@ class Ranges:
     def start(self) -> None:
         from torch.profiler import record_function
 
-        enter, leave = record_function.__enter__, record_function.__exit__
+        enter: Any = record_function.__enter__
+        leave: Any = record_function.__exit__
         state = self._state
 
         def entered(self: Any) -> Any:

@@ -88,7 +88,7 @@ def skip_in_dynamo(function: Any) -> bool:
     """
     import torch
 
-    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     try:
         action = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(action, action))

@@ -148,7 +148,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
-    return ApiMode(), OpMode()
+    return ApiMode(), OpMode()  # type: ignore[no-untyped-call]
 
 
 class _Stack:

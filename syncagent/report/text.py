@@ -221,8 +221,8 @@ def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
     table.add_column("where", overflow="fold", ratio=1)
     for op in report.ops[:limit]:
         place = wording.place(op.file, op.line, report.run.cwd)
-        if place.startswith("/"):  # the sites above give paths in full
-            place = "…/" + "/".join(place.split("/")[-2:])
+        if width < _WIDE or place.startswith("/"):  # the sites above give paths in full
+            place = place.rsplit("/", 1)[-1]
         function = f" in {wording.clean(op.function)}" if op.function else ""
         backward = " · backward" if op.phase == "backward" else ""  # of the rest only that is known
         table.add_row(

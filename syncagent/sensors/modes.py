@@ -58,6 +58,7 @@ class ModeSensor:
 
 
 def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
+    import torch
     from torch.compiler import is_compiling
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,6 +69,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
     can_skip = skip_in_dynamo(_modes)
+    # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
+    apart = {torch.ctc_loss, torch.nn.functional.ctc_loss}
 
     def current() -> ThreadState:
         try:
@@ -75,6 +78,15 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
         except AttributeError:
             state = recorder.thread_state()
         return state
+
+    def without_op_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        stack = _dispatch_stack()
+        stack.remove(op_mode)
+        try:
+            return func(*args, **(kwargs or nothing))
+        finally:
+            if on:
+                stack.put_below(op_mode)
 
     class ApiMode(TorchFunctionMode):
         """Knows what Python called.  It holds no state: torch.compile guards on a mode's attributes."""
@@ -89,6 +101,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
                 return func(*args, **(kwargs or nothing))
             state.api = func
             try:
+                if func in apart:
+                    return without_op_mode(func, args, kwargs)
                 return func(*args, **(kwargs or nothing))
             finally:
                 state.api = None
@@ -148,7 +162,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
-    return ApiMode(), OpMode()  # type: ignore[no-untyped-call]
+    op_mode = OpMode()  # type: ignore[no-untyped-call]
+    return ApiMode(), op_mode
 
 
 class _Stack:

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.errors import SyncAgentError
 from syncagent.sensors import cupti
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Call", "DriverOracle", "thread_name", "union_ns"]
 
@@ -22,7 +24,8 @@ _IDS = {
     "cudaStreamSynchronize": (131, 239), "cudaDeviceSynchronize": (165,), "cudaEventSynchronize": (137,),
     "cudaFree": (22,), "cudaFreeHost": (26,),
     "cudaMemcpy": (31, 215), "cudaMemcpyAsync": (41, 225), "cudaMemcpy2D": (32, 216), "cudaMemcpy2DAsync": (44, 228),
-    "cudaMemcpy3D": (144, 245), "cudaMemcpy3DAsync": (145, 246), "cudaMemcpyPeer": (160,), "cudaMemcpyPeerAsync": (161,),
+    "cudaMemcpy3D": (144, 245), "cudaMemcpy3DAsync": (145, 246),
+    "cudaMemcpyPeer": (160,), "cudaMemcpyPeerAsync": (161,),
     "cudaMemcpyToSymbol": (39, 223), "cudaMemcpyFromSymbol": (40, 224),
     "cudaMemcpyToSymbolAsync": (47, 231), "cudaMemcpyFromSymbolAsync": (48, 232),
 }  # fmt: skip

@@ -28,6 +28,8 @@ from tests.gpu.explore import environment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
 _SLEEP_MS = 200.0
 _RUNS = 3
 
@@ -45,7 +47,7 @@ class Ticker:
             time.sleep(0.001)
             self.ticks += 1
 
-    def __enter__(self) -> Ticker:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

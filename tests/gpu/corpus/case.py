@@ -45,7 +45,8 @@ Family = str
 def table(family: str, text: str, *, setup: str = "", needs: str = "") -> tuple[Case, ...]:
     """Read cases from a table, one a line: ``B call`` waits, ``- call`` does not; ``setup || call`` prepares first.
 
-    ``~ call`` does not wait either, but syncs with a stream that is idle (``elsewhere``).  Empty lines and lines that begin with ``#`` are passed over.  The call itself is the name.
+    ``~ call`` does not wait either, but syncs with a stream that is idle (``elsewhere``).
+    Empty lines and lines that begin with ``#`` are passed over.  The call itself is the name.
     """
     cases = []
     for line in text.strip().splitlines():

@@ -23,6 +23,8 @@ from tests.gpu.driver import Call, DriverOracle, thread_name, union_ns
 
 _WAIT_NS = 50_000
 _SLACK_NS = 20_000
+_NEST_NS = 500_000
+"""Between an op's waits lies no more than this and its stall."""
 _LISTED = 60
 
 
@@ -41,7 +43,7 @@ def match(waits: list[Call], events: list[Any], anchor_ns: int, began_ns: int) -
     """Give each wait to the agent's event that contains it.
 
     An op that waits several times is one event, whose stall is the sum of its waits and whose end is not kept: a wait
-    that lies further on is its too (``within_nest``) as long as all of its waits together are no longer than its stall.
+    that lies a little further on is its too (``within_nest``) as long as all of them are no longer than its stall.
     """
     threads = {number: thread_name(number) for number in {call.thread for call in waits}}
     own = [call for call in waits if threads[call.thread] == "main" or threads[call.thread].startswith("pt_autograd")]
@@ -55,14 +57,17 @@ def match(waits: list[Call], events: list[Any], anchor_ns: int, began_ns: int) -
     contained = nested = 0
     for call in sorted(own, key=lambda call: call.start_ns):
         kind = threads[call.thread] == "main"
-        place = bisect.bisect_right(starts[kind], call.start_ns + _SLACK_NS) - 1
+        place = bisect.bisect_right(starts[kind], call.start_ns) - 1
         event = kinds[kind][place] if place >= 0 else None
         if event is not None:
             started = starts[kind][place]
             taken_ns = sum(other.ns for other in given[id(event)])
             if call.end_ns <= started + event.stall_ns + _SLACK_NS:
                 contained += 1
-            elif taken_ns + call.ns <= event.stall_ns + _SLACK_NS:
+            elif (
+                taken_ns + call.ns <= event.stall_ns + _SLACK_NS
+                and call.start_ns <= started + 2 * event.stall_ns + _NEST_NS
+            ):
                 nested += 1
             else:
                 unmatched.append((call, event))

@@ -1,4 +1,4 @@
-"""What Python 3.10 has not yet, the same on every Python that syncagent runs on; goes when 3.10 does."""
+"""What differs between the Pythons that syncagent runs on, made the same on all; each part says when it can go."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, FrameType
 
-__all__ = ["StrEnum", "load_toml", "qualified_name"]
+__all__ = ["StrEnum", "current_frames", "load_toml", "qualified_name"]
 
 
 if sys.version_info >= (3, 11):
@@ -54,6 +54,30 @@ else:
         except (SyntaxError, ValueError):
             return {}
         return names
+
+
+if sys.version_info >= (3, 12) or sys.version_info < (3, 11):
+
+    def current_frames() -> dict[int, FrameType]:
+        """Return the frame that each thread is in, by the thread's ident."""
+        return sys._current_frames()
+
+else:
+    import gc
+    import operator
+
+    def current_frames() -> dict[int, FrameType]:
+        """Return the frame that each thread is in, by the thread's ident, without a garbage collection meanwhile.
+
+        On 3.11 ``sys._current_frames`` may collect while it holds the lock of the list of threads.  A tensor that is
+        collected then gives up the GIL, and if a thread that ends takes it, both wait for each other for good
+        (python/cpython#106883).  From 3.12 on no collection begins inside a C function.
+        """
+        if not gc.isenabled():
+            return sys._current_frames()
+        # All three calls are made from C: no other thread can run, and turn collection on, between them.
+        _, frames, _ = map(operator.call, (gc.disable, sys._current_frames, gc.enable))
+        return frames  # type: ignore[return-value]
 
 
 def load_toml(stream: IO[bytes]) -> dict[str, Any]:

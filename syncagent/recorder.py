@@ -5,6 +5,7 @@ No lock, no formatting, no source lookup, no span happens here; :mod:`syncagent.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ _now = time.perf_counter_ns
 _BUFFER = 65_536
 _SHAPES = 4
 _FAULTS = 20
+_TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
 
 OpKey = tuple[Any, tuple[int, int] | None, bool]
 """An op overload, the user's line (identity of the code, offset), and whether it ran in the backward pass."""
@@ -137,9 +139,9 @@ class Recorder:
 
     def retire_threads(self, *new: ThreadState) -> None:
         """Let go of threads that have ended and whose buffers are empty, keeping their sums; add ``new`` ones."""
-        alive = sys._current_frames()
         with self._states_lock:
-            gone = [s for s in self.states if (s.ended or s.ident not in alive) and not s.buffer]
+            # The buffer is looked at last: a thread may leave a sync behind and end between the two looks.
+            gone = [s for s in self.states if (s.ended or not _is_alive(s.native_id)) and not s.buffer]
             # The list is replaced, not changed, so that readers need no lock.
             self.states = [*(state for state in self.states if state not in gone), *new]
             for state in gone:
@@ -291,6 +293,11 @@ def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
             into = total[key] = OpSum(entry.point)
         into.count += entry.count
         into.host_ns += entry.host_ns
+
+
+def _is_alive(native_id: int) -> bool:
+    """Does this thread still run?  The system knows autograd's threads too, which Python loses sight of when idle."""
+    return not _TASKS or os.path.exists(f"{_TASKS}/{native_id}")
 
 
 def _thread_name(ident: int, native_id: int) -> str:

@@ -7,9 +7,10 @@ forward op could read when it ran, and the context that ``backward()`` hands to 
 
 from __future__ import annotations
 
-import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from syncagent._compat import current_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +67,7 @@ def owner_of_backward(state: ThreadState, internals: Internals, states: Iterable
 
 def backward_frame(owner: ThreadState, internals: Internals) -> FrameType | None:
     """Return the frame in which that thread waits for the autograd engine, if it does."""
-    frame = sys._current_frames().get(owner.ident)
+    frame = current_frames().get(owner.ident)
     while frame is not None:
         if frame.f_code is internals.backward_entry:
             return frame

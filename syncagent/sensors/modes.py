@@ -57,7 +57,7 @@ class ModeSensor:
             stack.remove(mode)
 
 
-def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
+def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0915 - two classes over one set of names
     import torch
     from torch.compiler import is_compiling
     from torch.overrides import TorchFunctionMode

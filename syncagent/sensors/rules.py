@@ -45,6 +45,8 @@ class Rule:
     waits: Waits
     proves: Waits
     evidence: str
+    host_us: float = 0.0
+    """Host time of the call's own, in microseconds, that is no stall; at most."""
     late: Late | None = None
     """Tells from how long a call lasted that it has waited, where the arguments alone do not say (nanoseconds)."""
     keys: tuple[str, ...] = ("CUDA",)
@@ -168,6 +170,8 @@ def _staged_late(args: Sequence[Any], _kwargs: Mapping[str, Any], lasted_ns: int
     target, source = args[0], args[1]
     if not target.is_cuda or not _from_host(source) or source.is_pinned():
         return None
+    if target.dtype != source.dtype or not source.is_contiguous():
+        return None  # converting and packing on the host take time of their own
     usual_ns = 500_000 + source.numel() * source.element_size() * _SLOW_NS_PER_BYTE
     return SyncKind.COPY_H2D if lasted_ns > usual_ns else None
 
@@ -253,8 +257,21 @@ _PUT = "aten::index_put_"
 _SPARSE, _CSR = ("SparseCUDA",), ("SparseCsrCUDA",)
 
 
+_HOST_US = {
+    "_local_scalar_dense": 40, "nonzero": 130, "nonzero.out": 130, "_unique2": 40, "unique_consecutive": 80,
+    "unique_dim": 350, "unique_dim_consecutive": 350, "bincount": 60, "histc": 60, "histc.out": 60, "_coalesce": 300,
+    "_sparse_sparse_matmul": 600, "addmm.out": 500, "_sparse_softmax": 500, "_sparse_log_softmax": 500,
+    "_linalg_check_errors": 40, "_linalg_eigh": 1000, "_linalg_eigh.eigenvalues": 1000, "_linalg_svd": 2000,
+    "_linalg_svd.U": 2000, "_linalg_eigvals": 5000, "linalg_eig": 5000, "linalg_ldl_factor_ex": 1000,
+    "linalg_ldl_factor_ex.out": 1000, "linalg_ldl_solve": 700, "linalg_ldl_solve.out": 700, "copy_": 45,
+}  # fmt: skip
+"""What a call takes on the host by itself, at most, where it proves its own wait: what remained of its duration on an
+H100 after the driver's own waiting time (CUPTI) was taken off."""
+
+
 def _rule(op: str, waits: Waits, evidence: str, *, proves: Waits | None = None, **rest: Any) -> Rule:
-    return Rule(f"aten::{op}", waits, waits if proves is None else proves, evidence, **rest)
+    host_us = _HOST_US.get(op, 0)
+    return Rule(f"aten::{op}", waits, waits if proves is None else proves, evidence, host_us=host_us, **rest)
 
 
 def _whole(op: str, waits: Waits, evidence: str) -> Rule:

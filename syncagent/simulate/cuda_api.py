@@ -260,7 +260,7 @@ def _accelerator_names() -> dict[str, Any]:
     device = devices.shown(0)
     return {
         "is_available": lambda: True, "device_count": names["device_count"],
-        "current_accelerator": lambda **_: torch.device(device.type),
+        "current_accelerator": lambda *_, **__: torch.device(device.type),
         "current_device_index": devices.current, "current_device_idx": devices.current,
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
         "current_stream": streams.current_stream, "set_stream": streams.set_stream,

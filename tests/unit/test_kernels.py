@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,9 @@ def same(left, right):
     if isinstance(left, (tuple, list)):
         return len(left) == len(right) and all(map(same, left, right))
     return left == right
+
+
+WITHOUT_HOST_TIME = [replace(rule, host_us=0.0) for rule in RULES]
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypa
     """With a clock that ticks once a look: the stall of ``x[mask]`` is that of the ``nonzero`` inside, not both."""
     ticks = iter(range(1000, 1_000_000, 1000))
     monkeypatch.setattr(kernels, "_now", lambda: next(ticks))
-    watching = sensor()
+    watching = sensor(WITHOUT_HOST_TIME)
     X[MASK]
     torch.nonzero(X)
     indexed, plain = seen(watching)
@@ -177,11 +181,30 @@ def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypa
     assert indexed.stall_ns == plain.stall_ns == 1000
 
 
+def test_the_ops_own_time_on_the_host_is_no_stall(sensor, monkeypatch):
+    """The shortest call so far is taken off, but no more than the rule allows for."""
+    lasts = iter([30_000, 10_000, 500_000, 90_000_000])
+    clock = [0]
+
+    def now():
+        clock[0] += next(lasts) if now.inside else 1_000_000_000
+        now.inside = not now.inside
+        return clock[0]
+
+    now.inside = False
+    monkeypatch.setattr(kernels, "_now", now)
+    [rule] = [rule for rule in RULES if rule.op == "aten::nonzero"]
+    watching = sensor([replace(rule, host_us=20.0)])
+    for _ in range(4):
+        X.nonzero()
+    assert [event.stall_ns for event in seen(watching)] == [10_000, 0, 490_000, 89_990_000]
+
+
 def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatch):
     """Two masks in one index are two ``nonzero`` inside."""
     ticks = iter(range(1000, 1_000_000, 1000))
     monkeypatch.setattr(kernels, "_now", lambda: next(ticks))
-    watching = sensor()
+    watching = sensor(WITHOUT_HOST_TIME)
     X[torch.tensor([True, True]), torch.tensor([True, False, True])]
     [both] = seen(watching)
     assert (both.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)

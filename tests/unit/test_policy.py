@@ -170,7 +170,7 @@ def test_warn_warns_once_a_site_and_points_at_the_users_line(cpu_agent, line_of,
         (HostSyncWarning, __file__, line_of("warned of")),
         (HostSyncWarning, __file__, line_of("warned of as well")),
     ]
-    assert re.search(r"aten::nonzero made the host wait [\d.]+ ms for the GPU", str(caught[0].message))
+    assert re.search(r"aten::nonzero (made|makes) the host wait .*for the GPU", str(caught[0].message))
     assert len(agent.events()) == 4
 
 

@@ -105,6 +105,7 @@ def test_stop_gives_the_class_its_own_methods_back(cpu_agent):
     assert (record_function.__enter__, record_function.__exit__) == own
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch 2.11 says so without being asked
 def test_the_profiler_sees_the_same_ranges(agent):
     """The agent's wrapper passes everything on."""
     with (

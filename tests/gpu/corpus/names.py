@@ -37,7 +37,9 @@ def large() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def namespace() -> dict[str, Any]:
-    """Fresh names (but for the 16 MB tensors).  ``D`` is the device; g, h float (999); A float (64, 64), S symmetric positive definite (32, 32);
+    """Fresh names, but for the 16 MB tensors.
+
+    ``D`` is the device; g, h float (999); A float (64, 64), S symmetric positive definite (32, 32);
     l int64 (999) in 0..8; m mask (999); z, zi 0-dim float and int; w float (999) with grad; W (64, 64) with grad;
     x4 images (2, 3, 16, 16); G 16 MB float; on the host: s float (9), c 16 MB float, p pinned 16 MB, ci int64 (3).
     """

@@ -1,0 +1,89 @@
+"""The same on every Python: these tests hold on all of them, whichever branch is taken."""
+
+from __future__ import annotations
+
+import gc
+import io
+import sys
+import threading
+
+import pytest
+
+from syncagent._compat import StrEnum, current_frames, load_toml, qualified_name
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Outer:
+    def method(self):
+        return sys._getframe().f_code
+
+    class Inner:
+        @staticmethod
+        def method():
+            return [code for code in [sys._getframe().f_code]][0]  # noqa: C416, RUF015 - a comprehension is wanted
+
+
+def decorated(function):
+    return function
+
+
+@decorated
+@decorated
+def function():
+    def nested():
+        return sys._getframe().f_code
+
+    return [of() for of in (nested, lambda: sys._getframe().f_code)]
+
+
+def test_members_of_an_enumeration_are_their_strings():
+    assert Colour.RED == "red"
+    assert (str(Colour.RED), f"{Colour.RED:>4}", Colour("red")) == ("red", " red", Colour.RED)
+
+
+def test_code_is_named_with_the_classes_and_functions_that_it_is_in():
+    assert qualified_name(Outer().method()) == "Outer.method"
+    assert qualified_name(Outer.Inner.method()).startswith("Outer.Inner.method")
+    assert qualified_name(function.__code__) == "function"
+    assert [qualified_name(code) for code in function()] == ["function.<locals>.nested", "function.<locals>.<lambda>"]
+    assert qualified_name(sys._getframe().f_code) == sys._getframe().f_code.co_name
+
+
+@pytest.mark.parametrize("file", ["<string>", "/nowhere/gone.py"])
+def test_code_without_a_source_has_at_least_its_name(file):
+    space = {}
+    exec(compile("def alone(): pass", file, "exec"), space)
+    assert qualified_name(space["alone"].__code__) == "alone"
+
+
+def test_a_broken_toml_file_is_a_value_error():
+    assert load_toml(io.BytesIO(b"[a]\nb = 1")) == {"a": {"b": 1}}
+    for text in (b"[a", b"a = \xff"):
+        with pytest.raises(ValueError):
+            load_toml(io.BytesIO(text))
+
+
+@pytest.fixture
+def collecting():
+    """Garbage collection as it was, whatever a test does to it."""
+    was = gc.isenabled()
+    yield
+    (gc.enable if was else gc.disable)()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_frames_of_all_threads_are_told_and_collection_stays_as_it_was(collecting, enabled):
+    (gc.enable if enabled else gc.disable)()
+    frame = current_frames()[threading.get_ident()]
+    assert frame.f_back is sys._getframe()
+    assert gc.isenabled() == enabled
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="others do not collect inside of it")
+def test_nothing_is_collected_while_the_frames_are_taken(collecting, monkeypatch):
+    monkeypatch.setattr(sys, "_current_frames", gc.isenabled)
+    gc.enable()
+    assert current_frames() is False

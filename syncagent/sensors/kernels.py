@@ -30,6 +30,7 @@ __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
 _KEY = "BackendSelect"
+_COLD_NS = 1_000_000
 _HEAVY_NS = 200_000
 _SHAPES = 256
 _LATE_NS = 500_000
@@ -123,8 +124,9 @@ class KernelSensor:
             getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
         )
         sensor = self
-        # The op's own time on the host is no stall: the shortest call so far, but no more than the rule allows for.
-        # Where that is much it depends on the size, and is kept by shape.
+        # The op's own time on the host is no stall: the shortest call so far, but no more than the rule allows for, and
+        # all of that after a long wait, in which the caches have gone cold.  Where it is much it depends on the size,
+        # and is kept by shape.
         host_ns = int(rule.host_us * 1e3)
         by_shape = host_ns > _HEAVY_NS
         shortest: dict[Any, int] = {}
@@ -183,7 +185,8 @@ class KernelSensor:
                         least_ns = shortest.get(size, whole_ns)
                         if whole_ns <= least_ns and len(shortest) < _SHAPES:
                             shortest[size] = least_ns = whole_ns
-                        state.stall_ns += whole_ns - min(least_ns, host_ns)
+                        is_cold = whole_ns > _COLD_NS and not by_shape
+                        state.stall_ns += whole_ns - (host_ns if is_cold else min(least_ns, host_ns))
                 if outermost:
                     state.op = None
                     if state.kind is not None and started:

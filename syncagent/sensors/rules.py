@@ -150,6 +150,8 @@ def _copied(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
     to_device, from_device = target.is_cuda, _on_device(source)
     if to_device == from_device or not target.numel():
         return None
+    if from_device and not target.is_cpu:
+        return None  # to a meta tensor, which has no data
     blocking = not _argument(args, kwargs, 2, "non_blocking", default=False)
     if to_device:
         return SyncKind.COPY_H2D if blocking or _waits_for_staging(source) else None
@@ -258,7 +260,7 @@ _SPARSE, _CSR = ("SparseCUDA",), ("SparseCsrCUDA",)
 
 
 _HOST_US = {
-    "_local_scalar_dense": 40, "nonzero": 130, "nonzero.out": 130, "_unique2": 40, "unique_consecutive": 80,
+    "_local_scalar_dense": 45, "nonzero": 130, "nonzero.out": 130, "_unique2": 35, "unique_consecutive": 80,
     "unique_dim": 350, "unique_dim_consecutive": 350, "bincount": 60, "histc": 60, "histc.out": 60, "_coalesce": 300,
     "_sparse_sparse_matmul": 600, "addmm.out": 500, "_sparse_softmax": 500, "_sparse_log_softmax": 500,
     "_linalg_check_errors": 40, "_linalg_eigh": 1000, "_linalg_eigh.eigenvalues": 1000, "_linalg_svd": 2000,

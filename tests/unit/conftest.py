@@ -20,6 +20,7 @@ class OnDevice:
     """What the rules see of a CPU tensor that stands for one on the device."""
 
     is_cuda = True
+    is_cpu = False
 
     def __init__(self, tensor):
         self._tensor = tensor

@@ -5,10 +5,9 @@ Importing this package imports neither torch nor opentelemetry; what needs them 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from syncagent._version import __version__
 
+TYPE_CHECKING = False  # typing is not imported at the start of every interpreter
 if TYPE_CHECKING:
     from syncagent.agent import Agent, current, start, step, stop, watch
     from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning, SyncAgentError

@@ -7,19 +7,18 @@ until they use CUDA, which they never do.
 
 from __future__ import annotations
 
+# Every interpreter that inherits the variable imports this: nothing heavy here, typing and importlib.abc included.
 import atexit
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import os
 import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import importlib.machinery
     from collections.abc import Callable, Sequence
     from types import FrameType, ModuleType
+    from typing import Any
 
 __all__ = ["begin"]
 
@@ -64,7 +63,8 @@ class _Run:
         if "torch" in sys.modules:
             self._torch_imported()
         else:
-            sys.meta_path.insert(0, _AfterImport("torch", self._torch_imported))
+            finder: Any = _AfterImport("torch", self._torch_imported)
+            sys.meta_path.insert(0, finder)
         atexit.register(self.finish)
         self._catch_sigterm()
 
@@ -105,7 +105,7 @@ class _Run:
 
     def _catch_sigterm(self) -> None:
         """Save what was seen when the process is told to end; the signal then takes its usual course."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._terminated)
 
     def _terminated(self, number: int, _frame: FrameType | None) -> None:
@@ -142,8 +142,8 @@ def _keep_interrupt() -> None:
             pass
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Runs a callback right after one module has been imported, and then is gone."""
+class _AfterImport:
+    """A finder that runs a callback right after one module has been imported, and then is gone."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self._name = name
@@ -155,6 +155,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         if name != self._name:
             return None
         sys.meta_path.remove(self)
+        import importlib.util
+
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import copies, devices, dispatch, shapes
+from syncagent.simulate import devices, dispatch, shapes
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Layout, Placement, contiguous_stride
 from syncagent.simulate.tensor import SimulatedTensor, make, new_output
@@ -235,22 +235,6 @@ def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     factor, info = aten.linalg_cholesky_ex.default(args[0], upper=upper)
     aten._linalg_check_errors.default(info, "cholesky", is_matrix=args[0].dim() == 2)
     return factor
-
-
-# --- indexing ----------------------------------------------------------------------------------------------
-
-
-@_runs(aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-def _index_put(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """A value on the host goes to the device by a copy inside, unless the whole is a ``masked_fill``."""
-    target, indices, values = args[:3]
-    if not isinstance(values, SimulatedTensor) and values.dim() == 0 and isinstance(target, SimulatedTensor):
-        accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
-        used = [index for index in indices if index is not None]
-        fills = len(used) == 1 and used[0].dtype in {torch.bool, torch.uint8} and not accumulate
-        if not fills:
-            args = (target, indices, copies.to_device(values, target._sim.index), *args[3:])
-    return dispatch.run_generic(facts, args, kwargs)
 
 
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------

@@ -295,7 +295,7 @@ def test_reads_wait_without_autograd_too(guard, observed):
         (lambda x: x[[1, 2]], ("aten::copy_", "copy_h2d")),
         (lambda x: x.__setitem__(1, 1.0), ("aten::copy_", "copy_h2d")),
         (lambda x: torch.tensor([1.0], device="cuda"), ("aten::copy_", "copy_h2d")),
-        (lambda x: x.__setitem__(torch.tensor([1, 2]).cuda(non_blocking=True), 0.0), ("aten::copy_", "copy_h2d")),
+        (lambda x: x.__setitem__(torch.tensor([1, 2]).cuda(non_blocking=True), 0.0), ("aten::index_put_", "copy_h2d")),
         (lambda x: x.cpu(), ("aten::copy_", "copy_d2h")),
         (lambda x: x.tolist(), ("aten::copy_", "copy_d2h")),
         (lambda x: x.sum().item(), ("aten::_local_scalar_dense", "scalar_read")),

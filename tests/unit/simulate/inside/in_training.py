@@ -28,7 +28,8 @@ def test_the_articles_step_is_bit_equal_to_the_cpus(variant, observed):
     assert losses == expected_losses
     assert same(model, expected)
     each_step = {
-        0: ["aten::nonzero", "aten::_unique2", "aten::index", "aten::index", "aten::index_put_"],
+        # The index assignment waits too, on an H100 as here: its value is copied from the host.
+        0: ["aten::nonzero", "aten::index_put_", "aten::_unique2", "aten::index", "aten::index", "aten::index_put_"],
         1: ["aten::_unique2", "aten::index", "aten::index", "aten::index_put_"],
         2: ["aten::index", "aten::index", "aten::index_put_"],
         3: [],

@@ -125,6 +125,23 @@ def honest() -> str:
     )
 
 
+def programs() -> str:
+    rows = [
+        "| program | syncs a step | waits of the driver, 50 µs and more | inside a sync of ours | worst sites |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in load("real_programs")["programs"].items():
+        match, watched = found["cupti_and_agent"]["match"], found["syncs"]
+        per_step = watched["totals"]["syncs"] / watched["run"]["steps"]
+        lines = []
+        for site in watched["top"][:3]:
+            line = site["library"] or site
+            file = line["file"].rpartition("-packages/")[2]
+            lines.append(f"`{file}:{line['line']}`")
+        rows.append(f"| `{name}` | {per_step:.1f} | {match['waits']} | {match['contained']} | {', '.join(lines)} |")
+    return "\n".join(rows)
+
+
 def variants() -> str:
     rows = ["| variant | op | line | phase | count | stall in all |", "|---|---|---|---|---|---|"]
     watched = load("example")["watched"]
@@ -149,6 +166,7 @@ def output() -> str:
 MAKERS = {
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
+    "programs": programs,
 }  # fmt: skip
 
 

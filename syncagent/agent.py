@@ -113,9 +113,8 @@ class Agent:
                 self._on(self._monitored.start, self._monitored.stop)
                 hot = self.settings.copies_timed != "off"
                 self._on(lambda: self._kernels.start(hot=hot), self._kernels.stop)
-            else:
-                log_once("no-cuda", _NO_CUDA)
-                self.notes.append(_NO_CUDA)
+            if not self.settings.simulate:
+                self._say_if_there_is_no_gpu()
             self._on(self._ranges.start, self._ranges.stop)
             self._on(self.steps.start, self.steps.stop)
             if modes:
@@ -124,6 +123,17 @@ class Agent:
         except BaseException:
             self._turn_off()
             raise
+
+    def _say_if_there_is_no_gpu(self) -> None:
+        import torch
+
+        # Asks the driver's management library, which leaves CUDA untouched: a process may still fork.
+        if self._has_cuda and torch.cuda.device_count():
+            return
+        why = "torch finds no GPU here" if self._has_cuda else "this torch is built without CUDA"
+        note = f"{why}, so there is no host sync to see; {_SIMULATION}"
+        log_once("no-gpu", note)
+        self.notes.append(note)
 
     def enter_modes(self) -> None:
         """Put both modes around the ops of this thread, if ``detail`` asks for them."""
@@ -248,10 +258,7 @@ class Agent:
         )
 
 
-_NO_CUDA = (
-    "this torch is built without CUDA, so there is no host sync to see; SYNCAGENT_SIMULATE=1 runs the script on a "
-    "simulated device"
-)
+_SIMULATION = "SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
 
 
 def _script() -> str:

@@ -96,6 +96,9 @@ def cpu_device(monkeypatch, no_settings, host):
             self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
             self._has_cuda = True
 
+        def _say_if_there_is_no_gpu(self):
+            """There is one: the CPU stands for it."""
+
     monkeypatch.setattr(syncagent.agent, "Agent", CpuAgent)
     yield
     while (running := syncagent.agent.current()) is not None:

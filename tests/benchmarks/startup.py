@@ -11,28 +11,44 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import venv
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
+UNSET: dict[str, str] = {}
+SET = {"SYNCAGENT": "1", "SYNCAGENT_DETAIL": "syncs", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_LOG_LEVEL": "error"}
 VARIANTS = {
-    "python -I -S (no .pth is read at all)": (["-I", "-S"], {}, "pass"),
-    "python, .pth there, variable unset": ([], {}, "pass"),
-    "python, SYNCAGENT=1, torch never imported": ([], {"SYNCAGENT": "1"}, "pass"),
-    "import torch, variable unset": ([], {}, "import torch"),
-    "import torch, SYNCAGENT=1 SYNCAGENT_DETAIL=syncs": (
-        [],
-        {"SYNCAGENT": "1", "SYNCAGENT_DETAIL": "syncs", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_LOG_LEVEL": "error"},
-        "import torch",
-    ),
+    "python, no .pth": ("bare", UNSET, "pass"),
+    "python, .pth there, variable unset": ("with .pth", UNSET, "pass"),
+    "python, SYNCAGENT=1, torch never imported": ("own", SET, "pass"),
+    "import torch, variable unset": ("own", UNSET, "import torch"),
+    "import torch, SYNCAGENT=1 SYNCAGENT_DETAIL=syncs": ("own", SET, "import torch"),
 }
 
 
-def one_ms(options: list[str], extra: dict[str, str], code: str) -> float:
+def environments(folder: Path) -> dict[str, str]:
+    """Two fresh environments that differ in the ``.pth`` alone, and the one that runs this."""
+    found = {"own": sys.executable}
+    for name in ("bare", "with .pth"):
+        home = folder / name.strip(". ").replace(" ", "-")
+        venv.create(home, symlinks=True)
+        found[name] = str(home / "bin/python")
+    [packages] = (Path(found["with .pth"]).parent.parent / "lib").glob("python*/site-packages")
+    shutil.copy(ROOT / "syncagent_autostart.pth", packages)
+    return found
+
+
+def one_ms(python: str, extra: dict[str, str], code: str) -> float:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNCAGENT")} | extra
     began = time.perf_counter()
-    subprocess.run([sys.executable, *options, "-c", code], env=environment, check=True, capture_output=True)
+    subprocess.run([python, "-c", code], env=environment, check=True, capture_output=True, cwd="/")
     return (time.perf_counter() - began) * 1e3
 
 
@@ -55,11 +71,13 @@ def main() -> None:
     parser.add_argument("--out")
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for _ in range(arguments.rounds):
-        for name, variant in VARIANTS.items():
-            if "torch" in variant[2] and len(times[name]) >= max(arguments.rounds // 4, 3):
-                continue
-            times[name].append(one_ms(*variant))
+    with tempfile.TemporaryDirectory() as folder:
+        pythons = environments(Path(folder))
+        for _ in range(arguments.rounds):
+            for name, (python, extra, code) in VARIANTS.items():
+                if "torch" in code and len(times[name]) >= max(arguments.rounds // 8, 3):
+                    continue
+                times[name].append(one_ms(pythons[python], extra, code))
     result = {name: {"median_ms": round(statistics.median(t), 2), "rounds": len(t)} for name, t in times.items()}
     for name, row in result.items():
         print(f"{row['median_ms']:9.2f} ms  {name}")

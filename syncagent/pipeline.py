@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from syncagent.attribution.apis import api_name
 from syncagent.event import OpCount, Phase, StepRecord, SyncEvent
 from syncagent.log import log_once
 from syncagent.recorder import phase_of
@@ -157,7 +158,7 @@ class Pipeline:
         forward = resolve(seen.forward.user or seen.forward.library) if seen.forward is not None else None
         return SyncEvent(
             op=seen.op,
-            api=_api_name(seen.api),
+            api=api_name(seen.api),
             kind=seen.kind,
             start_ns=seen.start_ns + self._anchor_ns,
             stall_ns=seen.stall_ns,
@@ -197,31 +198,3 @@ class Pipeline:
         if text not in self.faults:
             self.faults.append(text)
         log_once(part, "a part of the agent failed and is off", part=part, error=repr(error))
-
-
-_C_MODULES = {
-    "torch._C._linalg": ("torch.linalg", "linalg_"),
-    "torch._C._nn": ("torch.nn.functional", ""),
-    "torch._C._fft": ("torch.fft", "fft_"),
-    "torch._C._special": ("torch.special", "special_"),
-    "torch._C._sparse": ("torch.sparse", "sparse_"),
-}
-"""Where torch's C functions are found by users, and what their names begin with."""
-
-
-def _api_name(api: Any) -> str | None:
-    """Name a function of torch as a user would write it: ``torch.Tensor.__getitem__``, ``torch.unique``."""
-    if api is None:
-        return None
-    name = getattr(api, "__name__", None) or type(api).__name__
-    owner = getattr(api, "__objclass__", None)
-    if owner is not None or getattr(api, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase.")):
-        return f"torch.Tensor.{name}"
-    module = getattr(api, "__module__", None) or ""
-    for inner, (outer, prefix) in _C_MODULES.items():
-        if module == inner:
-            return f"{outer}.{name.removeprefix(prefix)}"
-    # Functions written in C say nothing useful of their module, and torch.functional is seen as torch.
-    if module in {"", "torch._C._VariableFunctions", "torch.functional", "torch._tensor", "torch._VariableFunctions"}:
-        module = "torch"
-    return f"{module.removeprefix('torch._C.')}.{name}" if module.startswith("torch") else f"torch.{name}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from syncagent.attribution.autograd import OWNER, ForwardSites, backward_frame, owner_of_backward
 from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Point, Where
 from syncagent.attribution.modules import ModulePaths
+from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 
 if TYPE_CHECKING:
@@ -180,8 +181,28 @@ class Recorder:
             where = self.record(state, op, kind, times, frame, args, sensor, allowed)
         except Exception as error:
             self.fault(f"recording {op}", error)
-        if self.verdict is not None and allowed is None:
+        if self.verdict is None or allowed is not None:
+            return
+        try:
             self.verdict(op, kind, where, times[1], state)
+        except (HostSyncError, HostSyncWarning):
+            raise
+        except Exception as error:
+            self.verdict = None
+            self.fault("the policy, which is off now", error)
+
+    def ask(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
+        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
+        if self.gate is None:
+            return None
+        try:
+            return self.gate(op, kind, frame, state)
+        except HostSyncError:
+            raise
+        except Exception as error:
+            self.gate = None
+            self.fault("the policy, which is off now", error)
+            return None
 
     def fault(self, part: str, error: Exception) -> None:
         """Keep a mistake of our own for the report; the program never sees it."""

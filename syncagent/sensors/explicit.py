@@ -75,9 +75,7 @@ class ExplicitSensor:
             frame = sys._getframe(1)
             if state.op is not None or (args and nothing_pending(args[0])):
                 return original(*args, **kwargs)
-            allowed = None
-            if recorder.gate is not None:
-                allowed = recorder.gate(shown, SyncKind.EXPLICIT, frame, state)
+            allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state)
             started = _now()
             state.op = shown
             try:

@@ -158,8 +158,8 @@ class KernelSensor:
             inside_ns = state.stall_ns
             started = returned = 0
             try:
-                if kind is not None and recorder.gate is not None:
-                    state.allowed = recorder.gate(state.op or name, kind, _caller(), state)
+                if kind is not None:
+                    state.allowed = recorder.ask(state.op or name, kind, _caller(), state)
                 started = _now()
                 result = call(keyset.remove(here), *args, **kwargs)
                 returned = _now()
@@ -181,7 +181,7 @@ class KernelSensor:
                     if 2 * inside_ns >= whole_ns:
                         state.stall_ns += inside_ns
                     else:
-                        size = args[0].shape if by_shape else None
+                        size = args[0].shape if by_shape and args else None
                         least_ns = shortest.get(size, whole_ns)
                         if whole_ns <= least_ns and len(shortest) < _SHAPES:
                             shortest[size] = least_ns = whole_ns

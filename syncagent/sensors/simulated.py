@@ -50,7 +50,7 @@ class SimulatedSensor:
         recorder = self._recorder
         state = recorder.thread_state()
         frame: FrameType | None = sys._getframe(1)
-        allowed = recorder.gate(op, kind, frame, state) if recorder.gate is not None else None
+        allowed = recorder.ask(op, kind, frame, state)
         return (state, op, kind, args, allowed)
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:

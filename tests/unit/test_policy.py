@@ -525,3 +525,18 @@ def test_a_baseline_that_is_no_report_is_one_sentence(cpu_agent, tmp_path, conte
     assert "\n" not in text
     assert syncagent.current() is None
     assert not forbidden(X.nonzero)
+
+
+@pytest.mark.parametrize("part", ["gate", "verdict"])
+def test_a_fault_of_the_policys_own_never_reaches_the_program(cpu_agent, part):
+    """It is off from then on, and the report says so."""
+    agent = cpu_agent(policy="raise", warmup_steps=0)
+
+    def broken(*_):
+        raise KeyError("surprise")
+
+    agent._recorder.gate = None
+    setattr(agent._recorder, part, broken)
+    assert len(X.nonzero())
+    assert len(X.nonzero())
+    assert any("policy" in note and "surprise" in note for note in agent.report().notes)

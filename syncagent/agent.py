@@ -20,7 +20,7 @@ from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
 from syncagent.policy import Policy
-from syncagent.recorder import Recorder
+from syncagent.recorder import Recorder, user_span
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sinks.summary import Summary
 
@@ -76,6 +76,7 @@ class Agent:
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
+        self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[Callable[[], None]] = []
         self.notes: list[str] = []
 
@@ -125,12 +126,10 @@ class Agent:
             raise
 
     def _say_if_there_is_no_gpu(self) -> None:
-        import torch
-
-        # Asks the driver's management library, which leaves CUDA untouched: a process may still fork.
-        if self._has_cuda and torch.cuda.device_count():
+        # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
+        if self._has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
             return
-        why = "torch finds no GPU here" if self._has_cuda else "this torch is built without CUDA"
+        why = "there is no NVIDIA driver here" if self._has_cuda else "this torch is built without CUDA"
         note = f"{why}, so there is no host sync to see; {_SIMULATION}"
         log_once("no-gpu", note)
         self.notes.append(note)
@@ -164,10 +163,9 @@ class Agent:
 
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
-        self._modes.stop()
-        self._kernels.stop()
         self._recorder.forget_threads()
         self._pipeline.forget()
+        self._turn_off()
 
     def _on(self, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
         self._undo.append(turn_off)
@@ -184,8 +182,6 @@ class Agent:
     # --- steps, sampling
 
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
-        from syncagent.recorder import user_span
-
         self._pipeline.step_ended(step, start_ns, end_ns, user_span())
         if self.settings.copies_timed == "sampled" and self._kernels.live:
             wanted = self._watches_copies(self.steps.current)
@@ -232,7 +228,7 @@ class Agent:
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:
-        if self._ended is not None and hasattr(self, "_final_sensors"):
+        if self._final_sensors is not None:
             return self._final_sensors
         copies = self.settings.copies_timed
         detail = {
@@ -257,6 +253,9 @@ class Agent:
             share=own_ns / 1e9 / duration_s if duration_s > 0 else None,
         )
 
+
+_DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
+"""One of these is there where a driver is: natively, in a container, under WSL."""
 
 _SIMULATION = "SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
 

@@ -30,12 +30,13 @@ class Session(NamedTuple):
 
 def begin(settings: Settings) -> Session:
     """Build the sinks of a script's run; without an OpenTelemetry that works, the run is watched all the same."""
+    from syncagent.sinks import semconv
     from syncagent.sinks.journal import journal_path
     from syncagent.sinks.provider import build_provider
     from syncagent.sinks.spans import SpanSink
 
     rank = ranks.read()
-    resource = {"syncagent.rank": rank.rank, "syncagent.world_size": rank.world_size}
+    resource = {semconv.RANK: rank.rank, semconv.WORLD_SIZE: rank.world_size}
     off = (settings.journal or "").lower() in {"off", "0", "none"}
     try:
         provider, spans_to = build_provider(

@@ -37,7 +37,6 @@ class ExplicitSensor:
     """Times explicit synchronize calls."""
 
     name = "explicit"
-    cannot_see = "waits that no Python call asked for"
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -47,6 +46,10 @@ class ExplicitSensor:
     @property
     def live(self) -> bool:
         return bool(self._restore)
+
+    @property
+    def cannot_see(self) -> str:
+        return "; ".join(["waits that no Python call asked for", *self.without])
 
     def start(self) -> None:
         import torch

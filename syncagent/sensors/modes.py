@@ -81,11 +81,11 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
 
     def without_op_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         stack = _dispatch_stack()
-        stack.remove(op_mode)
+        was_there = stack.remove(op_mode)
         try:
             return func(*args, **(kwargs or nothing))
         finally:
-            if on:
+            if on and was_there:
                 stack.put_below(op_mode)
 
     class ApiMode(TorchFunctionMode):
@@ -169,8 +169,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
 class _Stack:
     """One of torch's two stacks of modes of this thread."""
 
-    def __init__(self, push: Any, pop: Any, length: Any, get: Any) -> None:
-        self.push, self._pop, self._length, self._get = push, pop, length, get
+    def __init__(self, push: Any, pop: Any, length: Any) -> None:
+        self.push, self._pop, self._length = push, pop, length
 
     def put_below(self, mode: Any) -> None:
         """Put a mode below those that are open.
@@ -192,30 +192,32 @@ class _Stack:
         for other in reversed(above):
             self.push(other)
 
-    def remove(self, mode: Any) -> None:
-        """Take one mode out from wherever it stands and leave the others in their order."""
+    def remove(self, mode: Any) -> bool:
+        """Take one mode out from wherever it stands and leave the others in their order; was it there?"""
         above = []
-        while self._length():
+        found = False
+        while self._length() and not found:
             top = self._pop()
-            if top is mode:
-                break
-            above.append(top)
+            found = top is mode
+            if not found:
+                above.append(top)
         for other in reversed(above):
             self.push(other)
+        return found
 
 
 def _function_stack() -> _Stack:
     from torch import _C
     from torch.overrides import _pop_mode, _push_mode
 
-    return _Stack(_push_mode, _pop_mode, _C._len_torch_function_stack, _C._get_function_stack_at)
+    return _Stack(_push_mode, _pop_mode, _C._len_torch_function_stack)
 
 
 def _dispatch_stack() -> _Stack:
     from torch import _C
     from torch.utils._python_dispatch import _pop_mode, _push_mode
 
-    return _Stack(_push_mode, _pop_mode, _C._len_torch_dispatch_stack, _C._get_dispatch_stack_at)
+    return _Stack(_push_mode, _pop_mode, _C._len_torch_dispatch_stack)
 
 
 def none_active() -> bool:

@@ -37,6 +37,7 @@ class MonitoredSensor:
         self._targets: Mapping[Any, str] = {}
         self._tool: int | None = None
         self._entered = threading.local()
+        self._watched: list[CodeType] = []
         self.why_not = ""
 
     @property
@@ -76,6 +77,9 @@ class MonitoredSensor:
         if self._tool is not None:
             monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
             monitoring.set_events(self._tool, 0)
+            for code in self._watched:
+                monitoring.set_local_events(self._tool, code, 0)
+            self._watched.clear()
             for event in ("PY_START", "CALL", "C_RETURN", "C_RAISE"):
                 monitoring.register_callback(self._tool, getattr(monitoring.events, event), None)
             monitoring.free_tool_id(self._tool)
@@ -85,6 +89,7 @@ class MonitoredSensor:
         if _NAME in code.co_names and self._tool is not None:
             monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
             monitoring.set_local_events(self._tool, code, monitoring.events.CALL)
+            self._watched.append(code)
 
     def _code_starts(self, code: CodeType, _offset: int) -> Any:
         self._look_at(code)
@@ -101,9 +106,15 @@ class MonitoredSensor:
         return shown
 
     def _called(self, _code: CodeType, _offset: int, function: Any, argument: Any) -> None:
-        if self._shown(function) is not None:
-            idle = nothing_pending(getattr(function, "__self__", None) or argument)
-            self._entered.at_ns = None if idle else _now()
+        shown = self._shown(function)
+        if shown is None:
+            return
+        self._entered.at_ns = None
+        if not nothing_pending(getattr(function, "__self__", None) or argument):
+            recorder = self._recorder
+            frame = sys._getframe(1)
+            self._entered.allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, recorder.thread_state())
+            self._entered.at_ns = _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
         shown = self._shown(function)
@@ -116,7 +127,8 @@ class MonitoredSensor:
         state = recorder.thread_state()
         if state.op is None:  # else a wrapper further out times it
             times = (started, returned - started, returned)
-            recorder.settle(state, shown, SyncKind.EXPLICIT, times, sys._getframe(1), (), self.name)
+            frame, allowed = sys._getframe(1), self._entered.allowed
+            recorder.settle(state, shown, SyncKind.EXPLICIT, times, frame, (), self.name, allowed)
 
 
 def _c_methods() -> dict[Any, str]:

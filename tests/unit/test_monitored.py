@@ -1,0 +1,85 @@
+"""Calls of C methods that cannot be wrapped, with ``list.sort`` in the place of a stream's ``synchronize``."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from syncagent import config
+from syncagent.recorder import Recorder
+from syncagent.sensors import monitored
+from syncagent.sensors.internals import look_up
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
+TARGETS = {list.__dict__["sort"]: "list.sort"}
+
+
+def sort_some():
+    [2, 1].sort()
+
+
+def sort_bound():
+    later = [2, 1].sort
+    later()
+
+
+@pytest.fixture
+def sensor(monkeypatch):
+    monkeypatch.setattr(monitored, "_NAME", "sort")
+    recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
+    made = monitored.MonitoredSensor(recorder)
+    yield made
+    made.stop()
+
+
+def seen(sensor):
+    return [(o.op, o.where.user[0].co_name) for s in sensor._recorder.states for o in s.buffer]
+
+
+def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor):
+    sensor.start(TARGETS)
+    sort_some()
+    sort_bound()
+    assert seen(sensor) == [("list.sort", "sort_some"), ("list.sort", "sort_bound")]
+
+
+def test_a_second_watch_sees_code_that_the_first_has_looked_at(sensor):
+    """What the interpreter was told not to ask again about is asked again."""
+    sensor.start(TARGETS)
+    sort_some()
+    sensor.stop()
+    sort_some()
+    sensor.start(TARGETS)
+    sort_some()
+    assert seen(sensor) == [("list.sort", "sort_some")] * 2
+
+
+def test_its_end_leaves_nothing_on(sensor):
+    sensor.start(TARGETS)
+    sort_some()
+    tool = sensor._tool
+    sensor.stop()
+    assert sys.monitoring.get_tool(tool) is None
+    sys.monitoring.use_tool_id(tool, "looking")
+    try:
+        assert sys.monitoring.get_local_events(tool, sort_some.__code__) == 0
+    finally:
+        sys.monitoring.free_tool_id(tool)
+
+
+def test_the_policy_is_asked_before_the_call(sensor):
+    """What it raises comes out at the caller, and the call has not been made."""
+
+    def forbid(*_):
+        raise monitored_error
+
+    from syncagent.errors import HostSyncError
+
+    monitored_error = HostSyncError("forbidden")
+    sensor._recorder.gate = forbid
+    sensor.start(TARGETS)
+    values = [2, 1]
+    with pytest.raises(HostSyncError):
+        values.sort()
+    assert values == [2, 1]

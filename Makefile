@@ -12,13 +12,13 @@ help:
 	@echo "make lint    ruff;  make types: mypy --strict"
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
-# Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.
-$(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
-	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
-	  $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else \
-	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check numpy $(TORCH); \
-	fi
+# Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.  The
+# packages of an activated virtual environment are not seen from within another one, so what counts is the new one's word.
+$(VENV)/.ready: pyproject.toml syncagent_autostart.pth
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then shared=--system-site-packages; fi; \
+	$(PYTHON) -m venv $$shared $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || \
+	$(BIN)/pip install --quiet --disable-pip-version-check numpy $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 

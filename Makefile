@@ -14,7 +14,7 @@ help:
 
 # Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.  The
 # packages of an activated virtual environment are not seen from within another one, so what counts is the new one's word.
-$(VENV)/.ready: pyproject.toml syncagent_autostart.pth
+$(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then shared=--system-site-packages; fi; \
 	$(PYTHON) -m venv $$shared $(VENV)
 	@$(BIN)/python -c "import torch" 2>/dev/null || \

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncagent.log import log_once
+from syncagent.pace import breathe
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -27,6 +28,8 @@ __all__ = ["JournalExporter", "encode", "journal_path"]
 
 DIRECTORY = ".syncagent"
 MAX_BYTES = 64 * 1024 * 1024
+_FEW = 8
+"""Spans in a line: about as many as are encoded without a pause."""
 
 
 def journal_path(setting: str | None = None) -> Path:
@@ -75,8 +78,10 @@ class JournalExporter:
         if self._is_shut or not spans:
             return SpanExportResult.FAILURE if self._is_shut else SpanExportResult.SUCCESS
         try:
-            line = json.dumps(encode(spans), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-            self._write(line)
+            for first in range(0, len(spans), _FEW):
+                few = spans[first : first + _FEW]
+                self._write(json.dumps(encode(few), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+                breathe()
         except Exception as error:
             self.failed_writes += 1
             log_once("journal", "the journal lacks spans", path=self.path or self._wanted, reason=error)

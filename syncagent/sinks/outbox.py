@@ -18,6 +18,8 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from syncagent.pace import keep_pace
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -56,7 +58,7 @@ class Outbox(SpanProcessor):
         make_exporter: Callable[[], Exporter],
         *,
         max_queue: int = 2048,
-        max_batch: int = 512,
+        max_batch: int = 32,
         delay_s: float = 5.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
     ) -> None:
@@ -166,6 +168,7 @@ class Outbox(SpanProcessor):
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         overheard = _Overheard(self._overhear)
         overheard.attach()
+        keep_pace()
         try:
             while batch := self._next_batch():
                 self._send(exporter, batch)

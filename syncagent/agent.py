@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import platform
 import sys
@@ -17,18 +18,21 @@ from syncagent.attribution import ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.errors import ConfigError
+from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
 from syncagent.policy import Policy
-from syncagent.recorder import Recorder, user_span
+from syncagent.policy.remote import Remote
+from syncagent.recorder import Recorder, user_context
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
+from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from syncagent.event import SyncEvent
+    from syncagent.event import OpCount, SyncEvent
     from syncagent.sinks import Sink
 
 __all__ = ["Agent", "current", "start", "step", "stop", "watch"]
@@ -49,6 +53,7 @@ class Agent:
 
         from syncagent.sensors import calibration
         from syncagent.sensors.explicit import ExplicitSensor
+        from syncagent.sensors.host_scalars import HostScalars
         from syncagent.sensors.internals import look_up
         from syncagent.sensors.kernels import KernelSensor
         from syncagent.sensors.modes import ModeSensor
@@ -56,22 +61,27 @@ class Agent:
         from syncagent.sensors.simulated import SimulatedSensor
 
         self.settings = settings
-        self.rank = ranks.read()
+        self._faults = Faults()
+        self.rank = self._faults.guard("the rank", ranks.read, ranks.Rank(None, None, None))
         self._internals = look_up(simulated=settings.simulate)
         self.steps = Steps(self._step_ended)
-        self._recorder = Recorder(settings, self._internals, lambda: self.steps.current)
+        self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
-        self._recorder.gate = self._policy.judge
-        self._recorder.verdict = self._policy.after
+        self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder.thread_state)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
+        self._host_scalars = HostScalars()
         self._monitored = MonitoredSensor(self._recorder)
         self._modes = ModeSensor(self._recorder)
         self._simulated = SimulatedSensor(self._recorder)
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
-        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank)
+        self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
+        self._pipeline = Pipeline(
+            self._recorder, (self._summary, ViolationLog(), *sinks), self.rank.rank, each_round=self._remote.poll
+        )
+        self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -88,39 +98,82 @@ class Agent:
 
     def events(self) -> tuple[SyncEvent, ...]:
         """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
-        self._pipeline.drain()
+        self._drain()
         return self._summary.newest()
 
     def report(self) -> Report:
         """Return what was seen so far."""
-        self._pipeline.drain()
+        self._drain()
         dropped = sum(self._pipeline.lost.values())
-        notes = [*self.notes, *self._internals.missing, *self._recorder.faults, *self._pipeline.faults]
+        guard = self._faults.guard
+        run = guard("the description of the run", self._run_info, _no_run(self._policy.mode))
+        sensors = self._sensors_or_none()
+        overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
+        no_ops: tuple[OpCount, ...] = ()
+        ops = guard("the count of ops", self._pipeline.ops, no_ops)
+        faults = (*self._faults.sentences, *self.steps.faults, *self._ranges.faults)
+        notes = [*self.notes, *self._internals.missing, *faults]
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
-        return self._summary.snapshot(
-            self._run_info(), self._sensor_statuses(), self._overhead(), dropped, self._pipeline.ops(), notes
-        )
+        try:
+            return self._summary.snapshot(run, sensors, overhead, dropped, ops, notes)
+        except Exception as error:
+            self._faults.add("the report", error, "failed")
+            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    @property
+    def policy(self) -> str:
+        """What happens at a sync that nothing allows: ``observe``, ``warn`` or ``raise``.
+
+        May be set while the job runs; a value that is not allowed raises :class:`~syncagent.ConfigError`.
+        """
+        return self._policy.mode
+
+    @policy.setter
+    def policy(self, value: str) -> None:
+        self._change_policy(config.settle("policy", value), "the program")
+
+    def _change_policy(self, policy: str, by: str) -> None:
+        before = self._policy.mode
+        if policy == before:
+            return
+        self._policy.mode = policy
+        self._pipeline.policy_changed(policy)
+        if self.settings.copies is None and not self.settings.counts_by_step and not self.settings.wraps_every_op:
+            # Under raise nothing that is forbidden may slip through unsampled.
+            self._sampling.append((self.steps.current + 1, policy != "raise"))  # seen to when the step ends
+        get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
+
+    def _sensors_or_none(self) -> tuple[SensorStatus, ...]:
+        none: tuple[SensorStatus, ...] = ()
+        return self._faults.guard("the list of sensors", self._sensor_statuses, none)
+
+    def _drain(self) -> None:
+        self._faults.guard("draining", self._pipeline.drain, None)
 
     # --- start and stop
 
     def start(self, *, modes: bool = True) -> None:
-        """Turn everything on; if a part fails half-way, what was turned on is turned off again."""
+        """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
             if self.settings.simulate:
-                self._on(self._simulated.start, self._simulated.stop)
+                self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
-                self._on(self._explicit.start, self._explicit.stop)
-                self._on(self._monitored.start, self._monitored.stop)
+                self._on("the sensor explicit", self._explicit.start, self._explicit.stop)
+                self._on("the sensor monitored", self._monitored.start, self._monitored.stop)
+                self._on("the way past item()", self._host_scalars.start, self._host_scalars.stop)
                 hot = self.settings.copies_timed != "off"
-                self._on(lambda: self._kernels.start(hot=hot), self._kernels.stop)
+                self._on("the sensor kernels", lambda: self._kernels.start(hot=hot), self._kernels.stop)
             if not self.settings.simulate:
                 self._say_if_there_is_no_gpu()
-            self._on(self._ranges.start, self._ranges.stop)
-            self._on(self.steps.start, self.steps.stop)
+            self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
+            self._on("the watch for steps", self.steps.start, self.steps.stop)
             if modes:
                 self.enter_modes()
-            self._on(self._pipeline.start, self._pipeline.stop)
+            self._recorder.thread_state().trains = True
+            self._on("the policy's remote control", self._remote.start, self._remote.stop)
+            self.notes += self._remote.notes
+            self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
         except BaseException:
             self._turn_off()
             raise
@@ -137,13 +190,13 @@ class Agent:
     def enter_modes(self) -> None:
         """Put both modes around the ops of this thread, if ``detail`` asks for them."""
         if self.settings.wraps_every_op:
-            self._on(self._modes.start, self._modes.stop)
+            self._on("the sensor modes", self._modes.start, self._modes.stop)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
         if self._ended is None:
             self._ended = time.perf_counter()
-            self._final_sensors = self._sensor_statuses()
+            self._final_sensors = self._sensors_or_none()
             self._turn_off()
         return self.report()
 
@@ -155,7 +208,9 @@ class Agent:
             return str(report.save(self.settings.report))
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
-            return None
+        except Exception as error:
+            get_logger().error(f"syncagent: the report could not be saved at {self.settings.report}: {error!r}")
+        return None
 
     def flush(self) -> None:
         """Deliver everything that was seen so far to every sink."""
@@ -167,9 +222,14 @@ class Agent:
         self._pipeline.forget()
         self._turn_off()
 
-    def _on(self, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
+    def _on(self, part: str, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
         self._undo.append(turn_off)
-        turn_on()
+        try:
+            turn_on()
+        except Exception as error:
+            self._faults.add(part, error, "could not be started and is off")
+            self._faults.guard(part, turn_off, None)
+            self._undo.remove(turn_off)
 
     def _turn_off(self) -> None:
         while self._undo:
@@ -177,25 +237,34 @@ class Agent:
             try:
                 turn_off()
             except Exception as error:
-                log_once("stop", "a part of the agent could not be turned off", error=repr(error))
+                self._faults.add("a part", error, "could not be turned off")
 
     # --- steps, sampling
 
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
-        self._pipeline.step_ended(step, start_ns, end_ns, user_span())
-        if self.settings.copies_timed == "sampled" and self._kernels.live:
-            wanted = self._watches_copies(self.steps.current)
-            if wanted and not self._kernels.hot_armed:
-                self._kernels.arm_hot()
-            elif not wanted and self._kernels.hot_armed:
-                self._kernels.disarm_hot()
+        self._recorder.thread_state().trains = True
+        self._pipeline.step_ended(step, start_ns, end_ns, user_context())
+        self._policy.budgets.step_ended(step, end_ns - start_ns)
+        if self._sampling[-1][1] or len(self._sampling) > 1:
+            self._arm_copies()
+
+    def _arm_copies(self) -> None:
+        if not self._kernels.live:
+            return
+        wanted = self._watches_copies(self.steps.current) or not self._sampling[-1][1]
+        if wanted and not self._kernels.hot_armed:
+            self._kernels.arm_hot()
+        elif not wanted and self._kernels.hot_armed:
+            self._kernels.disarm_hot()
 
     def _watches_copies(self, step: int) -> bool:
         return step < _SAMPLE_FIRST or step % _SAMPLE_EVERY == 0
 
     def _weight(self, event: SyncEvent) -> float:
-        sampled = self.settings.copies_timed == "sampled" and event.op == "aten::copy_" and event.sensor == "kernels"
-        return float(_SAMPLE_EVERY) if sampled and event.step >= _SAMPLE_FIRST else 1.0
+        if event.op != "aten::copy_" or event.sensor != "kernels" or event.step < _SAMPLE_FIRST:
+            return 1.0
+        sampled = next((sampled for since, sampled in reversed(self._sampling) if event.step >= since), False)
+        return float(_SAMPLE_EVERY) if sampled else 1.0
 
     # --- the report's parts
 
@@ -206,7 +275,7 @@ class Agent:
         simulated = self.settings.simulate
         device = None
         if simulated or (self._has_cuda and torch.cuda.is_initialized()):
-            device = torch.cuda.get_device_name()
+            device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         rank = self.rank if self.rank.rank is not None else _process_group_rank() or self.rank
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
@@ -223,7 +292,7 @@ class Agent:
             simulated=simulated,
             script=_script(),
             argv=tuple(sys.argv),
-            cwd=os.getcwd(),
+            cwd=_folder(),
             pid=os.getpid(),
         )
 
@@ -250,7 +319,7 @@ class Agent:
         duration_s = ended - self._began
         return Overhead(
             agent_ms_per_step=own_ns / 1e6 / self.steps.count if self.steps.count else None,
-            share=own_ns / 1e9 / duration_s if duration_s > 0 else None,
+            share=own_ns / 1e9 / duration_s if duration_s > 0 and math.isfinite(own_ns) else None,
         )
 
 
@@ -258,6 +327,17 @@ _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 """One of these is there where a driver is: natively, in a container, under WSL."""
 
 _SIMULATION = "SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
+
+
+def _no_run(policy: str) -> RunInfo:
+    return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return ""
 
 
 def _script() -> str:
@@ -318,8 +398,7 @@ def stop() -> Report:
     agent = _current
     if agent is None:
         log_once("stop-without-start", "stop() was called, but no agent is running")
-        empty = RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, "observe", "syncs", simulated=False)
-        return Summary().snapshot(empty)
+        return Summary().snapshot(_no_run("observe"))
     report = release(agent)
     agent.save(report)
     return report

@@ -37,7 +37,15 @@ def begin() -> None:
         _run = _Run()
         _run.begin()
     except Exception as error:
-        print(f"syncagent: could not start, the script runs unwatched: {error!r}", file=sys.stderr)
+        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+
+
+def _say(sentence: str) -> None:
+    """Print to stderr, which the program may have closed or taken away."""
+    try:
+        sys.stderr.write(f"{sentence}\n")
+    except Exception:
+        pass
 
 
 class _Run:
@@ -58,7 +66,7 @@ class _Run:
         try:
             self._settings = config.load()
         except ConfigError as error:
-            print(f"{error} The script runs unwatched.", file=sys.stderr)
+            _say(f"{error} The script runs unwatched.")
             return
         if "torch" in sys.modules:
             self._torch_imported()
@@ -79,7 +87,7 @@ class _Run:
                 self._start(modes=True)
                 os.register_at_fork(after_in_child=self._forked)
         except Exception as error:
-            print(f"syncagent: could not start, the script runs unwatched: {error}", file=sys.stderr)
+            _say(f"syncagent: could not start, the script runs unwatched: {error}")
 
     def _start(self, *, modes: bool) -> None:
         from syncagent import agent, session
@@ -125,7 +133,7 @@ class _Run:
             report = agent.release(self._agent)
             session.end(self._agent, report, self._session, quiet=self._is_child)
         except Exception as error:
-            print(f"syncagent: the report could not be made: {error!r}", file=sys.stderr)
+            _say(f"syncagent: the report could not be made: {error!r}")
         _keep_interrupt()
 
 
@@ -150,22 +158,27 @@ class _AfterImport:
         self._then = then
 
     def find_spec(
-        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != self._name:
             return None
-        sys.meta_path.remove(self)
-        import importlib.util
+        # It stays until the module has run: libraries ask importlib.util.find_spec whether there is a torch.
+        others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        load = getattr(spec and spec.loader, "exec_module", None)
+        if spec is None or load is None:
+            return spec
 
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
+        def exec_module(module: ModuleType) -> None:
+            load(module)
+            if self in sys.meta_path:  # another thread may have imported it meanwhile
+                sys.meta_path.remove(self)
                 self._then()
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        try:
+            spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+        except AttributeError:
+            _say("syncagent: could not start, the script runs unwatched: torch's loader takes no attributes")
         return spec
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncagent._compat import load_toml
 from syncagent.errors import ConfigError
+from syncagent.event import Phase, SyncKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-__all__ = ["Settings", "load", "rejected"]
+__all__ = ["Settings", "load", "rejected", "settle"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -26,7 +29,7 @@ _FALSE = frozenset({"0", "false", "no", "off", ""})
 
 _ALLOWANCE = re.compile(
     r"""
-    [^:]+\.py (:[1-9]\d*)?                                  # path/file.py, path/file.py:LINE
+    [^:]+\.py (:[1-9]\d{{0,8}})?                                # path/file.py, path/file.py:LINE
     | (?!.*\.py\b) {name} (\.{name})* (: {part} (\.{part})*)?  # package.module, package.module:function
     """.format(name=r"[^\W\d]\w*", part=r"([^\W\d]\w*|<\w+>)"),
     re.VERBOSE,
@@ -36,6 +39,16 @@ _ALLOWANCE = re.compile(
 def rejected(setting: str, value: object, allowed: str) -> ConfigError:
     """Make the one sentence for a value that is not allowed."""
     return ConfigError(f"syncagent: setting {setting} is {value!r}, but it must be {allowed}.")
+
+
+def _short(value: object) -> object:
+    """A number of thousands of digits, as it may be shown."""
+    if isinstance(value, int) and abs(value) > _MOST * _MOST:
+        return "a number with very many digits"
+    return f"{value[:60]}..." if isinstance(value, str) and len(value) > 80 else value
+
+
+_MOST = 1_000_000_000
 
 
 class _Choice:
@@ -66,9 +79,10 @@ def _count(least: int) -> Callable[[str, object], int]:
             number = int(value) if isinstance(value, str) else value
         except ValueError:
             number = None
-        if isinstance(number, int) and not isinstance(number, bool) and number >= least:
+        if isinstance(number, int) and not isinstance(number, bool) and least <= number <= _MOST:
             return number
-        raise rejected(name, value, f"a whole number, {least} or more")
+        most = f" and {_MOST} at most" if number is None or (isinstance(number, int) and number > _MOST) else ""
+        raise rejected(name, _short(value), f"a whole number, {least} or more{most}")
 
     return parse
 
@@ -76,11 +90,11 @@ def _count(least: int) -> Callable[[str, object], int]:
 def _milliseconds(name: str, value: object) -> float:
     try:
         number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         number = -1.0
     if 0.0 <= number < float("inf"):
         return number
-    raise rejected(name, value, "a number of milliseconds, 0 or more")
+    raise rejected(name, _short(value), "a number of milliseconds, 0 or more")
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
@@ -89,6 +103,70 @@ def _names(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and all(isinstance(part, str) and part.strip() for part in value):
         return tuple(part.strip() for part in value)
     raise rejected(name, value, "a list of names, or one string with commas between them")
+
+
+def _kinds(name: str, value: object) -> tuple[str, ...]:
+    kinds = tuple(str(kind).lower() for kind in _names(name, value))
+    known = tuple(kind.value for kind in SyncKind)
+    for kind in kinds:
+        if kind not in known:
+            raise rejected(name, kind, "a kind of sync: " + ", ".join(known) + ", each")
+    return kinds
+
+
+def _share(name: str, value: object) -> float:
+    try:
+        share = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else -1.0
+    except (ValueError, OverflowError):
+        share = -1.0
+    if 0.0 <= share <= 1.0:
+        return share
+    raise rejected(name, _short(value), "a share of the time from 0 to 1")
+
+
+_Limits = tuple[tuple[str, Any], ...]
+_PHASES = ("total", *(phase.value for phase in Phase))
+
+
+def _per_phase(parse: Callable[[str, object], Any], allowed: str) -> Callable[[str, object], _Limits]:
+    """One limit for the whole step, or one for each phase: ``5``, ``forward=2,backward=0``, or a mapping."""
+
+    def parsed(name: str, value: object) -> _Limits:
+        if isinstance(value, str) and "=" in value:
+            pairs: list[tuple[Any, Any]] = []
+            for part in value.split(","):
+                phase, _, limit = part.partition("=")
+                pairs.append((phase.strip(), limit.strip()))
+        elif isinstance(value, Mapping):
+            pairs = list(value.items())
+        elif isinstance(value, tuple):
+            pairs = [pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None) for pair in value]
+        else:
+            pairs = [("total", value)]
+        try:
+            limits = {phase: parse(name, limit) for phase, limit in pairs}
+        except (ConfigError, TypeError):
+            limits = {None: None}
+        if set(limits) <= set(_PHASES):
+            return tuple(limits.items())
+        phases = ", ".join(_PHASES)
+        raise rejected(
+            name, _short(value), f"{allowed}, or such limits by phase, as in forward=2,backward=0; phases are {phases}"
+        )
+
+    return parsed
+
+
+def _signal(name: str, value: object) -> str:
+    """The name of a signal that a program may use as it likes, without or with SIG."""
+    text = value.strip().upper() if isinstance(value, str) else ""
+    text = text if text.startswith("SIG") else f"SIG{text}"
+    if text in _SIGNALS and hasattr(signal, text):
+        return text
+    raise rejected(name, value, "one of " + ", ".join(found for found in _SIGNALS if hasattr(signal, found)))
+
+
+_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGWINCH", "SIGBREAK")
 
 
 def _allowances(name: str, value: object) -> tuple[str, ...]:
@@ -131,6 +209,21 @@ class Settings:
     min_stall_ms: float = _setting(0.0, _milliseconds, "shorter stalls are counted, but get no span and no warning")
     warmup_steps: int = _setting(3, _count(0), "the policy sleeps for that many steps")
     allow: tuple[str, ...] = _setting((), _allowances, "where syncs are wanted")
+    allow_kinds: tuple[str, ...] = _setting((), _kinds, "kinds of sync that are wanted wherever they are")
+    allow_packs: tuple[str, ...] = _setting((), _names, "libraries whose own syncs are wanted: torch, lightning, ...")
+    max_syncs_per_step: tuple[tuple[str, int], ...] = _setting(
+        (), _per_phase(_count(0), "a whole number, 0 or more"), "so many syncs are fine in a step, or in each phase"
+    )
+    max_stall_ms_per_step: tuple[tuple[str, float], ...] = _setting(
+        (), _per_phase(_milliseconds, "a number of milliseconds"), "so much stall is fine in a step, or in each phase"
+    )
+    max_stall_share: float | None = _setting(None, _share, "such a share of the time may be stall, over the window")
+    stall_share_window: int = _setting(20, _count(1), "how many steps the window of max_stall_share has")
+    judge_threads: str = _setting(
+        "training", _Choice("training", "all"), "whether the policy acts in threads that do not train, too"
+    )
+    policy_file: str | None = _setting(None, _path, "the policy is read from there, each second, while the job runs")
+    policy_signal: str | None = _setting(None, _signal, "that signal turns the policy from observe to warn, and back")
     baseline: str | None = _setting(None, _path, "a report whose sites are known; the policy acts on new ones only")
     simulate: bool = _setting(default=False, parse=_flag, doc="the simulated device stands in for CUDA")
     stacks: bool = _setting(default=False, parse=_flag, doc="keep the whole stack of each sync")
@@ -159,12 +252,22 @@ class Settings:
         """Which copies are timed: ``all``, ``sampled`` or ``off``."""
         if self.copies is not None:
             return self.copies
-        return "all" if self.wraps_every_op or self.policy == "raise" else "sampled"
+        return "all" if self.wraps_every_op or self.policy == "raise" or self.counts_by_step else "sampled"
+
+    @property
+    def counts_by_step(self) -> bool:
+        """Whether a budget is set."""
+        return bool(self.max_syncs_per_step or self.max_stall_ms_per_step) or self.max_stall_share is not None
 
 
 _PARSERS: dict[str, Callable[[str, object], Any]] = {
     f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+
+
+def settle(name: str, value: object) -> Any:
+    """Return one setting's value as it is to be used.  Raises :class:`ConfigError` if it is not allowed."""
+    return _PARSERS[name](name, value)
 
 
 def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -180,7 +283,7 @@ def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str,
         values[name] = _PARSERS[name](shown, value)
         sources[name] = source
 
-    file, table = _project_table(Path.cwd())
+    file, table = _project_table()
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in _PARSERS:
@@ -199,8 +302,12 @@ def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str,
     return Settings(**values, sources=sources)
 
 
-def _project_table(start: Path) -> tuple[Path | None, Mapping[str, object]]:
+def _project_table() -> tuple[Path | None, Mapping[str, object]]:
     """Return ``[tool.syncagent]`` of the nearest pyproject.toml; a file that cannot be read has none."""
+    try:
+        start = Path.cwd()
+    except OSError:  # the folder is gone
+        return None, {}
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
         try:

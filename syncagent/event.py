@@ -103,6 +103,13 @@ class SyncEvent:
     """The line inside a library (torch.optim, transformers) that made the call, where the user's is further out."""
     user_span: object | None = None
     """The user's own OpenTelemetry span (``opentelemetry.trace.Span``) that was active at the time, if any."""
+    violation: bool = False
+    """Whether the policy warned of it or raised."""
+    repeats: int = 1
+    """How many syncs this record stands for: those of an allowed line are added up after the first hundred, all but
+    the first of each step.  ``stall_ns`` is their sum then."""
+    longest_ns: int | None = None
+    """The longest stall of its line so far, where the record stands for many."""
 
 
 @dataclass(frozen=True, slots=True)

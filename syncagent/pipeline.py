@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.apis import api_name
-from syncagent.event import OpCount, Phase, StepRecord, SyncEvent
-from syncagent.log import log_once
-from syncagent.recorder import phase_of
+from syncagent.event import OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.pace import breathe, keep_pace
+from syncagent.recorder import span_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from syncagent.recorder import Observation, Recorder, ThreadState
     from syncagent.sinks import Sink
@@ -23,13 +25,25 @@ __all__ = ["Pipeline"]
 _INTERVAL_S = 0.1
 _PATIENCE_S = 5.0
 _FEW_THREADS = 1
+_FEW = 8
+"""Events that the sinks are given at once."""
 
 
 class Pipeline:
     """Drains the threads' buffers into the sinks, ten times a second and at the end."""
 
-    def __init__(self, recorder: Recorder, sinks: Iterable[Sink], rank: int | None, device_name: str = "cuda") -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        sinks: Iterable[Sink],
+        rank: int | None,
+        device_name: str = "cuda",
+        each_round: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``each_round`` is called ten times a second on the agent's thread."""
+        self._each_round = each_round
         self._recorder = recorder
+        self.faults = recorder.faults
         self._sinks = list(sinks)
         self._rank = rank
         self._device_name = device_name
@@ -37,54 +51,81 @@ class Pipeline:
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
         self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
         self._wake = threading.Event()
-        self._stopping = False
+        self._drainer: int | None = None
+        self._stopping = self._is_finished = self._hangs = False
         self._thread: threading.Thread | None = None
         self.lost: dict[str, int] = {}
         """What was dropped, by reason."""
-        self.faults: list[str] = []
 
     # --- on the training threads
 
-    def step_ended(self, step: int, start_ns: int, end_ns: int, user_span: object | None) -> None:
-        """Take note of a step's end; times are ``perf_counter_ns``."""
+    def step_ended(self, step: int, start_ns: int, end_ns: int, context: Any) -> None:
+        """Take note of a step's end; times are ``perf_counter_ns``, ``context`` is OpenTelemetry's."""
         anchor = self._anchor_ns
-        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, user_span))
+        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, span_in(context)))
+
+    def policy_changed(self, policy: str) -> None:
+        """Tell the sinks that write the policy in force into what they send."""
+        for sink in self._sinks:
+            if hasattr(sink, "policy"):
+                sink.policy = policy
 
     # --- the agent's thread
 
     def start(self) -> None:
+        """Begin to deliver; where no thread can be had, at the end only."""
         self._thread = threading.Thread(target=self._run, name="syncagent", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            self.faults.add("the agent's thread", error, "could not be started; all is delivered at the end")
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread, deliver the rest, close the sinks."""
+    def stop(self, timeout_s: float = _PATIENCE_S) -> None:
+        """Deliver the rest and close the sinks, on the agent's thread; a sink that hangs is waited for that long."""
         self._stopping = True
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-        if self._draining.acquire(timeout=timeout_s):
+        thread = self._thread
+        if thread is None and self._drainer is None:
+            thread = threading.Thread(target=self._finish, name="syncagent", daemon=True)
             try:
-                self.drain()
-                self._each("close")
-            finally:
-                self._draining.release()
-        else:
-            self._fault("delivery", TimeoutError(f"a sink has not come back for {timeout_s:g} s"))
+                thread.start()
+            except RuntimeError:  # the interpreter is ending
+                thread = None
+        if thread is None or get_ident() in (thread.ident, self._drainer):
+            self._finish()  # in the middle of a delivery: a signal handler stops the agent
+            return
+        thread.join(timeout_s)
+        if thread.is_alive():
+            self._hangs = True
+            self.faults.add("delivery", TimeoutError(f"a sink has not come back for {timeout_s:g} s"), "failed")
+
+    def _finish(self) -> None:
+        if self._is_finished:
+            return
+        self._is_finished = True
+        try:
+            self.drain()
+        except Exception as error:
+            self.faults.add("draining", error)
+        self._each("close")
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
         self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
         self._sinks = []
         self._thread = None
-        self._stopping = True
+        self._stopping = self._is_finished = True
 
     def drain(self) -> None:
         """Deliver everything that is waiting; may be called from any thread."""
-        if not self._draining.acquire(timeout=_PATIENCE_S):
+        if self._hangs or not self._draining.acquire(timeout=_PATIENCE_S):
             return  # a sink hangs; what is waiting stays where it is
+        before, self._drainer = self._drainer, get_ident()
         try:
             self._drain()
         finally:
+            self._drainer = before
             self._draining.release()
 
     def _drain(self) -> None:
@@ -105,7 +146,7 @@ class Pipeline:
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
         self.drain()
-        if self._draining.acquire(timeout=_PATIENCE_S):
+        if not self._hangs and self._draining.acquire(timeout=_PATIENCE_S):
             try:
                 self._each("flush")
             finally:
@@ -126,12 +167,15 @@ class Pipeline:
         )
 
     def _run(self) -> None:
+        keep_pace()
         while not self._stopping:
             self._wake.wait(_INTERVAL_S)
             try:
+                self._each_round()
                 self.drain()
             except Exception as error:
-                self._fault("draining", error)
+                self.faults.add("draining", error, "failed")
+        self._finish()
 
     def _collect(self) -> list[SyncEvent]:
         events: list[SyncEvent] = []
@@ -139,12 +183,16 @@ class Pipeline:
             buffer = state.buffer
             # Only this thread takes from the left; the owner may go on appending.
             for _ in range(len(buffer)):
+                breathe()
                 seen = buffer.popleft()
                 try:
                     events.append(self._event(seen, state))
                 except Exception as error:
+                    # Counted, whatever it was.
                     self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
-                    self._fault("attribution", error)
+                    self.faults.add("reading what a thread left", error, "failed")
+            if state.tallies:
+                events += self._sums(state)
             if state.dropped:
                 self.lost["buffer full"] = self.lost.get("buffer full", 0) + state.dropped
                 state.dropped = 0
@@ -152,7 +200,21 @@ class Pipeline:
             events.sort(key=lambda event: event.start_ns)
         return events
 
+    def _sums(self, state: ThreadState) -> list[SyncEvent]:
+        """Make one event of the allowed syncs of a line that were only added up since the last time."""
+        events = []
+        for tally in list(state.tallies.values()):
+            count, stall_ns = tally.count - tally.told_count, tally.stall_ns - tally.told_ns
+            if count and tally.last is not None:
+                tally.told_count += count
+                tally.told_ns += stall_ns
+                event = self._event(tally.last, state)
+                events.append(replace(event, repeats=count, stall_ns=stall_ns, longest_ns=tally.max_ns))
+        return events
+
     def _event(self, seen: Observation, state: ThreadState) -> SyncEvent:
+        if not (isinstance(seen.kind, SyncKind) and isinstance(seen.start_ns, int) and isinstance(seen.stall_ns, int)):
+            raise TypeError(f"{seen.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
         resolve = self._recorder.sites.resolve
         user, library, _ = seen.where
         forward = resolve(seen.forward.user or seen.forward.library) if seen.forward is not None else None
@@ -163,26 +225,28 @@ class Pipeline:
             start_ns=seen.start_ns + self._anchor_ns,
             stall_ns=seen.stall_ns,
             site=resolve(user or library),
-            phase=phase_of(seen),
+            phase=seen.phase,
             step=seen.step,
             rank=self._rank,
             device=f"{self._device_name}:{seen.device}",
             stream=seen.stream,
             thread=state.name,
             sensor=seen.sensor,
-            shapes=seen.shapes,
+            shapes=tuple(tuple(shape) for shape in seen.shapes),
             allowed=seen.allowed,
             ranges=seen.ranges,
             module=seen.module,
             forward_site=forward,
             stack=tuple(site for site in map(resolve, seen.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
-            user_span=seen.user_span,
+            user_span=span_in(seen.context),
+            violation=seen.violation,
         )
 
     def _give(self, events: Sequence[SyncEvent]) -> None:
-        if events:
-            self._each("events", events)
+        for first in range(0, len(events), _FEW):
+            self._each("events", events[first : first + _FEW])
+            breathe()
 
     def _each(self, call: str, *args: object) -> None:
         """Call every sink; one that fails is switched off, and said so once."""
@@ -191,10 +255,4 @@ class Pipeline:
                 getattr(sink, call)(*args)
             except Exception as error:
                 self._sinks.remove(sink)
-                self._fault(f"sink {sink.name}", error)
-
-    def _fault(self, part: str, error: Exception) -> None:
-        text = f"{part} failed and is off: {type(error).__name__}: {error}"
-        if text not in self.faults:
-            self.faults.append(text)
-        log_once(part, "a part of the agent failed and is off", part=part, error=repr(error))
+                self.faults.add(f"sink {sink.name}", error)

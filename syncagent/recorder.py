@@ -13,28 +13,41 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution.autograd import OWNER, ForwardSites, backward_frame, owner_of_backward
-from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Point, Where
+from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, CallSites, Point, Where
 from syncagent.attribution.modules import ModulePaths
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
+from syncagent.faults import Faults
+from syncagent.policy.scopes import open_scopes, scopes_by_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
     from syncagent.config import Settings
+    from syncagent.policy import Policy
     from syncagent.sensors.internals import Internals
 
-__all__ = ["Observation", "Recorder", "ThreadState"]
+__all__ = ["Observation", "Recorder", "Tally", "ThreadState"]
 
 _now = time.perf_counter_ns
+_new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
+_NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
+_COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
 _BUFFER = 65_536
 _SHAPES = 4
-_FAULTS = 20
+_FAILURES = 20
+"""After so many syncs that could not be attributed, none is any more."""
+_WHOLE = 100
+_TALLIES = 4_096
 _TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
 
 OpKey = tuple[Any, tuple[int, int] | None, bool]
 """An op overload, the user's line (identity of the code, offset), and whether it ran in the backward pass."""
+
+
+TallyKey = tuple[str, int, int, tuple["str | None", ...]]
+"""An op, the line that called it (identity of the code, offset) and the ``allow`` blocks that were open."""
 
 
 class OpSum:
@@ -48,7 +61,10 @@ class OpSum:
 
 
 class Observation(NamedTuple):
-    """A sync as the training thread leaves it; times are ``perf_counter_ns``."""
+    """A sync as the training thread leaves it; times are ``perf_counter_ns``.
+
+    What can wait is still raw: shapes are ``torch.Size``, ``context`` is OpenTelemetry's, with the user's span in it.
+    """
 
     op: str
     api: Any
@@ -56,19 +72,37 @@ class Observation(NamedTuple):
     start_ns: int
     stall_ns: int
     where: Where
-    backward: bool
+    phase: Phase
     step: int
     device: int
     stream: int
     sensor: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Sequence[int], ...]
     allowed: str | None
     ranges: tuple[str, ...]
     module: str | None
     forward: Where | None
     stack: tuple[Point, ...]
-    user_span: object | None
-    grad_enabled: bool
+    context: Any
+    violation: bool
+
+
+class Tally:
+    """Further syncs of an allowed line, which are summed instead of being kept one by one.
+
+    Only the training thread writes the sums; ``told_count`` and ``told_ns`` are the draining thread's.
+    """
+
+    __slots__ = ("count", "last", "max_ns", "seen", "stall_ns", "step", "told_count", "told_ns")
+
+    def __init__(self) -> None:
+        self.seen = 0
+        """Syncs of this line that were kept whole."""
+        self.step = -1
+        """The step in which the next ones are only added up: after the first hundred, and the first of that step."""
+        self.count = self.stall_ns = self.max_ns = 0
+        self.told_count = self.told_ns = 0
+        self.last: Observation | None = None
 
 
 class ThreadState:
@@ -76,7 +110,8 @@ class ThreadState:
 
     __slots__ = (
         "allowed", "api", "buffer", "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name",
-        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "stall_ns", "start_ns",
+        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "stall_ns", "start_ns", "tallies",
+        "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -94,37 +129,49 @@ class ThreadState:
         self.start_ns = 0
         self.stall_ns = 0
         self.allowed: str | None = None
+        self.where: Where | None = None
         self.api: Any = None
         self.ranges: tuple[str, ...] = ()
         self.range_ids: tuple[int, ...] = ()
         self.ops: dict[OpKey, OpSum] = {}
+        self.tallies: dict[TallyKey, Tally] = {}
+        self.trains = self.ident == threading.main_thread().ident
         # The agent's own cost on this thread: time spent recording, and calls that kernels passed on.
         self.own_ns = 0
         self.passes = 0
+
+    def has_news(self) -> bool:
+        """Whether something waits here to be drained."""
+        return bool(self.buffer) or any(t.count != t.told_count for t in list(self.tallies.values()))
+
+
+class _OffError(Exception):
+    """Attribution has failed too often and is not tried any more."""
 
 
 class Recorder:
     """Turns waits into observations; one for an agent, shared by its sensors."""
 
-    def __init__(self, settings: Settings, internals: Internals, current_step: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: Settings, internals: Internals, current_step: Callable[[], int], faults: Faults | None = None
+    ) -> None:
         self.internals = internals
         self.sites = CallSites(settings.user_code)
         self.states: list[ThreadState] = []
         self.local = threading.local()
-        self.gate: Callable[[str, SyncKind, FrameType | None, ThreadState], str | None] | None = None
-        """The policy's word before a wait: a reason why it may pass, or ``None``; it raises where it forbids."""
+        self.policy: Policy | None = None
+        """Has its word before a wait and after; it may raise."""
         self.crossing_ns: tuple[Callable[[], float], Callable[[], float]] = (lambda: 0.0, lambda: 0.0)
         """Cost of one call through a kernel, and of one through both modes, beyond the agent's own code."""
-        self.verdict: Callable[[str, SyncKind, Where | None, int, ThreadState], None] | None = None
-        """The policy's word after a wait that nothing allows; it warns, or raises."""
-        self.faults: list[str] = []
+        self.faults = faults if faults is not None else Faults()
+        self._failures = 0
         self._states_lock = threading.RLock()  # between threads that are new, and the draining thread
         self._retired: dict[OpKey, OpSum] = {}
         self._retired_cost_ns = 0
         self._retired_passes = 0
         self._modules = ModulePaths() if settings.wraps_every_op else None
         self._stacks = settings.stacks
-        self._step = current_step
+        self.current_step = current_step
 
     def thread_state(self) -> ThreadState:
         """Return this thread's state, made at its first use."""
@@ -135,14 +182,18 @@ class Recorder:
             OWNER.set(state)
             for other in self.states:  # the number of a thread that has ended is given to the next
                 other.ended = other.ended or other.ident == state.ident
-            self.retire_threads(state)
+            try:
+                self.retire_threads(state)
+            except Exception as error:
+                self.states = [*self.states, state]
+                self.fault("letting go of threads that have ended", error)
         return state
 
     def retire_threads(self, *new: ThreadState) -> None:
         """Let go of threads that have ended and whose buffers are empty, keeping their sums; add ``new`` ones."""
         with self._states_lock:
             # The buffer is looked at last: a thread may leave a sync behind and end between the two looks.
-            gone = [s for s in self.states if (s.ended or not _is_alive(s.native_id)) and not s.buffer]
+            gone = [s for s in self.states if (s.ended or not _is_alive(s.native_id)) and not s.has_news()]
             # The list is replaced, not changed, so that readers need no lock.
             self.states = [*(state for state in self.states if state not in gone), *new]
             for state in gone:
@@ -164,7 +215,23 @@ class Recorder:
         if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
             del self.local.state
 
-    def settle(
+    def ask(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
+        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
+        state.where = None
+        if self.policy is None or (self.policy.is_passive and not open_scopes() and not scopes_by_thread):
+            return None
+        asked_ns = _now()
+        try:
+            return self.policy.judge(op, kind, frame, state)
+        except HostSyncError:
+            raise
+        except Exception as error:
+            self._policy_failed(error)
+            return None
+        finally:
+            state.own_ns += _now() - asked_ns
+
+    def settle(  # noqa: PLR0915 - in one piece: each call costs, and this is every sync's way
         self,
         state: ThreadState,
         op: str,
@@ -175,86 +242,123 @@ class Recorder:
         sensor: str,
         allowed: str | None = None,
     ) -> None:
-        """Keep a sync as :meth:`record` does, then let the policy speak: what it raises comes out here."""
-        where: Where | None = None
-        try:
-            where = self.record(state, op, kind, times, frame, args, sensor, allowed)
-        except Exception as error:
-            self.fault(f"recording {op}", error)
-        if self.verdict is None or allowed is not None:
-            return
-        try:
-            self.verdict(op, kind, where, times[1], state)
-        except (HostSyncError, HostSyncWarning):
-            raise
-        except Exception as error:
-            self.verdict = None
-            self.fault("the policy, which is off now", error)
-
-    def ask(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
-        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
-        if self.gate is None:
-            return None
-        try:
-            return self.gate(op, kind, frame, state)
-        except HostSyncError:
-            raise
-        except Exception as error:
-            self.gate = None
-            self.fault("the policy, which is off now", error)
-            return None
-
-    def fault(self, part: str, error: Exception) -> None:
-        """Keep a mistake of our own for the report; the program never sees it."""
-        text = f"{part}: the agent failed with {type(error).__name__}: {error}"
-        if text not in self.faults and len(self.faults) < _FAULTS:
-            self.faults.append(text)
-
-    def record(
-        self,
-        state: ThreadState,
-        op: str,
-        kind: SyncKind,
-        times: tuple[int, int, int],
-        frame: FrameType | None,
-        args: Sequence[Any],
-        sensor: str,
-        allowed: str | None = None,
-    ) -> Where | None:
-        """Keep a sync and return where it was, for the verdict.
+        """Keep a sync, then let the policy speak: what it raises comes out here.
 
         ``times`` are its start, its stall and the moment the call returned (all ns).
         """
-        start_ns, stall_ns, returned_ns = times
+        where: Where | None = None
+        broken: str | None = None
+        seen: Observation | None = None
+        internals = self.internals
+        try:
+            if self._failures >= _FAILURES:
+                raise _OffError  # noqa: TRY301
+            times = (times[0], max(times[1], 0), times[2])
+            where = state.where or self.locate(state, frame)
+            state.where = None
+            forward: Where | None = None
+            module: str | None = None
+            ranges = state.ranges
+            if internals.graph_task() != -1:
+                phase = Phase.BACKWARD
+                owner, forward, module = self._forward_of(state)
+                ranges = owner.ranges or ranges
+            else:
+                grads = internals.grad_enabled()
+                phase = phase_outside_backward(where.marks, kind, grads)
+                if self._modules is not None and where.marks & MODULE_CALL:
+                    module = self._modules.path(frame)
+                if grads and op != _NO_NODE and _requires_grad(args):
+                    state.forwards.remember(internals.next_sequence() - 1, where, module)
+            if allowed is None and self.policy is not None and self.policy.mode != "observe":
+                broken = self._verdict(state, phase, times[1])
+            shapes: tuple[Sequence[int], ...]
+            try:
+                (value,) = args  # most calls have one argument, a tensor
+                device, shapes = value.get_device(), (value.shape,)
+            except (ValueError, AttributeError):
+                device, shapes = _device(args), _shapes(args)
+            if device < 0:
+                device = internals.current_device()
+            seen = _new(
+                Observation,
+                (
+                    op, state.api, kind, times[0], times[1], where, phase, self.current_step(), device,
+                    internals.raw_stream(device), sensor, shapes, allowed, ranges, module, forward,
+                    self.sites.stack(frame) if self._stacks else (), user_context(), broken is not None,
+                ),
+            )  # fmt: skip
+            if len(state.buffer) < _BUFFER:
+                state.buffer.append(seen)
+                if allowed is not None and frame is not None:
+                    self._tally(state, seen, frame)
+            else:
+                state.dropped += 1
+            state.own_ns += _now() - times[2]
+        except Exception as error:
+            if seen is None:
+                self._keep_bare(state, op, kind, times, sensor, allowed)
+            state.where = None
+            self._failures += 1
+            self.fault("attribution", error, "failed for a sync" if self._failures < _FAILURES else "failed and is off")
+        if broken is not None and self.policy is not None:
+            try:
+                self.policy.act(op, kind, where, times[1], state, broken)
+            except (HostSyncError, HostSyncWarning):
+                raise
+            except Exception as error:
+                self._policy_failed(error)
+
+    def _tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
+        """Have further syncs of this allowed line summed, once enough of them were kept whole.
+
+        Only where the user's own line made the call: then the caller says all about where it was.
+        """
+        code, offset = frame.f_code, frame.f_lasti
+        if seen.where.user is None or seen.where.user[0] is not code:
+            return
+        key = (seen.op, id(code), offset, open_scopes())
+        tally = state.tallies.get(key)
+        if tally is None:
+            if len(state.tallies) >= _TALLIES:
+                return
+            tally = state.tallies[key] = Tally()
+        tally.seen += 1
+        tally.last = seen
+        if tally.seen >= _WHOLE:
+            tally.step = seen.step
+
+    def _verdict(self, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
+        policy = self.policy
+        try:
+            return policy.forbids(state, phase, stall_ns) if policy is not None else None
+        except Exception as error:
+            self._policy_failed(error)
+            return None
+
+    def _policy_failed(self, error: Exception) -> None:
+        self.policy = None
+        self.fault("the policy", error, "failed and is off")
+
+    def _keep_bare(
+        self, state: ThreadState, op: str, kind: SyncKind, times: tuple[int, int, int], sensor: str, allowed: str | None
+    ) -> None:
+        """Keep a sync of which nothing could be found out but that it was."""
         if len(state.buffer) >= _BUFFER:
             state.dropped += 1
-            return None
-        internals = self.internals
-        backward = internals.graph_task() != -1
-        forward: Where | None = None
-        module: str | None = None
-        ranges = state.ranges
-        where = self.locate(state, frame)
-        if backward:
-            owner, forward, module = self._forward_of(state)
-            ranges = owner.ranges or ranges
-        else:
-            if self._modules is not None and where.marks & MODULE_CALL:
-                module = self._modules.path(frame)
-            if internals.grad_enabled() and _requires_grad(args):
-                state.forwards.remember(internals.next_sequence() - 1, where, module)
-        device = _device(args)
-        if device < 0:
-            device = internals.current_device()
+            return
+        stall_ns = max(times[1], 0)
         state.buffer.append(
             Observation(
-                op, state.api, kind, start_ns, stall_ns, where, backward, self._step(), device,
-                internals.raw_stream(device), sensor, _shapes(args), allowed, ranges, module, forward,
-                self.sites.stack(frame) if self._stacks else (), user_span(), internals.grad_enabled(),
+                op, None, kind, times[0], stall_ns, NOWHERE, Phase.OTHER, self.current_step(), 0, 0, sensor, (),
+                allowed, (), None, None, (), None, False,
             )
         )  # fmt: skip
-        state.own_ns += _now() - returned_ns
-        return where
+
+    def fault(self, part: str, error: Exception, what: str = "failed") -> None:
+        """Keep a mistake of our own for the report; the program never sees it."""
+        if not isinstance(error, _OffError):
+            self.faults.add(part, error, what)
 
     def own_cost_ns(self, passes: int = 0) -> int:
         """Return what the agent took of the program's time: recording, and calls that passed through it.
@@ -267,6 +371,12 @@ class Recorder:
         wrapped = sum(entry.count for entry in self.op_sums().values())
         crossing = self.crossing_ns
         return recorded + int(passes * crossing[0]() + (wrapped * crossing[1]() if wrapped else 0))
+
+    def phase(self, where: Where, kind: SyncKind) -> Phase:
+        """Tell the phase of a sync that is about to wait."""
+        if self.internals.graph_task() != -1:
+            return Phase.BACKWARD
+        return phase_outside_backward(where.marks, kind, self.internals.grad_enabled())
 
     def locate(self, state: ThreadState, frame: FrameType | None) -> Where:
         """Find the user's line; on an autograd thread, where the user stands in ``backward()`` on another thread."""
@@ -296,15 +406,12 @@ class Recorder:
         return owner, None, None
 
 
-def phase_of(seen: Observation) -> Phase:
+def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
     """Tell the phase from what was running; shape-changing calls outside a module count while gradients are on."""
-    if seen.backward:
-        return Phase.BACKWARD
-    if seen.where.marks & OPTIMIZER:
+    if marks & OPTIMIZER:
         return Phase.OPTIMIZER
-    inside = bool(seen.where.marks & MODULE_CALL)
-    computing = seen.grad_enabled and seen.kind in (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
-    return Phase.FORWARD if inside or computing else Phase.OTHER
+    computing = grad_enabled and kind in _COMPUTING
+    return Phase.FORWARD if marks & MODULE_CALL or computing else Phase.OTHER
 
 
 def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
@@ -328,7 +435,8 @@ def _thread_name(ident: int, native_id: int) -> str:
         if thread.ident == ident:
             return thread.name
     try:
-        with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8") as stream:
+        # The system cuts names to 15 bytes, in the middle of a character if need be.
+        with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8", errors="replace") as stream:
             return stream.read().strip() or f"thread-{native_id}"
     except OSError:
         return f"thread-{native_id}"
@@ -345,20 +453,30 @@ def _device(args: Sequence[Any]) -> int:
     return -1
 
 
-def _shapes(args: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
-    found: list[tuple[int, ...]] = []
+def _shapes(args: Sequence[Any]) -> tuple[Sequence[int], ...]:
+    found: list[Sequence[int]] = []
     for value in args:
         if hasattr(value, "shape"):
-            found.append(tuple(value.shape))
+            found.append(value.shape)
         elif isinstance(value, (list, tuple)):
-            found.extend(tuple(inner.shape) for inner in value if hasattr(inner, "shape"))
+            found.extend(inner.shape for inner in value if hasattr(inner, "shape"))
     return tuple(found[:_SHAPES])
 
 
-def user_span() -> object | None:
-    """Return the user's active OpenTelemetry span; costs nothing where OpenTelemetry is not in use."""
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+def user_context() -> Any:
+    """Return OpenTelemetry's context, in which the user's active span stands; ``None`` where it is empty or not in use.
+
+    Two look-ups: the span itself is found later, by :func:`span_in`.
+    """
+    module = sys.modules.get("opentelemetry.context")
+    return (module.get_current() or None) if module is not None else None
+
+
+def span_in(context: Any) -> object | None:
+    """Return the user's span of a context that was taken by :func:`user_context`."""
+    if not context:
         return None
-    span = trace.get_current_span()
+    from opentelemetry import trace
+
+    span = trace.get_current_span(context)
     return span if span.get_span_context().is_valid else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
-from syncagent.log import get_logger
+from syncagent.log import get_logger, log_once
 from syncagent.sinks.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ class Session(NamedTuple):
 
 def begin(settings: Settings) -> Session:
     """Build the sinks of a script's run; without an OpenTelemetry that works, the run is watched all the same."""
+    try:
+        return _with_spans(settings)
+    except ConfigError as error:
+        get_logger().error(f"{error} No spans are sent; the run is watched all the same.")
+    except Exception as error:
+        log_once("spans", "no spans are sent; the run is watched all the same", error=repr(error))
+    return Session((Progress(),), None, "nowhere: OpenTelemetry could not be set up")
+
+
+def _with_spans(settings: Settings) -> Session:
     from syncagent.sinks import semconv
     from syncagent.sinks.journal import journal_path
     from syncagent.sinks.provider import build_provider
@@ -38,14 +49,10 @@ def begin(settings: Settings) -> Session:
     rank = ranks.read()
     resource = {semconv.RANK: rank.rank, semconv.WORLD_SIZE: rank.world_size}
     off = (settings.journal or "").lower() in {"off", "0", "none"}
-    try:
-        provider, spans_to = build_provider(
-            {key: value for key, value in resource.items() if value is not None},
-            None if off else journal_path(settings.journal),
-        )
-    except ConfigError as error:
-        get_logger().error(f"{error} No spans are sent; the run is watched all the same.")
-        return Session((Progress(),), None, "nowhere: OpenTelemetry could not be set up")
+    provider, spans_to = build_provider(
+        {key: value for key, value in resource.items() if value is not None},
+        None if off else journal_path(settings.journal),
+    )
     spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy)
     return Session((spans, Progress()), provider, spans_to)
 
@@ -55,15 +62,13 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
 
     A ``quiet`` process says nothing where there is nothing to show: children did not ask to be watched.
     """
-    spans_to = session.spans_to
-    if session.provider is not None:
-        session.provider.close()
-        stats = session.provider.stats()
-        journal = session.provider.journal
-        if journal is not None:
-            spans_to = f"journal {journal}"
-        lost = stats["failed"] + stats["dropped"]
-        spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
+    try:
+        spans_to, lost = _close(session)
+    except Exception as error:
+        log_once("spans", "what became of the last spans is not known", error=repr(error))
+        spans_to, lost = session.spans_to, "what became of the last spans is not known"
+    if lost:
+        report = replace(report, notes=(*report.notes, lost))
     saved = agent.save(report)
     if agent.settings.summary is False or report.run.rank not in (None, 0):
         return
@@ -74,3 +79,17 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
     from syncagent.report import text
 
     text.emit(report, where={"spans": spans_to, **({"report": saved} if saved else {})})
+
+
+def _close(session: Session) -> tuple[str, str]:
+    """Send what is left; return where the spans are, and what is to be said of those that are lost."""
+    spans_to = session.spans_to
+    if session.provider is None:
+        return spans_to, ""
+    session.provider.close()
+    stats = session.provider.stats()
+    if session.provider.journal is not None:
+        spans_to = f"journal {session.provider.journal}"
+    lost = stats["failed"] + stats["dropped"]
+    spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
+    return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""

@@ -11,6 +11,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from syncagent.log import log_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,19 +38,23 @@ class Steps:
         self._stepped = False
         self._hook: Any = None
         self._scaler_update: Any = None
+        self.faults: list[str] = []
+        """Our own mistake, after which no step is marked any more; the program never sees it."""
 
     def start(self) -> None:
         import torch
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self._hook = register_optimizer_step_post_hook(lambda optimizer, *_: self._optimizer_stepped(optimizer))
+        self._hook = register_optimizer_step_post_hook(
+            lambda optimizer, *_: self._safely(self._optimizer_stepped, optimizer)
+        )
         scaler = torch.amp.GradScaler
         original = self._scaler_update = scaler.update
         steps = self
 
         def update(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            steps._scaler_updated()
+            steps._safely(steps._scaler_updated)
             return result
 
         update.__wrapped__ = original  # type: ignore[attr-defined]
@@ -59,13 +65,24 @@ class Steps:
 
         if self._hook is not None:
             self._hook.remove()
+        if self._scaler_update is not None:
             torch.amp.GradScaler.update = self._scaler_update  # type: ignore[method-assign]
-            self._hook = self._scaler_update = None
+        self._hook = self._scaler_update = None
 
     def mark(self, step: int | None) -> None:
         """End the running step by hand; ``step`` is the number of the one that begins."""
         self._by_hand = True
-        self._end(step)
+        self._safely(self._end, step)
+
+    def _safely(self, noticed: Callable[..., None], *args: Any) -> None:
+        """Take note, unless that has failed before."""
+        if self.faults:
+            return
+        try:
+            noticed(*args)
+        except Exception as error:
+            self.faults.append(f"steps are not counted any more: the agent failed with {error!r}")
+            log_once("steps", "steps are not counted any more: the agent failed", error=repr(error))
 
     def _optimizer_stepped(self, optimizer: Any) -> None:
         if self._by_hand:
@@ -87,7 +104,7 @@ class Steps:
         self._stepped = False
 
     def _end(self, following: int | None) -> None:
-        now = time.perf_counter_ns()
+        now = max(time.perf_counter_ns(), self._began_ns)  # whatever the clock does
         ended, began = self.current, self._began_ns
         self.count += 1
         self.current = ended + 1 if following is None else following

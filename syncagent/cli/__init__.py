@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from syncagent._version import __version__
-from syncagent.cli import check, compare, report, run
+from syncagent.cli import check, compare, report, run, selftest
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Verbs(click.Group):
     invoke_without_command=True,
     subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: the script's own for run; else 0, 1 for a finding of check, 2 for wrong usage or bad input.",
+    epilog="Exit codes: the script's own for run; else 0, 1 for a finding, 2 for wrong usage or bad input.",
 )
 @click.version_option(__version__, prog_name="syncagent", message="%(prog)s %(version)s")
 @click.pass_context
@@ -45,7 +45,7 @@ def verbs(context: click.Context) -> None:
         context.exit(_WRONG_USAGE)
 
 
-for _verb in (run.command, report.command, compare.command, check.command):
+for _verb in (run.command, report.command, compare.command, check.command, selftest.command):
     verbs.add_command(_verb)
 
 

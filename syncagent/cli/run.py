@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _PTH = "syncagent_autostart.pth"
-_METAVARS = {"int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,..."}
+_METAVARS = {
+    "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
+    "policy_signal": "SIGNAL", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
+    "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
+}  # fmt: skip
 
 
 def _options(command: click.Command) -> click.Command:
     """Give the command an option for each setting."""
     command.params += [_option(setting) for setting in fields(config.Settings) if "parse" in setting.metadata]
     return command
+
+
+def _metavar(name: str, kind: str) -> str:
+    return _METAVARS.get(name, _METAVARS.get(kind, "VALUE"))
 
 
 def _option(setting: Field[Any]) -> click.Option:
@@ -50,7 +58,7 @@ def _option(setting: Field[Any]) -> click.Option:
     return click.Option(
         [flag, setting.name],
         multiple=kind.startswith("tuple"),
-        metavar=f"[{'|'.join(parse.choices)}]" if hasattr(parse, "choices") else _METAVARS[kind],
+        metavar=f"[{'|'.join(parse.choices)}]" if hasattr(parse, "choices") else _metavar(setting.name, kind),
         callback=checked,
         help=help_,
     )

@@ -104,6 +104,7 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         sampled=any(site.sampled for site in sites),
         allowed=sites[0].allowed if all(site.allowed for site in sites) else None,
         allowed_count=sum(site.allowed_count for site in sites),
+        violations=sum(site.violations for site in sites),
         idle_ms=_known_sum(site.idle_ms for site in sites),
         gain_ms=_known_sum(site.gain_ms for site in sites),
         advice=next((site.advice for site in sites if site.advice), None),

@@ -157,6 +157,8 @@ class SiteRow:
     threads: tuple[str, ...] = ()
     """Names of the threads it was seen in, the first four."""
     allowed_count: int = 0
+    violations: int = 0
+    """How many of them the policy warned of or raised after the wait."""
     step_stall_ms: float | None = None
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()

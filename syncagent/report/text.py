@@ -195,6 +195,8 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
         context.append(f"allowed: {wording.clean(site.allowed)}")
     elif site.allowed_count:
         context.append(f"{wording.count(site.allowed_count)} of them allowed")
+    if site.violations:
+        context.append(f"{wording.count(site.violations)} against the policy")
     if context:
         lines.append(Text(" · ".join(context), "dim"))
     if site.advice:

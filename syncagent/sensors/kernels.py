@@ -16,6 +16,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from syncagent.policy.scopes import open_scopes
 from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.rules import RULES, Rule, shown
 
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.event import SyncKind
-    from syncagent.recorder import Recorder, ThreadState
+    from syncagent.recorder import Recorder, Tally, ThreadState
 
 __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
+_frame = sys._getframe
 _KEY = "BackendSelect"
 _COLD_NS = 1_000_000
 _HEAVY_NS = 200_000
 _SHAPES = 256
+_ROUTES = 1_000
 _LATE_NS = 500_000
 """Shorter calls are not asked whether they came back late."""
 
@@ -124,20 +127,24 @@ class KernelSensor:
             getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
         )
         sensor = self
+        current_step = recorder.current_step
+        proves_all = rule.waits is rule.proves  # else what is proven by an op inside is named by the one outside
         # The op's own time on the host is no stall: the shortest call so far, but no more than the rule allows for, and
         # all of that after a long wait, in which the caches have gone cold.  Where it is much it depends on the size,
         # and is kept by shape.
         host_ns = int(rule.host_us * 1e3)
         by_shape = host_ns > _HEAVY_NS
         shortest: dict[Any, int] = {}
+        routes: dict[int, tuple[bool, Any]] = {}
 
         def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: PLR0915
-            for backend in backends:
-                if keyset.has(backend):
-                    break
-            else:  # the op runs on another backend
+            try:
+                is_ours, below = routes[keyset.raw_repr()]
+            except KeyError:
+                is_ours, below = route(keyset)
+            if not is_ours:  # the op runs on another backend
                 sensor.elsewhere += 1
-                return call(keyset.remove(here), *args, **kwargs)
+                return call(below, *args, **kwargs)
             try:
                 state: ThreadState = local.state
             except AttributeError:
@@ -149,19 +156,27 @@ class KernelSensor:
                 sensor._fault(rule, error)
             outermost = state.op is None
             if outermost:
+                if kind is not None and state.tallies:  # the line's syncs may only be added up
+                    try:
+                        frame = _frame(1)
+                        tally = state.tallies.get((name, id(frame.f_code), frame.f_lasti, open_scopes()))
+                    except ValueError:  # a thread without Python frames
+                        tally = None
+                    if tally is not None and tally.step == current_step():
+                        return summed(tally, state, below, args, kwargs)
                 state.op = name
                 state.kind = None
                 state.stall_ns = 0
                 state.allowed = None
             elif kind is None:
-                return call(keyset.remove(here), *args, **kwargs)
+                return call(below, *args, **kwargs)
             inside_ns = state.stall_ns
             started = returned = 0
             try:
                 if kind is not None:
-                    state.allowed = recorder.ask(state.op or name, kind, _caller(), state)
+                    state.allowed = ask(state.op or name, kind, state)
                 started = _now()
-                result = call(keyset.remove(here), *args, **kwargs)
+                result = call(below, *args, **kwargs)
                 returned = _now()
                 return result
             finally:
@@ -181,35 +196,64 @@ class KernelSensor:
                     if 2 * inside_ns >= whole_ns:
                         state.stall_ns += inside_ns
                     else:
-                        size = args[0].shape if by_shape and args else None
-                        least_ns = shortest.get(size, whole_ns)
-                        if whole_ns <= least_ns and len(shortest) < _SHAPES:
-                            shortest[size] = least_ns = whole_ns
-                        is_cold = whole_ns > _COLD_NS and not by_shape
-                        state.stall_ns += whole_ns - (host_ns if is_cold else min(least_ns, host_ns))
+                        state.stall_ns += waited_ns(whole_ns, args)
                 if outermost:
                     state.op = None
+                    state.passes += 1
                     if state.kind is not None and started:
-                        sensor._finish(rule, name, state, args, kwargs, returned)
-                    else:
-                        state.passes += 1
+                        if not proves_all:
+                            kind = sensor._kind(rule, args, kwargs)
+                        times = (state.start_ns, state.stall_ns, returned)
+                        recorder.settle(
+                            state, name, kind or state.kind, times, _caller(), args, "kernels", state.allowed
+                        )
+
+        def route(keyset: Any) -> tuple[bool, Any]:
+            """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
+            found = any(keyset.has(backend) for backend in backends), keyset.remove(here)
+            if len(routes) < _ROUTES:
+                routes[keyset.raw_repr()] = found
+            return found
+
+        def waited_ns(whole_ns: int, args: Sequence[Any]) -> int:
+            """Take the op's own time on the host off."""
+            size = args[0].shape if by_shape and args else None
+            least_ns = shortest.get(size, whole_ns)
+            if whole_ns <= least_ns and len(shortest) < _SHAPES:
+                shortest[size] = least_ns = whole_ns
+            if whole_ns > _COLD_NS and not by_shape:
+                return whole_ns - host_ns
+            return whole_ns - min(least_ns, host_ns)
+
+        def ask(op: str, kind: SyncKind, state: ThreadState) -> str | None:
+            return recorder.ask(op, kind, _caller(2), state)
+
+        def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
+            """Run an allowed op whose line is known: it is only added up."""
+            state.op = name
+            started = _now()
+            try:
+                result = call(below, *args, **kwargs)
+            finally:
+                state.op = None
+            whole_ns = _now() - started
+            stall_ns = waited_ns(whole_ns, args) if whole_ns > host_ns or by_shape else 0
+            tally.count += 1
+            tally.stall_ns += stall_ns
+            tally.max_ns = max(tally.max_ns, stall_ns)
+            return result
 
         skip_in_dynamo(kernel)
         kernel.__name__ = f"syncagent_{name.removeprefix('aten::')}"
         return kernel
 
-    def _finish(
-        self, rule: Rule, name: str, state: ThreadState, args: Sequence[Any], kwargs: Mapping[str, Any], returned: int
-    ) -> None:
-        """Hand on the wait of an outermost op."""
-        kind = state.kind
-        assert kind is not None
+    def _kind(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+        """Return what the outermost op says of its wait."""
         try:
-            kind = rule.waits(args, kwargs) or kind
+            return rule.waits(args, kwargs)
         except Exception as error:
             self._fault(rule, error)
-        times = (state.start_ns, state.stall_ns, returned)
-        self._recorder.settle(state, name, kind, times, _caller(2), args, self.name, state.allowed)
+            return None
 
     def _if_late(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any], lasted_ns: int) -> SyncKind | None:
         """Did a call that need not wait come back so late that it has?"""
@@ -220,7 +264,7 @@ class KernelSensor:
             return None
 
     def _fault(self, rule: Rule, error: Exception) -> None:
-        self._recorder.fault(rule.op, error)
+        self._recorder.fault(f"the rule of {rule.op}", error)
 
 
 def _original(rule: Rule) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.callsite import Where
-from syncagent.log import log_once
 from syncagent.recorder import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 
@@ -133,7 +132,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
                     count(func, started, _now())
                 except Exception as error:
                     on.clear()
-                    log_once("modes", "ops are no longer counted: the agent failed", error=repr(error))
+                    recorder.fault("counting ops", error, "failed and is off")
 
     def count(func: Any, started: int, returned: int) -> None:
         """Add one call to the sums of this thread; the caller's frame is two further out."""

@@ -85,9 +85,16 @@ def _from_host(value: Any) -> bool:
     return hasattr(value, "is_cuda") and not value.is_cuda and value.numel() > 0
 
 
+_masks: dict[Any, bool] = {}
+
+
 def _is_mask(tensor: Any) -> bool:
-    # Compared by name so that this table imports without torch; uint8 indices are masks too.
-    return str(tensor.dtype) in {"torch.bool", "torch.uint8"}
+    dtype = tensor.dtype
+    known = _masks.get(dtype)
+    if known is None:
+        # Compared by name so that this table imports without torch; uint8 indices are masks too.
+        known = _masks[dtype] = str(dtype) in {"torch.bool", "torch.uint8"}
+    return known
 
 
 def _nonempty(kind: SyncKind) -> Waits:

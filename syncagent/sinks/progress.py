@@ -34,7 +34,7 @@ class Progress:
         self._shown = False
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
-        self._syncs += len(batch)
+        self._syncs += sum(event.repeats for event in batch)
         self._stall_ns += sum(event.stall_ns for event in batch)
         self._show()
 

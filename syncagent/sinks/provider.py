@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from syncagent.errors import ConfigError
-from syncagent.log import get_logger
+from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
         exporters = _Journals(journal)
-        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S))
+        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
         provider._journal = exporters.path
     except Exception as error:
         if isinstance(error, ConfigError):
@@ -120,6 +120,10 @@ def _silent(resource: Resource) -> AgentTracerProvider:
 
 def _say_lost(target: str, reason: str) -> None:
     get_logger().warning("spans are being lost; training goes on, this is said once", to=target, reason=reason)
+
+
+def _say_lacking(reason: str) -> None:
+    log_once("journal", "the journal lacks spans", reason=reason)
 
 
 def _resource(run_resource: Mapping[str, str | int]) -> Resource:

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from syncagent._version import __version__
+from syncagent.pace import breathe
 from syncagent.sinks import semconv
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class SpanSink:
         provider = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
         self._tracer = provider.get_tracer(semconv.INSTRUMENTATION, version)
         self._min_stall_ns = min_stall_ms * 1e6
-        self._policy = policy
+        self.policy = policy
+        """The policy in force, which each span carries."""
         self._steps: dict[int, _Step] = {}
         self._ended: dict[int, _Step] = {}
         self._held = 0
@@ -77,9 +79,9 @@ class SpanSink:
             self._emit(step)
         for event in batch:
             step, late = self._step_of(event)
-            step.syncs += 1
+            step.syncs += event.repeats
             step.stall_ns += event.stall_ns
-            if event.stall_ns < self._min_stall_ns:
+            if event.stall_ns < self._min_stall_ns or event.repeats > 1:
                 continue
             if late:
                 if step.root is not None:
@@ -131,6 +133,7 @@ class SpanSink:
             root = self._open(step, record)
         for event in step.held:
             self._emit_sync(step, root, event)
+            breathe()
         self._held -= len(step.held)
         step.held = []
         if record is not None:
@@ -149,7 +152,7 @@ class SpanSink:
         attributes = {
             semconv.STEP: step.number,
             semconv.RANK: record.rank if record is not None else step.held[0].rank,
-            semconv.POLICY: self._policy,
+            semconv.POLICY: self.policy,
         }
         step.root = self._tracer.start_span(
             semconv.STEP_SPAN,
@@ -210,7 +213,7 @@ class SpanSink:
             semconv.STALL_MS: event.stall_ns / 1e6,
             semconv.RANK: event.rank,
             semconv.ALLOWED: event.allowed,
-            semconv.POLICY: self._policy,
+            semconv.POLICY: self.policy,
             semconv.SENSOR: event.sensor,
             semconv.THREAD_NAME: event.thread,
             semconv.SHAPES: [_shape(shape) for shape in event.shapes] or None,

@@ -45,7 +45,9 @@ class Summary:
         self._max_sites = max_sites
         self._max_ops = max_ops
         self._scale = scale
-        self._lock = threading.Lock()  # Between the draining thread and readers; no training thread ever takes it.
+        # Between the draining thread and readers; no training thread ever takes it.  A signal handler that makes a report
+        # may have interrupted the very thread that holds it.
+        self._lock = threading.RLock()
         self._random = random.Random(0)  # noqa: S311  (a sample, not a secret; seeded, so that reports are repeatable)
         self._sites: dict[Hashable, _Site] = {}
         self._newest: deque[tuple[SyncEvent, int]] = deque(maxlen=newest)
@@ -190,19 +192,23 @@ class _Site:
     max_ns: int = 0
     step_ns: float = 0.0
     allowed_count: float = 0.0
+    violations: float = 0.0
     sampled: bool = False
     samples_ns: list[int] = field(default_factory=list)
     threads: tuple[str, ...] = ()
 
     def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
-        self.seen += 1
-        self.count += weight
+        self.seen += event.repeats
+        self.count += weight * event.repeats
         self.stall_ns += event.stall_ns * weight
-        self.max_ns = max(self.max_ns, event.stall_ns)
+        self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
         self.sampled = self.sampled or weight != 1.0
+        self.violations += weight if event.violation else 0.0
         if event.allowed is not None:
-            self.allowed_count += weight
-        if len(self.samples_ns) < _SAMPLES:
+            self.allowed_count += weight * event.repeats
+        if event.repeats > 1:
+            pass  # single stalls are not known
+        elif len(self.samples_ns) < _SAMPLES:
             self.samples_ns.append(event.stall_ns)
         elif (slot := int(dice.random() * self.seen)) < _SAMPLES:  # Vitter's algorithm R: each is as likely to stay.
             self.samples_ns[slot] = event.stall_ns
@@ -243,6 +249,7 @@ class _Site:
             library=_line(first.library_site if first else None),
             threads=self.threads,
             allowed_count=round(self.allowed_count),
+            violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
         )
 

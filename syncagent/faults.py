@@ -1,0 +1,41 @@
+"""The agent's own mistakes: caught, told once, kept for the report; the program never sees one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from syncagent.log import log_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Faults"]
+
+T = TypeVar("T")
+
+_MOST = 50
+
+
+class Faults:
+    """What went wrong in one agent, a sentence each."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, part: str, error: BaseException, what: str = "failed and is off") -> None:
+        """Keep a fault of ``part`` and log the first of it."""
+        self.say(f"{part} {what}: {type(error).__name__}: {error}")
+        log_once(f"fault-{part}", f"a part of the agent {what}", part=part, error=repr(error))
+
+    def say(self, sentence: str) -> None:
+        """Keep a sentence for the report."""
+        if sentence not in self.sentences and len(self.sentences) < _MOST:
+            self.sentences.append(sentence)
+
+    def guard(self, part: str, call: Callable[[], T], otherwise: T) -> T:
+        """Return what ``call`` does; ``otherwise`` where it fails."""
+        try:
+            return call()
+        except Exception as error:
+            self.add(part, error, "failed")
+            return otherwise

@@ -1,0 +1,382 @@
+"""Allow-packs: where common libraries wait for the GPU by design, and why that is fine.
+
+An entry is in a pack when its user cannot remove the sync without changing the library, or when it happens rarely by
+design: at a checkpoint, a log line, an evaluation, once at the start.  What an option of the library turns off is left
+out, since finding that is what the agent is for:
+
+- ``torch``: ``ASGD`` (``capturable=True``), printing and formatting of tensors, ``GradScaler.get_scale()`` in a loop, a
+  mask without ``is_causal``, the argument validation of distributions (``validate_args=False``).
+- ``transformers``: the NaN filter of the loss (``logging_nan_inf_filter=False``), the search for packed sequences (give
+  an attention mask), counting tokens (``include_num_input_tokens_seen``), unpadding for flash attention (collate
+  without padding).
+- ``accelerate``: copies of batches (``non_blocking=True`` and pinned memory), ``accelerator.log()`` in every step.
+- ``lightning``: ``prog_bar=True`` reads its value in every step, whatever the bar's refresh rate; ``self.log()`` of a
+  Python number copies it to the GPU.
+- ``torchmetrics``: validation (``validate_args=False``), the NaN check of aggregators (``nan_strategy="disable"``).
+
+An entry matches any line of a sync, the library's as well as the user's, and so everything that the function calls up
+to the user's own code.  That is why no entry names a function that runs the model, but for evaluation.
+
+Each entry was found by reading the sources of the versions in :data:`CHECKED`, and ``tests/unit/test_packs.py``
+looks each module and function up in the source that is installed.  A distribution adds a pack of its own through the
+entry-point group ``syncagent.allow_packs``: an iterable of ``(where, reason)`` pairs, or a callable that returns one.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CHECKED", "GROUP", "PACKS", "Allowance", "names", "pack"]
+
+GROUP = "syncagent.allow_packs"
+"""The entry-point group of packs that other distributions bring."""
+
+CHECKED: Mapping[str, str] = MappingProxyType(
+    {
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "accelerate": "1.15.0",
+        "lightning": "2.6.6",
+        "pytorch-lightning": "2.6.6",
+        "torchmetrics": "1.9.0",
+    }
+)
+"""The version of each distribution that the entries were checked against."""
+
+
+class Allowance(NamedTuple):
+    """One place in a library where syncs are fine."""
+
+    where: str
+    """``package.module`` (all below it) or ``package.module:function``, the function by its qualified name."""
+    reason: str
+
+
+_WHERE = re.compile(r"{name}(\.{name})*(:{part}(\.{part})*)?".format(name=r"[^\W\d]\w*", part=r"([^\W\d]\w*|<\w+>)"))
+
+_TORCH = (
+    Allowance(
+        "torch.amp.grad_scaler:GradScaler._maybe_opt_step",
+        "whether a gradient overflowed decides on the host whether the optimizer steps: one read a step, none with "
+        "fused=True.",
+    ),
+    Allowance("torch.amp.grad_scaler:GradScaler.state_dict", "the scale is read when a checkpoint is made."),
+    Allowance(
+        "torch.optim.lbfgs:LBFGS.step", "the line search compares losses on the host to choose the length of a step."
+    ),
+    Allowance(
+        "torch.optim._adafactor:_single_tensor_adafactor",
+        "Adafactor scales each update by norms that it reads on the host.",
+    ),
+    Allowance(
+        "torch.optim._adafactor:_multi_tensor_adafactor",
+        "Adafactor scales each update by norms that it reads on the host.",
+    ),
+    Allowance(
+        "torch.optim._functional:sparse_adam",
+        "only the GPU knows how many rows are left when the doubles of a sparse gradient are added up.",
+    ),
+    Allowance(
+        "torch.optim.lr_scheduler:ReduceLROnPlateau.step",
+        "the scheduler compares the metric that it is given on the host, once an epoch.",
+    ),
+    Allowance(
+        "torch.optim.swa_utils:AveragedModel.update_parameters",
+        "the average asks its own counter whether it is the first.",
+    ),
+    Allowance("torch.optim.optimizer:Optimizer.load_state_dict", "loading a checkpoint copies it to the GPU."),
+    Allowance("torch.nn.modules.module:Module.load_state_dict", "loading a checkpoint copies it to the GPU."),
+    Allowance(
+        "torch.nn.utils.clip_grad:_get_total_norm",
+        "error_if_nonfinite=True asks for an answer on the host, once a step; without it nothing is read.",
+    ),
+    Allowance(
+        "torch.nn.utils.rnn:pack_padded_sequence",
+        "the order of the sequences is found on the host, where their lengths have to be, and copied to the GPU.",
+    ),
+    Allowance(
+        "torch.nn.utils.rnn:pad_packed_sequence",
+        "the order of the sequences is copied back to the host, where their lengths are.",
+    ),
+    Allowance(
+        "torch.nn.modules.adaptive:AdaptiveLogSoftmaxWithLoss.forward",
+        "the rows of each cluster are chosen by a mask, and only the GPU knows how many there are.",
+    ),
+    Allowance("torch.serialization:save", "a file is written by the host, so a checkpoint has to be copied there."),
+    Allowance("torch.serialization:load", "loading a checkpoint copies it to the GPU."),
+    Allowance(
+        "torch.autograd.profiler:profile.__exit__", "the profiler waits for the kernels that it recorded, once a trace."
+    ),
+    Allowance("torch.cuda.graphs:graph.__enter__", "a capture begins with an idle GPU, once a graph."),
+    Allowance("torch.cuda.graphs:make_graphed_callables", "a capture begins with an idle GPU, once a graph."),
+    Allowance(
+        "torch._inductor.runtime.benchmarking", "the compiler times its candidates when it compiles, not afterwards."
+    ),
+)
+
+_OBJECTS = "the size of a pickled object must be known on the host to make room for it."
+_OFFLOAD = "parameters that are kept on the host need their gradients there before they step; only when offloading."
+_CHECKPOINT = "the state is gathered and copied to the host for a checkpoint."
+
+_TORCH_DISTRIBUTED = (
+    *(
+        Allowance(f"torch.distributed.distributed_c10d:{function}", _OBJECTS)
+        for function in (
+            "all_gather_object",
+            "gather_object",
+            "broadcast_object_list",
+            "scatter_object_list",
+            "send_object_list",
+            "recv_object_list",
+        )
+    ),
+    Allowance(
+        "torch.distributed.utils:_verify_param_shape_across_processes", "ranks compare shapes once, when wrapped."
+    ),
+    Allowance("torch.distributed.utils:_sync_module_states", "rank 0 sends its parameters once, when wrapped."),
+    Allowance(
+        "torch.nn.modules._functions:SyncBatchNorm.forward",
+        "ranks whose batch is empty are dropped by a mask, once a layer; no option spares it.",
+    ),
+    Allowance(
+        "torch.nn.parallel.distributed:DistributedDataParallel._check_global_requires_backward_grad_sync",
+        "with uneven inputs (join) the ranks agree in each step on whether they still synchronize.",
+    ),
+    Allowance(
+        "torch.nn.parallel.distributed:DistributedDataParallel._find_common_rank",
+        "with uneven inputs (join) the ranks agree on one that has the newest parameters.",
+    ),
+    Allowance(
+        "torch.distributed.algorithms.join:Join._get_num_nonjoined_procs",
+        "with uneven inputs (join) a rank without data asks how many others still have some.",
+    ),
+    Allowance(
+        "torch.distributed.algorithms.join:Join.notify_join_context",
+        "with uneven inputs (join) the ranks agree in each step on whether one of them stopped.",
+    ),
+    Allowance(
+        "torch.distributed.algorithms.model_averaging.utils:average_parameters",
+        "parameters are averaged every so many steps, and no other collective may be under way.",
+    ),
+    Allowance(
+        "torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:powerSGD_hook.<locals>.decompress",
+        "the hook waits for a bucket that it decompressed, and has no option that spares it.",
+    ),
+    Allowance(
+        "torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:batched_powerSGD_hook.<locals>.decompress",
+        "the hook waits for a bucket that it decompressed, and has no option that spares it.",
+    ),
+    Allowance(
+        "torch.distributed.fsdp._exec_order_utils:_ExecOrderData._check_order",
+        "in the first iteration the ranks compare the order in which they gather parameters.",
+    ),
+    Allowance(
+        "torch.distributed.fsdp._runtime_utils:_unshard",
+        "the rate limiter holds the host back so that gathered parameters do not fill the memory.",
+    ),
+    Allowance("torch.distributed.fsdp._runtime_utils:_post_backward_final_callback", _OFFLOAD),
+    Allowance("torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel.clip_grad_norm_", _OFFLOAD),
+    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param_group:FSDPParamGroup.finalize_backward", _OFFLOAD),
+    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam._init_sharded_param", _OFFLOAD),
+    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam.reset_sharded_param", _OFFLOAD),
+    Allowance(
+        "torch.distributed.fsdp._unshard_param_utils:_unshard_fsdp_state_params",
+        "whole parameters are summoned for a checkpoint or an export, after the GPU is done with the shards.",
+    ),
+    Allowance("torch.distributed.fsdp._state_dict_utils", _CHECKPOINT),
+    Allowance("torch.distributed.fsdp._optim_utils", _CHECKPOINT),
+    Allowance("torch.distributed._state_dict_utils", _CHECKPOINT),
+    Allowance("torch.distributed.checkpoint", _CHECKPOINT),
+    Allowance(
+        "torch.distributed.optim.zero_redundancy_optimizer:ZeroRedundancyOptimizer.consolidate_state_dict", _CHECKPOINT
+    ),
+    Allowance(
+        "torch.distributed.pipelining.schedules:_PipelineSchedule._warmup_p2p",
+        "stages agree on how they exchange tensors, before the first step.",
+    ),
+)
+
+_TRANSFORMERS = (
+    Allowance(
+        "transformers.trainer:Trainer._maybe_log_save_evaluate",
+        "losses are read to be logged, and checkpoints and evaluations made, in steps of logging_steps, save_steps and "
+        "eval_steps.",
+    ),
+    Allowance(
+        "transformers.trainer:Trainer._get_num_items_in_batch",
+        "the number of labels in a batch is counted on the host and copied to the GPU: one number a step.",
+    ),
+    Allowance("transformers.trainer:Trainer._finalize_training", "the last losses are read when training is over."),
+    Allowance(
+        "transformers.trainer:Trainer.evaluation_loop",
+        "an evaluation brings its predictions to the host, every eval_steps; what the model waits for passes too.",
+    ),
+    Allowance("transformers.trainer:Trainer.save_model", _CHECKPOINT),
+    Allowance("transformers.trainer:Trainer._save_checkpoint", _CHECKPOINT),
+    Allowance("transformers.modeling_utils:PreTrainedModel.save_pretrained", _CHECKPOINT),
+    Allowance(
+        "transformers.generation.utils:GenerationMixin._has_unfinished_sequences",
+        "each new token may be the last, and only then is the host to stop.",
+    ),
+    Allowance(
+        "transformers.optimization:Adafactor.step",
+        "Adafactor compares the size of each parameter with a bound on the host.",
+    ),
+)
+
+_ACCELERATE = (
+    Allowance("accelerate.accelerator:Accelerator.check_trigger", "all ranks have to learn whether one of them stops."),
+    Allowance("accelerate.accelerator:Accelerator.save_state", _CHECKPOINT),
+    Allowance("accelerate.accelerator:Accelerator.load_state", "loading a checkpoint copies it to the GPU."),
+    Allowance("accelerate.accelerator:Accelerator.save_model", _CHECKPOINT),
+    Allowance("accelerate.accelerator:Accelerator.get_state_dict", _CHECKPOINT),
+    Allowance("accelerate.utils.operations:gather_object", _OBJECTS),
+    Allowance("accelerate.utils.operations:broadcast_object_list", _OBJECTS),
+    Allowance(
+        "accelerate.utils.operations:pad_across_processes",
+        "the ranks compare shapes on the host before they gather tensors of different size, as evaluations do.",
+    ),
+    Allowance("accelerate.utils.random:synchronize_rng_states", "the ranks take over one random state, once an epoch."),
+    Allowance(
+        "accelerate.utils.deepspeed:DeepSpeedEngineWrapper.get_global_grad_norm",
+        "the norm that DeepSpeed clipped by is handed over as a number: one read a step.",
+    ),
+)
+
+_LIGHTNING_NAMES = {
+    "pytorch": ("lightning.pytorch", "pytorch_lightning"),
+    "fabric": ("lightning.fabric", "lightning_fabric"),
+}
+"""The same modules under the names of the two distributions."""
+
+_LIGHTNING = tuple(
+    Allowance(f"{name}.{where}", reason)
+    for part, where, reason in (
+        (
+            "pytorch", "trainer.connectors.logger_connector.logger_connector:_LoggerConnector.log_metrics",
+            "loggers get numbers, every log_every_n_steps.",
+        ),
+        (
+            "pytorch", "loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor",
+            "with several ranks each step asks whether one of them was told to end, and no option spares it.",
+        ),
+        ("pytorch", "loops.training_epoch_loop:_TrainingEpochLoop.teardown", "results go to the host after training."),
+        ("pytorch", "loops.evaluation_loop:_EvaluationLoop._print_results", "results are printed after an evaluation."),
+        ("pytorch", "loops.evaluation_loop:_EvaluationLoop.teardown", "results go to the host after an evaluation."),
+        ("pytorch", "trainer.trainer:Trainer.save_checkpoint", _CHECKPOINT),
+        (
+            "pytorch", "callbacks.model_checkpoint:ModelCheckpoint._save_topk_checkpoint",
+            "the watched metric is compared with the best ones when a checkpoint is due.",
+        ),
+        (
+            "pytorch", "callbacks.model_checkpoint:ModelCheckpoint._save_last_checkpoint",
+            "the watched metric becomes part of a file's name when a checkpoint is due.",
+        ),
+        (
+            "pytorch", "callbacks.early_stopping:EarlyStopping._run_early_stopping_check",
+            "the watched metric is compared with the best one, after each validation.",
+        ),
+        (
+            "pytorch", "tuner.lr_finder:_LRCallback.on_train_batch_end",
+            "the search for a learning rate follows the loss, in a short run before training.",
+        ),
+        (
+            "pytorch", "tuner.lr_finder:_LRFinder.suggestion",
+            "the search for a learning rate ends with the losses on the host.",
+        ),
+        (
+            "pytorch", "utilities.data:has_len_all_ranks",
+            "the ranks add up the lengths of their loaders, once a loader.",
+        ),
+        ("pytorch", "strategies.strategy:Strategy.teardown", "the model goes back to the host after training."),
+        ("pytorch", "strategies.ddp:DDPStrategy.broadcast", _OBJECTS),
+        ("pytorch", "strategies.fsdp:FSDPStrategy.broadcast", _OBJECTS),
+        ("pytorch", "strategies.model_parallel:ModelParallelStrategy.broadcast", _OBJECTS),
+        ("fabric", "strategies.ddp:DDPStrategy.broadcast", _OBJECTS),
+        ("fabric", "strategies.fsdp:FSDPStrategy.broadcast", _OBJECTS),
+        ("fabric", "strategies.model_parallel:ModelParallelStrategy.broadcast", _OBJECTS),
+        (
+            "fabric", "utilities.distributed:_gather_all_tensors",
+            "the ranks compare shapes on the host before they gather tensors of different size.",
+        ),
+        ("fabric", "accelerators.cuda:_clear_cuda_memory", "memory is freed before training and after it."),
+        ("fabric", "fabric:Fabric.save", _CHECKPOINT),
+    )
+    for name in _LIGHTNING_NAMES[part]
+)  # fmt: skip
+
+_TORCHMETRICS = (
+    Allowance(
+        "torchmetrics.metric:Metric._wrap_compute.<locals>.wrapped_func",
+        "a metric's value may need its states on the host: update() in the loop, compute() at the end of an epoch.",
+    ),
+    Allowance(
+        "torchmetrics.utilities.data:_bincount",
+        "torch.bincount reads the range of its input on the host, and metrics that count have no other way.",
+    ),
+    Allowance(
+        "torchmetrics.utilities.distributed:gather_all_tensors",
+        "the ranks compare shapes on the host before they gather states, once a compute().",
+    ),
+    Allowance(
+        "torchmetrics.collections:MetricCollection._merge_compute_groups",
+        "after the first update metrics with equal states are found, once.",
+    ),
+    Allowance("torchmetrics.wrappers.tracker:MetricTracker.best_metric", "the best value is read when asked for."),
+    Allowance("torchmetrics.utilities.plot", "a plot is drawn by the host."),
+)
+
+PACKS: Mapping[str, tuple[Allowance, ...]] = MappingProxyType(
+    {
+        "torch": _TORCH,
+        "torch.distributed": _TORCH_DISTRIBUTED,
+        "transformers": _TRANSFORMERS,
+        "accelerate": _ACCELERATE,
+        "lightning": _LIGHTNING,
+        "torchmetrics": _TORCHMETRICS,
+    }
+)
+"""The built-in packs.  None includes another: the Trainer of transformers goes through accelerate and torch."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all packs, the built-in ones first; those of other distributions are not loaded."""
+    others = {entry_point.name for entry_point in entry_points(group=GROUP)}
+    return (*PACKS, *sorted(others - set(PACKS)))
+
+
+def pack(name: str) -> tuple[Allowance, ...]:
+    """Return the entries of a pack.
+
+    Raises :class:`KeyError` with the names that there are if there is none of that name, and :class:`ValueError` if
+    another distribution brings one that cannot be used.
+    """
+    if name in PACKS:
+        return PACKS[name]
+    for entry_point in entry_points(group=GROUP, name=name):
+        try:
+            return _entries(entry_point.load())
+        except Exception as error:
+            problem = str(error) or type(error).__name__
+            raise ValueError(f"the allow-pack {name!r} ({entry_point.value}) cannot be used: {problem}") from error
+    known = ", ".join(names())
+    raise KeyError(f"there is no allow-pack {name!r}; there are {known}")
+
+
+def _entries(found: Any) -> tuple[Allowance, ...]:
+    """Check what another distribution's entry point gave."""
+    entries = []
+    for item in found() if callable(found) else found:
+        where, reason = item
+        if not isinstance(where, str) or not _WHERE.fullmatch(where):
+            raise ValueError(f"{where!r} is not package.module or package.module:function")
+        if not isinstance(reason, str) or not reason.strip():
+            raise ValueError(f"{where} has no reason")
+        entries.append(Allowance(where, reason))
+    return tuple(entries)

@@ -1,0 +1,84 @@
+"""Changing the policy of a job that nobody can restart: by a file that is read each second, or by a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.log import log_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.config import Settings
+
+__all__ = ["Remote"]
+
+_EVERY_S = 1.0
+_LONGEST = 64
+
+
+class Remote:
+    """Calls ``change(policy, by)`` when the file's text changes or the signal comes."""
+
+    def __init__(self, settings: Settings, mode: Callable[[], str], change: Callable[[str, str], None]) -> None:
+        self._file = settings.policy_file
+        self._signal = settings.policy_signal
+        self._mode = mode
+        self._change = change
+        self._text = ""
+        self._due_s = 0.0
+        self._before: Any = None
+        self._installed: int | None = None
+        self._signals = 0
+        self.notes: list[str] = []
+
+    def start(self) -> None:
+        self.poll()
+        if self._signal is None:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            self.notes.append(f"policy_signal {self._signal} has no effect: the agent did not start on the main thread")
+            return
+        number = getattr(signal, self._signal)
+        self._before = signal.signal(number, self._signalled)
+        self._installed = number
+
+    def stop(self) -> None:
+        """Give the signal back, unless somebody else has taken it since."""
+        if self._installed is None or threading.current_thread() is not threading.main_thread():
+            return  # the handler stays, and nobody asks it
+        number, self._installed = self._installed, None
+        if signal.getsignal(number) == self._signalled:
+            signal.signal(number, self._before if self._before is not None else signal.SIG_DFL)
+
+    def poll(self) -> None:
+        """Do as the signals say; read the file, a second after the last time.  One that is not there says nothing."""
+        while self._signals:
+            self._signals -= 1
+            self._change("warn" if self._mode() == "observe" else "observe", f"the signal {self._signal}")
+        if self._file is None or time.monotonic() < self._due_s:
+            return
+        self._due_s = time.monotonic() + _EVERY_S
+        try:
+            with open(self._file, encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_LONGEST).strip().lower()
+        except OSError:
+            return
+        if text and text != self._text:
+            self._text = text
+            if text in {"observe", "warn", "raise"}:
+                self._change(text, f"the file {self._file}")
+            else:
+                log_once(
+                    f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text!r}, "
+                    "but it must be one of observe, warn, raise; it stays as it is",
+                )  # fmt: skip
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        # Anything may be interrupted here: what it means is seen to on the agent's own thread.
+        self._signals += 1
+        if callable(self._before):
+            self._before(number, frame)

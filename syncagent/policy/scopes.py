@@ -1,0 +1,112 @@
+"""``syncagent.allow``: the stretch of a program in which syncs are wanted."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from contextvars import ContextVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from syncagent.attribution.autograd import owner_of_backward
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from typing_extensions import Self  # mypy's own copy: nothing is installed for it
+
+    from syncagent.recorder import Recorder, ThreadState
+
+__all__ = ["allow", "open_reason", "open_scopes", "scopes_by_thread"]
+
+Scopes = tuple["str | None", ...]
+"""Reasons of the blocks that are open, outermost first; ``None`` for a ``first_only`` block that was open before."""
+
+_OPEN: ContextVar[Scopes] = ContextVar("syncagent_allowed", default=())
+scopes_by_thread: dict[int, Scopes] = {}
+"""The same by thread, for autograd's threads under a torch (2.11) that does not hand them the caller's context."""
+_entered: dict[tuple[int, int], tuple[object, object]] = {}
+"""Blocks with ``first_only`` that have been open once; the values keep alive what the ids in the keys are of."""
+
+open_scopes = _OPEN.get
+"""The blocks that are open on this thread or in this task; not those of ``backward()``'s caller."""
+
+
+class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
+    """Syncs inside are wanted: they are recorded with the reason and never warned of or raised.
+
+    A context manager and a decorator, of coroutines too; it holds for this thread or asyncio task, and for the autograd
+    threads of a ``backward()`` inside it.  One object may be open several times.  With ``first_only`` it holds only the
+    first time that this ``with`` statement, or this decorated function, is entered in the process: for what may wait
+    once, while it sets itself up.
+    """
+
+    def __init__(self, reason: str | None = None, *, first_only: bool = False) -> None:
+        self.reason = reason or "allowed"
+        self.first_only = first_only
+        self._function: Any = None
+
+    def __enter__(self) -> Self:
+        again = self.first_only and self._was_entered(sys._getframe(1))
+        _set((*_OPEN.get(), None if again else self.reason))
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        _set(_OPEN.get()[:-1])
+
+    def __call__(self, function: Any) -> Any:
+        scope = type(self)(self.reason, first_only=self.first_only)
+        scope._function = function
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def allowed_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with scope:
+                    return await function(*args, **kwargs)
+
+            return allowed_coroutine
+
+        @functools.wraps(function)
+        def allowed(*args: Any, **kwargs: Any) -> Any:
+            with scope:
+                return function(*args, **kwargs)
+
+        return allowed
+
+    def _was_entered(self, frame: FrameType) -> bool:
+        """Was this statement or function entered before?  Remembers that it is now."""
+        if self._function is not None:
+            key, keeps = (id(self._function), 0), self._function
+        else:
+            key, keeps = (id(frame.f_code), frame.f_lasti), frame.f_code
+        mine = (keeps, object())
+        return _entered.setdefault(key, mine) is not mine
+
+
+def _set(scopes: Scopes) -> None:
+    _OPEN.set(scopes)
+    if scopes:
+        scopes_by_thread[get_ident()] = scopes
+    else:
+        scopes_by_thread.pop(get_ident(), None)
+
+
+def open_reason(recorder: Recorder, state: ThreadState) -> str | None:
+    """Return the innermost open block's reason, on an autograd thread that of ``backward()``'s caller."""
+    scopes = _OPEN.get()
+    if not scopes and scopes_by_thread:
+        scopes = _scopes_of_backward(recorder, state)
+    return next((reason for reason in reversed(scopes) if reason is not None), None) if scopes else None
+
+
+def _scopes_of_backward(recorder: Recorder, state: ThreadState) -> Scopes:
+    internals = recorder.internals
+    if internals.graph_task() == -1:
+        return ()
+    context: Any = internals.backward_context()
+    if context is not None:
+        scopes: Scopes = context.get(_OPEN, ())
+        return scopes
+    owner = owner_of_backward(state, internals, recorder.states)
+    return scopes_by_thread.get(owner.ident, ()) if owner is not None else ()

@@ -1,0 +1,157 @@
+"""What the agent promises besides seeing syncs: a policy that holds, spans, a clean end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import syncagent
+from syncagent.errors import HostSyncError
+from syncagent.selftest.cases import FILE, READ, compiled, line_of, namespace
+from syncagent.selftest.probe import ATTEMPTS, BROKEN, OK
+from syncagent.sensors import leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import CodeType
+
+    from syncagent.selftest.probe import Verdict
+    from syncagent.sensors.delay import Delay
+
+__all__ = ["Promise", "allows", "every_kind", "forbids", "leaves_nothing", "makes_spans"]
+
+_REASON = "selftest"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One sentence, and whether it holds."""
+
+    name: str
+    detail: str | None
+    status: str
+    said: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _promise(name: str, detail: str | None, wrong: Sequence[str], said: str) -> Promise:
+    return Promise(name, detail, BROKEN if wrong else OK, "; ".join(wrong) or said)
+
+
+def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
+    """Each kind of sync was caught at least once in a call that did wait."""
+    here = [verdict for verdict in verdicts if verdict.detail == detail and verdict.kind is not None]
+    kinds = list(dict.fromkeys(verdict.kind for verdict in here))
+    caught = {verdict.kind for verdict in here if verdict.waited and verdict.status == OK}
+    wrong = [f"no {kind} was caught" for kind in kinds if kind not in caught]
+    return _promise("kinds", detail, wrong, f"all {len(kinds)} kinds of sync were caught")
+
+
+def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[str, Any], detail: str) -> Promise:
+    """All that the agent put into torch is gone once it has stopped."""
+    put = leftovers.changed(before, during)
+    wrong = [f"{name} was not put back" for name in leftovers.changed(before, after)]
+    if not put:
+        wrong.append("the running agent had changed nothing, so nothing is proven")
+    return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")
+
+
+def forbids(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+    """``policy="raise"`` stops a sync before it waits, at its line."""
+    wrong: list[str] = []
+    took_ms = 0.0
+    with syncagent.watch(policy="raise", detail=detail, warmup_steps=0, simulate=simulate):
+        names, code = _prepared()
+        _stopped(code, names)  # a first error imports and looks up more than those that follow
+        for _ in range(ATTEMPTS):
+            marks = delay.queue()
+            started = time.perf_counter_ns()
+            error = _stopped(code, names)
+            took_ms = (time.perf_counter_ns() - started) / 1e6
+            wrong = _faults_of(error, took_ms, _length_ms(marks))
+            if not wrong:
+                break
+    return _promise("raise", detail, wrong, f'policy="raise" stopped a sync after {took_ms * 1e3:.0f} µs, unwaited')
+
+
+def _prepared() -> tuple[dict[str, Any], CodeType]:
+    with syncagent.allow(_REASON):
+        return namespace(), compiled(READ)
+
+
+def _stopped(code: CodeType, names: dict[str, Any]) -> HostSyncError | None:
+    try:
+        exec(code, names)  # noqa: S102 - from the table
+    except HostSyncError as error:
+        return error
+    return None
+
+
+def _length_ms(marks: tuple[Any, Any]) -> float:
+    import torch
+
+    with syncagent.allow(_REASON):
+        torch.cuda.synchronize()
+    return float(marks[0].elapsed_time(marks[1]))
+
+
+def _faults_of(error: HostSyncError | None, took_ms: float, queued_ms: float) -> list[str]:
+    if error is None:
+        return ['policy="raise" let a sync pass']
+    wrong = []
+    site = error.event.site if error.event is not None else None
+    if site is None or (site.file, site.line) != (FILE, line_of(READ)):
+        wrong.append(f"the error names {site or 'no line'}, not {FILE}:{line_of(READ)}")
+    if took_ms >= queued_ms / 2:
+        wrong.append(f"the error came after {took_ms:.1f} ms, with {queued_ms:.1f} ms of work queued: it waited")
+    return wrong
+
+
+def allows(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+    """``syncagent.allow`` lets a sync pass under ``policy="raise"`` and puts its reason on record."""
+    wrong = []
+    with syncagent.watch(policy="raise", detail=detail, warmup_steps=0, simulate=simulate) as agent:
+        names, code = _prepared()
+        before = len(agent.events())
+        marks = delay.queue()
+        with syncagent.allow(_REASON):
+            error = _stopped(code, names)
+        reasons = [event.allowed for event in agent.events()[before:]]
+        if error is not None:
+            wrong.append(f"a sync inside allow() was stopped: {error}")
+        elif reasons != [_REASON]:
+            wrong.append(f"allowances on record: {reasons}, not [{_REASON!r}]")
+        _length_ms(marks)
+    return _promise("allow", detail, wrong, "allow() let a sync pass, and its reason is on record")
+
+
+def makes_spans(*, simulate: bool) -> Promise:
+    """A sync becomes a span of the program's own tracer provider, inside the span of its step."""
+    try:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    except ImportError as error:
+        return _promise("spans", None, [f"OpenTelemetry cannot be imported: {error}"], "")
+    kept = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    trace.set_tracer_provider(provider)
+    names, code = namespace(), compiled(READ)
+    with syncagent.watch(detail="syncs", simulate=simulate) as agent:
+        exec(code, names)  # noqa: S102 - from the table
+        [op] = {event.op for event in agent.events()} or {"no sync"}
+        syncagent.step()
+    spans = kept.get_finished_spans()
+    wrong = []
+    roots = [span for span in spans if span.name == "train.step"]
+    made = [span for span in spans if span.name == op and span.parent is not None]
+    if not roots or not made:
+        wrong.append(f"a step with one sync ({op}) became the spans {sorted(span.name for span in spans)}")
+    elif (made[0].attributes or {}).get("code.line.number") != line_of(READ):
+        wrong.append("the span of a sync lacks its line")
+    return _promise("spans", None, wrong, "a sync became an OpenTelemetry span, inside the span of its step")

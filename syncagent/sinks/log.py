@@ -1,0 +1,56 @@
+"""Log lines of syncs against the policy: the first at each line of the program, then at counts that grow tenfold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from syncagent.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from syncagent.event import CallSite, StepRecord, SyncEvent
+
+__all__ = ["ViolationLog"]
+
+_SITES = 1_000
+
+
+class ViolationLog:
+    """Tells of the 1st, 10th, 100th, 1,000th ... forbidden sync of each op at each line."""
+
+    name = "log"
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, CallSite | None], tuple[int, int]] = {}
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        for event in batch:
+            if event.violation:
+                self._add(event)
+
+    def step(self, record: StepRecord) -> None:
+        """Steps are not told of."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _add(self, event: SyncEvent) -> None:
+        key = (event.op, event.site)
+        if key not in self._seen and len(self._seen) >= _SITES:
+            key = ("other", None)
+        count, stall_ns = self._seen.get(key, (0, 0))
+        count, stall_ns = count + 1, stall_ns + event.stall_ns
+        self._seen[key] = (count, stall_ns)
+        if str(count).strip("0") == "1":
+            get_logger().warning(
+                "host sync against the policy",
+                op=key[0],
+                where=str(key[1]) if key[1] is not None else "many lines",
+                step=event.step,
+                count=count,
+                stall_ms=round(stall_ns / 1e6, 3),
+            )

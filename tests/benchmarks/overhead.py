@@ -1,0 +1,399 @@
+"""What watching costs a training step: the agent against nothing, turn about in one process.
+
+    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100]
+
+A round is one window of 16 steps without and one with ``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has
+it.  Which comes first alternates, so that a machine that gets slower hits both alike, and so that the bare windows of
+every two rounds stand next to each other: their ratios are the control (A/A), at no extra cost.
+
+Why 16 steps: copies are watched in an agent's first four steps and then in one of 16.  Each window has a fresh agent,
+runs its first four steps untimed, and times the next 16 (4 to 19), which hold one sampled step, with the arming before
+and the disarming after it: just the share of a long run.  With fewer steps a round most rounds would hold none, and a
+median would not see the sampling at all.
+
+``detail="ops"``, two modes that do nothing, and ``torch.profiler`` with stacks are there for comparison, in fewer and
+shorter windows.  The profiler comes last: it leaves traces in the process.
+
+``--device cpu`` is for work on this script: reads of tensors on the host are syncs then, and the ratios tell nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if __package__ in {None, ""}:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from syncagent import config, session
+from tests.benchmarks.per_sync import begin, bootstrap, finish, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Step = Callable[..., float]
+    Around = Callable[[], contextlib.AbstractContextManager[None]]
+
+_WINDOW = 16
+_FIRST = 4
+"""An agent's first steps, in which all copies are watched."""
+_SHORT = 4
+_EXTRA = 0.12
+"""Share of the budget for the comparisons."""
+
+
+# --- workloads --------------------------------------------------------------------------------------------------------
+
+
+class Size(NamedTuple):
+    layers: int
+    width: int
+    heads: int
+    batch: int
+    tokens: int
+
+
+SIZES = {
+    "cuda": {
+        "host-bound fp32": Size(8, 256, 4, 2, 64),
+        "host-bound bf16 autocast": Size(7, 256, 4, 2, 64),
+        "gpu-bound bf16 autocast": Size(4, 2048, 16, 8, 512),
+    },
+    "cpu": {
+        "host-bound fp32": Size(8, 16, 2, 1, 8),
+        "host-bound bf16 autocast": Size(7, 16, 2, 1, 8),
+        "gpu-bound bf16 autocast": Size(2, 64, 2, 4, 64),
+    },
+}
+_VOCABULARY = 1000
+
+
+class Block(nn.Module):
+    """One layer of a transformer, as people write it."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.heads = size.heads
+        self.before, self.after = nn.LayerNorm(size.width), nn.LayerNorm(size.width)
+        self.qkv, self.out = nn.Linear(size.width, 3 * size.width), nn.Linear(size.width, size.width)
+        self.wide, self.narrow = nn.Linear(size.width, 4 * size.width), nn.Linear(4 * size.width, size.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(self.before(x)).chunk(3, dim=-1)
+        q, k, v = (t.view(batch, tokens, self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).reshape(batch, tokens, width))
+        wide: torch.Tensor = self.wide(self.after(x))
+        narrow: torch.Tensor = self.narrow(nn.functional.gelu(wide))
+        return x + narrow
+
+
+class Net(nn.Module):
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(_VOCABULARY, size.width)
+        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
+        self.head = nn.Linear(size.width, _VOCABULARY)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        scores: torch.Tensor = self.head(x)
+        return scores
+
+
+def stepper(size: Size, device: str, optimizer_name: str, *, autocast: bool) -> Step:
+    """Return one training step, with one sync: the loss is read, as for a log.
+
+    AdamW reads its step counts, tensors on the host, twice a parameter: calls of a hooked op that do not wait.
+    """
+    torch.manual_seed(0)
+    net = Net(size).to(device)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(net.parameters(), lr=1e-4, foreach=True)
+        if optimizer_name == "adamw"
+        else torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, foreach=True)
+    )
+    tokens = torch.randint(_VOCABULARY, (size.batch, size.tokens), device=device)
+
+    def step(*, read: bool = True) -> float:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item() if read else 0.0
+
+    return step
+
+
+class Count(TorchDispatchMode):
+    """Counts the ops that reach a backend."""
+
+    ops = 0
+    host_reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += 1
+        self.host_reads += func is torch.ops.aten._local_scalar_dense.default and args[0].is_cpu
+        return func(*args, **(kwargs or {}))
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+
+class PassFunction(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class PassDispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Variants:
+    """Ways to run a step; entering and leaving one is never timed."""
+
+    def __init__(self, device: str, folder: str) -> None:
+        self._device = device
+        self._folder = folder
+        self._made = 0
+        self.syncs: dict[str, int] = {}
+        self.windows: dict[str, int] = {}
+
+    def watched(self, detail: str) -> Around:
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            self._made += 1
+            chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
+            ends = session.begin(config.load(chosen, {}))
+            agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
+            try:
+                yield
+            finally:
+                report = agent.stop()
+                if ends.provider is not None:
+                    ends.provider.close()
+            reads = sum(row.count for row in report.sites if row.op == "aten::_local_scalar_dense")
+            self.syncs[detail] = self.syncs.get(detail, 0) + reads
+            self.windows[detail] = self.windows.get(detail, 0) + 1
+
+        return around
+
+    @contextlib.contextmanager
+    def nothing(self) -> Iterator[None]:
+        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]
+            yield
+
+    @contextlib.contextmanager
+    def profiler(self) -> Iterator[None]:
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device == "cuda" else [])]
+        with profile(activities=activities, with_stack=True):
+            yield
+
+
+def window(step: Step, around: Around, device: str, steps: int, warm: int) -> float:
+    """Return ms a step, from an idle GPU to an idle GPU."""
+    with around():
+        for _ in range(warm):
+            step()
+        gc.collect()
+        gc.disable()
+        try:
+            finish(device)
+            began = time.perf_counter_ns()
+            for _ in range(steps):
+                step()
+            finish(device)
+            return (time.perf_counter_ns() - began) / 1e6 / steps
+        finally:
+            gc.enable()
+
+
+def pairs(
+    step: Step, around: Around, device: str, rounds: int, steps: int, warm: int, until: float
+) -> tuple[list[float], list[float]]:
+    """Return the windows without and with, one of each a round."""
+    plain: Around = contextlib.nullcontext
+    bare: list[float] = []
+    other: list[float] = []
+    for turn in range(rounds):
+        for is_bare in (True, False) if turn % 2 == 0 else (False, True):
+            if is_bare:
+                bare.append(window(step, plain, device, steps, 2))
+            else:
+                other.append(window(step, around, device, steps, warm))
+        if time.perf_counter() > until and turn >= 2:
+            break
+    return bare, other
+
+
+def compared(bare: Sequence[float], other: Sequence[float], steps: int) -> dict[str, Any]:
+    ratios = [b / a for a, b in zip(bare, other, strict=True)]
+    low, high = bootstrap(ratios)
+    plain, watched = statistics.median(bare), statistics.median(other)
+    return {
+        "ratio": round(statistics.median(ratios), 5), "ci95": [round(low, 5), round(high, 5)],
+        "ratio_of_medians": round(watched / plain, 5), "ratio_of_means": round(sum(other) / sum(bare), 5),
+        "bare_ms": round(plain, 4), "with_ms": round(watched, 4), "rounds": len(ratios), "steps_a_window": steps,
+    }  # fmt: skip
+
+
+def control(bare: Sequence[float], steps: int) -> dict[str, Any]:
+    """Compare bare windows that stand next to each other: those of rounds 1 and 2 (counted from 0), 3 and 4, and on."""
+    neighbours = list(zip(bare[1::2], bare[2::2], strict=False))
+    # Which of the two is the first alternates, so that a drift is no difference.
+    turned = [pair if index % 2 else pair[::-1] for index, pair in enumerate(neighbours)]
+    return compared([a for a, _ in turned], [b for _, b in turned], steps)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """All workloads within a budget."""
+
+    def __init__(self, device: str, budget_s: float, rounds: int, only: str, optimizer: str) -> None:
+        self.device, self.budget_s, self.rounds = device, budget_s, rounds
+        self.began = time.perf_counter()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self.steps: dict[str, Step] = {}
+        for name, size in SIZES[device].items():
+            if only in name:
+                self.steps[name] = stepper(size, device, optimizer, autocast="autocast" in name)
+
+    def left_s(self) -> float:
+        return self.budget_s - (time.perf_counter() - self.began)
+
+    def warm(self, variants: Variants) -> None:
+        for name, step in self.steps.items():
+            for _ in range(5):
+                step()
+            with Count() as count:  # type: ignore[no-untyped-call]
+                step()
+            once = window(step, contextlib.nullcontext, self.device, _SHORT, 2)
+            window(step, variants.watched("syncs"), self.device, 1, 1)
+            row = self.rows[name] = {
+                "dispatcher_calls": count.ops, "reads_of_host_tensors": count.host_reads,
+                "step_ms": round(once, 3), "host_ms": round(self._host_ms(step), 3),
+            }  # fmt: skip
+            print(f"{name}: {row}", flush=True)
+        gc.collect()
+        gc.freeze()  # so that collecting between windows is quick
+
+    def _host_ms(self, step: Step) -> float:
+        """Return what a step takes to be queued: without its sync."""
+        finish(self.device)
+        began = time.perf_counter()
+        step(read=False)
+        host_ms = (time.perf_counter() - began) * 1e3
+        finish(self.device)
+        return host_ms
+
+    def plan(self) -> int:
+        """Return how many rounds there is time for."""
+        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _FIRST + 2)
+        round_s += 0.03 * len(self.rows)  # to start and stop an agent
+        possible = int((self.left_s() - _EXTRA * self.budget_s) / round_s)
+        rounds = max(min(self.rounds, possible), 3)
+        if rounds < self.rounds:
+            needed = (self.rounds * round_s + time.perf_counter() - self.began) / (1 - _EXTRA)
+            self.note(f"{rounds} rounds, not {self.rounds}: --budget {needed:.0f} would be needed")
+        return rounds
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        print(f"NOTE: {text}", flush=True)
+
+    def measure(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            variants = Variants(self.device, folder)
+            self.warm(variants)
+            rounds = self.plan()
+            variants.syncs.clear()
+            variants.windows.clear()
+            for name, step in self.steps.items():
+                bare, watched = pairs(
+                    step, variants.watched("syncs"), self.device, rounds, _WINDOW, _FIRST, float("inf")
+                )
+                self.put(name, "syncs", compared(bare, watched, _WINDOW), bare, watched)
+                self.put(name, "bare against bare", control(bare, _WINDOW))
+            wanted = variants.windows.get("syncs", 0) * (_WINDOW + _FIRST)
+            if self.device == "cuda" and variants.syncs.get("syncs", 0) != wanted:
+                self.note(f"{variants.syncs.get('syncs', 0)} reads reported, {wanted} made")
+            self.compare(variants)
+
+    def compare(self, variants: Variants) -> None:
+        others: dict[str, tuple[Around, int, int]] = {
+            "ops": (variants.watched("ops"), 20, 2),
+            "modes that do nothing": (variants.nothing, 20, 1),
+            "torch.profiler with stacks": (variants.profiler, 3, 1),
+        }
+        share_s = max(self.left_s(), 10.0) / (len(others) * max(len(self.steps), 1))
+        for title, (around, rounds, warm) in others.items():
+            for name, step in self.steps.items():
+                until = time.perf_counter() + share_s
+                bare, other = pairs(step, around, self.device, rounds, _SHORT, warm, until)
+                self.put(name, title, compared(bare, other, _SHORT))
+
+    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[float]) -> None:
+        self.rows[name][title] = row
+        if windows:
+            row["windows_ms"] = [[round(ms, 4) for ms in column] for column in windows]
+        low, high = row["ci95"]
+        print(
+            f"{name:26s} {title:28s} {row['ratio']:8.4f} ({low:.4f} to {high:.4f})"
+            f"  medians {row['ratio_of_medians']:.4f}  {row['bare_ms']:.3f} -> {row['with_ms']:.3f} ms"
+            f"  {row['rounds']} rounds",
+            flush=True,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--budget", type=float, default=150.0, help="seconds in all, about (default 150)")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--workload", default="", help="only those whose name holds this text")
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    run = Run(options.device, options.budget, options.rounds, options.workload, options.optimizer)
+    code = 1
+    try:
+        run.measure()
+        code = 0
+    finally:  # a run cut short still tells something
+        content: Mapping[str, Any] = {
+            "optimizer": options.optimizer,
+            "took_s": round(time.perf_counter() - run.began, 1), "notes": run.notes, "cases": run.rows,
+        }  # fmt: skip
+        write(options.out, options.device, dict(content))
+    print(f"took {time.perf_counter() - run.began:.0f} s")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

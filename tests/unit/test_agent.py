@@ -190,19 +190,32 @@ def test_an_agent_that_stopped_can_be_asked_as_before():
     assert any(sensor.live for sensor in first.sensors)
 
 
-def test_a_start_that_fails_half_way_turns_off_what_it_turned_on(monkeypatch):
-    """The error reaches the caller, and nothing of the agent's stays behind."""
+def test_a_part_that_cannot_be_started_is_off_and_the_others_watch_all_the_same(monkeypatch):
+    """The program never sees it; the report says what is missing, and nothing of the part stays behind."""
     from syncagent.attribution.ranges import Ranges
 
     def broken(_self):
         raise OSError("no")
 
     monkeypatch.setattr(Ranges, "start", broken)
-    with pytest.raises(OSError, match="no"):
+    syncagent.start(detail="ops")
+    assert (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()) == (1, 1)
+    assert "the watch for ranges could not be started and is off: OSError: no" in syncagent.stop().notes
+    assert (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()) == (0, 0)
+
+
+def test_a_start_that_is_interrupted_turns_off_what_it_turned_on(monkeypatch):
+    """Ctrl-C reaches the caller, and nothing of the agent's stays behind."""
+    from syncagent.attribution.ranges import Ranges
+
+    def interrupted(_self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ranges, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         syncagent.start(detail="ops")
     assert syncagent.current() is None
     assert (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()) == (0, 0)
-    monkeypatch.undo()
 
 
 def test_two_threads_that_start_at_once_get_one_agent():

@@ -85,6 +85,9 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "policy": "raise", "detail": "ops", "report": "out.json", "min_stall_ms": "1.5", "warmup_steps": "7",
         "allow": "pkg.module,train.py:12", "baseline": "base.json", "simulate": "1", "stacks": "true",
         "user_code": "mylib,other", "copies": "sampled", "max_events": "5", "journal": "spans.jsonl", "summary": "no",
+        "allow_kinds": "explicit,check", "allow_packs": "torch,mine", "max_syncs_per_step": "forward=2,total=5",
+        "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
+        "policy_file": "policy.txt", "policy_signal": "usr1",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -95,6 +98,10 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         policy="raise", detail="ops", report="out.json", min_stall_ms=1.5, warmup_steps=7,
         allow=("pkg.module", "train.py:12"), baseline="base.json", simulate=True, stacks=True,
         user_code=("mylib", "other"), copies="sampled", max_events=5, journal="spans.jsonl", summary=False,
+        allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
+        max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
+        max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
+        policy_signal="SIGUSR1",
     )  # fmt: skip
 
 

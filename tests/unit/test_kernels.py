@@ -265,7 +265,7 @@ def test_ops_of_other_devices_pass_through(host):
             meta.sum().item()
     finally:
         watching.stop()
-    assert (seen(watching), recorder.faults) == ([], [])
+    assert (seen(watching), recorder.faults.sentences) == ([], [])
 
 
 # --- nothing else changes ---------------------------------------------------------------------------------------------
@@ -378,17 +378,22 @@ def test_a_fault_of_a_predicate_is_kept_for_the_report_and_never_reaches_the_pro
     watching = sensor([Rule("aten::nonzero", broken, broken, "")])
     assert X.nonzero().shape == (3, 2)
     X.nonzero()
-    assert watching._recorder.faults == ["aten::nonzero: the agent failed with KeyError: 'surprise'"]
+    assert watching._recorder.faults.sentences == ["the rule of aten::nonzero failed: KeyError: 'surprise'"]
     assert seen(watching) == []
 
 
 def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch):
-    """After the wait as before it."""
+    """After the wait as before it; the sync is counted, though no more is known of it, and in time nobody asks."""
     watching = sensor()
-    monkeypatch.setattr(watching._recorder, "record", lambda *_: 1 / 0)
-    assert X.nonzero().shape == (3, 2)
-    assert watching._recorder.faults == [
-        "recording aten::nonzero: the agent failed with ZeroDivisionError: division by zero"
+    tries = []
+    monkeypatch.setattr(watching._recorder, "locate", lambda *_: tries.append(1) or 1 / 0)
+    for _ in range(50):
+        assert X.nonzero().shape == (3, 2)
+    assert {(entry.op, entry.kind, entry.where.user) for entry in seen(watching)} == {("aten::nonzero", SHAPE, None)}
+    assert (len(seen(watching)), len(tries)) == (50, 20)
+    assert watching._recorder.faults.sentences == [
+        "attribution failed for a sync: ZeroDivisionError: division by zero",
+        "attribution failed and is off: ZeroDivisionError: division by zero",
     ]
 
 

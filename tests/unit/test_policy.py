@@ -302,8 +302,9 @@ def on_thread(work):
     return found[0]
 
 
-def test_an_allowance_holds_for_its_own_thread_only(raising):
+def test_an_allowance_holds_for_its_own_thread_only(cpu_agent):
     """Another thread's syncs are not what was meant."""
+    cpu_agent(policy="raise", judge_threads="all")
     with syncagent.allow():
         assert on_thread(lambda: forbidden(X.nonzero))
         assert not forbidden(X.nonzero)
@@ -316,8 +317,9 @@ def test_an_allowance_holds_for_its_own_thread_only(raising):
     assert forbidden(X.nonzero)
 
 
-def test_one_allowance_may_be_open_on_two_threads_at_once(raising):
+def test_one_allowance_may_be_open_on_two_threads_at_once(cpu_agent):
     """Each leaves it when it is done, in whatever order."""
+    raising = cpu_agent(policy="raise", judge_threads="all")
     wanted = syncagent.allow("shared")
     both_inside, first_left = threading.Barrier(2), threading.Event()
     found = []
@@ -527,16 +529,15 @@ def test_a_baseline_that_is_no_report_is_one_sentence(cpu_agent, tmp_path, conte
     assert not forbidden(X.nonzero)
 
 
-@pytest.mark.parametrize("part", ["gate", "verdict"])
+@pytest.mark.parametrize("part", ["judge", "forbids", "act"])
 def test_a_fault_of_the_policys_own_never_reaches_the_program(cpu_agent, part):
     """It is off from then on, and the report says so."""
-    agent = cpu_agent(policy="raise", warmup_steps=0)
+    agent = cpu_agent(policy="raise" if part == "judge" else "warn", warmup_steps=0)
 
     def broken(*_):
         raise KeyError("surprise")
 
-    agent._recorder.gate = None
-    setattr(agent._recorder, part, broken)
+    setattr(agent._policy, part, broken)
     assert len(X.nonzero())
     assert len(X.nonzero())
     assert any("policy" in note and "surprise" in note for note in agent.report().notes)

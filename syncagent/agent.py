@@ -54,7 +54,7 @@ class Agent:
         from syncagent.sensors import calibration
         from syncagent.sensors.explicit import ExplicitSensor
         from syncagent.sensors.host_scalars import HostScalars
-        from syncagent.sensors.internals import look_up
+        from syncagent.sensors.internals import UNKNOWN, look_up
         from syncagent.sensors.kernels import KernelSensor
         from syncagent.sensors.modes import ModeSensor
         from syncagent.sensors.monitored import MonitoredSensor
@@ -63,7 +63,9 @@ class Agent:
         self.settings = settings
         self._faults = Faults()
         self.rank = self._faults.guard("the rank", ranks.read, ranks.Rank(None, None, None))
-        self._internals = look_up(simulated=settings.simulate)
+        self._internals = self._faults.guard(
+            "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
+        )
         self.steps = Steps(self._step_ended)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
@@ -99,7 +101,8 @@ class Agent:
     def events(self) -> tuple[SyncEvent, ...]:
         """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
         self._drain()
-        return self._summary.newest()
+        none: tuple[SyncEvent, ...] = ()
+        return self._faults.guard("the newest syncs", self._summary.newest, none)
 
     def report(self) -> Report:
         """Return what was seen so far."""
@@ -314,7 +317,7 @@ class Agent:
         return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
 
     def _overhead(self) -> Overhead:
-        own_ns = self._recorder.own_cost_ns(self._kernels.elsewhere)
+        own_ns = max(self._recorder.own_cost_ns(self._kernels.elsewhere), 0)
         ended = self._ended if self._ended is not None else time.perf_counter()
         duration_s = ended - self._began
         return Overhead(

@@ -37,15 +37,20 @@ _ALLOWANCE = re.compile(
 
 
 def rejected(setting: str, value: object, allowed: str) -> ConfigError:
-    """Make the one sentence for a value that is not allowed."""
-    return ConfigError(f"syncagent: setting {setting} is {value!r}, but it must be {allowed}.")
+    """Make the one sentence, on one line, for a value that is not allowed."""
+    name = " ".join(setting.split()) if setting.isprintable() else repr(setting)
+    return ConfigError(f"syncagent: setting {name} is {_shown(value)}, but it must be {allowed}.")
 
 
-def _short(value: object) -> object:
-    """A number of thousands of digits, as it may be shown."""
-    if isinstance(value, int) and abs(value) > _MOST * _MOST:
-        return "a number with very many digits"
-    return f"{value[:60]}..." if isinstance(value, str) and len(value) > 80 else value
+def _shown(value: object) -> str:
+    try:
+        text = " ".join(repr(value).splitlines())
+    except Exception:  # a number of thousands of digits, or an object that fails
+        return f"of type {type(value).__name__} and cannot be shown"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+_LONGEST = 200
 
 
 _MOST = 1_000_000_000
@@ -82,7 +87,7 @@ def _count(least: int) -> Callable[[str, object], int]:
         if isinstance(number, int) and not isinstance(number, bool) and least <= number <= _MOST:
             return number
         most = f" and {_MOST} at most" if number is None or (isinstance(number, int) and number > _MOST) else ""
-        raise rejected(name, _short(value), f"a whole number, {least} or more{most}")
+        raise rejected(name, value, f"a whole number, {least} or more{most}")
 
     return parse
 
@@ -94,7 +99,7 @@ def _milliseconds(name: str, value: object) -> float:
         number = -1.0
     if 0.0 <= number < float("inf"):
         return number
-    raise rejected(name, _short(value), "a number of milliseconds, 0 or more")
+    raise rejected(name, value, "a number of milliseconds, 0 or more")
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
@@ -121,7 +126,7 @@ def _share(name: str, value: object) -> float:
         share = -1.0
     if 0.0 <= share <= 1.0:
         return share
-    raise rejected(name, _short(value), "a share of the time from 0 to 1")
+    raise rejected(name, value, "a share of the time from 0 to 1")
 
 
 _Limits = tuple[tuple[str, Any], ...]
@@ -151,7 +156,7 @@ def _per_phase(parse: Callable[[str, object], Any], allowed: str) -> Callable[[s
             return tuple(limits.items())
         phases = ", ".join(_PHASES)
         raise rejected(
-            name, _short(value), f"{allowed}, or such limits by phase, as in forward=2,backward=0; phases are {phases}"
+            name, value, f"{allowed}, or such limits by phase, as in forward=2,backward=0; phases are {phases}"
         )
 
     return parsed
@@ -315,7 +320,7 @@ def _project_table() -> tuple[Path | None, Mapping[str, object]]:
                 document = load_toml(stream)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError):  # TOML's own error and a wrong encoding are ValueErrors
+        except (OSError, ValueError, RecursionError):  # TOML's own error and a wrong encoding are ValueErrors
             return file, {}
         tool = document.get("tool", {})
         table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}

@@ -218,11 +218,12 @@ class Recorder:
     def ask(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
         """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
         state.where = None
-        if self.policy is None or (self.policy.is_passive and not open_scopes() and not scopes_by_thread):
+        policy = self.policy  # another thread may switch it off
+        if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
             return None
         asked_ns = _now()
         try:
-            return self.policy.judge(op, kind, frame, state)
+            return policy.judge(op, kind, frame, state)
         except HostSyncError:
             raise
         except Exception as error:
@@ -249,6 +250,7 @@ class Recorder:
         where: Where | None = None
         broken: str | None = None
         seen: Observation | None = None
+        policy: Policy | None = None
         internals = self.internals
         try:
             if self._failures >= _FAILURES:
@@ -270,8 +272,9 @@ class Recorder:
                     module = self._modules.path(frame)
                 if grads and op != _NO_NODE and _requires_grad(args):
                     state.forwards.remember(internals.next_sequence() - 1, where, module)
-            if allowed is None and self.policy is not None and self.policy.mode != "observe":
-                broken = self._verdict(state, phase, times[1])
+            policy = self.policy
+            if allowed is None and policy is not None and policy.mode != "observe":
+                broken = self._verdict(policy, state, phase, times[1])
             shapes: tuple[Sequence[int], ...]
             try:
                 (value,) = args  # most calls have one argument, a tensor
@@ -301,9 +304,9 @@ class Recorder:
             state.where = None
             self._failures += 1
             self.fault("attribution", error, "failed for a sync" if self._failures < _FAILURES else "failed and is off")
-        if broken is not None and self.policy is not None:
+        if broken is not None and policy is not None:
             try:
-                self.policy.act(op, kind, where, times[1], state, broken)
+                policy.act(op, kind, where, times[1], state, broken)
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
@@ -328,10 +331,9 @@ class Recorder:
         if tally.seen >= _WHOLE:
             tally.step = seen.step
 
-    def _verdict(self, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
-        policy = self.policy
+    def _verdict(self, policy: Policy, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
         try:
-            return policy.forbids(state, phase, stall_ns) if policy is not None else None
+            return policy.forbids(state, phase, stall_ns)
         except Exception as error:
             self._policy_failed(error)
             return None

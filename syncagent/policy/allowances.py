@@ -107,7 +107,7 @@ def _baseline(path: str) -> frozenset[tuple[str, str, str, str]]:
         with open(path, encoding="utf-8") as stream:
             sites = json.load(stream)["sites"]
         return frozenset((s["op"], _place(s["file"]), s["function"], s["source"]) for s in sites)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"syncagent: setting baseline is {path!r}, but it must be a report that syncagent saved as JSON ({error})."
         ) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Internals", "look_up", "skip_in_dynamo"]
+__all__ = ["UNKNOWN", "Internals", "look_up", "skip_in_dynamo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,21 @@ class Internals:
     """Code object of the function in which ``backward()`` callers stand while the engine runs, or ``None``."""
     missing: tuple[str, ...]
     """One sentence for each name that was not there."""
+
+
+UNKNOWN = Internals(
+    graph_task=lambda: -1,
+    autograd_node=lambda: None,
+    next_sequence=lambda: 0,
+    backward_context=lambda: None,
+    raw_stream=lambda _device: 0,
+    current_device=lambda: 0,
+    capturing=lambda: False,
+    grad_enabled=lambda: False,
+    backward_entry=None,
+    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not told",),
+)
+"""Where the look-up itself fails."""
 
 
 def look_up(*, simulated: bool = False) -> Internals:

@@ -45,8 +45,8 @@ class Summary:
         self._max_sites = max_sites
         self._max_ops = max_ops
         self._scale = scale
-        # Between the draining thread and readers; no training thread ever takes it.  A signal handler that makes a report
-        # may have interrupted the very thread that holds it.
+        # Between the draining thread and readers; no training thread ever takes it.  A signal handler that makes a
+        # report may have interrupted the very thread that holds it.
         self._lock = threading.RLock()
         self._random = random.Random(0)  # noqa: S311  (a sample, not a secret; seeded, so that reports are repeatable)
         self._sites: dict[Hashable, _Site] = {}

@@ -47,7 +47,7 @@ def test_a_kind_that_is_none_is_one_sentence():
         syncagent.watch(allow_kinds="reads")
 
 
-# --- packs and lines of libraries ---------------------------------------------------------------------------------------
+# --- packs and lines of libraries -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_an_allowed_line_in_a_hot_loop_is_summed_and_no_count_is_lost(cpu_agent)
 def test_sums_are_kept_apart_by_reason_and_the_loop_is_judged_once_the_block_is_left(cpu_agent):
     """The same line is another matter outside of it."""
     agent = cpu_agent(policy="warn", detail="syncs")
-    with pytest.warns(syncagent.HostSyncWarning):
+    with pytest.warns(syncagent.HostSyncWarning):  # noqa: PT031
         for reason in ("one", "other", None):
             with syncagent.allow(reason) if reason else contextlib.nullcontext():
                 for _ in range(300):

@@ -1,4 +1,4 @@
-"""Who is judged and when: threads that train, kinds of code the error has to pass, changes of the policy while running."""
+"""Who is judged and when: threads that train, code that the error has to pass, changes of the policy while running."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_thread_whose_optimizer_steps_trains(cpu_agent):
     assert on_thread(train) == (False, True)
 
 
-# --- where the error comes out ------------------------------------------------------------------------------------------
+# --- where the error comes out ----------------------------------------------------------------------------------------
 
 
 class Waits(torch.autograd.Function):
@@ -118,7 +118,7 @@ def in_recomputation():
 def in_tensor_hook():
     x = torch.ones(2, requires_grad=True)
     y = x * 2
-    y.register_hook(lambda _grad: None if read() else None)
+    y.register_hook(lambda _grad: print(read()))
     y.sum().backward()
 
 
@@ -172,7 +172,7 @@ def test_the_error_keeps_its_type_and_line_from_anywhere(cpu_agent, place, detai
         PLACES[place]()
 
 
-# --- warnings and the log -----------------------------------------------------------------------------------------------
+# --- warnings and the log ---------------------------------------------------------------------------------------------
 
 
 def test_the_log_tells_of_a_site_at_counts_that_grow(cpu_agent, capsys):
@@ -198,7 +198,7 @@ def test_under_an_error_filter_every_call_is_stopped(cpu_agent):
                 read()
 
 
-# --- changes while running ------------------------------------------------------------------------------------------------
+# --- changes while running --------------------------------------------------------------------------------------------
 
 
 def test_the_policy_can_be_changed_on_the_agent(cpu_agent, capsys):

@@ -116,6 +116,13 @@ class Agent:
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
         faults = (*self._faults.sentences, *self.steps.faults, *self._ranges.faults)
         notes = [*self.notes, *self._internals.missing, *faults]
+        if self._kernels.left_in_place:
+            notes.append(
+                "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
+                "kernel off safely while they do"
+            )
+        if self._recorder.set_up:
+            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
         try:
@@ -165,8 +172,10 @@ class Agent:
                 self._on("the sensor explicit", self._explicit.start, self._explicit.stop)
                 self._on("the sensor monitored", self._monitored.start, self._monitored.stop)
                 self._on("the way past item()", self._host_scalars.start, self._host_scalars.stop)
-                hot = self.settings.copies_timed != "off"
+                hot = self.settings.copies_timed == "all"
                 self._on("the sensor kernels", lambda: self._kernels.start(hot=hot), self._kernels.stop)
+                if self.settings.copies_timed == "sampled":
+                    self._faults.guard("the watch for copies", self._kernels.arm_hot, None)
             if not self.settings.simulate:
                 self._say_if_there_is_no_gpu()
             self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
@@ -304,7 +313,9 @@ class Agent:
             return self._final_sensors
         copies = self.settings.copies_timed
         detail = {
-            "kernels": {
+            "kernels": "copies: not watched since torch.compile is in use; SYNCAGENT_COPIES=all watches them"
+            if self._kernels.gave_way
+            else {
                 "all": "copies: every one",
                 "sampled": f"copies: in the first {_SAMPLE_FIRST} steps and one in {_SAMPLE_EVERY}, scaled up",
                 "off": "copies: not watched",

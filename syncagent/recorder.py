@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution.autograd import OWNER, ForwardSites, backward_frame, owner_of_backward
-from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, CallSites, Point, Where
+from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, SET_UP, CallSites, Point, Where
 from syncagent.attribution.modules import ModulePaths
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
@@ -110,8 +110,8 @@ class ThreadState:
 
     __slots__ = (
         "allowed", "api", "buffer", "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name",
-        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "stall_ns", "start_ns", "tallies",
-        "trains", "where",
+        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "set_up", "stall_ns", "start_ns",
+        "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -135,6 +135,8 @@ class ThreadState:
         self.range_ids: tuple[int, ...] = ()
         self.ops: dict[OpKey, OpSum] = {}
         self.tallies: dict[TallyKey, Tally] = {}
+        self.set_up = 0
+        """Waits of torch.compile's own work and of graph capture, which are no syncs of the program's."""
         self.trains = self.ident == threading.main_thread().ident
         # The agent's own cost on this thread: time spent recording, and calls that kernels passed on.
         self.own_ns = 0
@@ -167,7 +169,7 @@ class Recorder:
         self._failures = 0
         self._states_lock = threading.RLock()  # between threads that are new, and the draining thread
         self._retired: dict[OpKey, OpSum] = {}
-        self._retired_cost_ns = 0
+        self._retired_cost_ns = self._retired_set_up = 0
         self._retired_passes = 0
         self._modules = ModulePaths() if settings.wraps_every_op else None
         self._stacks = settings.stacks
@@ -199,6 +201,7 @@ class Recorder:
             for state in gone:
                 _add_up(self._retired, state.ops)
                 self._retired_cost_ns += state.own_ns
+                self._retired_set_up += state.set_up
                 self._retired_passes += state.passes
 
     def op_sums(self) -> dict[OpKey, OpSum]:
@@ -258,6 +261,9 @@ class Recorder:
             times = (times[0], max(times[1], 0), times[2])
             where = state.where or self.locate(state, frame)
             state.where = None
+            if where.marks & SET_UP:  # torch compiles, tunes or captures: nobody's line could do without
+                state.set_up += 1
+                return
             forward: Where | None = None
             module: str | None = None
             ranges = state.ranges
@@ -361,6 +367,11 @@ class Recorder:
         """Keep a mistake of our own for the report; the program never sees it."""
         if not isinstance(error, _OffError):
             self.faults.add(part, error, what)
+
+    @property
+    def set_up(self) -> int:
+        """How many waits were torch's own, while it compiled, tuned or captured."""
+        return self._retired_set_up + sum(state.set_up for state in self.states)
 
     def own_cost_ns(self, passes: int = 0) -> int:
         """Return what the agent took of the program's time: recording, and calls that passed through it.

@@ -45,9 +45,13 @@ class Steps:
         import torch
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self._hook = register_optimizer_step_post_hook(
-            lambda optimizer, *_: self._safely(self._optimizer_stepped, optimizer)
-        )
+        from syncagent.sensors.internals import skip_in_dynamo
+
+        def stepped(optimizer: Any, *_: Any) -> None:
+            self._safely(self._optimizer_stepped, optimizer)
+
+        skip_in_dynamo(stepped)  # else a compiled optimizer.step() would be compiled with it
+        self._hook = register_optimizer_step_post_hook(stepped)
         scaler = torch.amp.GradScaler
         original = self._scaler_update = scaler.update
         steps = self

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from syncagent.attribution.autograd import owner_of_backward
+from syncagent.attribution.callsite import SET_UP
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
@@ -71,6 +72,8 @@ class Policy:
         if not allowances.by_site and not raises:
             return None
         where = state.where = self._recorder.locate(state, frame)
+        if where.marks & SET_UP:
+            return "torch sets itself up"
         if allowances.by_site:
             reason = self._reason_at(op, where, frame, state)
             if reason is not None:

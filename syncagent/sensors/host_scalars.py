@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from syncagent.sensors.switch import compile_in_use
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,7 @@ class HostScalars:
         import torch
 
         original = getattr(sys.modules.get("torch.optim.optimizer"), _NAME, None)
-        if original is None or _has_compiled():
+        if original is None or compile_in_use():
             return  # a guard of torch.compile's would see another function, and compile anew
         is_compiling = torch.compiler.is_compiling
         plain = torch.Tensor
@@ -55,8 +57,3 @@ def _exchange(old: object, new: object) -> None:
         names = getattr(module, "__dict__", None)
         if isinstance(names, dict) and names.get(_NAME) is old:
             names[_NAME] = new
-
-
-def _has_compiled() -> bool:
-    counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", None)
-    return bool(counters and counters.get("frames"))

@@ -12,13 +12,17 @@ the sync.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
+from collections import deque
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.scopes import open_scopes
 from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.rules import RULES, Rule, shown
+from syncagent.sensors.switch import Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,13 +54,17 @@ class KernelSensor:
         self._recorder = recorder
         self._rules = tuple(rule for rule in rules if rule.keys)
         self._device_key = device_key
-        self._cold: list[Any] = []
-        self._hot: list[Any] = []
+        self._switch = Switch()
+        self._libraries: list[Any] = []
+        self._hot = "off"
         self._live = False
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
         self.elsewhere = 0
         """Calls on other backends that passed through, about: threads may count at the same time."""
+        self.threads: set[int] = set()
+        """The threads that made them."""
+        self.left_in_place = False
 
     @property
     def live(self) -> bool:
@@ -68,53 +76,82 @@ class KernelSensor:
         return "waits inside extensions that call CUDA themselves" + (f"; {lost}" if lost else "")
 
     def start(self, *, hot: bool) -> None:
-        """Put the kernels in place; ``hot`` ones (``copy_``) only if asked for."""
-        self._cold = self._put(rule for rule in self._rules if not rule.hot)
+        """Put the kernels in place; ``hot`` ones (``copy_``) for every thread and for good only if asked for."""
         self._live = True
-        if hot:
-            self.arm_hot()
+        self._put(rule for rule in self._rules if hot or not rule.hot)
+        _take_off(_left)  # they lie below the new ones now, and nothing is dispatched to them
+        _left.clear()
+        self._hot = "always" if hot else "off"
 
     def arm_hot(self) -> None:
-        """Watch the hot ops from now on (about 40 µs)."""
-        if self._live and not self._hot:
-            self._hot = self._put(rule for rule in self._rules if rule.hot)
+        """Watch the hot ops on this thread from now on, unless torch.compile is in use (1 µs after the first time)."""
+        if self._live and self._hot == "off":
+            self._switch.prepare()
+            self._put((rule for rule in self._rules if rule.hot), self._switch)
+            self._hot = "switched"
+        if self._hot == "switched":
+            self._switch.turn(True)
 
     def disarm_hot(self) -> None:
-        """Give the hot ops their own kernels back."""
-        libraries, self._hot = self._hot, []
-        _take_off(libraries)
+        """Watch the hot ops on this thread no longer."""
+        if self._hot == "switched":
+            self._switch.turn(False)
 
     @property
     def hot_armed(self) -> bool:
-        return bool(self._hot)
+        """Whether the hot ops are watched on this thread."""
+        return self._hot == "always" or (self._hot == "switched" and self._switch.is_on)
+
+    @property
+    def gave_way(self) -> bool:
+        """Whether the hot ops are no longer watched since torch.compile is in use."""
+        return self._hot == "switched" and self._switch.compiles
 
     def stop(self) -> None:
-        """Restore every kernel."""
+        """Restore every kernel; while other threads compute, leave them where they are, passing calls on.
+
+        Taking a kernel off while another thread dispatches the same op is a race in torch: the op fails with
+        ``fallthrough_kernel was executed``.  The next agent's kernels take the place of those that were left.
+        """
         self._live = False
-        self.disarm_hot()
-        libraries, self._cold = self._cold, []
+        if self._hot == "switched":
+            self._switch.release()
+        self._hot = "off"
+        libraries, self._libraries = self._libraries, []
+        self.left_in_place = bool(libraries) and self._others_compute()
+        if self.left_in_place:
+            _left.extend(libraries)
+            return
         _take_off(libraries)
 
-    def _put(self, rules: Iterable[Rule]) -> list[Any]:
+    def _others_compute(self) -> bool:
+        """Has another Python thread that is alive called a hooked op?"""
+        computing = self.threads | {state.ident for state in self._recorder.states}
+        alive = {thread.ident for thread in threading.enumerate() if not thread.name.startswith("syncagent")}
+        return bool(computing & alive - {threading.get_ident()})
+
+    def _put(self, rules: Iterable[Rule], switch: Switch | None = None) -> None:
         import torch
 
+        key = _KEY if switch is None else switch.key
         library = torch.library.Library("aten", "IMPL")
+        self._libraries.append(library)
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         with warnings.catch_warnings():
             # torch tells of every overridden kernel, and that is just what is meant here.
             warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verriding a previously registered kernel.*")
             for rule in rules:
                 try:
-                    if has_kernel(rule.op, _KEY):
-                        self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {_KEY}")
+                    if has_kernel(rule.op, key) and not _left:
+                        self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {key}")
                         continue
-                    library.impl(rule.op.removeprefix("aten::"), self._kernel(rule), _KEY, with_keyset=True)
+                    library.impl(rule.op.removeprefix("aten::"), self._kernel(rule, switch), key, with_keyset=True)
+                    _keep_alive(rule.op, key)
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     self.without.append(f"{rule.op} is not hooked: {reason}")
-        return [library]
 
-    def _kernel(self, rule: Rule) -> Callable[..., Any]:  # noqa: PLR0915 - one function: calling others costs
+    def _kernel(self, rule: Rule, switch: Switch | None = None) -> Callable[..., Any]:  # noqa: PLR0915 - one function: calling others costs
         """Build the kernel of one op.  What it does with a call that does not wait must stay as little as it is."""
         import torch
 
@@ -122,7 +159,7 @@ class KernelSensor:
         call = _original(rule)
         name = shown(rule)
         proves, late = rule.proves, rule.late
-        here = getattr(torch._C.DispatchKey, _KEY)
+        here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
         backends = tuple(
             getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
         )
@@ -142,8 +179,9 @@ class KernelSensor:
                 is_ours, below = routes[keyset.raw_repr()]
             except KeyError:
                 is_ours, below = route(keyset)
-            if not is_ours:  # the op runs on another backend
+            if not (is_ours and sensor._live):  # the op runs on another backend, or the watch is over
                 sensor.elsewhere += 1
+                sensor.threads.add(get_ident())
                 return call(below, *args, **kwargs)
             try:
                 state: ThreadState = local.state
@@ -210,7 +248,8 @@ class KernelSensor:
 
         def route(keyset: Any) -> tuple[bool, Any]:
             """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
-            found = any(keyset.has(backend) for backend in backends), keyset.remove(here)
+            below = keyset - switch.only if switch is not None else keyset.remove(here)
+            found = any(keyset.has(backend) for backend in backends), below
             if len(routes) < _ROUTES:
                 routes[keyset.raw_repr()] = found
             return found
@@ -303,6 +342,20 @@ def _caller(depth: int = 1) -> FrameType | None:
         return None
 
 
-def _take_off(libraries: list[Any]) -> None:
+def _take_off(libraries: Iterable[Any]) -> None:
     for library in libraries:
         library._destroy()
+
+
+_left: list[Any] = []
+"""Kernels that could not be taken off when their agent ended."""
+_kept: deque[Any] = deque(maxlen=150)
+
+
+def _keep_alive(op: str, key: str) -> None:
+    """Hold on to a kernel beyond its end: other threads may be inside of it when it is taken off."""
+    import torch
+
+    get_kernel = getattr(torch._C, "_dispatch_get_computed_kernel_for_dispatch_key", None)
+    if get_kernel is not None:
+        _kept.append(get_kernel(op, key))

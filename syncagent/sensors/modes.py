@@ -161,6 +161,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
+        skip_in_dynamo(ApiMode.__torch_function__)
     op_mode = OpMode()  # type: ignore[no-untyped-call]
     return ApiMode(), op_mode
 

@@ -11,11 +11,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import SyncKind
 from syncagent.sensors.explicit import nothing_pending
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import CodeType
 
     from syncagent.recorder import Recorder
@@ -62,10 +63,10 @@ class MonitoredSensor:
         monitoring.use_tool_id(tool, "syncagent")
         self._tool = tool
         events = monitoring.events
-        monitoring.register_callback(tool, events.PY_START, self._code_starts)
-        monitoring.register_callback(tool, events.CALL, self._called)
-        monitoring.register_callback(tool, events.C_RETURN, self._returned)
-        monitoring.register_callback(tool, events.C_RAISE, self._returned)
+        monitoring.register_callback(tool, events.PY_START, self._guarded(self._code_starts))
+        monitoring.register_callback(tool, events.CALL, self._guarded(self._called))
+        monitoring.register_callback(tool, events.C_RETURN, self._guarded(self._returned))
+        monitoring.register_callback(tool, events.C_RAISE, self._guarded(self._returned))
         for frame in sys._current_frames().values():  # what runs already does not start again
             outer: Any = frame
             while outer is not None:
@@ -84,6 +85,20 @@ class MonitoredSensor:
                 monitoring.register_callback(self._tool, getattr(monitoring.events, event), None)
             monitoring.free_tool_id(self._tool)
             self._tool = None
+
+    def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""
+
+        def guarded(*args: Any) -> Any:
+            try:
+                return None if self.why_not else callback(*args)
+            except (HostSyncError, HostSyncWarning):
+                raise
+            except Exception as error:
+                self.why_not = "synchronize() of torch.Stream and torch.Event: the agent failed"
+                self._recorder.fault("the watch for calls of synchronize()", error, "failed and is off")
+
+        return guarded
 
     def _look_at(self, code: CodeType) -> None:
         if _NAME in code.co_names and self._tool is not None:

@@ -7,6 +7,7 @@ tensor is taken for one on the device, but for those that a test calls ``host``.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def cpu_device(monkeypatch, no_settings, host):
     from syncagent.sensors.rules import RULES
 
     rules = tuple(host.rule(rule) for rule in RULES)
+    forget_compiled_code()
 
     class CpuAgent(syncagent.agent.Agent):
         def __init__(self, settings, sinks=()):
@@ -104,6 +106,13 @@ def cpu_device(monkeypatch, no_settings, host):
     while (running := syncagent.agent.current()) is not None:
         syncagent.agent.release(running)
     leave_all_modes()
+
+
+def forget_compiled_code():
+    """Whatever other tests have compiled: some sensors give way to torch.compile."""
+    if "torch._dynamo.utils" in sys.modules:
+        sys.modules["torch._dynamo.utils"].counters.clear()
+        sys.modules["torch._dynamo.eval_frame"].cached_backends.clear()
 
 
 def leave_all_modes():

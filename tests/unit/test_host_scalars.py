@@ -24,11 +24,8 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_compiled():
+def _nothing_compiled(cpu_device):
     """Whatever other tests have compiled, nothing is when these begin."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    if dynamo is not None:
-        dynamo.counters.clear()
 
 
 @pytest.fixture

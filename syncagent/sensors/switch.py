@@ -1,0 +1,120 @@
+"""Kernels that a thread turns on and off for itself, at no cost while they are off and with nothing changed in torch.
+
+Putting a kernel on an op changes a table that every thread dispatches by, and threads read it without a lock: done
+again and again while they compute, it crashes the process in the end (seen within seconds in a test).  So kernels that
+come and go stand for good on a dispatch key which no tensor has, and the thread adds that key to its own calls.  The
+autograd engine hands the key on to its threads; torch's guards on compiled code see it, which is why it goes for good
+when torch.compile begins to compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Switch", "compile_in_use"]
+
+_KEY = "TESTING_ONLY_GenericMode"
+_CALLBACKS = "torch._dynamo.callback"
+
+_fallback: list[Any] = []
+"""Lets every op without a kernel of ours pass the key by; it stays, since a thread may have the key on."""
+
+
+def compile_in_use() -> bool:
+    """Has torch.compile been called in this process, or compiled anything?"""
+    counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", None)
+    backends = getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", None)
+    return bool((counters and counters.get("frames")) or backends)
+
+
+class Switch:
+    """The dispatch key, and whether this thread has it on."""
+
+    def __init__(self) -> None:
+        self.key = _KEY
+        self.compiles = False
+        """torch.compile is in use: the switch stays off."""
+        self._restore: Callable[[], None] | None = None
+        self._registered: Any = None
+        self.only: Any = None
+        """The set of keys that holds this one alone."""
+
+    def prepare(self) -> None:
+        """Make the key one that ops without a kernel on it pass by.  Raises what torch raises if it cannot be."""
+        import torch
+
+        if not _fallback:
+            library = torch.library.Library("_", "IMPL")
+            library.fallback(torch.library.fallthrough_kernel, _KEY)
+            _fallback.append(library)
+        included = torch._C._dispatch_tls_local_include_set
+        was_on = self.is_on
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
+        without = included()
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        self.only = included() - without
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, was_on)
+        self._watch_for_compile()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether this thread has it on."""
+        import torch
+
+        return bool(torch._C._dispatch_tls_is_dispatch_key_included(_KEY))
+
+    def turn(self, on: bool) -> None:
+        """Turn it on or off for this thread."""
+        import torch
+
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, on and not self.compiles)
+
+    def release(self) -> None:
+        """Turn it off here, and stop watching for torch.compile."""
+        self.turn(False)
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+        if self._registered is not None:
+            handler, self._registered = self._registered, None
+            if self._compile_starts in handler.start_callbacks:  # torch._dynamo.reset() forgets it
+                handler.remove_start_callback(self._compile_starts)
+
+    # --- torch.compile
+
+    def _watch_for_compile(self) -> None:
+        import torch
+
+        self._register()
+        if self.compiles or self._restore is not None:
+            return
+        original = torch.compile
+
+        @functools.wraps(original)
+        def compile_(*args: Any, **kwargs: Any) -> Any:
+            self._compile_starts()
+            return original(*args, **kwargs)
+
+        def restore() -> None:
+            if torch.compile is compile_:
+                torch.compile = original
+
+        torch.compile = compile_
+        self._restore = restore
+
+    def _register(self) -> None:
+        """Ask to be told when compiling begins, if anything of torch.compile is loaded."""
+        if self._registered is None and _CALLBACKS in sys.modules:
+            self.compiles = self.compiles or compile_in_use()
+            handler = sys.modules[_CALLBACKS].callback_handler
+            handler.register_start_callback(self._compile_starts)
+            self._registered = handler
+
+    def _compile_starts(self, *_: object) -> None:
+        self.compiles = True
+        self.turn(False)

@@ -1,0 +1,469 @@
+"""Whole processes that end, break or lose their disk at a bad moment: the exit code and the output are the script's.
+
+torch is loaded once, by a process that forks one child for each case before it has done anything else.  A child turns
+``SYNCAGENT=1`` on by itself, on the simulated device, and ends as an interpreter of its own would.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+FORKER = """\
+import gc, importlib, json, os, signal, sys, time
+cases, folder = json.load(open(sys.argv[1])), sys.argv[2]
+import torch
+for name in ("agent", "autostart", "session", "simulate", "sinks.journal", "sinks.provider", "sinks.outbox",
+             "sinks.spans", "report.text", "report.files", "sensors.calibration", "simulate.engine"):
+    importlib.import_module("syncagent." + name)
+torch.set_num_threads(1)
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():  # loads what each child would load at its first op
+    torch.ones(2).sum()
+
+import rich.box, rich.console, rich.padding, rich.table, rich.text, statistics
+gc.collect()
+gc.freeze()  # a child's own collections leave alone what it shares with the others
+
+def wait(running, most, results):
+    while len(running) > most:
+        for pid, (name, began) in list(running.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                results[name] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() - began > 20:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                results[name] = "hangs"
+            else:
+                continue
+            del running[pid]
+        time.sleep(0.01)
+
+running, results, code = {}, {}, None
+for name, case in cases.items():
+    wait(running, 1, results)
+    pid = os.fork()
+    if pid == 0:
+        place = os.path.join(folder, name)
+        os.makedirs(place)
+        os.chdir(place)
+        for number, file in ((1, "out"), (2, "err")):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.environ.update({"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off",
+                           "SYNCAGENT_REPORT": "report.json", **case.get("variables", {})})
+        code = case["code"]
+        break
+    running[pid] = (name, time.monotonic())
+if code is None:
+    wait(running, 0, results)
+    json.dump(results, open(os.path.join(folder, "results.json"), "w"))
+    sys.exit()
+sys.argv = ["train.py"]
+del cases, folder, running, results
+exec(compile(code, "train.py", "exec"))
+"""
+
+BEGIN = """\
+import os, signal, sys, threading, time
+from syncagent import autostart
+import syncagent
+{patch}
+autostart.begin()
+import torch
+x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+assert syncagent.current() is not None or {unwatched}
+assert x[x > 0].sum().item() == 3.0
+print("trained", flush=True)
+"""
+
+
+def begin(patch="", *, unwatched=False):
+    return BEGIN.format(patch=textwrap.dedent(patch), unwatched=unwatched)
+
+
+CASES: dict[str, dict] = {}
+
+
+def case(name, code, **variables):
+    CASES[name] = {"code": code, "variables": variables}
+    return name
+
+
+# --- the end of the interpreter, at any moment ------------------------------------------------------------------------
+
+# An interpreter that ends while a thread is inside an op of torch's aborts, agent or not: here the threads are ended
+# by the program's own exit handler, which runs after the agent's.
+ENDED = """\
+import atexit, threading
+over, threads = threading.Event(), []
+atexit.register(lambda: (over.set(), [thread.join() for thread in threads]))
+"""
+SYNCING = """
+def sync():
+    while not over.is_set():
+        x.nonzero()
+        time.sleep(0.0005)
+for _ in range(2):
+    threads.append(threading.Thread(target=sync, daemon=True))
+    threads[-1].start()
+time.sleep({delay})
+"""
+ENDINGS = {"falls off the end": ("", 0), "exits": ("sys.exit(7)", 7), "leaves": ("os._exit(9)", 9),
+           "fails": ("raise ValueError('its own')", 1)}  # fmt: skip
+DELAYS = ((0, 35, 180), (2, 60, 250), (5, 110), (15, 80))
+"""Milliseconds."""
+MOMENTS = [(ending, delay) for ending, delays in zip(ENDINGS, DELAYS, strict=True) for delay in delays]
+for _ending, _delay in MOMENTS:
+    _code = ENDED + begin() + SYNCING.format(delay=_delay / 1e3) + ENDINGS[_ending][0]
+    case(f"ends {_ending} after {_delay}", _code)
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+IN_A_STALL = """
+torch.cuda._sleep(int(2 * 1.5e9))
+threading.Timer(0.2, os.kill, (os.getpid(), signal.{signal})).start()
+x.sum().item()
+print("never", flush=True)
+"""
+WHILE_REPORTING = """
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+while True:
+    x.nonzero()
+    syncagent.current().events()
+    syncagent.current().report()
+"""
+for _signal in ("SIGTERM", "SIGINT"):
+    case(f"{_signal} in a stall", begin() + IN_A_STALL.format(signal=_signal))
+case("SIGTERM while it reports", begin() + WHILE_REPORTING)
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+FULL = """
+    import pathlib
+    def full(self, *_args, **_kwargs):
+        raise OSError({number}, os.strerror({number}))
+    pathlib.Path.write_text = full
+"""
+for _name in ("ENOSPC", "EROFS"):
+    case(f"report {_name}", begin(FULL.format(number=getattr(errno, _name))) + "sys.exit(7)")
+case(
+    "journal full",
+    "import os\nos.symlink('/dev/full', 'spans.jsonl')\n" + begin() + "sys.exit(7)",
+    SYNCAGENT_JOURNAL="spans.jsonl",
+)
+case(
+    "journal in a folder that cannot be made",
+    "open('file', 'w').close()\n" + begin() + "sys.exit(7)",
+    SYNCAGENT_JOURNAL="file/spans.jsonl",
+)
+case("no stderr", begin() + "os.close(2); sys.stderr.close(); sys.exit(7)")
+case("no stderr object", begin() + "sys.stderr = None; sys.exit(7)")
+case(
+    "a working directory that is gone",
+    begin() + "import shutil, tempfile\nf = tempfile.mkdtemp(); os.chdir(f); shutil.rmtree(f); sys.exit(7)",
+    SYNCAGENT_REPORT="{folder}/report.json",
+)
+
+# --- the last stages --------------------------------------------------------------------------------------------------
+
+RAISES = """
+    import {module} as module
+    calls = []
+    def broken(*args, **kwargs):
+        if {name!r} == "snapshot" and not args[0]._sites:
+            return original(*args, **kwargs)  # the empty one, which takes the other's place
+        calls.append(1)
+        raise {error}("injected")
+    holder = module
+    for part in {holder!r}.split("."):
+        holder = getattr(holder, part) if part else holder
+    original = getattr(holder, {name!r})
+    setattr(holder, {name!r}, broken)
+"""
+STAGES = {
+    # stage: (module, class in it, attribute, whether the report is saved all the same)
+    "table": ("syncagent.report.text", "", "render", True),
+    "table's stream": ("syncagent.report.text", "", "emit", True),
+    "JSON": ("syncagent.report.model", "Report", "to_dict", False),
+    "page": ("syncagent.report.html", "", "render", False),
+    "SARIF": ("syncagent.report.sarif", "", "log", False),
+    "trace": ("syncagent.report.chrome_trace", "", "trace", False),
+    "file": ("syncagent.report.files", "", "write_atomically", False),
+    "snapshot": ("syncagent.sinks.summary", "Summary", "snapshot", None),
+    "provider": ("syncagent.sinks.provider", "", "build_provider", True),
+    "journal's place": ("syncagent.sinks.journal", "", "journal_path", True),
+    "provider's end": ("syncagent.sinks.outbox", "AgentTracerProvider", "close", True),
+    "provider's account": ("syncagent.sinks.outbox", "AgentTracerProvider", "stats", True),
+    "outbox": ("syncagent.sinks.outbox", "Outbox", "on_end", True),
+    "exporter": ("syncagent.sinks.journal", "JournalExporter", "export", True),
+    "encoding": ("syncagent.sinks.journal", "", "encode", True),
+    "spans of syncs": ("syncagent.sinks.spans", "SpanSink", "events", True),
+    "spans of steps": ("syncagent.sinks.spans", "SpanSink", "close", True),
+    "progress": ("syncagent.sinks.progress", "Progress", "events", True),
+}
+for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items()):
+    _error = ("RuntimeError", "KeyError", "MemoryError", "RecursionError", "Exception")[_number % 5]
+    _patch = RAISES.format(module=_module, holder=_holder, name=_name, error=_error)
+    _report = {"page": "report.html", "SARIF": "report.sarif", "trace": "report.trace.json"}.get(_stage, "report.json")
+    _variables = {"SYNCAGENT_JOURNAL": "spans.jsonl", "SYNCAGENT_REPORT": _report}
+    case(f"stage {_stage}", begin(_patch) + "time.sleep(0.15)\nsys.exit(7)", **_variables)
+
+# --- children ---------------------------------------------------------------------------------------------------------
+
+case(
+    "forks",
+    begin()
+    + """
+pid = os.fork()
+if pid == 0:
+    assert syncagent.current() is None
+    assert torch.ones(2).nonzero().numel() == 2
+    sys.exit(3)
+_, status = os.waitpid(pid, 0)
+x.unique()
+sys.exit(os.waitstatus_to_exitcode(status) + 4)
+""",
+)
+
+# --- the simulated device's sensor ------------------------------------------------------------------------------------
+
+SIMULATED = """\
+import json, os, sys
+from syncagent import agent, log, simulate
+import syncagent
+from syncagent import recorder
+from syncagent.attribution.steps import Steps
+from syncagent.policy import Policy
+from syncagent.sensors import simulated, modes
+from syncagent.sinks.summary import Summary
+simulate.install()
+import torch
+del os.environ["SYNCAGENT_REPORT"]
+
+def train():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = []
+    for _ in range(2):
+        out = model(torch.randn(5, 4).cuda())
+        loss = out[out > 0].square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch.cuda.synchronize()
+        found.append(loss.item())
+    return found, [p.tolist() for p in model.parameters()]
+
+POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (recorder, "_thread_name"),
+          (recorder.Recorder, "retire_threads"), (recorder.Recorder, "locate"),
+          (recorder, "_shapes"), (modes.ModeSensor, "start"), (Policy, "judge"), (Policy, "forbids"),
+          (Summary, "events"), (Steps, "_end"))
+alone = train()
+outcome = {}
+for holder, name in POINTS:
+    for error in (RuntimeError, MemoryError):
+        original = getattr(holder, name, None)
+        if original is None:
+            continue
+        tried = []
+        def broken(*_args, **_kwargs):
+            tried.append(1)
+            raise error("injected")
+        log._said.clear()
+        setattr(holder, name, broken)
+        try:
+            syncagent.start(detail="syncs" if error is MemoryError else "ops")
+            same = train() == alone
+            report = syncagent.stop()
+            json.dumps(report.to_dict(), allow_nan=False)
+            shown = bool(report.notes or report.dropped) or not tried
+            outcome[f"{holder.__name__}.{name} {error.__name__}"] = [same, shown]
+        except Exception as failure:
+            outcome[f"{holder.__name__}.{name} {error.__name__}"] = repr(failure)
+        finally:
+            setattr(holder, name, original)
+            simulate.observe_waits(None)
+            while syncagent.current() is not None:
+                agent.release(syncagent.current())
+print(json.dumps(outcome))
+"""
+case("simulated sensor", SIMULATED)
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+class Done:
+    """What a case left behind."""
+
+    def __init__(self, folder, code):
+        self.code = code
+        self.folder = folder
+        self.out = (folder / "out").read_text()
+        self.err = (folder / "err").read_text(errors="replace")
+
+    @property
+    def said(self):
+        return [line for line in self.err.splitlines() if line.startswith(("[syncagent] ", "syncagent: "))]
+
+    @property
+    def report(self):
+        return json.loads((self.folder / "report.json").read_text())
+
+    def blames_us(self):
+        """Whether the program's reader is shown a traceback of the agent's."""
+        return [line for line in self.err.splitlines() if "Exception ignored" in line or "/syncagent/" in line]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """``done(name)``: how that case ended."""
+    folder = tmp_path_factory.mktemp("cases")
+    given = {
+        name: {
+            "code": value["code"],
+            "variables": {k: v.replace("{folder}", str(folder / name)) for k, v in value["variables"].items()},
+        }
+        for name, value in CASES.items()
+    }
+    (folder / "cases.json").write_text(json.dumps(given))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+    command = [sys.executable, "-c", FORKER, str(folder / "cases.json"), str(folder)]
+    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=110, check=False)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    results = json.loads((folder / "results.json").read_text())
+    return lambda name: Done(folder / name, results[name])
+
+
+@pytest.mark.parametrize(("ending", "delay"), MOMENTS)
+def test_the_interpreter_may_end_at_any_moment(done, ending, delay):
+    """While other threads go on to sync: its exit code, its traceback, none of ours; the report is whole."""
+    found = done(f"ends {ending} after {delay}")
+    assert (found.code, found.out) == (ENDINGS[ending][1], "trained\n")
+    assert ("its own" in found.err) == (ending == "fails")
+    assert found.err.count("Traceback") == (ending == "fails")
+    assert found.blames_us() == []
+    if ending != "leaves":
+        assert found.report["totals"]["syncs"] > 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_in_a_stall_ends_the_wait(done, name):
+    """The status is the signal's; what was seen until then is saved."""
+    found = done(f"{name} in a stall")
+    assert (found.code, found.out) == (-getattr(signal, name), "trained\n")
+    assert ("KeyboardInterrupt" in found.err) == (name == "SIGINT")
+    assert found.report["totals"]["syncs"] >= 2
+
+
+def test_a_signal_in_the_middle_of_a_report_does_not_hang(done):
+    """Locks that the interrupted code holds are open to the handler."""
+    found = done("SIGTERM while it reports")
+    assert (found.code, found.out) == (-signal.SIGTERM, "trained\n")
+    assert found.report["totals"]["syncs"] >= 2
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EROFS"])
+def test_a_report_that_cannot_be_written_is_one_line(done, name):
+    """With the path and the reason; the table is shown, the exit code is the script's."""
+    found = done(f"report {name}")
+    assert (found.code, found.out) == (7, "trained\n")
+    [line] = [line for line in found.said if "cannot be written" in line]
+    assert os.strerror(getattr(errno, name)).lower() in line
+    assert "host sync" in found.err
+    assert found.blames_us() == []
+    assert sorted(path.name for path in found.folder.iterdir()) == ["err", "out"]
+
+
+@pytest.mark.parametrize("name", ["journal full", "journal in a folder that cannot be made"])
+def test_a_journal_that_cannot_be_written_is_one_line(done, name):
+    """The report is saved and says how many spans are lost, where any are."""
+    found = done(name)
+    assert (found.code, found.out) == (7, "trained\n")
+    [line] = [line for line in found.said if "journal" in line]
+    assert "elsewhere" in line or "lacks spans" in line
+    assert found.blames_us() == []
+    lost = [note for note in found.report["notes"] if "spans were lost" in note]
+    assert len(lost) == (name == "journal full")
+
+
+@pytest.mark.parametrize("name", ["no stderr", "no stderr object", "a working directory that is gone"])
+def test_what_a_program_takes_away_from_itself_the_agent_does_without(done, name):
+    """The report is saved, the exit code is the script's."""
+    found = done(name)
+    assert (found.code, found.out) == (7, "trained\n")
+    assert found.report["totals"]["syncs"] >= 2
+    assert found.blames_us() == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_last_stage_that_fails_costs_itself_alone(done, stage):
+    """One line, no traceback, the script's exit code; the report is saved, unless saving is what fails."""
+    found = done(f"stage {stage}")
+    assert (found.code, found.out) == (7, "trained\n")
+    assert len(found.said) == 1
+    assert found.blames_us() == []
+    assert "Traceback" not in found.err
+    saved = STAGES[stage][3]
+    if saved:
+        assert found.report["totals"]["syncs"] >= 2
+    if saved is False:
+        assert "host sync" in found.err  # the table
+
+
+def test_a_forked_child_says_nothing_and_writes_nothing(done):
+    """The parent's report has the parent's syncs."""
+    found = done("forks")
+    assert (found.code, found.out) == (7, "trained\n")
+    assert [path.name for path in found.folder.glob("*.json")] == ["report.json"]
+    assert found.err.count("host syncs, stalled") == 1
+    assert found.blames_us() == []
+
+
+def test_the_simulated_devices_sensor_may_fail_anywhere(done):
+    """Training on it gives the same to the bit, and the report says that something is missing."""
+    found = done("simulated sensor")
+    outcome = json.loads(found.out.splitlines()[-1])
+    assert len(outcome) >= 16
+    assert {name: got for name, got in outcome.items() if got != [True, True]} == {}
+
+
+# --- torch that comes late --------------------------------------------------------------------------------------------
+
+LATE = """\
+import importlib.util, sys, threading
+assert importlib.util.find_spec("torch") is not None  # as libraries ask whether they may use it
+assert "torch" not in sys.modules
+
+def work():
+    import torch
+    x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+    print("kept", x[x > 0].numel(), flush=True)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert not any(type(finder).__module__.startswith("syncagent") for finder in sys.meta_path)
+sys.exit(7)
+"""
+
+
+def test_torch_that_is_looked_for_first_and_imported_late_is_seen(tmp_path):
+    """In another thread, after a library has asked whether there is one."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+    variables = {"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_REPORT": "report.json"}
+    command = [sys.executable, "-c", LATE]
+    ran = subprocess.run(
+        command, env=clean | variables, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (7, "kept 2\n"), ran.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["totals"]["syncs"] > 0

@@ -107,7 +107,7 @@ class SyncEvent:
     """Whether the policy warned of it or raised."""
     repeats: int = 1
     """How many syncs this record stands for: those of an allowed line are added up after the first hundred, all but
-    the first of each step.  ``stall_ns`` is their sum then."""
+    the first of each step, and any where more come than can be delivered.  ``stall_ns`` is their sum then."""
     longest_ns: int | None = None
     """The longest stall of its line so far, where the record stands for many."""
 

@@ -157,13 +157,13 @@ class Pipeline:
         resolve = self._recorder.sites.resolve
         return tuple(
             OpCount(
-                op._schema.name,
+                entry.op._schema.name,
                 resolve(entry.point),
                 Phase.BACKWARD if backward else Phase.OTHER,
                 entry.count,
                 entry.host_ns,
             )
-            for (op, _, backward), entry in self._recorder.op_sums().items()
+            for (*_, backward), entry in self._recorder.op_sums().items()
         )
 
     def _run(self) -> None:
@@ -191,7 +191,7 @@ class Pipeline:
                     # Counted, whatever it was.
                     self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
                     self.faults.add("reading what a thread left", error, "failed")
-            if state.tallies:
+            if state.tallies or state.sums:
                 events += self._sums(state)
             if state.dropped:
                 self.lost["buffer full"] = self.lost.get("buffer full", 0) + state.dropped
@@ -201,9 +201,9 @@ class Pipeline:
         return events
 
     def _sums(self, state: ThreadState) -> list[SyncEvent]:
-        """Make one event of the allowed syncs of a line that were only added up since the last time."""
+        """Make one event of the syncs of a line that were only added up since the last time."""
         events = []
-        for tally in list(state.tallies.values()):
+        for tally in (*state.tallies.values(), *state.sums.values()):
             count, stall_ns = tally.count - tally.told_count, tally.stall_ns - tally.told_ns
             if count and tally.last is not None:
                 tally.told_count += count

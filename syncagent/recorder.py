@@ -34,7 +34,7 @@ _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 _NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
 _COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
-_BUFFER = 65_536
+_BUFFER = 16_384
 _SHAPES = 4
 _FAILURES = 20
 """After so many syncs that could not be attributed, none is any more."""
@@ -42,8 +42,8 @@ _WHOLE = 100
 _TALLIES = 4_096
 _TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
 
-OpKey = tuple[Any, tuple[int, int] | None, bool]
-"""An op overload, the user's line (identity of the code, offset), and whether it ran in the backward pass."""
+OpKey = tuple[int, int, int, bool]
+"""Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""
 
 
 TallyKey = tuple[str, int, int, tuple["str | None", ...]]
@@ -53,9 +53,10 @@ TallyKey = tuple[str, int, int, tuple["str | None", ...]]
 class OpSum:
     """Calls of one op at one line, and their time on the host."""
 
-    __slots__ = ("count", "host_ns", "point")
+    __slots__ = ("count", "host_ns", "op", "point")
 
-    def __init__(self, point: Point | None) -> None:
+    def __init__(self, op: Any, point: Point | None) -> None:
+        self.op = op
         self.point = point
         self.count = self.host_ns = 0
 
@@ -110,8 +111,8 @@ class ThreadState:
 
     __slots__ = (
         "allowed", "api", "buffer", "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name",
-        "native_id", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "set_up", "stall_ns", "start_ns",
-        "tallies", "trains", "where",
+        "native_id", "node", "node_point", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "set_up",
+        "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -123,6 +124,8 @@ class ThreadState:
         self.ended = False
         self.forwards = ForwardSites()
         self.last_sequence = 0
+        self.node = (-1, -1)
+        self.node_point: Point | None = None
         # The outermost hooked op that is running on this thread, and what is known of its wait so far.
         self.op: str | None = None
         self.kind: SyncKind | None = None
@@ -135,6 +138,7 @@ class ThreadState:
         self.range_ids: tuple[int, ...] = ()
         self.ops: dict[OpKey, OpSum] = {}
         self.tallies: dict[TallyKey, Tally] = {}
+        self.sums: dict[Any, Tally] = {}
         self.set_up = 0
         """Waits of torch.compile's own work and of graph capture, which are no syncs of the program's."""
         self.trains = self.ident == threading.main_thread().ident
@@ -144,7 +148,8 @@ class ThreadState:
 
     def has_news(self) -> bool:
         """Whether something waits here to be drained."""
-        return bool(self.buffer) or any(t.count != t.told_count for t in list(self.tallies.values()))
+        tallies = (*self.tallies.values(), *self.sums.values())
+        return bool(self.buffer) or any(tally.count != tally.told_count for tally in tallies)
 
 
 class _OffError(Exception):
@@ -302,7 +307,7 @@ class Recorder:
                 if allowed is not None and frame is not None:
                     self._tally(state, seen, frame)
             else:
-                state.dropped += 1
+                self._add_up(state, seen)
             state.own_ns += _now() - times[2]
         except Exception as error:
             if seen is None:
@@ -336,6 +341,22 @@ class Recorder:
         tally.last = seen
         if tally.seen >= _WHOLE:
             tally.step = seen.step
+
+    def _add_up(self, state: ThreadState, seen: Observation) -> None:
+        """The draining thread cannot keep up: have the sync added to the sums of its line."""
+        points = (seen.where.user, seen.where.library, seen.forward.user if seen.forward is not None else None)
+        lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
+        key = (seen.op, lines, seen.phase, seen.allowed, seen.violation)
+        tally = state.sums.get(key)
+        if tally is None:
+            if len(state.sums) >= _TALLIES:
+                state.dropped += 1
+                return
+            tally = state.sums[key] = Tally()
+        tally.last = seen
+        tally.count += 1
+        tally.stall_ns += seen.stall_ns
+        tally.max_ns = max(tally.max_ns, seen.stall_ns)
 
     def _verdict(self, policy: Policy, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
         try:
@@ -402,9 +423,16 @@ class Recorder:
         return where
 
     def site_in_backward(self, state: ThreadState) -> Point | None:
-        """Return the forward line of the node that is running, for ops that are only counted."""
+        """Return the forward line of the node that is running; one node's ops come one after another."""
+        node = self.internals.autograd_node()
+        sequence = node._sequence_nr() if node is not None else -1
+        task = self.internals.graph_task()
+        if state.node == (task, sequence):
+            return state.node_point
         _, where, _ = self._forward_of(state)
-        return where.user if where is not None else None
+        state.node = (task, sequence)
+        state.node_point = where.user if where is not None else None
+        return state.node_point
 
     def _forward_of(self, state: ThreadState) -> tuple[ThreadState, Where | None, str | None]:
         owner = owner_of_backward(state, self.internals, self.states) or state
@@ -431,7 +459,7 @@ def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
     for key, entry in list(sums.items()):
         into = total.get(key)
         if into is None:
-            into = total[key] = OpSum(entry.point)
+            into = total[key] = OpSum(entry.op, entry.point)
         into.count += entry.count
         into.host_ns += entry.host_ns
 

@@ -68,8 +68,9 @@ class CallSites:
     """
 
     def __init__(self, user_code: Iterable[str] = ()) -> None:
-        # Keyed by identity: code objects are equal when their text is, whatever the file.  The values keep them alive.
-        self._bits: dict[int, tuple[int, CodeType]] = {}
+        # Keyed by identity: code objects are equal when their text is, whatever the file.  The list keeps them alive.
+        self._bits: dict[int, int] = {}
+        self._alive: list[CodeType] = []
         self._sites: dict[tuple[int, int], tuple[CallSite, CodeType]] = {}
         self._agent = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
         self._sensors = os.path.join(self._agent, "sensors") + os.sep
@@ -92,8 +93,10 @@ class CallSites:
         marks = 0
         while frame is not None:
             code = frame.f_code
-            known = bits_of.get(id(code))
-            bits = known[0] if known is not None else self._classify(code)
+            try:
+                bits = bits_of[id(code)]
+            except KeyError:
+                bits = self._classify(code)
             marks |= bits
             if user is None:
                 if bits & _USER:
@@ -108,8 +111,10 @@ class CallSites:
         bits_of = self._bits
         while frame is not None:
             code = frame.f_code
-            known = bits_of.get(id(code))
-            bits = known[0] if known is not None else self._classify(code)
+            try:
+                bits = bits_of[id(code)]
+            except KeyError:
+                bits = self._classify(code)
             if bits & _USER:
                 return (code, frame.f_lasti)
             frame = frame.f_back
@@ -138,10 +143,15 @@ class CallSites:
         return tuple(points)
 
     def _classify(self, code: CodeType) -> int:
+        known = self._bits.get(id(code))
+        if known is not None:
+            return known
         if len(self._bits) >= _CACHE_LIMIT:  # a program that makes code without end
-            self._bits.clear()
+            self._bits = {}  # another thread may be looking at the old one: it goes on with what it has
+            self._alive = []
         bits = self._bits_of(code)
-        self._bits[id(code)] = (bits, code)
+        self._alive.append(code)
+        self._bits[id(code)] = bits
         return bits
 
     def _bits_of(self, code: CodeType) -> int:

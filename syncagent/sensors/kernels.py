@@ -19,7 +19,7 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from syncagent.policy.scopes import open_scopes
+from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.rules import RULES, Rule, shown
 from syncagent.sensors.switch import Switch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from syncagent.event import SyncKind
     from syncagent.recorder import Recorder, Tally, ThreadState
+    from syncagent.sensors.rules import Waits
 
 __all__ = ["KernelSensor"]
 
@@ -62,8 +63,6 @@ class KernelSensor:
         """One sentence for each op that could not be hooked."""
         self.elsewhere = 0
         """Calls on other backends that passed through, about: threads may count at the same time."""
-        self.threads: set[int] = set()
-        """The threads that made them."""
         self.left_in_place = False
 
     @property
@@ -126,9 +125,10 @@ class KernelSensor:
 
     def _others_compute(self) -> bool:
         """Has another Python thread that is alive called a hooked op?"""
-        computing = self.threads | {state.ident for state in self._recorder.states}
+        _computing.update(state.ident for state in self._recorder.states)
         alive = {thread.ident for thread in threading.enumerate() if not thread.name.startswith("syncagent")}
-        return bool(computing & alive - {threading.get_ident()})
+        _computing.intersection_update(alive)
+        return bool(_computing - {get_ident()})
 
     def _put(self, rules: Iterable[Rule], switch: Switch | None = None) -> None:
         import torch
@@ -159,6 +159,8 @@ class KernelSensor:
         call = _original(rule)
         name = shown(rule)
         proves, late = rule.proves, rule.late
+        if switch is not None:  # up there, tensors without data come by as well
+            proves = _of_data(proves)
         here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
         backends = tuple(
             getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
@@ -181,7 +183,7 @@ class KernelSensor:
                 is_ours, below = route(keyset)
             if not (is_ours and sensor._live):  # the op runs on another backend, or the watch is over
                 sensor.elsewhere += 1
-                sensor.threads.add(get_ident())
+                _computing.add(get_ident())
                 return call(below, *args, **kwargs)
             try:
                 state: ThreadState = local.state
@@ -212,7 +214,11 @@ class KernelSensor:
             started = returned = 0
             try:
                 if kind is not None:
-                    state.allowed = ask(state.op or name, kind, state)
+                    policy = recorder.policy
+                    if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
+                        state.where = None
+                    else:
+                        state.allowed = recorder.ask(state.op or name, kind, _caller(), state)
                 started = _now()
                 result = call(below, *args, **kwargs)
                 returned = _now()
@@ -263,9 +269,6 @@ class KernelSensor:
             if whole_ns > _COLD_NS and not by_shape:
                 return whole_ns - host_ns
             return whole_ns - min(least_ns, host_ns)
-
-        def ask(op: str, kind: SyncKind, state: ThreadState) -> str | None:
-            return recorder.ask(op, kind, _caller(2), state)
 
         def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an allowed op whose line is known: it is only added up."""
@@ -347,8 +350,18 @@ def _take_off(libraries: Iterable[Any]) -> None:
         library._destroy()
 
 
+_computing: set[int] = set()
+"""Threads that have called a hooked op under any agent."""
 _left: list[Any] = []
 """Kernels that could not be taken off when their agent ended."""
+def _of_data(proves: Waits) -> Waits:
+    def real(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+        fake = hasattr(args[0], "fake_mode") or (len(args) > 1 and hasattr(args[1], "fake_mode"))
+        return None if fake else proves(args, kwargs)
+
+    return real
+
+
 _kept: deque[Any] = deque(maxlen=150)
 
 

@@ -136,8 +136,10 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
 
     def count(func: Any, started: int, returned: int) -> None:
         """Add one call to the sums of this thread; the caller's frame is two further out."""
-        spent = returned - started
-        state = current()
+        try:
+            state: ThreadState = local.state
+        except AttributeError:
+            state = recorder.thread_state()
         backward = graph_task() != -1
         try:
             point = sites.innermost(sys._getframe(2))
@@ -151,12 +153,13 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
                 state.last_sequence = sequence
                 if point is not None and state.forwards.find(sequence - 1) is None:
                     state.forwards.remember(sequence - 1, Where(point, None), None)
-        key = (func, point and (id(point[0]), point[1]), backward)
-        entry = state.ops.get(key)
-        if entry is None:
-            entry = state.ops[key] = OpSum(point)
+        key = (id(func), id(point[0]), point[1], backward) if point is not None else (id(func), 0, 0, backward)
+        try:
+            entry = state.ops[key]
+        except KeyError:
+            entry = state.ops[key] = OpSum(func, point)
         entry.count += 1
-        entry.host_ns += spent
+        entry.host_ns += returned - started
         state.own_ns += _now() - returned
 
     if can_skip:

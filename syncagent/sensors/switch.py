@@ -29,7 +29,8 @@ def compile_in_use() -> bool:
     """Has torch.compile been called in this process, or compiled anything?"""
     counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", None)
     backends = getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", None)
-    return bool((counters and counters.get("frames")) or backends)
+    asked = any(backend is not None for backend in (backends or {}).values())  # torch._dynamo.disable leaves a None
+    return asked or bool(counters and counters.get("frames"))
 
 
 class Switch:

@@ -110,9 +110,25 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
 
 
 @pytest.mark.usefixtures("held")
-def test_what_a_full_buffer_drops_is_counted(cpu_agent, monkeypatch):
-    """Memory is bounded, and the report says what was lost and why."""
+def test_what_a_full_buffer_cannot_take_is_added_up_and_no_count_is_lost(cpu_agent, monkeypatch):
+    """Memory is bounded; the syncs of a line become one record, until the agent's thread has caught up."""
     monkeypatch.setattr(recorder, "_BUFFER", 5)
+    agent = cpu_agent(detail="syncs")
+    for _ in range(2):
+        for _ in range(8):
+            X.nonzero()
+        X.unique()
+        assert agent.report().dropped == 0
+    totals = {site.op: site.count for site in agent.report().sites}
+    assert totals == {"aten::nonzero": 16, "aten::_unique2": 2}
+    assert [event.repeats for event in agent.events() if event.repeats > 1] == [3, 3]
+
+
+@pytest.mark.usefixtures("held")
+def test_what_is_dropped_is_counted(cpu_agent, monkeypatch):
+    """Where there are more lines than can be added up, the report says how many were lost and why."""
+    monkeypatch.setattr(recorder, "_BUFFER", 5)
+    monkeypatch.setattr(recorder, "_TALLIES", 0)
     agent = cpu_agent(detail="syncs")
     for _ in range(8):
         X.nonzero()

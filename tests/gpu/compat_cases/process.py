@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROUNDS = 1000
-_LEAK_BUDGET_S = 25.0
+_LEAK_BUDGET_S = 12.0
 
 
 # --- in this process ------------------------------------------------------------------------------------------------

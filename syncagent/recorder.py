@@ -118,7 +118,10 @@ class ThreadState:
     def __init__(self) -> None:
         self.ident = threading.get_ident()
         self.native_id = threading.get_native_id()
-        self.name = _thread_name(self.ident, self.native_id)
+        try:
+            self.name = _thread_name(self.ident, self.native_id)
+        except Exception:  # a name is not worth a fault
+            self.name = f"thread-{self.native_id}"
         self.buffer: deque[Observation] = deque()
         self.dropped = 0
         self.ended = False

@@ -145,7 +145,9 @@ class KernelSensor:
                     if has_kernel(rule.op, key) and not _left:
                         self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {key}")
                         continue
-                    library.impl(rule.op.removeprefix("aten::"), self._kernel(rule, switch), key, with_keyset=True)
+                    over: dict[str, bool] = {"allow_override": True} if _left else {}
+                    name, kernel = rule.op.removeprefix("aten::"), self._kernel(rule, switch)
+                    library.impl(name, kernel, key, with_keyset=True, **over)
                     _keep_alive(rule.op, key)
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]

@@ -255,7 +255,7 @@ def copies(run: Run) -> Any:
     return _go_on(run, net, optimizer)
 
 
-@raising("raise: 8 threads, one of them allowed")
+@case("raise: 8 threads, one of them allowed", settings={**_RAISE, "judge_threads": "all"})
 def threads(run: Run) -> Any:
     import threading
 

@@ -92,4 +92,7 @@ def _close(session: Session) -> tuple[str, str]:
         spans_to = f"journal {session.provider.journal}"
     lost = stats["failed"] + stats["dropped"]
     spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
+    withheld = sum(sink.ration.withheld for sink in session.sinks if hasattr(sink, "ration"))
+    if withheld:
+        spans_to += f"; {withheld:,} syncs have no span of their own, so as to send tens a second"
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""

@@ -356,6 +356,8 @@ _computing: set[int] = set()
 """Threads that have called a hooked op under any agent."""
 _left: list[Any] = []
 """Kernels that could not be taken off when their agent ended."""
+
+
 def _of_data(proves: Waits) -> Waits:
     def real(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
         fake = hasattr(args[0], "fake_mode") or (len(args) > 1 and hasattr(args[1], "fake_mode"))

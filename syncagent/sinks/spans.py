@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 from syncagent._version import __version__
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
+from syncagent.sinks.ration import Ration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ class SpanSink:
     - A sync that began before ``train.step`` could (before the user's span was opened, say) gets a trace of its own
       that links to the step: times of children always lie within those of their parents.
     - A sync of a step that has already ended still becomes its child; it may outlive it.
+    - In a long run not every sync has a span, nor every step: see :mod:`syncagent.sinks.ration`.
 
     The provider belongs to the caller: it is neither flushed nor shut down here.  Without one, the global provider is
     used, also if it is set later.
@@ -62,6 +64,7 @@ class SpanSink:
         *,
         min_stall_ms: float = 0.0,
         policy: str = "observe",
+        ration: Ration | None = None,
         version: str = __version__,
     ) -> None:
         provider = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
@@ -69,6 +72,7 @@ class SpanSink:
         self._min_stall_ns = min_stall_ms * 1e6
         self.policy = policy
         """The policy in force, which each span carries."""
+        self.ration = ration if ration is not None else Ration()
         self._steps: dict[int, _Step] = {}
         self._ended: dict[int, _Step] = {}
         self._held = 0
@@ -81,7 +85,7 @@ class SpanSink:
             step, late = self._step_of(event)
             step.syncs += event.repeats
             step.stall_ns += event.stall_ns
-            if event.stall_ns < self._min_stall_ns or event.repeats > 1:
+            if event.stall_ns < self._min_stall_ns or not self.ration.wants(event):
                 continue
             if late:
                 if step.root is not None:
@@ -99,8 +103,10 @@ class SpanSink:
             if ended is not None and record.start_ns < ended.end_ns:
                 return  # it was ended for want of this record
             step = _Step(record.step)
-        self._emit(step, record)
-        self._finish(step)
+        wanted = self.ration.wants_step(record)
+        if wanted or step.held or step.root is not None:
+            self._emit(step, record)
+            self._finish(step)
 
     def flush(self) -> None:
         for step in self._steps.values():

@@ -42,6 +42,7 @@ __all__ = ["main"]
 
 _LONG_NS = 200_000
 """A driver call, or a stall of the agent's, that lasts this long is a wait and no mere call."""
+_FAR_US = 200.0
 _NOTHING_MS = 1.0
 """A sync with an idle stream stalls for less than this."""
 _LONGEST_MS = 1000.0
@@ -244,6 +245,7 @@ def stall_errors(rows: Rows) -> dict[str, Any]:
         "p90_us": sizes[min(int(0.9 * len(sizes)), len(sizes) - 1)],
         "p99_us": sizes[min(int(0.99 * len(sizes)), len(sizes) - 1)],
         "max_us": sizes[-1],
+        "over_200_us": sum(size > _FAR_US for size in sizes),
         "worst": [[name, error] for _, error, name in found[:-11:-1]],
     }
 

@@ -13,6 +13,7 @@ from sink_records import MS, T0, step, sync
 
 from syncagent.event import CallSite, Phase, SyncKind
 from syncagent.sinks import spans
+from syncagent.sinks.ration import Ration
 from syncagent.sinks.spans import SpanSink
 
 
@@ -188,7 +189,8 @@ def test_short_stalls_get_no_span_but_are_counted(out):
 
 
 class TestEarly:
-    def test_too_many_held_events_go_out_before_the_step_ends(self, out, sink):
+    def test_too_many_held_events_go_out_before_the_step_ends(self, out):
+        sink = SpanSink(out.provider, ration=Ration(first=10_000))
         sink.events([sync(number) for number in range(spans.HELD_MAX + 3)])
         assert len(out.named("aten::nonzero")) == spans.HELD_MAX
         assert out.named("train.step") == []

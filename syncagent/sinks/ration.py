@@ -1,0 +1,70 @@
+"""Which syncs and steps get a span of their own, so that a job with thousands a second sends tens of spans a second.
+
+A span costs some 0.2 ms of Python, for which the agent's thread competes with the training threads.  Counts and sums
+are exact without spans: the report has them all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from syncagent.event import StepRecord, SyncEvent
+
+__all__ = ["Ration"]
+
+FIRST = 100
+"""So many syncs of each line get a span whatever comes, and so many steps."""
+INTERVAL_NS = 1_000_000_000
+"""After that, each time a line waits longer than before in this interval, and one step."""
+MOST = 50
+"""Spans of syncs in one interval, beyond the first of each line."""
+_SITES = 10_000
+
+
+class Ration:
+    """Keeps count; asked once for each sync and each step, in about their order."""
+
+    def __init__(self, first: int = FIRST) -> None:
+        self._first = first
+        self._seen: dict[Hashable, int] = {}
+        self._slowest_ns: dict[Hashable, int] = {}
+        self._interval = -1
+        self._given = 0
+        self._steps = 0
+        self._step_interval = -1
+        self.withheld = 0
+        """Syncs that got no span."""
+
+    def wants(self, event: SyncEvent) -> bool:
+        """Is this sync to have a span?"""
+        if event.repeats > 1:  # it stands for many
+            self.withheld += event.repeats
+            return False
+        key = (event.op, event.site, event.phase, event.violation)
+        seen = self._seen.get(key, 0)
+        if seen < self._first and (seen or len(self._seen) < _SITES):
+            self._seen[key] = seen + 1
+            return True
+        interval = event.start_ns // INTERVAL_NS
+        if interval != self._interval:
+            self._interval = interval
+            self._slowest_ns.clear()
+            self._given = 0
+        if event.stall_ns > self._slowest_ns.get(key, -1) and self._given < MOST:
+            self._slowest_ns[key] = event.stall_ns
+            self._given += 1
+            return True
+        self.withheld += 1
+        return False
+
+    def wants_step(self, record: StepRecord) -> bool:
+        """Is a step without a sync's span to have one?"""
+        self._steps += 1
+        interval = record.end_ns // INTERVAL_NS
+        if self._steps > self._first and interval == self._step_interval:
+            return False
+        self._step_interval = interval
+        return True

@@ -46,8 +46,8 @@ OpKey = tuple[int, int, int, bool]
 """Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""
 
 
-TallyKey = tuple[str, int, int, tuple["str | None", ...]]
-"""An op, the line that called it (identity of the code, offset) and the ``allow`` blocks that were open."""
+TallyKey = tuple[str, SyncKind, int, int, tuple["str | None", ...]]
+"""An op and kind, the line that called it (identity of the code, offset), and the ``allow`` blocks that were open."""
 
 
 class OpSum:
@@ -329,12 +329,13 @@ class Recorder:
     def _tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
         """Have further syncs of this allowed line summed, once enough of them were kept whole.
 
-        Only where the user's own line made the call: then the caller says all about where it was.
+        Only where the user's own line made the call: then the caller says all about where it was.  In the backward pass
+        the forward line has a say as well.
         """
         code, offset = frame.f_code, frame.f_lasti
-        if seen.where.user is None or seen.where.user[0] is not code:
+        if seen.where.user is None or seen.where.user[0] is not code or seen.forward is not None or state.kind is None:
             return
-        key = (seen.op, id(code), offset, open_scopes())
+        key = (seen.op, state.kind, id(code), offset, open_scopes())
         tally = state.tallies.get(key)
         if tally is None:
             if len(state.tallies) >= _TALLIES:

@@ -201,7 +201,7 @@ class KernelSensor:
                 if kind is not None and state.tallies:  # the line's syncs may only be added up
                     try:
                         frame = _frame(1)
-                        tally = state.tallies.get((name, id(frame.f_code), frame.f_lasti, open_scopes()))
+                        tally = state.tallies.get((name, kind, id(frame.f_code), frame.f_lasti, open_scopes()))
                     except ValueError:  # a thread without Python frames
                         tally = None
                     if tally is not None and tally.step == current_step():

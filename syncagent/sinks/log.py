@@ -42,10 +42,10 @@ class ViolationLog:
         key = (event.op, event.site)
         if key not in self._seen and len(self._seen) >= _SITES:
             key = ("other", None)
-        count, stall_ns = self._seen.get(key, (0, 0))
-        count, stall_ns = count + 1, stall_ns + event.stall_ns
+        before, stall_ns = self._seen.get(key, (0, 0))
+        count, stall_ns = before + event.repeats, stall_ns + event.stall_ns
         self._seen[key] = (count, stall_ns)
-        if str(count).strip("0") == "1":
+        if len(str(count)) > len(str(before)) or not before:
             get_logger().warning(
                 "host sync against the policy",
                 op=key[0],

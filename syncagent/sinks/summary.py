@@ -203,7 +203,7 @@ class _Site:
         self.stall_ns += event.stall_ns * weight
         self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
         self.sampled = self.sampled or weight != 1.0
-        self.violations += weight if event.violation else 0.0
+        self.violations += weight * event.repeats if event.violation else 0.0
         if event.allowed is not None:
             self.allowed_count += weight * event.repeats
         if event.repeats > 1:

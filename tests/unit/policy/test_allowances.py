@@ -222,3 +222,19 @@ def test_what_is_summed_in_a_thread_that_ends_is_delivered(cpu_agent):
         thread.start()
         thread.join()
     assert agent.report().totals.syncs == 2000
+
+
+def test_another_kind_of_sync_at_the_same_line_is_not_summed_with_it(cpu_agent, host):
+    """One may be allowed and the other not: a copy to the device, and one back."""
+    cpu_agent(policy="raise", allow_kinds="copy_h2d")
+    here = host(torch.ones(3))
+    there = torch.zeros(3)
+
+    def copy(target, source):
+        target.copy_(source)
+
+    for _ in range(150):
+        copy(there, here)
+    with pytest.raises(HostSyncError) as error:
+        copy(here, there)
+    assert error.value.event.kind == "copy_d2h"

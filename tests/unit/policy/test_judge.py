@@ -188,6 +188,23 @@ def test_the_log_tells_of_a_site_at_counts_that_grow(cpu_agent, capsys):
     assert all("op=aten::_local_scalar_dense" in line and __file__ in line for line in lines)
 
 
+def test_what_was_added_up_counts_in_the_log_and_in_the_report(cpu_agent, capsys, monkeypatch):
+    """Where violations come faster than they can be delivered, no count is lost."""
+    from syncagent import pipeline, recorder
+
+    monkeypatch.setattr(pipeline, "_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(recorder, "_BUFFER", 5)
+    agent = cpu_agent(policy="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HostSyncWarning)
+        for _ in range(50):
+            read()
+    assert [site.violations for site in agent.report().sites] == [50]
+    release(agent)
+    counts = [line.split("count=")[1].split()[0] for line in capsys.readouterr().err.splitlines() if "count=" in line]
+    assert counts == ["1", "50"]
+
+
 def test_under_an_error_filter_every_call_is_stopped(cpu_agent):
     """As Python does it: an error is not shown once and forgotten."""
     cpu_agent(policy="warn")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from syncagent.sensors.internals import look_up
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.rules import RULES
 from syncagent.sensors.switch import Switch, compile_in_use
+from tests.unit.tools import on_thread
 
 X = torch.ones(3)
 
@@ -34,14 +33,6 @@ def copies(sensor, host, times=1):
     for _ in range(times):
         X.clone().copy_(host(torch.zeros(3)))
     return sum(len(state.buffer) for state in sensor._recorder.states)
-
-
-def on_thread(work):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def test_copies_are_seen_while_it_is_on(watching, host):

@@ -14,16 +14,9 @@ import syncagent
 from syncagent import ConfigError, HostSyncError
 from syncagent.event import CallSite
 from syncagent.policy.allowances import Entry
+from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
-
-
-def forbidden(call):
-    try:
-        call()
-    except HostSyncError:
-        return True
-    return False
 
 
 def read():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import threading
 import time
 import warnings
 
@@ -16,29 +15,13 @@ from torch.utils.checkpoint import checkpoint
 import syncagent
 from syncagent import ConfigError, HostSyncError, HostSyncWarning
 from syncagent.agent import release
+from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
 
-def forbidden(call):
-    try:
-        call()
-    except HostSyncError:
-        return True
-    return False
-
-
 def read():
     return X.sum().item()
-
-
-def on_thread(work):
-    """Run it on another thread and return its result."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

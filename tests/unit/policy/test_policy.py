@@ -17,6 +17,7 @@ import torch
 import syncagent
 from syncagent import HostSyncError, HostSyncWarning, SyncKind
 from syncagent.agent import release
+from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 DETAILS = pytest.mark.parametrize("detail", [None, "ops"], ids=["syncs", "ops"])
@@ -30,15 +31,6 @@ def raising(cpu_agent):
 
 def reasons(agent):
     return [event.allowed for event in agent.events()]
-
-
-def forbidden(call):
-    """Does the policy forbid this call?"""
-    try:
-        call()
-    except HostSyncError:
-        return True
-    return False
 
 
 # --- raise ------------------------------------------------------------------------------------------------------------
@@ -291,15 +283,6 @@ def test_one_allowance_may_be_entered_again(raising):
         X.nonzero()
     assert forbidden(X.nonzero)
     assert reasons(raising) == ["again"] * 4
-
-
-def on_thread(work):
-    """Run on a thread and return the result."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(work()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def test_an_allowance_holds_for_its_own_thread_only(cpu_agent):

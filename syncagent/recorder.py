@@ -118,10 +118,7 @@ class ThreadState:
     def __init__(self) -> None:
         self.ident = threading.get_ident()
         self.native_id = threading.get_native_id()
-        try:
-            self.name = _thread_name(self.ident, self.native_id)
-        except Exception:  # a name is not worth a fault
-            self.name = f"thread-{self.native_id}"
+        self.name = f"thread-{self.native_id}"
         self.buffer: deque[Observation] = deque()
         self.dropped = 0
         self.ended = False
@@ -192,6 +189,10 @@ class Recorder:
             OWNER.set(state)
             for other in self.states:  # the number of a thread that has ended is given to the next
                 other.ended = other.ended or other.ident == state.ident
+            try:
+                state.name = _thread_name(state.ident, state.native_id)
+            except Exception as error:
+                self.fault("looking up a thread's name", error)
             try:
                 self.retire_threads(state)
             except Exception as error:

@@ -80,7 +80,7 @@ def test_any_value_is_read_as_before(value):
 
 
 @pytest.mark.usefixtures("on")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")
 def test_an_optimizer_is_compiled_as_before():
     """torch.compile sees through it, without a break."""
     import torch._dynamo

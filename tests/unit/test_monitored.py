@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from syncagent import config
+from syncagent import HostSyncError, config
 from syncagent.recorder import Recorder
 from syncagent.sensors import monitored
 from syncagent.sensors.internals import look_up
@@ -71,13 +71,14 @@ def test_its_end_leaves_nothing_on(sensor):
 def test_the_policy_is_asked_before_the_call(sensor):
     """What it raises comes out at the caller, and the call has not been made."""
 
-    def forbid(*_):
-        raise monitored_error
+    class Forbidding:
+        is_passive = False
+        mode = "raise"
 
-    from syncagent.errors import HostSyncError
+        def judge(self, *_):
+            raise HostSyncError("forbidden")
 
-    monitored_error = HostSyncError("forbidden")
-    sensor._recorder.gate = forbid
+    sensor._recorder.policy = Forbidding()
     sensor.start(TARGETS)
     values = [2, 1]
     with pytest.raises(HostSyncError):

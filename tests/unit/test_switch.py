@@ -82,7 +82,7 @@ def test_a_fake_tensors_copy_is_no_copy(watching):
     assert [len(state.buffer) for state in watching._recorder.states] in ([], [0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")
 def test_compiled_code_is_compiled_once_though_copies_are_sampled(watching, host):
     """From the call of torch.compile on, the key is never on again: a guard would see it."""
     from torch._dynamo.testing import CompileCounter
@@ -101,7 +101,7 @@ def test_compiled_code_is_compiled_once_though_copies_are_sampled(watching, host
     assert copies(watching, host) == 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")
 def test_where_compiled_code_is_there_before_the_key_is_never_on(cpu_device):
     """Its guards are set."""
     torch._dynamo.reset()

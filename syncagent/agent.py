@@ -83,6 +83,9 @@ class Agent:
         self._pipeline = Pipeline(
             self._recorder, (self._summary, ViolationLog(), *sinks), self.rank.rank, each_round=self._remote.poll
         )
+        for sink in sinks:
+            if hasattr(sink, "lost") and hasattr(sink, "scale"):
+                sink.lost, sink.scale = self._pipeline.lost, self._weight
         self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
@@ -478,12 +481,19 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
 
 
 def _user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
-    """Library users bring their own tracer provider; without one, spans would go nowhere and are not made."""
-    if "opentelemetry.trace" not in sys.modules:
-        return ()
-    from syncagent.sinks.spans import SpanSink
+    """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
+    sinks: list[Sink] = []
+    if "opentelemetry.trace" in sys.modules:
+        from syncagent.sinks.spans import SpanSink
 
-    return (SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy),)
+        sinks.append(SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy))
+    if "opentelemetry.metrics" in sys.modules:
+        from syncagent.sinks import metrics
+
+        sink = metrics.of_program()
+        if sink is not None:
+            sinks.append(sink)
+    return tuple(sinks)
 
 
 _fork_handler = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from syncagent.config import Settings
     from syncagent.report.model import Report
     from syncagent.sinks import Sink
+    from syncagent.sinks.metric_sender import MetricSender
     from syncagent.sinks.outbox import AgentTracerProvider
 
 __all__ = ["Session", "begin", "end"]
@@ -27,6 +29,7 @@ class Session(NamedTuple):
     sinks: tuple[Sink, ...]
     provider: AgentTracerProvider | None
     spans_to: str
+    metrics: MetricSender | None = None
 
 
 def begin(settings: Settings) -> Session:
@@ -54,7 +57,24 @@ def _with_spans(settings: Settings) -> Session:
         None if off else journal_path(settings.journal),
     )
     spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy)
-    return Session((spans, Progress()), provider, spans_to)
+    counts, metrics = _with_metrics(provider)
+    return Session((spans, *counts, Progress()), provider, spans_to, metrics)
+
+
+def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | None]:
+    try:
+        from syncagent.sinks.metrics import MetricSink
+        from syncagent.sinks.provider import build_metric_sender
+
+        sink = MetricSink()
+        sender = build_metric_sender(provider.resource, sink.data)
+    except ConfigError as error:
+        get_logger().error(f"{error} No metrics are sent; the run is watched all the same.")
+    except Exception as error:
+        log_once("metrics", "no metrics are sent; the run is watched all the same", error=repr(error))
+    else:
+        return ((sink,), sender) if sender is not None else ((), None)
+    return (), None
 
 
 def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> None:
@@ -86,7 +106,7 @@ def _close(session: Session) -> tuple[str, str]:
     spans_to = session.spans_to
     if session.provider is None:
         return spans_to, ""
-    session.provider.close()
+    _send_the_last(session.provider, session.metrics)
     stats = session.provider.stats()
     if session.provider.journal is not None:
         spans_to = f"journal {session.provider.journal}"
@@ -96,3 +116,18 @@ def _close(session: Session) -> tuple[str, str]:
     if withheld:
         spans_to += f"; {withheld:,} syncs have no span of their own, so as to send tens a second"
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""
+
+
+def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | None) -> None:
+    """Spans and metrics at the same time: neither waits for the other, and both together no longer than spans alone."""
+    if metrics is None:
+        provider.close()
+        return
+    from syncagent.sinks.outbox import CLOSE_TIMEOUT_S
+
+    began = time.monotonic()
+    metrics.begin_close()
+    try:
+        provider.close()
+    finally:
+        metrics.close(max(began + CLOSE_TIMEOUT_S - time.monotonic(), 0.1))

@@ -18,13 +18,16 @@ from syncagent.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["check", "endpoint", "exporter", "is_disabled", "otlp", "positive_int", "protocol"]
+__all__ = ["check", "check_metrics", "endpoint", "exporter", "is_disabled", "otlp", "positive_int", "protocol"]
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 
+TRACES: Final = "TRACES"
+METRICS: Final = "METRICS"
+
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
-"""Values of ``OTEL_TRACES_EXPORTER``, with the protocol that each one fixes."""
+"""Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
 
 _SAMPLERS = (
     "always_on",
@@ -95,20 +98,24 @@ _ALWAYS = (
 )
 
 
-def otlp(setting: str) -> tuple[str, str]:
+def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
     """Both names of an OTLP exporter's setting, the one that counts first."""
-    return f"OTEL_EXPORTER_OTLP_TRACES_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
+    return f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
 
 
-_OTLP = (
-    _Rule(otlp("TIMEOUT"), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
-    _Rule(otlp("COMPRESSION"), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
-    _Rule(otlp("HEADERS"), "key=value,key=value", _is_pairs, is_secret=True),
-    _Rule(
-        (*otlp("CERTIFICATE"), *otlp("CLIENT_KEY"), *otlp("CLIENT_CERTIFICATE")),
-        "the path of a file",
-        lambda value: Path(value).is_file(),
-    ),
+def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
+    files = (name for setting in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE") for name in otlp(setting, signal))
+    return (
+        _Rule(otlp("TIMEOUT", signal), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
+        _Rule(otlp("COMPRESSION", signal), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
+        _Rule(otlp("HEADERS", signal), "key=value,key=value", _is_pairs, is_secret=True),
+        _Rule(tuple(files), "the path of a file", lambda value: Path(value).is_file()),
+    )
+
+
+_METRICS = (
+    _Rule(("OTEL_METRICS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
+    _Rule(("OTEL_METRIC_EXPORT_INTERVAL",), "a whole number from 1", _is_int(1)),
 )
 _RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(0.0, 1.0))
 
@@ -124,27 +131,37 @@ def check(environ: Mapping[str, str]) -> None:
     if exporter(environ) == "otlp":
         protocol(environ)
         endpoint(environ)
-        _obey(_OTLP, environ)
+        _obey(_otlp_rules(TRACES), environ)
+
+
+def check_metrics(environ: Mapping[str, str]) -> None:
+    """The same for the variables of metrics."""
+    _obey(_METRICS, environ)
+    if exporter(environ, METRICS) == "otlp":
+        protocol(environ, METRICS)
+        endpoint(environ, METRICS)
+        _obey(_otlp_rules(METRICS), environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
-def exporter(environ: Mapping[str, str]) -> str | None:
+def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
     """``otlp`` or ``none`` where the environment says so, by name or by giving an endpoint."""
-    named = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    named = environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower()
     if named == "none":
         return "none"
-    return "otlp" if named or _first(environ, otlp("ENDPOINT")) else None
+    return "otlp" if named or _first(environ, otlp("ENDPOINT", signal)) else None
 
 
-def protocol(environ: Mapping[str, str]) -> str:
+def protocol(environ: Mapping[str, str], signal: str = TRACES) -> str:
     """The OTLP protocol, ``http/protobuf`` unless something else is asked for."""
-    variable, value = "OTEL_TRACES_EXPORTER", environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    variable = f"OTEL_{signal}_EXPORTER"
+    value = environ.get(variable, "").strip().lower()
     chosen = _EXPORTERS.get(value)
     if chosen is None:
-        variable, value = _first(environ, otlp("PROTOCOL")) or ("", HTTP)
+        variable, value = _first(environ, otlp("PROTOCOL", signal)) or ("", HTTP)
         chosen = value.strip().lower()
     if chosen not in {HTTP, GRPC}:
         raise ConfigError(f"{variable}={value!r} is not allowed; allowed: {HTTP}, {GRPC}")
@@ -156,11 +173,11 @@ def protocol(environ: Mapping[str, str]) -> str:
     return chosen
 
 
-def endpoint(environ: Mapping[str, str]) -> str:
-    """Where spans go, for people to read: with the path that is added to a base address, without a password."""
-    is_grpc = protocol(environ) == GRPC
+def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
+    """Where spans (or metrics) go, for people to read: with the path added to a base address, without a password."""
+    is_grpc = protocol(environ, signal) == GRPC
     default = "http://localhost:4317" if is_grpc else "http://localhost:4318"
-    variable, value = _first(environ, otlp("ENDPOINT")) or ("", default)
+    variable, value = _first(environ, otlp("ENDPOINT", signal)) or ("", default)
     allowed = "a URL such as http://localhost:4317 or localhost:4317" if is_grpc else f"a URL such as {default}"
     text = value if "://" in value or not is_grpc else f"http://{value}"
     try:
@@ -171,9 +188,9 @@ def endpoint(environ: Mapping[str, str]) -> str:
     if not is_valid or value != value.strip():
         raise ConfigError(f"{variable}={_without_password(value)!r} is not allowed; allowed: {allowed}")
     shown = _without_password(value)
-    if is_grpc or variable.endswith("TRACES_ENDPOINT"):
+    if is_grpc or variable.endswith(f"{signal}_ENDPOINT"):
         return shown
-    return shown.rstrip("/") + "/v1/traces"
+    return shown.rstrip("/") + f"/v1/{signal.lower()}"
 
 
 def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int:

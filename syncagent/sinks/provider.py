@@ -1,4 +1,4 @@
-"""The SDK's tracer provider for the command line and autostart; users of the library bring their own."""
+"""What the command line and autostart send through, as the ``OTEL_*`` variables ask; library users bring their own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.resources import Resource
 
     from syncagent.sinks.journal import JournalExporter
+    from syncagent.sinks.metric_sender import MetricSender, Sends
     from syncagent.sinks.outbox import AgentTracerProvider, Exporter, Outbox
 
-__all__ = ["build_provider"]
+__all__ = ["build_metric_sender", "build_provider"]
 
 JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
@@ -58,6 +61,46 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
             raise
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
     return provider, f"journal {journal}"
+
+
+_TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+
+
+def build_metric_sender(
+    resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]]
+) -> MetricSender | None:
+    """A sender of metrics where the ``OTEL_*`` variables name an endpoint for them; there is no journal of metrics.
+
+    A malformed variable raises ConfigError.
+    """
+    environ = os.environ
+    if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != "otlp":
+        return None
+    otel_env.check_metrics(environ)
+    target = otel_env.endpoint(environ, otel_env.METRICS)
+    if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
+        log_once("temporality", f"{_TEMPORALITY} is not obeyed: metrics are sent cumulative, so that none is lost")
+    try:
+        from syncagent.sinks.metric_sender import MetricSender
+
+        return MetricSender(
+            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS)),
+            lambda: collect(resource),
+            interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
+            on_trouble=lambda why: _say_metrics_lost(target, why),
+        )
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
+
+
+def _metric_exporter(protocol: str) -> Sends:
+    if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
+        module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
+        exporter: Sends = module.OTLPMetricExporter()
+        return exporter
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+    return OTLPMetricExporter()
 
 
 class _Journals:
@@ -118,7 +161,21 @@ def _silent(resource: Resource) -> AgentTracerProvider:
     return AgentTracerProvider(resource, None, ALWAYS_OFF)
 
 
+_in_trouble: set[str] = set()
+"""Hosts of which it has been said that spans do not reach them."""
+
+
+def _say_metrics_lost(target: str, reason: str) -> None:
+    if _host(target) not in _in_trouble:
+        get_logger().warning("metrics do not arrive; training goes on, this is said once", to=target, reason=reason)
+
+
+def _host(target: str) -> str:
+    return urlsplit(target if "://" in target else f"//{target}").hostname or ""
+
+
 def _say_lost(target: str, reason: str) -> None:
+    _in_trouble.add(_host(target))
     get_logger().warning("spans are being lost; training goes on, this is said once", to=target, reason=reason)
 
 

@@ -1,4 +1,4 @@
-"""Names of the spans, attributes and resource keys that leave the program."""
+"""Names of the spans, metrics, attributes and resource keys that leave the program."""
 
 from __future__ import annotations
 
@@ -48,6 +48,16 @@ LIBRARY_FUNCTION_NAME: Final = "syncagent.library.function.name"
 # On the step: all its syncs, those included that were too short for a span.
 STEP_SYNCS: Final = "syncagent.step.syncs"
 STEP_STALL_MS: Final = "syncagent.step.stall_ms"
+
+# Metrics, and the attributes that only they have.  ALLOWED is a boolean there: a reason is text of any length.
+SYNCS: Final = "syncagent.syncs"
+STALL_DURATION: Final = "syncagent.stall.duration"
+STEP_DURATION: Final = "syncagent.step.duration"
+STEP_STALL_RATIO: Final = "syncagent.step.stall_ratio"
+EVENTS_DROPPED: Final = "syncagent.events.dropped"
+SERIES_FOLDED: Final = "syncagent.series.folded"
+VIOLATION: Final = "syncagent.violation"
+REASON: Final = "syncagent.reason"
 
 # On the resource, beside RANK.
 WORLD_SIZE: Final = "syncagent.world_size"

@@ -219,6 +219,7 @@ class SpanSink:
             semconv.STALL_MS: event.stall_ns / 1e6,
             semconv.RANK: event.rank,
             semconv.ALLOWED: event.allowed,
+            semconv.VIOLATION: event.violation or None,
             semconv.POLICY: self.policy,
             semconv.SENSOR: event.sensor,
             semconv.THREAD_NAME: event.thread,

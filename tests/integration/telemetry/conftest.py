@@ -30,6 +30,11 @@ class Receiver:
     def spans(self):
         return [json.loads(line) for line in self._file.read_text().splitlines()]
 
+    def points(self):
+        """Data points of metrics, in the order in which they came."""
+        file = self._file.with_name(self._file.name + ".metrics")
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
 
 @pytest.fixture
 def receiver(tmp_path, environ):

@@ -1,6 +1,7 @@
 """An OTLP/HTTP receiver in a process of its own: ``receiver.py MODE FILE``.
 
-Prints the port it listens on, and appends each span it takes to FILE as a line of JSON.  Modes: ``ok``; ``500``, which
+Prints the port it listens on, and appends each span it takes to FILE as a line of JSON, and each data point of a metric
+to FILE.metrics.  Modes: ``ok``; ``500``, which
 answers that; ``hang``, which reads the request and never answers; ``flaky``, which answers 503 once; ``refuse``, which
 closes the port again and ends.
 """
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp_metrics
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 
 DECODE = {None: bytes, "gzip": gzip.decompress, "deflate": zlib.decompress}
@@ -51,6 +53,41 @@ def rows(request: otlp.ExportTraceServiceRequest) -> list[dict]:
     ]
 
 
+def points(request: otlp_metrics.ExportMetricsServiceRequest) -> list[dict]:
+    return [
+        {
+            "name": metric.name,
+            "unit": metric.unit,
+            "type": metric.WhichOneof("data"),
+            "attributes": {pair.key: plain(pair.value) for pair in point.attributes},
+            "resource": {pair.key: plain(pair.value) for pair in of_resource.resource.attributes},
+            "scope": of_scope.scope.name,
+            "start": point.start_time_unix_nano,
+            "time": point.time_unix_nano,
+        }
+        | (
+            {"count": point.count, "sum": point.sum, "buckets": list(point.bucket_counts)}
+            if metric.WhichOneof("data") == "histogram"
+            else {"value": getattr(point, point.WhichOneof("value"))}
+        )
+        for of_resource in request.resource_metrics
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+        for point in getattr(metric, metric.WhichOneof("data")).data_points
+    ]
+
+
+TAKES = {
+    "/v1/traces": (otlp.ExportTraceServiceRequest, otlp.ExportTraceServiceResponse, rows, ""),
+    "/v1/metrics": (
+        otlp_metrics.ExportMetricsServiceRequest,
+        otlp_metrics.ExportMetricsServiceResponse,
+        points,
+        ".metrics",
+    ),
+}
+
+
 class Handler(BaseHTTPRequestHandler):
     mode = "ok"
     file = ""
@@ -64,13 +101,14 @@ class Handler(BaseHTTPRequestHandler):
                 Handler.mode = "ok"
         if mode == "hang":
             threading.Event().wait()
-        if mode != "ok" or self.path != "/v1/traces" or self.headers["Content-Type"] != "application/x-protobuf":
+        if mode != "ok" or self.path not in TAKES or self.headers["Content-Type"] != "application/x-protobuf":
             self.answer({"500": 500, "flaky": 503}.get(mode, 400), b"")
             return
-        request = otlp.ExportTraceServiceRequest.FromString(DECODE[self.headers["Content-Encoding"]](body))
-        with Handler.lock, Path(Handler.file).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows(request))
-        self.answer(200, otlp.ExportTraceServiceResponse().SerializeToString())
+        request, response, read, suffix = TAKES[self.path]
+        taken = read(request.FromString(DECODE[self.headers["Content-Encoding"]](body)))
+        with Handler.lock, Path(Handler.file + suffix).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in taken)
+        self.answer(200, response().SerializeToString())
 
     def answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

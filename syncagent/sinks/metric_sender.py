@@ -1,0 +1,145 @@
+"""The thread that exports metrics now and then and once at the end, bounded in time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.sdk.metrics.export import MetricExportResult
+
+from syncagent.pace import breathe, keep_pace
+from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, _describe, _Overheard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+__all__ = ["MetricSender", "Sends"]
+
+PATIENCE_S = 15.0
+"""How long exports may fail before that is said: nothing is lost by then, and spans have said it if they fare alike."""
+
+
+class Sends(Protocol):
+    """What is needed of the SDK's MetricExporter."""
+
+    def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
+    def shutdown(self) -> None: ...
+
+
+class MetricSender:
+    """Exports what ``collect`` returns every ``interval_s``.
+
+    Each export has everything since the start, so that one that fails costs nothing but the time until the next.
+    ``on_trouble`` is called at most once, with a reason: when exports have failed for a while, or the last one did.
+    In a forked child it does nothing: what was counted is the parent's.
+    """
+
+    def __init__(
+        self,
+        exporter: Sends,
+        collect: Callable[[], Sequence[MetricsData]],
+        *,
+        interval_s: float = 60.0,
+        on_trouble: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        self._exporter = exporter
+        self._collect = collect
+        self._interval_s = interval_s
+        self._on_trouble = on_trouble
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._is_closing = self._is_done = self._has_told = False
+        self._trouble_at: float | None = None
+        self._complaint: str | None = None
+        self._thread = threading.Thread(target=self._work, name="syncagent-metrics", daemon=True)
+        self._thread.start()
+
+    def begin_close(self) -> None:
+        """Have the last export made; does not wait for it."""
+        if os.getpid() == self._pid:
+            with self._changed:
+                self._is_closing = True
+                self._changed.notify_all()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Wait for the last export, for that long: less if the other side has shown that it is in trouble."""
+        if os.getpid() != self._pid:
+            return
+        self.begin_close()
+        began = time.monotonic()
+        with self._changed:
+            while not self._is_done:
+                grace = timeout_s if self._trouble_at is None else max(self._trouble_at - began, 0.0) + GRACE_S
+                left = began + min(timeout_s, grace) - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            in_time, failed = self._is_done, self._trouble_at is not None
+        if failed or not in_time:
+            self._tell("no answer in time")
+        if in_time:
+            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+
+    def _work(self) -> None:
+        # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        overheard = _Overheard(self._overhear)
+        overheard.attach()
+        keep_pace()
+        try:
+            is_last = False
+            while not is_last:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closing, self._interval_s)
+                    is_last = self._is_closing
+                self._send()
+        finally:
+            with self._changed:
+                self._is_done = True
+                self._changed.notify_all()
+            try:
+                self._exporter.shutdown()
+            except Exception as error:
+                self._overhear(_describe(error))
+            overheard.detach()
+
+    def _send(self) -> None:
+        reason = "the exporter reported a failure"
+        try:
+            is_sent = all(map(self._export, self._collect()))
+        except Exception as error:
+            is_sent, reason = False, _describe(error)
+        now = time.monotonic()
+        with self._changed:
+            if is_sent:
+                self._trouble_at = self._complaint = None
+                return
+            self._complaint = self._complaint or reason
+            self._trouble_at = self._trouble_at or now
+            is_time = now - self._trouble_at >= PATIENCE_S and not self._is_closing
+        if is_time:
+            self._tell(reason)
+
+    def _export(self, part: MetricsData) -> bool:
+        breathe()
+        return self._exporter.export(part) is MetricExportResult.SUCCESS
+
+    def _overhear(self, message: str) -> None:
+        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
+        with self._changed:
+            self._complaint = self._complaint or message
+            self._trouble_at = self._trouble_at or time.monotonic()
+            self._changed.notify_all()
+
+    def _tell(self, reason: str) -> None:
+        with self._changed:
+            if self._has_told:
+                return
+            self._has_told = True
+            reason = self._complaint or reason
+        self._on_trouble(reason)

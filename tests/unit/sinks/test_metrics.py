@@ -1,0 +1,202 @@
+"""What is counted, and in how many series: as the agent sends it, and through a meter provider of the program's own."""
+
+from __future__ import annotations
+
+import opentelemetry.metrics
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+from sink_records import step, sync
+
+from syncagent.event import CallSite, Phase
+from syncagent.sinks import metrics
+from syncagent.sinks.metrics import STALL_BOUNDS_S, MetricSink
+
+
+def read(parts):
+    """Points by name, from all parts; an instrument has one unit."""
+    found = {}
+    for part in parts:
+        for of_resource in part.resource_metrics:
+            for of_scope in of_resource.scope_metrics:
+                assert of_scope.scope.name == "syncagent"
+                for metric in of_scope.metrics:
+                    found.setdefault((metric.name, metric.unit), []).extend(metric.data.data_points)
+    return found
+
+
+class Sent:
+    """What the agent itself sends."""
+
+    def __init__(self, **options):
+        self.sink = MetricSink(**options)
+
+    def points(self):
+        return read(self.sink.data(Resource({})))
+
+
+class Asked:
+    """What a program's own reader gets."""
+
+    def __init__(self, **options):
+        self._reader = InMemoryMetricReader()
+        self.sink = MetricSink(MeterProvider([self._reader], shutdown_on_exit=False), **options)
+
+    def points(self):
+        data = self._reader.get_metrics_data()
+        return read([] if data is None else [data])
+
+
+@pytest.fixture(params=[Sent, Asked])
+def counted(request):
+    return request.param
+
+
+SYNCS, STALLS = ("syncagent.syncs", "{sync}"), ("syncagent.stall.duration", "s")
+STEPS, RATIO = ("syncagent.step.duration", "s"), ("syncagent.step.stall_ratio", "1")
+DROPPED, FOLDED = ("syncagent.events.dropped", "{sync}"), ("syncagent.series.folded", "{series}")
+
+
+def at(line):
+    return CallSite("/app/train.py", line, "loss", "")
+
+
+def test_a_series_says_which_op_where_and_whether_it_may(counted):
+    all_of = counted()
+    all_of.sink.events([sync(), sync(violation=True), sync(allowed="logging"), sync(stall=2)])
+    points = all_of.points()[SYNCS]
+    common = {
+        "syncagent.op": "aten::nonzero",
+        "syncagent.kind": "dynamic_shape",
+        "syncagent.phase": "forward",
+        "code.file.path": "/app/train.py",
+        "code.line.number": 12,
+        "code.function.name": "loss",
+    }
+    assert [(dict(point.attributes), point.value) for point in points] == [
+        (common | {"syncagent.violation": False, "syncagent.allowed": False}, 2),
+        (common | {"syncagent.violation": True, "syncagent.allowed": False}, 1),
+        (common | {"syncagent.violation": False, "syncagent.allowed": True}, 1),
+    ]
+
+
+def test_stalls_are_in_seconds(counted):
+    all_of = counted()
+    all_of.sink.events([sync(stall=2), sync(stall=4), sync(stall=30)])
+    (point,) = all_of.points()[STALLS]
+    assert (point.count, point.sum, point.min, point.max) == (3, pytest.approx(0.036), 0.002, 0.03)
+    assert tuple(point.explicit_bounds) == STALL_BOUNDS_S
+    filled = {STALL_BOUNDS_S[n]: count for n, count in enumerate(point.bucket_counts) if count}
+    assert filled == {0.0025: 1, 0.005: 1, 0.05: 1}
+
+
+def test_a_record_that_stands_for_many_counts_as_many(counted):
+    all_of = counted()
+    all_of.sink.events([sync(stall=1), sync(stall=80, repeats=40, longest_ns=9_000_000)])
+    points = all_of.points()
+    assert points[SYNCS][0].value == 41
+    (point,) = points[STALLS]
+    assert (point.count, point.sum) == (41, pytest.approx(0.081))
+    assert max(point.bucket_counts) == 40
+
+
+def test_any_number_of_repeats_is_counted_at_once():
+    sent, asked = Sent(), Asked()
+    for all_of in (sent, asked):
+        all_of.sink.events([sync(stall=5_000, repeats=1_000_000, longest_ns=9_000_000)])
+        assert all_of.points()[SYNCS][0].value == 1_000_000
+    (point,) = sent.points()[STALLS]
+    assert (point.count, point.sum, point.max) == (1_000_000, 5.0, 0.009)
+    (point,) = asked.points()[STALLS]  # an SDK's histogram takes one at a time
+    assert (point.count, point.sum) == (100, pytest.approx(100 * 5e-6))
+
+
+def test_what_was_sampled_is_scaled_up(counted):
+    all_of = counted()
+    all_of.sink.scale = lambda event: 16.0 if event.op == "aten::copy_" else 1.0
+    all_of.sink.events([sync(op="aten::copy_"), sync(op="aten::copy_", repeats=2), sync()])
+    points = all_of.points()
+    assert [point.value for point in points[SYNCS]] == [48, 1]
+    assert [point.count for point in points[STALLS]] == [48, 1]
+
+
+def test_series_beyond_the_limit_are_one(counted):
+    all_of = counted(max_series=3)
+    all_of.sink.events([sync(site=at(line)) for line in range(1, 8)])
+    all_of.sink.events([sync(site=at(7), repeats=5), sync(site=at(1))])
+    points = all_of.points()
+    lines = [(point.attributes.get("code.line.number"), point.value) for point in points[SYNCS]]
+    assert lines == [(1, 2), (2, 1), (3, 1), (None, 9)]
+    assert dict(points[SYNCS][-1].attributes) == {"syncagent.op": "other"}
+    assert [point.value for point in points[FOLDED]] == [4]
+    assert len(points[STALLS]) == 4
+
+
+def test_many_series_are_sent_in_parts():
+    sink = MetricSink()
+    sink.events([sync(site=at(line)) for line in range(1, 300)])
+    parts = sink.data(Resource({}))
+    assert len(parts) == 9
+    points = read(parts)
+    assert (len(points[SYNCS]), sum(point.value for point in points[SYNCS])) == (201, 299)
+    assert [len(points[name]) for name in (DROPPED, FOLDED)] == [1, 1]
+
+
+def test_steps_are_timed_but_for_the_first(counted):
+    all_of = counted()
+    all_of.sink.step(step(0, 60_000))
+    assert STEPS not in all_of.points()
+    all_of.sink.events([sync(stall=3, step=1)])
+    all_of.sink.step(step(0, 10, 1))
+    all_of.sink.step(step(10, 30, 2))
+    points = all_of.points()
+    (durations,) = points[STEPS]
+    assert (durations.count, durations.sum) == (2, pytest.approx(0.03))
+    assert [point.value for point in points[RATIO]] == [pytest.approx(0.1)]
+
+
+def test_the_ratio_is_of_the_thread_that_waited_longest_and_the_backward_pass(counted):
+    all_of = counted()
+    all_of.sink.step(step(0, 10))
+    events = [sync(stall=2), sync(stall=1, thread="loader"), sync(stall=3, thread="autograd", phase=Phase.BACKWARD)]
+    all_of.sink.events(events)
+    all_of.sink.step(step(10, 20, 1))
+    assert all_of.points()[RATIO][0].value == pytest.approx(0.5)
+
+
+def test_the_ratio_forgets_and_never_exceeds_one(counted):
+    all_of = counted()
+    all_of.sink.step(step(0, 10))
+    all_of.sink.events([sync(stall=9_000)])
+    all_of.sink.step(step(0, 2_000, 1))
+    assert all_of.points()[RATIO][0].value == 1.0
+    for number in range(2, 12):
+        all_of.sink.step(step(0, 2_000, number))
+    assert all_of.points()[RATIO][0].value == 0.0
+
+
+def test_what_was_dropped_is_counted_by_reason(counted):
+    all_of = counted()
+    lost = all_of.sink.lost = {}
+    all_of.sink.events([sync()])
+    assert [(dict(point.attributes), point.value) for point in all_of.points()[DROPPED]] == [
+        ({"syncagent.reason": "buffer full"}, 0)
+    ]
+    lost["buffer full"] = 7
+    assert all_of.points()[DROPPED][0].value == 7
+    all_of.sink.close()
+    all_of.sink.lost = {"buffer full": 2}  # the program watches once more
+    assert all_of.points()[DROPPED][0].value == 9
+
+
+def test_where_nothing_happened_nothing_is_sent():
+    assert MetricSink().data(Resource({})) == []
+
+
+def test_a_program_with_a_meter_provider_has_one_sink_for_all_its_watches(monkeypatch):
+    assert metrics.of_program() is None
+    provider = MeterProvider(shutdown_on_exit=False)
+    monkeypatch.setattr(opentelemetry.metrics, "get_meter_provider", lambda: provider)
+    sink = metrics.of_program()
+    assert sink is metrics.of_program() is not None

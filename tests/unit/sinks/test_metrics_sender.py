@@ -1,0 +1,178 @@
+"""Metrics are exported now and then and at the end, which comes in time; and where the environment wants none."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+from opentelemetry.sdk.metrics.export import MetricExportResult
+from opentelemetry.sdk.resources import Resource
+
+from syncagent.errors import ConfigError
+from syncagent.sinks import metric_sender, provider
+from syncagent.sinks.metric_sender import MetricSender
+from syncagent.sinks.provider import build_metric_sender
+
+DATA = object()
+
+
+class Collector:
+    """Does with each export what it is told to."""
+
+    def __init__(self, answer=lambda: MetricExportResult.SUCCESS):
+        self.answer = answer
+        self.exported = threading.Semaphore(0)
+        self.count = 0
+        self.is_shut = False
+
+    def export(self, data):
+        assert data is DATA
+        self.count += 1
+        self.exported.release()
+        return self.answer()
+
+    def shutdown(self):
+        self.is_shut = True
+
+
+def sender_to(collector, collect=lambda: [DATA], **options):
+    told = []
+    return MetricSender(collector, collect, on_trouble=told.append, **options), told
+
+
+def fail():
+    return MetricExportResult.FAILURE
+
+
+def test_the_last_export_is_at_the_end():
+    collector = Collector()
+    sender, told = sender_to(collector, interval_s=3600)
+    sender.close()
+    assert (collector.count, collector.is_shut, told) == (1, True, [])
+
+
+def test_it_exports_at_intervals():
+    collector = Collector()
+    sender, _ = sender_to(collector, interval_s=0.01)
+    assert all(collector.exported.acquire(timeout=30) for _ in range(3))
+    sender.close()
+
+
+def test_where_nothing_was_counted_nothing_is_exported():
+    collector = Collector()
+    sender, told = sender_to(collector, collect=list)
+    sender.close()
+    assert (collector.count, told) == (0, [])
+
+
+def test_an_export_that_fails_is_made_up_for_by_the_next():
+    answers = [fail(), fail()]
+    collector = Collector(lambda: answers.pop() if answers else MetricExportResult.SUCCESS)
+    sender, told = sender_to(collector, interval_s=0.01)
+    assert all(collector.exported.acquire(timeout=30) for _ in range(4))
+    sender.close()
+    assert told == []
+
+
+def test_failing_for_long_is_said_once(monkeypatch):
+    monkeypatch.setattr(metric_sender, "PATIENCE_S", 0.0)
+    collector = Collector(fail)
+    sender, told = sender_to(collector, interval_s=0.01)
+    assert all(collector.exported.acquire(timeout=30) for _ in range(3))
+    sender.close()
+    assert told == ["the exporter reported a failure"]
+
+
+@pytest.mark.parametrize("collect", [lambda: [DATA], lambda: 1 / 0])
+def test_failing_at_the_end_is_said(collect):
+    sender, told = sender_to(Collector(fail), collect)
+    sender.close()
+    assert len(told) == 1
+
+
+def test_a_collector_that_hangs_is_not_waited_for():
+    release = threading.Event()
+    collector = Collector(release.wait)
+    sender, told = sender_to(collector)
+    began = time.monotonic()
+    sender.begin_close()
+    sender.close(0.2)
+    assert time.monotonic() - began < 5
+    assert told == ["no answer in time"]
+    release.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_sends_nothing():
+    sender, _ = sender_to(Collector())
+    pid = os.fork()
+    if pid == 0:
+        began = time.monotonic()
+        sender.close()
+        os._exit(0 if time.monotonic() - began < 2 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    sender.close()
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    for variable in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(variable)
+    return monkeypatch.setenv
+
+
+BASE = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        [],
+        [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:1/v1/traces")],
+        [BASE, ("OTEL_METRICS_EXPORTER", "none")],
+        [BASE, ("OTEL_SDK_DISABLED", "true")],
+    ],
+)
+def test_without_an_endpoint_there_is_no_sender(environ, variables):
+    for variable in variables:
+        environ(*variable)
+    assert build_metric_sender(Resource({}), lambda _resource: []) is None
+
+
+@pytest.mark.parametrize("endpoint", [BASE, ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://localhost:1/m")])
+def test_an_endpoint_and_an_interval_are_respected(environ, endpoint):
+    environ(*endpoint)
+    environ("OTEL_METRIC_EXPORT_INTERVAL", "1500")
+    sender = build_metric_sender(Resource({}), lambda _resource: [])
+    assert sender is not None
+    assert sender._interval_s == 1.5
+    sender.close()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "soon"),
+        ("OTEL_METRICS_EXPORTER", "prometheus"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "localhost"),
+    ],
+)
+def test_a_malformed_variable_is_a_config_error(environ, variable):
+    environ(*BASE)
+    environ(*variable)
+    with pytest.raises(ConfigError, match=variable[0]):
+        build_metric_sender(Resource({}), lambda _resource: [])
+
+
+def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(capsys, monkeypatch):
+    monkeypatch.setattr(provider, "_in_trouble", set())
+    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    assert "metrics do not arrive" in capsys.readouterr().err
+    provider._say_lost("http://one:4318/v1/traces", "refused")
+    assert "spans are being lost" in capsys.readouterr().err
+    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    assert capsys.readouterr().err == ""

@@ -37,6 +37,8 @@ class Ration:
         self._step_interval = -1
         self.withheld = 0
         """Syncs that got no span."""
+        self.withheld_steps = 0
+        """Steps that got none, since none of their syncs did either."""
 
     def wants(self, event: SyncEvent) -> bool:
         """Is this sync to have a span?"""

@@ -107,6 +107,8 @@ class SpanSink:
         if wanted or step.held or step.root is not None:
             self._emit(step, record)
             self._finish(step)
+        else:
+            self.ration.withheld_steps += 1
 
     def flush(self) -> None:
         for step in self._steps.values():

@@ -60,11 +60,13 @@ class Collector(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-        request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(Collector.delay_s)
-        count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-        with Collector.lock:
-            Collector.spans += count
+        if self.path.endswith("/traces"):
+            request = ExportTraceServiceRequest.FromString(body)
+            count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+            with Collector.lock:
+                Collector.spans += count
         self.answer(b"", "application/x-protobuf")  # an empty response is one without complaints
 
     def do_GET(self) -> None:
@@ -179,14 +181,17 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
         return load, _account(warm, load, report, None, None)
     with contextlib.ExitStack() as stack:
         endpoint = stack.enter_context(collector(mode)) if mode != "journal" else None
-        agent, provider = _with_spans(device, endpoint, str(Path(folder, f"{rate}.jsonl")))
+        agent, ends = _with_spans(device, endpoint, str(Path(folder, f"{rate}.jsonl")))
         warm, load, report = _watched(device, rate, seconds, agent)
-        provider.close()
+        if ends.metrics is not None:
+            ends.metrics.close(5.0)
+        ends.provider.close()
         received = None
         if mode == "collector up":
             with urllib.request.urlopen(str(endpoint)) as answer:
                 received = int(answer.read())
-        return load, _account(warm, load, report, provider.stats(), received)
+        [ration] = [sink.ration for sink in ends.sinks if hasattr(sink, "ration")]
+        return load, _account(warm, load, report, ends.provider.stats(), received, ration)
 
 
 def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, Any]:
@@ -198,7 +203,7 @@ def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, A
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     ends = session.begin(config.load({"detail": "syncs", "journal": journal}, {}))
     assert ends.provider is not None, ends.spans_to
-    return begin(device, ends.sinks, by_hand=False, journal=journal), ends.provider
+    return begin(device, ends.sinks, by_hand=False, journal=journal), ends
 
 
 def _watched(device: str, rate: int, seconds: float, agent: Any) -> tuple[Load, Load, Any]:
@@ -210,16 +215,20 @@ def _watched(device: str, rate: int, seconds: float, agent: Any) -> tuple[Load, 
     return warm, load, report
 
 
-def _account(warm: Load, load: Load, report: Any, spans: dict[str, int] | None, received: int | None) -> dict[str, Any]:
+def _account(
+    warm: Load, load: Load, report: Any, spans: dict[str, int] | None, received: int | None, ration: Any = None
+) -> dict[str, Any]:
     made, steps = len(warm.syncs) + len(load.syncs), warm.steps + load.steps
     row: dict[str, Any] = {
         "syncs": made, "reported": report.totals.syncs, "dropped": report.dropped,
         "exact": made == report.totals.syncs + report.dropped, "notes": list(report.notes),
     }  # fmt: skip
     if spans is not None:
-        # Each sync that was reported and each step has a span; the step that was running at the end, if it syncs.
-        beyond = sum(spans.values()) - report.totals.syncs - steps
-        row |= {"spans": spans, "spans_exact": beyond in {0, 1}, "spans_beyond": beyond}
+        # Each sync that was reported and each step has a span or was refused one; the step that was running at the end,
+        # if it syncs.
+        withheld = ration.withheld + ration.withheld_steps
+        beyond = sum(spans.values()) + withheld - report.totals.syncs - steps
+        row |= {"spans": spans, "withheld": withheld, "spans_exact": beyond in {0, 1}, "spans_beyond": beyond}
     if received is not None:
         row |= {"received": received, "received_exact": spans is not None and received == spans["exported"]}
     return row

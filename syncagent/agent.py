@@ -66,12 +66,12 @@ class Agent:
         self._internals = self._faults.guard(
             "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
         )
-        self.steps = Steps(self._step_ended)
+        self.steps = Steps(self._step_ended, self._faults)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder.thread_state)
+        self._ranges = Ranges(self._recorder.thread_state, self._faults)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
         self._host_scalars = HostScalars()
@@ -92,7 +92,7 @@ class Agent:
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
         self._final_sensors: tuple[SensorStatus, ...] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[tuple[str, Callable[[], None]]] = []
         self.notes: list[str] = []
 
     # --- what a program sees
@@ -117,8 +117,7 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
-        faults = (*self._faults.sentences, *self.steps.faults, *self._ranges.faults)
-        notes = [*self.notes, *self._internals.missing, *faults]
+        notes = [*self.notes, *self._internals.missing, *self._faults.sentences]
         if self._kernels.left_in_place:
             notes.append(
                 "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
@@ -152,7 +151,7 @@ class Agent:
             return
         self._policy.mode = policy
         self._pipeline.policy_changed(policy)
-        if self.settings.copies is None and not self.settings.counts_by_step and not self.settings.wraps_every_op:
+        if self.settings.copies is None and self.settings.copies_timed == "sampled":
             # Under raise nothing that is forbidden may slip through unsampled.
             self._sampling.append((self.steps.current + 1, policy != "raise"))  # seen to when the step ends
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
@@ -238,21 +237,21 @@ class Agent:
         self._turn_off()
 
     def _on(self, part: str, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
-        self._undo.append(turn_off)
+        self._undo.append((part, turn_off))
         try:
             turn_on()
         except Exception as error:
             self._faults.add(part, error, "could not be started and is off")
             self._faults.guard(part, turn_off, None)
-            self._undo.remove(turn_off)
+            self._undo.remove((part, turn_off))
 
     def _turn_off(self) -> None:
         while self._undo:
-            turn_off = self._undo.pop()
+            part, turn_off = self._undo.pop()
             try:
                 turn_off()
             except Exception as error:
-                self._faults.add("a part", error, "could not be turned off")
+                self._faults.add(part, error, "could not be turned off")
 
     # --- steps, sampling
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from syncagent.log import log_once
 
@@ -31,6 +31,22 @@ class Faults:
         """Keep a sentence for the report."""
         if sentence not in self.sentences and len(self.sentences) < _MOST:
             self.sentences.append(sentence)
+
+    def shield(self, part: str) -> Callable[..., None]:
+        """Return what calls ``noticed(*args)`` for a part that only takes note, until that has failed once."""
+        is_off = False
+
+        def safely(noticed: Callable[..., None], *args: Any) -> None:
+            nonlocal is_off
+            if is_off:
+                return
+            try:
+                noticed(*args)
+            except Exception as error:
+                is_off = True
+                self.add(part, error)
+
+        return safely
 
     def guard(self, part: str, call: Callable[[], T], otherwise: T) -> T:
         """Return what ``call`` does; ``otherwise`` where it fails."""

@@ -11,7 +11,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from syncagent.log import log_once
+from syncagent.faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ _IMPATIENCE = 8
 class Steps:
     """Counts steps and tells ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) about each."""
 
-    def __init__(self, ended: StepEnded) -> None:
+    def __init__(self, ended: StepEnded, faults: Faults | None = None) -> None:
         self.current = 0
         self.count = 0
         self._ended = ended
@@ -38,8 +38,7 @@ class Steps:
         self._stepped = False
         self._hook: Any = None
         self._scaler_update: Any = None
-        self.faults: list[str] = []
-        """Our own mistake, after which no step is marked any more; the program never sees it."""
+        self._safely = (faults or Faults()).shield("the count of steps")
 
     def start(self) -> None:
         import torch
@@ -77,16 +76,6 @@ class Steps:
         """End the running step by hand; ``step`` is the number of the one that begins."""
         self._by_hand = True
         self._safely(self._end, step)
-
-    def _safely(self, noticed: Callable[..., None], *args: Any) -> None:
-        """Take note, unless that has failed before."""
-        if self.faults:
-            return
-        try:
-            noticed(*args)
-        except Exception as error:
-            self.faults.append(f"steps are not counted any more: the agent failed with {error!r}")
-            log_once("steps", "steps are not counted any more: the agent failed", error=repr(error))
 
     def _optimizer_stepped(self, optimizer: Any) -> None:
         if self._by_hand:

@@ -18,6 +18,7 @@ def state() -> dict[str, Any]:
 
     from syncagent.sensors import explicit
     from syncagent.sensors.rules import RULES
+    from syncagent.sensors.switch import Switch
     from syncagent.simulate import waits
 
     found: dict[str, Any] = {f"kernel of {rule.op}": _is_hooked(rule.op) for rule in RULES if rule.keys}
@@ -30,6 +31,9 @@ def state() -> dict[str, Any]:
         "torch.profiler.record_function": (record_function.__enter__, record_function.__exit__),
         "torch.amp.GradScaler.update": torch.amp.GradScaler.update,
         "optimizers' hooks": len(getattr(optimizer, "_global_optimizer_post_hooks", ())),
+        "torch.compile": torch.compile,
+        "how torch.optim reads numbers": getattr(optimizer, "_get_value", None),
+        "this thread's switch": Switch().is_on,
         "function modes": _C._len_torch_function_stack(),
         "dispatch modes": _C._len_torch_dispatch_stack(),
         "the simulated device's observer": waits._observer,

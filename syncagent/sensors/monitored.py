@@ -43,7 +43,7 @@ class MonitoredSensor:
 
     @property
     def live(self) -> bool:
-        return self._tool is not None
+        return self._tool is not None and not self.why_not
 
     @property
     def cannot_see(self) -> str:

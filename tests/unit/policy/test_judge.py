@@ -238,6 +238,17 @@ def test_copies_are_watched_whole_once_the_policy_raises(cpu_agent, host):
     assert agent.events() == ()
 
 
+def test_copies_that_were_watched_whole_from_the_start_are_not_scaled_up_later(cpu_agent, host):
+    """The policy that began as ``raise`` watches every copy to the end."""
+    agent = cpu_agent(policy="raise", detail="syncs")
+    agent.policy = "observe"
+    for _ in range(6):
+        syncagent.step()
+    torch.zeros(3).copy_(host(torch.ones(3)))
+    [site] = agent.report().sites
+    assert (site.count, site.sampled) == (1, False)
+
+
 def until(found):
     """Wait for another thread, ten seconds at most."""
     for _ in range(1000):

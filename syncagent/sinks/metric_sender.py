@@ -11,7 +11,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from syncagent.pace import breathe, keep_pace
-from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, _describe, _Overheard
+from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,12 +50,10 @@ class MetricSender:
         self._exporter = exporter
         self._collect = collect
         self._interval_s = interval_s
-        self._on_trouble = on_trouble
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._is_closing = self._is_done = self._has_told = False
-        self._trouble_at: float | None = None
-        self._complaint: str | None = None
+        self._is_closing = self._is_done = False
+        self._trouble = Trouble(self._changed, on_trouble)
         self._thread = threading.Thread(target=self._work, name="syncagent-metrics", daemon=True)
         self._thread.start()
 
@@ -74,21 +72,20 @@ class MetricSender:
         began = time.monotonic()
         with self._changed:
             while not self._is_done:
-                grace = timeout_s if self._trouble_at is None else max(self._trouble_at - began, 0.0) + GRACE_S
-                left = began + min(timeout_s, grace) - time.monotonic()
+                left = self._trouble.left_s(began, timeout_s)
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            in_time, failed = self._is_done, self._trouble_at is not None
+            in_time, failed = self._is_done, self._trouble.since is not None
         if failed or not in_time:
-            self._tell("no answer in time")
+            self._trouble.tell("no answer in time")
         if in_time:
             self._thread.join(GRACE_S)  # it only has to let go of the exporter
 
     def _work(self) -> None:
         # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        overheard = _Overheard(self._overhear)
+        overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()
         try:
@@ -105,7 +102,7 @@ class MetricSender:
             try:
                 self._exporter.shutdown()
             except Exception as error:
-                self._overhear(_describe(error))
+                self._trouble.overhear(_describe(error))
             overheard.detach()
 
     def _send(self) -> None:
@@ -117,29 +114,14 @@ class MetricSender:
         now = time.monotonic()
         with self._changed:
             if is_sent:
-                self._trouble_at = self._complaint = None
+                self._trouble.is_over()
                 return
-            self._complaint = self._complaint or reason
-            self._trouble_at = self._trouble_at or now
-            is_time = now - self._trouble_at >= PATIENCE_S and not self._is_closing
+            self._trouble.overhear(reason)
+            since = self._trouble.since or now
+            is_time = now - since >= PATIENCE_S and not self._is_closing
         if is_time:
-            self._tell(reason)
+            self._trouble.tell(reason)
 
     def _export(self, part: MetricsData) -> bool:
         breathe()
         return self._exporter.export(part) is MetricExportResult.SUCCESS
-
-    def _overhear(self, message: str) -> None:
-        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
-        with self._changed:
-            self._complaint = self._complaint or message
-            self._trouble_at = self._trouble_at or time.monotonic()
-            self._changed.notify_all()
-
-    def _tell(self, reason: str) -> None:
-        with self._changed:
-            if self._has_told:
-                return
-            self._has_told = True
-            reason = self._complaint or reason
-        self._on_trouble(reason)

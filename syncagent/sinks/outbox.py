@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.sampling import Sampler
 
-__all__ = ["AgentTracerProvider", "Exporter", "Outbox"]
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble"]
 
 CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
@@ -44,6 +44,45 @@ class Exporter(Protocol):
 
     def export(self, spans: Sequence[ReadableSpan], /) -> SpanExportResult: ...
     def shutdown(self) -> None: ...
+
+
+class Trouble:
+    """Since when the other side has been in trouble, and the sentence that says so, once.
+
+    ``changed`` guards it: whoever waits for the sending to end is told of the first complaint.
+    """
+
+    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], None]) -> None:
+        self._changed = changed
+        self._on_trouble = on_trouble
+        self._has_told = False
+        self.since: float | None = None
+        """``time.monotonic()``; ``None`` while all is well."""
+        self._complaint: str | None = None
+
+    def overhear(self, message: str) -> None:
+        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
+        with self._changed:
+            self._complaint = self._complaint or message
+            self.since = self.since or time.monotonic()
+            self._changed.notify_all()
+
+    def is_over(self) -> None:
+        self.since = self._complaint = None
+
+    def left_s(self, began: float, timeout_s: float) -> float:
+        """Return for how long to wait on: to the timeout, or a grace after the trouble began if that is sooner."""
+        grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
+        return began + min(timeout_s, grace) - time.monotonic()
+
+    def tell(self, reason: str) -> None:
+        """Something is lost; the exporter's first complaint says best why."""
+        with self._changed:
+            if self._has_told:
+                return
+            self._has_told = True
+            reason = self._complaint or reason
+        self._on_trouble(reason)
 
 
 class Outbox(SpanProcessor):
@@ -87,9 +126,7 @@ class Outbox(SpanProcessor):
         self._exported = self._failed = self._dropped = 0
         self._is_closing = self._is_abandoned = False
         self._flushing = 0
-        self._trouble_at: float | None = None
-        self._complaint: str | None = None
-        self._has_told = False
+        self._trouble = Trouble(self._changed, self._on_trouble)
         self._thread: threading.Thread | None = None
 
     def _start(self) -> None:
@@ -118,7 +155,7 @@ class Outbox(SpanProcessor):
             try:
                 self._start()
             except Exception as error:
-                self._tell(f"no thread to send them: {error}")
+                self._trouble.tell(f"no thread to send them: {error}")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Have everything sent now; say whether that was done in time."""
@@ -141,8 +178,7 @@ class Outbox(SpanProcessor):
             self._changed.notify_all()
             began = time.monotonic()
             while self._queue or self._sending:
-                grace = timeout_s if self._trouble_at is None else max(self._trouble_at - began, 0.0) + GRACE_S
-                left = began + min(timeout_s, grace) - time.monotonic()
+                left = self._trouble.left_s(began, timeout_s)
                 if self._thread is None or left <= 0:
                     break
                 self._changed.wait(left)
@@ -154,7 +190,7 @@ class Outbox(SpanProcessor):
             self._queue.clear()
             self._changed.notify_all()
         if lost:
-            self._tell(f"no answer within {timeout_s:g} s")
+            self._trouble.tell(f"no answer within {timeout_s:g} s")
         elif self._thread is not None:
             self._thread.join(GRACE_S)  # it only has to let go of the exporter
 
@@ -166,7 +202,7 @@ class Outbox(SpanProcessor):
     def _work(self, exporter: Exporter) -> None:
         # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        overheard = _Overheard(self._overhear)
+        overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()
         try:
@@ -174,7 +210,7 @@ class Outbox(SpanProcessor):
                 self._send(exporter, batch)
             exporter.shutdown()
         except Exception as error:
-            self._tell(_describe(error))
+            self._trouble.tell(_describe(error))
         finally:
             overheard.detach()
 
@@ -205,29 +241,13 @@ class Outbox(SpanProcessor):
             self._sending = 0
             if is_sent:
                 self._exported += len(batch)
-                self._trouble_at = self._complaint = None
+                self._trouble.is_over()
             else:
                 self._failed += len(batch)
-                self._trouble_at = self._trouble_at or time.monotonic()
+                self._trouble.since = self._trouble.since or time.monotonic()
             self._changed.notify_all()
         if not is_sent:
-            self._tell(reason)
-
-    def _overhear(self, message: str) -> None:
-        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
-        with self._changed:
-            self._complaint = self._complaint or message
-            self._trouble_at = self._trouble_at or time.monotonic()
-            self._changed.notify_all()
-
-    def _tell(self, reason: str) -> None:
-        """Spans are lost; the exporter's first complaint says best why."""
-        with self._changed:
-            if self._has_told:
-                return
-            self._has_told = True
-            reason = self._complaint or reason
-        self._on_trouble(reason)
+            self._trouble.tell(reason)
 
 
 class AgentTracerProvider(TracerProvider):

@@ -25,6 +25,7 @@ from syncagent.policy import Policy
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder, user_context
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
+from syncagent.sampling import CopySampling
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
 
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from syncagent.sinks import Sink
 
 __all__ = ["Agent", "current", "start", "step", "stop", "watch"]
-
-_SAMPLE_EVERY = 16
-_SAMPLE_FIRST = 4
-"""``copies="sampled"``: the first four steps and then one in sixteen are watched for copies."""
 
 _lock = threading.RLock()
 _current: Agent | None = None
@@ -78,6 +75,7 @@ class Agent:
         self._monitored = MonitoredSensor(self._recorder)
         self._modes = ModeSensor(self._recorder)
         self._simulated = SimulatedSensor(self._recorder)
+        self._sampling = CopySampling(on=settings.copies_timed == "sampled")
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         self._pipeline = Pipeline(
@@ -86,7 +84,6 @@ class Agent:
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
-        self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -153,7 +150,7 @@ class Agent:
         self._pipeline.policy_changed(policy)
         if self.settings.copies is None and self.settings.copies_timed == "sampled":
             # Under raise nothing that is forbidden may slip through unsampled.
-            self._sampling.append((self.steps.current + 1, policy != "raise"))  # seen to when the step ends
+            self._sampling.change(self.steps.current + 1, on=policy != "raise")  # seen to when the step ends
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
 
     def _sensors_or_none(self) -> tuple[SensorStatus, ...]:
@@ -259,26 +256,21 @@ class Agent:
         self._recorder.thread_state().trains = True
         self._pipeline.step_ended(step, start_ns, end_ns, user_context())
         self._policy.budgets.step_ended(step, end_ns - start_ns)
-        if self._sampling[-1][1] or len(self._sampling) > 1:
+        if self._sampling.has_work:
             self._arm_copies()
 
     def _arm_copies(self) -> None:
         if not self._kernels.live:
             return
-        wanted = self._watches_copies(self.steps.current) or not self._sampling[-1][1]
+        wanted = self._sampling.watches(self.steps.current)
         if wanted and not self._kernels.hot_armed:
             self._kernels.arm_hot()
         elif not wanted and self._kernels.hot_armed:
             self._kernels.disarm_hot()
 
-    def _watches_copies(self, step: int) -> bool:
-        return step < _SAMPLE_FIRST or step % _SAMPLE_EVERY == 0
-
     def _weight(self, event: SyncEvent) -> float:
-        if event.op != "aten::copy_" or event.sensor != "kernels" or event.step < _SAMPLE_FIRST:
-            return 1.0
-        sampled = next((sampled for since, sampled in reversed(self._sampling) if event.step >= since), False)
-        return float(_SAMPLE_EVERY) if sampled else 1.0
+        is_sampled = event.op == "aten::copy_" and event.sensor == "kernels"
+        return self._sampling.weight(event.step) if is_sampled else 1.0
 
     # --- the report's parts
 
@@ -319,7 +311,7 @@ class Agent:
             if self._kernels.gave_way
             else {
                 "all": "copies: every one",
-                "sampled": f"copies: in the first {_SAMPLE_FIRST} steps and one in {_SAMPLE_EVERY}, scaled up",
+                "sampled": CopySampling.words,
                 "off": "copies: not watched",
             }[copies],
             "modes": "" if self.settings.wraps_every_op else 'off: detail is "syncs"',

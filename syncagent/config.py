@@ -238,7 +238,7 @@ class Settings:
     copies: str | None = _setting(
         None,
         _Choice("all", "sampled", "off"),
-        "which copies detail=syncs times; by default all under raise, else one step in 16",
+        "which copies detail=syncs times; by default all under raise, else one step in 16, later in 64",
     )
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
     journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")

@@ -214,30 +214,31 @@ class Pipeline:
 
     def _event(self, seen: Observation, state: ThreadState) -> SyncEvent:
         if not (isinstance(seen.kind, SyncKind) and isinstance(seen.start_ns, int) and isinstance(seen.stall_ns, int)):
-            raise TypeError(f"{seen.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
+            raise TypeError(f"{seen.about.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
         resolve = self._recorder.sites.resolve
-        user, library, _ = seen.where
-        forward = resolve(seen.forward.user or seen.forward.library) if seen.forward is not None else None
+        about = seen.about
+        user, library, _ = about.where
+        forward = resolve(about.forward.user or about.forward.library) if about.forward is not None else None
         return SyncEvent(
-            op=seen.op,
-            api=api_name(seen.api),
+            op=about.op,
+            api=api_name(about.api),
             kind=seen.kind,
             start_ns=seen.start_ns + self._anchor_ns,
             stall_ns=seen.stall_ns,
             site=resolve(user or library),
-            phase=seen.phase,
+            phase=about.phase,
             step=seen.step,
             rank=self._rank,
-            device=f"{self._device_name}:{seen.device}",
-            stream=seen.stream,
+            device=f"{self._device_name}:{about.device}",
+            stream=about.stream,
             thread=state.name,
-            sensor=seen.sensor,
-            shapes=tuple(tuple(shape) for shape in seen.shapes),
-            allowed=seen.allowed,
-            ranges=seen.ranges,
-            module=seen.module,
+            sensor=about.sensor,
+            shapes=tuple(tuple(shape) for shape in about.shapes),
+            allowed=about.allowed,
+            ranges=about.ranges,
+            module=about.module,
             forward_site=forward,
-            stack=tuple(site for site in map(resolve, seen.stack) if site is not None),
+            stack=tuple(site for site in map(resolve, about.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
             user_span=span_in(seen.context),
             violation=seen.violation,

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from syncagent.policy import Policy
     from syncagent.sensors.internals import Internals
 
-__all__ = ["Observation", "Recorder", "Tally", "ThreadState"]
+__all__ = ["About", "Observation", "Recorder", "Tally", "ThreadState"]
 
 _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 _NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
+_NO_ARGUMENTS: tuple[Any, Any] = ((), {})
+_OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
 _COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
 _BUFFER = 16_384
 _SHAPES = 4
@@ -40,6 +42,7 @@ _FAILURES = 20
 """After so many syncs that could not be attributed, none is any more."""
 _WHOLE = 100
 _TALLIES = 4_096
+_ABOUTS = 4_096
 _TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
 
 OpKey = tuple[int, int, int, bool]
@@ -61,20 +64,16 @@ class OpSum:
         self.count = self.host_ns = 0
 
 
-class Observation(NamedTuple):
-    """A sync as the training thread leaves it; times are ``perf_counter_ns``.
+class About(NamedTuple):
+    """What is known of a sync before it waits; mostly the same one for all syncs of a line.
 
-    What can wait is still raw: shapes are ``torch.Size``, ``context`` is OpenTelemetry's, with the user's span in it.
+    ``shapes`` are still ``torch.Size``.
     """
 
     op: str
     api: Any
-    kind: SyncKind
-    start_ns: int
-    stall_ns: int
     where: Where
     phase: Phase
-    step: int
     device: int
     stream: int
     sensor: str
@@ -84,6 +83,23 @@ class Observation(NamedTuple):
     module: str | None
     forward: Where | None
     stack: tuple[Point, ...]
+
+
+_SETTING_UP = About("", None, NOWHERE, _OTHER, 0, 0, "", (), "torch sets itself up", (), None, None, ())
+"""torch compiles, tunes or captures: nobody's line could do without such a wait."""
+
+
+class Observation(NamedTuple):
+    """A sync as the training thread leaves it; times are ``perf_counter_ns``.
+
+    ``context`` is OpenTelemetry's, with the user's span in it.
+    """
+
+    about: About
+    kind: SyncKind
+    step: int
+    start_ns: int
+    stall_ns: int
     context: Any
     violation: bool
 
@@ -110,9 +126,9 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "allowed", "api", "buffer", "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name",
-        "native_id", "node", "node_point", "op", "ops", "own_ns", "passes", "range_ids", "ranges", "set_up",
-        "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
+        "about", "abouts", "api", "api_point", "args", "buffer", "context", "dropped", "ended", "forwards", "ident",
+        "kind", "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "own_ns", "passes",
+        "range_ids", "ranges", "rule", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -128,12 +144,20 @@ class ThreadState:
         self.node_point: Point | None = None
         # The outermost hooked op that is running on this thread, and what is known of its wait so far.
         self.op: str | None = None
+        self.rule: Any = None
+        self.args: tuple[Any, Any] = _NO_ARGUMENTS
         self.kind: SyncKind | None = None
+        self.named: Any = None
         self.start_ns = 0
         self.stall_ns = 0
-        self.allowed: str | None = None
+        self.about: About | None = None
+        self.abouts: dict[tuple[Any, ...], About] = {}
+        """Those that a line's next sync is likely to share."""
+        self.context: Any = None
         self.where: Where | None = None
         self.api: Any = None
+        self.api_point: Any = None
+        """The user's line that made this call, under ``detail="ops"``; looked up at its first op."""
         self.ranges: tuple[str, ...] = ()
         self.range_ids: tuple[int, ...] = ()
         self.ops: dict[OpKey, OpSum] = {}
@@ -244,99 +268,112 @@ class Recorder:
         finally:
             state.own_ns += _now() - asked_ns
 
-    def settle(  # noqa: PLR0915 - in one piece: each call costs, and this is every sync's way
+    def describe(
         self,
         state: ThreadState,
         op: str,
         kind: SyncKind,
-        times: tuple[int, int, int],
         frame: FrameType | None,
         args: Sequence[Any],
         sensor: str,
         allowed: str | None = None,
-    ) -> None:
-        """Keep a sync, then let the policy speak: what it raises comes out here.
-
-        ``times`` are its start, its stall and the moment the call returned (all ns).
-        """
-        where: Where | None = None
-        broken: str | None = None
-        seen: Observation | None = None
-        policy: Policy | None = None
+    ) -> About:
+        """Take down what is known of a sync; best before it waits, since the GPU is at work meanwhile."""
+        began_ns = _now()
         internals = self.internals
         try:
             if self._failures >= _FAILURES:
                 raise _OffError  # noqa: TRY301
-            times = (times[0], max(times[1], 0), times[2])
-            where = state.where or self.locate(state, frame)
-            state.where = None
-            if where.marks & SET_UP:  # torch compiles, tunes or captures: nobody's line could do without
-                state.set_up += 1
-                return
-            forward: Where | None = None
-            module: str | None = None
-            ranges = state.ranges
-            if internals.graph_task() != -1:
-                phase = Phase.BACKWARD
-                owner, forward, module = self._forward_of(state)
-                ranges = owner.ranges or ranges
-            else:
-                grads = internals.grad_enabled()
-                phase = phase_outside_backward(where.marks, kind, grads)
-                if self._modules is not None and where.marks & MODULE_CALL:
-                    module = self._modules.path(frame)
-                if grads and op != _NO_NODE and _requires_grad(args):
-                    state.forwards.remember(internals.next_sequence() - 1, where, module)
-            policy = self.policy
-            if allowed is None and policy is not None and policy.mode != "observe":
-                broken = self._verdict(policy, state, phase, times[1])
-            shapes: tuple[Sequence[int], ...]
-            try:
-                (value,) = args  # most calls have one argument, a tensor
-                device, shapes = value.get_device(), (value.shape,)
-            except (ValueError, AttributeError):
-                device, shapes = _device(args), _shapes(args)
+            device, shapes = _device_and_shapes(args)
             if device < 0:
                 device = internals.current_device()
-            seen = _new(
-                Observation,
-                (
-                    op, state.api, kind, times[0], times[1], where, phase, self.current_step(), device,
-                    internals.raw_stream(device), sensor, shapes, allowed, ranges, module, forward,
-                    self.sites.stack(frame) if self._stacks else (), user_context(), broken is not None,
-                ),
-            )  # fmt: skip
-            if len(state.buffer) < _BUFFER:
-                state.buffer.append(seen)
-                if allowed is not None and frame is not None:
-                    self._tally(state, seen, frame)
-            else:
-                self._add_up(state, seen)
-            state.own_ns += _now() - times[2]
+            stream = internals.raw_stream(device)
+            state.context = user_context()
+            if internals.graph_task() != -1:
+                where = state.where or self.locate(state, frame)
+                owner, forward, module = self._forward_of(state)
+                ranges = owner.ranges or state.ranges
+                rest = (device, stream, sensor, shapes, allowed, ranges, module, forward, self._stack(frame))
+                return _SETTING_UP if where.marks & SET_UP else _new(About, (op, state.api, where, _BACKWARD, *rest))
+            user, offset, library, library_offset, marks = self.sites.walk(frame)
+            grads = internals.grad_enabled()
+            key: tuple[Any, ...] | None = None
+            if allowed is None and self._modules is None and not (state.ranges or self._stacks):
+                key = (op, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
+            about = state.abouts.get(key) if key is not None else None
+            if about is None:
+                if marks & SET_UP:
+                    return _SETTING_UP
+                where = Where((user, offset) if user else None, (library, library_offset) if library else None, marks)
+                module = self._modules.path(frame) if self._modules is not None and marks & MODULE_CALL else None
+                about = About(
+                    op, state.api, where, phase_outside_backward(marks, kind, grads), device, stream, sensor, shapes,
+                    allowed, state.ranges, module, None, self._stack(frame),
+                )  # fmt: skip
+                if key is not None and len(state.abouts) < _ABOUTS:
+                    state.abouts[key] = about
+            if grads and op != _NO_NODE and _requires_grad(args):
+                state.forwards.remember(internals.next_sequence() - 1, about.where, about.module)
+            return about  # noqa: TRY300 - what follows is for faults alone
         except Exception as error:
-            if seen is None:
-                self._keep_bare(state, op, kind, times, sensor, allowed)
-            state.where = None
             self._failures += 1
             self.fault("attribution", error, "failed for a sync" if self._failures < _FAILURES else "failed and is off")
+            return About(op, None, NOWHERE, _OTHER, 0, 0, sensor, (), allowed, (), None, None, ())
+        finally:
+            state.where = None
+            state.own_ns += _now() - began_ns
+
+    def _stack(self, frame: FrameType | None) -> tuple[Point, ...]:
+        return self.sites.stack(frame) if self._stacks else ()
+
+    def settle(
+        self, state: ThreadState, about: About, kind: SyncKind, start_ns: int, stall_ns: int, returned_ns: int
+    ) -> Observation | None:
+        """Keep a sync that has waited, then let the policy speak: what it raises comes out here.
+
+        ``about`` is what :meth:`describe` said; ``returned_ns`` is the moment at which the call came back.
+        """
+        if about is _SETTING_UP:
+            state.set_up += 1
+            return None
+        broken: str | None = None
+        seen: Observation | None = None
+        policy = self.policy  # another thread may switch it off
+        try:
+            stall_ns = max(stall_ns, 0)
+            if about.allowed is None and policy is not None and policy.mode != "observe":
+                broken = self._verdict(policy, state, about.phase, stall_ns)
+            seen = _new(
+                Observation,
+                (about, kind, self.current_step(), start_ns, stall_ns, state.context, broken is not None),
+            )
+            if len(state.buffer) < _BUFFER:
+                state.buffer.append(seen)
+            else:
+                self._add_up(state, seen)
+            state.own_ns += _now() - returned_ns
+        except Exception as error:
+            self.fault("recording", error, "failed for a sync")
         if broken is not None and policy is not None:
             try:
-                policy.act(op, kind, where, times[1], state, broken)
+                policy.act(about.op, kind, about.where, stall_ns, state, broken)
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
                 self._policy_failed(error)
+        return seen
 
-    def _tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
+    def tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
         """Have further syncs of this allowed line summed, once enough of them were kept whole.
 
         Only where the user's own line made the call: then the caller says all about where it was.  In the backward pass
         the forward line has a say as well.
         """
+        about = seen.about
         code, offset = frame.f_code, frame.f_lasti
-        if seen.where.user is None or seen.where.user[0] is not code or seen.forward is not None or state.kind is None:
+        if about.where.user is None or about.where.user[0] is not code or about.forward is not None:
             return
-        key = (seen.op, state.kind, id(code), offset, open_scopes())
+        key = (about.op, seen.kind, id(code), offset, open_scopes())
         tally = state.tallies.get(key)
         if tally is None:
             if len(state.tallies) >= _TALLIES:
@@ -349,9 +386,11 @@ class Recorder:
 
     def _add_up(self, state: ThreadState, seen: Observation) -> None:
         """The draining thread cannot keep up: have the sync added to the sums of its line."""
-        points = (seen.where.user, seen.where.library, seen.forward.user if seen.forward is not None else None)
+        about = seen.about
+        where, forward = about.where, about.forward
+        points = (where.user, where.library, forward.user if forward is not None else None)
         lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
-        key = (seen.op, lines, seen.phase, seen.allowed, seen.violation)
+        key = (about.op, lines, about.phase, about.allowed, seen.violation)
         tally = state.sums.get(key)
         if tally is None:
             if len(state.sums) >= _TALLIES:
@@ -373,21 +412,6 @@ class Recorder:
     def _policy_failed(self, error: Exception) -> None:
         self.policy = None
         self.fault("the policy", error, "failed and is off")
-
-    def _keep_bare(
-        self, state: ThreadState, op: str, kind: SyncKind, times: tuple[int, int, int], sensor: str, allowed: str | None
-    ) -> None:
-        """Keep a sync of which nothing could be found out but that it was."""
-        if len(state.buffer) >= _BUFFER:
-            state.dropped += 1
-            return
-        stall_ns = max(times[1], 0)
-        state.buffer.append(
-            Observation(
-                op, None, kind, times[0], stall_ns, NOWHERE, Phase.OTHER, self.current_step(), 0, 0, sensor, (),
-                allowed, (), None, None, (), None, False,
-            )
-        )  # fmt: skip
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:
         """Keep a mistake of our own for the report; the program never sees it."""
@@ -414,7 +438,7 @@ class Recorder:
     def phase(self, where: Where, kind: SyncKind) -> Phase:
         """Tell the phase of a sync that is about to wait."""
         if self.internals.graph_task() != -1:
-            return Phase.BACKWARD
+            return _BACKWARD
         return phase_outside_backward(where.marks, kind, self.internals.grad_enabled())
 
     def locate(self, state: ThreadState, frame: FrameType | None) -> Where:
@@ -455,9 +479,8 @@ class Recorder:
 def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
     """Tell the phase from what was running; shape-changing calls outside a module count while gradients are on."""
     if marks & OPTIMIZER:
-        return Phase.OPTIMIZER
-    computing = grad_enabled and kind in _COMPUTING
-    return Phase.FORWARD if marks & MODULE_CALL or computing else Phase.OTHER
+        return _OPTIMIZER
+    return _FORWARD if marks & MODULE_CALL or (grad_enabled and kind in _COMPUTING) else _OTHER
 
 
 def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
@@ -492,21 +515,23 @@ def _requires_grad(args: Sequence[Any]) -> bool:
     return any(getattr(value, "requires_grad", False) for value in args)
 
 
-def _device(args: Sequence[Any]) -> int:
-    for value in args:
-        if getattr(value, "is_cuda", False):
-            return int(value.get_device())
-    return -1
-
-
-def _shapes(args: Sequence[Any]) -> tuple[Sequence[int], ...]:
+def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], ...]]:
+    """Return the number of the device, -1 where the arguments do not say, and the shapes of the tensors among them."""
+    try:
+        (value,) = args  # most calls have one argument, a tensor
+        return value.get_device(), (value.shape,)
+    except (ValueError, AttributeError):
+        pass
+    device = -1
     found: list[Sequence[int]] = []
     for value in args:
         if hasattr(value, "shape"):
             found.append(value.shape)
+            if device < 0 and value.is_cuda:
+                device = int(value.get_device())
         elif isinstance(value, (list, tuple)):
             found.extend(inner.shape for inner in value if hasattr(inner, "shape"))
-    return tuple(found[:_SHAPES])
+    return device, tuple(found[:_SHAPES])
 
 
 def user_context() -> Any:

@@ -41,7 +41,6 @@ class Where(NamedTuple):
 
 
 NOWHERE = Where(None, None)
-_where = tuple.__new__  # what Where(...) does, in half the time
 
 _TORCH_PLUMBING = (
     "_tensor.py", "functional.py", "_ops.py", "_jit_internal.py", "overrides.py", "_compile.py", "_tensor_str.py",
@@ -87,10 +86,18 @@ class CallSites:
 
     def capture(self, frame: FrameType | None) -> Where:
         """Walk outwards from ``frame`` to the user's line, and on for what encloses it."""
+        user, user_offset, library, library_offset, marks = self.walk(frame)
+        return Where(
+            (user, user_offset) if user is not None else None,
+            (library, library_offset) if library is not None else None,
+            marks,
+        )
+
+    def walk(self, frame: FrameType | None) -> tuple[CodeType | None, int, CodeType | None, int, int]:
+        """As :meth:`capture`, in one tuple: code and offset of the user's frame, those of the library's, the marks."""
         bits_of = self._bits
-        user: Point | None = None
-        library: Point | None = None
-        marks = 0
+        library: CodeType | None = None
+        library_offset = marks = 0
         while frame is not None:
             code = frame.f_code
             try:
@@ -98,13 +105,20 @@ class CallSites:
             except KeyError:
                 bits = self._classify(code)
             marks |= bits
-            if user is None:
-                if bits & _USER:
-                    user = (code, frame.f_lasti)
-                elif library is None and bits & _LIBRARY:
-                    library = (code, frame.f_lasti)
+            if bits & _USER:
+                offset = frame.f_lasti
+                frame = frame.f_back
+                while frame is not None:
+                    try:
+                        marks |= bits_of[id(frame.f_code)]
+                    except KeyError:
+                        marks |= self._classify(frame.f_code)
+                    frame = frame.f_back
+                return code, offset, library, library_offset, marks
+            if library is None and bits & _LIBRARY:
+                library, library_offset = code, frame.f_lasti
             frame = frame.f_back
-        return _where(Where, (user, library, marks))
+        return None, 0, library, library_offset, marks
 
     def innermost(self, frame: FrameType | None) -> Point | None:
         """Return the user's frame alone; cheaper than :meth:`capture`, for ops that are only counted."""

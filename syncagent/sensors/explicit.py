@@ -79,6 +79,7 @@ class ExplicitSensor:
             if state.op is not None or (args and nothing_pending(args[0])):
                 return original(*args, **kwargs)
             allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state)
+            about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             started = _now()
             state.op = shown
             try:
@@ -86,8 +87,7 @@ class ExplicitSensor:
             finally:
                 returned = _now()
                 state.op = None
-                times = (started, returned - started, returned)
-                recorder.settle(state, shown, SyncKind.EXPLICIT, times, frame, (), self.name, allowed)
+                recorder.settle(state, about, SyncKind.EXPLICIT, started, returned - started, returned)
 
         synchronize.__wrapped__ = original  # type: ignore[attr-defined]
         synchronize.__name__ = getattr(original, "__name__", "synchronize")
@@ -106,8 +106,8 @@ class ExplicitSensor:
             result = original(*args, **kwargs)
             returned = _now()
             if memory_reserved() < before:
-                times = (started, returned - started, returned)
-                recorder.settle(state, shown, SyncKind.OTHER, times, sys._getframe(1), (), self.name)
+                about = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
+                recorder.settle(state, about, SyncKind.OTHER, started, returned - started, returned)
             return result
 
         empty_cache.__wrapped__ = original  # type: ignore[attr-defined]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from syncagent.recorder import Recorder, Tally, ThreadState
     from syncagent.sensors.rules import Waits
 
+    Call = Callable[..., Any]
+
 __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
@@ -41,6 +43,12 @@ _COLD_NS = 1_000_000
 _HEAVY_NS = 200_000
 _SHAPES = 256
 _ROUTES = 1_000
+_LAYS: dict[tuple[str, ...], Callable[[Any], Callable[[Any], bool]]] = {
+    ("CUDA",): lambda tensor: tensor.is_cuda.__get__,
+    ("CPU",): lambda tensor: tensor.is_cpu.__get__,
+}
+"""How to ask a tensor whether it is on the device: past what a subclass says of itself."""
+_NO_ARGUMENTS: tuple[Any, Any] = ((), {})
 _LATE_NS = 500_000
 """Shorter calls are not asked whether they came back late."""
 
@@ -147,46 +155,103 @@ class KernelSensor:
                         continue
                     over: dict[str, bool] = {"allow_override": True} if _left else {}
                     name, kernel = rule.op.removeprefix("aten::"), self._kernel(rule, switch)
-                    library.impl(name, kernel, key, with_keyset=True, **over)
+                    library.impl(name, kernel, key, with_keyset=kernel.with_keyset, **over)
                     _keep_alive(rule.op, key)
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     self.without.append(f"{rule.op} is not hooked: {reason}")
 
-    def _kernel(self, rule: Rule, switch: Switch | None = None) -> Callable[..., Any]:  # noqa: PLR0915 - one function: calling others costs
-        """Build the kernel of one op.  What it does with a call that does not wait must stay as little as it is."""
+    def _kernel(self, rule: Rule, switch: Switch | None = None) -> Any:
+        """Build the kernel of one op; of an op of one tensor, one that does without the set of keys."""
+        call, op = _original(rule)
+        watch = self._watch(rule, call, switch)
+        keys = (self._device_key,) if self._device_key else rule.keys
+        if switch is None and len(op._schema.arguments) == 1 and keys in _LAYS:
+            kernel = self._kernel_of_tensor(call, watch, keys)
+        else:
+            kernel = self._kernel_of_any(call, watch, keys, switch)
+        skip_in_dynamo(watch)
+        skip_in_dynamo(kernel)
+        kernel.__name__ = f"syncagent_{shown(rule).removeprefix('aten::')}"
+        return kernel
+
+    def _kernel_of_any(self, call: Call, watch: Call, keys: Sequence[str], switch: Switch | None) -> Callable[..., Any]:
+        """The dispatcher hands over the set of keys, by which the call is ours and goes on."""
         import torch
 
+        backends = tuple(getattr(torch._C.DispatchKey, key) for key in keys)
+        here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
+        routes: dict[int, tuple[bool, Any]] = {}
+        sensor = self
+
+        def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                is_ours, below = routes[keyset.raw_repr()]
+            except KeyError:
+                is_ours, below = route(keyset)
+            if is_ours and sensor._live:
+                return watch(below, args, kwargs)
+            sensor.elsewhere += 1  # the op runs on another backend, or the watch is over
+            _computing.add(get_ident())
+            return call(below, *args, **kwargs)
+
+        def route(keyset: Any) -> tuple[bool, Any]:
+            """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
+            below = keyset - switch.only if switch is not None else keyset.remove(here)
+            found = any(keyset.has(backend) for backend in backends), below
+            if len(routes) < _ROUTES:
+                routes[keyset.raw_repr()] = found
+            return found
+
+        kernel.with_keyset = True  # type: ignore[attr-defined]
+        return kernel
+
+    def _kernel_of_tensor(self, call: Call, watch: Call, keys: tuple[str, ...]) -> Callable[..., Any]:
+        """The tensor itself tells where the call goes, which costs half as much as to be handed the keys."""
+        import torch
+
+        is_ours = _LAYS[keys](torch.Tensor)
+        ours, host = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in (keys[0], "CPU"))
+        below = torch._C._dispatch_keyset_full_after(getattr(torch._C.DispatchKey, _KEY))
+        strided = torch.strided
+        nothing: dict[str, Any] = {}
+        sensor = self
+
+        def kernel(value: Any) -> Any:
+            if value.layout is strided and not value.is_nested:
+                if is_ours(value):
+                    if sensor._live:
+                        return watch(ours, (value,), nothing)
+                    keyset = ours
+                else:
+                    keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
+            else:
+                keyset = torch._C._dispatch_keys(value) & below
+            sensor.elsewhere += 1
+            _computing.add(get_ident())
+            return call(keyset, value)
+
+        kernel.with_keyset = False  # type: ignore[attr-defined]
+        return kernel
+
+    def _watch(self, rule: Rule, call: Call, switch: Switch | None) -> Call:  # noqa: PLR0915 - one function: calling others costs
+        """Build what runs an op under watch.  All that can be done before the wait is: the GPU is at work meanwhile."""
         recorder, local = self._recorder, self._recorder.local
-        call = _original(rule)
         name = shown(rule)
         proves, late = rule.proves, rule.late
         if switch is not None:  # up there, tensors without data come by as well
             proves = _of_data(proves)
-        here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
-        backends = tuple(
-            getattr(torch._C.DispatchKey, key) for key in ((self._device_key,) if self._device_key else rule.keys)
-        )
         sensor = self
-        current_step = recorder.current_step
-        proves_all = rule.waits is rule.proves  # else what is proven by an op inside is named by the one outside
+        current_step, describe = recorder.current_step, recorder.describe
+        proves_all = rule.waits is rule.proves
         # The op's own time on the host is no stall: the shortest call so far, but no more than the rule allows for, and
         # all of that after a long wait, in which the caches have gone cold.  Where it is much it depends on the size,
         # and is kept by shape.
         host_ns = int(rule.host_us * 1e3)
         by_shape = host_ns > _HEAVY_NS
         shortest: dict[Any, int] = {}
-        routes: dict[int, tuple[bool, Any]] = {}
 
-        def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: PLR0915
-            try:
-                is_ours, below = routes[keyset.raw_repr()]
-            except KeyError:
-                is_ours, below = route(keyset)
-            if not (is_ours and sensor._live):  # the op runs on another backend, or the watch is over
-                sensor.elsewhere += 1
-                _computing.add(get_ident())
-                return call(below, *args, **kwargs)
+        def watch(below: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0915
             try:
                 state: ThreadState = local.state
             except AttributeError:
@@ -197,30 +262,33 @@ class KernelSensor:
                 kind = None
                 sensor._fault(rule, error)
             outermost = state.op is None
+            frame: FrameType | None = None
+            if kind is not None:
+                frame = _caller(2)
             if outermost:
-                if kind is not None and state.tallies:  # the line's syncs may only be added up
-                    try:
-                        frame = _frame(1)
-                        tally = state.tallies.get((name, kind, id(frame.f_code), frame.f_lasti, open_scopes()))
-                    except ValueError:  # a thread without Python frames
-                        tally = None
+                if kind is not None and frame is not None and state.tallies:  # the line's syncs may only be added up
+                    tally = state.tallies.get((name, kind, id(frame.f_code), frame.f_lasti, open_scopes()))
                     if tally is not None and tally.step == current_step():
                         return summed(tally, state, below, args, kwargs)
                 state.op = name
-                state.kind = None
+                state.rule = rule
+                state.args = (args, kwargs)
+                state.kind = state.about = None
                 state.stall_ns = 0
-                state.allowed = None
             elif kind is None:
                 return call(below, *args, **kwargs)
             inside_ns = state.stall_ns
             started = returned = 0
             try:
-                if kind is not None:
+                if kind is not None:  # the policy may raise; then where we are is taken down
                     policy = recorder.policy
                     if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
-                        state.where = None
+                        allowed = None
                     else:
-                        state.allowed = recorder.ask(state.op or name, kind, _caller(), state)
+                        allowed = recorder.ask(state.op or name, kind, frame, state)
+                    if state.about is None:
+                        named = state.named = kind if outermost and proves_all else sensor._named(state, kind)
+                        state.about = describe(state, state.op or name, named, frame, state.args[0], "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
                 returned = _now()
@@ -247,20 +315,8 @@ class KernelSensor:
                     state.op = None
                     state.passes += 1
                     if state.kind is not None and started:
-                        if not proves_all:
-                            kind = sensor._kind(rule, args, kwargs)
-                        times = (state.start_ns, state.stall_ns, returned)
-                        recorder.settle(
-                            state, name, kind or state.kind, times, _caller(), args, "kernels", state.allowed
-                        )
-
-        def route(keyset: Any) -> tuple[bool, Any]:
-            """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
-            below = keyset - switch.only if switch is not None else keyset.remove(here)
-            found = any(keyset.has(backend) for backend in backends), below
-            if len(routes) < _ROUTES:
-                routes[keyset.raw_repr()] = found
-            return found
+                        sensor._after(state, name, returned)
+                    state.args = _NO_ARGUMENTS
 
         def waited_ns(whole_ns: int, args: Sequence[Any]) -> int:
             """Take the op's own time on the host off."""
@@ -287,9 +343,25 @@ class KernelSensor:
             tally.max_ns = max(tally.max_ns, stall_ns)
             return result
 
-        skip_in_dynamo(kernel)
-        kernel.__name__ = f"syncagent_{name.removeprefix('aten::')}"
-        return kernel
+        return watch
+
+    def _named(self, state: ThreadState, kind: SyncKind) -> SyncKind:
+        """What an op inside proves is named by the outermost one."""
+        rule, (args, kwargs) = state.rule, state.args
+        return kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+
+    def _after(self, state: ThreadState, op: str, returned_ns: int) -> None:
+        """The outermost op has waited: keep it.  What the policy raises comes out here."""
+        recorder = self._recorder
+        kind, about = state.named, state.about
+        if about is None:  # that it has waited shows only now
+            kind = self._named(state, state.kind) if state.kind is not None else kind
+            about = recorder.describe(state, op, kind, _caller(3), state.args[0], self.name)
+        seen = recorder.settle(state, about, kind, state.start_ns, state.stall_ns, returned_ns)
+        if about.allowed is not None and seen is not None:
+            frame = _caller(3)
+            if frame is not None:
+                recorder.tally(state, seen, frame)
 
     def _kind(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
         """Return what the outermost op says of its wait."""
@@ -311,8 +383,8 @@ class KernelSensor:
         self._recorder.fault(f"the rule of {rule.op}", error)
 
 
-def _original(rule: Rule) -> Callable[..., Any]:
-    """Return what runs an op as if it were not hooked; takes the keys that are left to dispatch to, then its arguments.
+def _original(rule: Rule) -> tuple[Call, Any]:
+    """Return what runs an op as if it were not hooked, and the op; takes the keys left to dispatch to, then arguments.
 
     Undoes what boxing does to a Python number that stands for a tensor: a 0-dim tensor made from a number
     (``x[3] = 1.0``) reaches a Python kernel as that number, which no kernel takes.  Only ops with a second tensor
@@ -322,10 +394,10 @@ def _original(rule: Rule) -> Callable[..., Any]:
 
     name, _, overload = rule.op.removeprefix("aten::").partition(".")
     op = getattr(getattr(torch.ops.aten, name), overload or "default")
-    call: Callable[..., Any] = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
+    call: Call = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
     places = [i for i, a in enumerate(op._schema.arguments) if i and isinstance(a.type, torch.TensorType)]
     if not places:
-        return call
+        return call, op
     dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 
     def call_with_tensors(keyset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -336,7 +408,7 @@ def _original(rule: Rule) -> Callable[..., Any]:
                 args = (*args[:place], tensor, *args[place + 1 :])
         return call(keyset, *args, **kwargs)
 
-    return call_with_tensors
+    return call_with_tensors, op
 
 
 def _caller(depth: int = 1) -> FrameType | None:

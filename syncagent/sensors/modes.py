@@ -15,6 +15,7 @@ from syncagent.recorder import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 
 if TYPE_CHECKING:
+    from syncagent.attribution.callsite import Point
     from syncagent.recorder import Recorder, ThreadState
 
 __all__ = ["ModeSensor"]
@@ -67,6 +68,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     internals = recorder.internals
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
+    unknown: Point = (_modes.__code__, -1)
     can_skip = skip_in_dynamo(_modes)
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
     apart = {torch.ctc_loss, torch.nn.functional.ctc_loss}
@@ -99,6 +101,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             if state.api is not None:
                 return func(*args, **(kwargs or nothing))
             state.api = func
+            state.api_point = unknown
             try:
                 if func in apart:
                     return without_op_mode(func, args, kwargs)
@@ -141,10 +144,15 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
         except AttributeError:
             state = recorder.thread_state()
         backward = graph_task() != -1
-        try:
-            point = sites.innermost(sys._getframe(2))
-        except ValueError:  # a thread of autograd's
-            point = None
+        inside = state.api is not None and not backward  # all ops of one API call are of one line
+        point: Point | None = state.api_point if inside else unknown
+        if point is unknown:
+            try:
+                point = sites.innermost(sys._getframe(2))
+            except ValueError:  # a thread of autograd's
+                point = None
+            if inside:
+                state.api_point = point
         if backward and point is None:
             point = recorder.site_in_backward(state)
         elif not backward and grad_enabled():

@@ -127,8 +127,10 @@ class MonitoredSensor:
         self._entered.at_ns = None
         if not nothing_pending(getattr(function, "__self__", None) or argument):
             recorder = self._recorder
-            frame = sys._getframe(1)
-            self._entered.allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, recorder.thread_state())
+            frame, state = sys._getframe(1), recorder.thread_state()
+            allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state)
+            if state.op is None:  # else a wrapper further out times it
+                self._entered.about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             self._entered.at_ns = _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
@@ -140,10 +142,8 @@ class MonitoredSensor:
         self._entered.at_ns = None
         recorder = self._recorder
         state = recorder.thread_state()
-        if state.op is None:  # else a wrapper further out times it
-            times = (started, returned - started, returned)
-            frame, allowed = sys._getframe(1), self._entered.allowed
-            recorder.settle(state, shown, SyncKind.EXPLICIT, times, frame, (), self.name, allowed)
+        if state.op is None:
+            recorder.settle(state, self._entered.about, SyncKind.EXPLICIT, started, returned - started, returned)
 
 
 def _c_methods() -> dict[Any, str]:

@@ -51,10 +51,9 @@ class SimulatedSensor:
         state = recorder.thread_state()
         frame: FrameType | None = sys._getframe(1)
         allowed = recorder.ask(op, kind, frame, state)
-        return (state, op, kind, args, allowed)
+        return (state, kind, recorder.describe(state, op, kind, frame, args, self.name, allowed))
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:
         """Record the wait."""
-        state, op, kind, args, allowed = token
-        times = (start_ns, end_ns - start_ns, time.perf_counter_ns())
-        self._recorder.settle(state, op, kind, times, sys._getframe(1), args, self.name, allowed)
+        state, kind, about = token
+        self._recorder.settle(state, about, kind, start_ns, end_ns - start_ns, time.perf_counter_ns())

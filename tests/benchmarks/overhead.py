@@ -2,14 +2,14 @@
 
     python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100]
 
-A round is one window of 16 steps without and one with ``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has
+A round is one window of 64 steps without and one with ``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has
 it.  Which comes first alternates, so that a machine that gets slower hits both alike, and so that the bare windows of
 every two rounds stand next to each other: their ratios are the control (A/A), at no extra cost.
 
-Why 16 steps: copies are watched in an agent's first four steps and then in one of 16.  Each window has a fresh agent,
-runs its first four steps untimed, and times the next 16 (4 to 19), which hold one sampled step, with the arming before
-and the disarming after it: just the share of a long run.  With fewer steps a round most rounds would hold none, and a
-median would not see the sampling at all.
+Why 64 steps: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
+that a thousand steps are behind it, runs four steps untimed, and times the next 64, which hold one sampled step, with
+the arming before and the disarming after it: just the share of a long run.  With fewer steps a round most rounds would
+hold none, and a median would not see the sampling at all.
 
 ``detail="ops"``, two modes that do nothing, and ``torch.profiler`` with stacks are there for comparison, in fewer and
 shorter windows.  The profiler comes last: it leaves traces in the process.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import statistics
 import sys
 import tempfile
@@ -49,9 +50,10 @@ if TYPE_CHECKING:
     Step = Callable[..., float]
     Around = Callable[[], contextlib.AbstractContextManager[None]]
 
-_WINDOW = 16
-_FIRST = 4
-"""An agent's first steps, in which all copies are watched."""
+_WINDOW = 64
+_WARM = 4
+_BEHIND = 1024
+"""So many steps are behind the agent when a window begins."""
 _SHORT = 4
 _EXTRA = 0.12
 """Share of the budget for the comparisons."""
@@ -189,6 +191,7 @@ class Variants:
                 if isinstance(sink, SpanSink):
                     sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
+            agent.steps.current = _BEHIND - _WARM
             try:
                 yield
             finally:
@@ -316,7 +319,7 @@ class Run:
 
     def plan(self) -> int:
         """Return how many rounds there is time for."""
-        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _FIRST + 2)
+        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _WARM + 2)
         round_s += 0.03 * len(self.rows)  # to start and stop an agent
         possible = int((self.left_s() - _EXTRA * self.budget_s) / round_s)
         rounds = max(min(self.rounds, possible), 3)
@@ -338,11 +341,11 @@ class Run:
             variants.windows.clear()
             for name, step in self.steps.items():
                 bare, watched = pairs(
-                    step, variants.watched("syncs"), self.device, rounds, _WINDOW, _FIRST, float("inf")
+                    step, variants.watched("syncs"), self.device, rounds, _WINDOW, _WARM, float("inf")
                 )
                 self.put(name, "syncs", compared(bare, watched, _WINDOW), bare, watched)
                 self.put(name, "bare against bare", control(bare, _WINDOW))
-            wanted = variants.windows.get("syncs", 0) * (_WINDOW + _FIRST)
+            wanted = variants.windows.get("syncs", 0) * (_WINDOW + _WARM)
             if self.device == "cuda" and variants.syncs.get("syncs", 0) != wanted:
                 self.note(f"{variants.syncs.get('syncs', 0)} reads reported, {wanted} made")
             self.compare(variants)
@@ -380,6 +383,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=150.0, help="seconds in all, about (default 150)")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--workload", default="", help="only those whose name holds this text")
+    parser.add_argument("--add", action="store_true", help="keep the other workloads that the file has already")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -391,9 +395,11 @@ def main() -> int:
         run.measure()
         code = 0
     finally:  # a run cut short still tells something
+        before = json.loads(options.out.read_text()) if options.add and options.out.exists() else {}
         content: Mapping[str, Any] = {
             "optimizer": options.optimizer,
-            "took_s": round(time.perf_counter() - run.began, 1), "notes": run.notes, "cases": run.rows,
+            "took_s": round(time.perf_counter() - run.began + before.get("took_s", 0.0), 1),
+            "notes": [*before.get("notes", ()), *run.notes], "cases": {**before.get("cases", {}), **run.rows},
         }  # fmt: skip
         write(options.out, options.device, dict(content))
     print(f"took {time.perf_counter() - run.began:.0f} s")

@@ -3,9 +3,10 @@
     python tests/benchmarks/per_sync.py --out FILE.json [--device cuda|cpu] [--rounds 40]
 
 In each round every variant comes once, in random order; the agent is started and stopped outside of what is timed.
-"Recorded" is the training thread's own work: what it records is delivered after the loop, so that no other thread asks
-for the interpreter meanwhile.  "Whole agent" has its thread at work beside the loop.  With ``--device cpu`` the agent
-hooks the CPU's kernels instead of CUDA's.
+"Behind work" is a read that has to wait: a GPU kernel of 80 µs is queued before each, and what the agent does before
+the wait costs nothing then.  "Recorded" is the training thread's own work: what it records is delivered after the loop,
+so that no other thread asks for the interpreter meanwhile.  "Whole agent" has its thread at work beside the loop.  With
+``--device cpu`` the agent hooks the CPU's kernels instead of CUDA's.
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ __all__ = ["begin", "bootstrap", "finish", "write"]
 
 _WARM = 100
 _CALLS = 2_000
+_FEW = 500
 _LONG = 5
 """Times ``_CALLS``: a loop must be long enough for the agent's thread to come by (ten times a second)."""
 _DEPTH = 30
+_CYCLES = 150_000
+"""Of the GPU: some 80 µs, more than the host needs to come round."""
 _RESAMPLES = 2_000
 
 _now = time.perf_counter_ns
@@ -147,6 +151,21 @@ def picks(tensor: torch.Tensor, calls: int) -> float:
     return (_now() - began) / calls / 1e3
 
 
+def waits(tensor: torch.Tensor, calls: int) -> float:
+    """As ``items``, each behind a GPU kernel of 80 µs: the host has to wait."""
+    sleep: Callable[[int], None] = torch.cuda._sleep
+    began = _now()
+    for _ in range(calls):
+        sleep(_CYCLES)
+        tensor.item()
+    return (_now() - began) / calls / 1e3
+
+
+def deep_waits(tensor: torch.Tensor, calls: int, depth: int = _DEPTH) -> float:
+    """As ``waits``, thirty frames further from the script's first one."""
+    return deep_waits(tensor, calls, depth - 1) if depth else waits(tensor, calls)
+
+
 def host_items(_tensor: torch.Tensor, calls: int) -> float:
     """As ``items``, of a tensor on the host, which waits for nothing: AdamW reads two for each parameter."""
     return items(torch.ones(()), calls)
@@ -233,7 +252,16 @@ def bare(_name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def variants(bench: Bench) -> dict[str, Variant]:
+    behind_work = {
+        "behind work, bare": Variant(bare, waits, calls=_FEW),
+        "behind work, recorded": Variant(bench.watched(), waits, against="behind work, bare", calls=_FEW),
+        "behind work, 30 frames deep": Variant(bench.watched(), deep_waits, against="behind work, bare", calls=_FEW),
+        "behind work, whole agent": Variant(
+            bench.watched(by_hand=False), waits, against="behind work, bare", calls=_LONG * _FEW
+        ),
+    }
     return {
+        **(behind_work if bench.device == "cuda" else {}),
         "bare": Variant(bare),
         "bare again": Variant(bare),
         "passed on": Variant(bench.passing),

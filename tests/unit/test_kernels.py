@@ -177,7 +177,7 @@ def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypa
     X[MASK]
     torch.nonzero(X)
     indexed, plain = seen(watching)
-    assert (indexed.op, plain.op) == ("aten::index", "aten::nonzero")
+    assert (indexed.about.op, plain.about.op) == ("aten::index", "aten::nonzero")
     assert indexed.stall_ns == plain.stall_ns == 1000
 
 
@@ -207,7 +207,7 @@ def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatc
     watching = sensor(WITHOUT_HOST_TIME)
     X[torch.tensor([True, True]), torch.tensor([True, False, True])]
     [both] = seen(watching)
-    assert (both.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
+    assert (both.about.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
 
 
 def test_ops_on_every_thread_are_seen(agent):
@@ -383,13 +383,14 @@ def test_a_fault_of_a_predicate_is_kept_for_the_report_and_never_reaches_the_pro
 
 
 def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch):
-    """After the wait as before it; the sync is counted, though no more is known of it, and in time nobody asks."""
+    """Before the wait as after it; the sync is counted, though no more is known of it, and in time nobody asks."""
     watching = sensor()
     tries = []
-    monkeypatch.setattr(watching._recorder, "locate", lambda *_: tries.append(1) or 1 / 0)
+    monkeypatch.setattr(watching._recorder.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
     for _ in range(50):
         assert X.nonzero().shape == (3, 2)
-    assert {(entry.op, entry.kind, entry.where.user) for entry in seen(watching)} == {("aten::nonzero", SHAPE, None)}
+    left = {(entry.about.op, entry.kind, entry.about.where.user) for entry in seen(watching)}
+    assert left == {("aten::nonzero", SHAPE, None)}
     assert (len(seen(watching)), len(tries)) == (50, 20)
     assert watching._recorder.faults.sentences == [
         "attribution failed for a sync: ZeroDivisionError: division by zero",
@@ -402,7 +403,7 @@ def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
     X.nonzero()
-    assert [entry.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
     [lost] = watching.without
     assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost

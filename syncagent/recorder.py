@@ -33,7 +33,6 @@ __all__ = ["About", "Observation", "Recorder", "Tally", "ThreadState"]
 _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 _NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
-_NO_ARGUMENTS: tuple[Any, Any] = ((), {})
 _OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
 _COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
 _BUFFER = 16_384
@@ -126,9 +125,9 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "about", "abouts", "api", "api_point", "args", "buffer", "context", "dropped", "ended", "forwards", "ident",
-        "kind", "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "own_ns", "passes",
-        "range_ids", "ranges", "rule", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
+        "about", "abouts", "api", "api_point", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
+        "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "passes",
+        "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -144,8 +143,8 @@ class ThreadState:
         self.node_point: Point | None = None
         # The outermost hooked op that is running on this thread, and what is known of its wait so far.
         self.op: str | None = None
-        self.rule: Any = None
-        self.args: tuple[Any, Any] = _NO_ARGUMENTS
+        self.outer: Any = None
+        """Its rule and arguments, where the arguments do not prove that it waits."""
         self.kind: SyncKind | None = None
         self.named: Any = None
         self.start_ns = 0
@@ -363,12 +362,14 @@ class Recorder:
                 self._policy_failed(error)
         return seen
 
-    def tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
+    def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
         """Have further syncs of this allowed line summed, once enough of them were kept whole.
 
         Only where the user's own line made the call: then the caller says all about where it was.  In the backward pass
         the forward line has a say as well.
         """
+        if seen is None or frame is None:
+            return
         about = seen.about
         code, offset = frame.f_code, frame.f_lasti
         if about.where.user is None or about.where.user[0] is not code or about.forward is not None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.event import SyncKind
-    from syncagent.recorder import Recorder, Tally, ThreadState
+    from syncagent.recorder import About, Recorder, Tally, ThreadState
     from syncagent.sensors.rules import Waits
 
     Call = Callable[..., Any]
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
-_frame = sys._getframe
 _KEY = "BackendSelect"
 _COLD_NS = 1_000_000
 _HEAVY_NS = 200_000
@@ -48,7 +47,6 @@ _LAYS: dict[tuple[str, ...], Callable[[Any], Callable[[Any], bool]]] = {
     ("CPU",): lambda tensor: tensor.is_cpu.__get__,
 }
 """How to ask a tensor whether it is on the device: past what a subclass says of itself."""
-_NO_ARGUMENTS: tuple[Any, Any] = ((), {})
 _LATE_NS = 500_000
 """Shorter calls are not asked whether they came back late."""
 
@@ -234,24 +232,18 @@ class KernelSensor:
         kernel.with_keyset = False  # type: ignore[attr-defined]
         return kernel
 
-    def _watch(self, rule: Rule, call: Call, switch: Switch | None) -> Call:  # noqa: PLR0915 - one function: calling others costs
+    def _watch(self, rule: Rule, call: Call, switch: Switch | None) -> Call:  # noqa: PLR0915 - four functions over one set of names
         """Build what runs an op under watch.  All that can be done before the wait is: the GPU is at work meanwhile."""
         recorder, local = self._recorder, self._recorder.local
-        name = shown(rule)
-        proves, late = rule.proves, rule.late
-        if switch is not None:  # up there, tensors without data come by as well
-            proves = _of_data(proves)
+        current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
+        capturing = recorder.internals.capturing
         sensor = self
-        current_step, describe = recorder.current_step, recorder.describe
-        proves_all = rule.waits is rule.proves
-        # The op's own time on the host is no stall: the shortest call so far, but no more than the rule allows for, and
-        # all of that after a long wait, in which the caches have gone cold.  Where it is much it depends on the size,
-        # and is kept by shape.
-        host_ns = int(rule.host_us * 1e3)
-        by_shape = host_ns > _HEAVY_NS
-        shortest: dict[Any, int] = {}
+        name, late = shown(rule), rule.late
+        proves = rule.proves if switch is None else _of_data(rule.proves)  # above, tensors without data come by as well
+        names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
+        waited_ns = _own_time_taken_off(rule)
 
-        def watch(below: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0915
+        def watch(below: Any, args: Any, kwargs: Any) -> Any:
             try:
                 state: ThreadState = local.state
             except AttributeError:
@@ -261,72 +253,85 @@ class KernelSensor:
             except Exception as error:
                 kind = None
                 sensor._fault(rule, error)
-            outermost = state.op is None
-            frame: FrameType | None = None
-            if kind is not None:
-                frame = _caller(2)
-            if outermost:
-                if kind is not None and frame is not None and state.tallies:  # the line's syncs may only be added up
-                    tally = state.tallies.get((name, kind, id(frame.f_code), frame.f_lasti, open_scopes()))
-                    if tally is not None and tally.step == current_step():
-                        return summed(tally, state, below, args, kwargs)
-                state.op = name
-                state.rule = rule
-                state.args = (args, kwargs)
-                state.kind = state.about = None
-                state.stall_ns = 0
-            elif kind is None:
-                return call(below, *args, **kwargs)
-            inside_ns = state.stall_ns
-            started = returned = 0
+            if kind is None:
+                return call(below, *args, **kwargs) if state.op is not None else not_proven(state, below, args, kwargs)
+            frame = _caller(2)
+            if state.op is not None:
+                return inside(state, kind, frame, below, args, kwargs)
+            named = kind if names_itself else sensor._kind(rule, args, kwargs) or kind
+            if frame is not None and state.tallies:  # the line's syncs may only be added up
+                tally = state.tallies.get((name, named, id(frame.f_code), frame.f_lasti, open_scopes()))
+                if tally is not None and tally.step == current_step():
+                    return summed(tally, state, below, args, kwargs)
+            state.op = name
+            state.passes += 1
+            state.stall_ns = started = 0
             try:
-                if kind is not None:  # the policy may raise; then where we are is taken down
-                    policy = recorder.policy
-                    if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
-                        allowed = None
-                    else:
-                        allowed = recorder.ask(state.op or name, kind, frame, state)
-                    if state.about is None:
-                        named = state.named = kind if outermost and proves_all else sensor._named(state, kind)
-                        state.about = describe(state, state.op or name, named, frame, state.args[0], "kernels", allowed)
+                allowed = sensor._ask(state, kind, frame)  # which may raise
+                about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
                 returned = _now()
+            except BaseException:  # where the op raised, it has waited, unless a graph capture refused it
+                state.op = None
+                if started and not capturing():
+                    now = _now()
+                    settle(state, about, named, started, now - started, now)
+                raise
+            state.op = None
+            whole_ns, inside_ns = returned - started, state.stall_ns
+            # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
+            stall_ns = inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
+            seen = settle(state, about, named, started, stall_ns, returned)
+            if allowed is not None:
+                recorder.tally(state, seen, frame)
+            return result
+
+        def inside(
+            state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any
+        ) -> Any:
+            """Run an op that waits inside of another, which names the sync."""
+            allowed = sensor._ask(state, kind, frame)
+            if state.about is None:
+                state.about = sensor._describe_outer(state, kind, frame, allowed)
+            inside_ns = state.stall_ns
+            started = _now()
+            try:
+                return call(below, *args, **kwargs)
+            finally:
+                whole_ns = _now() - started
+                if state.kind is None:
+                    state.kind, state.start_ns = kind, started
+                inside_ns, state.stall_ns = state.stall_ns - inside_ns, inside_ns
+                state.stall_ns += inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
+
+        def not_proven(state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
+            """Run an outermost op whose arguments alone do not say that it waits."""
+            state.op, state.outer = name, (rule, args, kwargs)
+            state.passes += 1
+            state.kind = state.about = None
+            state.stall_ns = 0
+            raised = True
+            started = _now()
+            try:
+                result = call(below, *args, **kwargs)
+                raised = False
                 return result
             finally:
-                if returned == 0 and started:  # the op raised: it has waited, unless a graph capture refused it
-                    returned = _now()
-                    if recorder.internals.capturing():
-                        kind = state.kind = None
-                elif kind is None and late is not None and returned - started > _LATE_NS:
+                returned = _now()
+                kind = state.kind
+                if kind is None and not raised and late is not None and returned - started > _LATE_NS:
                     kind = sensor._if_late(rule, args, kwargs, returned - started)
-                if kind is not None and started:
-                    if state.kind is None:
-                        state.kind = kind
-                        state.start_ns = started
-                    # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
-                    inside_ns, state.stall_ns = state.stall_ns - inside_ns, inside_ns
-                    whole_ns = returned - started
-                    if 2 * inside_ns >= whole_ns:
-                        state.stall_ns += inside_ns
-                    else:
-                        state.stall_ns += waited_ns(whole_ns, args)
-                if outermost:
+                    state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
+                elif raised and capturing():
+                    kind = None
+                if kind is not None:
+                    about = state.about or sensor._describe_outer(state, kind, _caller(3), None)
                     state.op = None
-                    state.passes += 1
-                    if state.kind is not None and started:
-                        sensor._after(state, name, returned)
-                    state.args = _NO_ARGUMENTS
-
-        def waited_ns(whole_ns: int, args: Sequence[Any]) -> int:
-            """Take the op's own time on the host off."""
-            size = args[0].shape if by_shape and args else None
-            least_ns = shortest.get(size, whole_ns)
-            if whole_ns <= least_ns and len(shortest) < _SHAPES:
-                shortest[size] = least_ns = whole_ns
-            if whole_ns > _COLD_NS and not by_shape:
-                return whole_ns - host_ns
-            return whole_ns - min(least_ns, host_ns)
+                    seen = settle(state, about, state.named, state.start_ns, state.stall_ns, returned)
+                    if about.allowed is not None:
+                        recorder.tally(state, seen, _caller(3))
+                state.op = state.outer = None
 
         def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an allowed op whose line is known: it is only added up."""
@@ -336,8 +341,7 @@ class KernelSensor:
                 result = call(below, *args, **kwargs)
             finally:
                 state.op = None
-            whole_ns = _now() - started
-            stall_ns = waited_ns(whole_ns, args) if whole_ns > host_ns or by_shape else 0
+            stall_ns = waited_ns(_now() - started, args)
             tally.count += 1
             tally.stall_ns += stall_ns
             tally.max_ns = max(tally.max_ns, stall_ns)
@@ -345,23 +349,20 @@ class KernelSensor:
 
         return watch
 
-    def _named(self, state: ThreadState, kind: SyncKind) -> SyncKind:
-        """What an op inside proves is named by the outermost one."""
-        rule, (args, kwargs) = state.rule, state.args
-        return kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+    def _ask(self, state: ThreadState, kind: SyncKind, frame: FrameType | None) -> str | None:
+        """Ask the policy, if it has anything to say before a wait; it may raise."""
+        policy = self._recorder.policy
+        if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
+            return None
+        return self._recorder.ask(state.op or "", kind, frame, state)
 
-    def _after(self, state: ThreadState, op: str, returned_ns: int) -> None:
-        """The outermost op has waited: keep it.  What the policy raises comes out here."""
-        recorder = self._recorder
-        kind, about = state.named, state.about
-        if about is None:  # that it has waited shows only now
-            kind = self._named(state, state.kind) if state.kind is not None else kind
-            about = recorder.describe(state, op, kind, _caller(3), state.args[0], self.name)
-        seen = recorder.settle(state, about, kind, state.start_ns, state.stall_ns, returned_ns)
-        if about.allowed is not None and seen is not None:
-            frame = _caller(3)
-            if frame is not None:
-                recorder.tally(state, seen, frame)
+    def _describe_outer(
+        self, state: ThreadState, kind: SyncKind, frame: FrameType | None, allowed: str | None
+    ) -> About:
+        """Describe the outermost op, for a wait that was proven by one inside or too late."""
+        rule, args, kwargs = state.outer
+        state.named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+        return self._recorder.describe(state, state.op or "", state.named, frame, args, self.name, allowed)
 
     def _kind(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
         """Return what the outermost op says of its wait."""
@@ -409,6 +410,35 @@ def _original(rule: Rule) -> tuple[Call, Any]:
         return call(keyset, *args, **kwargs)
 
     return call_with_tensors, op
+
+
+def _own_time_taken_off(rule: Rule) -> Callable[[int, Sequence[Any]], int]:
+    """Build what makes a stall (ns) of a call's duration: the op's own time on the host is none.
+
+    That is the shortest call so far, but no more than the rule allows for, and all of that after a long wait, in which
+    the caches have gone cold.  Where it is much it depends on the size, and is kept by shape.
+    """
+    host_ns = int(rule.host_us * 1e3)
+    if host_ns <= _HEAVY_NS:
+        shortest_ns = host_ns
+
+        def waited_ns(whole_ns: int, _args: Sequence[Any]) -> int:
+            nonlocal shortest_ns
+            shortest_ns = min(shortest_ns, whole_ns)
+            return whole_ns - (shortest_ns if whole_ns <= _COLD_NS else host_ns)
+
+        return waited_ns
+
+    by_shape: dict[Any, int] = {}
+
+    def waited_ns_by_shape(whole_ns: int, args: Sequence[Any]) -> int:
+        size = args[0].shape if args else None
+        least_ns = by_shape.get(size, whole_ns)
+        if whole_ns <= least_ns and len(by_shape) < _SHAPES:
+            by_shape[size] = least_ns = whole_ns
+        return whole_ns - min(least_ns, host_ns)
+
+    return waited_ns_by_shape
 
 
 def _caller(depth: int = 1) -> FrameType | None:

@@ -1,15 +1,15 @@
 """What watching costs a training step: the agent against nothing, turn about in one process.
 
-    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100]
+    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 40]
 
-A round is one window of 64 steps without and one with ``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has
-it.  Which comes first alternates, so that a machine that gets slower hits both alike, and so that the bare windows of
-every two rounds stand next to each other: their ratios are the control (A/A), at no extra cost.
+A window is 16 steps, from an idle GPU to an idle GPU.  A round is four windows without and four with
+``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets slower,
+or is disturbed for some seconds, hits both alike.  The same windows without, put the same way, are the control (A/A), at
+no extra cost.
 
-Why 64 steps: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
-that a thousand steps are behind it, runs four steps untimed, and times the next 64, which hold one sampled step, with
-the arming before and the disarming after it: just the share of a long run.  With fewer steps a round most rounds would
-hold none, and a median would not see the sampling at all.
+Why four: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
+that a thousand steps and the windows before are behind it, and runs four steps untimed; of the 64 steps of a round one
+is sampled, with the arming before and the disarming after it: just the share of a long run.
 
 ``detail="ops"``, two modes that do nothing, and ``torch.profiler`` with stacks are there for comparison, in fewer and
 shorter windows.  The profiler comes last: it leaves traces in the process.
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     Step = Callable[..., float]
     Around = Callable[[], contextlib.AbstractContextManager[None]]
 
-_WINDOW = 64
+_WINDOW = 16
+_ORDER = (False, True, True, False, True, False, False, True)
+"""Whether a window of a round is watched."""
 _WARM = 4
 _BEHIND = 1024
 """So many steps are behind the agent when a window begins."""
@@ -191,7 +193,7 @@ class Variants:
                 if isinstance(sink, SpanSink):
                     sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
-            agent.steps.current = _BEHIND - _WARM
+            agent.steps.current = _BEHIND + _WINDOW * (self._made % (len(_ORDER) // 2)) - _WARM
             try:
                 yield
             finally:
@@ -254,6 +256,22 @@ def pairs(
     return bare, other
 
 
+def rounds_of(step: Step, around: Around, device: str, rounds: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Return, a round, the windows without and those with."""
+    plain: Around = contextlib.nullcontext
+    bare: list[list[float]] = []
+    watched: list[list[float]] = []
+    for turn in range(rounds):
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for place in _ORDER:
+            is_watched = place != (turn % 2 == 1)
+            warm = _WARM if is_watched else 2
+            found[is_watched].append(window(step, around if is_watched else plain, device, _WINDOW, warm))
+        bare.append(found[False])
+        watched.append(found[True])
+    return bare, watched
+
+
 def compared(bare: Sequence[float], other: Sequence[float], steps: int) -> dict[str, Any]:
     ratios = [b / a for a, b in zip(bare, other, strict=True)]
     low, high = bootstrap(ratios)
@@ -261,16 +279,18 @@ def compared(bare: Sequence[float], other: Sequence[float], steps: int) -> dict[
     return {
         "ratio": round(statistics.median(ratios), 5), "ci95": [round(low, 5), round(high, 5)],
         "ratio_of_medians": round(watched / plain, 5), "ratio_of_means": round(sum(other) / sum(bare), 5),
-        "bare_ms": round(plain, 4), "with_ms": round(watched, 4), "rounds": len(ratios), "steps_a_window": steps,
+        "bare_ms": round(plain, 4), "with_ms": round(watched, 4), "rounds": len(ratios), "steps_a_round": steps,
     }  # fmt: skip
 
 
-def control(bare: Sequence[float], steps: int) -> dict[str, Any]:
-    """Compare bare windows that stand next to each other: those of rounds 1 and 2 (counted from 0), 3 and 4, and on."""
-    neighbours = list(zip(bare[1::2], bare[2::2], strict=False))
-    # Which of the two is the first alternates, so that a drift is no difference.
-    turned = [pair if index % 2 else pair[::-1] for index, pair in enumerate(neighbours)]
-    return compared([a for a, _ in turned], [b for _, b in turned], steps)
+def control(bare: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Compare the bare windows of two rounds with each other, in the order in which bare and watched ones are."""
+    firsts, seconds = [], []
+    for one, other in zip(bare[::2], bare[1::2], strict=False):
+        windows = [*one, *other]
+        firsts.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if not place))
+        seconds.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if place))
+    return compared(firsts, seconds, _WINDOW * len(_ORDER) // 2)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -319,8 +339,9 @@ class Run:
 
     def plan(self) -> int:
         """Return how many rounds there is time for."""
-        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _WARM + 2)
-        round_s += 0.03 * len(self.rows)  # to start and stop an agent
+        half = len(_ORDER) // 2
+        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _WARM + 2) * half
+        round_s += 0.03 * len(self.rows) * half  # to start and stop an agent
         possible = int((self.left_s() - _EXTRA * self.budget_s) / round_s)
         rounds = max(min(self.rounds, possible), 3)
         if rounds < self.rounds:
@@ -340,11 +361,10 @@ class Run:
             variants.syncs.clear()
             variants.windows.clear()
             for name, step in self.steps.items():
-                bare, watched = pairs(
-                    step, variants.watched("syncs"), self.device, rounds, _WINDOW, _WARM, float("inf")
-                )
-                self.put(name, "syncs", compared(bare, watched, _WINDOW), bare, watched)
-                self.put(name, "bare against bare", control(bare, _WINDOW))
+                bare, watched = rounds_of(step, variants.watched("syncs"), self.device, rounds)
+                both = ([statistics.mean(windows) for windows in column] for column in (bare, watched))
+                self.put(name, "syncs", compared(*both, _WINDOW * len(_ORDER) // 2), bare, watched)
+                self.put(name, "bare against bare", control(bare))
             wanted = variants.windows.get("syncs", 0) * (_WINDOW + _WARM)
             if self.device == "cuda" and variants.syncs.get("syncs", 0) != wanted:
                 self.note(f"{variants.syncs.get('syncs', 0)} reads reported, {wanted} made")
@@ -363,10 +383,10 @@ class Run:
                 bare, other = pairs(step, around, self.device, rounds, _SHORT, warm, until)
                 self.put(name, title, compared(bare, other, _SHORT))
 
-    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[float]) -> None:
+    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[list[float]]) -> None:
         self.rows[name][title] = row
         if windows:
-            row["windows_ms"] = [[round(ms, 4) for ms in column] for column in windows]
+            row["windows_ms"] = [[[round(ms, 3) for ms in windows] for windows in column] for column in windows]
         low, high = row["ci95"]
         print(
             f"{name:26s} {title:28s} {row['ratio']:8.4f} ({low:.4f} to {high:.4f})"
@@ -381,7 +401,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--budget", type=float, default=150.0, help="seconds in all, about (default 150)")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--workload", default="", help="only those whose name holds this text")
     parser.add_argument("--add", action="store_true", help="keep the other workloads that the file has already")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))

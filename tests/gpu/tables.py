@@ -96,12 +96,12 @@ def overhead() -> str:
     for name, shown in _BESIDE.items():
         rows.append(f"| {shown} | {' | '.join(span(case[name]) for case in cases.values())} |")
     calls = " / ".join(f"{case['dispatcher_calls']:,}" for case in cases.values())
-    rounds = sorted({case["syncs"]["rounds"] for case in cases.values()})
+    rounds = sorted({4 * case["syncs"]["rounds"] for case in cases.values()})
     return "\n".join(rows) + (
         "\n\nFrom the second row on: times what a step takes without, and the 95 % interval. A transformer with "
         f"{result['optimizer'].replace('adamw', 'AdamW').replace('sgd', 'SGD')} and one `.item()` a step, "
-        f"{calls} calls into the dispatcher; turn about in one process, {' to '.join(map(str, rounds))} rounds of 64 "
-        f"steps for `syncs`, fewer and shorter ones for the last three rows. {where(result)}. `{command}`."
+        f"{calls} calls into the dispatcher; turn about in one process, {' to '.join(map(str, rounds))} windows of 16 "
+        f"steps each for `syncs`, fewer and shorter ones for the last three rows. {where(result)}. `{command}`."
     )
 
 

@@ -62,7 +62,7 @@ OWN = '''
 after = SimulatedSensor.after
 
 def some(self, token, start_ns, end_ns):
-    if token[1] != "aten::copy_":
+    if token[2].op != "aten::copy_":
         after(self, token, start_ns, end_ns)
 
 SimulatedSensor.after = some

@@ -3,9 +3,9 @@
     python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 40]
 
 A window is 16 steps, from an idle GPU to an idle GPU.  A round is four windows without and four with
-``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets slower,
-or is disturbed for some seconds, hits both alike.  The same windows without, put the same way, are the control (A/A), at
-no extra cost.
+``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets
+slower, or is disturbed for some seconds, hits both alike.  The same windows without, put the same way, are the control
+(A/A), at no extra cost.
 
 Why four: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
 that a thousand steps and the windows before are behind it, and runs four steps untimed; of the 64 steps of a round one

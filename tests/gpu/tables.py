@@ -145,6 +145,29 @@ def per_sync() -> str:
     )
 
 
+def busy() -> str:
+    """The same calls on a machine that others kept busy."""
+    cases = load("per_sync_busy")["cases"]
+    waits, ready = (cases[name]["beyond_bare_us"] for name in ("behind work, recorded", "recorded"))
+    return f"{waits:.1f} µs where it waits and {ready:.1f} µs where it does not"
+
+
+def far() -> str:
+    """How many stalls under ``syncs`` are told more than 200 µs wrong."""
+    cases = load("oracle_syncs")["cases"].values()
+    wrong = [case["family"] for case in cases if abs(case.get("error_us") or 0.0) > 200]
+    told = sum(1 for case in cases if case.get("error_us") is not None)
+    linalg = wrong.count("linalg")
+    return f"of {told} stalls under `syncs`, {len(wrong)} are further off than that, {linalg} of them linear algebra"
+
+
+def again() -> str:
+    """The other detail once more, after its kernels were rewritten."""
+    result = load("oracle_ops_again")
+    totals = result["totals"]
+    return f"reported {totals['caught']} once more and {totals['invented'] or 'none'} that do not wait"
+
+
 def verdict(limits: list[tuple[float, float]], most: float) -> str:
     """Is a limit kept, by the low and high ends of what was measured?"""
     if all(high <= most for _, high in limits):
@@ -392,7 +415,7 @@ MAKERS = {
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
-    "memory": memory, "compat": compat, "gains": gains,
+    "memory": memory, "compat": compat, "gains": gains, "busy": busy, "far": far, "again": again,
 }  # fmt: skip
 
 

@@ -80,12 +80,16 @@ class Agent:
         self._simulated = SimulatedSensor(self._recorder)
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
+        log = ViolationLog()  # behind the spans, whose ids it names
         self._pipeline = Pipeline(
-            self._recorder, (self._summary, ViolationLog(), *sinks), self.rank.rank, each_round=self._remote.poll
+            self._recorder, (self._summary, *sinks, log), self.rank.rank, each_round=self._remote.poll
         )
-        for sink in sinks:
+        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
+        for sink in (*sinks, log):
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
+            if hasattr(sink, "spans"):
+                sink.spans = spans
         self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
@@ -401,7 +405,7 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
 
             simulate.install()
         if sinks is None:
-            sinks = _user_sinks(settings)
+            sinks = user_sinks(settings)
         agent = Agent(settings, sinks)
         agent.start(modes=modes)
         _current = agent
@@ -479,13 +483,15 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
         return watched
 
 
-def _user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
+def user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
     """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
     sinks: list[Sink] = []
     if "opentelemetry.trace" in sys.modules:
         from syncagent.sinks.spans import SpanSink
 
-        sinks.append(SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy))
+        from syncagent.sinks.step_ids import whose
+
+        sinks.append(SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose))
     if "opentelemetry.metrics" in sys.modules:
         from syncagent.sinks import metrics
 

@@ -62,7 +62,8 @@ class Pipeline:
     def step_ended(self, step: int, start_ns: int, end_ns: int, context: Any) -> None:
         """Take note of a step's end; times are ``perf_counter_ns``, ``context`` is OpenTelemetry's."""
         anchor = self._anchor_ns
-        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, span_in(context)))
+        span = span_in(context)
+        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, span, context))
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -240,6 +241,7 @@ class Pipeline:
             stack=tuple(site for site in map(resolve, seen.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
             user_span=span_in(seen.context),
+            user_context=seen.context,
             violation=seen.violation,
         )
 

@@ -48,15 +48,21 @@ def _with_spans(settings: Settings) -> Session:
     from syncagent.sinks.journal import journal_path
     from syncagent.sinks.provider import build_provider
     from syncagent.sinks.spans import SpanSink
+    from syncagent.sinks.step_ids import whose
 
     rank = ranks.read()
-    resource = {semconv.RANK: rank.rank, semconv.WORLD_SIZE: rank.world_size}
+    resource = {
+        semconv.RANK: rank.rank,
+        semconv.LOCAL_RANK: rank.local_rank,
+        semconv.WORLD_SIZE: rank.world_size,
+        semconv.JOB_ID: ranks.job().id,
+    }
     off = (settings.journal or "").lower() in {"off", "0", "none"}
     provider, spans_to = build_provider(
         {key: value for key, value in resource.items() if value is not None},
         None if off else journal_path(settings.journal),
     )
-    spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy)
+    spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
     counts, metrics = _with_metrics(provider)
     return Session((spans, *counts, Progress()), provider, spans_to, metrics)
 
@@ -67,6 +73,7 @@ def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], Metr
         from syncagent.sinks.provider import build_metric_sender
 
         sink = MetricSink()
+        sink.spans_lost = provider.lost
         sender = build_metric_sender(provider.resource, sink.data)
     except ConfigError as error:
         get_logger().error(f"{error} No metrics are sent; the run is watched all the same.")
@@ -112,9 +119,12 @@ def _close(session: Session) -> tuple[str, str]:
         spans_to = f"journal {session.provider.journal}"
     lost = stats["failed"] + stats["dropped"]
     spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
-    withheld = sum(sink.ration.withheld for sink in session.sinks if hasattr(sink, "ration"))
-    if withheld:
-        spans_to += f"; {withheld:,} syncs have no span of their own, so as to send tens a second"
+    for sink in session.sinks:
+        if hasattr(sink, "without_span"):
+            without = {why: count for why, count in sink.without_span().items() if count}
+            if without:
+                whys = ", ".join(f"{count:,} {why}" for why, count in without.items())
+                spans_to += f"; {sum(without.values()):,} syncs have no span of their own ({whys})"
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""
 
 

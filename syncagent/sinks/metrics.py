@@ -12,14 +12,17 @@ import time
 import weakref
 from bisect import bisect_left
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from syncagent._version import __version__
 from syncagent.event import Phase
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
-from syncagent.sinks.spans import _present
+from syncagent.sinks.texts import Texts
+
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.trace import SpanContext
     from opentelemetry.util.types import AttributeValue
 
     from syncagent.event import StepRecord, SyncEvent
+    from syncagent.sinks.spans import SpanSink
 
 __all__ = ["MetricSink", "of_program"]
 
@@ -39,6 +44,7 @@ OTHER = "other"
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
+_FULL = "buffer full"
 _FOLDED_MAX = 10_000
 """Folded series are told apart up to so many."""
 _RECORDS_MAX = 100
@@ -54,6 +60,9 @@ _STEP = (semconv.STEP_DURATION, "s", "Training steps, without the first, which h
 _RATIO = (semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time for which the training thread waited")
 _DROPPED = (semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
 _FOLDED = (semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
+_SPANS_DROPPED = (semconv.SPANS_DROPPED, "{span}", "Spans that did not arrive")
+_SPANS_WITHHELD = (semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, so as to send tens a second")
+_CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut")
 
 
 @dataclass(slots=True)
@@ -64,18 +73,32 @@ class _Series:
     total_s: float = 0.0
     min_s: float = float("inf")
     max_s: float = 0.0
+    examples: dict[int, tuple[float, int, SpanContext]] = field(default_factory=dict)
+    """The newest value of each bucket that has a span, since the last export; its end and its span."""
 
-    def add(self, bounds: Sequence[float], total_s: float, count: int, max_s: float | None = None) -> None:
-        """Add ``count`` values whose sum is given: each counts as their mean."""
+    def add(
+        self,
+        bounds: Sequence[float],
+        total_s: float,
+        count: int,
+        max_s: float | None = None,
+        span: tuple[int, SpanContext] | None = None,
+    ) -> None:
+        """Add ``count`` values whose sum is given: each counts as their mean.  ``span`` is one's, with its end."""
         mean_s = total_s / count
-        self.buckets[bisect_left(bounds, mean_s)] += count
+        bucket = bisect_left(bounds, mean_s)
+        self.buckets[bucket] += count
+        if span is not None:
+            self.examples[bucket] = (mean_s, *span)
         self.count += count
         self.total_s += total_s
         self.min_s = min(self.min_s, mean_s)
         self.max_s = max(self.max_s, mean_s if max_s is None else max_s)
 
-    def copy(self) -> _Series:
-        return _Series(self.attributes, self.buckets.copy(), self.count, self.total_s, self.min_s, self.max_s)
+    def taken(self) -> _Series:
+        """A copy, which takes the examples with it."""
+        examples, self.examples = self.examples, {}
+        return replace(self, buckets=self.buckets.copy(), examples=examples)
 
 
 @dataclass(slots=True)
@@ -85,6 +108,9 @@ class _Snapshot:
     ratio: float | None
     dropped: dict[str, int]
     folded: int
+    cut: int
+    withheld: Mapping[str, int]
+    spans_lost: Mapping[str, int]
     time_ns: int = field(default_factory=time.time_ns)
 
 
@@ -114,7 +140,14 @@ class MetricSink:
         """What was dropped, by reason; the agent's own account."""
         self.scale: Callable[[SyncEvent], float] | None = None
         """How many syncs an event stands for where only some were recorded."""
+        self.texts = Texts()
+        self.spans: SpanSink | None = None
+        """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
+        self.spans_lost: Callable[[], Mapping[str, int]] = dict
+        """How many spans did not arrive, by reason."""
         self._lost_before: Mapping[str, int] = {}
+        self._withheld_before: Mapping[str, int] = {}
+        self._cut_before = 0
         self._max_series = max_series
         # Between the draining thread and whoever exports; no training thread ever takes it.  A signal handler that ends
         # the run may have interrupted the very thread that holds it.
@@ -143,20 +176,24 @@ class MetricSink:
             if count < 1:
                 continue
             longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
+            span = None if self.spans is None else self.spans.span_of(event)
+            example = None if span is None else (event.start_ns + max(event.stall_ns, 0), span)
             with self._lock:
                 series = self._of(event)
-                series.add(STALL_BOUNDS_S, total_s, count, longest_s)
+                series.add(STALL_BOUNDS_S, total_s, count, longest_s, example)
                 if event.phase is Phase.BACKWARD:
                     self._backward_ns += total_s * 1e9
                 elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
                     self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + total_s * 1e9
             if self._stall_histogram is not None:  # without the lock: the SDK has its own, and calls back under them
+                context = _context_of(span, event.user_context)
                 for _ in range(min(count, _RECORDS_MAX)):
-                    self._stall_histogram.record(total_s / count, series.attributes)
+                    self._stall_histogram.record(total_s / count, series.attributes, context)
                     breathe()
 
     def step(self, record: StepRecord) -> None:
         duration_ns = max(record.end_ns - record.start_ns, 0)
+        span = None if self.spans is None else self.spans.span_of(record)
         with self._lock:
             stall_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
             self._thread_ns.clear()
@@ -164,13 +201,14 @@ class MetricSink:
             is_first, self._has_begun = not self._has_begun, True
             if is_first:
                 return
-            self._steps.add(STEP_BOUNDS_S, duration_ns / 1e9, 1)
+            example = None if span is None else (record.end_ns, span)
+            self._steps.add(STEP_BOUNDS_S, duration_ns / 1e9, 1, span=example)
             if not self._slices or self._slices[-1][0] >= _SLICE_NS:
                 self._slices.append([0.0, 0.0])
             self._slices[-1][0] += duration_ns
             self._slices[-1][1] += stall_ns
         if self._step_histogram is not None:
-            self._step_histogram.record(duration_ns / 1e9)
+            self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
 
     def flush(self) -> None:
         """Nothing is held back: whoever exports asks."""
@@ -178,8 +216,9 @@ class MetricSink:
     def close(self) -> None:
         """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
         with self._lock:
-            self._lost_before = self._dropped()
-            self.lost = {}
+            self._lost_before, self.lost = self._dropped(), {}
+            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.texts.cut
+            self.spans = None
             self._has_begun = False
             self._thread_ns.clear()
             self._backward_ns = 0.0
@@ -214,9 +253,14 @@ class MetricSink:
         from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
 
         metrics = [
-            self._counter(_DROPPED, _by_reason(now.dropped), now.time_ns),
+            self._counter(_DROPPED, _by({_FULL: 0} | now.dropped), now.time_ns),
             self._counter(_FOLDED, [({}, now.folded)], now.time_ns),
+            self._counter(_CUT, [({}, now.cut)], now.time_ns),
         ]
+        if now.withheld:
+            metrics.append(self._counter(_SPANS_WITHHELD, _by(now.withheld), now.time_ns))
+        if now.spans_lost:
+            metrics.append(self._counter(_SPANS_DROPPED, _by(now.spans_lost), now.time_ns))
         if now.steps.count:
             metrics.append(self._histogram(_STEP, [now.steps], STEP_BOUNDS_S, now.time_ns))
         if now.ratio is not None:
@@ -237,6 +281,7 @@ class MetricSink:
     def _histogram(
         self, about: tuple[str, str, str], series: Iterable[_Series], bounds: Sequence[float], now_ns: int
     ) -> Metric:
+        from opentelemetry.sdk.metrics import Exemplar
         from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint, Metric
 
         name, unit, description = about
@@ -253,6 +298,10 @@ class MetricSink:
                     explicit_bounds=bounds,
                     min=one.min_s,
                     max=one.max_s,
+                    exemplars=[
+                        Exemplar({}, value, end_ns, span.span_id, span.trace_id)
+                        for value, end_ns, span in one.examples.values()
+                    ],
                 )
             )
             breathe()
@@ -271,15 +320,23 @@ class MetricSink:
             return [] if now is None else [Observation(now)]
 
         def dropped(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _by_reason(self._snapshot().dropped)]
+            return [Observation(value, labels) for labels, value in _by({_FULL: 0} | self._snapshot().dropped)]
 
         def folded(_options: CallbackOptions) -> list[Observation]:
             return [Observation(len(self._folded))]
+
+        def cut(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(self._snapshot().cut)]
+
+        def withheld(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for labels, value in _by(self._snapshot().withheld)]
 
         meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
         meter.create_observable_counter(_DROPPED[0], [dropped], _DROPPED[1], _DROPPED[2])
         meter.create_observable_counter(_FOLDED[0], [folded], _FOLDED[1], _FOLDED[2])
+        meter.create_observable_counter(_CUT[0], [cut], _CUT[1], _CUT[2])
+        meter.create_observable_counter(_SPANS_WITHHELD[0], [withheld], _SPANS_WITHHELD[1], _SPANS_WITHHELD[2])
         self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
         self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
 
@@ -310,21 +367,32 @@ class MetricSink:
             attributes[semconv.CODE_FILE_PATH] = site.file
             attributes[semconv.CODE_LINE_NUMBER] = site.line or None
             attributes[semconv.CODE_FUNCTION_NAME] = site.function
-        series = self._series[key] = _new(_present(attributes))
+        series = self._series[key] = _new(self.texts.present(attributes))
         return series
 
     def _dropped(self) -> dict[str, int]:
         return dict(Counter(self._lost_before) + Counter(self.lost))
 
+    def _withheld(self) -> dict[str, int]:
+        withheld = Counter(self._withheld_before)
+        withheld.update({} if self.spans is None else self.spans.without_span())
+        return dict(withheld)
+
+    def _cut(self) -> int:
+        return self._cut_before + self.texts.cut + (0 if self.spans is None else self.spans.texts.cut)
+
     def _snapshot(self) -> _Snapshot:
         with self._lock:
             step_ns, stall_ns = (sum(part) for part in zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
             return _Snapshot(
-                [series.copy() for series in self._series.values()],
-                self._steps.copy(),
+                [series.taken() for series in self._series.values()],
+                self._steps.taken(),
                 min(stall_ns / step_ns, 1.0) if step_ns else None,
                 self._dropped(),
                 len(self._folded),
+                self._cut(),
+                self._withheld(),
+                self.spans_lost(),
             )
 
 
@@ -352,6 +420,13 @@ def _new(attributes: dict[str, AttributeValue]) -> _Series:
     return _Series(attributes, [0] * (len(STALL_BOUNDS_S) + 1))
 
 
-def _by_reason(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
+def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
     """Zero, too, is worth saying: whoever alerts on it needs a series to look at."""
-    return [({semconv.REASON: reason}, count) for reason, count in ({"buffer full": 0} | dict(dropped)).items()]
+    return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
+
+
+def _context_of(span: SpanContext | None, user: object | None) -> Context | None:
+    """What the SDK takes the exemplar from: our span, or else the user's own that was active at the time."""
+    if span is not None:
+        return set_span_in_context(NonRecordingSpan(span), Context())
+    return user if isinstance(user, Context) else Context()

@@ -268,6 +268,13 @@ class AgentTracerProvider(TracerProvider):
     def stats(self) -> dict[str, int]:
         return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
 
+    def lost(self) -> dict[str, int]:
+        """How many spans did not arrive, by reason; empty where none are sent."""
+        if self._outbox is None:
+            return {}
+        stats = self._outbox.stats()
+        return {"not delivered": stats["failed"], "queue full": stats["dropped"]}
+
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is left within that time, and stop."""
         if self._outbox is not None:

@@ -483,19 +483,19 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
         return watched
 
 
-def user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
+def user_sinks(settings: config.Settings, tracer_provider: Any = None, meter_provider: Any = None) -> tuple[Sink, ...]:
     """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
     sinks: list[Sink] = []
     if "opentelemetry.trace" in sys.modules:
         from syncagent.sinks.spans import SpanSink
-
         from syncagent.sinks.step_ids import whose
 
-        sinks.append(SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose))
+        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
+        sinks.append(spans)
     if "opentelemetry.metrics" in sys.modules:
         from syncagent.sinks import metrics
 
-        sink = metrics.of_program()
+        sink = metrics.of_program(meter_provider)
         if sink is not None:
             sinks.append(sink)
     return tuple(sinks)

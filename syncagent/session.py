@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
@@ -13,6 +14,8 @@ from syncagent.log import get_logger, log_once
 from syncagent.sinks.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from syncagent.agent import Agent
     from syncagent.config import Settings
     from syncagent.report.model import Report
@@ -30,17 +33,50 @@ class Session(NamedTuple):
     provider: AgentTracerProvider | None
     spans_to: str
     metrics: MetricSender | None = None
+    is_own: bool = True
+    """Whether it sends by itself; else the program's own providers do, which outlive it."""
+
+    def flush(self) -> None:
+        """Have the program's own providers send what they hold, where the process is about to be killed; bounded."""
+        if not self.is_own:
+            thread = threading.Thread(target=_flush_program, name="syncagent-flush", daemon=True)
+            thread.start()
+            thread.join(_FLUSH_S)
 
 
-def begin(settings: Settings) -> Session:
-    """Build the sinks of a script's run; without an OpenTelemetry that works, the run is watched all the same."""
+_FLUSH_S = 5.0
+
+
+def _flush_program() -> None:
+    from opentelemetry import metrics, trace
+
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        flush = getattr(provider, "force_flush", None)
+        if flush is not None:
+            flush(round(_FLUSH_S * 1e3))
+
+
+def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Session:
+    """Build the sinks of a script's run; without an OpenTelemetry that works, the run is watched all the same.
+
+    With ``providers``, all is sent through those of the program: the ones named there, or else its global ones.
+    """
     try:
+        if providers is not None:
+            return _with_providers(settings, providers)
         return _with_spans(settings)
     except ConfigError as error:
         get_logger().error(f"{error} No spans are sent; the run is watched all the same.")
     except Exception as error:
         log_once("spans", "no spans are sent; the run is watched all the same", error=repr(error))
     return Session((Progress(),), None, "nowhere: OpenTelemetry could not be set up")
+
+
+def _with_providers(settings: Settings, providers: Mapping[str, Any]) -> Session:
+    from syncagent.agent import user_sinks
+
+    sinks = user_sinks(settings, **providers)
+    return Session(sinks, None, "the program's own tracer provider", is_own=False)
 
 
 def _with_spans(settings: Settings) -> Session:
@@ -97,7 +133,10 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
     if lost:
         report = replace(report, notes=(*report.notes, lost))
     saved = agent.save(report)
-    if agent.settings.summary is False or report.run.rank not in (None, 0):
+    wanted = agent.settings.summary
+    if wanted is None:
+        wanted = session.is_own  # an instrumentation of a program that knows nothing of it prints nothing
+    if not wanted or report.run.rank not in (None, 0):
         return
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Rank", "job", "read"]
 
-# torchrun and what copies it (Ray Train, Kubeflow), SLURM, Open MPI, MPICH, an indexed Kubernetes Job: the first that is
-# set and is a number wins.
+# torchrun and what copies it (Ray Train, Kubeflow), SLURM, Open MPI, MPICH, an indexed Kubernetes Job: the first that
+# is set and is a number wins.
 _RANK = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JOB_COMPLETION_INDEX")
 _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _WORLD = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

@@ -15,14 +15,14 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
 from syncagent._version import __version__
 from syncagent.event import Phase
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
 from syncagent.sinks.texts import Texts
-
-from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -399,15 +399,16 @@ class MetricSink:
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
 
 
-def of_program() -> MetricSink | None:
-    """The sink for the program's own global meter provider, if it has set one.
+def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
+    """The sink for a meter provider of the program's, or else for its global one, if it has set that.
 
     The same for each watch: an instrument can be registered once, and counts must not start anew.
     """
     api = sys.modules.get("opentelemetry.metrics")
     if api is None:
         return None
-    provider: MeterProvider = api.get_meter_provider()
+    provider = provider if provider is not None else api.get_meter_provider()
+    assert provider is not None
     if type(provider).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
         return None
     sink = _of_programs.get(provider)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from syncagent.errors import ConfigError
 
@@ -57,6 +58,29 @@ def _is_int(low: int) -> Callable[[str], bool]:
     return lambda value: re.fullmatch(r"\d+", value) is not None and int(value) >= low
 
 
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+
+
+def _are_headers(value: str) -> bool:
+    """Whether each item is a header that can be sent: the SDK leaves out the others, and shows their values."""
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    found = [re.fullmatch(rf"{_HEADER_NAME}\s*=([ -~]*)", item) for item in items]
+    return all(item is not None and not re.search(r"[\x00-\x1f\x7f]", unquote(item[1])) for item in found)
+
+
+def _is_pem(value: str) -> bool:
+    try:
+        with Path(value).open("rb") as file:
+            return b"-----BEGIN " in file.read(1_000_000)
+    except OSError:
+        return False
+
+
+def _are_detectors(value: str) -> bool:
+    known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
+    return all(name.strip() in known for name in value.split(",") if name.strip())
+
+
 def _is_pairs(value: str) -> bool:
     """Whether it is ``key=value,key=value``; empty items are let pass."""
     return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
@@ -76,6 +100,7 @@ _ALWAYS = (
     _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
     _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
     _Rule(("OTEL_RESOURCE_ATTRIBUTES",), "key=value,key=value", _is_pairs),
+    _Rule(("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",), "names of installed resource detectors", _are_detectors),
     _Rule(
         ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
         "a whole number from 1",
@@ -108,8 +133,9 @@ def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
     return (
         _Rule(otlp("TIMEOUT", signal), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
         _Rule(otlp("COMPRESSION", signal), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
-        _Rule(otlp("HEADERS", signal), "key=value,key=value", _is_pairs, is_secret=True),
-        _Rule(tuple(files), "the path of a file", lambda value: Path(value).is_file()),
+        _Rule(otlp("HEADERS", signal), "key=value,key=value, URL encoded", _are_headers, is_secret=True),
+        _Rule(otlp("INSECURE", signal), "true or false", _is_one_of("true", "false")),
+        _Rule(tuple(files), "the path of a PEM file", _is_pem),
     )
 
 

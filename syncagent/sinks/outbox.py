@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from syncagent.pace import keep_pace
+from syncagent.sinks.complaints import in_words
+from syncagent.sinks.retry_after import RetryAfter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,14 +84,15 @@ class Trouble:
                 return
             self._has_told = True
             reason = self._complaint or reason
-        self._on_trouble(reason)
+        self._on_trouble(in_words(reason))
 
 
 class Outbox(SpanProcessor):
     """Queues spans as they end and has them exported in batches on a thread of its own.
 
     ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
-    at most once, with a reason.  When the queue is full the oldest span is dropped.
+    at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
+    be left alone (``retry_after``) nothing is sent, and what it refused meanwhile is sent again later.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class Outbox(SpanProcessor):
         max_batch: int = 32,
         delay_s: float = 5.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
+        retry_after: RetryAfter | None = None,
     ) -> None:
+        self._retry_after = retry_after if retry_after is not None else RetryAfter()
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -222,7 +227,10 @@ class Outbox(SpanProcessor):
                     return []
                 wait_s = self._due - time.monotonic() if self._queue else None
                 is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
-                if wait_s is not None and (is_due or wait_s <= 0):
+                pause_s = self._retry_after.left_s()
+                if wait_s is not None and pause_s > 0:
+                    wait_s = max(pause_s, 0.0 if is_due else wait_s)
+                elif wait_s is not None and (is_due or wait_s <= 0):
                     self._sending = min(len(self._queue), self._max_batch)
                     batch = [self._queue.popleft() for _ in range(self._sending)]
                     self._due = time.monotonic() + self._delay_s
@@ -238,16 +246,24 @@ class Outbox(SpanProcessor):
         with self._changed:
             if self._is_abandoned:
                 return  # counted when it was given up
-            self._sending = 0
+            self._sending, is_lost = 0, False
             if is_sent:
                 self._exported += len(batch)
                 self._trouble.is_over()
             else:
-                self._failed += len(batch)
                 self._trouble.since = self._trouble.since or time.monotonic()
+                is_lost = not self._take_back(batch)
             self._changed.notify_all()
-        if not is_sent:
+        if is_lost:
             self._trouble.tell(reason)
+
+    def _take_back(self, batch: list[ReadableSpan]) -> bool:
+        """Queue again what the other side wants later; say whether all of it could be."""
+        room = self._max_queue - len(self._queue) if self._retry_after.left_s() else 0
+        kept = batch[-room:] if room > 0 else []
+        self._queue.extendleft(reversed(kept))
+        self._failed += len(batch) - len(kept)
+        return len(kept) == len(batch)
 
 
 class AgentTracerProvider(TracerProvider):

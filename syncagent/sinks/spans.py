@@ -154,7 +154,7 @@ class SpanSink:
     # --- which spans
 
     def _own_tracer(self) -> trace.Tracer:
-        """A tracer that nobody else has, so that ids can be laid out for it; a proxy until the program has a provider."""
+        """A tracer of our own, so that ids can be laid out for it; a proxy while the program has no provider."""
         provider = self._provider if self._provider is not None else trace.get_tracer_provider()
         if not isinstance(provider, trace.ProxyTracerProvider):
             self._provider = provider

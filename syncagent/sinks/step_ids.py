@@ -44,9 +44,9 @@ def whose() -> Whose:
 class StepIds:
     """The trace id of each step: the first 16 bytes of ``BLAKE2b(key / lap / step)``.
 
-    Hashed bits are as good as random ones to a sampler that goes by a ratio of ids, so all ranks of a step make the same
-    choice.  A program that counts its steps anew for each epoch is on its next lap.  Without a job's key the process has
-    one of its own.
+    Hashed bits are as good as random ones to a sampler that goes by a ratio of ids, so all ranks of a step make the
+    same choice.  A program that counts its steps anew for each epoch is on its next lap.  Without a job's key the
+    process has one of its own.
     """
 
     def __init__(self, ask: Callable[[], Whose] | None = None) -> None:

@@ -24,15 +24,27 @@ def environ(tmp_path):
 class Receiver:
     def __init__(self, process, file):
         self.process = process
-        self.endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        self.port = int(process.stdout.readline())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         self._file = file
 
     def spans(self):
-        return [json.loads(line) for line in self._file.read_text().splitlines()]
+        return self._lines("")
 
     def points(self):
         """Data points of metrics, in the order in which they came."""
-        file = self._file.with_name(self._file.name + ".metrics")
+        return self._lines(".metrics")
+
+    def requests(self):
+        """When each came, and the mode it met."""
+        return self._lines(".requests")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def _lines(self, suffix):
+        file = self._file.with_name(self._file.name + suffix)
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -40,9 +52,9 @@ class Receiver:
 def receiver(tmp_path, environ):
     processes = []
 
-    def start(mode="ok"):
+    def start(mode="ok", protocol="http", port=0):
         file = tmp_path / f"received-{len(processes)}.jsonl"
-        command = [sys.executable, str(HERE / "receiver.py"), mode, str(file)]
+        command = [sys.executable, str(HERE / "receiver.py"), mode, str(file), protocol, str(port)]
         process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return Receiver(process, file)

@@ -34,7 +34,9 @@ _SENTENCES = (
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
     (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
 )
-_TRANSIENT = re.compile(r"^Transient error (?P<why>.*?) encountered while exporting .*?retrying in [\d.]+s\.?\s*", re.S)
+_TRANSIENT = re.compile(
+    r"^Transient error (?P<why>.*?) encountered while exporting .*?retrying in [\d.]+s\.?\s*", re.DOTALL
+)
 
 
 def in_words(said: str) -> str:

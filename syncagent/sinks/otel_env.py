@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -77,6 +76,8 @@ def _is_pem(value: str) -> bool:
 
 
 def _are_detectors(value: str) -> bool:
+    from importlib.metadata import entry_points
+
     known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
     return all(name.strip() in known for name in value.split(",") if name.strip())
 
@@ -212,7 +213,7 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
     except ValueError:  # a port that is no number, a bracket left open
         is_valid = False
     if not is_valid or value != value.strip():
-        raise ConfigError(f"{variable}={_without_password(value)!r} is not allowed; allowed: {allowed}")
+        raise ConfigError(f"{variable}={_shown(_without_password(value))} is not allowed; allowed: {allowed}")
     shown = _without_password(value)
     if is_grpc or variable.endswith(f"{signal}_ENDPOINT"):
         return shown
@@ -229,8 +230,15 @@ def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:
         for variable in rule.variables:
             value = environ.get(variable, "")
             if value.strip() and not rule.is_valid(value.strip()):
-                shown = "(not shown)" if rule.is_secret else repr(value)
+                shown = "(not shown)" if rule.is_secret else _shown(value)
                 raise ConfigError(f"{variable}={shown} is not allowed; allowed: {rule.allowed}")
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= _LONGEST else f"{value[:_LONGEST]}...")
+
+
+_LONGEST = 200
 
 
 def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, str] | None:

@@ -51,6 +51,7 @@ def rows(request: otlp.ExportTraceServiceRequest) -> list[dict]:
             "start": span.start_time_unix_nano,
             "end": span.end_time_unix_nano,
             "attributes": {pair.key: plain(pair.value) for pair in span.attributes},
+            "links": [{"trace": link.trace_id.hex(), "id": link.span_id.hex()} for link in span.links],
             "resource": {pair.key: plain(pair.value) for pair in of_resource.resource.attributes},
             "scope": of_scope.scope.name,
         }

@@ -149,3 +149,59 @@ def test_steps_that_the_sampler_leaves_out_are_counted_all_the_same(receiver, in
     instrument(collector.endpoint, OTEL_TRACES_SAMPLER="always_off")
     assert collector.spans() == []
     assert sum(point["value"] for point in collector.points() if point["name"] == "syncagent.syncs") > 5
+
+
+BY_HAND = """\
+import os, signal, sys
+import torch
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from syncagent.integrations.opentelemetry import SyncAgentInstrumentor
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+SyncAgentInstrumentor().instrument(tracer_provider=provider, detail="syncs", simulate=True)
+x = torch.ones(8, device="cuda")
+x[0].item()
+SyncAgentInstrumentor().uninstrument()
+names = [span.name for span in exporter.get_finished_spans()]
+assert names.count("train.step") == 1 and "aten::_local_scalar_dense" in names, names
+x[0].item()
+assert len(exporter.get_finished_spans()) == len(names)
+SyncAgentInstrumentor().instrument(detail="all of it")
+print("goes on")
+"""
+
+
+def test_a_program_may_instrument_itself(environ, tmp_path):
+    """With a provider that is not the global one, and with settings; a wrong one is a sentence, no more."""
+    done = subprocess.run(
+        [sys.executable, "-c", BY_HAND],
+        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "setting detail is 'all of it'" in line
+
+
+def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, environ, tmp_path):
+    """SIGTERM skips the exit handlers that the SDK relies on."""
+    collector = receiver()
+    ending = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+    (tmp_path / "train.py").write_text(SCRIPT.replace("sys.exit(3)\n", ending))
+    own = {
+        "SYNCAGENT_SIMULATE": "1",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, "train.py"],
+        env=environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == -15
+    assert [span["name"] for span in collector.spans()].count("train.step") == 5
+    assert any(point["name"] == "syncagent.syncs" for point in collector.points())

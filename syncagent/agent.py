@@ -82,7 +82,7 @@ class Agent:
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         log = ViolationLog()  # behind the spans, whose ids it names
         self._pipeline = Pipeline(
-            self._recorder, (self._summary, *sinks, log), self.rank.rank, each_round=self._remote.poll
+            self._recorder, (self._summary, *sinks, log), self.rank.rank, each_round=self._each_round
         )
         spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
         for sink in (*sinks, log):
@@ -163,6 +163,12 @@ class Agent:
     def _sensors_or_none(self) -> tuple[SensorStatus, ...]:
         none: tuple[SensorStatus, ...] = ()
         return self._faults.guard("the list of sensors", self._sensor_statuses, none)
+
+    def _each_round(self) -> None:
+        self._remote.poll()
+        if self.rank.rank is None:  # Ray Train and process groups without a launcher say it once the script runs
+            self.rank = self._faults.guard("the rank", _rank_by_now, self.rank)
+            self._pipeline.rank = self.rank.rank
 
     def _drain(self) -> None:
         self._faults.guard("draining", self._pipeline.drain, None)
@@ -294,7 +300,7 @@ class Agent:
         device = None
         if simulated or (self._has_cuda and torch.cuda.is_initialized()):
             device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
-        rank = self.rank if self.rank.rank is not None else _process_group_rank() or self.rank
+        rank = self.rank if self.rank.rank is not None else _rank_by_now()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
@@ -364,11 +370,12 @@ def _script() -> str:
     return os.path.basename(sys.argv[0] if sys.argv else "") or "python"
 
 
-def _process_group_rank() -> ranks.Rank | None:
+def _rank_by_now() -> ranks.Rank:
+    rank = ranks.read()
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return ranks.Rank(distributed.get_rank(), None, distributed.get_world_size())
+        return rank
+    return ranks.Rank(distributed.get_rank(), rank.local_rank, distributed.get_world_size())
 
 
 # --- the public functions -------------------------------------------------------------------------------------------

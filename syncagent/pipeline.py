@@ -45,7 +45,8 @@ class Pipeline:
         self._recorder = recorder
         self.faults = recorder.faults
         self._sinks = list(sinks)
-        self._rank = rank
+        self.rank = rank
+        """Written into all records; may become known later."""
         self._device_name = device_name
         self._steps: deque[StepRecord] = deque()
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
@@ -63,7 +64,7 @@ class Pipeline:
         """Take note of a step's end; times are ``perf_counter_ns``, ``context`` is OpenTelemetry's."""
         anchor = self._anchor_ns
         span = span_in(context)
-        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, span, context))
+        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context))
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -228,7 +229,7 @@ class Pipeline:
             site=resolve(user or library),
             phase=seen.phase,
             step=seen.step,
-            rank=self._rank,
+            rank=self.rank,
             device=f"{self._device_name}:{seen.device}",
             stream=seen.stream,
             thread=state.name,

@@ -157,7 +157,9 @@ def _close(session: Session) -> tuple[str, str]:
     if session.provider.journal is not None:
         spans_to = f"journal {session.provider.journal}"
     lost = stats["failed"] + stats["dropped"]
-    spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost)" if lost else ")")
+    overwritten = session.provider.overwritten()
+    spans_to += f" ({stats['exported']:,} sent" + (f", {lost:,} lost" if lost else "")
+    spans_to += f", the oldest {overwritten:,} overwritten)" if overwritten else ")"
     for sink in session.sinks:
         if hasattr(sink, "without_span"):
             without = {why: count for why, count in sink.without_span().items() if count}

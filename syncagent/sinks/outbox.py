@@ -273,6 +273,8 @@ class AgentTracerProvider(TracerProvider):
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False)
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None
+        self.overwritten: Callable[[], int] = lambda: 0
+        """How many spans of the journal have been overwritten since it was full."""
         if outbox is not None:
             self.add_span_processor(outbox)
 

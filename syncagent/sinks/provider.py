@@ -60,6 +60,7 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
         exporters = _Journals(journal)
         provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
         provider._journal = exporters.path
+        provider.overwritten = exporters.overwritten
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
@@ -132,6 +133,9 @@ class _Journals:
             path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
         self._latest = JournalExporter(path)
         return self._latest
+
+    def overwritten(self) -> int:
+        return 0 if self._latest is None else self._latest.overwritten
 
     def path(self) -> Path | None:
         return None if self._latest is None else self._latest.path

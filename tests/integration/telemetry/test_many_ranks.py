@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.sinks.ration import LINES, MOST
+from tests.benchmarks.per_sync import write
 
 RANKS = int(os.environ.get("SOAK_RANKS", "2"))
 RATE = float(os.environ.get("SOAK_RATE", "300"))
@@ -113,7 +114,7 @@ def test_counts_are_exact_memory_is_flat_and_ranks_share_their_steps(receiver, s
             "cpu_s": [round(told["cpu_s"], 1) for told in ranks],
             "rss_mb": {name: third(ranks, part) for name, part in PARTS.items()},
         }
-        Path(RESULT).write_text(json.dumps(result, indent=1) + "\n")
+        write(Path(RESULT).absolute(), "cpu", {"cases": {f"{RANKS} ranks": result}})
 
 
 def third(ranks, part):

@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from syncagent.pace import keep_pace
+from syncagent.sinks.answers import Answers
 from syncagent.sinks.complaints import in_words
-from syncagent.sinks.retry_after import RetryAfter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +92,7 @@ class Outbox(SpanProcessor):
 
     ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
     at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
-    be left alone (``retry_after``) nothing is sent, and what it refused meanwhile is sent again later.
+    be left alone (``answers``) nothing is sent, and what it refused meanwhile is sent again later.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class Outbox(SpanProcessor):
         max_batch: int = 32,
         delay_s: float = 5.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
-        retry_after: RetryAfter | None = None,
+        answers: Answers | None = None,
     ) -> None:
-        self._retry_after = retry_after if retry_after is not None else RetryAfter()
+        self._answers = answers if answers is not None else Answers()
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -227,7 +227,7 @@ class Outbox(SpanProcessor):
                     return []
                 wait_s = self._due - time.monotonic() if self._queue else None
                 is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
-                pause_s = self._retry_after.left_s()
+                pause_s = self._answers.left_s()
                 if wait_s is not None and pause_s > 0:
                     wait_s = max(pause_s, 0.0 if is_due else wait_s)
                 elif wait_s is not None and (is_due or wait_s <= 0):
@@ -248,8 +248,13 @@ class Outbox(SpanProcessor):
                 return  # counted when it was given up
             self._sending, is_lost = 0, False
             if is_sent:
-                self._exported += len(batch)
+                refused, why = self._answers.refused()
+                refused = min(refused, len(batch))
+                self._exported += len(batch) - refused
+                self._failed += refused
                 self._trouble.is_over()
+                if refused:
+                    is_lost, reason = True, f"it does not take some: {why}"
             else:
                 self._trouble.since = self._trouble.since or time.monotonic()
                 is_lost = not self._take_back(batch)
@@ -259,7 +264,7 @@ class Outbox(SpanProcessor):
 
     def _take_back(self, batch: list[ReadableSpan]) -> bool:
         """Queue again what the other side wants later; say whether all of it could be."""
-        room = self._max_queue - len(self._queue) if self._retry_after.left_s() else 0
+        room = self._max_queue - len(self._queue) if self._answers.left_s() else 0
         kept = batch[-room:] if room > 0 else []
         self._queue.extendleft(reversed(kept))
         self._failed += len(batch) - len(kept)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
-from syncagent.sinks.retry_after import RetryAfter
+from syncagent.sinks.answers import Answers
 from syncagent.sinks.texts import Texts
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
             return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
         if chosen == "otlp":
             target = otel_env.endpoint(os.environ)
-            retry_after = RetryAfter()
-            make = _otlp_exporter(otel_env.protocol(os.environ), retry_after)
-            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), retry_after)
+            answers = Answers()
+            make = _otlp_exporter(otel_env.protocol(os.environ), answers)
+            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), answers)
             return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
@@ -88,33 +88,33 @@ def build_metric_sender(
     try:
         from syncagent.sinks.metric_sender import MetricSender
 
-        retry_after = RetryAfter()
+        answers = Answers()
         return MetricSender(
-            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), retry_after),
+            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), answers),
             lambda: collect(resource),
             interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
             on_trouble=lambda why: _say_metrics_lost(target, why),
-            retry_after=retry_after,
+            answers=answers,
         )
     except Exception as error:
         raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
 
 
-def _session(retry_after: RetryAfter, signal: str) -> dict[str, Any]:
+def _session(answers: Answers, signal: str) -> dict[str, Any]:
     """What an exporter is given so that its answers are heard; nothing where the program brings its own sessions."""
     own = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
     is_own = any(os.environ.get(name) for name in (own, own.replace("CREDENTIAL", f"{signal}_CREDENTIAL")))
-    return {} if is_own else {"session": retry_after.session()}
+    return {} if is_own else {"session": answers.session()}
 
 
-def _metric_exporter(protocol: str, retry_after: RetryAfter) -> Sends:
+def _metric_exporter(protocol: str, answers: Answers) -> Sends:
     if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
         module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
         exporter: Sends = module.OTLPMetricExporter()
         return exporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-    return OTLPMetricExporter(**_session(retry_after, otel_env.METRICS))
+    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
 
 
 class _Journals:
@@ -141,7 +141,7 @@ class _Journals:
         return None if self._latest is None else self._latest.path
 
 
-def _otlp_exporter(protocol: str, retry_after: RetryAfter) -> Callable[[], Exporter]:
+def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
     def make() -> Exporter:
         if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
             module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
@@ -149,7 +149,7 @@ def _otlp_exporter(protocol: str, retry_after: RetryAfter) -> Callable[[], Expor
             return exporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return OTLPSpanExporter(**_session(retry_after, otel_env.TRACES))
+        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
 
     return make
 
@@ -158,7 +158,7 @@ def _outbox(
     make_exporter: Callable[[], Exporter],
     delay_s: float,
     on_trouble: Callable[[str], None] = lambda _reason: None,
-    retry_after: RetryAfter | None = None,
+    answers: Answers | None = None,
 ) -> Outbox:
     from syncagent.sinks.outbox import Outbox
 
@@ -168,7 +168,7 @@ def _outbox(
         max_batch=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
         delay_s=otel_env.positive_int(os.environ, "OTEL_BSP_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
         on_trouble=on_trouble,
-        retry_after=retry_after,
+        answers=answers,
     )
 
 

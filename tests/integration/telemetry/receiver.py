@@ -7,6 +7,7 @@ FILE.metrics, and the time of each request to FILE.requests.  Modes:
 - ``500``, which answers that (gRPC: INTERNAL); ``401`` likewise (UNAUTHENTICATED);
 - ``hang``, which reads the request and never answers;
 - ``flaky``, which answers 503 once (UNAVAILABLE); ``later:N``, which answers that with Retry-After: N once (RetryInfo);
+- ``part``, which takes a request but for one span or data point of it, and says so;
 - ``cut``, which takes half of the request and closes; ``short``, which takes all of it and closes within its answer;
 - ``refuse``, which closes the port again and ends.
 """
@@ -149,13 +150,23 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        if mode != "ok" or self.path not in TAKES or self.headers["Content-Type"] != "application/x-protobuf":
+        if (
+            mode not in {"ok", "part"}
+            or self.path not in TAKES
+            or self.headers["Content-Type"] != "application/x-protobuf"
+        ):
             status = {"500": 500, "401": 401, "flaky": 503, "later": 503}.get(mode, 400)
             self.answer(status, b"", {"Retry-After": str(self.receiver.after_s)} if mode == "later" else {})
             return
         request, response, read, suffix = TAKES[self.path]
-        self.receiver.take(suffix, read(request.FromString(DECODE[self.headers["Content-Encoding"]](body))))
-        self.answer(200, response().SerializeToString())
+        taken, answer = read(request.FromString(DECODE[self.headers["Content-Encoding"]](body))), response()
+        if mode == "part":
+            del taken[0]
+            answer.partial_success.error_message = "one is too old"
+            field = "rejected_data_points" if suffix else "rejected_spans"
+            setattr(answer.partial_success, field, 1)
+        self.receiver.take(suffix, taken)
+        self.answer(200, answer.SerializeToString())
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

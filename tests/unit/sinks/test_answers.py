@@ -1,4 +1,4 @@
-"""How long a collector is left alone."""
+"""How long a collector is left alone, and what it did not take."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from email.utils import format_datetime
 
 import pytest
 import requests
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
-from syncagent.sinks.retry_after import RetryAfter
+from syncagent.sinks.answers import Answers
 
 
 def heard(status, value=None):
-    retry_after, response = RetryAfter(), requests.Response()
+    answers, response = Answers(), requests.Response()
     response.status_code = status
     if value is not None:
         response.headers["Retry-After"] = value
-    retry_after.session().hooks["response"][0](response)
-    return retry_after
+    answers.session().hooks["response"][0](response)
+    return answers
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -40,8 +44,29 @@ def test_what_is_no_time_asks_for_nothing(value):
 
 def test_only_answers_that_mean_later_count_and_a_good_one_ends_it():
     assert heard(400, "20").left_s() == 0
-    retry_after = heard(503, "20")
+    answers = heard(503, "20")
     good = requests.Response()
     good.status_code = 200
-    retry_after.session().hooks["response"][0](good)
-    assert retry_after.left_s() == 0
+    answers.session().hooks["response"][0](good)
+    assert answers.left_s() == 0
+
+
+def test_what_was_not_taken_is_told_once():
+    response = requests.Response()
+    response.status_code = 200
+    partial = ExportTracePartialSuccess(rejected_spans=3, error_message="too old")
+    response._content = ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+    answers = Answers()
+    answers._hear(response)
+    assert answers.refused() == (3, "too old")
+    assert answers.refused() == (0, "")
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>a proxy says hello</html>"])
+def test_other_answers_refuse_nothing(body):
+    response = requests.Response()
+    response.status_code = 200
+    response._content = body
+    answers = Answers()
+    answers._hear(response)
+    assert answers.refused() == (0, "")

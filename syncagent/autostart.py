@@ -106,10 +106,12 @@ class _Run:
 
     def use(self, providers: Mapping[str, object]) -> None:
         """Send to the program's own providers, if nothing has been sent elsewhere yet."""
-        if self._agent is None:
-            self._providers = providers
-            atexit.unregister(self.finish)  # the providers shut down at exit, too, and must come after
-            atexit.register(self.finish)
+        if self._agent is not None:
+            _say("[syncagent] watches already: its spans and metrics do not go through the program's own providers")
+            return
+        self._providers = providers
+        atexit.unregister(self.finish)  # the providers shut down at exit, too, and must come after
+        atexit.register(self.finish)
 
     def end(self) -> None:
         if self._finder in sys.meta_path:

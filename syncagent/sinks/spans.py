@@ -35,6 +35,9 @@ OPEN_MAX = 16
 ENDED_MAX = 8
 """Ended steps that are remembered for syncs that arrive late."""
 
+VERDICTS_MAX = 256
+"""Spans of the user's in one step for which the sampler's word is kept."""
+
 NAME_MAX = 256
 """Characters of a span's name."""
 
@@ -185,7 +188,7 @@ class SpanSink:
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
         """Ask the SDK's samplers, which keep no count; any other is asked by the tracer alone, once a span."""
-        parent = _user_span(record)
+        parent = step.user_for(record)
         key = 0 if parent is None else parent.get_span_context().span_id
         if (known := step.sampled.get(key)) is not None:
             return known
@@ -194,6 +197,8 @@ class SpanSink:
             return True
         trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
         decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
+        if len(step.sampled) >= VERDICTS_MAX:
+            step.sampled.clear()
         step.sampled[key] = bool(decision.is_recording())
         return step.sampled[key]
 
@@ -202,7 +207,7 @@ class SpanSink:
         if self._laid_out is None:
             return 0
         span_id = secrets.randbits(64) or 1
-        parent = _user_span(event) or step.root
+        parent = _user_span(event) or step.root or step.user
         trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
         if parent is None or parent.get_span_context().trace_flags.sampled:
             self._contexts[id(event)] = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
@@ -360,6 +365,8 @@ class _Step:
     trace_id: int
     sampled: dict[int, bool] = field(default_factory=dict)
     """What the sampler said, by the id of the user's span that would be the parent; 0 for none."""
+    user: trace.Span | None = None
+    """The first span of the user's that a record of this step came with."""
     held: list[_Held] = field(default_factory=list)
     syncs: int = 0
     stall_ns: int = 0
@@ -367,6 +374,12 @@ class _Step:
     parent: trace.Span | None = None
     start_ns: int = 0
     end_ns: int = 0
+
+    def user_for(self, record: SyncEvent | StepRecord) -> trace.Span | None:
+        """The user's span that decides on the record's: autograd's threads do not have that of the forward pass."""
+        own = _user_span(record)
+        self.user = self.user or own
+        return own or self.user
 
     def is_foreign(self, event: SyncEvent) -> bool:
         """Whether the sync ran under a span of the user's that is not the step's parent."""

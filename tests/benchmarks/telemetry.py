@@ -305,18 +305,18 @@ def main() -> int:
 
     torch.set_num_threads(1)
     seconds = 2.0 if arguments.quick else arguments.seconds
-    cases: list[dict[str, Any]] = []
+    cases: dict[str, dict[str, Any]] = {}
 
-    def add(part: str, row: dict[str, Any]) -> None:
-        cases.append({"part": part, **row})
-        print(json.dumps(cases[-1]), flush=True)
+    def add(part: str, name: object, row: dict[str, Any]) -> None:
+        cases[f"{part}, {name}"] = {"part": part, **row}
+        print(json.dumps(cases[f"{part}, {name}"]), flush=True)
 
     for row in throughput(cores):
-        add("events", row)
+        add("events", row["case"], row)
     for row in spans(cores, 2_100 if arguments.quick else 21_000):
-        add("spans", row)
+        add("spans", row["case"], row)
     for rate in _RATES:
-        add("jobs", job(cores, rate, seconds))
+        add("jobs", rate, job(cores, rate, seconds))
     if arguments.out is not None:
         from tests.benchmarks.per_sync import write
 

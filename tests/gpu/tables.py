@@ -247,7 +247,9 @@ def telemetry() -> str:
     if said := not_yet("telemetry", command):
         return said
     result = load("telemetry")
-    parts = {part: [row for row in result["cases"] if row["part"] == part] for part in ("events", "spans", "jobs")}
+    parts = {
+        part: [row for row in result["cases"].values() if row["part"] == part] for part in ("events", "spans", "jobs")
+    }
     rows = ["| the agent's own threads, on one core | a second | CPU time each | bytes each |", "|---|---|---|---|"]
     rows += [
         f"| syncs: {row['case']} | {row['events_a_second']:,} | {row['us_an_event']:.0f} µs | |"

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     DEFAULT_ON,
     Decision,
+    ParentBased,
     Sampler,
     SamplingResult,
     TraceIdRatioBased,
@@ -433,6 +434,21 @@ class TestRanks:
             steps.append(roots)
         assert steps[0] == steps[1]
         assert 60 < len(steps[0]) < 140
+
+    @pytest.mark.parametrize("flags", [0, 1])
+    def test_syncs_of_threads_that_do_not_know_the_users_span_go_with_the_others(self, flags):
+        """The backward pass, where torch does not hand its threads the caller's context."""
+        out = Spans(ParentBased(TraceIdRatioBased(1.0 - flags)))
+        user = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=False, trace_flags=trace.TraceFlags(flags)))
+        sink = of_rank(out, 0)
+        batch = [sync(1, user_span=user), sync(3, op="aten::item", phase=Phase.BACKWARD)]
+        sink.events(batch)
+        known = [sink.span_of(event) for event in batch]
+        sink.step(step(0, 10, user_span=user))
+        assert len(out.all()) == 3 * flags
+        assert [context and context.trace_id for context in known] == ([7, 7] if flags else [None, None])
+        assert all(span.context.trace_id == 7 for span in out.all())
+        assert sink.unsampled == 2 - 2 * flags
 
     def test_steps_that_are_not_sampled_use_nothing_up(self):
         """Of one step in a hundred, the first hundred syncs of a line still have a span."""

@@ -80,12 +80,11 @@ class Agent:
         self._simulated = SimulatedSensor(self._recorder)
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        log = ViolationLog()  # behind the spans, whose ids it names
-        self._pipeline = Pipeline(
-            self._recorder, (self._summary, *sinks, log), self.rank.rank, each_round=self._each_round
-        )
+        if not any(isinstance(sink, ViolationLog) for sink in sinks):
+            sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
+        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
         spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
-        for sink in (*sinks, log):
+        for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
             if hasattr(sink, "spans"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
+from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from syncagent.report.model import Report
     from syncagent.sinks import Sink
     from syncagent.sinks.metric_sender import MetricSender
-    from syncagent.sinks.outbox import AgentTracerProvider
+    from syncagent.sinks.outbox import AgentTracerProvider, Outbox
 
 __all__ = ["Session", "begin", "end"]
 
@@ -33,6 +34,7 @@ class Session(NamedTuple):
     provider: AgentTracerProvider | None
     spans_to: str
     metrics: MetricSender | None = None
+    logs: Outbox | None = None
     is_own: bool = True
     """Whether it sends by itself; else the program's own providers do, which outlive it."""
 
@@ -100,7 +102,22 @@ def _with_spans(settings: Settings) -> Session:
     )
     spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
     counts, metrics = _with_metrics(provider)
-    return Session((spans, *counts, Progress()), provider, spans_to, metrics)
+    log, logs = _with_logs(provider)
+    return Session((spans, *counts, log, Progress()), provider, spans_to, metrics, logs)
+
+
+def _with_logs(provider: AgentTracerProvider) -> tuple[ViolationLog, Outbox | None]:
+    try:
+        from syncagent.sinks.provider import build_logs
+
+        built = build_logs(provider.resource)
+    except ConfigError as error:
+        get_logger().error(f"{error} No log records are sent; the run is watched all the same.")
+    except Exception as error:
+        log_once("logs", "no log records are sent; the run is watched all the same", error=repr(error))
+    else:
+        return (ViolationLog(), None) if built is None else (ViolationLog(built[0]), built[1])
+    return ViolationLog(), None
 
 
 def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | None]:
@@ -152,7 +169,7 @@ def _close(session: Session) -> tuple[str, str]:
     spans_to = session.spans_to
     if session.provider is None:
         return spans_to, ""
-    _send_the_last(session.provider, session.metrics)
+    _send_the_last(session.provider, session.metrics, session.logs)
     stats = session.provider.stats()
     if session.provider.journal is not None:
         spans_to = f"journal {session.provider.journal}"
@@ -169,16 +186,21 @@ def _close(session: Session) -> tuple[str, str]:
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""
 
 
-def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | None) -> None:
-    """Spans and metrics at the same time: neither waits for the other, and both together no longer than spans alone."""
-    if metrics is None:
-        provider.close()
-        return
+def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | None, logs: Outbox | None) -> None:
+    """All at the same time: none waits for the others, and all together no longer than spans alone."""
     from syncagent.sinks.outbox import CLOSE_TIMEOUT_S
 
     began = time.monotonic()
-    metrics.begin_close()
+
+    def left_s() -> float:
+        return max(began + CLOSE_TIMEOUT_S - time.monotonic(), 0.1)
+
+    if metrics is not None:
+        metrics.begin_close()
     try:
         provider.close()
+        if logs is not None:
+            logs.close(left_s())
     finally:
-        metrics.close(max(began + CLOSE_TIMEOUT_S - time.monotonic(), 0.1))
+        if metrics is not None:
+            metrics.close(left_s())

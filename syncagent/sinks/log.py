@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from syncagent.log import get_logger
 from syncagent.sinks import program_log, semconv
@@ -25,7 +25,9 @@ class ViolationLog:
 
     name = "log"
 
-    def __init__(self) -> None:
+    def __init__(self, logger_provider: Any = None) -> None:
+        """``logger_provider`` gets a log record of each line; without one, the program's own does, if it has one."""
+        self._logger_provider = logger_provider
         self.spans: SpanSink | None = None
         """Knows which syncs have a span: their lines carry its ids."""
         self._seen: dict[tuple[str, CallSite | None], tuple[int, int]] = {}
@@ -64,7 +66,7 @@ class ViolationLog:
                 stall_ms=stall_ms,
                 **_ids(span),
             )
-            program_log.emit(event, span, {semconv.COUNT: count, semconv.STALL_MS: stall_ms})
+            program_log.emit(event, span, {semconv.COUNT: count, semconv.STALL_MS: stall_ms}, self._logger_provider)
 
 
 def _ids(span: SpanContext | None) -> dict[str, str]:

@@ -18,13 +18,24 @@ from syncagent.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["check", "check_metrics", "endpoint", "exporter", "is_disabled", "otlp", "positive_int", "protocol"]
+__all__ = [
+    "check",
+    "check_logs",
+    "check_metrics",
+    "endpoint",
+    "exporter",
+    "is_disabled",
+    "otlp",
+    "positive_int",
+    "protocol",
+]
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 
 TRACES: Final = "TRACES"
 METRICS: Final = "METRICS"
+LOGS: Final = "LOGS"
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
@@ -168,6 +179,15 @@ def check_metrics(environ: Mapping[str, str]) -> None:
         protocol(environ, METRICS)
         endpoint(environ, METRICS)
         _obey(_otlp_rules(METRICS), environ)
+
+
+def check_logs(environ: Mapping[str, str]) -> None:
+    """The same for the variables of logs."""
+    _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
+    if exporter(environ, LOGS) == "otlp":
+        protocol(environ, LOGS)
+        endpoint(environ, LOGS)
+        _obey(_otlp_rules(LOGS), environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:

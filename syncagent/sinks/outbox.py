@@ -1,4 +1,4 @@
-"""A queue of finished spans and the thread that sends them, both bounded, with an account of every span.
+"""A queue of finished spans (or log records) and the thread that sends them, both bounded, with an account of each.
 
 The SDK's BatchSpanProcessor does the same and says neither what it dropped nor ends in time: its shutdown waits up to
 30 s for a collector that hangs, and at exit no other thread can be started to cut that short.
@@ -12,11 +12,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
 
 from syncagent.pace import keep_pace
 from syncagent.sinks.answers import Answers
@@ -24,6 +23,7 @@ from syncagent.sinks.complaints import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from enum import Enum
     from pathlib import Path
 
     from opentelemetry.sdk.resources import Resource
@@ -42,9 +42,9 @@ _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
 
 
 class Exporter(Protocol):
-    """What is needed of the SDK's SpanExporter."""
+    """What is needed of the SDK's SpanExporter, or of its LogRecordExporter."""
 
-    def export(self, spans: Sequence[ReadableSpan], /) -> SpanExportResult: ...
+    def export(self, batch: Sequence[Any], /) -> Enum: ...
     def shutdown(self) -> None: ...
 
 
@@ -125,7 +125,7 @@ class Outbox(SpanProcessor):
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._queue: deque[ReadableSpan] = deque()
+        self._queue: deque[Any] = deque()
         self._due = 0.0
         self._sending = 0
         self._exported = self._failed = self._dropped = 0
@@ -141,8 +141,10 @@ class Outbox(SpanProcessor):
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
-        if not (span.context and span.context.trace_flags.sampled):
-            return
+        if span.context and span.context.trace_flags.sampled:
+            self.put(span)
+
+    def put(self, span: Any) -> None:
         with self._changed:
             if self._is_closing:
                 self._dropped += 1
@@ -219,7 +221,7 @@ class Outbox(SpanProcessor):
         finally:
             overheard.detach()
 
-    def _next_batch(self) -> list[ReadableSpan]:
+    def _next_batch(self) -> list[Any]:
         """Wait until a batch is due; empty when it is all over."""
         with self._changed:
             while True:
@@ -237,10 +239,10 @@ class Outbox(SpanProcessor):
                     return batch
                 self._changed.wait(wait_s)
 
-    def _send(self, exporter: Exporter, batch: list[ReadableSpan]) -> None:
+    def _send(self, exporter: Exporter, batch: list[Any]) -> None:
         reason = "the exporter reported a failure"
         try:
-            is_sent = exporter.export(batch) is SpanExportResult.SUCCESS
+            is_sent = exporter.export(batch).name == "SUCCESS"
         except Exception as error:
             is_sent, reason = False, _describe(error)
         with self._changed:
@@ -262,7 +264,7 @@ class Outbox(SpanProcessor):
         if is_lost:
             self._trouble.tell(reason)
 
-    def _take_back(self, batch: list[ReadableSpan]) -> bool:
+    def _take_back(self, batch: list[Any]) -> bool:
         """Queue again what the other side wants later; say whether all of it could be."""
         room = self._max_queue - len(self._queue) if self._answers.left_s() else 0
         kept = batch[-room:] if room > 0 else []

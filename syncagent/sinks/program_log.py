@@ -1,9 +1,9 @@
-"""Violations as log records of the program's own OpenTelemetry logs, where it has set them up."""
+"""Violations as OpenTelemetry log records: to the program's own logger provider, or to the one the agent has built."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
 from syncagent.log import log_once
@@ -23,18 +23,24 @@ __all__ = ["MESSAGE", "emit"]
 MESSAGE = "host sync against the policy"
 
 
-def emit(event: SyncEvent, span: SpanContext | None, counted: Mapping[str, AttributeValue]) -> None:
-    """Emit a record in the sync's span, or else in the user's own; nothing without a provider of the program's."""
-    api = sys.modules.get("opentelemetry._logs")
-    if api is None:
-        return
+def emit(event: SyncEvent, span: SpanContext | None, counted: Mapping[str, AttributeValue], built: Any = None) -> None:
+    """Emit a record in the sync's span, or else in the user's own; nothing without a provider."""
     try:
-        provider = api.get_logger_provider()
-        if type(provider).__name__ in {"ProxyLoggerProvider", "NoOpLoggerProvider"}:  # the API's, until one is set
+        provider = built if built is not None else _of_program()
+        if provider is None:
             return
         provider.get_logger(semconv.INSTRUMENTATION, __version__).emit(_record(event, span, counted))
     except Exception as error:
-        log_once("program-log", "violations are not in the program's OpenTelemetry logs", error=repr(error))
+        log_once("program-log", "violations are not in the OpenTelemetry logs", error=repr(error))
+
+
+def _of_program() -> Any:
+    api = sys.modules.get("opentelemetry._logs")
+    if api is None:
+        return None
+    provider = api.get_logger_provider()
+    # What the API has until one is set.
+    return None if type(provider).__name__ in {"ProxyLoggerProvider", "NoOpLoggerProvider"} else provider
 
 
 def _record(event: SyncEvent, span: SpanContext | None, counted: Mapping[str, AttributeValue]) -> object:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from syncagent.sinks.metric_sender import MetricSender, Sends
     from syncagent.sinks.outbox import AgentTracerProvider, Exporter, Outbox
 
-__all__ = ["build_metric_sender", "build_provider"]
+__all__ = ["build_logs", "build_metric_sender", "build_provider"]
 
 JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
@@ -117,6 +117,52 @@ def _metric_exporter(protocol: str, answers: Answers) -> Sends:
     return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
 
 
+def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
+    """A logger provider and what it sends through, where OTEL_LOGS_EXPORTER asks for it: an endpoint alone may be one
+    that takes no logs.
+
+    A malformed variable raises ConfigError.
+    """
+    environ = os.environ
+    if otel_env.is_disabled(environ) or not environ.get("OTEL_LOGS_EXPORTER", "").strip():
+        return None
+    otel_env.check_logs(environ)
+    if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
+        return None
+    target, answers = otel_env.endpoint(environ, otel_env.LOGS), Answers()
+    try:
+        from opentelemetry.sdk._logs import LoggerProvider
+
+        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
+        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers)
+        provider = LoggerProvider(resource, shutdown_on_exit=False)
+        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry logs cannot be set up as the OTEL_* variables ask: {error}") from error
+    return provider, outbox
+
+
+class _LogProcessor:
+    """A LogRecordProcessor; ``emit`` is what the SDK before 1.35 calls."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.on_emit = self.emit = outbox.put
+        self.force_flush = outbox.force_flush
+        self.shutdown = outbox.close
+
+
+def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+    package = "grpc" if protocol == otel_env.GRPC else "http"
+
+    def make() -> Exporter:
+        module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
+        session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
+        exporter: Exporter = module.OTLPLogExporter(**session)
+        return exporter
+
+    return make
+
+
 class _Journals:
     """Makes journal exporters: a second one in a forked child, with a file of its own."""
 
@@ -187,6 +233,13 @@ _in_trouble: set[str] = set()
 def _say_metrics_lost(target: str, reason: str) -> None:
     if _host(target) not in _in_trouble:
         get_logger().warning("metrics do not arrive; training goes on, this is said once", to=target, reason=reason)
+
+
+def _say_logs_lost(target: str, reason: str) -> None:
+    if _host(target) not in _in_trouble:
+        get_logger().warning(
+            "log records are being lost; training goes on, this is said once", to=target, reason=reason
+        )
 
 
 def _host(target: str) -> str:

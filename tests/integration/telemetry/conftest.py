@@ -35,6 +35,9 @@ class Receiver:
         """Data points of metrics, in the order in which they came."""
         return self._lines(".metrics")
 
+    def log_records(self):
+        return self._lines(".logs")
+
     def requests(self):
         """When each came, and the mode it met."""
         return self._lines(".requests")

@@ -1,7 +1,7 @@
 """An OTLP receiver in a process of its own: ``receiver.py MODE FILE [http|grpc [PORT]]``.
 
 Prints the port it listens on, and appends each span it takes to FILE as a line of JSON, each data point of a metric to
-FILE.metrics, and the time of each request to FILE.requests.  Modes:
+FILE.metrics, each log record to FILE.logs, and the time of each request to FILE.requests.  Modes:
 
 - ``ok``;
 - ``500``, which answers that (gRPC: INTERNAL); ``401`` likewise (UNAUTHENTICATED);
@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as otlp_logs
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp_metrics
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 
@@ -91,7 +92,24 @@ def points(request: otlp_metrics.ExportMetricsServiceRequest) -> list[dict]:
     ]
 
 
+def records(request: otlp_logs.ExportLogsServiceRequest) -> list[dict]:
+    return [
+        {
+            "body": record.body.string_value,
+            "severity": record.severity_text,
+            "trace": record.trace_id.hex(),
+            "span": record.span_id.hex(),
+            "attributes": {pair.key: plain(pair.value) for pair in record.attributes},
+            "resource": {pair.key: plain(pair.value) for pair in of_resource.resource.attributes},
+        }
+        for of_resource in request.resource_logs
+        for of_scope in of_resource.scope_logs
+        for record in of_scope.log_records
+    ]
+
+
 TAKES = {
+    "/v1/logs": (otlp_logs.ExportLogsServiceRequest, otlp_logs.ExportLogsServiceResponse, records, ".logs"),
     "/v1/traces": (otlp.ExportTraceServiceRequest, otlp.ExportTraceServiceResponse, rows, ""),
     "/v1/metrics": (
         otlp_metrics.ExportMetricsServiceRequest,
@@ -190,6 +208,7 @@ def serve_grpc(receiver: Receiver, port: int) -> None:
     import grpc
     from google.protobuf.duration_pb2 import Duration
     from google.rpc.error_details_pb2 import RetryInfo
+    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
     from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
@@ -214,10 +233,14 @@ def serve_grpc(receiver: Receiver, port: int) -> None:
         return export
 
     server = grpc.server(ThreadPoolExecutor(8))
-    for module, name in ((trace_service_pb2_grpc, "TraceService"), (metrics_service_pb2_grpc, "MetricsService")):
-        path = "/v1/traces" if name == "TraceService" else "/v1/metrics"
-        servicer = type(name, (getattr(module, f"{name}Servicer"),), {"Export": taker(path)})
-        getattr(module, f"add_{name}Servicer_to_server")(servicer(), server)
+    for module, name in (
+        (trace_service_pb2_grpc, "Trace"),
+        (metrics_service_pb2_grpc, "Metrics"),
+        (logs_service_pb2_grpc, "Logs"),
+    ):
+        path = f"/v1/{name.lower()}".replace("trace", "traces")
+        servicer = type(name, (getattr(module, f"{name}ServiceServicer"),), {"Export": taker(path)})
+        getattr(module, f"add_{name}ServiceServicer_to_server")(servicer(), server)
     print(server.add_insecure_port(f"127.0.0.1:{port}"), flush=True)
     server.start()
     server.wait_for_termination()

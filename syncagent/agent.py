@@ -62,7 +62,9 @@ class Agent:
 
         self.settings = settings
         self._faults = Faults()
-        self.rank = self._faults.guard("the rank", ranks.read, ranks.Rank(None, None, None))
+        nobody = ranks.Rank(None, None, None)
+        self.rank = self._faults.guard("the rank", ranks.read, nobody)
+        self._seeks_rank = self.rank is not nobody
         self._internals = self._faults.guard(
             "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
         )
@@ -165,9 +167,18 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
-        if self.rank.rank is None:  # Ray Train and process groups without a launcher say it once the script runs
-            self.rank = self._faults.guard("the rank", _rank_by_now, self.rank)
+        self._seek_rank()
+
+    def _seek_rank(self) -> None:
+        """Ray Train, and process groups without a launcher, say it once the script runs."""
+        if not self._seeks_rank or self.rank.rank is not None:
+            return
+        try:
+            self.rank = _rank_by_now()
             self._pipeline.rank = self.rank.rank
+        except Exception as error:
+            self._seeks_rank = False
+            self._faults.add("the rank", error)
 
     def _drain(self) -> None:
         self._faults.guard("draining", self._pipeline.drain, None)
@@ -299,7 +310,7 @@ class Agent:
         device = None
         if simulated or (self._has_cuda and torch.cuda.is_initialized()):
             device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
-        rank = self.rank if self.rank.rank is not None else _rank_by_now()
+        self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
@@ -307,8 +318,8 @@ class Agent:
             cuda=None if simulated else torch.version.cuda,
             device=device,
             host=platform.node(),
-            rank=rank.rank,
-            world_size=rank.world_size,
+            rank=self.rank.rank,
+            world_size=self.rank.world_size,
             steps=self.steps.count,
             policy=self._policy.mode,
             detail="ops" if self.settings.wraps_every_op else "syncs",

@@ -275,7 +275,8 @@ def telemetry() -> str:
         f"{row['made_a_second']:,} of {row['rate']:,}" for row in jobs if row["made_a_second"] < 0.95 * row["rate"]
     ]
     return "\n".join(rows) + (
-        f"\n\nJobs of {result['seconds_a_job']:g} s with 20 lines; the first hundred syncs of each have a span. "
+        "\n\nThe spans of the first table are of one line, which flatters gzip. "
+        f"Jobs of {result['seconds_a_job']:g} s with 20 lines; the first hundred syncs of each have a span. "
         + (f"Rates not reached: {', '.join(short)}. " if short else "")
         + f"{device(result)}. `{command}`.{soak()}"
     )

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution import ranks
+from syncagent.log import log_once
 from syncagent.sinks import semconv
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["LaidOut", "StepIds", "Whose", "whose"]
 
 _FRESH_S = 1.0
+_NAMELESS = (
+    "the ranks have no traces in common, since nothing names their job; torchrun --rdzv-id does, or "
+    "OTEL_RESOURCE_ATTRIBUTES=syncagent.job.id=NAME"
+)
 
 
 class Whose(NamedTuple):
@@ -32,6 +37,8 @@ def whose() -> Whose:
     import platform
 
     rank, job = ranks.read(), ranks.job()
+    if job.key is None and rank.rank == 0 and (rank.world_size or 1) > 1:
+        log_once("no-job", _NAMELESS, level="info")
     attributes: dict[str, AttributeValue | None] = {
         semconv.LOCAL_RANK: rank.local_rank,
         semconv.WORLD_SIZE: rank.world_size,

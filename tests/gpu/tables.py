@@ -295,7 +295,7 @@ def soak() -> str:
         f"{max(row['spans_a_second']):.0f} spans a second from a rank at most, none lost; memory of a rank "
         f"{max(memory['at the end']):.0f} MB at the end, {growth:.1f} MB more than after a third. "
         f"{row['steps_after_the_first']['of all ranks']} of the later steps have spans of all ranks. {device(result)}. "
-        "`SOAK_RESULT=FILE make test-telemetry`."
+        f"`SOAK_SECONDS={row['seconds']:g} SOAK_RESULT=FILE make test-telemetry`."
     )
 
 

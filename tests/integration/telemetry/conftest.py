@@ -16,8 +16,9 @@ ROOT = HERE.parents[2]
 
 @pytest.fixture
 def environ(tmp_path):
-    """The environment for a job: no OTEL_* or SYNCAGENT* of the person who runs the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT"))}
+    """The environment for a job: no OTEL_*, SYNCAGENT* or launcher of the person who runs the tests."""
+    others = ("OTEL_", "SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "MASTER_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return clean | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "TMPDIR": str(tmp_path)}
 
 

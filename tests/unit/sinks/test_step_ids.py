@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
+from syncagent import log
 from syncagent.sinks.step_ids import StepIds, Whose, whose
 
 
@@ -67,7 +68,7 @@ def test_the_job_may_be_known_later_than_the_first_step(monkeypatch):
     assert made.trace_id(1) == ids("job").trace_id(1)
 
 
-def test_whose_they_are_is_read_from_the_environment(monkeypatch):
+def test_whose_they_are_is_read_from_the_environment(no_settings, monkeypatch):
     environment = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "exp7"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -75,3 +76,15 @@ def test_whose_they_are_is_read_from_the_environment(monkeypatch):
     del attributes["host.name"]
     assert attributes == {"syncagent.local_rank": 1, "syncagent.world_size": 8, "syncagent.job.id": "exp7"}
     assert key.startswith("exp7/")
+
+
+def test_a_job_of_several_machines_that_has_no_name_is_told_so_once(no_settings, monkeypatch, capsys):
+    """By rank 0."""
+    monkeypatch.setattr(log, "_said", set())
+    for name, value in {"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    for rank in "001":
+        monkeypatch.setenv("RANK", rank)
+        assert whose().key is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "torchrun --rdzv-id" in line

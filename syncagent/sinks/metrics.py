@@ -10,9 +10,8 @@ import sys
 import threading
 import time
 import weakref
-from bisect import bisect_left
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
@@ -22,13 +21,14 @@ from syncagent._version import __version__
 from syncagent.event import Phase
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
+from syncagent.sinks.series import Series, SeriesTable
 from syncagent.sinks.texts import Texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
-    from opentelemetry.sdk.metrics.export import Metric, MetricsData
+    from opentelemetry.sdk.metrics.export import Metric, MetricsData, NumberDataPoint
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import SpanContext
     from opentelemetry.util.types import AttributeValue
@@ -38,15 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricSink", "of_program"]
 
-OTHER = "other"
-"""``syncagent.op`` of the series that takes the syncs of all series beyond the limit."""
-
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
 _FULL = "buffer full"
-_FOLDED_MAX = 10_000
-"""Folded series are told apart up to so many."""
 _RECORDS_MAX = 100
 """Measurements that a program's own histogram is given for one record that stands for many syncs."""
 _PART = 25
@@ -66,45 +61,9 @@ _CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longe
 
 
 @dataclass(slots=True)
-class _Series:
-    attributes: dict[str, AttributeValue]
-    buckets: list[int]
-    count: int = 0
-    total_s: float = 0.0
-    min_s: float = float("inf")
-    max_s: float = 0.0
-    examples: dict[int, tuple[float, int, SpanContext]] = field(default_factory=dict)
-    """The newest value of each bucket that has a span, since the last export; its end and its span."""
-
-    def add(
-        self,
-        bounds: Sequence[float],
-        total_s: float,
-        count: int,
-        max_s: float | None = None,
-        span: tuple[int, SpanContext] | None = None,
-    ) -> None:
-        """Add ``count`` values whose sum is given: each counts as their mean.  ``span`` is one's, with its end."""
-        mean_s = total_s / count
-        bucket = bisect_left(bounds, mean_s)
-        self.buckets[bucket] += count
-        if span is not None:
-            self.examples[bucket] = (mean_s, *span)
-        self.count += count
-        self.total_s += total_s
-        self.min_s = min(self.min_s, mean_s)
-        self.max_s = max(self.max_s, mean_s if max_s is None else max_s)
-
-    def taken(self) -> _Series:
-        """A copy, which takes the examples with it."""
-        examples, self.examples = self.examples, {}
-        return replace(self, buckets=self.buckets.copy(), examples=examples)
-
-
-@dataclass(slots=True)
 class _Snapshot:
-    series: list[_Series]
-    steps: _Series
+    series: list[Series]
+    steps: Series
     ratio: float | None
     dropped: dict[str, int]
     folded: int
@@ -117,9 +76,9 @@ class _Snapshot:
 class MetricSink:
     """Counts each sync once, whether it has a span or not.
 
-    A series is one op, kind, phase and line, allowed or not, against the policy or not.  The first ``max_series`` have
-    theirs; the syncs of all others are in one whose op is ``other``, and how many series that are is
-    ``syncagent.series.folded``.
+    A series is one op, kind, phase and line, allowed or not, against the policy or not.  ``max_series`` have theirs
+    (:mod:`syncagent.sinks.series` says which); the syncs of all others are in one whose op is ``other``, and how many
+    series that are is ``syncagent.series.folded``.
 
     - A record that stands for many syncs (``repeats``) counts as that many, each as long as their mean: counts and
       sums are exact, the histogram's buckets show the mean.
@@ -148,14 +107,13 @@ class MetricSink:
         self._lost_before: Mapping[str, int] = {}
         self._withheld_before: Mapping[str, int] = {}
         self._cut_before = 0
-        self._max_series = max_series
+        self._max_series = max_series  # threads that are told apart, too
         # Between the draining thread and whoever exports; no training thread ever takes it.  A signal handler that ends
         # the run may have interrupted the very thread that holds it.
         self._lock = threading.RLock()
         self._began_ns = time.time_ns()
-        self._series: dict[Hashable, _Series] = {}
-        self._folded: set[int] = set()
-        self._steps = _Series({}, [0] * (len(STEP_BOUNDS_S) + 1))
+        self._table = SeriesTable(STALL_BOUNDS_S, max_series, self._began_ns)
+        self._steps = Series({}, STEP_BOUNDS_S, self._began_ns)
         self._has_begun = False
         self._thread_ns: dict[str, float] = {}
         self._backward_ns = 0.0
@@ -179,8 +137,8 @@ class MetricSink:
             span = None if self.spans is None else self.spans.span_of(event)
             example = None if span is None else (event.start_ns + max(event.stall_ns, 0), span)
             with self._lock:
-                series = self._of(event)
-                series.add(STALL_BOUNDS_S, total_s, count, longest_s, example)
+                series = self._of(event, count)
+                series.add(total_s, count, longest_s, example)
                 if event.phase is Phase.BACKWARD:
                     self._backward_ns += total_s * 1e9
                 elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
@@ -202,7 +160,7 @@ class MetricSink:
             if is_first:
                 return
             example = None if span is None else (record.end_ns, span)
-            self._steps.add(STEP_BOUNDS_S, duration_ns / 1e9, 1, span=example)
+            self._steps.add(duration_ns / 1e9, 1, span=example)
             if not self._slices or self._slices[-1][0] >= _SLICE_NS:
                 self._slices.append([0.0, 0.0])
             self._slices[-1][0] += duration_ns
@@ -243,11 +201,11 @@ class MetricSink:
                 parts[0] = series + parts[0]
         return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
 
-    def _syncs(self, series: Sequence[_Series], now_ns: int) -> list[Metric]:
-        return [
-            self._counter(_SYNCS, [(one.attributes, one.count) for one in series], now_ns),
-            self._histogram(_STALL, series, STALL_BOUNDS_S, now_ns),
-        ]
+    def _syncs(self, series: Sequence[Series], now_ns: int) -> list[Metric]:
+        from opentelemetry.sdk.metrics.export import NumberDataPoint
+
+        counts = [NumberDataPoint(one.attributes, one.began_ns, now_ns, one.count) for one in series]
+        return [_sum(_SYNCS, counts), _histogram(_STALL, series, now_ns)]
 
     def _rest(self, now: _Snapshot) -> list[Metric]:
         from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
@@ -262,7 +220,7 @@ class MetricSink:
         if now.spans_lost:
             metrics.append(self._counter(_SPANS_DROPPED, _by(now.spans_lost), now.time_ns))
         if now.steps.count:
-            metrics.append(self._histogram(_STEP, [now.steps], STEP_BOUNDS_S, now.time_ns))
+            metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
         if now.ratio is not None:
             name, unit, description = _RATIO
             points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
@@ -272,40 +230,9 @@ class MetricSink:
     def _counter(
         self, about: tuple[str, str, str], values: Iterable[tuple[dict[str, AttributeValue], int]], now_ns: int
     ) -> Metric:
-        from opentelemetry.sdk.metrics.export import AggregationTemporality, Metric, NumberDataPoint, Sum
+        from opentelemetry.sdk.metrics.export import NumberDataPoint
 
-        name, unit, description = about
-        points = [NumberDataPoint(labels, self._began_ns, now_ns, value) for labels, value in values]
-        return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True))
-
-    def _histogram(
-        self, about: tuple[str, str, str], series: Iterable[_Series], bounds: Sequence[float], now_ns: int
-    ) -> Metric:
-        from opentelemetry.sdk.metrics import Exemplar
-        from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint, Metric
-
-        name, unit, description = about
-        points = []
-        for one in series:
-            points.append(
-                HistogramDataPoint(
-                    attributes=one.attributes,
-                    start_time_unix_nano=self._began_ns,
-                    time_unix_nano=now_ns,
-                    count=one.count,
-                    sum=one.total_s,
-                    bucket_counts=one.buckets,
-                    explicit_bounds=bounds,
-                    min=one.min_s,
-                    max=one.max_s,
-                    exemplars=[
-                        Exemplar({}, value, end_ns, span.span_id, span.trace_id)
-                        for value, end_ns, span in one.examples.values()
-                    ],
-                )
-            )
-            breathe()
-        return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))
+        return _sum(about, [NumberDataPoint(labels, self._began_ns, now_ns, value) for labels, value in values])
 
     def _instruments(self, provider: MeterProvider) -> None:
         from opentelemetry.metrics import Observation
@@ -323,7 +250,7 @@ class MetricSink:
             return [Observation(value, labels) for labels, value in _by({_FULL: 0} | self._snapshot().dropped)]
 
         def folded(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(len(self._folded))]
+            return [Observation(self._table.folded)]
 
         def cut(_options: CallbackOptions) -> list[Observation]:
             return [Observation(self._snapshot().cut)]
@@ -342,33 +269,26 @@ class MetricSink:
 
     # --- the parts
 
-    def _of(self, event: SyncEvent) -> _Series:
-        is_allowed = event.allowed is not None
+    def _of(self, event: SyncEvent, count: int) -> Series:
         site = event.site
         line = None if site is None else (site.file, site.line, site.function)
-        key = (event.op, event.kind, event.phase, line, event.violation, is_allowed)
-        series = self._series.get(key)
-        if series is not None:
-            return series
-        if len(self._series) >= self._max_series:
-            if len(self._folded) < _FOLDED_MAX:
-                self._folded.add(hash(key))
-            if OTHER not in self._series:
-                self._series[OTHER] = _new({semconv.OP: OTHER})
-            return self._series[OTHER]
-        attributes: dict[str, AttributeValue | None] = {
-            semconv.OP: event.op,
-            semconv.KIND: event.kind.value,
-            semconv.PHASE: event.phase.value,
-            semconv.VIOLATION: event.violation,
-            semconv.ALLOWED: is_allowed,
-        }
-        if site is not None:
-            attributes[semconv.CODE_FILE_PATH] = site.file
-            attributes[semconv.CODE_LINE_NUMBER] = site.line or None
-            attributes[semconv.CODE_FUNCTION_NAME] = site.function
-        series = self._series[key] = _new(self.texts.present(attributes))
-        return series
+        key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
+
+        def describe() -> dict[str, AttributeValue]:
+            return self.texts.present(
+                {
+                    semconv.OP: event.op,
+                    semconv.KIND: event.kind.value,
+                    semconv.PHASE: event.phase.value,
+                    semconv.VIOLATION: event.violation,
+                    semconv.ALLOWED: event.allowed is not None,
+                    semconv.CODE_FILE_PATH: None if site is None else site.file,
+                    semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
+                    semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                }
+            )
+
+        return self._table.of(key, count, describe)
 
     def _dropped(self) -> dict[str, int]:
         return dict(Counter(self._lost_before) + Counter(self.lost))
@@ -385,11 +305,11 @@ class MetricSink:
         with self._lock:
             step_ns, stall_ns = (sum(part) for part in zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
             return _Snapshot(
-                [series.taken() for series in self._series.values()],
+                self._table.taken(),
                 self._steps.taken(),
                 min(stall_ns / step_ns, 1.0) if step_ns else None,
                 self._dropped(),
-                len(self._folded),
+                self._table.folded,
                 self._cut(),
                 self._withheld(),
                 self.spans_lost(),
@@ -417,10 +337,6 @@ def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
     return sink
 
 
-def _new(attributes: dict[str, AttributeValue]) -> _Series:
-    return _Series(attributes, [0] * (len(STALL_BOUNDS_S) + 1))
-
-
 def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
     """Zero, too, is worth saying: whoever alerts on it needs a series to look at."""
     return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
@@ -431,3 +347,38 @@ def _context_of(span: SpanContext | None, user: object | None) -> Context | None
     if span is not None:
         return set_span_in_context(NonRecordingSpan(span), Context())
     return user if isinstance(user, Context) else Context()
+
+
+def _sum(about: tuple[str, str, str], points: Sequence[NumberDataPoint]) -> Metric:
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, Metric, Sum
+
+    name, unit, description = about
+    return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True))
+
+
+def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: int) -> Metric:
+    from opentelemetry.sdk.metrics import Exemplar
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint, Metric
+
+    name, unit, description = about
+    points = []
+    for one in series:
+        points.append(
+            HistogramDataPoint(
+                attributes=one.attributes,
+                start_time_unix_nano=one.began_ns,
+                time_unix_nano=now_ns,
+                count=one.count,
+                sum=one.total_s,
+                bucket_counts=one.buckets,
+                explicit_bounds=one.bounds,
+                min=one.min_s,
+                max=one.max_s,
+                exemplars=[
+                    Exemplar({}, value, end_ns, span.span_id, span.trace_id)
+                    for value, end_ns, span in one.examples.values()
+                ],
+            )
+        )
+        breathe()
+    return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))

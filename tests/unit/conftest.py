@@ -16,7 +16,6 @@ import pytest
 import syncagent.agent
 from syncagent import config
 
-
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
 
 

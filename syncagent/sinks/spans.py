@@ -45,6 +45,7 @@ _CODE = (semconv.CODE_FILE_PATH, semconv.CODE_LINE_NUMBER, semconv.CODE_FUNCTION
 _FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORWARD_FUNCTION_NAME)
 _LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
 
+_SDK = "opentelemetry.sdk."
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
@@ -163,8 +164,8 @@ class SpanSink:
             self._provider = provider
         tracer = provider.get_tracer(semconv.INSTRUMENTATION, self._version)
         own = getattr(tracer, "id_generator", None)
-        if own is not None:
-            self._laid_out = LaidOut(own)
+        if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
+            self._laid_out = own if isinstance(own, LaidOut) else LaidOut(own)
             tracer.id_generator = self._laid_out  # type: ignore[attr-defined]
         return tracer
 
@@ -193,7 +194,7 @@ class SpanSink:
         if (known := step.sampled.get(key)) is not None:
             return known
         sampler: Any = getattr(self._tracer, "sampler", None)
-        if self._laid_out is None or not type(sampler).__module__.startswith("opentelemetry.sdk."):
+        if self._laid_out is None or not type(sampler).__module__.startswith(_SDK):
             return True
         trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
         decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision

@@ -466,6 +466,25 @@ class TestRanks:
         sink.step(step())
         assert out.one("train.step").context.trace_id == StepIds(lambda: Whose({}, "job")).trace_id(0)
 
+    def test_a_tracer_that_is_not_the_sdks_is_left_as_it_is(self, out):
+        """It may be one that the program has, too; steps have random ids then, and metrics name no span."""
+        of_program = out.provider.get_tracer("program")
+
+        class Tracer:
+            id_generator = generator = of_program.id_generator
+            start_span = staticmethod(of_program.start_span)
+
+        class Provider(trace.TracerProvider):
+            def get_tracer(self, *_, **__):
+                return Tracer
+
+        sink, event = SpanSink(Provider(), whose=lambda: Whose({}, "job")), sync(1)
+        sink.events([event])
+        assert sink.span_of(event) is None
+        sink.step(step())
+        assert Tracer.id_generator is Tracer.generator
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
     def test_the_programs_own_tracers_keep_their_ids(self, out):
         generator = out.provider.id_generator
         of_rank(out, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -74,7 +75,7 @@ def job(environment: Mapping[str, str] | None = None) -> Job:
     environment = os.environ if environment is None else environment
     name = _named(environment)
     if name is None and _is_on_one_machine(environment):
-        name = _parent()
+        name = _parent(os.getpid())
     if name is None:
         return Job(None, None)
     return Job(name, "/".join((name, *(environment.get(part, "") for part in _ATTEMPT))))
@@ -103,8 +104,9 @@ def _is_on_one_machine(environment: Mapping[str, str]) -> bool:
     return world is not None and world > 1 and world == local
 
 
-def _parent() -> str | None:
-    """The process that started this one, told from any other that ever had its number."""
+@functools.cache
+def _parent(_pid: int) -> str | None:
+    """The process that started this one, told from any other that ever had its number; it may be gone later."""
     parent = os.getppid()
     try:
         with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as file:

@@ -205,3 +205,14 @@ def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, environ, tm
     assert done.returncode == -15
     assert [span["name"] for span in collector.spans()].count("train.step") == 5
     assert any(point["name"] == "syncagent.syncs" for point in collector.points())
+
+
+def test_violations_are_in_the_programs_own_logs_in_their_spans(receiver, instrument):
+    collector = receiver()
+    variables = {"SYNCAGENT_POLICY": "warn", "SYNCAGENT_WARMUP_STEPS": "0", "PYTHONWARNINGS": "ignore"}
+    instrument(collector.endpoint, OTEL_LOGS_EXPORTER="otlp", **variables)
+    records = [r for r in collector.log_records() if r["body"] == "host sync against the policy"]
+    spans = {(span["trace"], span["id"]): span for span in collector.spans()}
+    assert records
+    for record in records:
+        assert spans[record["trace"], record["span"]]["name"] == record["attributes"]["syncagent.op"]

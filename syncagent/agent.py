@@ -59,7 +59,9 @@ class Agent:
 
         self.settings = settings
         self._faults = Faults()
-        self.rank = self._faults.guard("the rank", ranks.read, ranks.Rank(None, None, None))
+        nobody = ranks.Rank(None, None, None)
+        self.rank = self._faults.guard("the rank", ranks.read, nobody)
+        self._seeks_rank = self.rank is not nobody
         self._internals = self._faults.guard(
             "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
         )
@@ -78,12 +80,15 @@ class Agent:
         self._sampling = CopySampling(on=settings.copies_timed == "sampled")
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        self._pipeline = Pipeline(
-            self._recorder, (self._summary, ViolationLog(), *sinks), self.rank.rank, each_round=self._remote.poll
-        )
+        if not any(isinstance(sink, ViolationLog) for sink in sinks):
+            sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
+        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
+        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
+            if hasattr(sink, "spans"):
+                sink.spans = spans
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -156,6 +161,21 @@ class Agent:
     def _sensors_or_none(self) -> tuple[SensorStatus, ...]:
         none: tuple[SensorStatus, ...] = ()
         return self._faults.guard("the list of sensors", self._sensor_statuses, none)
+
+    def _each_round(self) -> None:
+        self._remote.poll()
+        self._seek_rank()
+
+    def _seek_rank(self) -> None:
+        """Ray Train, and process groups without a launcher, say it once the script runs."""
+        if not self._seeks_rank or self.rank.rank is not None:
+            return
+        try:
+            self.rank = _rank_by_now()
+            self._pipeline.rank = self.rank.rank
+        except Exception as error:
+            self._seeks_rank = False
+            self._faults.add("the rank", error)
 
     def _drain(self) -> None:
         self._faults.guard("draining", self._pipeline.drain, None)
@@ -282,7 +302,7 @@ class Agent:
         device = None
         if simulated or (self._has_cuda and torch.cuda.is_initialized()):
             device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
-        rank = self.rank if self.rank.rank is not None else _process_group_rank() or self.rank
+        self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
@@ -290,8 +310,8 @@ class Agent:
             cuda=None if simulated else torch.version.cuda,
             device=device,
             host=platform.node(),
-            rank=rank.rank,
-            world_size=rank.world_size,
+            rank=self.rank.rank,
+            world_size=self.rank.world_size,
             steps=self.steps.count,
             policy=self._policy.mode,
             detail="ops" if self.settings.wraps_every_op else "syncs",
@@ -352,11 +372,12 @@ def _script() -> str:
     return os.path.basename(sys.argv[0] if sys.argv else "") or "python"
 
 
-def _process_group_rank() -> ranks.Rank | None:
+def _rank_by_now() -> ranks.Rank:
+    rank = ranks.read()
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return ranks.Rank(distributed.get_rank(), None, distributed.get_world_size())
+        return rank
+    return ranks.Rank(distributed.get_rank(), rank.local_rank, distributed.get_world_size())
 
 
 # --- the public functions -------------------------------------------------------------------------------------------
@@ -393,7 +414,7 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
 
             simulate.install()
         if sinks is None:
-            sinks = _user_sinks(settings)
+            sinks = user_sinks(settings)
         agent = Agent(settings, sinks)
         agent.start(modes=modes)
         _current = agent
@@ -471,17 +492,19 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
         return watched
 
 
-def _user_sinks(settings: config.Settings) -> tuple[Sink, ...]:
+def user_sinks(settings: config.Settings, tracer_provider: Any = None, meter_provider: Any = None) -> tuple[Sink, ...]:
     """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
     sinks: list[Sink] = []
     if "opentelemetry.trace" in sys.modules:
         from syncagent.sinks.spans import SpanSink
+        from syncagent.sinks.step_ids import whose
 
-        sinks.append(SpanSink(min_stall_ms=settings.min_stall_ms, policy=settings.policy))
+        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
+        sinks.append(spans)
     if "opentelemetry.metrics" in sys.modules:
         from syncagent.sinks import metrics
 
-        sink = metrics.of_program()
+        sink = metrics.of_program(meter_provider)
         if sink is not None:
             sinks.append(sink)
     return tuple(sinks)

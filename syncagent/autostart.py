@@ -16,11 +16,11 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import importlib.machinery
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType, ModuleType
     from typing import Any
 
-__all__ = ["begin"]
+__all__ = ["begin", "instrument", "uninstrument"]
 
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
@@ -40,6 +40,32 @@ def begin() -> None:
         _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
 
 
+def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Watch this process for a program that has set up OpenTelemetry: spans and metrics go to its own providers.
+
+    ``SYNCAGENT=0`` says no.  Where the process is watched already, only the providers are taken over.  Never raises.
+    """
+    global _run
+    if os.environ.get("SYNCAGENT", "1").strip().lower() in _OFF:
+        return
+    try:
+        if _run is None:
+            _run = _Run(providers)
+            _run.begin(settings)
+        else:
+            _run.use(providers)
+    except Exception as error:
+        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+
+
+def uninstrument() -> None:
+    """Stop watching what :func:`instrument` began to watch."""
+    global _run
+    if _run is not None:
+        _run.end()
+        _run = None
+
+
 def _say(sentence: str) -> None:
     """Print to stderr, which the program may have closed or taken away."""
     try:
@@ -51,30 +77,47 @@ def _say(sentence: str) -> None:
 class _Run:
     """The watch over one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, providers: Mapping[str, object] | None = None) -> None:
         self._pid = os.getpid()
+        self._providers = providers
         self._agent: Any = None
         self._session: Any = None
         self._is_child = False
         self._finished = False
         self._settings: Any = None
+        self._finder: Any = None
 
-    def begin(self) -> None:
+    def begin(self, settings: Mapping[str, object] | None = None) -> None:
         from syncagent import config
         from syncagent.errors import ConfigError
 
         try:
-            self._settings = config.load()
+            self._settings = config.load(settings)
         except ConfigError as error:
             _say(f"{error} The script runs unwatched.")
             return
         if "torch" in sys.modules:
             self._torch_imported()
         else:
-            finder: Any = _AfterImport("torch", self._torch_imported)
-            sys.meta_path.insert(0, finder)
+            self._finder = _AfterImport("torch", self._torch_imported)
+            sys.meta_path.insert(0, self._finder)
         atexit.register(self.finish)
         self._catch_sigterm()
+
+    def use(self, providers: Mapping[str, object]) -> None:
+        """Send to the program's own providers, if nothing has been sent elsewhere yet."""
+        if self._agent is not None:
+            _say("[syncagent] watches already: its spans and metrics do not go through the program's own providers")
+            return
+        self._providers = providers
+        atexit.unregister(self.finish)  # the providers shut down at exit, too, and must come after
+        atexit.register(self.finish)
+
+    def end(self) -> None:
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        self.finish()
+        atexit.unregister(self.finish)
 
     def _torch_imported(self) -> None:
         """Start now, or at the first use of CUDA in a process that somebody's multiprocessing made."""
@@ -92,7 +135,7 @@ class _Run:
     def _start(self, *, modes: bool) -> None:
         from syncagent import agent, session
 
-        self._session = session.begin(self._settings)
+        self._session = session.begin(self._settings, self._providers)
         self._agent = agent.launch(self._settings, self._session.sinks, modes=modes)
         self._finished = False
         if _is_multiprocessing_child() or os.getpid() != self._pid:
@@ -119,6 +162,8 @@ class _Run:
     def _terminated(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() == self._pid:
             self.finish()
+            if self._session is not None:
+                self._session.flush()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -103,6 +103,8 @@ class SyncEvent:
     """The line inside a library (torch.optim, transformers) that made the call, where the user's is further out."""
     user_span: object | None = None
     """The user's own OpenTelemetry span (``opentelemetry.trace.Span``) that was active at the time, if any."""
+    user_context: object | None = None
+    """The context (``opentelemetry.context.Context``) it was active in, with the user's baggage, if there was one."""
     violation: bool = False
     """Whether the policy warned of it or raised."""
     repeats: int = 1
@@ -122,6 +124,7 @@ class StepRecord:
     rank: int | None = None
     user_span: object | None = None
     """The user's own OpenTelemetry span that was active when the step ended, if any."""
+    user_context: object | None = None
 
 
 @dataclass(frozen=True, slots=True)

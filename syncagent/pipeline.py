@@ -45,7 +45,8 @@ class Pipeline:
         self._recorder = recorder
         self.faults = recorder.faults
         self._sinks = list(sinks)
-        self._rank = rank
+        self.rank = rank
+        """Written into all records; may become known later."""
         self._device_name = device_name
         self._steps: deque[StepRecord] = deque()
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
@@ -62,7 +63,8 @@ class Pipeline:
     def step_ended(self, step: int, start_ns: int, end_ns: int, context: Any) -> None:
         """Take note of a step's end; times are ``perf_counter_ns``, ``context`` is OpenTelemetry's."""
         anchor = self._anchor_ns
-        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self._rank, span_in(context)))
+        span = span_in(context)
+        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context))
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -228,7 +230,7 @@ class Pipeline:
             site=resolve(user or library),
             phase=about.phase,
             step=seen.step,
-            rank=self._rank,
+            rank=self.rank,
             device=f"{self._device_name}:{about.device}",
             stream=about.stream,
             thread=state.name,
@@ -241,6 +243,7 @@ class Pipeline:
             stack=tuple(site for site in map(resolve, about.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
             user_span=span_in(seen.context),
+            user_context=seen.context,
             violation=seen.violation,
         )
 

@@ -58,7 +58,8 @@ class JournalExporter:
 
     The file and its directory are made with the first batch.  Where that cannot be done, a new directory for temporary
     files takes its place; ``path`` says where the journal really is.  A full file becomes ``NAME.1.jsonl``, replacing
-    the one before it.  Errors are logged once and cost the batch, nothing else.
+    the one before it: ``overwritten`` counts the spans that are gone with that.  Errors are logged once and cost the
+    batch, nothing else.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
@@ -71,6 +72,8 @@ class JournalExporter:
         self.path: Path | None = None
         """The file in use; ``None`` until something is written."""
         self.failed_writes = 0
+        self._spans = self._spans_before = 0
+        self.overwritten = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         from opentelemetry.sdk.trace.export import SpanExportResult
@@ -81,6 +84,7 @@ class JournalExporter:
             for first in range(0, len(spans), _FEW):
                 few = spans[first : first + _FEW]
                 self._write(json.dumps(encode(few), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+                self._spans += len(few)
                 breathe()
         except Exception as error:
             self.failed_writes += 1
@@ -129,6 +133,10 @@ class JournalExporter:
         self._close()
         self.path.replace(self.path.with_name(f"{self.path.stem}.1{self.path.suffix}"))
         self._is_torn = False
+        if self._spans_before:
+            self.overwritten += self._spans_before
+            log_once("journal-full", "the journal is full and loses its oldest spans", path=self.path)
+        self._spans_before, self._spans = self._spans, 0
         self._open()
 
     def _close(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from syncagent.log import get_logger
+from syncagent.sinks import program_log, semconv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from opentelemetry.trace import SpanContext
+
     from syncagent.event import CallSite, StepRecord, SyncEvent
+    from syncagent.sinks.spans import SpanSink
 
 __all__ = ["ViolationLog"]
 
@@ -21,7 +25,11 @@ class ViolationLog:
 
     name = "log"
 
-    def __init__(self) -> None:
+    def __init__(self, logger_provider: Any = None) -> None:
+        """``logger_provider`` gets a log record of each line; without one, the program's own does, if it has one."""
+        self._logger_provider = logger_provider
+        self.spans: SpanSink | None = None
+        """Knows which syncs have a span: their lines carry its ids."""
         self._seen: dict[tuple[str, CallSite | None], tuple[int, int]] = {}
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
@@ -46,11 +54,21 @@ class ViolationLog:
         count, stall_ns = before + event.repeats, stall_ns + event.stall_ns
         self._seen[key] = (count, stall_ns)
         if len(str(count)) > len(str(before)) or not before:
+            where = str(key[1]) if key[1] is not None else "many lines"
+            stall_ms = round(stall_ns / 1e6, 3)
+            span = None if self.spans is None else self.spans.span_of(event)
             get_logger().warning(
-                "host sync against the policy",
+                program_log.MESSAGE,
                 op=key[0],
-                where=str(key[1]) if key[1] is not None else "many lines",
+                where=where,
                 step=event.step,
                 count=count,
-                stall_ms=round(stall_ns / 1e6, 3),
+                stall_ms=stall_ms,
+                **_ids(span),
             )
+            program_log.emit(event, span, {semconv.COUNT: count, semconv.STALL_MS: stall_ms}, self._logger_provider)
+
+
+def _ids(span: SpanContext | None) -> dict[str, str]:
+    """By the names that OpenTelemetry's specification gives them in logs of other formats."""
+    return {} if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}

@@ -11,6 +11,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from syncagent.pace import breathe, keep_pace
+from syncagent.sinks.answers import Answers
 from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Sends(Protocol):
 class MetricSender:
     """Exports what ``collect`` returns every ``interval_s``.
 
-    Each export has everything since the start, so that one that fails costs nothing but the time until the next.
+    Each export has everything since the start, so that one that fails costs nothing but the time until the next; one is
+    left out while the other side has asked to be left alone (``answers``).
     ``on_trouble`` is called at most once, with a reason: when exports have failed for a while, or the last one did.
     In a forked child it does nothing: what was counted is the parent's.
     """
@@ -46,7 +48,9 @@ class MetricSender:
         *,
         interval_s: float = 60.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
+        answers: Answers | None = None,
     ) -> None:
+        self._answers = answers if answers is not None else Answers()
         self._exporter = exporter
         self._collect = collect
         self._interval_s = interval_s
@@ -94,7 +98,11 @@ class MetricSender:
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closing, self._interval_s)
                     is_last = self._is_closing
-                self._send()
+                pause_s = self._answers.left_s()
+                if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
+                    time.sleep(pause_s)
+                if not self._answers.left_s():
+                    self._send()
         finally:
             with self._changed:
                 self._is_done = True
@@ -124,4 +132,8 @@ class MetricSender:
 
     def _export(self, part: MetricsData) -> bool:
         breathe()
-        return self._exporter.export(part) is MetricExportResult.SUCCESS
+        is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
+        refused, why = self._answers.refused()
+        if refused:
+            self._trouble.tell(f"it does not take some: {why}")
+        return is_sent

@@ -11,20 +11,31 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["check", "check_metrics", "endpoint", "exporter", "is_disabled", "otlp", "positive_int", "protocol"]
+__all__ = [
+    "check",
+    "check_logs",
+    "check_metrics",
+    "endpoint",
+    "exporter",
+    "is_disabled",
+    "otlp",
+    "positive_int",
+    "protocol",
+]
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 
 TRACES: Final = "TRACES"
 METRICS: Final = "METRICS"
+LOGS: Final = "LOGS"
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
@@ -57,6 +68,31 @@ def _is_int(low: int) -> Callable[[str], bool]:
     return lambda value: re.fullmatch(r"\d+", value) is not None and int(value) >= low
 
 
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+
+
+def _are_headers(value: str) -> bool:
+    """Whether each item is a header that can be sent: the SDK leaves out the others, and shows their values."""
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    found = [re.fullmatch(rf"{_HEADER_NAME}\s*=([ -~]*)", item) for item in items]
+    return all(item is not None and not re.search(r"[\x00-\x1f\x7f]", unquote(item[1])) for item in found)
+
+
+def _is_pem(value: str) -> bool:
+    try:
+        with Path(value).open("rb") as file:
+            return b"-----BEGIN " in file.read(1_000_000)
+    except OSError:
+        return False
+
+
+def _are_detectors(value: str) -> bool:
+    from importlib.metadata import entry_points
+
+    known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
+    return all(name.strip() in known for name in value.split(",") if name.strip())
+
+
 def _is_pairs(value: str) -> bool:
     """Whether it is ``key=value,key=value``; empty items are let pass."""
     return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
@@ -76,6 +112,7 @@ _ALWAYS = (
     _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
     _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
     _Rule(("OTEL_RESOURCE_ATTRIBUTES",), "key=value,key=value", _is_pairs),
+    _Rule(("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",), "names of installed resource detectors", _are_detectors),
     _Rule(
         ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
         "a whole number from 1",
@@ -108,8 +145,9 @@ def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
     return (
         _Rule(otlp("TIMEOUT", signal), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
         _Rule(otlp("COMPRESSION", signal), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
-        _Rule(otlp("HEADERS", signal), "key=value,key=value", _is_pairs, is_secret=True),
-        _Rule(tuple(files), "the path of a file", lambda value: Path(value).is_file()),
+        _Rule(otlp("HEADERS", signal), "key=value,key=value, URL encoded", _are_headers, is_secret=True),
+        _Rule(otlp("INSECURE", signal), "true or false", _is_one_of("true", "false")),
+        _Rule(tuple(files), "the path of a PEM file", _is_pem),
     )
 
 
@@ -141,6 +179,15 @@ def check_metrics(environ: Mapping[str, str]) -> None:
         protocol(environ, METRICS)
         endpoint(environ, METRICS)
         _obey(_otlp_rules(METRICS), environ)
+
+
+def check_logs(environ: Mapping[str, str]) -> None:
+    """The same for the variables of logs."""
+    _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
+    if exporter(environ, LOGS) == "otlp":
+        protocol(environ, LOGS)
+        endpoint(environ, LOGS)
+        _obey(_otlp_rules(LOGS), environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
@@ -186,7 +233,7 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
     except ValueError:  # a port that is no number, a bracket left open
         is_valid = False
     if not is_valid or value != value.strip():
-        raise ConfigError(f"{variable}={_without_password(value)!r} is not allowed; allowed: {allowed}")
+        raise ConfigError(f"{variable}={_shown(_without_password(value))} is not allowed; allowed: {allowed}")
     shown = _without_password(value)
     if is_grpc or variable.endswith(f"{signal}_ENDPOINT"):
         return shown
@@ -203,8 +250,15 @@ def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:
         for variable in rule.variables:
             value = environ.get(variable, "")
             if value.strip() and not rule.is_valid(value.strip()):
-                shown = "(not shown)" if rule.is_secret else repr(value)
+                shown = "(not shown)" if rule.is_secret else _shown(value)
                 raise ConfigError(f"{variable}={shown} is not allowed; allowed: {rule.allowed}")
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= _LONGEST else f"{value[:_LONGEST]}...")
+
+
+_LONGEST = 200
 
 
 def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""A queue of finished spans and the thread that sends them, both bounded, with an account of every span.
+"""A queue of finished spans (or log records) and the thread that sends them, both bounded, with an account of each.
 
 The SDK's BatchSpanProcessor does the same and says neither what it dropped nor ends in time: its shutdown waits up to
 30 s for a collector that hangs, and at exit no other thread can be started to cut that short.
@@ -12,16 +12,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
 
 from syncagent.pace import keep_pace
+from syncagent.sinks.answers import Answers
+from syncagent.sinks.complaints import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from enum import Enum
     from pathlib import Path
 
     from opentelemetry.sdk.resources import Resource
@@ -40,9 +42,9 @@ _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
 
 
 class Exporter(Protocol):
-    """What is needed of the SDK's SpanExporter."""
+    """What is needed of the SDK's SpanExporter, or of its LogRecordExporter."""
 
-    def export(self, spans: Sequence[ReadableSpan], /) -> SpanExportResult: ...
+    def export(self, batch: Sequence[Any], /) -> Enum: ...
     def shutdown(self) -> None: ...
 
 
@@ -82,14 +84,15 @@ class Trouble:
                 return
             self._has_told = True
             reason = self._complaint or reason
-        self._on_trouble(reason)
+        self._on_trouble(in_words(reason))
 
 
 class Outbox(SpanProcessor):
     """Queues spans as they end and has them exported in batches on a thread of its own.
 
     ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
-    at most once, with a reason.  When the queue is full the oldest span is dropped.
+    at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
+    be left alone (``answers``) nothing is sent, and what it refused meanwhile is sent again later.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class Outbox(SpanProcessor):
         max_batch: int = 32,
         delay_s: float = 5.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
+        answers: Answers | None = None,
     ) -> None:
+        self._answers = answers if answers is not None else Answers()
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -120,7 +125,7 @@ class Outbox(SpanProcessor):
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._queue: deque[ReadableSpan] = deque()
+        self._queue: deque[Any] = deque()
         self._due = 0.0
         self._sending = 0
         self._exported = self._failed = self._dropped = 0
@@ -136,8 +141,10 @@ class Outbox(SpanProcessor):
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
-        if not (span.context and span.context.trace_flags.sampled):
-            return
+        if span.context and span.context.trace_flags.sampled:
+            self.put(span)
+
+    def put(self, span: Any) -> None:
         with self._changed:
             if self._is_closing:
                 self._dropped += 1
@@ -214,7 +221,7 @@ class Outbox(SpanProcessor):
         finally:
             overheard.detach()
 
-    def _next_batch(self) -> list[ReadableSpan]:
+    def _next_batch(self) -> list[Any]:
         """Wait until a batch is due; empty when it is all over."""
         with self._changed:
             while True:
@@ -222,32 +229,48 @@ class Outbox(SpanProcessor):
                     return []
                 wait_s = self._due - time.monotonic() if self._queue else None
                 is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
-                if wait_s is not None and (is_due or wait_s <= 0):
+                pause_s = self._answers.left_s()
+                if wait_s is not None and pause_s > 0:
+                    wait_s = max(pause_s, 0.0 if is_due else wait_s)
+                elif wait_s is not None and (is_due or wait_s <= 0):
                     self._sending = min(len(self._queue), self._max_batch)
                     batch = [self._queue.popleft() for _ in range(self._sending)]
                     self._due = time.monotonic() + self._delay_s
                     return batch
                 self._changed.wait(wait_s)
 
-    def _send(self, exporter: Exporter, batch: list[ReadableSpan]) -> None:
+    def _send(self, exporter: Exporter, batch: list[Any]) -> None:
         reason = "the exporter reported a failure"
         try:
-            is_sent = exporter.export(batch) is SpanExportResult.SUCCESS
+            is_sent = exporter.export(batch).name == "SUCCESS"
         except Exception as error:
             is_sent, reason = False, _describe(error)
         with self._changed:
             if self._is_abandoned:
                 return  # counted when it was given up
-            self._sending = 0
+            self._sending, is_lost = 0, False
             if is_sent:
-                self._exported += len(batch)
+                refused, why = self._answers.refused()
+                refused = min(refused, len(batch))
+                self._exported += len(batch) - refused
+                self._failed += refused
                 self._trouble.is_over()
+                if refused:
+                    is_lost, reason = True, f"it does not take some: {why}"
             else:
-                self._failed += len(batch)
                 self._trouble.since = self._trouble.since or time.monotonic()
+                is_lost = not self._take_back(batch)
             self._changed.notify_all()
-        if not is_sent:
+        if is_lost:
             self._trouble.tell(reason)
+
+    def _take_back(self, batch: list[Any]) -> bool:
+        """Queue again what the other side wants later; say whether all of it could be."""
+        room = self._max_queue - len(self._queue) if self._answers.left_s() else 0
+        kept = batch[-room:] if room > 0 else []
+        self._queue.extendleft(reversed(kept))
+        self._failed += len(batch) - len(kept)
+        return len(kept) == len(batch)
 
 
 class AgentTracerProvider(TracerProvider):
@@ -257,6 +280,8 @@ class AgentTracerProvider(TracerProvider):
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False)
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None
+        self.overwritten: Callable[[], int] = lambda: 0
+        """How many spans of the journal have been overwritten since it was full."""
         if outbox is not None:
             self.add_span_processor(outbox)
 
@@ -267,6 +292,13 @@ class AgentTracerProvider(TracerProvider):
 
     def stats(self) -> dict[str, int]:
         return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
+
+    def lost(self) -> dict[str, int]:
+        """How many spans did not arrive, by reason; empty where none are sent."""
+        if self._outbox is None:
+            return {}
+        stats = self._outbox.stats()
+        return {"not delivered": stats["failed"], "queue full": stats["dropped"]}
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is left within that time, and stop."""

@@ -7,12 +7,14 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
+from syncagent.sinks.answers import Answers
+from syncagent.sinks.texts import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from syncagent.sinks.metric_sender import MetricSender, Sends
     from syncagent.sinks.outbox import AgentTracerProvider, Exporter, Outbox
 
-__all__ = ["build_metric_sender", "build_provider"]
+__all__ = ["build_logs", "build_metric_sender", "build_provider"]
 
 JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
@@ -49,13 +51,16 @@ def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) 
             return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
         if chosen == "otlp":
             target = otel_env.endpoint(os.environ)
-            outbox = _outbox(_otlp_exporter(otel_env.protocol(os.environ)), 5.0, lambda why: _say_lost(target, why))
+            answers = Answers()
+            make = _otlp_exporter(otel_env.protocol(os.environ), answers)
+            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), answers)
             return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
         exporters = _Journals(journal)
         provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
         provider._journal = exporters.path
+        provider.overwritten = exporters.overwritten
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
@@ -83,24 +88,79 @@ def build_metric_sender(
     try:
         from syncagent.sinks.metric_sender import MetricSender
 
+        answers = Answers()
         return MetricSender(
-            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS)),
+            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), answers),
             lambda: collect(resource),
             interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
             on_trouble=lambda why: _say_metrics_lost(target, why),
+            answers=answers,
         )
     except Exception as error:
         raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
 
 
-def _metric_exporter(protocol: str) -> Sends:
+def _session(answers: Answers, signal: str) -> dict[str, Any]:
+    """What an exporter is given so that its answers are heard; nothing where the program brings its own sessions."""
+    own = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
+    is_own = any(os.environ.get(name) for name in (own, own.replace("CREDENTIAL", f"{signal}_CREDENTIAL")))
+    return {} if is_own else {"session": answers.session()}
+
+
+def _metric_exporter(protocol: str, answers: Answers) -> Sends:
     if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
         module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
         exporter: Sends = module.OTLPMetricExporter()
         return exporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-    return OTLPMetricExporter()
+    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
+
+
+def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
+    """A logger provider and what it sends through, where OTEL_LOGS_EXPORTER asks for it: an endpoint alone may be one
+    that takes no logs.
+
+    A malformed variable raises ConfigError.
+    """
+    environ = os.environ
+    if otel_env.is_disabled(environ) or not environ.get("OTEL_LOGS_EXPORTER", "").strip():
+        return None
+    otel_env.check_logs(environ)
+    if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
+        return None
+    target, answers = otel_env.endpoint(environ, otel_env.LOGS), Answers()
+    try:
+        from opentelemetry.sdk._logs import LoggerProvider
+
+        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
+        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers)
+        provider = LoggerProvider(resource, shutdown_on_exit=False)
+        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry logs cannot be set up as the OTEL_* variables ask: {error}") from error
+    return provider, outbox
+
+
+class _LogProcessor:
+    """A LogRecordProcessor; ``emit`` is what the SDK before 1.35 calls."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.on_emit = self.emit = outbox.put
+        self.force_flush = outbox.force_flush
+        self.shutdown = outbox.close
+
+
+def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+    package = "grpc" if protocol == otel_env.GRPC else "http"
+
+    def make() -> Exporter:
+        module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
+        session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
+        exporter: Exporter = module.OTLPLogExporter(**session)
+        return exporter
+
+    return make
 
 
 class _Journals:
@@ -120,11 +180,14 @@ class _Journals:
         self._latest = JournalExporter(path)
         return self._latest
 
+    def overwritten(self) -> int:
+        return 0 if self._latest is None else self._latest.overwritten
+
     def path(self) -> Path | None:
         return None if self._latest is None else self._latest.path
 
 
-def _otlp_exporter(protocol: str) -> Callable[[], Exporter]:
+def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
     def make() -> Exporter:
         if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
             module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
@@ -132,7 +195,7 @@ def _otlp_exporter(protocol: str) -> Callable[[], Exporter]:
             return exporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return OTLPSpanExporter()
+        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
 
     return make
 
@@ -141,6 +204,7 @@ def _outbox(
     make_exporter: Callable[[], Exporter],
     delay_s: float,
     on_trouble: Callable[[str], None] = lambda _reason: None,
+    answers: Answers | None = None,
 ) -> Outbox:
     from syncagent.sinks.outbox import Outbox
 
@@ -150,6 +214,7 @@ def _outbox(
         max_batch=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
         delay_s=otel_env.positive_int(os.environ, "OTEL_BSP_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
         on_trouble=on_trouble,
+        answers=answers,
     )
 
 
@@ -168,6 +233,13 @@ _in_trouble: set[str] = set()
 def _say_metrics_lost(target: str, reason: str) -> None:
     if _host(target) not in _in_trouble:
         get_logger().warning("metrics do not arrive; training goes on, this is said once", to=target, reason=reason)
+
+
+def _say_logs_lost(target: str, reason: str) -> None:
+    if _host(target) not in _in_trouble:
+        get_logger().warning(
+            "log records are being lost; training goes on, this is said once", to=target, reason=reason
+        )
 
 
 def _host(target: str) -> str:
@@ -192,8 +264,9 @@ def _resource(run_resource: Mapping[str, str | int]) -> Resource:
         semconv.PROCESS_PID: os.getpid(),
         **run_resource,
     }
-    said = OTELResourceDetector().detect().attributes  # Resource.create lets what it is given win over the environment
-    return Resource.create({key: value for key, value in attributes.items() if key not in said})
+    said = OTELResourceDetector().detect().attributes
+    attributes = {**attributes, **{key: value for key, value in said.items() if isinstance(value, str) and value}}
+    return Resource.create(Texts().present(attributes))  # what it is given wins over the environment
 
 
 def _script_name() -> str:

@@ -37,6 +37,11 @@ SHAPES: Final = "syncagent.shapes"
 RANGES: Final = "syncagent.ranges"
 MODULE: Final = "syncagent.module"
 
+# On every span and on the resource, beside RANK.
+LOCAL_RANK: Final = "syncagent.local_rank"
+WORLD_SIZE: Final = "syncagent.world_size"
+JOB_ID: Final = "syncagent.job.id"
+
 # The forward line behind a sync of the backward pass; the library's line where the user's is further out.
 FORWARD_FILE_PATH: Final = "syncagent.forward.file.path"
 FORWARD_LINE_NUMBER: Final = "syncagent.forward.line.number"
@@ -56,8 +61,11 @@ STEP_DURATION: Final = "syncagent.step.duration"
 STEP_STALL_RATIO: Final = "syncagent.step.stall_ratio"
 EVENTS_DROPPED: Final = "syncagent.events.dropped"
 SERIES_FOLDED: Final = "syncagent.series.folded"
+SPANS_DROPPED: Final = "syncagent.spans.dropped"
+SPANS_WITHHELD: Final = "syncagent.spans.withheld"
+ATTRIBUTES_CUT: Final = "syncagent.attributes.cut"
 VIOLATION: Final = "syncagent.violation"
 REASON: Final = "syncagent.reason"
 
-# On the resource, beside RANK.
-WORLD_SIZE: Final = "syncagent.world_size"
+# On a log record: how many syncs of that line there have been.
+COUNT: Final = "syncagent.count"

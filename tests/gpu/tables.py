@@ -275,6 +275,63 @@ def memory() -> str:
     return "\n".join([*texts, f"{device(result)}. `{command}`."])
 
 
+def telemetry() -> str:
+    command = "python tests/benchmarks/telemetry.py --out FILE"
+    if said := not_yet("telemetry", command):
+        return said
+    result = load("telemetry")
+    parts = {
+        part: [row for row in result["cases"].values() if row["part"] == part] for part in ("events", "spans", "jobs")
+    }
+    rows = ["| the agent's own threads, on one core | a second | CPU time each | bytes each |", "|---|---|---|---|"]
+    rows += [
+        f"| syncs: {row['case']} | {row['events_a_second']:,} | {row['us_an_event']:.0f} µs | |"
+        for row in parts["events"]
+    ]
+    rows += [
+        f"| spans: {row['case']} | {row['spans_a_second']:,} | {row['us_a_span']} µs | {row['bytes_a_span']:,} |"
+        for row in parts["spans"]
+    ]
+    jobs = parts["jobs"]
+
+    def line(title: str, values: Any) -> str:
+        return f"| {title} | {' | '.join(f'{value:,}' for value in values)} |"
+
+    rows += ["", line("a job at so many syncs a second", (row["rate"] for row in jobs)), "|---" * (len(jobs) + 1) + "|"]
+    rows += [
+        line("spans a second", (round(row["spans_a_second"]) for row in jobs)),
+        line("bytes a sync, spans and metrics", (round(row["bytes_an_event"]) for row in jobs)),
+        line("syncs made", (row["made"] for row in jobs)),
+        line("of these not counted at the collector", (row["made"] - row["counted_at_the_collector"] for row in jobs)),
+    ]
+    short = [
+        f"{row['made_a_second']:,} of {row['rate']:,}" for row in jobs if row["made_a_second"] < 0.95 * row["rate"]
+    ]
+    return "\n".join(rows) + (
+        "\n\nThe spans of the first table are of one line, which flatters gzip. "
+        f"Jobs of {result['seconds_a_job']:g} s with 20 lines; the first hundred syncs of each have a span. "
+        + (f"Rates not reached: {', '.join(short)}. " if short else "")
+        + f"{device(result)}. `{command}`.{soak()}"
+    )
+
+
+def soak() -> str:
+    if not (RESULTS / "soak.json").exists():
+        return ""
+    result = load("soak")
+    [row] = result["cases"].values()
+    memory = row["rss_mb"]
+    growth = max(end - third for end, third in zip(memory["at the end"], memory["after a third"], strict=True))
+    return (
+        f"\n\n{row['ranks']} ranks on two cores, {min(row['syncs_a_second']):,} syncs a second each for "
+        f"{row['seconds']:g} s: {row['syncs']:,} syncs, each line's count exact at the collector, "
+        f"{max(row['spans_a_second']):.0f} spans a second from a rank at most, none lost; memory of a rank "
+        f"{max(memory['at the end']):.0f} MB at the end, {growth:.1f} MB more than after a third. "
+        f"{row['steps_after_the_first']['of all ranks']} of the later steps have spans of all ranks. {device(result)}. "
+        f"`SOAK_SECONDS={row['seconds']:g} SOAK_RESULT=FILE make test-telemetry`."
+    )
+
+
 def device(result: dict[str, Any]) -> str:
     if result["gpu"]:
         return where(result)
@@ -415,7 +472,8 @@ MAKERS = {
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
-    "memory": memory, "compat": compat, "gains": gains, "busy": busy, "far": far, "again": again,
+    "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
+    "busy": busy, "far": far, "again": again,
 }  # fmt: skip
 
 

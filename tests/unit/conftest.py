@@ -16,6 +16,8 @@ import pytest
 import syncagent.agent
 from syncagent import config
 
+LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
+
 
 class OnDevice:
     """What the rules see of a CPU tensor that stands for one on the device."""
@@ -76,7 +78,7 @@ def host():
 def no_settings(monkeypatch, tmp_path):
     """No setting, rank or pyproject.toml of the person who runs the tests."""
     for name in tuple(os.environ):
-        if name.startswith(("SYNCAGENT", "SLURM_", "OMPI_", "PMI_")) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:
+        if name.startswith(LAUNCHERS) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -253,3 +254,42 @@ def test_stop_may_interrupt_a_delivery_on_the_same_thread():
     own = pipeline.Pipeline(NoThreads(), (Interrupted(),), None)
     own.step_ended(0, 0, 1, None)
     assert ends(own.drain)
+
+
+def test_delivery_goes_on_while_the_training_thread_waits(cpu_agent):
+    """As for the GPU: without the interpreter's lock.  All that it left before is delivered before the wait ends."""
+    all_there = threading.Event()
+
+    class Counting(Sink):
+        def events(self, batch):
+            super().events(batch)
+            if len(self.told) >= 500:
+                all_there.set()
+
+    sink = Counting()
+    cpu_agent(sinks=(sink,), detail="syncs")
+    for _ in range(500):
+        X[0, 0].item()
+    assert all_there.wait(20)
+    assert sink.threads == {"syncagent"}
+
+
+def test_a_rank_that_is_known_later_is_on_what_comes_then(cpu_agent, monkeypatch):
+    """Ray Train and Lightning write it into the environment of the script that runs already."""
+    told = threading.Event()
+
+    class Ranks(Sink):
+        def events(self, batch):
+            self.told += [event.rank for event in batch]
+            told.set()
+
+    sink = Ranks()
+    agent = cpu_agent(sinks=(sink,), detail="syncs")
+    X[0, 0].item()
+    assert told.wait(20)
+    monkeypatch.setenv("RANK", "3")
+    ending = time.monotonic() + 20
+    while sink.told[-1] is None and time.monotonic() < ending:
+        X[0, 0].item()
+        time.sleep(0.02)
+    assert (sink.told[0], sink.told[-1], agent.report().run.rank) == (None, 3, 3)

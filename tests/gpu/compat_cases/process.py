@@ -65,7 +65,7 @@ def restarted(run: Run) -> Any:
     grown = {key: after[key] - before[key] for key in before}
     run.notes.update(rounds=rounds, ms_a_round=round(spent * 1e3 / rounds, 2), grown=grown)
     run.check(grown["objects"] <= max(rounds / 4, 50), f"{grown['objects']} objects more after {rounds} rounds")
-    # Memory grows by whole arenas, now and then; a leak grows in both halves.  So does torch itself in its first rounds.
+    # Memory grows by whole arenas, now and then; a leak grows in both halves.  torch itself does at first.
     halves = [halfway["rss_kb"] - before["rss_kb"], after["rss_kb"] - halfway["rss_kb"]]
     run.check(run.bare or min(halves) <= rounds / 2, f"{halves} kB more in the halves of {rounds} rounds")
     run.check(grown["threads"] <= 0, f"{grown['threads']} threads more after {rounds} rounds")

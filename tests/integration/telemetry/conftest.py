@@ -16,23 +16,39 @@ ROOT = HERE.parents[2]
 
 @pytest.fixture
 def environ(tmp_path):
-    """The environment for a job: no OTEL_* or SYNCAGENT* of the person who runs the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT"))}
+    """The environment for a job: no OTEL_*, SYNCAGENT* or launcher of the person who runs the tests."""
+    others = ("OTEL_", "SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "MASTER_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return clean | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "TMPDIR": str(tmp_path)}
 
 
 class Receiver:
     def __init__(self, process, file):
         self.process = process
-        self.endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        self.port = int(process.stdout.readline())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         self._file = file
 
     def spans(self):
-        return [json.loads(line) for line in self._file.read_text().splitlines()]
+        return self._lines("")
 
     def points(self):
         """Data points of metrics, in the order in which they came."""
-        file = self._file.with_name(self._file.name + ".metrics")
+        return self._lines(".metrics")
+
+    def log_records(self):
+        return self._lines(".logs")
+
+    def requests(self):
+        """When each came, and the mode it met."""
+        return self._lines(".requests")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def _lines(self, suffix):
+        file = self._file.with_name(self._file.name + suffix)
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -40,9 +56,9 @@ class Receiver:
 def receiver(tmp_path, environ):
     processes = []
 
-    def start(mode="ok"):
+    def start(mode="ok", protocol="http", port=0):
         file = tmp_path / f"received-{len(processes)}.jsonl"
-        command = [sys.executable, str(HERE / "receiver.py"), mode, str(file)]
+        command = [sys.executable, str(HERE / "receiver.py"), mode, str(file), protocol, str(port)]
         process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return Receiver(process, file)

@@ -85,12 +85,20 @@ def test_the_collector_counts_what_the_report_counts(receiver, train):
         ("syncagent.step.stall_ratio", "1", "gauge"),
         ("syncagent.events.dropped", "{sync}", "sum"),
         ("syncagent.series.folded", "{series}", "sum"),
+        ("syncagent.attributes.cut", "{attribute}", "sum"),
+        ("syncagent.spans.dropped", "{span}", "sum"),
+        ("syncagent.spans.withheld", "{sync}", "sum"),
     }
     syncs = by_name["syncagent.syncs", "{sync}", "sum"]
     stalls = by_name["syncagent.stall.duration", "s", "histogram"]
     assert report["totals"]["syncs"] > 800
     assert sum(p["value"] for p in syncs) == sum(p["count"] for p in stalls) == report["totals"]["syncs"]
     assert sum(p["sum"] for p in stalls) * 1e3 == pytest.approx(report["totals"]["stall_ms"])
+    spans = collector.spans()
+    without = sum(p["value"] for p in by_name["syncagent.spans.withheld", "{sync}", "sum"])
+    assert without + sum(span["name"] != "train.step" for span in spans) == report["totals"]["syncs"]
+    exemplars = {span for p in stalls for _, span in p["exemplars"]}
+    assert exemplars <= {span["id"] for span in spans}
     for point in stalls:
         assert sum(point["buckets"]) == point["count"]
     of_line = {

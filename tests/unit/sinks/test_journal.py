@@ -137,7 +137,8 @@ def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path,
     exporter.shutdown()
 
 
-def test_a_full_file_makes_room_for_a_new_one(tmp_path, spans):
+def test_a_full_file_makes_room_for_a_new_one(tmp_path, spans, capsys):
+    """What goes with it is counted, and said once."""
     path = tmp_path / "j.jsonl"
     size = len(json.dumps(encode(spans), separators=(",", ":"))) + 1
     exporter = JournalExporter(path, max_bytes=2 * size)
@@ -147,6 +148,9 @@ def test_a_full_file_makes_room_for_a_new_one(tmp_path, spans):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["j.1.jsonl", "j.jsonl"]
     assert len(path.read_text().splitlines()) == 1
     assert len((tmp_path / "j.1.jsonl").read_text().splitlines()) == 2
+    assert exporter.overwritten == 4 * len(spans)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loses its oldest spans" in line
 
 
 def test_a_full_disk_costs_the_batch_and_one_message(tmp_path, monkeypatch, spans, capsys):

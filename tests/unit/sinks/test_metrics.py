@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import opentelemetry.metrics
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from sink_records import step, sync
 
 from syncagent.event import CallSite, Phase
 from syncagent.sinks import metrics
 from syncagent.sinks.metrics import STALL_BOUNDS_S, MetricSink
+from syncagent.sinks.ration import Ration
+from syncagent.sinks.spans import SpanSink
+from syncagent.sinks.step_ids import Whose
 
 
 def read(parts):
@@ -56,6 +65,9 @@ def counted(request):
 SYNCS, STALLS = ("syncagent.syncs", "{sync}"), ("syncagent.stall.duration", "s")
 STEPS, RATIO = ("syncagent.step.duration", "s"), ("syncagent.step.stall_ratio", "1")
 DROPPED, FOLDED = ("syncagent.events.dropped", "{sync}"), ("syncagent.series.folded", "{series}")
+
+WITHHELD, LOST = ("syncagent.spans.withheld", "{sync}"), ("syncagent.spans.dropped", "{span}")
+CUT = ("syncagent.attributes.cut", "{attribute}")
 
 
 def at(line):
@@ -200,3 +212,94 @@ def test_a_program_with_a_meter_provider_has_one_sink_for_all_its_watches(monkey
     monkeypatch.setattr(opentelemetry.metrics, "get_meter_provider", lambda: provider)
     sink = metrics.of_program()
     assert sink is metrics.of_program() is not None
+
+
+class TestExemplars:
+    """From a bucket of a histogram to the span of one of its values."""
+
+    def sinks(self, counted, sampler=DEFAULT_ON):
+        all_of, exporter = counted(), InMemorySpanExporter()
+        provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        all_of.sink.spans = SpanSink(provider, ration=Ration(first=2), whose=lambda: Whose({}, "job"))
+        return all_of, exporter
+
+    def run(self, all_of, stalls):
+        for number in range(2):
+            events = [sync(at=10 * number + at, stall=stall, step=number) for at, stall in enumerate(stalls)]
+            record = step(10 * number, 10 * number + 10, number)
+            for sink in (all_of.sink.spans, all_of.sink):
+                sink.events(events)
+            for sink in (all_of.sink.spans, all_of.sink):
+                sink.step(record)
+
+    def test_each_leads_to_its_span(self, counted):
+        all_of, exporter = self.sinks(counted)
+        self.run(all_of, [0.02, 3])
+        points = all_of.points()
+        spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
+        exemplars = [exemplar for point in points[STALLS] for exemplar in point.exemplars]
+        assert len(exemplars) == 2
+        for exemplar in exemplars:
+            span = spans[exemplar.span_id]
+            assert span.name == "aten::nonzero"
+            assert exemplar.trace_id == span.context.trace_id
+            assert exemplar.value == pytest.approx((span.end_time - span.start_time) / 1e9)
+        [of_step] = [exemplar for point in points[STEPS] for exemplar in point.exemplars]
+        assert spans[of_step.span_id].name == "train.step"
+
+    def test_none_leads_to_a_span_that_was_not_sampled(self, counted):
+        all_of, _ = self.sinks(counted, ALWAYS_OFF)
+        self.run(all_of, [1, 2, 3])
+        points = all_of.points()
+        assert [list(point.exemplars) for point in points[STALLS] + points[STEPS]] == [[], []]
+        assert sum(point.value for point in points[SYNCS]) == 6
+
+    def test_an_export_takes_them_with_it(self):
+        """The next one has those since."""
+        all_of, _ = self.sinks(Sent)
+        self.run(all_of, [1])
+        assert all_of.points()[STALLS][0].exemplars
+        assert all_of.points()[STALLS][0].exemplars == []
+
+
+def test_without_a_span_of_ours_the_programs_own_leads_from_its_histogram():
+    """The one that was active at the time of the sync."""
+    all_of = Asked()
+    user = NonRecordingSpan(SpanContext(7, 8, is_remote=False, trace_flags=TraceFlags(1)))
+    all_of.sink.events([sync(user_context=set_span_in_context(user, Context()))])
+    [exemplar] = all_of.points()[STALLS][0].exemplars
+    assert (exemplar.trace_id, exemplar.span_id) == (7, 8)
+
+
+class TestWhatIsNotSent:
+    """What was left out on the way is a metric, too."""
+
+    def test_syncs_without_a_span_by_reason(self, counted):
+        """Over all watches of a program."""
+        all_of = counted()
+        for _ in range(2):
+            provider = TracerProvider(shutdown_on_exit=False)
+            all_of.sink.spans = SpanSink(provider, ration=Ration(first=1), min_stall_ms=1.0)
+            events = [sync(0, 5), sync(1, 5), sync(2, 4), sync(3, 0.5)]
+            for sink in (all_of.sink.spans, all_of.sink):
+                sink.events(events)
+            all_of.sink.close()
+        withheld = {p.attributes["syncagent.reason"]: p.value for p in all_of.points()[WITHHELD]}
+        assert withheld == {"rationed": 2, "not sampled": 0, "short": 2}
+
+    def test_spans_that_did_not_arrive_by_reason(self):
+        all_of = Sent()
+        all_of.sink.spans_lost = lambda: {"queue full": 3, "not delivered": 0}
+        all_of.sink.events([sync()])
+        assert [(p.attributes["syncagent.reason"], p.value) for p in all_of.points()[LOST]] == [
+            ("queue full", 3),
+            ("not delivered", 0),
+        ]
+
+    def test_texts_that_were_cut(self, counted):
+        """Once a series, and once a span."""
+        all_of = counted()
+        all_of.sink.events([sync(op="x" * 100_000)] * 5)
+        [point] = all_of.points()[CUT]
+        assert point.value == 1

@@ -19,6 +19,7 @@ BAD = [
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "-1"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
     ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "otel,crystal-ball"),
 ]
 BAD_OTLP = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
@@ -35,6 +36,8 @@ BAD_OTLP = [
     ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "nan"),
     ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
     ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/file.pem"),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", __file__),
+    ("OTEL_EXPORTER_OTLP_INSECURE", "maybe"),
 ]
 
 
@@ -120,3 +123,28 @@ def test_an_empty_value_is_as_good_as_none():
     variables = {variable for variable, _ in BAD + BAD_OTLP}
     otel_env.check(dict.fromkeys(variables, ""))
     assert otel_env.exporter(dict.fromkeys(variables, "")) is None
+
+
+@pytest.mark.parametrize("value", ["token", "a b=1", "=1", "x=a%0Ab", "x=caf\u00e9", "ok=1,\u00e4=2"])
+def test_headers_that_cannot_be_sent_are_told_without_their_values(value):
+    """They may be secrets; the SDK would leave them out, and show them."""
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_HEADERS=\\(not shown\\) is not allowed"):
+        otel_env.check(ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": value})
+
+
+@pytest.mark.parametrize(
+    "value", ["", "authorization=Bearer%20abc,x-team=vision", "Authorization=Basic a2V5==", "a=, b=2,"]
+)
+def test_headers_that_can_be_sent_are_let_pass(value):
+    otel_env.check(ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": value})
+
+
+def test_a_value_of_any_length_is_told_in_one_line():
+    with pytest.raises(ConfigError) as caught:
+        otel_env.check({"OTEL_TRACES_SAMPLER": "x" * 100_000})
+    assert len(str(caught.value)) < 500
+
+
+def test_installed_resource_detectors_are_known():
+    """Ours among them."""
+    otel_env.check({"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel, process,syncagent"})

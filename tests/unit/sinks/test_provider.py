@@ -14,6 +14,7 @@ from sink_records import step, sync
 from syncagent.errors import ConfigError
 from syncagent.sinks.provider import build_provider
 from syncagent.sinks.spans import SpanSink
+from syncagent.sinks.texts import TEXT_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,23 @@ def test_the_environment_has_the_last_word_on_the_resource(build, monkeypatch):
     provider, _ = build({"service.name": "given"})
     attributes = provider.resource.attributes
     assert (attributes["service.name"], attributes["host.name"], attributes["team"]) == ("resnet", "node7", "vision")
+
+
+def test_a_resource_that_lacks_a_name_has_the_scripts(build, monkeypatch):
+    """An empty name is none; nor is the SDK's ``unknown_service``."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=,host.name=")
+    attributes = build()[0].resource.attributes
+    assert (attributes["service.name"], attributes["host.name"]) == ("train", socket.gethostname())
+
+
+def test_a_resource_is_made_fit_to_be_sent(build, monkeypatch):
+    """A NUL, a file name that is no UTF-8 and a text of any length would have every request refused."""
+    monkeypatch.setattr(sys, "argv", ["/app/\udcff.py"])
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", f"team=a%00b,note={'x' * 100_000}")
+    attributes = build()[0].resource.attributes
+    assert (attributes["service.name"], attributes["team"]) == ("\\udcff", "a\\x00b")
+    assert len(attributes["note"]) == TEXT_MAX
 
 
 @pytest.mark.parametrize(

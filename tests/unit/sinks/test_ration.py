@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.sinks.ration import FIRST, MOST, Ration
+from syncagent.sinks.ration import FIRST, LINES, MOST, Ration
 
 S = 1_000_000_000
 
@@ -47,8 +49,44 @@ def test_what_stands_for_many_has_no_span_and_is_counted():
     assert ration.withheld == 40
 
 
-def test_a_step_without_a_span_inside_has_one_at_the_start_and_then_each_second():
+def picked(ration, per_s, seconds, begin=0):
+    """Steps that get a span though nothing in them does, of so many a second."""
+    steps = [StepRecord(n, *(begin + at * S // per_s for at in (n, n + 1))) for n in range(per_s * seconds)]
+    return {step.step for step in steps if ration.wants_step(step)}
+
+
+def draw(step):
+    return int.from_bytes(sha256(str(step).encode()).digest()[:8], "big")
+
+
+def test_the_first_steps_have_a_span_and_then_about_one_a_second():
     """The trace view shows that the job lives."""
-    ration = Ration(first=2)
-    steps = [StepRecord(n, n * S // 4, (n + 1) * S // 4 - 1) for n in range(12)]
-    assert [ration.wants_step(step) for step in steps] == [True, True, *[False] * 2, *[True, False, False, False] * 2]
+    steps = picked(Ration(first=5, draw=draw), per_s=20, seconds=300)
+    assert {0, 1, 2, 3, 4} <= steps
+    assert 100 < len(steps) < 400
+
+
+def test_steps_that_take_seconds_each_have_one():
+    ration = Ration(first=0, draw=draw)
+    steps = [StepRecord(n, 3 * n * S, 3 * (n + 1) * S) for n in range(10)]
+    assert [ration.wants_step(step) for step in steps][2:] == [True] * 8
+
+
+def test_ranks_pick_the_same_steps():
+    """Though their clocks differ, as here by an hour and a bit; a rank that counts fewer steps a second picks more."""
+    one, other = (picked(Ration(first=0, draw=draw), 20, 300, begin) for begin in (0, 3601 * S + S // 3))
+    assert len(one) > 100
+    assert len(one ^ other) < len(one) / 20
+    slow, fast = (picked(Ration(first=0, draw=draw), per_s, 6000 // per_s) for per_s in (16, 20))
+    assert {step for step in fast if step > 100} <= slow
+
+
+def test_each_line_has_one_span_in_a_step_that_is_picked():
+    """So that one view shows which rank waited where; of a step with hundreds of lines, the first twenty."""
+    ration = Ration(first=0, draw=lambda step: step % 2)
+    for n in range(4):
+        ration.wants_step(StepRecord(n, n * S // 2, (n + 1) * S // 2))
+    for line in (*range(LINES + 5), *range(LINES)):
+        ration.wants(sync(50, stall_ns=1000 + line, line=line))  # step 0
+        ration._given = MOST  # nothing is left for the slowest
+    assert ration.withheld == 5 + LINES

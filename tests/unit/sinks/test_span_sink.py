@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import baggage, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    DEFAULT_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
 from sink_records import MS, T0, step, sync
 
 from syncagent.event import CallSite, Phase, SyncKind
-from syncagent.sinks import spans
+from syncagent.sinks import spans, texts
 from syncagent.sinks.ration import Ration
 from syncagent.sinks.spans import SpanSink
+from syncagent.sinks.step_ids import StepIds, Whose
 
 
 class Spans:
@@ -176,7 +185,7 @@ def test_text_that_cannot_be_encoded_or_is_huge_is_made_to_fit(out, sink):
     sink.step(step())
     attributes = out.one("aten::nonzero").attributes
     assert attributes["code.file.path"] == "/data/\\udcff.py"
-    assert len(attributes["syncagent.source"]) == spans.TEXT_MAX
+    assert len(attributes["syncagent.source"]) == texts.TEXT_MAX
 
 
 def test_short_stalls_get_no_span_but_are_counted(out):
@@ -329,6 +338,197 @@ class TestUserSpans:
         assert out.one("train.step").parent is None
 
 
+class TestContext:
+    def test_the_users_baggage_is_in_the_context_of_our_spans(self, out, sink):
+        """A processor that copies baggage to attributes finds it, on the step and on its syncs."""
+        heard = {}
+
+        class Listener(SpanProcessor):
+            def on_start(self, span, parent_context=None):
+                heard[span.name] = (baggage.get_all(parent_context), span.parent)
+
+        out.provider.add_span_processor(Listener())
+        user = out.user()
+        context = baggage.set_baggage("experiment", "42", trace.set_span_in_context(user, Context()))
+        sink.events([sync(1, user_span=user, user_context=context)])
+        sink.step(step(0, 10, user_span=user, user_context=context))
+        assert {name: dict(found) for name, (found, _) in heard.items() if name != "epoch"} == {
+            "train.step": {"experiment": "42"},
+            "aten::nonzero": {"experiment": "42"},
+        }
+        assert heard["train.step"][1] == user.get_span_context()
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
+    def test_baggage_without_a_span_makes_no_parent(self, out, sink):
+        context = baggage.set_baggage("experiment", "42", Context())
+        sink.events([sync(1, user_context=context)])
+        sink.step(step(0, 10, user_context=context))
+        assert out.one("train.step").parent is None
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
+    def test_the_users_links_stay(self, out, sink):
+        """Our spans neither take them over nor take them away."""
+        other = out.user("before")
+        user = out.provider.get_tracer("user").start_span(
+            "epoch", Context(), links=[trace.Link(other.get_span_context())], start_time=T0
+        )
+        sink.events([sync(1, user_span=user)])
+        sink.step(step(0, 10, user_span=user))
+        user.end()
+        assert [link.context for link in out.one("epoch").links] == [other.get_span_context()]
+        assert out.one("train.step").links == out.one("aten::nonzero").links == ()
+
+
+def of_rank(out, rank, key="job", first=100):
+    attributes = {"syncagent.local_rank": rank, "host.name": f"node{rank}", "syncagent.job.id": "exp7"}
+    return SpanSink(out.provider, whose=lambda: Whose(attributes, key), ration=Ration(first))
+
+
+class TestRanks:
+    def test_a_step_is_one_trace_in_all_ranks(self, out):
+        """Each has a train.step of its own in it, with who it is."""
+        for rank in range(3):
+            sink = of_rank(out, rank)
+            for number in range(2):
+                sink.events([sync(1 + 10 * number, step=number, rank=rank)])
+                sink.step(step(10 * number, 10 * number + 10, number, rank=rank))
+        roots = out.named("train.step")
+        assert len({root.context.trace_id for root in roots}) == 2
+        assert len({root.context.span_id for root in roots}) == 6
+        assert all(root.parent is None for root in roots)
+        first = [root for root in roots if root.attributes["syncagent.step"] == 0]
+        assert [root.attributes["syncagent.rank"] for root in first] == [0, 1, 2]
+        assert [root.attributes["host.name"] for root in first] == ["node0", "node1", "node2"]
+        for child, root in zip(out.named("aten::nonzero"), roots, strict=True):
+            assert is_child(child, root)
+            assert child.attributes["syncagent.job.id"] == "exp7"
+            assert child.attributes["syncagent.local_rank"] == root.attributes["syncagent.rank"]
+
+    def test_clocks_that_differ_between_hosts_change_neither_traces_nor_durations(self, out):
+        """Ids come from the step alone; each rank's times are its own host's, here an hour apart."""
+        hour = 3_600_000
+        for rank, ahead in enumerate((0, hour)):
+            sink = of_rank(out, rank)
+            sink.events([sync(ahead + 2, 3, rank=rank)])
+            sink.step(step(ahead, ahead + 10, rank=rank))
+        one, other = out.named("train.step")
+        assert one.context.trace_id == other.context.trace_id
+        assert [root.end_time - root.start_time for root in (one, other)] == [10 * MS, 10 * MS]
+        assert other.start_time - one.start_time == hour * MS
+        assert all(is_child(*pair) for pair in zip(out.named("aten::nonzero"), (one, other), strict=True))
+
+    def test_all_ranks_sample_the_same_steps(self):
+        """A step is in or out whole, and how many go by the ratio."""
+        steps = []
+        for rank in range(2):
+            out = Spans(TraceIdRatioBased(0.25))
+            sink = of_rank(out, rank, first=1000)
+            for number in range(400):
+                sink.events([sync(10 * number + at, step=number) for at in range(1, 4)])
+                sink.step(step(10 * number, 10 * number + 10, number))
+            roots = {root.attributes["syncagent.step"] for root in out.named("train.step")}
+            syncs = [span.attributes["syncagent.step"] for span in out.named("aten::nonzero")]
+            assert set(syncs) <= roots
+            assert all(syncs.count(number) == 3 for number in roots)
+            assert len(syncs) + sum(sink.without_span().values()) == 1200
+            steps.append(roots)
+        assert steps[0] == steps[1]
+        assert 60 < len(steps[0]) < 140
+
+    @pytest.mark.parametrize("flags", [0, 1])
+    def test_syncs_of_threads_that_do_not_know_the_users_span_go_with_the_others(self, flags):
+        """The backward pass, where torch does not hand its threads the caller's context."""
+        out = Spans(ParentBased(TraceIdRatioBased(1.0 - flags)))
+        user = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=False, trace_flags=trace.TraceFlags(flags)))
+        sink = of_rank(out, 0)
+        batch = [sync(1, user_span=user), sync(3, op="aten::item", phase=Phase.BACKWARD)]
+        sink.events(batch)
+        known = [sink.span_of(event) for event in batch]
+        sink.step(step(0, 10, user_span=user))
+        assert len(out.all()) == 3 * flags
+        assert [context and context.trace_id for context in known] == ([7, 7] if flags else [None, None])
+        assert all(span.context.trace_id == 7 for span in out.all())
+        assert sink.unsampled == 2 - 2 * flags
+
+    def test_steps_that_are_not_sampled_use_nothing_up(self):
+        """Of one step in a hundred, the first hundred syncs of a line still have a span."""
+        out = Spans(TraceIdRatioBased(0.01))
+        sink = of_rank(out, 0)
+        for number in range(5000):
+            sink.events([sync(10 * number + 1, step=number)])
+            sink.step(step(10 * number, 10 * number + 10, number))
+        assert len(out.named("aten::nonzero")) == len(out.named("train.step")) > 25
+        assert sink.ration.withheld == 0
+
+    def test_a_provider_that_is_set_later_gets_the_jobs_ids_too(self, monkeypatch):
+        out, sink = Spans(), SpanSink(whose=lambda: Whose({}, "job"))
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: out.provider)
+        sink.step(step())
+        assert out.one("train.step").context.trace_id == StepIds(lambda: Whose({}, "job")).trace_id(0)
+
+    def test_a_tracer_that_is_not_the_sdks_is_left_as_it_is(self, out):
+        """It may be one that the program has, too; steps have random ids then, and metrics name no span."""
+        of_program = out.provider.get_tracer("program")
+
+        class Tracer:
+            id_generator = generator = of_program.id_generator
+            start_span = staticmethod(of_program.start_span)
+
+        class Provider(trace.TracerProvider):
+            def get_tracer(self, *_, **__):
+                return Tracer
+
+        sink, event = SpanSink(Provider(), whose=lambda: Whose({}, "job")), sync(1)
+        sink.events([event])
+        assert sink.span_of(event) is None
+        sink.step(step())
+        assert Tracer.id_generator is Tracer.generator
+        assert is_child(out.one("aten::nonzero"), out.one("train.step"))
+
+    def test_the_programs_own_tracers_keep_their_ids(self, out):
+        generator = out.provider.id_generator
+        of_rank(out, 0)
+        assert out.provider.id_generator is generator
+        assert out.provider.get_tracer("syncagent").id_generator is generator
+
+
+class TestSpanOf:
+    def test_a_spans_ids_are_known_before_it_is_built(self, out, sink):
+        """So that metrics and log lines of the same batch can name it."""
+        batch = [sync(1), sync(3, op="aten::item")]
+        sink.events(batch)
+        known = [sink.span_of(event) for event in batch]
+        record = step(0, 10)
+        sink.step(record)
+        assert [span.context.span_id for span in (out.one("aten::nonzero"), out.one("aten::item"))] == [
+            context.span_id for context in known
+        ]
+        assert {context.trace_id for context in known} == {out.one("train.step").context.trace_id}
+        assert sink.span_of(record).span_id == out.one("train.step").context.span_id
+        assert sink.span_of(batch[0]) is None
+
+    def test_under_a_users_span_it_is_in_the_users_trace(self, out, sink):
+        user = out.user()
+        event = sync(1, user_span=user)
+        sink.events([event])
+        known = sink.span_of(event)
+        sink.step(step(0, 10, user_span=user))
+        assert (known.trace_id, known.span_id) == (
+            user.get_span_context().trace_id,
+            out.one("aten::nonzero").context.span_id,
+        )
+
+    def test_one_without_a_span_has_none(self):
+        sink = SpanSink(Spans(ALWAYS_OFF).provider)
+        event = sync(1)
+        sink.events([event])
+        assert sink.span_of(event) is None
+        rationed = SpanSink(Spans().provider, ration=Ration(first=0))
+        events = [sync(1, 5), sync(7, 4)]
+        rationed.events(events)
+        assert [rationed.span_of(event) is None for event in events] == [False, True]
+
+
 class TestSampling:
     def test_the_sampler_decides(self):
         out = Spans(ALWAYS_OFF)
@@ -337,6 +537,24 @@ class TestSampling:
         sink.step(step())
         sink.close()
         assert out.all() == ()
+        assert sink.without_span() == {"rationed": 0, "not sampled": 1, "short": 0}
+
+    def test_a_sampler_that_keeps_count_is_asked_once_a_span(self):
+        """One of the user's own, which lets so many through."""
+        asked = []
+
+        class Counting(Sampler):
+            def should_sample(self, parent_context, trace_id, name, *args, **kwargs):
+                asked.append(name)
+                return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+            def get_description(self):
+                return "counting"
+
+        sink = SpanSink(Spans(Counting()).provider)
+        sink.events([sync(1)])
+        sink.step(step())
+        assert asked == ["train.step", "aten::nonzero"]
 
     def test_an_unsampled_parent_is_respected(self, out, sink):
         unsampled = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=False))

@@ -1,0 +1,40 @@
+"""What exporters say, in words a person can act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from syncagent.sinks.complaints import REASON_MAX, in_words
+
+# As said by the exporters of 1.45.2 to a port that speaks something else, or that is not there.
+SAID = {
+    "Transient error ('Connection aborted.', BadStatusLine('\\x00\\x00')) encountered while exporting spans batch, "
+    "retrying in 0.83s.": "gRPC port",
+    "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 0.92s. "
+    "Error details: failed to connect to all addresses; last error: UNAVAILABLE: "
+    "ipv4:127.0.0.1:1: Failed parsing HTTP/2 "
+    "(Expected SETTINGS frame as the first frame, got frame type 79)": "HTTP port",
+    "SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)')": "http://",
+    "SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed')": "trusted",
+    "Failed to export spans batch code: 401, reason: Unauthorized": "credentials",
+    "Failed to export spans batch code: 404, reason: Not Found": "no OTLP receiver",
+    "Failed to resolve 'nowhere.invalid' ([Errno -2] Name or service not known)": "name of its host",
+    "NewConnectionError('...: [Errno 111] Connection refused')": "connection refused",
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_the_usual_ones_have_a_sentence(said):
+    assert SAID[said] in in_words(said)
+
+
+def test_a_header_that_may_be_a_secret_is_not_shown():
+    said = "Invalid leading whitespace, reserved character(s), or return character(s) in header value: 'Bearer abc\\n'"
+    assert "Bearer" not in in_words(said)
+
+
+def test_the_rest_is_one_bounded_line_without_what_the_exporter_is_about_to_do():
+    said = "Transient error Internal\nServer Error encountered while exporting spans batch, retrying in 0.97s."
+    assert in_words(said) == "Internal Server Error"
+    assert len(in_words("<html>\x00" * 100_000)) <= REASON_MAX + 3 * REASON_MAX
+    assert "\x00" not in in_words("<html>\x00")

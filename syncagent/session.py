@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from syncagent.sinks import Sink
     from syncagent.sinks.metric_sender import MetricSender
     from syncagent.sinks.outbox import AgentTracerProvider
+    from syncagent.sinks.prometheus import ScrapeEndpoint
 
 __all__ = ["Session", "begin", "end"]
 
@@ -29,7 +30,7 @@ class Session(NamedTuple):
     sinks: tuple[Sink, ...]
     provider: AgentTracerProvider | None
     spans_to: str
-    metrics: MetricSender | None = None
+    metrics: MetricSender | ScrapeEndpoint | None = None
 
 
 def begin(settings: Settings) -> Session:
@@ -61,12 +62,16 @@ def _with_spans(settings: Settings) -> Session:
     return Session((spans, *counts, Progress()), provider, spans_to, metrics)
 
 
-def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | None]:
+def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | ScrapeEndpoint | None]:
     try:
         from syncagent.sinks.metrics import MetricSink
+        from syncagent.sinks.prometheus import build_endpoint
         from syncagent.sinks.provider import build_metric_sender
 
         sink = MetricSink()
+        endpoint = build_endpoint(provider.resource, sink.data, ranks.read().local_rank)
+        if endpoint is not None:
+            return (sink, endpoint), endpoint
         sender = build_metric_sender(provider.resource, sink.data)
     except ConfigError as error:
         get_logger().error(f"{error} No metrics are sent; the run is watched all the same.")
@@ -118,7 +123,7 @@ def _close(session: Session) -> tuple[str, str]:
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""
 
 
-def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | None) -> None:
+def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | ScrapeEndpoint | None) -> None:
     """Spans and metrics at the same time: neither waits for the other, and both together no longer than spans alone."""
     if metrics is None:
         provider.close()

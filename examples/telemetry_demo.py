@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "otel" / "local"))
 
-from services import NotHere, phoenix, port, prometheus  # noqa: E402 - where it stands has just been said
+from services import NotHere, free_ports, phoenix, prometheus  # noqa: E402 - where it stands has just been said
 
 if TYPE_CHECKING:
     from services import Service
@@ -42,7 +42,7 @@ def main() -> int:
     seconds = float(os.environ.get("DEMO_SECONDS") or "inf")
     with ExitStack() as at_end:
         folder = Path(at_end.enter_context(tempfile.TemporaryDirectory(prefix="syncagent-demo-")))
-        scrape_port = first_of_free(RANKS, 9464)
+        scrape_port = free_ports(RANKS, 9464)
         traces, metrics = started(at_end, folder, [f"127.0.0.1:{scrape_port + rank}" for rank in range(RANKS)])
         if traces is None and metrics is None:
             return 1
@@ -171,16 +171,6 @@ def tell(traces: Service | None, metrics: Service | None) -> None:
             print(f"            {what}:\n            {metrics.url}/graph?{urlencode(graph)}")
         print(f"            alerts of otel/prometheus/rules.yaml: {metrics.url}/alerts")
     print("\nCtrl-C ends it all.", flush=True)
-
-
-def first_of_free(count: int, wanted: int) -> int:
-    """A port that is free together with those after it."""
-    first = wanted
-    while any(port(first + n) != first + n for n in range(count)):
-        first = port(0)
-        if first + count > 65535:
-            first = wanted
-    return first
 
 
 if __name__ == "__main__":

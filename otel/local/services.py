@@ -74,12 +74,22 @@ class Service:
 def port(wanted: int = 0) -> int:
     """That port if nobody has it, else any that is free."""
     with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended leave it free
         try:
             one.bind(("127.0.0.1", wanted))
         except OSError:
             one.bind(("127.0.0.1", 0))
         number: int = one.getsockname()[1]
         return number
+
+
+def free_ports(count: int, wanted: int = 0) -> int:
+    """The first of so many ports in a row that nobody has."""
+    while True:
+        first = port(wanted)
+        if first + count <= 65536 and all(port(first + n) == first + n for n in range(count)):
+            return first
+        wanted = 0
 
 
 def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:

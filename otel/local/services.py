@@ -98,13 +98,12 @@ def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
     ``SYNCAGENT_PHOENIX`` names the virtual environment, ``.venv-phoenix`` unless set.
     """
     venv = Path(os.environ.get("SYNCAGENT_PHOENIX", ROOT / ".venv-phoenix"))
-    program = venv / "bin" / "phoenix"
     if not (venv / ".ready").exists():
         raise NotHere(f"Phoenix is not installed in {venv}: `make telemetry-demo` and `make test-stack` do that.")
     http, grpc = port(http), port(grpc)
     folder.mkdir(parents=True, exist_ok=True)
     service = Service(
-        [str(program), "serve"],
+        [str(venv / "bin" / "python"), str(HERE / "phoenix_on_loopback.py"), "serve"],
         f"http://127.0.0.1:{http}",
         "/healthz",
         folder / "phoenix.log",

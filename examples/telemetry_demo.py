@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "otel" / "local"))
 
-from services import NotHere, free_ports, phoenix, prometheus  # noqa: E402 - where it stands has just been said
+from services import NotHereError, free_ports, phoenix, prometheus
 
 if TYPE_CHECKING:
     from services import Service
@@ -67,14 +67,14 @@ def started(at_end: ExitStack, folder: Path, targets: list[str]) -> tuple[Servic
     traces = metrics = None
     try:
         traces = at_end.enter_context(phoenix(folder / "phoenix", http=6006, grpc=4317))
-    except NotHere as why:
+    except NotHereError as why:
         print(f"No traces: {why}", file=sys.stderr)
     try:
         rules = ROOT / "otel" / "prometheus" / "rules.yaml"
         metrics = at_end.enter_context(
             prometheus(folder / "prometheus", {"syncagent": targets}, http=9090, interval_s=2, rules=rules)
         )
-    except NotHere as why:
+    except NotHereError as why:
         print(f"No metrics: {why}", file=sys.stderr)
     return traces, metrics
 

@@ -1,4 +1,4 @@
-"""Phoenix, whose gRPC port is open to loopback alone: it has a setting for the host of its HTTP port, not for this one."""
+"""Phoenix with its gRPC port open to loopback alone: of its settings, PHOENIX_HOST is for the HTTP port only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phoenix and Prometheus as processes of this machine, on loopback: what ``make telemetry-demo`` and the tests start."""
+"""Phoenix and Prometheus as processes on loopback: what ``make telemetry-demo`` and ``make test-stack`` start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """A service that cannot be started on this machine; the message says how to get it."""
 
 
@@ -64,7 +64,7 @@ class Service:
                 self.process.kill()
         self.process.wait()
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Service:  # noqa: PYI034 - Self is of 3.11
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -99,7 +99,7 @@ def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
     """
     venv = Path(os.environ.get("SYNCAGENT_PHOENIX", ROOT / ".venv-phoenix"))
     if not (venv / ".ready").exists():
-        raise NotHere(f"Phoenix is not installed in {venv}: `make telemetry-demo` and `make test-stack` do that.")
+        raise NotHereError(f"Phoenix is not installed in {venv}: `make telemetry-demo` and `make test-stack` do that.")
     http, grpc = port(http), port(grpc)
     folder.mkdir(parents=True, exist_ok=True)
     service = Service(
@@ -130,7 +130,9 @@ def prometheus(
     """Prometheus with an empty store in ``folder``, which scrapes ``targets``: addresses by the name of their job."""
     program = shutil.which("prometheus")
     if program is None:
-        raise NotHere("Prometheus is not installed: `apt-get install prometheus` as root, or https://prometheus.io/download.")
+        raise NotHereError(
+            "Prometheus is not installed: `apt-get install prometheus` as root, or https://prometheus.io/download."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "prometheus.yaml"  # YAML takes JSON
     config.write_text(

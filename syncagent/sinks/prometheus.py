@@ -6,18 +6,19 @@ import os
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger
-from syncagent.pace import keep_pace
+from syncagent.pace import breathe, keep_pace
 from syncagent.sinks import otel_env, semconv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from socketserver import BaseServer
 
-    from opentelemetry.sdk.metrics.export import HistogramDataPoint, Metric, MetricsData, NumberDataPoint
+    from opentelemetry.sdk.metrics.export import HistogramDataPoint, Metric, MetricsData
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.core import Metric as Family
 
@@ -65,7 +66,9 @@ class ScrapeEndpoint:
 
     name = "prometheus"
 
-    def __init__(self, collect: Callable[[Resource], Sequence[MetricsData]], resource: Resource, address: Address) -> None:
+    def __init__(
+        self, collect: Callable[[Resource], Sequence[MetricsData]], resource: Resource, address: Address
+    ) -> None:
         self._collect = collect
         self._resource = resource
         self._address = address
@@ -102,8 +105,6 @@ class ScrapeEndpoint:
         yield from families(self._collect(self._resource), self._resource)
 
     def _open(self) -> None:
-        if self._is_opened:
-            return
         with self._lock:
             if self._is_opened:
                 return
@@ -178,8 +179,8 @@ def _let_go() -> None:
 def families(parts: Iterable[MetricsData], resource: Resource) -> list[Family]:
     """The SDK's records as Prometheus has them, by the rules that the collector's exporter goes by.
 
-    Dots become underscores, a unit is written out at the end (``s`` as ``seconds``; one in braces is left out), a counter
-    ends in ``_total``, and a gauge without a unit in ``_ratio``.  The resource is ``target_info``.
+    Dots become underscores, a unit is written out at the end (``s`` as ``seconds``; one in braces is left out), a
+    counter ends in ``_total``, and a gauge without a unit in ``_ratio``.  The resource is ``target_info``.
     Source: https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
     """
     from prometheus_client.core import InfoMetricFamily
@@ -202,54 +203,50 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
     from opentelemetry.sdk.metrics.export import Histogram, Sum
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    first = metrics[0]
-    points = [point for metric in metrics for point in metric.data.data_points]
+    first, description = metrics[0], metrics[0].description or ""
+    points: list[Any] = [point for metric in metrics for point in metric.data.data_points]
     names = list(dict.fromkeys([*about, *(name for point in points for name in point.attributes or ())]))
     labels = [_underscored(name) for name in names]
     name = _underscored(first.name)
-    unit = _UNITS.get(first.unit, "")
-    if unit:
-        name += f"_{unit}"
+    if first.unit in _UNITS:
+        name += f"_{_UNITS[first.unit]}"
 
-    def values(point: HistogramDataPoint | NumberDataPoint) -> list[str]:
+    def values(point: Any) -> list[str]:
         own = {**about, **(point.attributes or {})}
         return [_text(own[name]) if name in own else "" for name in names]  # to Prometheus an empty label is none
 
     if isinstance(first.data, Histogram):
-        histogram = HistogramMetricFamily(name, first.description, labels=labels)
+        histogram = HistogramMetricFamily(name, description, labels=labels)
         for point in points:
             histogram.add_metric(values(point), _buckets(point), point.sum)
+            breathe()
         return histogram
     if isinstance(first.data, Sum):
-        counter = CounterMetricFamily(name, first.description, labels=labels)
-        for point in points:
-            counter.add_metric(values(point), point.value)
-        return counter
-    if first.unit == "1" and not name.endswith("ratio"):
-        name += "_ratio"
-    gauge = GaugeMetricFamily(name, first.description, labels=labels)
+        plain: CounterMetricFamily | GaugeMetricFamily = CounterMetricFamily(name, description, labels=labels)
+    else:
+        ratio = "_ratio" if first.unit == "1" and not name.endswith("ratio") else ""
+        plain = GaugeMetricFamily(name + ratio, description, labels=labels)
     for point in points:
-        gauge.add_metric(values(point), point.value)
-    return gauge
+        plain.add_metric(values(point), point.value)
+        breathe()
+    return plain
 
 
-def _buckets(point: HistogramDataPoint) -> list[tuple[str, float] | tuple[str, float, object]]:
+def _buckets(point: HistogramDataPoint) -> list[Any]:
     """Cumulative counts, each with the newest exemplar that lies within it."""
     from prometheus_client.samples import Exemplar
-    from prometheus_client.utils import floatToGoString
 
     bounds = [*point.explicit_bounds, float("inf")]
-    newest: dict[int, object] = {}
+    newest: dict[int, Exemplar] = {}
     for one in sorted(point.exemplars, key=lambda exemplar: exemplar.time_unix_nano):
         if one.trace_id and one.span_id:
             where = {"trace_id": f"{one.trace_id:032x}", "span_id": f"{one.span_id:016x}"}
-            bucket = next(n for n, bound in enumerate(bounds) if one.value <= bound)
-            newest[bucket] = Exemplar(where, one.value, one.time_unix_nano / 1e9)
-    buckets: list[tuple[str, float] | tuple[str, float, object]] = []
+            newest[bisect_left(bounds, one.value)] = Exemplar(where, one.value, one.time_unix_nano / 1e9)
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
     total = 0
     for n, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
         total += count
-        said = floatToGoString(bound)
+        said = "+Inf" if bound == float("inf") else repr(float(bound))
         buckets.append((said, total, newest[n]) if n in newest else (said, total))
     return buckets
 

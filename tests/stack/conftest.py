@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "otel" / "local"))
 
-import services  # noqa: E402 - where it stands has just been said
+import services
 
 TRAIN = HERE / "train.py"
 
@@ -37,7 +37,7 @@ def environ():
 def phoenix(tmp_path_factory):
     try:
         service = services.phoenix(tmp_path_factory.mktemp("phoenix"))
-    except services.NotHere as why:
+    except services.NotHereError as why:
         pytest.skip(str(why))
     with service:
         yield service
@@ -50,7 +50,7 @@ def start_prometheus():
     def start(*arguments, **options):
         try:
             service = services.prometheus(*arguments, **options)
-        except services.NotHere as why:
+        except services.NotHereError as why:
             pytest.skip(str(why))
         started.append(service)
         return service

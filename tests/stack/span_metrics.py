@@ -2,8 +2,8 @@
 
 Source: https://github.com/open-telemetry/opentelemetry-collector-contrib/tree/main/connector/spanmetricsconnector.  It
 goes by the connectors' settings in ``otel/collector/config.yaml``: a series for each set of ``dimensions`` (of the
-span, else of the resource; one that is absent is left out) beside ``service.name``, ``calls`` counted, ``duration`` as a
-histogram with the span as its exemplar.  It is no collector: every trace counts as kept.
+span, else of the resource; one that is absent is left out) beside ``service.name``, ``calls`` counted, ``duration`` as
+a histogram with the span as its exemplar.  It is no collector: every trace counts as kept.
 """
 
 from __future__ import annotations

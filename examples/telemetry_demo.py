@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 RANKS = 2
 PROJECT = "masked_loss"
+LOG = "job.log"
 GRAPHS = {
     "share of step time stalled": "syncagent:stall_share:ratio_rate5m",
     "syncs a second, by line": "sum by (code_line_number, syncagent_op) (rate(syncagent_syncs_total[1m]))",
@@ -49,15 +51,14 @@ def main() -> int:
         simulate = not torch.cuda.is_available()
         if simulate:
             print("No GPU here: the simulated CUDA device stands in; its waits are real, its times are this CPU's.")
-        ranks = [train(at_end, rank, folder, traces, scrape_port, simulate=simulate) for rank in range(RANKS)]
-        if not has_data(traces, metrics, ranks):
+        job = train(at_end, folder, traces, scrape_port, simulate=simulate)
+        if not has_data(traces, metrics, job, folder):
             return 1
         tell(traces, metrics)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if any(rank.poll() is not None for rank in ranks):
-                print("a rank has ended early", file=sys.stderr)
-                return 1
+            if job.poll() is not None:
+                return ended_early(job, folder)
             time.sleep(0.2)
     return 0
 
@@ -80,9 +81,9 @@ def started(at_end: ExitStack, folder: Path, targets: list[str]) -> tuple[Servic
 
 
 def train(
-    at_end: ExitStack, rank: int, folder: Path, traces: Service | None, scrape_port: int, *, simulate: bool
+    at_end: ExitStack, folder: Path, traces: Service | None, scrape_port: int, *, simulate: bool
 ) -> subprocess.Popen[bytes]:
-    """One rank of the job; all that is about the agent is in its environment."""
+    """The job; all that is about the agent is in its environment."""
     own = {
         "SYNCAGENT": "1",
         "SYNCAGENT_DETAIL": "syncs",
@@ -92,9 +93,6 @@ def train(
         "OTEL_RESOURCE_ATTRIBUTES": f"openinference.project.name={PROJECT}",  # Phoenix's name for where traces go
         "OTEL_METRICS_EXPORTER": "prometheus",
         "OTEL_EXPORTER_PROMETHEUS_PORT": str(scrape_port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
         "OMP_NUM_THREADS": "1",
     }
     if traces is None:
@@ -104,11 +102,12 @@ def train(
     if simulate:
         own["SYNCAGENT_SIMULATE"] = "1"
     size = ["--batch", "1", "--size", "96"] if simulate else ["--batch", "8"]
-    script = ROOT / "examples" / "masked_loss" / "train.py"
-    log = at_end.enter_context((folder / f"rank{rank}.log").open("wb"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    script = ROOT / "examples" / "masked_loss" / "ranks.py"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT"))}
+    log = at_end.enter_context((folder / LOG).open("wb"))
     process = subprocess.Popen(
-        [sys.executable, str(script), "--device", "cuda", "--steps", "1000000", *size],
+        [*torchrun, str(script), "--device", "cuda", "--steps", "1000000", *size],
         env=environ | own, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     at_end.callback(end, process)
@@ -116,24 +115,32 @@ def train(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
+    """torchrun hands the signal on to its ranks, whose agents send what is left."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     try:
-        process.wait(15)
+        process.wait(20)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
+def ended_early(job: subprocess.Popen[bytes], folder: Path) -> int:
+    said = (folder / LOG).read_text("utf-8", "replace")
+    print(f"the job has ended early, with exit code {job.returncode}:\n{said[-3000:]}", file=sys.stderr)
+    return 1
+
+
 def has_data(
-    traces: Service | None, metrics: Service | None, ranks: list[subprocess.Popen[bytes]], timeout_s: float = 180
+    traces: Service | None, metrics: Service | None, job: subprocess.Popen[bytes], folder: Path, timeout_s: float = 180
 ) -> bool:
     """Whether each rank's spans are in Phoenix and its series in Prometheus, in time."""
     print(f"training as {RANKS} ranks; waiting for their data ...", flush=True)
     lacking = "Phoenix" * (traces is not None), "Prometheus" * (metrics is not None)
     until = time.monotonic() + timeout_s
     while any(lacking) and time.monotonic() < until:
-        if any(rank.poll() is not None for rank in ranks):
-            print("a rank has ended early", file=sys.stderr)
+        if job.poll() is not None:
+            ended_early(job, folder)
             return False
         time.sleep(1)
         if lacking[0] and span_ranks(traces) >= set(range(RANKS)):
@@ -153,6 +160,13 @@ def span_ranks(traces: Service) -> set[int]:
     return {span["attributes"].get("syncagent.rank") for span in spans["data"]}
 
 
+def fullest(traces: Service) -> str:
+    """The trace with most spans, of the newest thousand."""
+    spans = traces.get(f"/v1/projects/{PROJECT}/spans?limit=1000")["data"]
+    ((trace_id, _),) = Counter(span["context"]["trace_id"] for span in spans).most_common(1)
+    return trace_id
+
+
 def ask(metrics: Service, query: str) -> list[object]:
     return metrics.get("/api/v1/query?" + urlencode({"query": query}))["data"]["result"]
 
@@ -162,8 +176,11 @@ def tell(traces: Service | None, metrics: Service | None) -> None:
         projects = traces.get("/v1/projects")["data"]
         number = next(project["id"] for project in projects if project["name"] == PROJECT)
         print(f"\nPhoenix     {traces.url}/projects/{quote(number)}/traces")
-        print("            one trace a training step: open a train.step; its children are the syncs, with op, line and")
-        print("            stall_ms among their attributes. The toggle `Spans` lists all, to be sorted by latency")
+        print(
+            "            one trace a training step; its syncs have op, line and stall_ms among their attributes. A step"
+        )
+        print("            of the first hundred, all of whose syncs have spans (later on tens a second have):")
+        print(f"            {traces.url}/projects/{quote(number)}/traces/{fullest(traces)}")
     if metrics is not None:
         print(f"\nPrometheus  {metrics.url}")
         for what, query in GRAPHS.items():

@@ -271,7 +271,6 @@ class TestCollector:
         assert set(load("docker-compose.yaml")["services"]["collector"]["environment"]) <= asked
         assert all(f"`{name}`" in README for name in asked)
 
-
     def test_the_node_keeps_metrics_as_the_other_does_and_passes_traces_on_whole(self):
         whole, node = load("collector/config.yaml"), load("collector/node.yaml")
         for kind in ("receivers", "processors"):
@@ -279,7 +278,9 @@ class TestCollector:
         assert node["exporters"]["prometheus"] == whole["exporters"]["prometheus"]
         (gateway,) = re.findall(r"\$\{env:GATEWAY_ENDPOINT:-([\w-]+):4317\}", text("collector/node.yaml"))
         assert f"value: {gateway}.observability.svc:4317\n" in text("kubernetes/collector.yaml")
-        assert f"kind: Service\nmetadata:\n  name: {gateway}\n  namespace: observability\n" in text("kubernetes/gateway.yaml")
+        assert f"kind: Service\nmetadata:\n  name: {gateway}\n  namespace: observability\n" in text(
+            "kubernetes/gateway.yaml"
+        )
         assert node["service"]["pipelines"]["traces"]["processors"] == ["memory_limiter", "batch"]
 
 

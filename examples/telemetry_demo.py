@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
+from urllib.request import urlopen
 
 import torch
 
@@ -33,7 +34,9 @@ PROJECT = "masked_loss"
 LOG = "job.log"
 GRAPHS = {
     "share of step time stalled": "syncagent:stall_share:ratio_rate5m",
-    "syncs a second, by line": "sum by (code_line_number, syncagent_op) (rate(syncagent_syncs_total[1m]))",
+    "seconds waited a second, by line": (
+        'sum by (code_line_number, syncagent_op) (rate(syncagent_stall_duration_seconds_sum{syncagent_rank="0"}[1m]))'
+    ),
     "longest stalls (99 %), by line": (
         "histogram_quantile(0.99, sum by (le, code_line_number) (rate(syncagent_stall_duration_seconds_bucket[1m])))"
     ),
@@ -161,10 +164,20 @@ def span_ranks(traces: Service) -> set[int]:
 
 
 def fullest(traces: Service) -> str:
-    """The trace with most spans, of the newest thousand."""
+    """The trace with most spans, of the newest thousand; the first step holds the copies of the weights."""
     spans = traces.get(f"/v1/projects/{PROJECT}/spans?limit=1000")["data"]
-    ((trace_id, _),) = Counter(span["context"]["trace_id"] for span in spans).most_common(1)
+    later = [span["context"]["trace_id"] for span in spans if span["attributes"].get("syncagent.step")]
+    ((trace_id, _),) = Counter(later).most_common(1)
     return trace_id
+
+
+def alerts(metrics: Service) -> str:
+    """Where the alerts are shown: Debian's package has the older pages only."""
+    try:
+        with urlopen(metrics.url + "/alerts", timeout=10):
+            return "/alerts"
+    except OSError:
+        return "/classic/alerts"
 
 
 def ask(metrics: Service, query: str) -> list[object]:
@@ -186,7 +199,7 @@ def tell(traces: Service | None, metrics: Service | None) -> None:
         for what, query in GRAPHS.items():
             graph = {"g0.expr": query, "g0.tab": "0", "g0.range_input": "10m"}
             print(f"            {what}:\n            {metrics.url}/graph?{urlencode(graph)}")
-        print(f"            alerts of otel/prometheus/rules.yaml: {metrics.url}/alerts")
+        print(f"            alerts of otel/prometheus/rules.yaml:\n            {metrics.url}{alerts(metrics)}")
     print("\nCtrl-C ends it all.", flush=True)
 
 

@@ -25,6 +25,8 @@ class Service:
 
     def __init__(self, command: list[str], url: str, ready: str, log: Path, environ: dict[str, str]) -> None:
         self.url = url
+        self.grpc = ""
+        """Where it takes OTLP over gRPC."""
         self.log = log
         with log.open("wb") as file:
             # In a session of its own: Ctrl-C is for whoever started it, who then ends it.
@@ -92,13 +94,25 @@ def free_ports(count: int, wanted: int = 0) -> int:
         wanted = 0
 
 
+def _phoenix_venv() -> Path:
+    return Path(os.environ.get("SYNCAGENT_PHOENIX", ROOT / ".venv-phoenix"))
+
+
+def has_phoenix() -> bool:
+    return (_phoenix_venv() / ".ready").exists()
+
+
+def find_prometheus() -> str | None:
+    return shutil.which("prometheus")
+
+
 def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
     """Arize Phoenix with an empty store in ``folder``; its OTLP endpoint is its own address, gRPC at ``.grpc``.
 
     ``SYNCAGENT_PHOENIX`` names the virtual environment, ``.venv-phoenix`` unless set.
     """
-    venv = Path(os.environ.get("SYNCAGENT_PHOENIX", ROOT / ".venv-phoenix"))
-    if not (venv / ".ready").exists():
+    venv = _phoenix_venv()
+    if not has_phoenix():
         raise NotHereError(f"Phoenix is not installed in {venv}: `make telemetry-demo` and `make test-stack` do that.")
     http, grpc = port(http), port(grpc)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +134,7 @@ def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
             "PHOENIX_ENABLE_MCP_SERVER": "false",
         },
     )
-    service.grpc = f"http://127.0.0.1:{grpc}"  # type: ignore[attr-defined]
+    service.grpc = f"http://127.0.0.1:{grpc}"
     return service
 
 
@@ -128,7 +142,7 @@ def prometheus(
     folder: Path, targets: dict[str, list[str]], *, http: int = 0, interval_s: int = 1, rules: Path | None = None
 ) -> Service:
     """Prometheus with an empty store in ``folder``, which scrapes ``targets``: addresses by the name of their job."""
-    program = shutil.which("prometheus")
+    program = find_prometheus()
     if program is None:
         raise NotHereError(
             "Prometheus is not installed: `apt-get install prometheus` as root, or https://prometheus.io/download."

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from places import ROOT, TRAIN
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "otel" / "local"))
-
-import services
-
-TRAIN = HERE / "train.py"
+import services  # isort: skip
 
 
 @pytest.fixture(scope="session")

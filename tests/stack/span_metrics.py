@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import yaml
+from places import OTEL
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
-CONFIG = Path(__file__).parents[2] / "otel" / "collector" / "config.yaml"
+CONFIG = OTEL / "collector" / "config.yaml"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 

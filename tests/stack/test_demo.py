@@ -11,8 +11,9 @@ import time
 import urllib.request
 
 import pytest
-import services
-from conftest import ROOT
+from places import ROOT
+
+import services  # isort: skip
 
 
 @pytest.fixture

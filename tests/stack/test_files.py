@@ -7,9 +7,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT
-
-OTEL = ROOT / "otel"
+from places import OTEL
 
 
 @pytest.fixture

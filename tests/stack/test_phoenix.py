@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from conftest import TRAIN
+from places import TRAIN
 from recording import Recording
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

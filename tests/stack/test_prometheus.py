@@ -13,11 +13,11 @@ import time
 import urllib.parse
 
 import pytest
-import services
-from conftest import ROOT, TRAIN
+from places import OTEL, TRAIN
 from span_metrics import SpanMetrics, spans
 
-OTEL = ROOT / "otel"
+import services  # isort: skip
+
 DAY_S = 86_400
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(OTEL.glob("grafana/dashboards/*.json"))}
 TARGETS = [

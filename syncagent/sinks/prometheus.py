@@ -267,4 +267,6 @@ def _underscored(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    # A script's name that is no UTF-8 would make each scrape fail.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -30,6 +30,7 @@ SENT = {
     "syncagent.kept.duration": "histogram in seconds",  # the collector's, from the spans of kept traces
     "syncagent.syncs": "counter",
     "syncagent.events.dropped": "counter",
+    "syncagent.spans.dropped": "counter",
     "syncagent.spans.calls": "counter",  # the collector's, from all spans of syncs
     "syncagent.step.stall_ratio": "gauge",
 }

@@ -109,6 +109,22 @@ class TestLabels:
         ((_, labels),) = samples([])
         assert dict(labels)["team"] == "x"
 
+    def test_any_text_can_be_written(self):
+        from prometheus_client import generate_latest
+
+        odd = 'a"b\\c\n\udce9'  # as os.fsdecode gives a Latin-1 é
+        sink = MetricSink()
+        sink.events([sync(op=odd)])
+        resource = Resource({"service.name": odd})
+
+        class Collector:
+            def collect(self):
+                return families(sink.data(resource), resource)
+
+        text = generate_latest(Collector()).decode()
+        assert r'service_name="a\"b\\c\n\\udce9"' in text
+        assert "syncagent_syncs_total{" in text
+
     def test_many_series_are_one_family(self):
         sink = MetricSink(max_series=60)  # more than one part holds
         sink.events([sync(site=CallSite("a.py", line, "f", "")) for line in range(1, 100)])

@@ -2,14 +2,17 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+PHOENIX ?= .venv-phoenix
 BIN := $(VENV)/bin
 
-.PHONY: help setup test test-telemetry lint types demo bench-startup clean
+.PHONY: help setup test test-telemetry test-stack lint types demo telemetry-demo bench-startup clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
+	@echo "make telemetry-demo   the same with its traces in Phoenix and its metrics in Prometheus, until Ctrl-C"
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-telemetry  those of telemetry, with 8 ranks at 1,000 syncs a second each for three minutes"
+	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
 	@echo "make lint    ruff;  make types: mypy --strict"
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
@@ -35,6 +38,11 @@ test-telemetry: export SOAK_SECONDS ?= 180
 test-telemetry: setup
 	$(BIN)/python -m pytest tests/integration/telemetry tests/unit/sinks
 
+# What cannot be installed is said, and its tests are skipped.
+test-stack: setup
+	@otel/local/install.sh "$(PYTHON)" "$(abspath $(PHOENIX))" || true
+	SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python -m pytest tests/stack
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,8 +55,12 @@ types: setup
 demo: setup
 	@$(BIN)/python examples/demo.py
 
+telemetry-demo: setup
+	@otel/local/install.sh "$(PYTHON)" "$(abspath $(PHOENIX))" || true
+	@SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python examples/telemetry_demo.py
+
 bench-startup: setup
 	$(BIN)/python tests/benchmarks/startup.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PHOENIX) .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from syncagent.sinks import Sink
     from syncagent.sinks.metric_sender import MetricSender
     from syncagent.sinks.outbox import AgentTracerProvider, Outbox
+    from syncagent.sinks.prometheus import ScrapeEndpoint
 
 __all__ = ["Session", "begin", "end"]
 
@@ -33,7 +34,7 @@ class Session(NamedTuple):
     sinks: tuple[Sink, ...]
     provider: AgentTracerProvider | None
     spans_to: str
-    metrics: MetricSender | None = None
+    metrics: MetricSender | ScrapeEndpoint | None = None
     logs: Outbox | None = None
     is_own: bool = True
     """Whether it sends by itself; else the program's own providers do, which outlive it."""
@@ -120,13 +121,17 @@ def _with_logs(provider: AgentTracerProvider) -> tuple[ViolationLog, Outbox | No
     return ViolationLog(), None
 
 
-def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | None]:
+def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | ScrapeEndpoint | None]:
     try:
         from syncagent.sinks.metrics import MetricSink
+        from syncagent.sinks.prometheus import build_endpoint
         from syncagent.sinks.provider import build_metric_sender
 
         sink = MetricSink()
         sink.spans_lost = provider.lost
+        endpoint = build_endpoint(provider.resource, sink.data, ranks.read().local_rank)
+        if endpoint is not None:
+            return (sink, endpoint), endpoint
         sender = build_metric_sender(provider.resource, sink.data)
     except ConfigError as error:
         get_logger().error(f"{error} No metrics are sent; the run is watched all the same.")
@@ -186,7 +191,9 @@ def _close(session: Session) -> tuple[str, str]:
     return spans_to, f"{lost:,} spans were lost on the way to {session.spans_to}" if lost else ""
 
 
-def _send_the_last(provider: AgentTracerProvider, metrics: MetricSender | None, logs: Outbox | None) -> None:
+def _send_the_last(
+    provider: AgentTracerProvider, metrics: MetricSender | ScrapeEndpoint | None, logs: Outbox | None
+) -> None:
     """All at the same time: none waits for the others, and all together no longer than spans alone."""
     from syncagent.sinks.outbox import CLOSE_TIMEOUT_S
 

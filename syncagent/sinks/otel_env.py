@@ -40,6 +40,9 @@ LOGS: Final = "LOGS"
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
 
+PROMETHEUS: Final = "prometheus"
+"""The one value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
+
 _SAMPLERS = (
     "always_on",
     "always_off",
@@ -152,8 +155,20 @@ def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
 
 
 _METRICS = (
-    _Rule(("OTEL_METRICS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
+    _Rule(("OTEL_METRICS_EXPORTER",), ", ".join((*_EXPORTERS, PROMETHEUS)), _is_one_of(*_EXPORTERS, PROMETHEUS)),
     _Rule(("OTEL_METRIC_EXPORT_INTERVAL",), "a whole number from 1", _is_int(1)),
+)
+_SCRAPED = (
+    _Rule(
+        ("OTEL_EXPORTER_PROMETHEUS_HOST",),
+        "a host name or an address, without a port",
+        lambda value: re.fullmatch(r"[\w.-]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value) is not None,
+    ),
+    _Rule(
+        ("OTEL_EXPORTER_PROMETHEUS_PORT",),
+        "a port from 1 to 65535",
+        lambda value: _is_int(1)(value) and int(value) <= 65535,
+    ),
 )
 _RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(0.0, 1.0))
 
@@ -179,6 +194,8 @@ def check_metrics(environ: Mapping[str, str]) -> None:
         protocol(environ, METRICS)
         endpoint(environ, METRICS)
         _obey(_otlp_rules(METRICS), environ)
+    if exporter(environ, METRICS) == PROMETHEUS:
+        _obey(_SCRAPED, environ)
 
 
 def check_logs(environ: Mapping[str, str]) -> None:
@@ -195,10 +212,10 @@ def is_disabled(environ: Mapping[str, str]) -> bool:
 
 
 def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
-    """``otlp`` or ``none`` where the environment says so, by name or by giving an endpoint."""
+    """``otlp``, ``none`` or ``prometheus`` where the environment says so, by name or by giving an endpoint."""
     named = environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower()
-    if named == "none":
-        return "none"
+    if named in {"none", PROMETHEUS}:
+        return named
     return "otlp" if named or _first(environ, otlp("ENDPOINT", signal)) else None
 
 

@@ -162,3 +162,28 @@ def test_a_spawned_child_that_trains_is_watched_itself(python, script, tmp_path)
     assert (done.stdout, done.returncode) == ("child 2\nparent 0\n", 0)
     found = [sites(file) for file in tmp_path.glob("seen-*.json")]
     assert any("# in the child" in source for rows in found for _, _, source in rows)
+
+
+# --- the processes that start others ----------------------------------------------------------------------------------
+
+
+def test_a_launcher_is_not_watched_and_its_ranks_are(python, script, tmp_path):
+    """torchrun imports torch, ends last, and has no rank: its report would take the place of rank 0's."""
+    train = script(
+        """\
+        import os, torch
+        x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+        for _ in range(1 + int(os.environ["RANK"])):
+            kept = x[x > 0]
+        """
+    )
+    done = python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", train,
+        SYNCAGENT="1", SYNCAGENT_SIMULATE="1", SYNCAGENT_DETAIL="syncs", SYNCAGENT_REPORT=f"{tmp_path}/known/",
+        SYNCAGENT_JOURNAL="off", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = {}
+    for file in (tmp_path / "known").iterdir():
+        counts[file.name] = sum(site["count"] for site in json.loads(file.read_text())["sites"] if site["line"] == 4)
+    assert counts == {"rank0.json": 1, "rank1.json": 2}

@@ -30,6 +30,7 @@ SENT = {
     "syncagent.kept.duration": "histogram in seconds",  # the collector's, from the spans of kept traces
     "syncagent.syncs": "counter",
     "syncagent.events.dropped": "counter",
+    "syncagent.spans.dropped": "counter",
     "syncagent.spans.calls": "counter",  # the collector's, from all spans of syncs
     "syncagent.step.stall_ratio": "gauge",
 }
@@ -119,9 +120,9 @@ class TestImages:
             assert re.search(rf"\| {re.escape(image)} \| {re.escape(tag)}\b", README), image
 
     def test_kubernetes_runs_the_same_collector(self):
-        assert re.findall(r"image: (otel/\S+)", text("kubernetes/collector.yaml")) == re.findall(
-            r"image: (otel/\S+)", text("docker-compose.yaml")
-        )
+        (image,) = re.findall(r"image: (otel/\S+)", text("docker-compose.yaml"))
+        for name in ("kubernetes/collector.yaml", "kubernetes/gateway.yaml"):
+            assert re.findall(r"image: (otel/\S+)", text(name)) == [image]
 
 
 class TestDashboards:
@@ -239,10 +240,11 @@ class TestCollector:
         assert {"syncagent.op", "syncagent.allowed", "syncagent.policy", "syncagent.stall_ms", "syncagent.rank"} <= used
         assert used <= ATTRIBUTES
 
-    def test_pipelines_use_what_is_defined_and_nothing_is_left_over(self):
-        config = load("collector/config.yaml")
+    @pytest.mark.parametrize("name", ["config.yaml", "node.yaml"])
+    def test_pipelines_use_what_is_defined_and_nothing_is_left_over(self, name):
+        config = load(f"collector/{name}")
         pipelines = config["service"]["pipelines"].values()
-        connectors = config["connectors"].keys()
+        connectors = config.get("connectors", {}).keys()
         for kind in ("receivers", "processors", "exporters"):
             used = {name for pipeline in pipelines for name in pipeline.get(kind, ())}
             assert used - connectors == config[kind].keys()
@@ -266,9 +268,21 @@ class TestCollector:
 
     def test_its_settings_are_those_of_compose_kubernetes_and_the_readme(self):
         asked = set(re.findall(r"\$\{env:(\w+)", text("collector/config.yaml")))
-        assert set(re.findall(r"name: ([A-Z_]+)$", text("kubernetes/collector.yaml"), re.MULTILINE)) == asked
+        assert set(re.findall(r"name: ([A-Z_]+)$", text("kubernetes/gateway.yaml"), re.MULTILINE)) == asked
         assert set(load("docker-compose.yaml")["services"]["collector"]["environment"]) <= asked
         assert all(f"`{name}`" in README for name in asked)
+
+    def test_the_node_keeps_metrics_as_the_other_does_and_passes_traces_on_whole(self):
+        whole, node = load("collector/config.yaml"), load("collector/node.yaml")
+        for kind in ("receivers", "processors"):
+            assert node[kind].items() <= whole[kind].items()
+        assert node["exporters"]["prometheus"] == whole["exporters"]["prometheus"]
+        (gateway,) = re.findall(r"\$\{env:GATEWAY_ENDPOINT:-([\w-]+):4317\}", text("collector/node.yaml"))
+        assert f"value: {gateway}.observability.svc:4317\n" in text("kubernetes/collector.yaml")
+        assert f"kind: Service\nmetadata:\n  name: {gateway}\n  namespace: observability\n" in text(
+            "kubernetes/gateway.yaml"
+        )
+        assert node["service"]["pipelines"]["traces"]["processors"] == ["memory_limiter", "batch"]
 
 
 class TestCompose:

@@ -157,7 +157,7 @@ def test_an_endpoint_and_an_interval_are_respected(environ, endpoint):
     "variable",
     [
         ("OTEL_METRIC_EXPORT_INTERVAL", "soon"),
-        ("OTEL_METRICS_EXPORTER", "prometheus"),
+        ("OTEL_METRICS_EXPORTER", "statsd"),
         ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon"),
         ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "localhost"),
     ],

@@ -1,0 +1,12 @@
+"""Where the files are that these tests run; makes ``otel/local/services.py`` importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OTEL = ROOT / "otel"
+TRAIN = ROOT / "tests" / "stack" / "train.py"
+
+sys.path.insert(0, str(OTEL / "local"))

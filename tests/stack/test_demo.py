@@ -1,0 +1,64 @@
+"""``make telemetry-demo``, from its start to Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from places import ROOT
+
+import services  # isort: skip
+
+
+@pytest.fixture
+def demo(environ):
+    if services.find_prometheus() is None or not services.has_phoenix():
+        pytest.skip("the demo is of Phoenix and Prometheus, and one of them is not installed")
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "examples" / "telemetry_demo.py")],
+        env={**os.environ, "NO_PROXY": "*"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.timeout(300)
+def test_it_prints_addresses_that_answer_and_leaves_nothing_behind(demo):
+    said = ""
+    for line in demo.stdout:
+        said += line
+        if "Ctrl-C" in line:
+            break
+    pages = re.findall(r"http://\S+", said)
+    assert len(pages) >= 6, said
+    for page in pages:
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            assert answer.status == 200, page
+    demo.send_signal(signal.SIGINT)
+    assert demo.stdout.read().strip() == "stopped"
+    assert demo.wait(60) == 0
+    until = time.monotonic() + 30
+    while is_open(pages) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not is_open(pages)
+
+
+def is_open(pages):
+    found = []
+    for address in {re.match(r"http://[^/]+", page)[0] for page in pages}:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            found.append(address)
+        except OSError:
+            pass
+    return found

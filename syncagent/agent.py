@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from syncagent.cost.window import Window
     from syncagent.event import OpCount, SyncEvent
     from syncagent.sinks import Sink
 
@@ -86,6 +87,7 @@ class Agent:
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
+        self._window: Window | None = None
         self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
@@ -128,10 +130,40 @@ class Agent:
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
         try:
-            return self._summary.snapshot(run, sensors, overhead, dropped, ops, notes)
+            return self._priced(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def measure_cost(self, steps: int = 5) -> None:
+        """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
+
+        Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
+        Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
+        which slows the very steps that are to be priced.
+        """
+        steps = config.settle("cost_steps", steps)
+        if self.settings.wraps_every_op:
+            raise config.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
+        self._open_window(steps, begin=1)
+
+    def _open_window(self, steps: int, begin: int) -> None:
+        from syncagent.cost.window import Window
+
+        self._window = Window(steps, begin, self._events_since, self._faults)
+
+    def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
+        self._drain()
+        return self._summary.since(start_ns)
+
+    def _priced(self, report: Report) -> Report:
+        window = self._window
+        if window is None:
+            return report
+        from syncagent.cost import rows
+
+        price = window.price()
+        return rows.priced(report, price) if price is not None else rows.abstained(report, window.why or "no window")
 
     @property
     def policy(self) -> str:
@@ -188,6 +220,8 @@ class Agent:
             self._on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
+            if self.settings.cost:
+                self._faults.guard("the cost window", self._ask_for_cost, None)
         except BaseException:
             self._turn_off()
             raise
@@ -201,6 +235,11 @@ class Agent:
         log_once("no-gpu", note)
         self.notes.append(note)
 
+    def _ask_for_cost(self) -> None:
+        self._open_window(self.settings.cost_steps, begin=max(self.settings.warmup_steps, 1))
+        if self._window is not None and self.settings.wraps_every_op:
+            self._window.close('detail is "ops", which slows the very steps that are to be priced: use "syncs"')
+
     def enter_modes(self) -> None:
         """Put both modes around the ops of this thread, if ``detail`` asks for them."""
         if self.settings.wraps_every_op:
@@ -211,6 +250,8 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+            if self._window is not None:
+                self._faults.guard("the end of the cost window", self._window.end, None)
             self._turn_off()
         return self.report()
 
@@ -259,13 +300,19 @@ class Agent:
         self._recorder.thread_state().trains = True
         self._pipeline.step_ended(step, start_ns, end_ns, user_context())
         self._policy.budgets.step_ended(step, end_ns - start_ns)
+        if self._window is not None:
+            self._window.step_ended(self.steps.current)
         if self._sampling[-1][1] or len(self._sampling) > 1:
             self._arm_copies()
 
     def _arm_copies(self) -> None:
         if not self._kernels.live:
             return
-        wanted = self._watches_copies(self.steps.current) or not self._sampling[-1][1]
+        wanted = (
+            self._watches_copies(self.steps.current)
+            or not self._sampling[-1][1]
+            or (self._window is not None and self._window.capturing)
+        )
         if wanted and not self._kernels.hot_armed:
             self._kernels.arm_hot()
         elif not wanted and self._kernels.hot_armed:
@@ -277,6 +324,8 @@ class Agent:
     def _weight(self, event: SyncEvent) -> float:
         if event.op != "aten::copy_" or event.sensor != "kernels" or event.step < _SAMPLE_FIRST:
             return 1.0
+        if self._window is not None and event.step in self._window.numbers and not self._watches_copies(event.step):
+            return 1.0  # watched for the window's sake
         sampled = next((sampled for since, sampled in reversed(self._sampling) if event.step >= since), False)
         return float(_SAMPLE_EVERY) if sampled else 1.0
 

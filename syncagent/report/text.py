@@ -81,6 +81,7 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
         if len(report.sites) > limit:
             blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
         blocks.append(Text(_share_meaning(report), "dim"))
+        blocks += [Text(line, style) for line, style in _cost(report)]
     else:
         blocks += _nothing_seen(report)
     if report.ops:
@@ -120,6 +121,32 @@ def _share_meaning(report: Report) -> str:
     return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
 
 
+def _cost(report: Report) -> list[tuple[str, str]]:
+    """What the syncs cost, and in which order they are best mended."""
+    cost = report.cost
+    if cost is None:
+        return []
+    if cost.abstained is not None:
+        return [(f"cost: not known, {wording.clean(cost.abstained)}", "yellow")]
+    assert cost.measured_step_ms is not None
+    step = f"a step takes {wording.duration(cost.measured_step_ms)}"
+    if not cost.gain_all_ms:
+        return [(f"cost: none; {step}, and would take as long if nothing waited", "bold")]
+    share = wording.share(cost.gain_all_ms / cost.measured_step_ms)
+    lines = [
+        (f"cost: {step} and would gain {wording.duration(cost.gain_all_ms)} ({share}) if nothing waited", "bold"),
+        ("gain: a step's, of this site alone; idle: the GPU's without work after its waits, a step", "dim"),
+    ]
+    rows = {site.id: site for site in report.sites}
+    shown = [(rows[entry.site], entry.gain_ms) for entry in cost.order if entry.site in rows]
+    if len(shown) > 1:
+        steps = [
+            f"{wording.place(site.file, site.line, report.run.cwd)} {wording.duration(gain)}" for site, gain in shown[:5]
+        ]
+        lines.append((f"mended one after another, they gain in all: {', '.join(steps)}", "dim"))
+    return lines
+
+
 def _table() -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False, header_style="dim")
 
@@ -129,10 +156,10 @@ def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
     wide = width >= _WIDE
     sites = report.sites[:limit]
     rows = [_numbers(report, site) for site in sites]
-    names = ["gain", "stall", "share", "count", "a step", "median"]
-    if all(site.gain_ms is None for site in sites):
-        names.remove("gain")
-        rows = [row[1:] for row in rows]
+    names = ["gain", "idle", "stall", "share", "count", "a step", "median"]
+    if all(site.gain_ms is None and site.idle_ms is None for site in sites):
+        names = names[2:]
+        rows = [row[2:] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     indent = sum(widths) + 2 * len(widths) if wide else widths[0] + 2
     room = 32 if wide else max(width - sum(widths) - 2 * len(widths) - 11, 8)
@@ -160,6 +187,7 @@ def _numbers(report: Report, site: SiteRow) -> list[str]:
     outside = site.step_stall_ms == 0 and site.stall_ms > 0
     return [
         _DASH if site.gain_ms is None else wording.duration(site.gain_ms),
+        _DASH if site.idle_ms is None else wording.duration(site.idle_ms),
         wording.duration(site.stall_ms),
         _DASH if share is None or outside else wording.share(share),
         f"{'~' if site.sampled else ''}{wording.count(site.count)}",

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=450)
     parser.add_argument("--block-s", type=float, default=0.2)
     parser.add_argument("--rounds", type=int, default=17)
+    parser.add_argument("--activities", default="cpu+cuda", help="of the captures: cuda, cpu+cuda or both with a comma")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -54,14 +55,19 @@ def main() -> None:
     began = time.monotonic()
     names = list(cost_programs.PAIRS)
     for name in names[names.index(arguments.first) if arguments.first else 0 :]:
-        if arguments.match and arguments.match not in name:
+        if arguments.match and not any(part in name for part in arguments.match.split(",")):
             continue
         if time.monotonic() - began > arguments.budget_s:
             print("out of time before", name, flush=True)
             break
         command = [sys.executable, __file__, "--one", name, "--out", str(out), "--device", arguments.device,
-                   "--block-s", str(arguments.block_s), "--rounds", str(arguments.rounds)]  # fmt: skip
-        done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+                   "--block-s", str(arguments.block_s), "--rounds", str(arguments.rounds),
+                   "--activities", arguments.activities]  # fmt: skip
+        try:
+            done = subprocess.run(command, timeout=200, capture_output=True, text=True, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"{name} took too long", flush=True)
+            continue
         print(f"{time.monotonic() - began:6.1f} s  {done.stdout.strip()}", flush=True)
         if done.returncode:
             print(f"{name} failed: {done.stderr[-1500:]}", flush=True)
@@ -79,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     windows: dict[str, Any] = {}
     for program, step in steps.items():
-        for activities in ("cuda", "cpu+cuda"):
+        for activities in arguments.activities.split(","):
             file = out / f"{name}.{program}.{activities.replace('+', '_')}.trace.json.gz"
             windows[f"{program} {activities}"] = window(step, device, activities, file, raw=name.startswith("two_str"))
     result = {
@@ -116,7 +122,7 @@ def take_turns(steps: dict[str, Any], device: str, block_s: float, rounds: int) 
     for program, step in steps.items():
         block_ms(step, 5, device)
         once = block_ms(step, 5, device)
-        counts[program] = max(int(block_s * 1e3 / once), 6)
+        counts[program] = max(int(block_s * 1e3 / once), 3 if once > 100 else 6)
         block_ms(step, counts[program], device)
     times: dict[str, list[float]] = {program: [] for program in steps}
     for number in range(rounds):

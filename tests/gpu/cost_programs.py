@@ -184,9 +184,9 @@ def _(device: str, small: bool) -> tuple[Step, Step]:
     return per_layer(large_lab(device, small))
 
 
-@pair("transformer_large_free_item", "gpu", free=True)
+@pair("transformer_large_late_item", "gpu")
 def _(device: str, small: bool) -> tuple[Step, Step]:
-    """The loss of two steps ago: the GPU has a whole step of work left while the host reads it."""
+    """The loss of two steps ago, long computed; but its copy stands in the queue behind the whole step."""
     lab = large_lab(device, small)
     losses: list[torch.Tensor] = []
 
@@ -215,6 +215,21 @@ def _(device: str, small: bool) -> tuple[Step, Step]:
         return logged
 
     return (lambda: lab.step(after_loss=log(lambda x: x.item()))), (lambda: lab.step(after_loss=log(lambda x: x)))
+
+
+@pair("second_item", "balanced", free=True)
+def _(device: str, small: bool) -> tuple[Step, Step]:
+    """Both read the loss; one reads a second number right after, when the GPU has nothing left to do."""
+    lab = middle_lab(device, small)
+    count = torch.zeros((), device=device)
+
+    def twice(loss: torch.Tensor) -> None:
+        lab.seen[:] = [loss.detach().item(), count.item()]
+
+    def once(loss: torch.Tensor) -> None:
+        lab.seen[:] = [loss.detach().item(), count]
+
+    return (lambda: lab.step(after_loss=twice)), (lambda: lab.step(after_loss=once))
 
 
 @pair("isnan_check", "balanced")

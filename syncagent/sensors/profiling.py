@@ -1,0 +1,89 @@
+"""torch.profiler as the cost window uses it: started in the middle of a run, only where nothing else profiles."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+from contextlib import contextmanager
+
+__all__ = ["Capture", "drain", "why_not"]
+
+
+def why_not() -> str | None:
+    """Why no window can be captured now; ``None`` if one can."""
+    import torch
+
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return "the process does not use a GPU"
+    if getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
+        return "another profiler is running in this process, and there can be only one"
+    enabled = getattr(torch._C._autograd, "_profiler_enabled", None)
+    if enabled is not None and enabled():
+        return "another profiler is running in this process, and there can be only one"
+    if not torch.profiler.kineto_available():
+        return "this torch is built without Kineto"
+    if torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being captured"
+    return None
+
+
+def drain() -> None:
+    """Wait for the GPU past the agent's own sensor, so that this wait is not taken for one of the program's."""
+    import torch
+
+    synchronize: Any = torch._C._cuda_synchronize
+    getattr(synchronize, "__wrapped__", synchronize)()
+
+
+@contextmanager
+def _given_back() -> Iterator[None]:
+    """Have Kineto let go of CUPTI when the capture ends, so that later steps are as fast as earlier ones.
+
+    The variable is left alone where somebody set it (torch does, where CUDA graphs of inductor are in use).
+    """
+    name = "TEARDOWN_CUPTI"
+    mine = name not in os.environ
+    if mine:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if mine:
+            os.environ.pop(name, None)
+
+
+class Capture:
+    """One run of the profiler."""
+
+    def __init__(self) -> None:
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        more: dict[str, Any] = {}
+        config: Any = getattr(torch._C._profiler, "_ExperimentalConfig", None)
+        try:  # which stream a wait is for
+            more["experimental_config"] = config(enable_cuda_sync_events=True)
+        except TypeError:
+            pass  # then waits are taken to be for all streams
+        self._profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=False, **more)
+
+    def start(self) -> None:
+        self._profiler.start()
+
+    def mark(self, name: str) -> None:
+        """Put a mark into the trace."""
+        import torch
+
+        with torch.profiler.record_function(name):
+            pass
+
+    def stop(self) -> None:
+        with _given_back():
+            self._profiler.stop()
+
+    def save(self, path: str) -> None:
+        self._profiler.export_chrome_trace(path)

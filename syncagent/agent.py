@@ -151,6 +151,10 @@ class Agent:
         from syncagent.cost.window import Window
 
         self._window = Window(steps, begin, self._events_since, self._faults)
+        if self.settings.simulate:
+            self._window.close("the device is simulated, and its times are the CPU's")
+        elif self.settings.wraps_every_op:
+            self._window.close('detail is "ops", which slows the very steps that are to be priced: use "syncs"')
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
         self._drain()
@@ -237,8 +241,6 @@ class Agent:
 
     def _ask_for_cost(self) -> None:
         self._open_window(self.settings.cost_steps, begin=max(self.settings.warmup_steps, 1))
-        if self._window is not None and self.settings.wraps_every_op:
-            self._window.close('detail is "ops", which slows the very steps that are to be priced: use "syncs"')
 
     def enter_modes(self) -> None:
         """Put both modes around the ops of this thread, if ``detail`` asks for them."""

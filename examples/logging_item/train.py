@@ -1,8 +1,8 @@
 """A training loop whose logging makes the CPU wait for the GPU at every layer and step, and its mended form.
 
 As people write it: the norm of each layer's output, the loss and the accuracy are read with ``item()`` in every step.
-``--mended`` logs the same numbers: they stay on the GPU, go to pinned memory with ``non_blocking=True`` and are read one
-step later, when the GPU has long written them.  Nothing in this file knows of syncagent.
+``--mended`` logs the same numbers: they stay on the GPU, go to pinned memory with ``non_blocking=True`` and are read
+one step later, when the GPU has long written them.  Nothing in this file knows of syncagent.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reader(nn.Module):
 class ReadAtOnce:
     """Logs as most loops do."""
 
-    def __init__(self, layers: int, device: str) -> None:
+    def __init__(self, layers: int, device: str) -> None:  # noqa: ARG002
         self.norms = [0.0] * layers
         self.lines: list[tuple[float, ...]] = []
 
@@ -126,7 +126,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logger = (ReadLater if arguments.mended else ReadAtOnce)(arguments.layers, arguments.device)
     began = time.perf_counter()
-    train(logger, arguments.layers, arguments.width, arguments.batch, arguments.length, arguments.steps, arguments.device)
+    train(
+        logger, arguments.layers, arguments.width, arguments.batch, arguments.length, arguments.steps, arguments.device
+    )
     *_, loss, accuracy = logger.lines[-1]
     print(f"{'mended' if arguments.mended else 'as written'}: {len(logger.lines)} lines, last loss {loss:.6f}, "
           f"accuracy {accuracy:.4f}, {time.perf_counter() - began:.2f} s")  # fmt: skip

@@ -21,9 +21,9 @@ def find(place: Place) -> Rewrite | None:
     best: tuple[int, Rewrite] | None = None
     for rewrite in REWRITES:
         by_op, by_source = op in rewrite.ops, bool(rewrite.source and re.search(rewrite.source, text))
-        if rewrite.source and not by_source and not (rewrite.name in {"equal_on_the_gpu"} and by_op):
+        if rewrite.source and not by_source and not (rewrite.either and by_op):
             continue
-        if rewrite.ops and not by_op and not (by_source and not rewrite.kinds):
+        if rewrite.ops and not by_op and not (rewrite.either and by_source):
             continue
         if rewrite.kinds and place.kind not in rewrite.kinds:
             continue
@@ -42,7 +42,11 @@ def advise(place: Place, gain_ms: float, step_ms: float) -> str:
         worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
     if rewrite is None:
         return worth
-    said = f"{worth}; instead: {rewrite.say}" if gain_ms > 0.0 else f"{worth}. To be rid of the wait all the same: {rewrite.say}"
+    said = (
+        f"{worth}; instead: {rewrite.say}"
+        if gain_ms > 0.0
+        else f"{worth}. To be rid of the wait all the same: {rewrite.say}"
+    )
     if rewrite.changes_gpu_work:
         said += (
             "; that also changes the GPU's work, which this gain leaves out"

@@ -88,11 +88,9 @@ class Price:
             "unprofiled": self.unprofiled,
             "gain_all_ms": _rounded(self.gain_all_ms),
             "order": [
-                {
-                    "site": entry.site, "where": where(self.sites[entry.site].place), "op": self.sites[entry.site].place.op,
-                    "gain_ms": round(entry.gain_ms, 4),
-                }
+                {"site": entry.site, "where": where(place), "op": place.op, "gain_ms": round(entry.gain_ms, 4)}
                 for entry in self.order
+                for place in (self.sites[entry.site].place,)
             ],
             "sites": [_site_values(site) for site in self.sites],
             "abstained": self.abstained,
@@ -185,7 +183,10 @@ def _reproduced(step_ms: float, measured_ms: float) -> str | None:
 
 def _unlike(program: Program) -> str | None:
     work = program.work[1:] or program.work
-    for values, what in ((tuple(count for count, _ in work), "launches"), (tuple(us / 1e3 for _, us in work), "ms of GPU work")):
+    for values, what in (
+        (tuple(count for count, _ in work), "launches"),
+        (tuple(us / 1e3 for _, us in work), "ms of GPU work"),
+    ):
         middle = statistics.median(values)
         if middle and (max(values) - min(values)) / middle > _ALIKE:
             return f"the steps are too unlike each other: {min(values):,.4g} to {max(values):,.4g} {what}"

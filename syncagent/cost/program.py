@@ -1,9 +1,9 @@
-"""A trace as a program that can be run again: what each host thread does between its calls, and what each call asks for.
+"""A trace as a program that can be run again: what each host thread does between its calls, and what those ask for.
 
-Host times are taken as the profiler left them and scaled when the program is made ready to run, since a profiler lengthens
-them; the GPU's times are as they were.  A run of launches on one stream is one instruction: with ``H`` the host's time for
-all of it, ``G`` the GPU's, and ``C`` the GPU's end counted from the host's start if the GPU has nothing else to do, the
-stream is done at ``max(ready + G, host + C)`` (max-plus algebra), whatever the number of launches.
+Host times are taken as the profiler left them and scaled when the program is made ready to run, since a profiler
+lengthens them; the GPU's times are as they were.  A run of launches on one stream is one instruction: with ``H`` the
+host's time for all of it, ``G`` the GPU's, and ``C`` the GPU's end counted from the host's start if the GPU has nothing
+else to do, the stream is done at ``max(ready + G, host + C)`` (max-plus algebra), whatever the number of launches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.cost.trace import Call, Trace
+    from syncagent.cost.trace import Call, Op, Trace
 
 __all__ = ["Program", "Wait", "build"]
 
@@ -29,6 +29,9 @@ _SCALAR_BYTES = 64
 _LAUNCH_US = 60.0
 """A launch that takes longer was held up by a full queue, which the replay does by itself."""
 _RETURN_US = 150.0
+"""The host goes on so long after what it waited for at most; what is more was the profiler's."""
+_STAGING_US = 12.0
+"""Asking for a copy from pageable memory, without the copying that the call does itself."""
 _RUN = 32
 """Launches in one instruction at most, so that the queue's limit is met about where it lies."""
 
@@ -86,7 +89,7 @@ class Program:
                 run[3] += host * scale
                 run[4] += busy
                 late = run[3] + latency + dur
-                run[5] = late if late > run[5] + busy else run[5] + busy
+                run[5] = max(run[5] + busy, late)
                 run[7] += 1
                 continue
             if run is not None:
@@ -141,84 +144,103 @@ class _Hiccups:
 
 def build(trace: Trace, bounds: Sequence[float]) -> Program:
     """Make a program of the calls between the first bound and the last (µs, on the trace's clock)."""
-    groups = _groups(trace)
-    hiccups = _Hiccups(trace.hiccups)
-    calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
-    following: dict[int, Call] = {}
-    latest: dict[int, Call] = {}
-    for call in calls:
-        if call.thread in latest:
-            following[id(latest[call.thread])] = call
-        latest[call.thread] = call
-    raw: list[tuple[Any, ...]] = []
-    waits: list[Wait] = []
-    until = defaultdict(lambda: bounds[0])  # what each group's time is accounted for
-    owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
-    taken: set[int] = set()
-    streams: list[int] = []  # latest used last
-    next_bound = 0
+    return _Builder(trace, bounds).program()
 
-    def host_until(group: int, moment: float) -> float:
-        since = until[group]
-        until[group] = max(since, moment)
-        return max(moment - since - hiccups.between(since, moment), 0.0) if moment > since else 0.0
 
-    def owed_by(group: int) -> float:
-        return owed.pop(group, 0.0)
+class _Builder:
+    """Goes through the calls in order of time; all host time between the bounds lands in some instruction."""
 
-    for call in calls:
-        while next_bound < len(bounds) - 1 and call.start >= bounds[next_bound]:
-            raw.append((MARK, 0, owed_by(0) + host_until(0, bounds[next_bound])))
-            next_bound += 1
-        if id(call) in taken:
-            continue
-        group = groups[call.thread]
-        before = owed_by(group) + host_until(group, call.start)
-        took = host_until(group, call.end)
-        op = call.op
-        if op is not None and op.stream not in streams[-1:]:
-            if op.stream in streams:
-                streams.remove(op.stream)
-            streams.append(op.stream)
-        if op is not None:
-            drain = _drain_after(call, following.get(id(call)))
-            blocks = op.pageable and (op.to_host or op.bytes > _STAGED_BYTES) and call.end >= op.end - 5.0
-            if drain is not None or blocks:
-                between, back = 0.0, min(max(call.end - op.end, 1.0), _RETURN_US)
-                if drain is not None:
-                    taken.add(id(drain))
-                    between = host_until(group, drain.start)
-                    host_until(group, drain.end)
-                    back = min(max(drain.end - max(op.end, drain.start), 1.0), _RETURN_US)
-                dur = op.end - op.start
-                later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
-                drops = op.to_host and op.bytes <= _SCALAR_BYTES
-                asks = min(took, _RETURN_US if not op.pageable else 12.0)
-                raw.append((COPY, group, before, asks, between, back, op.stream, dur, later, len(waits), drops))
-                waits.append(Wait(drain or call, call))
-            else:
-                raw.append((LAUNCH, group, before + min(took, _LAUNCH_US), op.stream, op.end - op.start))
+    def __init__(self, trace: Trace, bounds: Sequence[float]) -> None:
+        self._trace = trace
+        self._bounds = bounds
+        self._groups = _groups(trace)
+        self._hiccups = _Hiccups(trace.hiccups)
+        self._calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
+        self._following: dict[int, Call] = {}
+        latest: dict[int, Call] = {}
+        for call in self._calls:
+            if call.thread in latest:
+                self._following[id(latest[call.thread])] = call
+            latest[call.thread] = call
+        self._raw: list[tuple[Any, ...]] = []
+        self._waits: list[Wait] = []
+        self._until: dict[int, float] = {}  # up to where each group's time is accounted for
+        self._owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
+        self._taken: set[int] = set()
+        self._streams: list[int] = []  # latest used last
+
+    def program(self) -> Program:
+        passed = 0
+        for call in self._calls:
+            while passed < len(self._bounds) - 1 and call.start >= self._bounds[passed]:
+                self._mark(self._bounds[passed])
+                passed += 1
+            if id(call) not in self._taken:
+                self._take(call)
+        for bound in self._bounds[passed:]:
+            self._mark(bound)
+        latency, gap = _gpu_times(self._trace)
+        groups = len(set(self._groups.values()))
+        return Program(self._raw, self._waits, len(self._bounds) - 1, latency, gap, groups)
+
+    def _mark(self, bound: float) -> None:
+        self._raw.append((MARK, 0, self._owed.pop(0, 0.0) + self._spend(0, bound)))
+
+    def _spend(self, group: int, until: float) -> float:
+        """Return the host's time from where it is accounted for until then, and account for it."""
+        since = self._until.get(group, self._bounds[0])
+        if until <= since:
+            return 0.0
+        self._until[group] = until
+        return max(until - since - self._hiccups.between(since, until), 0.0)
+
+    def _take(self, call: Call) -> None:
+        group = self._groups[call.thread]
+        before = self._owed.pop(group, 0.0) + self._spend(group, call.start)
+        took = self._spend(group, call.end)
+        if call.op is not None:
+            self._work(call, call.op, group, before, took)
         elif call.waits_for is not None:
-            ended = _last_end(trace, call)
-            back = min(max(call.end - max(ended, call.start), 1.0), _RETURN_US)
+            back = min(max(call.end - max(_last_end(self._trace, call), call.start), 1.0), _RETURN_US)
             target: Any = None
             if call.waits_for == "stream":
                 target = call.stream
             elif call.waits_for == "event":
                 target = ("event", call.record if call.record is not None else call.thread)
-            raw.append((WAIT, group, before, back, target, len(waits)))
-            waits.append(Wait(call, None))
+            self._raw.append((WAIT, group, before, back, target, len(self._waits)))
+            self._waits.append(Wait(call, None))
         elif call.records:
-            raw += [(HOST, group, before + took), (RECORD, _recorded(call, following, streams), call.correlation,
-                                                   call.thread)]  # fmt: skip
+            stream = _recorded(call, self._following, self._streams)
+            self._raw += [(HOST, group, before + took), (RECORD, stream, call.correlation, call.thread)]
         elif call.awaits and call.stream is not None:
-            key = call.record if call.record is not None else call.thread
-            raw += [(HOST, group, before + took), (AWAIT, call.stream, key)]
+            record = call.record if call.record is not None else call.thread
+            self._raw += [(HOST, group, before + took), (AWAIT, call.stream, record)]
         else:
-            owed[group] += before + took
-    raw.append((MARK, 0, owed_by(0) + host_until(0, bounds[-1])))
-    latency, gap = _gpu_times(trace)
-    return Program(raw, waits, len(bounds) - 1, latency, gap, len(set(groups.values())))
+            self._owed[group] += before + took
+
+    def _work(self, call: Call, op: Op, group: int, before: float, took: float) -> None:
+        if op.stream not in self._streams[-1:]:
+            if op.stream in self._streams:
+                self._streams.remove(op.stream)
+            self._streams.append(op.stream)
+        drain = _drain_after(call, self._following.get(id(call)))
+        large = op.to_host or op.bytes > _STAGED_BYTES
+        if drain is None and not (op.pageable and large and call.end >= op.end - 5.0):
+            self._raw.append((LAUNCH, group, before + min(took, _LAUNCH_US), op.stream, op.end - op.start))
+            return
+        between, back = 0.0, min(max(call.end - op.end, 1.0), _RETURN_US)
+        if drain is not None:
+            self._taken.add(id(drain))
+            between = self._spend(group, drain.start)
+            self._spend(group, drain.end)
+            back = min(max(drain.end - max(op.end, drain.start), 1.0), _RETURN_US)
+        dur = op.end - op.start
+        later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
+        drops = op.to_host and op.bytes <= _SCALAR_BYTES
+        asks = _STAGING_US if op.pageable else min(took, _RETURN_US)
+        times = (before, asks, between, back)
+        self._raw.append((COPY, group, *times, op.stream, dur, later, len(self._waits), drops))
+        self._waits.append(Wait(drain or call, call))
 
 
 def _drain_after(copy: Call, following: Call | None) -> Call | None:
@@ -281,7 +303,7 @@ def _gpu_times(trace: Trace) -> tuple[float, float]:
             continue
         last = ready.get(op.stream)
         if last is not None:
-            if op.start > last + 30.0:
+            if op.start > max(ready.values()) + 30.0:  # else it may have waited for another stream
                 latencies.append(op.start - call.end)
             elif call.end < last - 10.0:
                 gaps.append(op.start - last)

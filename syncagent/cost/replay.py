@@ -22,8 +22,11 @@ _SCALE, _SCALE_SPREAD = 0.55, 0.12
 _STEP_SPREAD = 0.001
 
 
-def run(
-    items: Sequence[tuple[Any, ...]], groups: int, without: frozenset[int] = frozenset(), idle_us: list[float] | None = None
+def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
+    items: Sequence[tuple[Any, ...]],
+    groups: int,
+    without: frozenset[int] = frozenset(),
+    idle_us: list[float] | None = None,
 ) -> float:
     """Return milliseconds a step, the first step left out, as if the waits numbered in ``without`` were not there.
 
@@ -49,7 +52,7 @@ def run(
                 idle_us[drained[0]] += max(now + first - drained[1], 0.0)
                 drained = None
             full, fresh = ready.get(stream, 0.0) + busy, now + alone
-            ready[stream] = done = full if full > fresh else fresh
+            ready[stream] = done = max(fresh, full)
             queue.append((launched, done))
             host[group] = now + takes
         elif code == WAIT:
@@ -64,7 +67,7 @@ def run(
                     done = ready.get(target, 0.0)
                 if done > now and done >= max(ready.values(), default=0.0):
                     drained = (number, done)
-                now = (done if done > now else now) + back
+                now = (max(now, done)) + back
             host[group] = now
         elif code == COPY:
             _, group, before, call, between, back, stream, dur, later, number, drops = item

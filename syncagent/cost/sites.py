@@ -63,12 +63,12 @@ def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[Sync
     candidates: list[list[int]] = []
     threads: dict[str, Counter[int]] = defaultdict(Counter)
     for wait in waits:
-        found = []
+        near: list[tuple[float, int]] = []
         for start, end, index in reversed(placed[: bisect_right(starts, wait.start + _SLACK_US)][-16:]):
             if start - _SLACK_US <= wait.start <= end + _SLACK_US:
-                found.append((abs(start - wait.start), index))
+                near.append((abs(start - wait.start), index))
                 threads[events[index][0].thread][wait.call.thread] += 1
-        candidates.append([index for _, index in sorted(found)])
+        candidates.append([index for _, index in sorted(near)])
     # A thread has one number in the trace and a name in the events: most of its waits tell which.
     number = {name: counts.most_common(1)[0][0] for name, counts in threads.items()}
     places: list[Place | None] = []

@@ -177,8 +177,8 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
             start = float(event["ts"])
             stream = int(arguments["stream"])
             devices.add(arguments.get("device"))
-            op = Op(stream, start, start + float(event["dur"]), str(event["name"]), int(arguments.get("bytes", 0)))
-            ops[arguments["correlation"]].append(op)
+            end, size = start + float(event["dur"]), int(arguments.get("bytes", 0))
+            ops[arguments["correlation"]].append(Op(stream, start, end, str(event["name"]), size))
         elif category in _CALL_KINDS:
             raw.append(event)
             processes.add(event.get("pid"))
@@ -201,16 +201,12 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     return trace
 
 
-def _refuse(
-    name: str, categories: set[str], processes: set[Any], devices: set[Any], *, ops: bool, calls: bool
-) -> None:
+def _refuse(name: str, categories: set[str], processes: set[Any], devices: set[Any], *, ops: bool, calls: bool) -> None:
     if any(category.startswith(("hip", "roc")) for category in categories):
         raise SyncAgentError(f"{name!r} is of an AMD GPU; the replay knows CUDA's calls only")
     if not ops and not calls:
         if categories & {"cpu_op", "python_function", "user_annotation"}:
-            raise SyncAgentError(
-                f"{name!r} has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU"
-            )
+            raise SyncAgentError(f"{name!r} has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU")
         raise SyncAgentError(
             f"{name!r} is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel"
         )

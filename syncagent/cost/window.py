@@ -29,8 +29,8 @@ _PLAIN_STEPS, _MOST_PLAIN, _PLAIN_S = 10, 60, 0.5
 class Window:
     """Moves on when a step ends; all of it runs on the thread in which steps end.
 
-    ``begin`` says after how many steps it opens.  Nothing that fails in here reaches the program: the window then closes
-    and ``why`` says why there is no price.
+    ``begin`` says after how many steps it opens.  Nothing that fails in here reaches the program: the window then
+    closes and ``why`` says why there is no price.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Window:
         self._price: Price | None = None
         self.numbers: set[int] = set()
         """The numbers of the steps that are captured."""
-        self.why: str | None = f"the run ended before the window: it opens after {begin} steps and takes up to " \
-            f"{_MOST_PLAIN + steps + 1}"  # fmt: skip
+        most = _MOST_PLAIN + steps + 1
+        self.why: str | None = f"the run ended before the window: it opens after {begin} steps and takes up to {most}"
 
     @property
     def capturing(self) -> bool:

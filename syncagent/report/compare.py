@@ -114,7 +114,7 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
         was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
         changes.append(_change(site, cwd, was, now, tolerance))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
-    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after))
+    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, after))
 
 
 _ABSENT = (None, None)
@@ -143,7 +143,9 @@ def _sum(one: Measure, other: Measure) -> Measure:
         per_step=(one.per_step or 0.0) + (other.per_step or 0.0) if known else None,
         stall_ms=one.stall_ms + other.stall_ms,
         allowed=one.allowed and other.allowed,
-        gain_ms=None if one.gain_ms is None and other.gain_ms is None else (one.gain_ms or 0.0) + (other.gain_ms or 0.0),
+        gain_ms=None
+        if one.gain_ms is None and other.gain_ms is None
+        else (one.gain_ms or 0.0) + (other.gain_ms or 0.0),
     )
 
 
@@ -155,7 +157,7 @@ def _step_ms(report: Report) -> float | None:
     return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
 
 
-def _steps(old: Report, new: Report, before: Mapping[Hashable, Any], after: Mapping[Hashable, Any]) -> StepChange | None:
+def _steps(old: Report, new: Report, after: Mapping[Hashable, Any]) -> StepChange | None:
     """What was to be gained by the sites that are gone, and what was.
 
     Gains do not add up (mend one, and the wait moves to the next), so the prediction is read off the old report's order

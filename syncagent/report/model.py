@@ -142,7 +142,7 @@ class SiteRow:
     allowed: str | None
     """Reason, where every sync of this site was allowed."""
     idle_ms: float | None = None
-    """GPU time without work a step, from the end of this site's waits until the next launch; ``None`` until measured."""
+    """GPU time without work a step, from the end of this site's waits to the next launch; ``None`` until measured."""
     gain_ms: float | None = None
     """What a step would gain if this site did not wait; ``None`` until measured, and where the line needs a rewrite."""
     advice: str | None = None

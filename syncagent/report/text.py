@@ -140,10 +140,11 @@ def _cost(report: Report) -> list[tuple[str, str]]:
     rows = {site.id: site for site in report.sites}
     shown = [(rows[entry.site], entry.gain_ms) for entry in cost.order if entry.site in rows]
     if len(shown) > 1:
-        steps = [
-            f"{wording.place(site.file, site.line, report.run.cwd)} {wording.duration(gain)}" for site, gain in shown[:5]
-        ]
-        lines.append((f"mended one after another, they gain in all: {', '.join(steps)}", "dim"))
+        cwd = report.run.cwd
+        told = ", ".join(
+            f"{wording.place(row.file, row.line, cwd)} {wording.duration(gain)}" for row, gain in shown[:5]
+        )
+        lines.append((f"mended one after another, they gain in all: {told}", "dim"))
     return lines
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -75,7 +76,6 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     import torch
-
     from cost_programs import PAIRS
 
     name, device = arguments.one, arguments.device
@@ -145,7 +145,7 @@ def interval(values: list[float], draws: int = 2000) -> list[float]:
     return [round(medians[int(draws * 0.025)], 4), round(medians[int(draws * 0.975)], 4)]
 
 
-def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:
+def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915
     """What the product does: the agent on, steps without the profiler, then a capture."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -217,7 +217,7 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
         "plain_ms": plain_ms, "count": count, "marks": marks, "drained_perf_ns": drained_ns, "events": events,
         "trace": file.name, "trace_bytes": file.stat().st_size, "main_tid": threading.get_native_id(),
         "trace_events": len(kept["traceEvents"]), "captured_ms": [
-            (b["perf_ns"] - a["perf_ns"]) / 1e6 for a, b in zip(marks[3:], marks[4:], strict=False)],
+            (b["perf_ns"] - a["perf_ns"]) / 1e6 for a, b in itertools.pairwise(marks[3:])],
     }  # fmt: skip
 
 

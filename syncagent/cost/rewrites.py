@@ -1,7 +1,7 @@
 """What to write instead of a call that waits: one row a pattern, with a before and an after that are run as tests.
 
-``setup``, ``before`` and ``after`` are source.  Both leave the same ``result`` (a tensor or a number, whose last bits may
-differ); ``device`` is ``cuda``, or ``cpu`` where there is none, and ``torch`` and ``F`` are imported.  On a GPU
+``setup``, ``before`` and ``after`` are source.  Both leave the same ``result``, a tensor or number whose last bits may
+differ; ``device`` is ``cuda``, or ``cpu`` where there is none, and ``torch`` and ``F`` are imported.  On a GPU
 ``before`` waits and ``after`` does not (``tests/gpu/cost_rewrites.py``).
 """
 

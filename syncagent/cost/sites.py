@@ -69,8 +69,12 @@ def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[Sync
                 near.append((abs(start - wait.start), index))
                 threads[events[index][0].thread][wait.call.thread] += 1
         candidates.append([index for _, index in sorted(near)])
-    # A thread has one number in the trace and a name in the events: most of its waits tell which.
-    number = {name: counts.most_common(1)[0][0] for name, counts in threads.items()}
+    # A thread has one number in the trace and a name in the events: its waits are in the time of its own events.
+    totals = Counter(wait.call.thread for wait in waits)
+    number = {
+        name: max((counts[thread] / totals[thread], counts[thread], thread) for thread in counts)[2]
+        for name, counts in threads.items()
+    }
     places: list[Place | None] = []
     for wait, found in zip(waits, candidates, strict=True):
         own = [index for index in found if number[events[index][0].thread] == wait.call.thread]

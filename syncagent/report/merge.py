@@ -25,10 +25,10 @@ def site_key(site: SiteRow) -> Hashable:
 def merge(reports: Sequence[Report]) -> Report:
     """One report out of those of several ranks.
 
-    Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them, and the price of
-    the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over the
-    summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank counts as
-    the rank of its place in the sequence.
+    Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
+    the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
+    the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
+    counts as the rank of its place in the sequence.
     """
     if not reports:
         raise ValueError("merge needs a report")

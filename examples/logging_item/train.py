@@ -2,7 +2,7 @@
 
 As people write it: the norm of each layer's output, the loss and the accuracy are read with ``item()`` in every step.
 ``--mended`` logs the same numbers: they stay on the GPU, go to pinned memory with ``non_blocking=True`` and are read
-one step later, when the GPU has long written them.  Nothing in this file knows of syncagent.
+one step later, when the GPU has a whole step left to do.  Nothing in this file knows of syncagent.
 """
 
 from __future__ import annotations
@@ -90,28 +90,30 @@ class ReadLater:
 
     def read(self, which: int) -> None:
         if self.device == "cuda":
-            self.written[which].synchronize()  # the step before is over: it returns at once
+            self.written[which].synchronize()  # if the host waits here, the GPU has all of the next step to do
         self.lines.append(tuple(self.hosts[which].tolist()))
 
     def close(self) -> None:
         self.read((self.steps - 1) % 2)
 
 
-def train(logger, layers: int, width: int, batch: int, length: int, steps: int, device: str) -> nn.Module:
+def trainer(layers: int, width: int, batch: int, length: int, device: str):
+    """One training step as a function of the logger."""
     torch.manual_seed(0)
     model = Reader(layers, width).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     tokens = torch.randint(0, VOCABULARY, (batch, length + 1)).to(device)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    for _ in range(steps):
+
+    def step(logger) -> None:
         optimizer.zero_grad()
         logits = model(inputs, logger.layer)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         optimizer.step()
         logger.step(loss, logits.detach().argmax(-1) == targets)
-    logger.close()
-    return model
+
+    return step
 
 
 def main() -> None:
@@ -125,10 +127,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logger = (ReadLater if arguments.mended else ReadAtOnce)(arguments.layers, arguments.device)
+    step = trainer(arguments.layers, arguments.width, arguments.batch, arguments.length, arguments.device)
     began = time.perf_counter()
-    train(
-        logger, arguments.layers, arguments.width, arguments.batch, arguments.length, arguments.steps, arguments.device
-    )
+    for _ in range(arguments.steps):
+        step(logger)
+    logger.close()
     *_, loss, accuracy = logger.lines[-1]
     print(f"{'mended' if arguments.mended else 'as written'}: {len(logger.lines)} lines, last loss {loss:.6f}, "
           f"accuracy {accuracy:.4f}, {time.perf_counter() - began:.2f} s")  # fmt: skip

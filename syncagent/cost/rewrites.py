@@ -304,8 +304,12 @@ REWRITES: tuple[Rewrite, ...] = (
         kinds=("explicit",),
         setup="x = torch.arange(4.0, device=device)\ncuda = device == 'cuda'\n"
         "side = torch.cuda.Stream() if cuda else None",
-        before=("with torch.cuda.stream(side):\n    y = x * 2\nside.synchronize() if cuda else None\nresult = y + 1"),
+        before=(
+            "side.wait_stream(torch.cuda.current_stream()) if cuda else None\n"
+            "with torch.cuda.stream(side):\n    y = x * 2\nside.synchronize() if cuda else None\nresult = y + 1"
+        ),
         after=(
+            "side.wait_stream(torch.cuda.current_stream()) if cuda else None\n"
             "with torch.cuda.stream(side):\n    y = x * 2\n"
             "torch.cuda.current_stream().wait_stream(side) if cuda else None\nresult = y + 1"
         ),

@@ -34,7 +34,7 @@ def priced(report: Report, price: Price) -> Report:
     )
     notes = list(price.notes)
     if price.untied:
-        notes.append(f"{price.untied} waits of the window belong to no sync that the agent saw")
+        notes.append(f"{price.untied} waits of the window found nothing to wait for, or no sensor saw them")
     cost = CostRow(
         price.steps, price.step_ms, price.measured_step_ms, price.gain_all_ms, price.abstained, order, tuple(notes)
     )

@@ -168,7 +168,7 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
             more["experimental_config"] = torch._C._profiler._ExperimentalConfig(enable_cuda_sync_events=True)
         except TypeError as error:
             print("no sync events:", error)
-        profiler = profile(activities=wanted, acc_events=False, **more)
+        profiler = profile(activities=wanted, acc_events=True, **more)
         clocks = []
 
         def mark(number: int) -> None:

@@ -528,21 +528,32 @@ def _(device: str, small: bool) -> tuple[Step, Step]:
     return (lambda: step(lambda x: x.item())), (lambda: step(lambda x: x))
 
 
-def article() -> Any:
-    """The example's own file: the article's toy."""
-    for folder in (Path(__file__).resolve().parents[2] / "examples" / "masked_loss", Path(__file__).parent):
-        file = folder / ("train.py" if folder.name == "masked_loss" else "masked_loss_train.py")
+def example(name: str) -> Any:
+    """An example's own file."""
+    here = Path(__file__).resolve()
+    for folder in (here.parents[2], here.parent):
+        file = folder / "examples" / name / "train.py"
         if file.exists():
-            spec = importlib.util.spec_from_file_location("masked_loss_train", file)
+            spec = importlib.util.spec_from_file_location(f"{name}_train", file)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-    raise FileNotFoundError("examples/masked_loss/train.py")
+    raise FileNotFoundError(f"examples/{name}/train.py")
+
+
+@pair("example_logging_item", "balanced")
+def _(device: str, small: bool) -> tuple[Step, Step]:
+    """The example's loop, as written and mended."""
+    module = example("logging_item")
+    layers, width, batch, length = (2, 64, 2, 16) if small else (6, 512, 24, 256)
+    step = module.trainer(layers, width, batch, length, device)
+    loggers = module.ReadAtOnce(layers, device), module.ReadLater(layers, device)
+    return (lambda: step(loggers[0])), (lambda: step(loggers[1]))
 
 
 def toy(device: str, batch: int, size: int) -> tuple[Step, Step]:
     """The article's loss against one with the same kernels whose sizes are known beforehand."""
-    module = article()
+    module = example("masked_loss")
     torch.manual_seed(0)
     net = module.Net().to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)

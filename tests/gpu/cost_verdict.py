@@ -12,10 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from syncagent.cost import sites, trace
+from syncagent.cost import replay, sites, trace
 from syncagent.cost.price import price
+from syncagent.cost.program import build
 
-FIXTURES = ("convnet_item_step", "copy_pageable", "detection_loss", "tiny_mlp_item_step", "two_streams")
+FIXTURES = (
+    "article_batch_256", "convnet_item_step", "copy_pageable", "example_logging_item", "tiny_mlp_item_step", "two_streams",
+)  # fmt: skip
+SECOND = ("second_item",)
+"""Both programs wait once a step, and one of them a second time."""
 _STEP, _SAVING, _SAVING_MS = 0.03, 0.2, 0.3
 
 
@@ -53,8 +58,12 @@ def verdict(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     read_s = time.perf_counter() - began
     priced = price(whole, sites.from_trace, measured_ms=with_ms)
     priced_s = time.perf_counter() - began - read_s
-    # Not what is shown (a gain that is too small to tell is shown as none), nor rounded.
     gain = priced.gain_all_ms
+    if name in SECOND and gain is not None:  # the other program keeps the first wait of each step
+        program = build(whole, whole.bounds)
+        fit = replay.fit(program, with_ms)
+        left_out = frozenset(range(1, len(program.waits), 2))
+        gain = fit.step_ms - replay.run(fit.items, program.groups, left_out)
     other = price(
         trace.read(folder / f"{name}.without.cpu_cuda.trace.json.gz"), sites.from_trace, measured_ms=without_ms
     )

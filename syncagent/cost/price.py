@@ -23,7 +23,7 @@ __all__ = ["Price", "Removal", "SitePrice", "price"]
 
 _REPRODUCED = 0.03
 _ALIKE = 0.15
-_NOTHING_MS, _NOTHING_SHARE = 0.02, 0.002
+_NOTHING_MS, _NOTHING_SHARE = 0.02, 0.003
 """A gain below both is none: the replay cannot tell it from its own error."""
 _ORDERED = 40
 

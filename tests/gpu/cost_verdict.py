@@ -17,7 +17,8 @@ from syncagent.cost.price import price
 from syncagent.cost.program import build
 
 FIXTURES = (
-    "article_batch_256", "convnet_item_step", "copy_pageable", "example_logging_item", "tiny_mlp_item_step", "two_streams",
+    "article_batch_256", "convnet_item_step", "copy_pageable", "example_logging_item", "tiny_mlp_item_step",
+    "two_streams",
 )  # fmt: skip
 SECOND = ("second_item",)
 """Both programs wait once a step, and one of them a second time."""

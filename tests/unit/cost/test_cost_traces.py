@@ -33,14 +33,12 @@ def test_the_step_without_syncs_is_predicted_within_three_percent(pair):
 
 
 def test_the_saving_is_predicted_within_a_fifth_or_a_third_of_a_millisecond(pair):
-    found, truth = pair
-    assert found.gain_all_ms == pytest.approx(truth["saves_ms"], rel=0.2, abs=0.3)
-
-
-def test_nothing_is_claimed_where_nothing_is_saved(pair):
+    """Nothing is claimed where nothing to speak of was saved: the article's toy at batch 256, 0.7 of 234 ms."""
     found, truth = pair
     if truth["free"]:
         assert found.gain_all_ms == 0.0
+    else:
+        assert found.gain_all_ms == pytest.approx(truth["saves_ms"], rel=0.2, abs=0.3)
 
 
 def test_every_wait_is_told_apart_by_its_op(pair):

@@ -103,13 +103,17 @@ class Window:
         if why is not None:
             self.close(why)
             return
-        self._capture = profiling.Capture()
+        self._capture = profiling.Capture(self._give_way)
         self._capture.start()
         self._opened_ns = time.time_ns()
         self._state, self._number = "capturing", 0
         for _ in range(3):  # the first mark of a capture is dear
             self._capture.mark("syncagent#first")
         self._capture.mark(f"{traces.BOUNDARY} 0")
+
+    def _give_way(self) -> None:
+        self._capture = None
+        self.close(f"the program started a profiler: {profiling.ANOTHER}")
 
     def _end_capture(self) -> None:
         assert self._capture is not None

@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from syncagent.report import wording
+from syncagent.report import costs, wording
 from syncagent.report.model import Line
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _text(value: str) -> str:
 def _sections(report: Report) -> Iterable[str]:
     yield _tiles(report)
     if report.sites:
-        yield f"<section><h2>Sites</h2>\n{_site_table(report)}</section>"
+        priced = "".join(f"<p>{_text(line)}</p>\n" for line in costs.sentences(report))
+        yield f"<section><h2>Sites</h2>\n{priced}{_site_table(report)}</section>"
     else:
         live = any(sensor.live for sensor in report.sensors)
         says = "The sensors below were live." if live else "But no sensor was live: this says nothing about the run."

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from syncagent.report import wording
+from syncagent.report import costs, wording
 from syncagent.report.model import Line
 from syncagent.report.wording import DASH as _DASH
 
@@ -81,7 +81,7 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
         if len(report.sites) > limit:
             blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
         blocks.append(Text(_share_meaning(report), "dim"))
-        blocks += [Text(line, style) for line, style in _cost(report)]
+        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(costs.sentences(report))]
     else:
         blocks += _nothing_seen(report)
     if report.ops:
@@ -119,33 +119,6 @@ def _share_meaning(report: Report) -> str:
         whole = wording.duration(report.totals.step_ms)
         return f"share: of {whole} step time, the first step and what is outside of steps apart"
     return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
-
-
-def _cost(report: Report) -> list[tuple[str, str]]:
-    """What the syncs cost, and in which order they are best mended."""
-    cost = report.cost
-    if cost is None:
-        return []
-    if cost.abstained is not None:
-        return [(f"cost: not known, {wording.clean(cost.abstained)}", "yellow")]
-    assert cost.measured_step_ms is not None
-    step = f"a step takes {wording.duration(cost.measured_step_ms)}"
-    if not cost.gain_all_ms:
-        return [(f"cost: none; {step}, and would take as long if nothing waited", "bold")]
-    share = wording.share(cost.gain_all_ms / cost.measured_step_ms)
-    lines = [
-        (f"cost: {step} and would gain {wording.duration(cost.gain_all_ms)} ({share}) if nothing waited", "bold"),
-        ("gain: a step's, of this site alone; idle: the GPU's without work after its waits, a step", "dim"),
-    ]
-    rows = {site.id: site for site in report.sites}
-    shown = [(rows[entry.site], entry.gain_ms) for entry in cost.order if entry.site in rows]
-    if len(shown) > 1:
-        cwd = report.run.cwd
-        told = ", ".join(
-            f"{wording.place(row.file, row.line, cwd)} {wording.duration(gain)}" for row, gain in shown[:5]
-        )
-        lines.append((f"mended one after another, they gain in all: {told}", "dim"))
-    return lines
 
 
 def _table() -> Table:

@@ -6,24 +6,24 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 from contextlib import contextmanager
 
-__all__ = ["Capture", "drain", "why_not"]
+__all__ = ["ANOTHER", "Capture", "drain", "why_not"]
+
+ANOTHER = "another profiler is running in this process, and there can be only one"
 
 
 def why_not() -> str | None:
     """Why no window can be captured now; ``None`` if one can."""
     import torch
 
+    enabled: Any = getattr(torch._C._autograd, "_profiler_enabled", lambda: False)
+    if getattr(torch.autograd.profiler, "_is_profiler_enabled", False) or enabled():
+        return ANOTHER
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return "the process does not use a GPU"
-    if getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
-        return "another profiler is running in this process, and there can be only one"
-    enabled = getattr(torch._C._autograd, "_profiler_enabled", None)
-    if enabled is not None and enabled():
-        return "another profiler is running in this process, and there can be only one"
     if not torch.profiler.kineto_available():
         return "this torch is built without Kineto"
     if torch.cuda.is_current_stream_capturing():
@@ -44,7 +44,10 @@ def _unseen() -> Iterator[None]:
     """The profiler's own wait at its end is not the program's: it goes past the agent's sensor."""
     import torch
 
-    wrapped: Any = torch._C._cuda_synchronize
+    wrapped: Any = getattr(torch._C, "_cuda_synchronize", None)
+    if wrapped is None:  # a build without CUDA
+        yield
+        return
     torch._C._cuda_synchronize = getattr(wrapped, "__wrapped__", wrapped)
     try:
         yield
@@ -70,9 +73,12 @@ def _given_back() -> Iterator[None]:
 
 
 class Capture:
-    """One run of the profiler."""
+    """One run of the profiler.
 
-    def __init__(self) -> None:
+    It ends when the program starts a profiler of its own, and ``gave_way`` is called.
+    """
+
+    def __init__(self, gave_way: Callable[[], None] = lambda: None) -> None:
         import torch
         from torch.profiler import ProfilerActivity, profile
 
@@ -82,11 +88,39 @@ class Capture:
             more["experimental_config"] = config(enable_cuda_sync_events=True)
         except TypeError:
             pass  # then waits are taken to be for all streams
-        self._profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True, **more)
+        self._gave_way = gave_way
+        self._restore: Callable[[], None] = lambda: None
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._profiler = profile(activities=activities, acc_events=True, **more)
 
     def start(self) -> None:
         with _unseen():
             self._profiler.start()
+        self._make_way()
+
+    def _make_way(self) -> None:
+        """A second profiler would raise in the program's own frame: end this one before that one begins."""
+        import torch
+
+        kind: Any = torch.autograd.profiler.profile
+        original = getattr(kind, "_prepare_trace", None)
+        if original is None:
+            return
+        capture = self
+
+        def prepare(profiler: Any, *args: Any, **kwargs: Any) -> Any:
+            if capture.running:
+                capture.stop()
+                capture._gave_way()
+            return original(profiler, *args, **kwargs)
+
+        kind._prepare_trace = prepare
+
+        def restore() -> None:
+            kind._prepare_trace = original
+
+        self._restore = restore
+        self.running = True
 
     def mark(self, name: str) -> None:
         """Put a mark into the trace."""
@@ -95,7 +129,11 @@ class Capture:
         with torch.profiler.record_function(name):
             pass
 
+    running = False
+
     def stop(self) -> None:
+        self.running = False
+        self._restore()
         with _given_back(), _unseen():
             self._profiler.stop()
 

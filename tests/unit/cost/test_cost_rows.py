@@ -37,6 +37,7 @@ def test_the_columns_and_the_order_are_shown():
     page = html.render(report(*LINES))
     assert "<button>gain</button>" in page
     assert "a step, to gain" in page
+    assert "would gain 3.0 ms" in page
 
 
 def test_syncs_that_cost_nothing_are_said_to():

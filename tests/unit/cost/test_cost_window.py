@@ -30,7 +30,7 @@ class FakeGpu:
         self.error: Exception | None = None
         monkeypatch.setattr(windows.profiling, "why_not", lambda: self.why)
         monkeypatch.setattr(windows.profiling, "drain", lambda: self.did.append("drain"))
-        monkeypatch.setattr(windows.profiling, "Capture", lambda: self)
+        monkeypatch.setattr(windows.profiling, "Capture", lambda _gave_way: self)
 
     def start(self):
         self.did.append("start")

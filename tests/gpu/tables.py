@@ -413,8 +413,19 @@ def prices() -> str:
 
 
 def price_shares() -> str:
-    pairs = load("cost_pairs")["pairs"]
-    return f"{sum(row['saving_ok'] for row in pairs.values())} of {len(pairs)} pairs"
+    pairs = load("cost_pairs")["pairs"].values()
+    savings, steps = (sum(row[key] for row in pairs) for key in ("saving_ok", "step_ok"))
+    whole = f"{savings} of {len(pairs)} pairs of programs with and without their syncs"
+    return f"{whole}, and the step time within 3 % in {steps}"
+
+
+def replay_time() -> str:
+    found = load("replay")
+    return (
+        f"a window of {found['gpu_ops']:,} GPU ops and {found['sites']} sites, with every single gain and the whole "
+        f"order, takes {found['read_s'] + found['priced_s']:.1f} s in Python {found['python']} "
+        "(`python tests/benchmarks/replay.py --out FILE`)"
+    )
 
 
 def after_window() -> str:
@@ -515,8 +526,8 @@ def late_log() -> str:
 
 
 MAKERS = {
-    "prices": prices, "priceshares": price_shares, "afterwindow": after_window, "rewrites": rewrites,
-    "pricedloss": priced_loss, "mendedloss": mended_loss, "pricedlog": priced_log, "mendedlog": mended_log,
+    "prices": prices, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
+    "rewrites": rewrites, "pricedloss": priced_loss, "mendedloss": mended_loss, "pricedlog": priced_log, "mendedlog": mended_log,
     "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,

@@ -35,6 +35,8 @@ _STAGING_US = 12.0
 _RUN = 32
 """Launches in one instruction at most, so that the queue's limit is met about where it lies."""
 
+Span = tuple[float, float]
+
 LAUNCH, HOST, WAIT, COPY, RECORD, AWAIT, MARK = range(7)
 
 
@@ -99,9 +101,9 @@ class Program:
                 _, group, host, back, target, site = raw
                 items.append((WAIT, group, host * scale, back * scale, target, site))
             elif code == COPY:
-                _, group, host, call, between, back, stream, dur, later, site, drops = raw
+                _, group, host, call, between, back, stream, dur, later, site, drops, lead = raw
                 times = (host * scale, call * scale, between * scale, back * scale)
-                items.append((COPY, group, *times, stream, dur + gap, later + gap, site, drops))
+                items.append((COPY, group, *times, stream, dur + gap, later + gap, site, drops, lead * scale))
             elif code in {HOST, MARK}:
                 items.append((code, raw[1], raw[2] * scale))
             else:
@@ -142,6 +144,25 @@ class _Hiccups:
         return taken
 
 
+class _Reads:
+    """When the program was reading numbers, all of which goes where the number is not read."""
+
+    _OPS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
+
+    def __init__(self, trace: Trace) -> None:
+        self._spans: dict[int, list[Span]] = defaultdict(list)
+        for start, end, thread, category, name in trace.spans:
+            own = self._spans[thread]
+            if category == "cpu_op" and name in self._OPS and not (own and own[-1][1] >= end):
+                own.append((start, end))
+
+    def around(self, call: Call) -> Span | None:
+        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
+        own = self._spans.get(call.thread, [])
+        index = bisect_left(own, (call.start, float("inf"))) - 1
+        return own[index] if index >= 0 and own[index][1] >= call.end else None
+
+
 def build(trace: Trace, bounds: Sequence[float]) -> Program:
     """Make a program of the calls between the first bound and the last (µs, on the trace's clock)."""
     return _Builder(trace, bounds).program()
@@ -168,6 +189,7 @@ class _Builder:
         self._owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
+        self._reads = _Reads(trace)
 
     def program(self) -> Program:
         passed = 0
@@ -237,9 +259,13 @@ class _Builder:
         dur = op.end - op.start
         later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
         drops = op.to_host and op.bytes <= _SCALAR_BYTES
+        lead = 0.0
+        if drops and (read := self._reads.around(call)) is not None:
+            lead = min(max(call.start - read[0], 0.0), before)
+            back += self._spend(group, read[1])
         asks = _STAGING_US if op.pageable else min(took, _RETURN_US)
         times = (before, asks, between, back)
-        self._raw.append((COPY, group, *times, op.stream, dur, later, len(self._waits), drops))
+        self._raw.append((COPY, group, *times, op.stream, dur, later, len(self._waits), drops, lead))
         self._waits.append(Wait(drain or call, call))
 
 

@@ -70,10 +70,12 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
                 now = (max(now, done)) + back
             host[group] = now
         elif code == COPY:
-            _, group, before, call, between, back, stream, dur, later, number, drops = item
+            _, group, before, call, between, back, stream, dur, later, number, drops, lead = item
             now = host[group] + before
             if number in without:
-                if not drops:
+                if drops:
+                    now -= lead
+                else:
                     now += call
                     launched += 1
                     ready[stream] = max(ready.get(stream, 0.0), now) + later

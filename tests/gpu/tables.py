@@ -401,13 +401,15 @@ def prices() -> str:
         )
     savings, steps = (sum(row[key] for row in pairs.values()) for key in ("saving_ok", "step_ok"))
     within = sum(row["saving_ok_within_truth"] for row in pairs.values())
+    worst = max(abs(row["reproduces_without"]) for row in pairs.values())
     slowest = max(row["priced_s"] for row in pairs.values())
     largest = max(row["gpu_ops"] for row in pairs.values())
     return "\n".join(rows) + (
         f"\n\nThe saving is within 20 % or 0.3 ms, whichever is larger, in {savings} of {len(pairs)} pairs "
         f"({savings / len(pairs):.0%}; in {within} if the truth's own interval is counted), the step time within 3 % "
-        f"in {steps} of {len(pairs)}; none was abstained from. Reading aside, a window of up to {largest:,} GPU ops is "
-        f"priced in {slowest:.2f} s at most. {where(result)}. `{command.replace('FILE', 'FOLDER')}`, then "
+        f"in {steps} of {len(pairs)}; none was abstained from. "
+        f"The programs without syncs are reproduced within {worst:.1%}. Reading aside, a window of up to {largest:,} "
+        f"GPU ops is priced in {slowest:.2f} s at most. {where(result)}. `{command.replace('FILE', 'FOLDER')}`, then "
         "`python tests/gpu/cost_verdict.py FOLDER --out FILE`."
     )
 
@@ -527,8 +529,8 @@ def late_log() -> str:
 
 MAKERS = {
     "prices": prices, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
-    "rewrites": rewrites, "pricedloss": priced_loss, "mendedloss": mended_loss, "pricedlog": priced_log, "mendedlog": mended_log,
-    "latelog": late_log,
+    "rewrites": rewrites, "pricedloss": priced_loss, "mendedloss": mended_loss,
+    "pricedlog": priced_log, "mendedlog": mended_log, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,

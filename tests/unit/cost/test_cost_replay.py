@@ -125,6 +125,25 @@ class TestPrice:
         assert site.gain_ms == found.gain_all_ms == pytest.approx(0.05, abs=0.02)
         assert 0.0 < site.idle_ms < 0.05
 
+    def test_what_reading_takes_of_the_host_goes_with_the_read(self):
+        """A host that sets the pace saves the whole of ``item()``, Python's part included."""
+
+        def reading(us):
+            traced = Traced()
+            for number in range(6):
+                began = traced.now
+                for _ in range(20):
+                    traced.host(100.0)
+                    traced.launch(5.0)
+                at = traced.now
+                traced.host(us)
+                traced.item()
+                traced.annotated("aten::item", at, "cpu_op")
+                traced.annotated(f"ProfilerStep#{number}", began)
+            return priced(traced).gain_all_ms
+
+        assert reading(80.0) - reading(30.0) == pytest.approx(0.05, abs=0.005)
+
     def test_a_free_read_has_none(self):
         """The GPU has nothing to do for most of the step: the wait is for a kernel that is over."""
         found = priced(training(kernel_us=2.0, host_us=300.0))

@@ -138,6 +138,7 @@ class TestPrice:
                 at = traced.now
                 traced.host(us)
                 traced.item()
+                traced.host(5.0)
                 traced.annotated("aten::item", at, "cpu_op")
                 traced.annotated(f"ProfilerStep#{number}", began)
             return priced(traced).gain_all_ms

@@ -246,8 +246,8 @@ class _Builder:
                 self._streams.remove(op.stream)
             self._streams.append(op.stream)
         drain = _drain_after(call, self._following.get(id(call)))
-        large = op.to_host or op.bytes > _STAGED_BYTES
-        if drain is None and not (op.pageable and large and call.end >= op.end - 5.0):
+        staged = op.pageable and (op.to_host or op.bytes > _STAGED_BYTES) and call.end >= op.end - 5.0
+        if drain is None and not staged and call.name != "cudaMemcpy":
             self._raw.append((LAUNCH, group, before + min(took, _LAUNCH_US), op.stream, op.end - op.start))
             return
         between, back = 0.0, min(max(call.end - op.end, 1.0), _RETURN_US)

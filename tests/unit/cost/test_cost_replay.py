@@ -96,6 +96,28 @@ def test_two_streams_that_wait_for_one_another_keep_their_order():
     assert step_ms(with_copy(500.0), "all") < step_ms(with_copy(500.0))
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "waits"),
+    [
+        ("Memcpy HtoD (Pageable -> Device)", 1 << 20, 1),
+        ("Memcpy HtoD (Pageable -> Device)", 64, 0),
+        ("Memcpy DtoH (Device -> Pageable)", 64, 1),
+        ("Memcpy HtoD (Pinned -> Device)", 1 << 20, 0),
+    ],
+)
+def test_which_copies_hold_the_host_up_by_themselves(name, size, waits):
+    """Pageable ones do, but for small ones to the GPU, which the driver stages."""
+    traced = Traced()
+    for number in range(3):
+        began = traced.now
+        traced.launch(20.0)
+        traced.launch(40.0, name=name, bytes=size)
+        traced.events[-2]["dur"] += 100.0  # the call returns when the copy is over
+        traced.host(150.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    assert len(program_of(traced).waits) == 3 * waits
+
+
 def test_autograds_thread_works_while_the_main_thread_stands_still():
     """Calls of two threads that never overlap are one line of work."""
     traced = training()

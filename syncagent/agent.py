@@ -17,6 +17,7 @@ from syncagent import config
 from syncagent.attribution import ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
+from syncagent.cost.pricing import Pricing
 from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from syncagent.cost.window import Window
     from syncagent.event import OpCount, SyncEvent
     from syncagent.sinks import Sink
 
@@ -87,7 +87,7 @@ class Agent:
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
-        self._window: Window | None = None
+        self._pricing = Pricing(settings, self._events_since, self._faults)
         self._sampling = [(0, settings.copies_timed == "sampled")]
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
@@ -130,7 +130,7 @@ class Agent:
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
         try:
-            return self._priced(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
@@ -145,29 +145,11 @@ class Agent:
         steps = config.settle("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise config.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
-        self._open_window(steps, begin=1)
-
-    def _open_window(self, steps: int, begin: int) -> None:
-        from syncagent.cost.window import Window
-
-        self._window = Window(steps, begin, self._events_since, self._faults)
-        if self.settings.simulate:
-            self._window.close("the device is simulated, and its times are the CPU's")
-        elif self.settings.wraps_every_op:
-            self._window.close('detail is "ops", which slows the very steps that are to be priced: use "syncs"')
+        self._pricing.ask(steps, begin=1)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
         self._drain()
         return self._summary.since(start_ns)
-
-    def _priced(self, report: Report) -> Report:
-        window = self._window
-        if window is None:
-            return report
-        from syncagent.cost import rows
-
-        price = window.price()
-        return rows.priced(report, price) if price is not None else rows.abstained(report, window.why or "no window")
 
     @property
     def policy(self) -> str:
@@ -225,7 +207,7 @@ class Agent:
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
-                self._faults.guard("the cost window", self._ask_for_cost, None)
+                self._faults.guard("the cost window", lambda: self._pricing.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
@@ -239,9 +221,6 @@ class Agent:
         log_once("no-gpu", note)
         self.notes.append(note)
 
-    def _ask_for_cost(self) -> None:
-        self._open_window(self.settings.cost_steps, begin=max(self.settings.warmup_steps, 1))
-
     def enter_modes(self) -> None:
         """Put both modes around the ops of this thread, if ``detail`` asks for them."""
         if self.settings.wraps_every_op:
@@ -252,8 +231,7 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
-            if self._window is not None:
-                self._faults.guard("the end of the cost window", self._window.end, None)
+            self._faults.guard("the end of the cost window", self._pricing.end, None)
             self._turn_off()
         return self.report()
 
@@ -302,19 +280,14 @@ class Agent:
         self._recorder.thread_state().trains = True
         self._pipeline.step_ended(step, start_ns, end_ns, user_context())
         self._policy.budgets.step_ended(step, end_ns - start_ns)
-        if self._window is not None:
-            self._window.step_ended(self.steps.current)
+        self._pricing.step_ended(self.steps.current)
         if self._sampling[-1][1] or len(self._sampling) > 1:
             self._arm_copies()
 
     def _arm_copies(self) -> None:
         if not self._kernels.live:
             return
-        wanted = (
-            self._watches_copies(self.steps.current)
-            or not self._sampling[-1][1]
-            or (self._window is not None and self._window.capturing)
-        )
+        wanted = self._watches_copies(self.steps.current) or not self._sampling[-1][1] or self._pricing.capturing
         if wanted and not self._kernels.hot_armed:
             self._kernels.arm_hot()
         elif not wanted and self._kernels.hot_armed:
@@ -326,7 +299,7 @@ class Agent:
     def _weight(self, event: SyncEvent) -> float:
         if event.op != "aten::copy_" or event.sensor != "kernels" or event.step < _SAMPLE_FIRST:
             return 1.0
-        if self._window is not None and event.step in self._window.numbers and not self._watches_copies(event.step):
+        if self._pricing.captured(event.step) and not self._watches_copies(event.step):
             return 1.0  # watched for the window's sake
         sampled = next((sampled for since, sampled in reversed(self._sampling) if event.step >= since), False)
         return float(_SAMPLE_EVERY) if sampled else 1.0

@@ -11,6 +11,7 @@ from syncagent.cost import sites
 from syncagent.cost import trace as traces
 from syncagent.cost.price import price
 from syncagent.errors import SyncAgentError
+from syncagent.log import get_logger
 from syncagent.sensors import profiling
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Window:
         if why is not None:
             self.close(why)
             return
+        get_logger().info(f"cost: the next {self.steps + 1} steps run under torch.profiler")
         self._capture = profiling.Capture(self._give_way)
         self._capture.start()
         self._opened_ns = time.time_ns()

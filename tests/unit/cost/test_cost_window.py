@@ -178,7 +178,7 @@ class TestAgent:
     def test_measure_cost_takes_a_number_of_steps(self):
         agent = Agent(load({"detail": "syncs"}))
         agent.measure_cost(steps=8)
-        assert agent._window.steps == 8
+        assert agent._pricing.window.steps == 8
         with pytest.raises(syncagent.ConfigError, match="cost_steps"):
             agent.measure_cost(steps=0)
 
@@ -189,9 +189,9 @@ class TestAgent:
         agent.measure_cost()
         events = [event for event, _ in events_of(traced)]
         agent._summary.events(events)
-        agent._window._events_since = lambda _: agent._summary.since(0)
+        agent._pricing.window._events_since = lambda _: agent._summary.since(0)
         for number in range(30):
-            agent._window.step_ended(number + 1)
+            agent._pricing.window.step_ended(number + 1)
         report = agent.report()
         (site,) = report.sites
         assert report.cost.abstained is None

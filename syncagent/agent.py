@@ -17,6 +17,7 @@ from syncagent import config
 from syncagent.attribution import ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
+from syncagent.cost.pricing import Pricing
 from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
@@ -89,6 +90,7 @@ class Agent:
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
             if hasattr(sink, "spans"):
                 sink.spans = spans
+        self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = torch.version.cuda is not None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -130,10 +132,26 @@ class Agent:
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
         try:
-            return self._summary.snapshot(run, sensors, overhead, dropped, ops, notes)
+            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def measure_cost(self, steps: int = 5) -> None:
+        """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
+
+        Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
+        Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
+        which slows the very steps that are to be priced.
+        """
+        steps = config.settle("cost_steps", steps)
+        if self.settings.wraps_every_op:
+            raise config.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
+        self._pricing.ask(steps, begin=1)
+
+    def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
+        self._drain()
+        return self._summary.since(start_ns)
 
     @property
     def policy(self) -> str:
@@ -205,6 +223,8 @@ class Agent:
             self._on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
+            if self.settings.cost:
+                self._faults.guard("the cost window", lambda: self._pricing.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
@@ -228,6 +248,7 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+            self._faults.guard("the end of the cost window", self._pricing.end, None)
             self._turn_off()
         return self.report()
 
@@ -276,21 +297,25 @@ class Agent:
         self._recorder.thread_state().trains = True
         self._pipeline.step_ended(step, start_ns, end_ns, user_context())
         self._policy.budgets.step_ended(step, end_ns - start_ns)
+        self._pricing.step_ended(self.steps.current)
         if self._sampling.has_work:
             self._arm_copies()
 
     def _arm_copies(self) -> None:
         if not self._kernels.live:
             return
-        wanted = self._sampling.watches(self.steps.current)
+        wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
         if wanted and not self._kernels.hot_armed:
             self._kernels.arm_hot()
         elif not wanted and self._kernels.hot_armed:
             self._kernels.disarm_hot()
 
     def _weight(self, event: SyncEvent) -> float:
-        is_sampled = event.op == "aten::copy_" and event.sensor == "kernels"
-        return self._sampling.weight(event.step) if is_sampled else 1.0
+        if event.op != "aten::copy_" or event.sensor != "kernels":
+            return 1.0
+        if self._pricing.captured(event.step) and not self._sampling.watches(event.step):
+            return 1.0  # watched for the window's sake
+        return self._sampling.weight(event.step)
 
     # --- the report's parts
 

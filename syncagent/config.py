@@ -208,7 +208,9 @@ class Settings:
 
     policy: str = _setting("observe", _Choice("observe", "warn", "raise"), "what happens at a sync that is not allowed")
     detail: str | None = _setting(
-        None, _Choice("ops", "syncs"), "wrap every op, or only what may block; by default ops under observe"
+        None,
+        _Choice("ops", "syncs"),
+        "wrap every op, or only what may block; by default ops under observe without cost",
     )
     report: str | None = _setting(None, _report, "save the report there at exit")
     min_stall_ms: float = _setting(0.0, _milliseconds, "shorter stalls are counted, but get no span and no warning")
@@ -240,6 +242,10 @@ class Settings:
         _Choice("all", "sampled", "off"),
         "which copies detail=syncs times; by default all under raise, else one step in 16, later in 64",
     )
+    cost: bool = _setting(
+        default=False, parse=_flag, doc="price each sync: a few steps are profiled and replayed without it"
+    )
+    cost_steps: int = _setting(5, _count(1), "how many steps the window of cost has")
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
     journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")
     summary: bool | None = _setting(None, _flag, "print the table at the end; by default for scripts, not for watch()")
@@ -250,7 +256,8 @@ class Settings:
     @property
     def wraps_every_op(self) -> bool:
         """Whether ``detail`` asks for both modes around every op."""
-        return (self.detail or ("ops" if self.policy == "observe" else "syncs")) == "ops"
+        plain = self.policy == "observe" and not self.cost
+        return (self.detail or ("ops" if plain else "syncs")) == "ops"
 
     @property
     def copies_timed(self) -> str:

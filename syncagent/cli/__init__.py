@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from syncagent._version import __version__
-from syncagent.cli import check, compare, report, run, selftest
+from syncagent.cli import check, compare, cost, report, run, selftest
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def verbs(context: click.Context) -> None:
         context.exit(_WRONG_USAGE)
 
 
-for _verb in (run.command, report.command, compare.command, check.command, selftest.command):
+for _verb in (run.command, report.command, compare.command, check.command, cost.command, selftest.command):
     verbs.add_command(_verb)
 
 

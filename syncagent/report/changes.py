@@ -9,7 +9,7 @@ from syncagent.report import wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.report.compare import Change, Comparison, Measure, Verdict
+    from syncagent.report.compare import Change, Comparison, Measure, StepChange, Verdict
 
 __all__ = ["render", "render_changes"]
 
@@ -24,8 +24,21 @@ def render(comparison: Comparison) -> str:
     ]
     same = len(comparison.of("same"))
     blocks.append(f"{wording.plural(same, 'site')} unchanged" if same or blocks else "No syncs in either report.")
+    if comparison.steps is not None:
+        blocks.append(_steps(comparison.steps))
     blocks += [f"note: {wording.clean(note)}" for note in comparison.notes]
     return "\n".join(blocks) + "\n"
+
+
+def _steps(steps: StepChange) -> str:
+    line = f"a step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}"
+    saved = wording.duration(abs(steps.saved_ms))
+    line += f", {saved} {'saved' if steps.saved_ms >= 0 else 'longer'}"
+    if steps.predicted_ms is not None:
+        line += f"; {wording.duration(steps.predicted_ms)} was predicted for the sites that are gone"
+    if steps.unpriced:
+        line += f" ({steps.unpriced} of them had no price)"
+    return line
 
 
 def render_changes(changes: Sequence[Change]) -> str:

@@ -9,11 +9,11 @@ from syncagent.report import wording
 from syncagent.report.decode import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     from syncagent.report.model import Line, Report, SiteRow
 
-__all__ = ["Change", "Comparison", "Measure", "Verdict", "compare"]
+__all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
 
 Verdict = Literal["new", "grown", "shrunk", "gone", "same"]
 
@@ -28,6 +28,8 @@ class Measure:
     stall_ms: float
     allowed: bool
     """Whether every sync of it was allowed."""
+    gain_ms: float | None = None
+    """What a step would gain without its waits, where that was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,31 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class StepChange:
+    """A step's time in both reports (ms)."""
+
+    old_ms: float
+    new_ms: float
+    predicted_ms: float | None
+    """What the old report's price says the sites that are gone would gain, together; ``None`` where it has no price."""
+    unpriced: int = 0
+    """How many of those sites it has no gain for."""
+
+    @property
+    def saved_ms(self) -> float:
+        """What was achieved; below 0 where steps take longer now."""
+        return self.old_ms - self.new_ms
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Every site of two reports, worst first within a verdict: new, grown, shrunk, gone, same."""
 
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
     """What makes the two reports less comparable."""
+    steps: StepChange | None = None
+    """``None`` where either report has no steps."""
 
     def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
         """The changes with one of these verdicts."""
@@ -93,7 +114,7 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
         was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
         changes.append(_change(site, cwd, was, now, tolerance))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
-    return Comparison(tuple(changes), tuple(_notes(old, new)))
+    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, after))
 
 
 _ABSENT = (None, None)
@@ -104,14 +125,14 @@ def _measures(report: Report) -> dict[Hashable, tuple[SiteRow, Measure]]:
     found: dict[Hashable, tuple[SiteRow, Measure]] = {}
     cwd = report.run.cwd
     for site in report.sites:
-        key = (site.op, _key(site, cwd), _key(site.forward, cwd), _key(site.library, cwd))
+        key = _site_key(site, cwd)
         first, seen = found.get(key, (site, None))
         found[key] = (first, _measure(site) if seen is None else _sum(seen, _measure(site)))
     return found
 
 
 def _measure(site: SiteRow) -> Measure:
-    return Measure(site.line, site.count, site.per_step, site.stall_ms, allowed=bool(site.allowed))
+    return Measure(site.line, site.count, site.per_step, site.stall_ms, bool(site.allowed), site.gain_ms)
 
 
 def _sum(one: Measure, other: Measure) -> Measure:
@@ -122,7 +143,47 @@ def _sum(one: Measure, other: Measure) -> Measure:
         per_step=(one.per_step or 0.0) + (other.per_step or 0.0) if known else None,
         stall_ms=one.stall_ms + other.stall_ms,
         allowed=one.allowed and other.allowed,
+        gain_ms=None
+        if one.gain_ms is None and other.gain_ms is None
+        else (one.gain_ms or 0.0) + (other.gain_ms or 0.0),
     )
+
+
+def _step_ms(report: Report) -> float | None:
+    """A step's time: without a profiler from the window, else the mean of the run's but for the first."""
+    if report.cost is not None and report.cost.measured_step_ms is not None:
+        return report.cost.measured_step_ms
+    steps = report.run.steps - 1
+    return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
+
+
+def _steps(old: Report, new: Report, after: Mapping[Hashable, Any]) -> StepChange | None:
+    """What was to be gained by the sites that are gone, and what was.
+
+    Gains do not add up (mend one, and the wait moves to the next), so the prediction is read off the old report's order
+    as far as it holds gone sites only, and is the largest single gain beyond that.
+    """
+    was, now = _step_ms(old), _step_ms(new)
+    if was is None or now is None:
+        return None
+    cwd = old.run.cwd
+    gone = {site.id for site in old.sites if _site_key(site, cwd) not in after}
+    if old.cost is None or old.cost.abstained is not None:
+        return StepChange(was, now, None)
+    predicted = 0.0
+    for entry in old.cost.order:
+        if entry.site not in gone:
+            break
+        predicted = entry.gain_ms
+    if gone >= {entry.site for entry in old.cost.order} and old.cost.gain_all_ms is not None:
+        predicted = old.cost.gain_all_ms
+    single = [site.gain_ms for site in old.sites if site.id in gone and site.gain_ms is not None]
+    priced = {entry.site for entry in old.cost.order}
+    return StepChange(was, now, max([predicted, *single]), unpriced=len(gone - priced))
+
+
+def _site_key(site: SiteRow, cwd: str) -> Hashable:
+    return (site.op, _key(site, cwd), _key(site.forward, cwd), _key(site.library, cwd))
 
 
 def _key(line: Line | SiteRow | None, cwd: str) -> Hashable:

@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from syncagent.report import wording
+from syncagent.report import costs, wording
 from syncagent.report.model import Line
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _text(value: str) -> str:
 def _sections(report: Report) -> Iterable[str]:
     yield _tiles(report)
     if report.sites:
-        yield f"<section><h2>Sites</h2>\n{_site_table(report)}</section>"
+        priced = "".join(f"<p>{_text(line)}</p>\n" for line in costs.sentences(report))
+        yield f"<section><h2>Sites</h2>\n{priced}{_site_table(report)}</section>"
     else:
         live = any(sensor.live for sensor in report.sensors)
         says = "The sensors below were live." if live else "But no sensor was live: this says nothing about the run."
@@ -93,6 +94,8 @@ def _tiles(report: Report) -> str:
     ]
     if totals.step_ms and totals.step_stall_ms is not None:
         tiles.append(("of step time", wording.share(totals.step_stall_ms / totals.step_ms)))
+    if report.cost is not None and report.cost.gain_all_ms is not None:
+        tiles.append(("a step, to gain", wording.duration(report.cost.gain_all_ms)))
     if cost.agent_ms_per_step is not None:
         tiles.append(("agent, a step", wording.duration(cost.agent_ms_per_step)))
     if cost.share is not None:
@@ -118,8 +121,8 @@ def _number(value: float | None, shown: str) -> str:
 
 
 def _site_table(report: Report) -> str:
-    gains = any(site.gain_ms is not None for site in report.sites)
-    columns = [("gain", True)] if gains else []
+    gains = any(site.gain_ms is not None or site.idle_ms is not None for site in report.sites)
+    columns = [("gain", True), ("idle", True)] if gains else []
     columns += [("stall", True), ("share", True), ("count", True), ("a step", True), ("median", True), ("max", True)]
     columns += [("op", False), ("phase", False), ("where", False)]
     return _table(columns, (_site_row(report, site, gains=gains) for site in report.sites))
@@ -139,8 +142,8 @@ def _site_row(report: Report, site: SiteRow, *, gains: bool) -> str:
         f"<td>{_where(report, site)}</td>",
     ]
     if gains:
-        shown = wording.DASH if site.gain_ms is None else wording.duration(site.gain_ms)
-        cells.insert(0, _number(site.gain_ms, shown))
+        for value in (site.idle_ms, site.gain_ms):
+            cells.insert(0, _number(value, wording.DASH if value is None else wording.duration(value)))
     return f"<tr{' class=allowed' if site.allowed else ''}>{''.join(cells)}</tr>\n"
 
 

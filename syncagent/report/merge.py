@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from syncagent.report.model import OpRow, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
+from syncagent.report.model import CostRow, OpRow, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 __all__ = ["merge", "site_key"]
 
@@ -25,9 +25,10 @@ def site_key(site: SiteRow) -> Hashable:
 def merge(reports: Sequence[Report]) -> Report:
     """One report out of those of several ranks.
 
-    Counts, stalls, costs and drops are sums.  ``per_step`` is a rank's own rate: the summed count over the summed
-    steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank counts as the
-    rank of its place in the sequence.
+    Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
+    the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
+    the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
+    counts as the rank of its place in the sequence.
     """
     if not reports:
         raise ValueError("merge needs a report")
@@ -74,6 +75,7 @@ def merge(reports: Sequence[Report]) -> Report:
             for event in part.events
         ),
         step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
+        cost=_merge_cost(reports, new_id),
     )
 
 
@@ -105,8 +107,8 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         allowed=sites[0].allowed if all(site.allowed for site in sites) else None,
         allowed_count=sum(site.allowed_count for site in sites),
         violations=sum(site.violations for site in sites),
-        idle_ms=_known_sum(site.idle_ms for site in sites),
-        gain_ms=_known_sum(site.gain_ms for site in sites),
+        idle_ms=_known_mean(site.idle_ms for site in sites),
+        gain_ms=_known_mean(site.gain_ms for site in sites),
         advice=next((site.advice for site in sites if site.advice), None),
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
@@ -163,6 +165,22 @@ def _mean(
 def _known_sum(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def _known_mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
+    known = [part for part in reports if part.cost is not None]
+    priced = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
+    if not known:
+        return None
+    part = min(priced, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if priced else known[0]
+    assert part.cost is not None
+    order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in part.cost.order)
+    return replace(part.cost, order=order)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

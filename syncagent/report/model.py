@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA",
+    "CostRow",
     "EventRow",
     "Line",
     "OpRow",
+    "OrderRow",
     "Overhead",
     "RankShare",
     "Report",
@@ -140,10 +142,11 @@ class SiteRow:
     allowed: str | None
     """Reason, where every sync of this site was allowed."""
     idle_ms: float | None = None
-    """GPU time with nothing to run, caused by this site; ``None`` until measured."""
+    """GPU time without work a step, from the end of this site's waits to the next launch; ``None`` until measured."""
     gain_ms: float | None = None
-    """What the run would gain without this site; ``None`` until measured."""
+    """What a step would gain if this site did not wait; ``None`` until measured, and where the line needs a rewrite."""
     advice: str | None = None
+    """What to write instead, with the gain that was measured."""
     id: int = 0
     """What ``EventRow.site`` refers to; unique within a report."""
     module: str | None = None
@@ -210,6 +213,32 @@ class StepRow:
     rank: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """One entry of the best order to mend; ``site`` is the ``id`` of its row."""
+
+    site: int
+    gain_ms: float
+    """A step, of this site and all before it together."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """The price of the syncs, from a window of a few steps; see :mod:`syncagent.cost`.  Times are ms a step."""
+
+    steps: int
+    step_ms: float | None
+    """Replayed."""
+    measured_step_ms: float | None
+    """Measured without a profiler."""
+    gain_all_ms: float | None
+    """What a step would gain if nothing waited."""
+    abstained: str | None
+    """Why there is no price."""
+    order: tuple[OrderRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def _worst_first(site: SiteRow) -> tuple[float, float, float, str, int, str]:
     return (-(site.gain_ms or 0.0), -(site.idle_ms or 0.0), -site.stall_ms, site.file, site.line, site.op)
 
@@ -233,6 +262,8 @@ class Report:
     notes: tuple[str, ...] = ()
     events: tuple[EventRow, ...] = ()
     step_times: tuple[StepRow, ...] = ()
+    cost: CostRow | None = None
+    """``None`` where it was not asked for."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from syncagent.report import wording
+from syncagent.report import costs, wording
 from syncagent.report.model import Line
 from syncagent.report.wording import DASH as _DASH
 
@@ -81,6 +81,7 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
         if len(report.sites) > limit:
             blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
         blocks.append(Text(_share_meaning(report), "dim"))
+        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(costs.sentences(report))]
     else:
         blocks += _nothing_seen(report)
     if report.ops:
@@ -129,10 +130,10 @@ def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
     wide = width >= _WIDE
     sites = report.sites[:limit]
     rows = [_numbers(report, site) for site in sites]
-    names = ["gain", "stall", "share", "count", "a step", "median"]
-    if all(site.gain_ms is None for site in sites):
-        names.remove("gain")
-        rows = [row[1:] for row in rows]
+    names = ["gain", "idle", "stall", "share", "count", "a step", "median"]
+    if all(site.gain_ms is None and site.idle_ms is None for site in sites):
+        names = names[2:]
+        rows = [row[2:] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     indent = sum(widths) + 2 * len(widths) if wide else widths[0] + 2
     room = 32 if wide else max(width - sum(widths) - 2 * len(widths) - 11, 8)
@@ -160,6 +161,7 @@ def _numbers(report: Report, site: SiteRow) -> list[str]:
     outside = site.step_stall_ms == 0 and site.stall_ms > 0
     return [
         _DASH if site.gain_ms is None else wording.duration(site.gain_ms),
+        _DASH if site.idle_ms is None else wording.duration(site.idle_ms),
         wording.duration(site.stall_ms),
         _DASH if share is None or outside else wording.share(share),
         f"{'~' if site.sampled else ''}{wording.count(site.count)}",

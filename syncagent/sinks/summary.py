@@ -99,6 +99,11 @@ class Summary:
         with self._lock:
             return tuple(event for event, _ in self._newest)
 
+    def since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
+        """The newest syncs that began at ``start_ns`` (since the Unix epoch) or later, each with its row's ``id``."""
+        with self._lock:
+            return tuple(pair for pair in self._newest if pair[0].start_ns >= start_ns)
+
     def snapshot(
         self,
         run: RunInfo,

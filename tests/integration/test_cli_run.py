@@ -131,3 +131,24 @@ def test_a_wrong_variable_is_told_before_the_script_runs(syncagent, tmp_path):
     done = syncagent("run", "here.py", SYNCAGENT_DETAIL="everything")
     assert (done.returncode, done.stdout) == (2, "")
     assert "setting SYNCAGENT_DETAIL is 'everything', but it must be one of ops, syncs" in done.stderr
+
+
+def test_a_price_that_cannot_be_had_is_said_to_be_so(syncagent, tmp_path):
+    """On the simulated device there is no GPU to trace; the run is reported all the same, under detail="syncs"."""
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "w = torch.ones(4, device='cuda', requires_grad=True)\n"
+        "optimizer = torch.optim.SGD([w], lr=0.1)\n"
+        "for _ in range(8):\n"
+        "    loss = (w * w).sum(); loss.backward(); optimizer.step()\n"
+        "    print(loss.item())\n",
+        encoding="utf-8",
+    )
+    done = syncagent("run", "--simulate", "--cost", "--report", "seen.json", "train.py")
+    assert done.returncode == 0, done.stderr
+    assert "cost: not known, the device is simulated" in done.stderr
+    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    assert (seen["run"]["detail"], seen["cost"]["gain_all_ms"]) == ("syncs", None)
+    assert all(site["gain_ms"] is None for site in seen["sites"])
+    shown = syncagent("cost", "seen.json")
+    assert "cost: not known, the device is simulated" in shown.stdout

@@ -87,7 +87,7 @@ def test_gains_and_advice_are_shown_where_known():
     report = report_of(sync(ms=7))
     report = replace(report, sites=(replace(report.sites[0], gain_ms=3.0, advice="use torch.where"),))
     shown = text.render(report)
-    assert re.search(r"gain +stall", shown)
+    assert re.search(r"gain +idle +stall", shown)
     assert "→ use torch.where" in shown
 
 

@@ -1,0 +1,69 @@
+"""``syncagent cost``: what the syncs in a trace, or in a report, cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("cost", short_help="Say what the syncs in a trace cost.")
+@click.argument("path", metavar="TRACE_OR_REPORT")
+@click.option(
+    "--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True, help="What to write."
+)
+@click.option(
+    "--step-ms",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="MS",
+    help="A step's time without the profiler, to which the host's times are then scaled.",
+)
+def command(path: str, form: str, step_ms: float | None) -> int:
+    """Replay a trace of torch.profiler without its syncs, one, several and all, and say what a step gains.
+
+    The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); lines are known where it was made with
+    with_stack=True. A report that was made with SYNCAGENT_COST=1 has its price already, which is shown.
+    """
+    from syncagent.cost import sites, text, trace
+    from syncagent.cost.price import price
+    from syncagent.errors import SyncAgentError
+
+    values = trace.load(path)
+    if isinstance(values, dict) and "schema" in values and "traceEvents" not in values:
+        return _of_report(path, values, form)
+    try:
+        found = price(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
+    except ZeroDivisionError:
+        raise SyncAgentError(f"{path!r} has steps that take no time") from None
+    if form == "json":
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        sys.stdout.write(text.render(found))
+    return 0
+
+
+def _of_report(path: str, values: dict[str, object], form: str) -> int:
+    from syncagent.errors import SyncAgentError
+    from syncagent.report import text
+    from syncagent.report.decode import encode
+    from syncagent.report.model import Report
+
+    report = Report.from_dict(values, name=repr(path))
+    if report.cost is None:
+        raise SyncAgentError(f"{path!r} has no price: run it with SYNCAGENT_COST=1")
+    if form == "text":
+        text.emit(report, sys.stdout)
+        return 0
+    whole = encode(report.cost)
+    rows = {site.id: site for site in report.sites}
+    order = [
+        {"site": number, "where": f"{site.file}:{site.line}", "op": site.op, "gain_ms": entry.gain_ms}
+        for number, entry in enumerate(report.cost.order)
+        if (site := rows.get(entry.site)) is not None
+    ]
+    priced = [site for site in report.sites if site.idle_ms is not None or site.gain_ms is not None]
+    print(json.dumps({**whole, "order": order, "sites": [encode(site) for site in priced]}, indent=1))
+    return 0

@@ -1,0 +1,56 @@
+"""Which rewrite fits a site, as one sentence that quotes what it gains."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from syncagent.cost.rewrites import REWRITES
+
+if TYPE_CHECKING:
+    from syncagent.cost.rewrites import Rewrite
+    from syncagent.cost.sites import Place
+
+__all__ = ["advise", "find"]
+
+
+def find(place: Place) -> Rewrite | None:
+    """The first row of the table whose op, kind and source pattern fit; rows stand in order of how special they are."""
+    op = place.op.rpartition("::")[2].partition(".")[0]
+    text = f"{place.source}\n{place.function}"
+    best: tuple[int, Rewrite] | None = None
+    for rewrite in REWRITES:
+        by_op, by_source = op in rewrite.ops, bool(rewrite.source and re.search(rewrite.source, text))
+        if rewrite.source and not by_source and not (rewrite.either and by_op):
+            continue
+        if rewrite.ops and not by_op and not (rewrite.either and by_source):
+            continue
+        if rewrite.kinds and place.kind not in rewrite.kinds:
+            continue
+        weight = 2 * by_source + by_op
+        if best is None or weight > best[0]:
+            best = (weight, rewrite)
+    return best[1] if best else None
+
+
+def advise(place: Place, gain_ms: float, step_ms: float) -> str:
+    """What to write instead and what not waiting gains a step; the gain is the replay's, 0 where it is none."""
+    rewrite = find(place)
+    if gain_ms > 0.0:
+        worth = f"not waiting here gains {gain_ms:.2g} ms a step ({gain_ms / step_ms:.1%})"
+    else:
+        worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
+    if rewrite is None:
+        return worth
+    said = (
+        f"{worth}; instead: {rewrite.say}"
+        if gain_ms > 0.0
+        else f"{worth}. To be rid of the wait all the same: {rewrite.say}"
+    )
+    if rewrite.changes_gpu_work:
+        said += (
+            "; that also changes the GPU's work, which this gain leaves out"
+            if gain_ms > 0.0
+            else "; the GPU's work changes with it, and only that can make the step faster (or slower)"
+        )
+    return said

@@ -1,0 +1,148 @@
+"""Which line each wait of a trace belongs to: from the agent's own events, or from what the trace says of itself."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from syncagent.cost.program import Wait
+    from syncagent.cost.trace import Trace
+    from syncagent.event import SyncEvent
+
+__all__ = ["Place", "branches", "from_events", "from_trace"]
+
+_SLACK_US = 50.0
+"""How far the profiler's clock and the agent's may be apart."""
+
+_FRAME = re.compile(r"(?P<file>.+?)\((?P<line>\d+)\): (?P<function>.+)")
+_INSTALLED = re.compile(r"(^|/)(site-packages|dist-packages|lib/python3\.\d+|torch|threading\.py|runpy\.py)(/|$)|^<")
+_KINDS = {
+    "item": "scalar_read", "is_nonzero": "scalar_read", "_local_scalar_dense": "scalar_read", "equal": "scalar_read",
+    "nonzero": "dynamic_shape", "_unique2": "dynamic_shape", "unique_dim": "dynamic_shape", "index": "dynamic_shape",
+    "unique_consecutive": "dynamic_shape", "masked_select": "dynamic_shape", "index_put_": "dynamic_shape",
+    "repeat_interleave": "dynamic_shape", "bincount": "dynamic_shape", "nonzero_numpy": "dynamic_shape",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a wait is; empty where it is not known."""
+
+    op: str
+    kind: str
+    file: str = ""
+    line: int = 0
+    function: str = ""
+    source: str = ""
+    phase: str = "other"
+    ranges: tuple[str, ...] = ()
+    row: int | None = None
+    """The ``id`` of the report's row, where there is a report."""
+
+
+def branches(place: Place) -> bool:
+    """Does the host decide by the value that it waits for?  Then the wait cannot go without a rewrite of the line."""
+    if place.op.endswith(("::is_nonzero", "::equal")):
+        return True
+    return place.kind == "scalar_read" and bool(re.match(r"(el)?if\b|while\b|assert\b", place.source))
+
+
+def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[SyncEvent, int]]) -> list[Place | None]:
+    """Tie each wait to the agent's event (with the id of its row) in whose time, and on whose thread, it was."""
+    placed = sorted(
+        ((event.start_ns - trace.base_ns) / 1e3, (event.start_ns + event.stall_ns - trace.base_ns) / 1e3, index)
+        for index, (event, _) in enumerate(events)
+    )
+    starts = [start for start, *_ in placed]
+    candidates: list[list[int]] = []
+    threads: dict[str, Counter[int]] = defaultdict(Counter)
+    for wait in waits:
+        near: list[tuple[float, int]] = []
+        for start, end, index in reversed(placed[: bisect_right(starts, wait.start + _SLACK_US)][-16:]):
+            if start - _SLACK_US <= wait.start <= end + _SLACK_US:
+                near.append((abs(start - wait.start), index))
+                threads[events[index][0].thread][wait.call.thread] += 1
+        candidates.append([index for _, index in sorted(near)])
+    # A thread has one number in the trace and a name in the events: its waits are in the time of its own events.
+    totals = Counter(wait.call.thread for wait in waits)
+    number = {
+        name: max((counts[thread] / totals[thread], counts[thread], thread) for thread in counts)[2]
+        for name, counts in threads.items()
+    }
+    places: list[Place | None] = []
+    for wait, found in zip(waits, candidates, strict=True):
+        own = [index for index in found if number[events[index][0].thread] == wait.call.thread]
+        places.append(_of_event(*events[own[0]]) if own else None)
+    return places
+
+
+def _of_event(event: SyncEvent, row: int) -> Place:
+    site = event.forward_site or event.site
+    return Place(
+        op=event.op,
+        kind=event.kind.value,
+        file=site.file if site else "",
+        line=site.line if site else 0,
+        function=site.function if site else "",
+        source=site.source if site else "",
+        phase=event.phase.value,
+        ranges=event.ranges,
+        row=row,
+    )
+
+
+def from_trace(trace: Trace, waits: Sequence[Wait]) -> list[Place]:
+    """Tell from the ranges around each wait: Python frames (``with_stack=True``), annotations and ops."""
+    by_thread: dict[int, list[tuple[float, float, str, str]]] = defaultdict(list)
+    for start, end, thread, category, name in trace.spans:
+        by_thread[thread].append((start, end, category, name))
+    numbers: dict[int, list[int]] = defaultdict(list)
+    for number, wait in enumerate(waits):
+        numbers[wait.call.thread].append(number)
+    around: dict[int, list[tuple[str, str]]] = {}
+    for thread, mine in numbers.items():
+        spans, opened, next_span = by_thread.get(thread, []), [], 0
+        for number in sorted(mine, key=lambda n: waits[n].start):
+            moment = waits[number].start
+            while next_span < len(spans) and spans[next_span][0] <= moment:
+                opened.append(spans[next_span])
+                next_span += 1
+            opened = [span for span in opened if span[1] >= moment]
+            around[number] = [(category, name) for _, _, category, name in opened]
+    return [_of_ranges(around[number], waits[number]) for number in range(len(waits))]
+
+
+def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> Place:
+    ops = [name for category, name in around if category == "cpu_op" and name.startswith(("aten::", "torch"))]
+    ranges = tuple(
+        name
+        for category, name in around
+        if category == "user_annotation" and not name.startswith(("ProfilerStep#", "syncagent#", "Optimizer."))
+    )
+    op = ops[0] if ops else wait.call.name
+    place = Place(op, _kind(ops, wait), ranges=ranges)
+    backward = any(name.startswith("autograd::engine") for _, name in around)
+    for category, name in reversed(around):
+        frame = _FRAME.fullmatch(name) if category == "python_function" else None
+        if frame and not _INSTALLED.search(frame["file"]):
+            return Place(
+                op, place.kind, frame["file"], int(frame["line"]), frame["function"], "",
+                "backward" if backward else "other", ranges,
+            )  # fmt: skip
+    return Place(op, place.kind, phase="backward" if backward else "other", ranges=ranges)
+
+
+def _kind(ops: Sequence[str], wait: Wait) -> str:
+    for name in ops:
+        kind = _KINDS.get(name.partition("::")[2])
+        if kind:
+            return kind
+    if wait.copy is not None and wait.copy.op is not None:
+        return "copy_d2h" if wait.copy.op.to_host else "copy_h2d"
+    return "other" if ops else "explicit"

@@ -1,0 +1,267 @@
+"""A Kineto trace as the calls of the host and the work of the GPU that the replay needs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from syncagent.errors import SyncAgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["BOUNDARY", "Call", "Op", "Trace", "from_values", "load", "read"]
+
+BOUNDARY = "syncagent#step"
+"""Name of the annotation that the window puts between steps."""
+
+_OP_KINDS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_CALL_KINDS = frozenset({"cuda_runtime", "cuda_driver"})
+WAITS = {
+    "cudaStreamSynchronize": "stream", "cuStreamSynchronize": "stream", "cudaStreamSynchronize_ptsz": "stream",
+    "cudaDeviceSynchronize": "device", "cuCtxSynchronize": "device",
+    "cudaEventSynchronize": "event", "cuEventSynchronize": "event",
+    "cudaFree": "device", "cudaFreeHost": "device", "cuMemFree_v2": "device",
+}  # fmt: skip
+"""Calls that wait, and for what."""
+_RECORD = frozenset({"cudaEventRecord", "cudaEventRecordWithFlags", "cuEventRecord"})
+_AWAIT = frozenset({"cudaStreamWaitEvent", "cuStreamWaitEvent"})
+
+
+@dataclass(slots=True)
+class Op:
+    """Work of the GPU; times in µs."""
+
+    stream: int
+    start: float
+    end: float
+    name: str
+    bytes: int = 0
+
+    @property
+    def pageable(self) -> bool:
+        return "Pageable" in self.name
+
+    @property
+    def to_host(self) -> bool:
+        return self.name.startswith("Memcpy DtoH")
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of the CUDA API; times in µs."""
+
+    start: float
+    end: float
+    thread: int
+    name: str
+    correlation: int
+    op: Op | None = None
+    waits_for: str | None = None
+    """``stream``, ``device`` or ``event``."""
+    stream: int | None = None
+    """Of a wait, a record, and a stream's wait for an event: the stream, where the trace says."""
+    record: int | None = None
+    """Of a wait for an event: the correlation of the call that recorded it, where the trace says."""
+
+    @property
+    def records(self) -> bool:
+        return self.name in _RECORD
+
+    @property
+    def awaits(self) -> bool:
+        return self.name in _AWAIT
+
+
+@dataclass
+class Trace:
+    """What a trace holds, in order of time."""
+
+    name: str
+    calls: list[Call]
+    ops: list[Op]
+    bounds: list[float] = field(default_factory=list)
+    """Where steps begin and end (µs), one more than there are steps; empty where the trace does not say."""
+    spans: list[tuple[float, float, int, str, str]] = field(default_factory=list)
+    """Ranges of host threads (start, end, thread, category, name), by start: annotations, ops, Python functions."""
+    thread_names: dict[int, str] = field(default_factory=dict)
+    base_ns: int = 0
+    """What the trace's times count from (ns since the Unix epoch)."""
+    hiccups: list[tuple[float, float]] = field(default_factory=list)
+    """When the profiler held the host up to get memory for itself."""
+
+    @cached_property
+    def ends(self) -> list[float]:
+        """When each op ended, in order."""
+        return sorted(op.end for op in self.ops)
+
+    @property
+    def thread(self) -> int:
+        """The thread that makes the most calls outside of the backward pass."""
+        counts: dict[int, int] = defaultdict(int)
+        for call in self.calls:
+            if not self.thread_names.get(call.thread, "").startswith("pt_autograd"):
+                counts[call.thread] += 1
+        return max(counts, key=lambda thread: counts[thread])
+
+
+def read(path: str | Path) -> Trace:
+    """Read a Chrome trace as Kineto writes it, gzipped or not.
+
+    Raises :class:`SyncAgentError` with one sentence for what is no such trace, or not enough of one.
+    """
+    name = os.fspath(path)
+    return from_values(load(name), name)
+
+
+def load(name: str) -> Any:
+    """Return the JSON in a file, gzipped or not."""
+    try:
+        with open(name, "rb") as stream:
+            content = stream.read()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        return json.loads(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise SyncAgentError(f"the trace {name!r} is cut off: its gzip stream has no end") from None
+    except OSError as error:
+        raise SyncAgentError(f"cannot read {name!r}: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise SyncAgentError(f"{name!r} is not whole JSON, so it is cut off or no trace ({error})") from None
+
+
+def from_values(values: Any, name: str) -> Trace:
+    """Make a trace of the JSON values of a Chrome trace file."""
+    events = values.get("traceEvents") if isinstance(values, dict) else values
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        raise SyncAgentError(f"{name!r} is not a Chrome trace: it has no list of events")
+    base_ns = values.get("baseTimeNanoseconds", 0) if isinstance(values, dict) else 0
+    try:
+        return from_events(events, name, base_ns=base_ns)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SyncAgentError(f"{name!r} is not a trace that torch.profiler wrote: an event lacks {error}") from None
+
+
+def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *, base_ns: int = 0) -> Trace:
+    """Make a trace of Kineto's events."""
+    ops: dict[int, list[Op]] = defaultdict(list)
+    raw: list[Mapping[str, Any]] = []
+    syncs: dict[int, Mapping[str, Any]] = {}
+    spans: list[tuple[float, float, int, str, str]] = []
+    thread_names: dict[int, str] = {}
+    hiccups: list[tuple[float, float]] = []
+    processes: set[Any] = set()
+    devices: set[Any] = set()
+    categories: set[str] = set()
+    for event in events:
+        category = event.get("cat")
+        if event.get("ph") == "M":
+            if event.get("name") == "thread_name" and isinstance(event.get("tid"), int):
+                shown = str(event["args"]["name"])
+                inner = re.fullmatch(r"thread \d+ \((.*)\)", shown)
+                thread_names[event["tid"]] = inner[1] if inner else shown
+            continue
+        if event.get("ph") != "X":
+            continue
+        categories.add(str(category))
+        arguments = event.get("args") or {}
+        if category in _OP_KINDS:
+            start = float(event["ts"])
+            stream = int(arguments["stream"])
+            devices.add(arguments.get("device"))
+            end, size = start + float(event["dur"]), int(arguments.get("bytes", 0))
+            ops[arguments["correlation"]].append(Op(stream, start, end, str(event["name"]), size))
+        elif category in _CALL_KINDS:
+            raw.append(event)
+            processes.add(event.get("pid"))
+        elif category == "cuda_sync":
+            syncs[arguments["correlation"]] = arguments
+        elif category == "overhead":
+            if "Request" in str(event["name"]):  # flushes run on a thread of the profiler's
+                hiccups.append((float(event["ts"]), float(event["ts"]) + float(event["dur"])))
+        elif category in {"user_annotation", "cpu_op", "python_function"}:
+            start = float(event["ts"])
+            spans.append((start, start + float(event["dur"]), event["tid"], category, str(event["name"])))
+    _refuse(name, categories, processes, devices, ops=bool(ops), calls=bool(raw))
+    calls = sorted((_call(event, ops, syncs) for event in raw), key=lambda call: call.start)
+    spans.sort(key=lambda span: (span[0], -span[1]))
+    launched = [op for call in calls if (op := call.op) is not None]
+    if not launched:
+        raise SyncAgentError(f"{name!r} ties no work of the GPU to the calls that launched it: the trace is cut off")
+    trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(hiccups))
+    trace.bounds = _bounds(trace)
+    return trace
+
+
+def _refuse(name: str, categories: set[str], processes: set[Any], devices: set[Any], *, ops: bool, calls: bool) -> None:
+    if any(category.startswith(("hip", "roc")) for category in categories):
+        raise SyncAgentError(f"{name!r} is of an AMD GPU; the replay knows CUDA's calls only")
+    if not ops and not calls:
+        if categories & {"cpu_op", "python_function", "user_annotation"}:
+            raise SyncAgentError(f"{name!r} has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU")
+        raise SyncAgentError(
+            f"{name!r} is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel"
+        )
+    if not ops:
+        raise SyncAgentError(f"{name!r} has no GPU activity: nothing ran on the GPU while it was recorded")
+    if not calls:
+        raise SyncAgentError(
+            f"{name!r} has no calls of the CUDA API (category cuda_runtime), without which nothing can be replayed"
+        )
+    if len(processes) > 1:
+        raise SyncAgentError(f"{name!r} holds {len(processes)} processes: give one rank's trace at a time")
+    if len(devices) > 1:
+        raise SyncAgentError(f"{name!r} is of {len(devices)} GPUs driven by one process, which cannot be replayed yet")
+
+
+def _call(event: Mapping[str, Any], ops: Mapping[int, list[Op]], syncs: Mapping[int, Mapping[str, Any]]) -> Call:
+    arguments = event.get("args") or {}
+    start = float(event["ts"])
+    correlation = arguments.get("correlation", 0)
+    call = Call(start, start + float(event["dur"]), event["tid"], str(event["name"]), correlation)
+    found = ops.get(correlation)
+    if found:
+        # A graph's launch has all of its kernels under one number.
+        call.op = found[0] if len(found) == 1 else Op(
+            found[0].stream, min(op.start for op in found), max(op.end for op in found), "graph"
+        )  # fmt: skip
+    call.waits_for = WAITS.get(call.name)
+    about = syncs.get(correlation)
+    if about is not None:
+        stream = about.get("stream")
+        call.stream = stream if isinstance(stream, int) and 0 <= stream < 2**31 else None
+        record = about.get("wait_on_cuda_event_record_corr_id")
+        call.record = record if isinstance(record, int) and record > 0 else None
+    return call
+
+
+def _bounds(trace: Trace) -> list[float]:
+    """Where steps begin: the window's own marks, ``ProfilerStep#N``, or the ends of one optimizer's steps."""
+    marks: dict[int, float] = {}
+    profiler: dict[int, tuple[float, float]] = {}
+    optimizers: dict[str, list[float]] = defaultdict(list)
+    for start, end, _, category, name in trace.spans:
+        if category != "user_annotation":
+            continue
+        kind, _, rest = name.partition(" ")
+        if kind == BOUNDARY and rest.isdigit():
+            marks[int(rest)] = start
+        elif name.startswith("ProfilerStep#"):
+            profiler[int(name.partition("#")[2])] = (start, end)
+        elif name.startswith("Optimizer.step#"):
+            optimizers[name].append(end)
+    if len(marks) > 1:
+        return [marks[number] for number in sorted(marks)]
+    if profiler:
+        numbers = sorted(profiler)
+        return [profiler[number][0] for number in numbers] + [profiler[numbers[-1]][1]]
+    ends = next(iter(optimizers.values()), [])
+    return ends if len(ends) > 2 else []

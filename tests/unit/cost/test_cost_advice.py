@@ -1,0 +1,68 @@
+"""Advice: the row of the table that fits best, with the gain that was measured, or that there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from syncagent.cost import advice
+from syncagent.cost.rewrites import REWRITES
+from syncagent.cost.sites import Place
+
+
+def place(op, kind, source="", function=""):
+    return Place(op, kind, "train.py", 1, function, source)
+
+
+CASES = [
+    ("aten::index", "dynamic_shape", "loss = cross_entropy(logits[mask], target[mask])", "ignore_index"),
+    ("aten::index_put_", "dynamic_shape", "x[torch.nonzero(x > 5, as_tuple=True)] = -1", "nonzero_then_assign"),
+    ("aten::index", "dynamic_shape", "kept = values[mask]", "reduce_through_a_mask"),
+    ("aten::index_put_", "dynamic_shape", "x[mask] = y[mask]", "assign_through_a_mask"),
+    ("aten::nonzero", "dynamic_shape", "found = mask.argmax_of()", "nonzero_static"),
+    ("aten::_unique2", "dynamic_shape", "return torch.unique(t).numel() >= 2", "count_of_unique"),
+    ("aten::repeat_interleave.Tensor", "scalar_read", "x.repeat_interleave(n)", "repeat_interleave_output_size"),
+    ("aten::_local_scalar_dense", "scalar_read", "F.one_hot(labels)", "one_hot_num_classes"),
+    ("aten::bincount", "dynamic_shape", "torch.bincount(x)", "bincount_scatter"),
+    ("aten::is_nonzero", "scalar_read", "if loss.isnan():", "assert_async"),
+    ("aten::_local_scalar_dense", "scalar_read", "if x > 0.5:", "where_for_if"),
+    ("aten::_local_scalar_dense", "scalar_read", "losses.append(loss.item())", "log_later"),
+    ("aten::_local_scalar_dense", "scalar_read", "scaler.step(optimizer)", "grad_scaler"),
+    ("aten::_local_scalar_dense", "scalar_read", "clip_grad_norm_(p, 1.0, error_if_nonfinite=True)", "clip_grad_norm"),
+    ("aten::is_nonzero", "check", "d = Normal(mean, scale)", "distribution_arguments"),
+    ("aten::linalg_cholesky_ex", "check", "torch.linalg.cholesky(a)", "linalg_cholesky_ex"),
+    ("aten::copy_", "copy_d2h", "hits += (logits.argmax(1).cpu() == y).sum()", "metric_on_the_gpu"),
+    ("aten::copy_", "copy_d2h", "torch.save(model.state_dict(), path)", "checkpoint"),
+    ("aten::copy_", "copy_d2h", "out = x.cpu()", "copy_read_later"),
+    ("aten::copy_", "copy_h2d", "x = batch.to(device)", "copy_from_pinned"),
+    ("aten::copy_", "copy_h2d", 'w = torch.tensor([1.0], device="cuda")', "tensor_made_of_numbers"),
+    ("aten::fill_", "copy_h2d", "x[2] = 1.0", "one_element"),
+    ("aten::equal", "scalar_read", "same = torch.equal(a, b)", "equal_on_the_gpu"),
+    ("torch.cuda.synchronize", "explicit", "torch.cuda.synchronize()", "wait_between_streams"),
+]
+
+
+@pytest.mark.parametrize(("op", "kind", "source", "name"), CASES, ids=[case[-1] for case in CASES])
+def test_the_row_that_fits_is_found(op, kind, source, name):
+    assert advice.find(place(op, kind, source)).name == name
+
+
+def test_every_row_can_be_found():
+    found = {advice.find(place(*case[:3])).name for case in CASES}
+    assert {rewrite.name for rewrite in REWRITES} - found <= {"linalg_inv_ex", "linalg_solve_ex"}
+
+
+def test_the_gain_is_quoted():
+    said = advice.advise(place("aten::item", "scalar_read", "log(loss.item())"), 1.25, 25.0)
+    assert said.startswith("not waiting here gains 1.2 ms a step (5.0%); instead: keep the value on the GPU")
+
+
+def test_where_there_is_none_it_says_so_and_that_only_the_gpus_work_can_change_the_step():
+    """The article's warning: its mask saved GPU work, not waiting."""
+    said = advice.advise(place("aten::index", "dynamic_shape", "cross_entropy(logits[mask], target[mask])"), 0.0, 233.0)
+    assert said.startswith("not waiting here gains nothing")
+    assert "ignore_index" in said
+    assert "only that can make the step faster (or slower)" in said
+
+
+def test_what_fits_no_row_still_has_its_gain():
+    assert advice.advise(place("thrust", "other"), 0.5, 10.0) == "not waiting here gains 0.5 ms a step (5.0%)"

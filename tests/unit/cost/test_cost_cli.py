@@ -1,0 +1,71 @@
+"""``syncagent cost`` prints a price as text or JSON, of a trace or of a report that has one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from tests_of_reports import sync, whole_report
+from traced import training
+
+from syncagent.cli import main
+from syncagent.report.model import CostRow, OrderRow
+from syncagent.sinks.summary import Summary
+
+
+def written(tmp_path, traced):
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(traced.file))
+    return str(file)
+
+
+def test_text_tells_the_whole_and_each_site(tmp_path, capsys):
+    assert main(["cost", written(tmp_path, training())]) == 0
+    printed = capsys.readouterr().out
+    assert "5 steps" in printed
+    assert "if nothing waited a step would gain" in printed
+    assert "aten::item" in printed
+    assert "keep the value on the GPU" in printed
+
+
+def test_json_is_the_documented_object(tmp_path, capsys):
+    assert main(["cost", written(tmp_path, training()), "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["steps"] == 5
+    assert values["abstained"] is None
+    assert values["order"][0]["gain_ms"] == values["gain_all_ms"] == values["sites"][0]["gain_ms"]
+
+
+def test_a_step_time_without_the_profiler_scales_the_host(tmp_path, capsys):
+    file = written(tmp_path, training(kernel_us=10.0, host_us=100.0))
+    assert main(["cost", file, "--step-ms", "1.2", "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["unprofiled"]
+    assert abs(values["step_ms"] - 1.2) < 0.02
+
+
+def test_a_report_shows_the_price_it_has(tmp_path, capsys):
+    report = whole_report()
+    report = replace(report, cost=CostRow(5, 10.0, 10.1, 1.5, None, (OrderRow(report.sites[0].id, 1.5),)))
+    report = replace(report, sites=(replace(report.sites[0], gain_ms=1.5, idle_ms=1.0), *report.sites[1:]))
+    file = report.save(tmp_path / "r.json")
+    assert main(["cost", str(file), "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["gain_all_ms"] == 1.5
+    assert len(values["sites"]) == len(values["order"]) == 1
+    assert main(["cost", str(file)]) == 0
+    assert "would gain 1.5 ms" in capsys.readouterr().out
+
+
+def test_a_report_without_a_price_says_how_to_get_one(tmp_path, capsys):
+    file = whole_report().save(tmp_path / "r.json")
+    assert main(["cost", str(file)]) == 2
+    assert "run it with SYNCAGENT_COST=1" in capsys.readouterr().err
+
+
+def test_the_events_of_a_window_come_with_the_ids_of_their_rows():
+    summary = Summary()
+    summary.events([sync(at_ms=0), sync(at_ms=5)])
+    assert [(event.start_ns, row) for event, row in summary.since(sync(at_ms=3).start_ns)] == [
+        (sync(at_ms=5).start_ns, 0)
+    ]

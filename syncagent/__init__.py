@@ -9,11 +9,12 @@ from syncagent._version import __version__
 
 TYPE_CHECKING = False  # typing is not imported at the start of every interpreter
 if TYPE_CHECKING:
-    from syncagent.agent import Agent, current, start, step, stop, watch
+    from syncagent.agent import Agent
     from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning, SyncAgentError
     from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
     from syncagent.policy import allow
     from syncagent.report.model import Report
+    from syncagent.running import current, start, step, stop, watch
 
 __all__ = [
     "Agent", "CallSite", "ConfigError", "HostSyncError", "HostSyncWarning", "Phase", "Report", "SyncAgentError",
@@ -21,7 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    **dict.fromkeys(("Agent", "current", "start", "step", "stop", "watch"), "syncagent.agent"),
+    "Agent": "syncagent.agent",
+    **dict.fromkeys(("current", "start", "step", "stop", "watch"), "syncagent.running"),
     **dict.fromkeys(("ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"), "syncagent.errors"),
     **dict.fromkeys(("CallSite", "Phase", "SyncEvent", "SyncKind"), "syncagent.event"),
     "allow": "syncagent.policy",

@@ -1,17 +1,14 @@
-"""The agent: settings → sensors → recorder → pipeline → sinks; and the few functions by which a program uses it."""
+"""The agent: settings → sensors → recorder → pipeline → sinks."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import os
 import platform
 import sys
-import threading
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from syncagent import config
 from syncagent.attribution import ranks
@@ -32,19 +29,15 @@ from syncagent.sinks.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from syncagent.event import OpCount, SyncEvent
     from syncagent.sinks import Sink
 
-__all__ = ["Agent", "current", "start", "step", "stop", "watch"]
-
-_lock = threading.RLock()
-_current: Agent | None = None
+__all__ = ["Agent", "no_run"]
 
 
 class Agent:
-    """Watches one process.  Made by :func:`start` and :class:`watch`; one runs at a time."""
+    """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
     def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         import torch
@@ -116,7 +109,7 @@ class Agent:
         self._drain()
         dropped = sum(self._pipeline.lost.values())
         guard = self._faults.guard
-        run = guard("the description of the run", self._run_info, _no_run(self._policy.mode))
+        run = guard("the description of the run", self._run_info, no_run(self._policy.mode))
         sensors = self._sensors_or_none()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
@@ -382,7 +375,7 @@ _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 _SIMULATION = "SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
 
 
-def _no_run(policy: str) -> RunInfo:
+def no_run(policy: str) -> RunInfo:
     return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
 
 
@@ -403,153 +396,3 @@ def _rank_by_now() -> ranks.Rank:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return rank
     return ranks.Rank(distributed.get_rank(), rank.local_rank, distributed.get_world_size())
-
-
-# --- the public functions -------------------------------------------------------------------------------------------
-
-
-def current() -> Agent | None:
-    """Return the agent that is running, or ``None``."""
-    return _current
-
-
-def start(**settings: Any) -> Agent:
-    """Start watching this process and return the agent.
-
-    While one is running it is returned as it is, and settings that differ from its own are not applied (said in the
-    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, and where torch is not installed.
-    """
-    return launch(config.load(settings))
-
-
-def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> Agent:
-    """Start an agent with settled settings; without ``sinks``, spans go to the program's own tracer provider."""
-    global _current
-    with _lock:
-        if _current is not None:
-            if settings != _current.settings:
-                log_once("second-start", "an agent is running already; the settings of the second are not applied")
-            return _current
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
-        if settings.simulate:
-            from syncagent import simulate
-
-            simulate.install()
-        if sinks is None:
-            sinks = user_sinks(settings)
-        agent = Agent(settings, sinks)
-        agent.start(modes=modes)
-        _current = agent
-        _register_fork_handler()
-        return agent
-
-
-def stop() -> Report:
-    """Stop the running agent and return its report; without one, say so in the log and return an empty report."""
-    agent = _current
-    if agent is None:
-        log_once("stop-without-start", "stop() was called, but no agent is running")
-        return Summary().snapshot(_no_run("observe"))
-    report = release(agent)
-    agent.save(report)
-    return report
-
-
-def release(agent: Agent) -> Report:
-    """Stop this very agent, whether it is still the current one or not, and return its report."""
-    global _current
-    with _lock:
-        if _current is agent:
-            _current = None
-    return agent.stop()
-
-
-def step(n: int | None = None) -> None:
-    """Mark by hand that a training step ends here and step ``n`` (by default the next number) begins.
-
-    From the first call on, optimizers no longer mark steps.  Does nothing while no agent is running.
-    """
-    if _current is not None:
-        _current.steps.mark(n)
-
-
-class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
-    """Watch what runs inside: ``with syncagent.watch() as agent:`` or ``@syncagent.watch()``.
-
-    Takes every setting as a keyword.  Inside another watch, or in a process that is watched already, it joins the agent
-    that is running, and leaving it ends nothing.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        self._settings = config.load(settings)
-        self._owned: list[bool] = []
-
-    def __enter__(self) -> Agent:
-        running = current()
-        agent = launch(self._settings)
-        self._owned.append(agent is not running)
-        return agent
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._owned.pop():
-            stop()
-
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def watched_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return watched_coroutine
-
-        @functools.wraps(function)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return watched
-
-
-def user_sinks(settings: config.Settings, tracer_provider: Any = None, meter_provider: Any = None) -> tuple[Sink, ...]:
-    """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
-    sinks: list[Sink] = []
-    if "opentelemetry.trace" in sys.modules:
-        from syncagent.sinks.spans import SpanSink
-        from syncagent.sinks.step_ids import whose
-
-        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
-        sinks.append(spans)
-    if "opentelemetry.metrics" in sys.modules:
-        from syncagent.sinks import metrics
-
-        sink = metrics.of_program(meter_provider)
-        if sink is not None:
-            sinks.append(sink)
-    return tuple(sinks)
-
-
-_fork_handler = False
-
-
-def _register_fork_handler() -> None:
-    global _fork_handler
-    if not _fork_handler and hasattr(os, "register_at_fork"):
-        _fork_handler = True
-        os.register_at_fork(after_in_child=_forked)
-
-
-def _forked() -> None:
-    global _current
-    agent, _current = _current, None
-    if agent is not None:
-        try:
-            agent.after_fork_in_child()
-        except Exception as error:
-            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))

@@ -135,10 +135,10 @@ class _Run:
             _say(f"syncagent: could not start, the script runs unwatched: {error}")
 
     def _start(self, *, modes: bool) -> None:
-        from syncagent import agent, session
+        from syncagent import running, session
 
         self._session = session.begin(self._settings, self._providers)
-        self._agent = agent.launch(self._settings, self._session.sinks, modes=modes)
+        self._agent = running.launch(self._settings, self._session.sinks, modes=modes)
         self._finished = False
         if _is_multiprocessing_child() or os.getpid() != self._pid:
             self._is_child = True
@@ -175,9 +175,9 @@ class _Run:
             return
         self._finished = True
         try:
-            from syncagent import agent, session
+            from syncagent import running, session
 
-            report = agent.release(self._agent)
+            report = running.release(self._agent)
             session.end(self._agent, report, self._session, quiet=self._is_child)
         except Exception as error:
             _say(f"syncagent: the report could not be made: {error!r}")

@@ -17,7 +17,8 @@ from syncagent.recorder import span_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from syncagent.recorder import Observation, Recorder, ThreadState
+    from syncagent.recorder import Recorder
+    from syncagent.records import Observation, ThreadState
     from syncagent.sinks import Sink
 
 __all__ = ["Pipeline"]

@@ -9,16 +9,16 @@ import os
 import sys
 import threading
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.autograd import OWNER, ForwardSites, backward_frame, owner_of_backward
+from syncagent.attribution.autograd import OWNER, backward_frame, owner_of_backward
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, SET_UP, CallSites, Point, Where
 from syncagent.attribution.modules import ModulePaths
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 from syncagent.faults import Faults
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
+from syncagent.records import SETTING_UP, About, Observation, OpKey, OpSum, Tally, ThreadState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from syncagent.policy import Policy
     from syncagent.sensors.internals import Internals
 
-__all__ = ["About", "Observation", "Recorder", "Tally", "ThreadState"]
+__all__ = ["Recorder"]
 
 _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
@@ -43,136 +43,6 @@ _WHOLE = 100
 _TALLIES = 4_096
 _ABOUTS = 4_096
 _TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
-
-OpKey = tuple[int, int, int, bool]
-"""Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""
-
-
-TallyKey = tuple[str, SyncKind, int, int, tuple["str | None", ...]]
-"""An op and kind, the line that called it (identity of the code, offset), and the ``allow`` blocks that were open."""
-
-
-class OpSum:
-    """Calls of one op at one line, and their time on the host."""
-
-    __slots__ = ("count", "host_ns", "op", "point")
-
-    def __init__(self, op: Any, point: Point | None) -> None:
-        self.op = op
-        self.point = point
-        self.count = self.host_ns = 0
-
-
-class About(NamedTuple):
-    """What is known of a sync before it waits; mostly the same one for all syncs of a line.
-
-    ``shapes`` are still ``torch.Size``.
-    """
-
-    op: str
-    api: Any
-    where: Where
-    phase: Phase
-    device: int
-    stream: int
-    sensor: str
-    shapes: tuple[Sequence[int], ...]
-    allowed: str | None
-    ranges: tuple[str, ...]
-    module: str | None
-    forward: Where | None
-    stack: tuple[Point, ...]
-
-
-_SETTING_UP = About("", None, NOWHERE, _OTHER, 0, 0, "", (), "torch sets itself up", (), None, None, ())
-"""torch compiles, tunes or captures: nobody's line could do without such a wait."""
-
-
-class Observation(NamedTuple):
-    """A sync as the training thread leaves it; times are ``perf_counter_ns``.
-
-    ``context`` is OpenTelemetry's, with the user's span in it.
-    """
-
-    about: About
-    kind: SyncKind
-    step: int
-    start_ns: int
-    stall_ns: int
-    context: Any
-    violation: bool
-
-
-class Tally:
-    """Further syncs of an allowed line, which are summed instead of being kept one by one.
-
-    Only the training thread writes the sums; ``told_count`` and ``told_ns`` are the draining thread's.
-    """
-
-    __slots__ = ("count", "last", "max_ns", "seen", "stall_ns", "step", "told_count", "told_ns")
-
-    def __init__(self) -> None:
-        self.seen = 0
-        """Syncs of this line that were kept whole."""
-        self.step = -1
-        """The step in which the next ones are only added up: after the first hundred, and the first of that step."""
-        self.count = self.stall_ns = self.max_ns = 0
-        self.told_count = self.told_ns = 0
-        self.last: Observation | None = None
-
-
-class ThreadState:
-    """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
-
-    __slots__ = (
-        "about", "abouts", "api", "api_point", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
-        "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "passes",
-        "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.ident = threading.get_ident()
-        self.native_id = threading.get_native_id()
-        self.name = f"thread-{self.native_id}"
-        self.buffer: deque[Observation] = deque()
-        self.dropped = 0
-        self.ended = False
-        self.forwards = ForwardSites()
-        self.last_sequence = 0
-        self.node = (-1, -1)
-        self.node_point: Point | None = None
-        # The outermost hooked op that is running on this thread, and what is known of its wait so far.
-        self.op: str | None = None
-        self.outer: Any = None
-        """Its rule and arguments, where the arguments do not prove that it waits."""
-        self.kind: SyncKind | None = None
-        self.named: Any = None
-        self.start_ns = 0
-        self.stall_ns = 0
-        self.about: About | None = None
-        self.abouts: dict[tuple[Any, ...], About] = {}
-        """Those that a line's next sync is likely to share."""
-        self.context: Any = None
-        self.where: Where | None = None
-        self.api: Any = None
-        self.api_point: Any = None
-        """The user's line that made this call, under ``detail="ops"``; looked up at its first op."""
-        self.ranges: tuple[str, ...] = ()
-        self.range_ids: tuple[int, ...] = ()
-        self.ops: dict[OpKey, OpSum] = {}
-        self.tallies: dict[TallyKey, Tally] = {}
-        self.sums: dict[Any, Tally] = {}
-        self.set_up = 0
-        """Waits of torch.compile's own work and of graph capture, which are no syncs of the program's."""
-        self.trains = self.ident == threading.main_thread().ident
-        # The agent's own cost on this thread: time spent recording, and calls that kernels passed on.
-        self.own_ns = 0
-        self.passes = 0
-
-    def has_news(self) -> bool:
-        """Whether something waits here to be drained."""
-        tallies = (*self.tallies.values(), *self.sums.values())
-        return bool(self.buffer) or any(tally.count != tally.told_count for tally in tallies)
 
 
 class _OffError(Exception):
@@ -293,23 +163,25 @@ class Recorder:
                 owner, forward, module = self._forward_of(state)
                 ranges = owner.ranges or state.ranges
                 rest = (device, stream, sensor, shapes, allowed, ranges, module, forward, self._stack(frame))
-                return _SETTING_UP if where.marks & SET_UP else _new(About, (op, state.api, where, _BACKWARD, *rest))
+                return SETTING_UP if where.marks & SET_UP else _new(About, (op, state.api, where, _BACKWARD, *rest))
             user, offset, library, library_offset, marks = self.sites.walk(frame)
             grads = internals.grad_enabled()
             key: tuple[Any, ...] | None = None
             if allowed is None and self._modules is None and not (state.ranges or self._stacks):
-                key = (op, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
+                key = (op, kind, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
             about = state.abouts.get(key) if key is not None else None
             if about is None:
                 if marks & SET_UP:
-                    return _SETTING_UP
+                    return SETTING_UP
                 where = Where((user, offset) if user else None, (library, library_offset) if library else None, marks)
                 module = self._modules.path(frame) if self._modules is not None and marks & MODULE_CALL else None
                 about = About(
                     op, state.api, where, phase_outside_backward(marks, kind, grads), device, stream, sensor, shapes,
                     allowed, state.ranges, module, None, self._stack(frame),
                 )  # fmt: skip
-                if key is not None and len(state.abouts) < _ABOUTS:
+                if key is not None:
+                    if len(state.abouts) >= _ABOUTS:  # sizes that are never the same
+                        state.abouts.clear()
                     state.abouts[key] = about
             if grads and op != _NO_NODE and _requires_grad(args):
                 state.forwards.remember(internals.next_sequence() - 1, about.where, about.module)
@@ -332,7 +204,7 @@ class Recorder:
 
         ``about`` is what :meth:`describe` said; ``returned_ns`` is the moment at which the call came back.
         """
-        if about is _SETTING_UP:
+        if about is SETTING_UP:
             state.set_up += 1
             return None
         broken: str | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from syncagent.sinks.outbox import AgentTracerProvider, Outbox
     from syncagent.sinks.prometheus import ScrapeEndpoint
 
-__all__ = ["Session", "begin", "end"]
+__all__ = ["Session", "begin", "end", "user_sinks"]
 
 
 class Session(NamedTuple):
@@ -76,10 +76,26 @@ def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Ses
 
 
 def _with_providers(settings: Settings, providers: Mapping[str, Any]) -> Session:
-    from syncagent.agent import user_sinks
-
     sinks = user_sinks(settings, **providers)
     return Session(sinks, None, "the program's own tracer provider", is_own=False)
+
+
+def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: Any = None) -> tuple[Sink, ...]:
+    """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
+    sinks: list[Sink] = []
+    if "opentelemetry.trace" in sys.modules:
+        from syncagent.sinks.spans import SpanSink
+        from syncagent.sinks.step_ids import whose
+
+        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
+        sinks.append(spans)
+    if "opentelemetry.metrics" in sys.modules:
+        from syncagent.sinks import metrics
+
+        sink = metrics.of_program(meter_provider)
+        if sink is not None:
+            sinks.append(sink)
+    return tuple(sinks)
 
 
 def _with_spans(settings: Settings) -> Session:

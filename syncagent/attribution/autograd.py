@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.attribution.callsite import Where
-    from syncagent.recorder import ThreadState
+    from syncagent.records import ThreadState
     from syncagent.sensors.internals import Internals
 
 __all__ = ["OWNER", "Forward", "ForwardSites", "backward_frame", "owner_of_backward"]

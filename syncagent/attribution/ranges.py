@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from syncagent.faults import Faults
-    from syncagent.recorder import ThreadState
+    from syncagent.records import ThreadState
 
 __all__ = ["Ranges"]
 

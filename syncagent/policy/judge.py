@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from syncagent.attribution.callsite import Point, Where
     from syncagent.config import Settings
-    from syncagent.recorder import Recorder, ThreadState
+    from syncagent.recorder import Recorder
+    from syncagent.records import ThreadState
 
 __all__ = ["Policy"]
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
-    from syncagent.recorder import Recorder, ThreadState
+    from syncagent.recorder import Recorder
+    from syncagent.records import ThreadState
 
 __all__ = ["allow", "open_reason", "open_scopes", "scopes_by_thread"]
 

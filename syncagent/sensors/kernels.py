@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.own_time import own_time_taken_off
+from syncagent.sensors.redispatch import original
 from syncagent.sensors.rules import RULES, Rule, shown
 from syncagent.sensors.switch import Switch
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.event import SyncKind
-    from syncagent.recorder import About, Recorder, Tally, ThreadState
+    from syncagent.recorder import Recorder
+    from syncagent.records import About, Tally, ThreadState
     from syncagent.sensors.rules import Waits
 
     Call = Callable[..., Any]
@@ -38,9 +41,6 @@ __all__ = ["KernelSensor"]
 
 _now = time.perf_counter_ns
 _KEY = "BackendSelect"
-_COLD_NS = 1_000_000
-_HEAVY_NS = 200_000
-_SHAPES = 256
 _ROUTES = 1_000
 _LAYS: dict[tuple[str, ...], Callable[[Any], Callable[[Any], bool]]] = {
     ("CUDA",): lambda tensor: tensor.is_cuda.__get__,
@@ -161,7 +161,7 @@ class KernelSensor:
 
     def _kernel(self, rule: Rule, switch: Switch | None = None) -> Any:
         """Build the kernel of one op; of an op of one tensor, one that does without the set of keys."""
-        call, op = _original(rule)
+        call, op = original(rule)
         watch = self._watch(rule, call, switch)
         keys = (self._device_key,) if self._device_key else rule.keys
         if switch is None and len(op._schema.arguments) == 1 and keys in _LAYS:
@@ -241,7 +241,7 @@ class KernelSensor:
         name, late = shown(rule), rule.late
         proves = rule.proves if switch is None else _of_data(rule.proves)  # above, tensors without data come by as well
         names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
-        waited_ns = _own_time_taken_off(rule)
+        waited_ns = own_time_taken_off(rule)
 
         def watch(below: Any, args: Any, kwargs: Any) -> Any:
             try:
@@ -382,63 +382,6 @@ class KernelSensor:
 
     def _fault(self, rule: Rule, error: Exception) -> None:
         self._recorder.fault(f"the rule of {rule.op}", error)
-
-
-def _original(rule: Rule) -> tuple[Call, Any]:
-    """Return what runs an op as if it were not hooked, and the op; takes the keys left to dispatch to, then arguments.
-
-    Undoes what boxing does to a Python number that stands for a tensor: a 0-dim tensor made from a number
-    (``x[3] = 1.0``) reaches a Python kernel as that number, which no kernel takes.  Only ops with a second tensor
-    argument can meet one.
-    """
-    import torch
-
-    name, _, overload = rule.op.removeprefix("aten::").partition(".")
-    op = getattr(getattr(torch.ops.aten, name), overload or "default")
-    call: Call = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
-    places = [i for i, a in enumerate(op._schema.arguments) if i and isinstance(a.type, torch.TensorType)]
-    if not places:
-        return call, op
-    dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
-
-    def call_with_tensors(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        for place in places:
-            if place < len(args) and type(args[place]) in dtypes:
-                number = args[place]
-                tensor = torch.scalar_tensor(number, dtype=dtypes[type(number)], device="cpu")
-                args = (*args[:place], tensor, *args[place + 1 :])
-        return call(keyset, *args, **kwargs)
-
-    return call_with_tensors, op
-
-
-def _own_time_taken_off(rule: Rule) -> Callable[[int, Sequence[Any]], int]:
-    """Build what makes a stall (ns) of a call's duration: the op's own time on the host is none.
-
-    That is the shortest call so far, but no more than the rule allows for, and all of that after a long wait, in which
-    the caches have gone cold.  Where it is much it depends on the size, and is kept by shape.
-    """
-    host_ns = int(rule.host_us * 1e3)
-    if host_ns <= _HEAVY_NS:
-        shortest_ns = host_ns
-
-        def waited_ns(whole_ns: int, _args: Sequence[Any]) -> int:
-            nonlocal shortest_ns
-            shortest_ns = min(shortest_ns, whole_ns)
-            return whole_ns - (shortest_ns if whole_ns <= _COLD_NS else host_ns)
-
-        return waited_ns
-
-    by_shape: dict[Any, int] = {}
-
-    def waited_ns_by_shape(whole_ns: int, args: Sequence[Any]) -> int:
-        size = args[0].shape if args else None
-        least_ns = by_shape.get(size, whole_ns)
-        if whole_ns <= least_ns and len(by_shape) < _SHAPES:
-            by_shape[size] = least_ns = whole_ns
-        return whole_ns - min(least_ns, host_ns)
-
-    return waited_ns_by_shape
 
 
 def _caller(depth: int = 1) -> FrameType | None:

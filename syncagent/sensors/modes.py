@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.callsite import Where
-from syncagent.recorder import OpSum
+from syncagent.records import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 
 if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point
-    from syncagent.recorder import Recorder, ThreadState
+    from syncagent.recorder import Recorder
+    from syncagent.records import ThreadState
 
 __all__ = ["ModeSensor"]
 

@@ -151,10 +151,9 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
     from torch.profiler import ProfilerActivity, profile
 
     import syncagent
-    from syncagent import agent as agents
-    from syncagent import config
+    from syncagent import config, running
 
-    agent = agents.launch(config.load({"detail": "syncs", "copies": "all", "report": None}))
+    agent = running.launch(config.load({"detail": "syncs", "copies": "all", "report": None}))
     marks: list[dict[str, Any]] = []
     try:
         block_ms(step, 5, device)

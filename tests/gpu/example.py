@@ -81,7 +81,7 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
     """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
-    from syncagent import agent, config, session
+    from syncagent import config, running, session
 
     found: dict[str, list[float]] = {"bare": [], "ops": [], "syncs": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,13 +93,13 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     continue
                 settings = config.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
                 ends = session.begin(settings)
-                watching = agent.launch(settings, ends.sinks)
+                watching = running.launch(settings, ends.sinks)
                 try:
                     for _ in range(_WARM if steps > _BURST else 1):
                         step()
                     found[detail].append(timed(step, steps, wait)[1])
                 finally:
-                    agent.release(watching)
+                    running.release(watching)
                     if ends.provider is not None:
                         ends.provider.close()
     bare = statistics.median(found["bare"])

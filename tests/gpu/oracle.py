@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in {None, ""}:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import syncagent.agent
+import syncagent
 from syncagent.errors import SyncAgentError
 from tests.gpu import physical
 from tests.gpu.corpus import CASES

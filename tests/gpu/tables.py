@@ -531,12 +531,20 @@ def rewrites() -> str:
     measured = load("cost_rewrites")["rewrites"]
     for rewrite in REWRITES:
         seen = measured[rewrite.name]
-        before, after = (f"`{code.strip().splitlines()[-1]}`" for code in (rewrite.before, rewrite.after))
+        before, after = _told_apart(rewrite.before, rewrite.after)
         waits = ", ".join("yes" if seen[key] > 5 else "no" for key in ("before_ms", "after_ms"))
         if rewrite.name in NOT_BEHIND:
             waits = "not told by this test"
         rows.append(f"| {before} | {after} | {waits} |")
     return "\n".join(rows)
+
+
+def _told_apart(before: str, after: str) -> tuple[str, str]:
+    """The lines that only one of two pieces of code has, as one line of a table each."""
+    lines = [[line.strip() for line in code.strip().splitlines()] for code in (before, after)]
+    own = [[line for line in mine if line not in other] for mine, other in (lines, lines[::-1])]
+    first, second = ("; ".join(mine).replace(":; ", ": ") for mine in own)
+    return f"`{first}`", f"`{second}`" if second else "(nothing)"
 
 
 NOT_BEHIND = ("wait_between_streams",)

@@ -119,7 +119,7 @@ class Squares(Dataset):
     def __getitem__(self, index):
         value = torch.tensor(float(index)) ** 2
         assert torch.tensor([value, 1.0]).nonzero().numel()
-        return value, "syncagent.agent" in sys.modules and sys.modules["syncagent.agent"].current() is not None
+        return value, "syncagent.running" in sys.modules and sys.modules["syncagent.running"].current() is not None
 
 if __name__ == "__main__":
     for method in ("fork", "spawn"):

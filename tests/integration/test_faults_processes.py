@@ -237,7 +237,7 @@ sys.exit(os.waitstatus_to_exitcode(status) + 4)
 
 SIMULATED = """\
 import json, os, sys
-from syncagent import agent, log, simulate
+from syncagent import log, running, simulate
 import syncagent
 from syncagent import recorder
 from syncagent.attribution.steps import Steps
@@ -265,7 +265,7 @@ def train():
 
 POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (recorder, "_thread_name"),
           (recorder.Recorder, "retire_threads"), (recorder.Recorder, "locate"),
-          (recorder, "_shapes"), (modes.ModeSensor, "start"), (Policy, "judge"), (Policy, "forbids"),
+          (recorder, "_device_and_shapes"), (modes.ModeSensor, "start"), (Policy, "judge"), (Policy, "forbids"),
           (Summary, "events"), (Steps, "_end"))
 alone = train()
 outcome = {}
@@ -293,7 +293,7 @@ for holder, name in POINTS:
             setattr(holder, name, original)
             simulate.observe_waits(None)
             while syncagent.current() is not None:
-                agent.release(syncagent.current())
+                running.release(syncagent.current())
 print(json.dumps(outcome))
 """
 case("simulated sensor", SIMULATED)

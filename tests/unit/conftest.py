@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import syncagent.agent
+import syncagent.running
 from syncagent import config
 
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
@@ -103,10 +104,10 @@ def cpu_device(monkeypatch, no_settings, host):
         def _say_if_there_is_no_gpu(self):
             """There is one: the CPU stands for it."""
 
-    monkeypatch.setattr(syncagent.agent, "Agent", CpuAgent)
+    monkeypatch.setattr(syncagent.running, "Agent", CpuAgent)
     yield
-    while (running := syncagent.agent.current()) is not None:
-        syncagent.agent.release(running)
+    while (running := syncagent.running.current()) is not None:
+        syncagent.running.release(running)
     leave_all_modes()
 
 
@@ -133,7 +134,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.agent.launch(config.load({"warmup_steps": 0, **settings}), sinks)
+        return syncagent.running.launch(config.load({"warmup_steps": 0, **settings}), sinks)
 
     return begin
 

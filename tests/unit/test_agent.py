@@ -429,7 +429,7 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
 
     from syncagent import config
 
-    agent = syncagent.agent.launch(config.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.running.launch(config.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

@@ -285,7 +285,7 @@ def test_results_are_the_same_with_and_without(cpu_agent, name):
 
 
 def syncagent_release(agent):
-    from syncagent.agent import release
+    from syncagent.running import release
 
     release(agent)
 

@@ -10,8 +10,8 @@ import torch
 
 import syncagent
 from syncagent import log, pipeline, recorder
-from syncagent.agent import release
 from syncagent.faults import Faults
+from syncagent.running import release
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 

@@ -233,6 +233,31 @@ sys.exit(os.waitstatus_to_exitcode(status) + 4)
 """,
 )
 
+# --- memory of the host -----------------------------------------------------------------------------------------------
+
+case(
+    "no memory left",
+    begin()
+    + """
+import resource
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (32 << 20), resource.RLIM_INFINITY))
+taken, ran_out = [], 0
+for _ in range(3):
+    try:
+        while True:
+            taken.append(bytearray(256 << 10))
+            x.nonzero()
+    except (MemoryError, RuntimeError):
+        ran_out += 1
+        taken.clear()
+for _ in range(20):
+    assert x[x > 0].sum().item() == 3.0
+print("ran out", ran_out, flush=True)
+sys.exit(7)
+""",
+)
+
 # --- the simulated device's sensor ------------------------------------------------------------------------------------
 
 SIMULATED = """\
@@ -403,6 +428,14 @@ def test_what_a_program_takes_away_from_itself_the_agent_does_without(done, name
     assert (found.code, found.out) == (7, "trained\n")
     assert found.report["totals"]["syncs"] >= 2
     assert found.blames_us() == []
+
+
+def test_a_host_without_memory_is_the_programs_business(done):
+    """The limit is the system's: the program's own allocations fail, and it goes on; so does the agent."""
+    found = done("no memory left")
+    assert (found.code, found.out) == (7, "trained\nran out 3\n")
+    assert found.blames_us() == []
+    assert found.report["totals"]["syncs"] >= 40
 
 
 @pytest.mark.parametrize("stage", STAGES)

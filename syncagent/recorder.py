@@ -130,6 +130,7 @@ class Recorder:
         try:
             return policy.judge(op, kind, frame, state)
         except HostSyncError:
+            state.where = None
             raise
         except Exception as error:
             self._policy_failed(error)
@@ -242,6 +243,12 @@ class Recorder:
         """
         if seen is None or frame is None:
             return
+        try:
+            self._tally(state, seen, frame)
+        except Exception as error:
+            self.fault("adding up", error, "failed for a sync")
+
+    def _tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
         about = seen.about
         code, offset = frame.f_code, frame.f_lasti
         if about.where.user is None or about.where.user[0] is not code or about.forward is not None:
@@ -327,12 +334,11 @@ class Recorder:
     def site_in_backward(self, state: ThreadState) -> Point | None:
         """Return the forward line of the node that is running; one node's ops come one after another."""
         node = self.internals.autograd_node()
-        sequence = node._sequence_nr() if node is not None else -1
-        task = self.internals.graph_task()
-        if state.node == (task, sequence):
+        running = (self.internals.graph_task(), node._sequence_nr() if node is not None else -1)
+        if state.node == running:
             return state.node_point
         _, where, _ = self._forward_of(state)
-        state.node = (task, sequence)
+        state.node = running
         state.node_point = where.user if where is not None else None
         return state.node_point
 

@@ -99,8 +99,8 @@ class ThreadState:
 
     __slots__ = (
         "about", "abouts", "api", "api_point", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
-        "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "passes",
-        "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
+        "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "owner",
+        "passes",        "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -114,6 +114,8 @@ class ThreadState:
         self.last_sequence = 0
         self.node = (-1, -1)
         self.node_point: Point | None = None
+        self.owner: tuple[int, ThreadState | None] = (-1, None)
+        """The backward pass that was asked about last, and the thread that called it."""
         # The outermost hooked op that is running on this thread, and what is known of its wait so far.
         self.op: str | None = None
         self.outer: Any = None

@@ -55,14 +55,27 @@ class ForwardSites:
 
 
 def owner_of_backward(state: ThreadState, internals: Internals, states: Iterable[ThreadState]) -> ThreadState | None:
-    """Find the thread that called the ``backward()`` in which this thread works; ``None`` if that is not certain."""
+    """Find the thread that called the ``backward()`` in which this thread works; ``None`` if that is not certain.
+
+    A backward pass has one caller, so it is looked for once a pass: where torch does not hand the caller's context on,
+    that takes a look at the frames of all threads.
+    """
+    task = internals.graph_task()
+    known_task, known = state.owner
+    if known is not None and known_task == task:
+        return known
+    owner = _owner_by_context(internals)
+    if owner is None:
+        inside = [other for other in states if other is not state and backward_frame(other, internals) is not None]
+        owner = inside[0] if len(inside) == 1 else None
+    state.owner = (task, owner)
+    return owner
+
+
+def _owner_by_context(internals: Internals) -> ThreadState | None:
     context: Any = internals.backward_context()
-    if context is not None:
-        owner: ThreadState | None = context.get(OWNER)
-        if owner is not None:
-            return owner
-    inside = [other for other in states if other is not state and backward_frame(other, internals) is not None]
-    return inside[0] if len(inside) == 1 else None
+    owner: ThreadState | None = context.get(OWNER) if context is not None else None
+    return owner
 
 
 def backward_frame(owner: ThreadState, internals: Internals) -> FrameType | None:

@@ -292,7 +292,7 @@ class KernelSensor:
         ) -> Any:
             """Run an op that waits inside of another, which names the sync."""
             allowed = sensor._ask(state, kind, frame)
-            if state.about is None:
+            if state.outer is not None and state.about is None:
                 state.about = sensor._describe_outer(state, kind, frame, allowed)
             inside_ns = state.stall_ns
             started = _now()

@@ -36,7 +36,7 @@ def own_time_taken_off(rule: Rule) -> Callable[[int, Sequence[Any]], int]:
     by_shape: dict[Any, int] = {}
 
     def waited_ns_by_shape(whole_ns: int, args: Sequence[Any]) -> int:
-        size = args[0].shape if args else None
+        size = getattr(args[0], "shape", None) if args else None
         least_ns = by_shape.get(size, whole_ns)
         if whole_ns <= least_ns and len(by_shape) < _SHAPES:
             by_shape[size] = least_ns = whole_ns

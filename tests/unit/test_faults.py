@@ -26,6 +26,7 @@ from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.event import SyncKind
 from syncagent.policy import Policy
+from syncagent.recorder import Recorder
 from syncagent.sensors import calibration, explicit, internals, kernels, modes, monitored
 from syncagent.sinks.summary import Summary
 
@@ -181,6 +182,7 @@ POINTS = {
     "monitored calls": (monitored.MonitoredSensor, "_shown", 1),
     "crossing of a kernel": (calibration, "kernel_ns", 3),
     "crossing of the modes": (calibration, "mode_ns", 3),
+    "sums of allowed lines": (Recorder, "_tally", SEVERAL),
     "call sites": (callsite.CallSites, "walk", SEVERAL),
     "call sites in backward": (callsite.CallSites, "capture", SEVERAL),
     "call sites of ops": (callsite.CallSites, "innermost", 1),

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from syncagent import SyncKind, config
+from syncagent import SyncKind, allow, config
+from syncagent.policy import Policy
 from syncagent.recorder import Recorder
 from syncagent.sensors import kernels
 from syncagent.sensors.internals import look_up
@@ -23,6 +24,7 @@ H2D, D2H = SyncKind.COPY_H2D, SyncKind.COPY_D2H
 
 X = torch.tensor([[1.0, 0.0, 3.0], [0.0, 5.0, 0.0]])
 MASK = X > 0
+ROW = torch.tensor([0])
 COUNTS = torch.tensor([2, 0, 1])
 POSITIVE = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
 
@@ -453,3 +455,19 @@ def test_kernels_that_are_off_cannot_be_armed(sensor):
     watching.stop()
     watching.arm_hot()
     assert not watching.hot_armed
+
+
+def test_a_wait_inside_an_op_that_is_only_added_up_is_part_of_it(sensor):
+    """Allowed lines are summed after a while; what waits inside then has no record of its own to be described in."""
+    [nonzero] = [rule for rule in RULES if rule.op == "aten::nonzero"]
+    [index] = [rule for rule in RULES if rule.op == "aten::index.Tensor"]
+    watching = sensor([replace(index, proves=index.waits), nonzero])
+    watching._recorder.policy = Policy(config.load({}, {}), watching._recorder, lambda: 0)
+    with allow("wanted"):
+        for _ in range(120):
+            assert X[MASK].shape == (3,)
+            X[ROW]  # an op that need not wait forgets what the one before was about
+    state = watching._recorder.thread_state()
+    [tally] = state.tallies.values()
+    assert (len(seen(watching)), tally.count) == (100, 20)
+    assert watching._recorder.faults.sentences == []

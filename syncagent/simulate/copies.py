@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.sensors import rules
-from syncagent.simulate import devices, dispatch, shapes, waits
+from syncagent.simulate import devices, dispatch, queues, shapes, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.tensor import SimulatedTensor, new_output
@@ -76,8 +76,8 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
         _copy_between_devices(to, of)
         return target
-    engine = dispatch.order("aten::copy_", placements[0].index, placements)
-    dispatch.queue(engine, _Copy(to, of), placements[:1] if isinstance(to, Placement) else [])
+    engine = queues.order("aten::copy_", placements[0].index, placements)
+    queues.queue(engine, _Copy(to, of), placements[:1] if isinstance(to, Placement) else [])
     return target
 
 
@@ -85,14 +85,14 @@ def _copy_between_devices(target: Placement, source: Placement) -> None:
     """Runs on the source's side; torch orders it after and before the work on the target's."""
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
-    engine = dispatch.order("aten::copy_", source.index, [source, target])
-    dispatch.queue(engine, _Copy(target, source), [target])
+    engine = queues.order("aten::copy_", source.index, [source, target])
+    queues.queue(engine, _Copy(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
 
 
 def _copy_now(copy: _Copy, placements: list[Placement]) -> None:
-    engine = dispatch.order("aten::copy_", placements[0].index, placements)
-    dispatch.run_here(engine, copy)
+    engine = queues.order("aten::copy_", placements[0].index, placements)
+    queues.run_here(engine, copy)
 
 
 def to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:

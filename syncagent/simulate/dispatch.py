@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from syncagent.simulate import devices, randomness, shapes, tensor, waits
-from syncagent.simulate.errors import SimulationError, SimulationWarning
+from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
-from syncagent.simulate.memory import Box, Layout, Placement, nbytes_of
+from syncagent.simulate.memory import Layout, Placement
+from syncagent.simulate.queues import order, queue, run_here
+from syncagent.simulate.rebinding import assume, behind, resize, set_placement
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.simulate.engine import Engine
 
-__all__ = ["SPECIAL", "order", "queue", "replace", "resize", "run", "run_generic", "run_here", "set_placement"]
+__all__ = ["SPECIAL", "run", "run_generic"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
 
 aten = torch.ops.aten
-_in_backward = torch._C._current_graph_task_id
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
 _known: dict[Any, OpFacts] = {}
-_races: set[str] = set()
 
 _UNSUPPORTED_NAMESPACES = {
     "c10d": "distributed communication",
@@ -256,22 +254,6 @@ def _aliases(values: torch.Tensor, args: Any) -> bool:
     return False
 
 
-def run_here(engine: Engine, kernel: Callable[[], Any]) -> Any:
-    """Queue a kernel, wait for it, return what it returned; what it raises is raised here with its own type."""
-    outcome: list[Any] = [None, None]
-
-    def task() -> None:
-        try:
-            outcome[0] = kernel()
-        except BaseException as error:
-            outcome[1] = error
-
-    engine.wait(engine.submit(task))
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
 def _run_now(
     facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
     args: Any, kwargs: Any,
@@ -295,7 +277,7 @@ def _run_now(
         target = args[position] if position < len(args) else kwargs.get(name)
         values = hosts[0][position] if position < len(hosts[0]) else hosts[1].get(name)
         if isinstance(target, SimulatedTensor) and tuple(values.shape) != target._sim.layout.size:
-            _assume(target, values)
+            assume(target, values)
     for placement in _written(facts, kept, named):
         placement.box.writer = None  # done: nobody has to wait for it
     return _returned(facts, args, kwargs, made)
@@ -382,36 +364,6 @@ def _seed(facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any]) ->
 # --- order between streams ---------------------------------------------------------------------------------
 
 
-def order(name: str, index: int, placements: list[Placement]) -> Engine:
-    """The queue that the op goes to, made to wait for what other streams still write of its arguments."""
-    engine = devices.current_engine(index)
-    for placement in placements:
-        box = placement.box
-        writer = box.writer
-        if writer is None or writer is engine or engine.is_ordered_after(writer, box.ticket):
-            continue
-        # Autograd itself orders backward ops after the forward op's stream.  Elsewhere this is a race on a GPU; the
-        # numbers here are those of the order that the program was written in.
-        if _in_backward() == -1 and name not in _races:
-            _races.add(name)
-            warnings.warn(
-                f"{name} uses memory that another stream may still be writing: on a GPU this is a race. "
-                "Use Stream.wait_stream or an event.",
-                SimulationWarning,
-                stacklevel=2,
-            )
-        engine.depend_on(writer, box.ticket)
-    return engine
-
-
-def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> None:
-    """Queue a kernel and note in the boxes that it writes who does so and when."""
-    ticket = engine.submit(kernel)
-    for placement in written:
-        placement.box.writer = engine
-        placement.box.ticket = ticket
-
-
 # --- views and out= ----------------------------------------------------------------------------------------
 
 
@@ -431,17 +383,8 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
         raise
     if isinstance(spec, Layout):
-        return make(_behind(base, spec))
-    return [make(_behind(base, layout)) for layout in spec]
-
-
-def _behind(base: Placement, layout: Layout) -> Placement:
-    """A layout that counts from where ``base`` begins, in ``base``'s box."""
-    old = base.layout
-    offset = layout.offset
-    if old.offset:
-        offset += old.offset * old.dtype.itemsize // layout.dtype.itemsize
-    return Placement(base.box, layout._replace(offset=offset), base.index)
+        return make(behind(base, spec))
+    return [make(behind(base, layout)) for layout in spec]
 
 
 def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -450,43 +393,8 @@ def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     shape = shapes.on_meta(placement)
     facts.op(shape, *args[1:], **kwargs)
     layout = Layout(tuple(shape.shape), shape.stride(), shape.storage_offset(), shape.dtype)
-    set_placement(target, _behind(placement, layout))
+    set_placement(target, behind(placement, layout))
     return target
-
-
-_NATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-
-
-def set_placement(target: SimulatedTensor, placement: Placement) -> None:
-    """Make a tensor another view of the memory that it has."""
-    layout = placement.layout
-    # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
-    aten.as_strided_.default.redispatch(_NATIVE, target, layout.size, layout.stride, layout.offset)
-    target._sim = placement
-
-
-def resize(target: SimulatedTensor, layout: Layout) -> None:
-    """Give a tensor another size; its storage grows, in stream order, if it has to."""
-    placement = target._sim
-    box = placement.box
-    needed = nbytes_of(layout)
-    if needed > box.nbytes:
-        box.nbytes = needed
-        queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
-    replace(target, Placement(box, layout, placement.index))
-
-
-_set_base_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
-
-
-def replace(target: SimulatedTensor, placement: Placement) -> None:
-    """Make a tensor a view of any memory."""
-    _set_base_data(target, make(placement))
-    target._sim = placement
-
-
-def _grow(placement: Placement, nbytes: int) -> None:
-    placement.resolve().untyped_storage().resize_(nbytes)
 
 
 def _resize_outs(
@@ -506,11 +414,3 @@ def _resize_outs(
                 kept[position] = target._sim
             else:
                 named[name] = target._sim
-
-
-def _assume(target: SimulatedTensor, values: torch.Tensor) -> None:
-    """An ``out=`` tensor that a kernel has resized: take its new shape."""
-    box: Box = target._sim.box
-    fresh = adopt(values, target._sim.index)._sim
-    box.values, box.nbytes = values, fresh.box.nbytes
-    replace(target, Placement(box, fresh.layout, fresh.index))

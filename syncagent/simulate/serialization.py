@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate import copies, devices, dispatch, tensor
+from syncagent.simulate import copies, devices, queues, tensor
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.tensor import SimulatedTensor, make
@@ -26,11 +26,11 @@ def _reduce(source: SimulatedTensor) -> Any:
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
     placement = source._sim
-    engine = dispatch.order("pickle", placement.index, [placement])
+    engine = queues.order("pickle", placement.index, [placement])
     values = copies.wait_for_transfer(
         torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
-        lambda: dispatch.run_here(engine, placement.resolve),
+        lambda: queues.run_here(engine, placement.resolve),
     )
     storage = values.untyped_storage()
     setattr(storage, _DEVICE, placement.index)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, dispatch, shapes
+from syncagent.simulate import devices, dispatch, queues, rebinding, shapes
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Layout, Placement, contiguous_stride
 from syncagent.simulate.tensor import SimulatedTensor, make, new_output
@@ -56,7 +56,7 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.as_strided_.default)
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    dispatch.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
+    rebinding.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
 
 
@@ -107,7 +107,7 @@ def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
         stride = torch.empty(size, device=devices.META, memory_format=form).stride()
     placement = target._sim
     if placement.layout.size != size:
-        dispatch.resize(target, Layout(size, stride, placement.layout.offset, placement.layout.dtype))
+        rebinding.resize(target, Layout(size, stride, placement.layout.offset, placement.layout.dtype))
     return target
 
 
@@ -116,7 +116,7 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, source = args
     if not (isinstance(target, SimulatedTensor) and isinstance(source, SimulatedTensor)):
         raise SimulationError("set_ between a CPU tensor and one on simulated CUDA is not simulated")
-    dispatch.replace(target, source._sim)
+    rebinding.replace(target, source._sim)
     return target
 
 
@@ -140,7 +140,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     def allocate() -> None:
         placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
-    dispatch.queue(devices.current_engine(index), allocate, [placement])
+    queues.queue(devices.current_engine(index), allocate, [placement])
     return made
 
 

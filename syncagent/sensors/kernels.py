@@ -164,10 +164,12 @@ class KernelSensor:
         call, op = original(rule)
         watch = self._watch(rule, call, switch)
         keys = (self._device_key,) if self._device_key else rule.keys
+        kernel = self._kernel_of_any(call, watch, keys, switch)
         if switch is None and len(op._schema.arguments) == 1 and keys in _LAYS:
-            kernel = self._kernel_of_tensor(call, watch, keys)
-        else:
-            kernel = self._kernel_of_any(call, watch, keys, switch)
+            try:
+                kernel = self._kernel_of_tensor(call, watch, keys)
+            except AttributeError:
+                pass  # a torch without one of the names that it leans on: the other does all it does, for more
         skip_in_dynamo(watch)
         skip_in_dynamo(kernel)
         kernel.__name__ = f"syncagent_{shown(rule).removeprefix('aten::')}"

@@ -471,3 +471,28 @@ def test_a_wait_inside_an_op_that_is_only_added_up_is_part_of_it(sensor):
     [tally] = state.tallies.values()
     assert (len(seen(watching)), tally.count) == (100, 20)
     assert watching._recorder.faults.sentences == []
+
+
+def test_a_torch_without_the_names_that_the_shorter_way_leans_on_is_watched_the_longer_way(sensor, monkeypatch):
+    monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
+    watching = sensor()
+    assert (X[0, 2].item(), X.nonzero().shape) == (3.0, (3, 2))
+    assert [entry.about.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
+    assert watching.without == []
+
+
+def test_a_tensor_that_is_not_laid_out_in_strides_goes_where_it_would_go(sensor):
+    """An op of one tensor is sent on by what the tensor is; one that has no kernel is refused in torch's own words."""
+    ragged = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.tensor([2.0]), (3,), check_invariants=True)
+    for call in (lambda: ragged.coalesce().sum().item(), lambda: torch.ones((), device="meta").nonzero()):
+        outcomes = []
+        for watched in (False, True):
+            if watched:
+                sensor()
+            try:
+                outcomes.append(call())
+            except Exception as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+    with pytest.raises(NotImplementedError, match="SparseCPU"):
+        torch.ops.aten._local_scalar_dense(ragged)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from syncagent.cost.rewrites import REWRITES
+from syncagent.report import wording
 
 if TYPE_CHECKING:
     from syncagent.cost.rewrites import Rewrite
@@ -47,7 +48,7 @@ def advise(place: Place, gain_ms: float, step_ms: float) -> str:
     """What to write instead and what not waiting gains a step; the gain is the replay's, 0 where it is none."""
     rewrite = find(place)
     if gain_ms > 0.0:
-        worth = f"not waiting here gains {gain_ms:.2g} ms a step ({gain_ms / step_ms:.1%})"
+        worth = f"not waiting here gains {wording.duration(gain_ms)} a step ({wording.share(gain_ms / step_ms)})"
     else:
         worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
     if rewrite is None:

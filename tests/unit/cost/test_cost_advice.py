@@ -75,8 +75,8 @@ def test_the_backward_of_a_mask_gets_the_advice_of_its_forward_line():
 
 
 def test_the_gain_is_quoted():
-    said = advice.advise(place("aten::item", "scalar_read", "log(loss.item())"), 1.25, 25.0)
-    assert said.startswith("not waiting here gains 1.2 ms a step (5.0%); instead: keep the value on the GPU")
+    said = advice.advise(place("aten::item", "scalar_read", "log(loss.item())"), 1.3, 26.0)
+    assert said.startswith("not waiting here gains 1.3 ms a step (5.0 %); instead: keep the value on the GPU")
 
 
 def test_where_there_is_none_it_says_so_and_that_only_the_gpus_work_can_change_the_step():
@@ -88,4 +88,4 @@ def test_where_there_is_none_it_says_so_and_that_only_the_gpus_work_can_change_t
 
 
 def test_what_fits_no_row_still_has_its_gain():
-    assert advice.advise(place("thrust", "other"), 0.5, 10.0) == "not waiting here gains 0.5 ms a step (5.0%)"
+    assert advice.advise(place("thrust", "other"), 0.5, 10.0) == "not waiting here gains 500 µs a step (5.0 %)"

@@ -119,7 +119,7 @@ def where(place: Place) -> str:
     if place.line:
         return f"{place.file}:{place.line}"
     if place.file:
-        return f"{place.file}, in {place.function} ({place.named})"
+        return f"{place.file}, in {place.function} from line {place.named}"
     return place.ranges[-1] if place.ranges else place.op
 
 

@@ -18,7 +18,8 @@ _QUEUE = 1_000
 """So many launches may be outstanding before the next one holds the host up (1,024 by common account)."""
 
 _SCALE, _SCALE_SPREAD = 0.55, 0.12
-"""The profiled host's time to the unprofiled one's, over 21 programs on an H100 (tests/gpu/results/cost_pairs.json)."""
+"""The profiled host's time to the unprofiled one's, over 21 programs on an H100; what it came to with this as a prior
+is ``host_scale`` in tests/gpu/results/cost_pairs.json."""
 _STEP_SPREAD = 0.001
 
 

@@ -49,5 +49,7 @@ def render(price: Price, *, limit: int = 20) -> str:
             f"{' (rewritten)' if price.sites[entry.site].reason else ''}"
             for entry in price.order[:limit]
         ]
+        if len(price.order) > limit:
+            lines.append(f"… {wording.duration(price.order[-1].gain_ms)} with {len(price.order) - limit:,} more")
     lines += [f"note: {wording.clean(note)}" for note in price.notes]
     return "\n".join(lines) + "\n"

@@ -96,6 +96,56 @@ def test_two_streams_that_wait_for_one_another_keep_their_order():
     assert step_ms(with_copy(500.0), "all") < step_ms(with_copy(500.0))
 
 
+def test_streams_that_depend_on_each_other_overlap_only_once_the_host_does_not_wait():
+    """200 µs on one stream, then 300 on another that waits for it and 250 on the first; 100 of the host after a wait.
+
+    With the wait 200 + 300 + 100 and the calls; without it the first stream's own 450 set the pace.
+    """
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        traced.host(5.0)
+        traced.launch(200.0, stream=7)
+        record = traced.correlation + 1
+        traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
+        more = {"correlation": record + 1, "wait_on_cuda_event_record_corr_id": record}
+        traced._event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1.0, 1.0, correlation=record + 1)
+        traced._event("cuda_sync", "Stream Wait Event", traced.now + 1.0, 1.0, 13, 0, stream=13, **more)
+        traced.correlation += 2
+        traced.host(2.0)
+        traced.ready[13] = max(traced.ready.get(13, 0.0), traced.ready[7])
+        traced.launch(300.0, stream=13)
+        traced.launch(250.0, stream=7)
+        traced.wait(13)
+        traced.host(100.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    assert step_ms(traced) == pytest.approx(0.617, abs=0.003)
+    assert step_ms(traced, "all") == pytest.approx(0.452, abs=0.003)
+
+
+def test_a_thread_that_waits_for_work_of_its_own_does_not_hold_the_step_up():
+    """Another thread launches and waits, beside a host that sets the pace: 0.9 ms a step, whether it waits or not."""
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        for _ in range(10):
+            at = traced.now
+            traced.correlation += 2
+            launched, waited = traced.correlation - 1, traced.correlation
+            traced._event("cuda_runtime", "cudaLaunchKernel", at + 1.0, 5.0, 300, correlation=launched)
+            traced._event("kernel", "k", at + 7.0, 60.0, 13, 0, stream=13, device=0, correlation=launched)
+            traced._event("cuda_runtime", "cudaStreamSynchronize", at + 8.0, 62.0, 300, correlation=waited)
+            traced._event("cuda_sync", "Stream Sync", at + 8.0, 1.0, 13, 0, stream=13, correlation=waited)
+            traced.host(10.0)
+            traced.launch(20.0)
+            traced._event("cuda_runtime", "cudaEventQuery", traced.now + 30.0, 20.0, correlation=0)
+            traced.host(75.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    assert program_of(traced).groups == 2
+    assert step_ms(traced) == pytest.approx(0.9, rel=0.01)
+    assert priced(traced).gain_all_ms == 0.0
+
+
 @pytest.mark.parametrize(
     ("name", "size", "waits"),
     [

@@ -28,7 +28,7 @@ class Pricing:
         self.window: Window | None = None
 
     def ask(self, steps: int, begin: int | None = None) -> None:
-        """Have a window open after ``begin`` more steps, by default after the warm-up, in the place of an earlier one."""
+        """Have a window open after ``begin`` more steps, by default after the warm-up, in place of an earlier one."""
         from syncagent.cost.window import Window
 
         if self.window is not None:

@@ -134,6 +134,7 @@ class Agent:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
 
         Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
+        The report has the price of the window that was asked for last.
         Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
         which slows the very steps that are to be priced.
         """

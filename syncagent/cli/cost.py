@@ -24,8 +24,9 @@ __all__ = ["command"]
 def command(path: str, form: str, step_ms: float | None) -> int:
     """Replay a trace of torch.profiler without its syncs, one, several and all, and say what a step gains.
 
-    The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); lines are known where it was made with
-    with_stack=True. A report that was made with SYNCAGENT_COST=1 has its price already, which is shown.
+    The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); functions are known where it was made with
+    with_stack=True, and lines where their source is here. A report that was made with SYNCAGENT_COST=1 has its price
+    already, which is shown.
     """
     from syncagent.cost import sites, text, trace
     from syncagent.cost.price import price
@@ -58,12 +59,13 @@ def _of_report(path: str, values: dict[str, object], form: str) -> int:
         text.emit(report, sys.stdout)
         return 0
     whole = encode(report.cost)
-    rows = {site.id: site for site in report.sites}
+    priced = [site for site in report.sites if site.idle_ms is not None or site.gain_ms is not None]
+    numbers = {site.id: number for number, site in enumerate(priced)}
     order = [
         {"site": number, "where": f"{site.file}:{site.line}", "op": site.op, "gain_ms": entry.gain_ms}
-        for number, entry in enumerate(report.cost.order)
-        if (site := rows.get(entry.site)) is not None
+        for entry in report.cost.order
+        if (number := numbers.get(entry.site)) is not None
+        for site in (priced[number],)
     ]
-    priced = [site for site in report.sites if site.idle_ms is not None or site.gain_ms is not None]
     print(json.dumps({**whole, "order": order, "sites": [encode(site) for site in priced]}, indent=1))
     return 0

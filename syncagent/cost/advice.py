@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from syncagent.cost.rewrites import REWRITES
+from syncagent.report import wording
 
 if TYPE_CHECKING:
     from syncagent.cost.rewrites import Rewrite
@@ -13,21 +14,31 @@ if TYPE_CHECKING:
 
 __all__ = ["advise", "find"]
 
+_ALIKE = {"nonzero_numpy": "nonzero", "_index_put_impl_": "index_put_"}
+"""Names under which ops of the table stand in traces."""
+
 
 def find(place: Place) -> Rewrite | None:
-    """The first row of the table whose op, kind and source pattern fit; rows stand in order of how special they are."""
+    """The row of the table whose op, kind and source pattern fit best; of equals the first, which is more special.
+
+    Of a line that is not known (a trace without stacks) the op alone has to tell.
+    """
     op = place.op.rpartition("::")[2].partition(".")[0]
+    op = _ALIKE.get(op, op)
+    if place.phase == "backward" and op == "index_put_":
+        op = "index"  # whose backward it is
     text = f"{place.source}\n{place.function}"
     best: tuple[int, Rewrite] | None = None
     for rewrite in REWRITES:
         by_op, by_source = op in rewrite.ops, bool(rewrite.source and re.search(rewrite.source, text))
-        if rewrite.source and not by_source and not (rewrite.either and by_op):
+        guessed = bool(rewrite.source) and not place.source and rewrite.ops[:1] == (op,)
+        if rewrite.source and not by_source and not guessed and not (rewrite.either and by_op):
             continue
         if rewrite.ops and not by_op and not (rewrite.either and by_source):
             continue
         if rewrite.kinds and place.kind not in rewrite.kinds:
             continue
-        weight = 2 * by_source + by_op
+        weight = 2 * by_source + (by_op and not guessed)
         if best is None or weight > best[0]:
             best = (weight, rewrite)
     return best[1] if best else None
@@ -37,7 +48,7 @@ def advise(place: Place, gain_ms: float, step_ms: float) -> str:
     """What to write instead and what not waiting gains a step; the gain is the replay's, 0 where it is none."""
     rewrite = find(place)
     if gain_ms > 0.0:
-        worth = f"not waiting here gains {gain_ms:.2g} ms a step ({gain_ms / step_ms:.1%})"
+        worth = f"not waiting here gains {wording.duration(gain_ms)} a step ({wording.share(gain_ms / step_ms)})"
     else:
         worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
     if rewrite is None:

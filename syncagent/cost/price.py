@@ -14,7 +14,7 @@ from syncagent.cost.sites import Place, branches
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from syncagent.cost.program import Program, Wait
     from syncagent.cost.trace import Trace
@@ -52,7 +52,7 @@ class Removal:
     """One entry of the best order: mending this site too."""
 
     site: int
-    """Its place in ``sites``."""
+    """Its place in ``sites``, those that need a rewrite among them."""
     gain_ms: float
     """Of this site and all before it, together."""
 
@@ -107,16 +107,19 @@ def _site_values(site: SitePrice) -> dict[str, Any]:
     place = site.place
     return {
         "op": place.op, "kind": place.kind, "file": place.file, "line": place.line, "function": place.function,
-        "source": place.source, "phase": place.phase, "ranges": list(place.ranges), "per_step": round(site.count, 3),
+        "function_line": place.named or None, "source": place.source, "phase": place.phase,
+        "ranges": list(place.ranges), "per_step": round(site.count, 3),
         "idle_ms": round(site.idle_ms, 4), "gain_ms": _rounded(site.gain_ms), "reason": site.reason,
         "gain_if_rewritten_ms": _rounded(site.gain_if_rewritten_ms), "advice": site.advice,
     }  # fmt: skip
 
 
 def where(place: Place) -> str:
-    """``loss.py:41``, else the range or the op."""
-    if place.file:
+    """``loss.py:41``, else the function, the range or the op."""
+    if place.line:
         return f"{place.file}:{place.line}"
+    if place.file:
+        return f"{place.file}, in {place.function} from line {place.named}"
     return place.ranges[-1] if place.ranges else place.op
 
 
@@ -194,9 +197,10 @@ def _unlike(program: Program) -> str | None:
 
 
 def _priced(whole: Price, program: Program, fit: replaying.Fit, places: list[Place], abstained: str | None) -> Price:
+    firsts: dict[Hashable, Place] = {}
     groups: dict[Place, list[int]] = defaultdict(list)
     for number, place in enumerate(places):
-        groups[place].append(number)
+        groups[firsts.setdefault(place.site, place)].append(number)
     idle_us = [0.0] * len(places)
     replaying.run(fit.items, program.groups, idle_us=idle_us)
 
@@ -206,9 +210,13 @@ def _priced(whole: Price, program: Program, fit: replaying.Fit, places: list[Pla
     sets = {place: frozenset(numbers) for place, numbers in groups.items()}
     alone = {place: gain(numbers) for place, numbers in sets.items()}
     least = max(_NOTHING_MS, _NOTHING_SHARE * whole.measured_step_ms)
+
+    def claimed(gain_ms: float) -> float:
+        return 0.0 if gain_ms < least else gain_ms
+
     sites = []
     for place in sorted(sets, key=lambda place: (-alone[place], place.file, place.line, place.op)):
-        gained = 0.0 if alone[place] < least else alone[place]
+        gained = claimed(alone[place])
         branching = branches(place)
         reason = abstained or ("needs a rewrite: the host branches on the value" if branching else None)
         steps = program.steps
@@ -225,9 +233,13 @@ def _priced(whole: Price, program: Program, fit: replaying.Fit, places: list[Pla
         )
     if abstained:
         return replace(whole, sites=tuple(sites), abstained=abstained)
-    everything = gain(frozenset(range(len(places))))
+    everything = claimed(gain(frozenset(range(len(places)))))
     order = _order([sets[site.place] for site in sites], gain)
-    return replace(whole, sites=tuple(sites), order=order, gain_all_ms=0.0 if everything < least else everything)
+    order = tuple(replace(entry, gain_ms=claimed(entry.gain_ms)) for entry in order)
+    notes = whole.notes
+    if len(sites) > len(order):
+        notes = (*notes, f"the order is of the {len(order)} sites that gain most by themselves, of {len(sites)}")
+    return replace(whole, sites=tuple(sites), order=order, gain_all_ms=everything, notes=notes)
 
 
 def _order(sets: list[frozenset[int]], gain: Callable[[frozenset[int]], float]) -> tuple[Removal, ...]:

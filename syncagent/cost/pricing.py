@@ -28,9 +28,11 @@ class Pricing:
         self.window: Window | None = None
 
     def ask(self, steps: int, begin: int | None = None) -> None:
-        """Have a window open after ``begin`` more steps, by default after the warm-up."""
+        """Have a window open after ``begin`` more steps, by default after the warm-up, in place of an earlier one."""
         from syncagent.cost.window import Window
 
+        if self.window is not None:
+            self.window.close("a later window was asked for")
         begin = max(self._settings.warmup_steps, 1) if begin is None else begin
         self.window = Window(steps, begin, self._events_since, self._faults)
         if self._settings.simulate:

@@ -228,14 +228,14 @@ class _Builder:
             if call.waits_for == "stream":
                 target = call.stream
             elif call.waits_for == "event":
-                target = ("event", call.record if call.record is not None else call.thread)
+                target = ("event", call.record if call.record is not None else _latest(call))
             self._raw.append((WAIT, group, before, back, target, len(self._waits)))
             self._waits.append(Wait(call, None))
         elif call.records:
             stream = _recorded(call, self._following, self._streams)
-            self._raw += [(HOST, group, before + took), (RECORD, stream, call.correlation, call.thread)]
+            self._raw += [(HOST, group, before + took), (RECORD, stream, call.correlation, _latest(call))]
         elif call.awaits and call.stream is not None:
-            record = call.record if call.record is not None else call.thread
+            record = call.record if call.record is not None else _latest(call)
             self._raw += [(HOST, group, before + took), (AWAIT, call.stream, record)]
         else:
             self._owed[group] += before + took
@@ -267,6 +267,11 @@ class _Builder:
         times = (before, asks, between, back)
         self._raw.append((COPY, group, *times, op.stream, dur, later, len(self._waits), drops, lead))
         self._waits.append(Wait(drain or call, call))
+
+
+def _latest(call: Call) -> int:
+    """The key of the event that a thread recorded last: never a correlation, which is positive."""
+    return -1 - call.thread
 
 
 def _drain_after(copy: Call, following: Call | None) -> Call | None:

@@ -18,7 +18,8 @@ _QUEUE = 1_000
 """So many launches may be outstanding before the next one holds the host up (1,024 by common account)."""
 
 _SCALE, _SCALE_SPREAD = 0.55, 0.12
-"""The profiled host's time to the unprofiled one's, over 21 programs on an H100 (tests/gpu/results/cost_pairs.json)."""
+"""The profiled host's time to the unprofiled one's, over 21 programs on an H100; what it came to with this as a prior
+is ``host_scale`` in tests/gpu/results/cost_pairs.json."""
 _STEP_SPREAD = 0.001
 
 
@@ -31,7 +32,7 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
     """Return milliseconds a step, the first step left out, as if the waits numbered in ``without`` were not there.
 
     ``idle_us`` (one entry a wait) takes the GPU time that was left without work from the moment each wait ended until
-    the next launch, where the host really waited.
+    the next launch (or the end of the last step), where the host really waited.
     """
     host = [0.0] * groups
     ready: dict[int, float] = {}
@@ -98,12 +99,14 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
         elif code == HOST:
             host[item[1]] += item[2]
         elif code == RECORD:
-            _, stream, correlation, thread = item
+            _, stream, correlation, latest = item
             done = max(ready.values(), default=0.0) if stream is None else ready.get(stream, 0.0)
-            events[correlation] = events[thread] = done
+            events[correlation] = events[latest] = done
         elif code == AWAIT:
             _, stream, key = item
             ready[stream] = max(ready.get(stream, 0.0), events.get(key, 0.0))
+    if drained is not None and idle_us is not None:
+        idle_us[drained[0]] += max(marks[-1] - drained[1], 0.0)
     first = 1 if len(marks) > 2 else 0
     return (marks[-1] - marks[first]) / (len(marks) - 1 - first) / 1e3
 

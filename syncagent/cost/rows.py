@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,8 @@ def abstained(report: Report, why: str) -> Report:
 
 def priced(report: Report, price: Price) -> Report:
     """The report with ``idle_ms``, ``gain_ms`` and ``advice`` at its sites, and the order in which to mend them."""
-    by_row: dict[int, list[SitePrice]] = defaultdict(list)
-    for site in price.sites:
-        if site.place.row is not None:
-            by_row[site.place.row].append(site)
-    sites = tuple(_priced(site, by_row.get(site.id, [])) for site in report.sites)
+    by_row = {site.place.row: site for site in price.sites if site.place.row is not None}
+    sites = tuple(_priced(site, by_row.get(site.id)) for site in report.sites)
     order = tuple(
         OrderRow(row, removal.gain_ms)
         for removal in price.order
@@ -41,17 +37,8 @@ def priced(report: Report, price: Price) -> Report:
     return replace(report, sites=sites, cost=cost)
 
 
-def _priced(site: SiteRow, prices: list[SitePrice]) -> SiteRow:
-    if not prices:
+def _priced(site: SiteRow, price: SitePrice | None) -> SiteRow:
+    if price is None:
         return site
-    known = [price.gain_ms for price in prices if price.gain_ms is not None]
-    best = max(prices, key=lambda price: price.gain_ms or price.gain_if_rewritten_ms or 0.0)
-    advice = best.advice
-    if best.reason and best.advice:
-        advice = f"{best.reason}; {best.advice}"
-    return replace(
-        site,
-        idle_ms=sum(price.idle_ms for price in prices),
-        gain_ms=sum(known) if known else None,
-        advice=advice or None,
-    )
+    advice = f"{price.reason}; {price.advice}" if price.reason and price.advice else price.advice
+    return replace(site, idle_ms=price.idle_ms, gain_ms=price.gain_ms, advice=advice or None)

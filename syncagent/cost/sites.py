@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from syncagent.cost.lines import line_of
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from syncagent.cost.program import Wait
     from syncagent.cost.trace import Trace
@@ -21,6 +23,8 @@ _SLACK_US = 50.0
 """How far the profiler's clock and the agent's may be apart."""
 
 _FRAME = re.compile(r"(?P<file>.+?)\((?P<line>\d+)\): (?P<function>.+)")
+_COUNTED = re.compile(r"(?<=step|iter|atch|poch|tion)[\W_]*\d+", re.IGNORECASE)
+_BUILT_IN = re.compile(r"<built-in (?:method|function) (?P<function>\w+)\b.*>")
 _INSTALLED = re.compile(r"(^|/)(site-packages|dist-packages|lib/python3\.\d+|torch|threading\.py|runpy\.py)(/|$)|^<")
 _KINDS = {
     "item": "scalar_read", "is_nonzero": "scalar_read", "_local_scalar_dense": "scalar_read", "equal": "scalar_read",
@@ -44,13 +48,31 @@ class Place:
     ranges: tuple[str, ...] = ()
     row: int | None = None
     """The ``id`` of the report's row, where there is a report."""
+    named: int = 0
+    """Where ``line`` is not known: the line by which the trace names the function."""
+
+    @property
+    def site(self) -> Hashable:
+        """What is alike for all waits of one site: the report's row, else the line, else the names around it.
+
+        ``step 1`` and ``step 2`` are one site, ``layer 1`` and ``layer 2`` are not.
+        """
+        if self.row is not None:
+            return self.row
+        ranges = () if self.file else tuple(_COUNTED.sub("", name) for name in self.ranges)
+        return (self.op, self.kind, self.file, self.line, self.named, self.function, self.phase, ranges)
+
+
+_BRANCH = re.compile(
+    r"(el)?if\b|while\b|assert\b|for\b.*\brange\(|.*\bif\b(?:(?!\belse\b).)*(\.item\(\)|\b(float|int|bool)\()"
+)
 
 
 def branches(place: Place) -> bool:
     """Does the host decide by the value that it waits for?  Then the wait cannot go without a rewrite of the line."""
     if place.op.endswith(("::is_nonzero", "::equal")):
         return True
-    return place.kind == "scalar_read" and bool(re.match(r"(el)?if\b|while\b|assert\b", place.source))
+    return place.kind == "scalar_read" and bool(_BRANCH.match(place.source))
 
 
 def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[SyncEvent, int]]) -> list[Place | None]:
@@ -126,16 +148,19 @@ def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> Place:
         if category == "user_annotation" and not name.startswith(("ProfilerStep#", "syncagent#", "Optimizer."))
     )
     op = ops[0] if ops else wait.call.name
-    place = Place(op, _kind(ops, wait), ranges=ranges)
     backward = any(name.startswith("autograd::engine") for _, name in around)
-    for category, name in reversed(around):
-        frame = _FRAME.fullmatch(name) if category == "python_function" else None
+    place = Place(op, _kind(ops, wait), phase="backward" if backward else "other", ranges=ranges)
+    called = ""
+    for name in reversed([name for category, name in around if category == "python_function"]):
+        frame = _FRAME.fullmatch(name)
         if frame and not _INSTALLED.search(frame["file"]):
-            return Place(
-                op, place.kind, frame["file"], int(frame["line"]), frame["function"], "",
-                "backward" if backward else "other", ranges,
-            )  # fmt: skip
-    return Place(op, place.kind, phase="backward" if backward else "other", ranges=ranges)
+            file, named, function = frame["file"], int(frame["line"]), frame["function"]
+            found = line_of(file, named, function, called) if called else None
+            line, source = found or (0, "")
+            return replace(place, file=file, line=line, function=function, source=source, named=0 if found else named)
+        inner = frame or _BUILT_IN.fullmatch(name)
+        called = inner["function"] if inner else ""
+    return place
 
 
 def _kind(ops: Sequence[str], wait: Wait) -> str:

@@ -35,18 +35,21 @@ def render(price: Price, *, limit: int = 20) -> str:
         lines.append(
             f"{gain:>9}  {wording.duration(site.idle_ms):>9}  {rate:>6}  {wording.clean(place.op)}  "
             f"{wording.clean(where(place)) if place.file or place.ranges else '(line unknown)'}"
-            f"{f' in {wording.clean(place.function)}' if place.function else ''}"
+            f"{f' in {wording.clean(place.function)}' if place.function and place.line else ''}"
         )
         for text in (place.source, site.reason if site.reason != price.abstained else "", site.advice):
             if text:
                 lines.append(f"{'':30}{wording.clean(text)}")
     if len(price.sites) > limit:
         lines.append(f"… and {wording.plural(len(price.sites) - limit, 'more site')}")
-    if len(price.order) > 1:
+    if len(price.order) > 1 and price.gain_all_ms:
         lines += ["", "mended one after another, they gain in all:"]
         lines += [
             f"{wording.duration(entry.gain_ms):>9}  {wording.clean(where(price.sites[entry.site].place))}"
+            f"{' (rewritten)' if price.sites[entry.site].reason else ''}"
             for entry in price.order[:limit]
         ]
+        if len(price.order) > limit:
+            lines.append(f"… {wording.duration(price.order[-1].gain_ms)} with {len(price.order) - limit:,} more")
     lines += [f"note: {wording.clean(note)}" for note in price.notes]
     return "\n".join(lines) + "\n"

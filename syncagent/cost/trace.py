@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -105,12 +105,10 @@ class Trace:
 
     @property
     def thread(self) -> int:
-        """The thread that makes the most calls outside of the backward pass."""
-        counts: dict[int, int] = defaultdict(int)
-        for call in self.calls:
-            if not self.thread_names.get(call.thread, "").startswith("pt_autograd"):
-                counts[call.thread] += 1
-        return max(counts, key=lambda thread: counts[thread])
+        """The thread that makes the most calls outside of the backward pass, or inside where nothing else is left."""
+        counts = Counter(call.thread for call in self.calls)
+        backward = {thread for thread in counts if self.thread_names.get(thread, "").startswith("pt_autograd")}
+        return max(counts.keys() - backward or backward, key=lambda thread: counts[thread])
 
 
 def read(path: str | Path) -> Trace:

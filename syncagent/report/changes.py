@@ -34,8 +34,8 @@ def _steps(steps: StepChange) -> str:
     line = f"a step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}"
     saved = wording.duration(abs(steps.saved_ms))
     line += f", {saved} {'saved' if steps.saved_ms >= 0 else 'longer'}"
-    if steps.predicted_ms is not None:
-        line += f"; {wording.duration(steps.predicted_ms)} was predicted for the sites that are gone"
+    if steps.predicted_ms is not None and steps.mended:
+        line += f"; {wording.duration(steps.predicted_ms)} was predicted for the sites that are gone or wait less often"
     if steps.unpriced:
         line += f" ({steps.unpriced} of them had no price)"
     return line

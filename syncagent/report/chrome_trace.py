@@ -59,6 +59,8 @@ def _slice(event: EventRow, site: SiteRow | None, zero_ns: int, track: int, cwd:
     if site:
         args |= {"where": wording.place(site.file, site.line, cwd), "function": site.function, "source": site.source}
         args |= {"phase": site.phase, "api": site.api}
+        cost = {"site_gain_ms_a_step": site.gain_ms, "site_idle_ms_a_step": site.idle_ms, "advice": site.advice}
+        args |= {name: value for name, value in cost.items() if value is not None}
         if site.forward:
             args["forward"] = wording.place(site.forward.file, site.forward.line, cwd)
         if site.library:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from syncagent.report import wording
 from syncagent.report.decode import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable
 
     from syncagent.report.model import Line, Report, SiteRow
 
@@ -63,7 +63,9 @@ class StepChange:
     old_ms: float
     new_ms: float
     predicted_ms: float | None
-    """What the old report's price says the sites that are gone would gain, together; ``None`` where it has no price."""
+    """What the old report's price says the mended sites would gain, together; ``None`` where it has no price."""
+    mended: int = 0
+    """How many sites are gone or wait less often a step."""
     unpriced: int = 0
     """How many of those sites it has no gain for."""
 
@@ -114,15 +116,16 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
         was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
         changes.append(_change(site, cwd, was, now, tolerance))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
-    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, after))
+    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
 
 
 _ABSENT = (None, None)
+_Measures: TypeAlias = "dict[Hashable, tuple[SiteRow, Measure]]"
 
 
-def _measures(report: Report) -> dict[Hashable, tuple[SiteRow, Measure]]:
+def _measures(report: Report) -> _Measures:
     """Sites by what does not move; several with the same key (the same text twice in a function) are added up."""
-    found: dict[Hashable, tuple[SiteRow, Measure]] = {}
+    found: _Measures = {}
     cwd = report.run.cwd
     for site in report.sites:
         key = _site_key(site, cwd)
@@ -157,19 +160,26 @@ def _step_ms(report: Report) -> float | None:
     return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
 
 
-def _steps(old: Report, new: Report, after: Mapping[Hashable, Any]) -> StepChange | None:
-    """What was to be gained by the sites that are gone, and what was.
+def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolerance: float) -> StepChange | None:
+    """What was to be gained by the sites that are gone or wait less often, and what was.
 
     Gains do not add up (mend one, and the wait moves to the next), so the prediction is read off the old report's order
-    as far as it holds gone sites only, and is the largest single gain beyond that.
+    as far as it holds gone sites only, and is the largest single gain beyond that; of a site that waits less often, the
+    part of its gain that its waits are fewer by.
     """
     was, now = _step_ms(old), _step_ms(new)
     if was is None or now is None:
         return None
     cwd = old.run.cwd
-    gone = {site.id for site in old.sites if _site_key(site, cwd) not in after}
+    fewer: dict[int, float] = {}
+    for site in old.sites:
+        key = _site_key(site, cwd)
+        part = _fewer_by(before[key][1], after.get(key, _ABSENT)[1])
+        if part > tolerance:
+            fewer[site.id] = part
     if old.cost is None or old.cost.abstained is not None:
         return StepChange(was, now, None)
+    gone = {site for site, part in fewer.items() if part == 1.0}
     predicted = 0.0
     for entry in old.cost.order:
         if entry.site not in gone:
@@ -177,9 +187,17 @@ def _steps(old: Report, new: Report, after: Mapping[Hashable, Any]) -> StepChang
         predicted = entry.gain_ms
     if gone >= {entry.site for entry in old.cost.order} and old.cost.gain_all_ms is not None:
         predicted = old.cost.gain_all_ms
-    single = [site.gain_ms for site in old.sites if site.id in gone and site.gain_ms is not None]
+    single = [site.gain_ms * fewer[site.id] for site in old.sites if site.id in fewer and site.gain_ms is not None]
     priced = {entry.site for entry in old.cost.order}
-    return StepChange(was, now, max([predicted, *single]), unpriced=len(gone - priced))
+    unpriced = len(fewer.keys() - priced)
+    return StepChange(was, now, max([predicted, *single]), mended=len(fewer), unpriced=unpriced)
+
+
+def _fewer_by(was: Measure, now: Measure | None) -> float:
+    """Which part of a site's waits a step is no more."""
+    if now is None:
+        return 1.0
+    return 1.0 - now.per_step / was.per_step if was.per_step and now.per_step is not None else 0.0
 
 
 def _site_key(site: SiteRow, cwd: str) -> Hashable:

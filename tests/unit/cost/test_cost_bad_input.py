@@ -6,10 +6,11 @@ import gzip
 import json
 
 import pytest
-from traced import training
+from traced import MAIN, training
 
 from syncagent.cli import main
-from syncagent.cost import trace
+from syncagent.cost import sites, trace
+from syncagent.cost.price import price
 from syncagent.errors import SyncAgentError
 
 
@@ -79,6 +80,12 @@ def test_gzip_and_plain_are_both_read(tmp_path):
     (tmp_path / "a.json").write_bytes(values)
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(values))
     assert len(trace.read(tmp_path / "a.json").ops) == len(trace.read(tmp_path / "a.json.gz").ops) > 100
+
+
+def test_a_piece_of_a_trace_with_the_backward_pass_alone_is_replayed():
+    traced = training(steps=3)
+    traced.events.append({"ph": "M", "name": "thread_name", "tid": MAIN, "args": {"name": "pt_autograd_0"}})
+    assert price(trace.from_values(traced.file, "a piece"), sites.from_trace).abstained is None
 
 
 def test_a_bare_list_of_events_is_a_trace_too():

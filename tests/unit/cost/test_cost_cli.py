@@ -28,6 +28,23 @@ def test_text_tells_the_whole_and_each_site(tmp_path, capsys):
     assert "keep the value on the GPU" in printed
 
 
+def test_what_is_not_shown_of_many_sites_is_counted(tmp_path, capsys):
+    traced = training(kernels=30, items=30)
+    for number, event in enumerate([event for event in traced.events if event["name"] == "aten::item"]):
+        traced._event("user_annotation", f"layer {number % 30}", event["ts"], event["dur"])
+    assert main(["cost", written(tmp_path, traced)]) == 0
+    printed = capsys.readouterr().out
+    assert "… and 10 more sites" in printed
+    assert " with 10 more\n" in printed
+
+
+def test_a_function_whose_line_is_not_known_is_named(tmp_path, capsys):
+    traced = training()
+    traced._event("python_function", "nowhere/train.py(88): train", 900.0, 1e7)
+    assert main(["cost", written(tmp_path, traced)]) == 0
+    assert "nowhere/train.py, in train from line 88" in capsys.readouterr().out
+
+
 def test_json_is_the_documented_object(tmp_path, capsys):
     assert main(["cost", written(tmp_path, training()), "--format", "json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -53,8 +70,24 @@ def test_a_report_shows_the_price_it_has(tmp_path, capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["gain_all_ms"] == 1.5
     assert len(values["sites"]) == len(values["order"]) == 1
+    assert values["sites"][values["order"][0]["site"]]["gain_ms"] == 1.5
     assert main(["cost", str(file)]) == 0
     assert "would gain 1.5 ms" in capsys.readouterr().out
+
+
+def test_the_order_of_a_report_points_at_its_sites(tmp_path, capsys):
+    """The site that gains most by itself need not be the first to mend, nor the only one without a row before it."""
+    report = whole_report()
+    first, second = report.sites[:2]
+    rows = (replace(first, gain_ms=2.0), replace(second, gain_ms=1.0))
+    order = (OrderRow(-1, 1.5), OrderRow(second.id, 2.5), OrderRow(first.id, 3.0))
+    cost = CostRow(5, 10.0, 10.1, 3.0, None, order)
+    file = replace(report, cost=cost, sites=(*rows, *report.sites[2:])).save(tmp_path / "r.json")
+    assert main(["cost", str(file), "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [(values["sites"][entry["site"]]["op"], entry["gain_ms"]) for entry in values["order"]] == [
+        (second.op, 2.5), (first.op, 3.0),
+    ]  # fmt: skip
 
 
 def test_a_report_without_a_price_says_how_to_get_one(tmp_path, capsys):

@@ -7,7 +7,7 @@ from traced import AUTOGRAD, MAIN, Traced, training
 
 from syncagent.cost import replay, sites, trace
 from syncagent.cost.price import price
-from syncagent.cost.program import build
+from syncagent.cost.program import RECORD, build
 
 
 def program_of(traced):
@@ -96,6 +96,56 @@ def test_two_streams_that_wait_for_one_another_keep_their_order():
     assert step_ms(with_copy(500.0), "all") < step_ms(with_copy(500.0))
 
 
+def test_streams_that_depend_on_each_other_overlap_only_once_the_host_does_not_wait():
+    """200 µs on one stream, then 300 on another that waits for it and 250 on the first; 100 of the host after a wait.
+
+    With the wait 200 + 300 + 100 and the calls; without it the first stream's own 450 set the pace.
+    """
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        traced.host(5.0)
+        traced.launch(200.0, stream=7)
+        record = traced.correlation + 1
+        traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
+        more = {"correlation": record + 1, "wait_on_cuda_event_record_corr_id": record}
+        traced._event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1.0, 1.0, correlation=record + 1)
+        traced._event("cuda_sync", "Stream Wait Event", traced.now + 1.0, 1.0, 13, 0, stream=13, **more)
+        traced.correlation += 2
+        traced.host(2.0)
+        traced.ready[13] = max(traced.ready.get(13, 0.0), traced.ready[7])
+        traced.launch(300.0, stream=13)
+        traced.launch(250.0, stream=7)
+        traced.wait(13)
+        traced.host(100.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    assert step_ms(traced) == pytest.approx(0.617, abs=0.003)
+    assert step_ms(traced, "all") == pytest.approx(0.452, abs=0.003)
+
+
+def test_a_thread_that_waits_for_work_of_its_own_does_not_hold_the_step_up():
+    """Another thread launches and waits, beside a host that sets the pace: 0.9 ms a step, whether it waits or not."""
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        for _ in range(10):
+            at = traced.now
+            traced.correlation += 2
+            launched, waited = traced.correlation - 1, traced.correlation
+            traced._event("cuda_runtime", "cudaLaunchKernel", at + 1.0, 5.0, 300, correlation=launched)
+            traced._event("kernel", "k", at + 7.0, 60.0, 13, 0, stream=13, device=0, correlation=launched)
+            traced._event("cuda_runtime", "cudaStreamSynchronize", at + 8.0, 62.0, 300, correlation=waited)
+            traced._event("cuda_sync", "Stream Sync", at + 8.0, 1.0, 13, 0, stream=13, correlation=waited)
+            traced.host(10.0)
+            traced.launch(20.0)
+            traced._event("cuda_runtime", "cudaEventQuery", traced.now + 30.0, 20.0, correlation=0)
+            traced.host(75.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    assert program_of(traced).groups == 2
+    assert step_ms(traced) == pytest.approx(0.9, rel=0.01)
+    assert priced(traced).gain_all_ms == 0.0
+
+
 @pytest.mark.parametrize(
     ("name", "size", "waits"),
     [
@@ -136,6 +186,71 @@ def test_a_thread_whose_calls_overlap_goes_its_own_way():
         traced._event("cuda_runtime", "cudaEventQuery", event["ts"] + 0.5, event["dur"], 300, correlation=0)
     assert program_of(traced).groups == 2
     assert step_ms(traced) == pytest.approx(step_ms(training()), rel=0.02)
+
+
+def test_an_event_is_not_taken_for_the_latest_of_a_thread_that_has_its_number():
+    traced = Traced()
+    traced.correlation = MAIN - 2
+    for number in range(3):
+        began = traced.now
+        traced.launch(20.0)
+        traced.correlation += 1
+        traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=traced.correlation)
+        traced.host(5.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    records = [item for item in program_of(traced).ready(1.0) if item[0] == RECORD]
+    assert MAIN in {correlation for _, _, correlation, _ in records}
+    assert not {correlation for _, _, correlation, _ in records} & {latest for *_, latest in records}
+
+
+@pytest.mark.parametrize(("name", "target"), [("cudaDeviceSynchronize", None), ("cudaStreamSynchronize", 7)])
+def test_a_host_that_works_after_a_wait_leaves_the_gpu_idle_as_long(name, target):
+    """10 kernels of 100 µs, a wait, 500 µs of the host: 1.5 ms, of which 0.5 are idle; without the wait 1 ms."""
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        for _ in range(10):
+            traced.host(2.0)
+            traced.launch(100.0)
+        traced.wait()
+        traced.events[-2]["name"] = name
+        if target is None:
+            traced.events.pop()
+        traced.host(500.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    found = priced(traced)
+    (site,) = found.sites
+    assert found.step_ms == pytest.approx(1.52, rel=0.01)
+    assert site.gain_ms == pytest.approx(0.51, rel=0.03)
+    assert site.idle_ms == pytest.approx(0.51, rel=0.03)
+
+
+def test_a_wait_for_an_event_in_the_middle_leaves_the_gpu_its_work():
+    """The event stands behind 5 kernels of 10: the wait for it is free, one for the whole stream would not be."""
+    traced = Traced()
+    for number in range(6):
+        began = traced.now
+        for kernel in range(10):
+            traced.host(2.0)
+            traced.launch(100.0)
+            if kernel == 4:
+                traced.correlation += 1
+                record, done = traced.correlation, traced.ready[7]
+                traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
+                traced.host(1.0)
+        traced.correlation += 1
+        end = max(done, traced.now) + 5.0
+        more = {"correlation": traced.correlation, "wait_on_cuda_event_record_corr_id": record}
+        traced._event(
+            "cuda_runtime", "cudaEventSynchronize", traced.now, end - traced.now, correlation=traced.correlation
+        )
+        traced._event("cuda_sync", "Event Sync", traced.now, 1.0, 7, 0, stream=7, **more)
+        traced.now = end
+        traced.host(100.0)
+        traced.annotated(f"ProfilerStep#{number}", began)
+    found = priced(traced)
+    assert found.step_ms == pytest.approx(1.01, rel=0.01)
+    assert (found.sites[0].gain_ms, found.sites[0].idle_ms) == (0.0, 0.0)
 
 
 class TestPrice:
@@ -202,6 +317,28 @@ class TestPrice:
         assert found.abstained.startswith("the replay takes 2.0")
         assert found.gain_all_ms is None
         assert all(site.gain_ms is None and site.reason == found.abstained for site in found.sites)
+
+    def test_a_range_that_has_the_steps_number_in_its_name_is_one_site(self):
+        """Told apart, each would gain a sixth of 0.05 ms, which is none."""
+        traced = training()
+        for number, mark in enumerate([e for e in traced.events if e["name"].startswith("ProfilerStep")]):
+            traced._event("user_annotation", f"step {number}", mark["ts"], mark["dur"])
+        (site,) = priced(traced).sites
+        assert site.count == 1.0
+        assert site.gain_ms == pytest.approx(0.05, abs=0.02)
+
+    def test_what_is_too_little_to_claim_is_not_in_the_order_either(self):
+        found = priced(training(kernel_us=2.0, host_us=300.0))
+        assert [entry.gain_ms for entry in found.order] == [0.0]
+
+    def test_more_sites_than_the_order_takes_are_counted(self):
+        traced = training(kernels=50, items=50)
+        for number, event in enumerate([e for e in traced.events if e["name"] == "aten::item"]):
+            letters = "".join("abcdefghij"[int(digit)] for digit in str(number % 50))
+            traced._event("user_annotation", letters, event["ts"], event["dur"])
+        found = priced(traced)
+        assert (len(found.sites), len(found.order)) == (50, 40)
+        assert "the order is of the 40 sites that gain most by themselves, of 50" in found.notes
 
     def test_steps_that_are_unlike_get_no_price(self):
         traced = training(steps=4)

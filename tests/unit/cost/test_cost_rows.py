@@ -65,7 +65,21 @@ class TestCompare:
 
     def test_nothing_gone_predicts_nothing(self):
         assert compare(report(*LINES), report(*LINES, step_ms=21.0)).steps.predicted_ms == 0.0
-        assert "1.0 ms longer" in changes.render(compare(report(*LINES), report(*LINES, step_ms=21.0)))
+        rendered = changes.render(compare(report(*LINES), report(*LINES, step_ms=21.0)))
+        assert "1.0 ms longer" in rendered
+        assert "predicted" not in rendered
+
+    def test_a_site_that_waits_less_often_was_to_gain_a_part(self):
+        """Logging every tenth step, as the advice says, leaves the site where it is."""
+
+        def logging_at(line_10):
+            made = report(*LINES)
+            rates = {10: line_10, 20: 1.0, 30: 1.0}
+            return replace(made, sites=tuple(replace(row, per_step=rates[row.line]) for row in made.sites))
+
+        comparison = compare(logging_at(1.0), logging_at(0.1))
+        assert comparison.steps.predicted_ms == pytest.approx(0.9 * GAINS[10])
+        assert "was predicted for the sites that are gone or wait less often" in changes.render(comparison)
 
     def test_without_a_price_only_the_step_times_are_compared(self):
         steps = compare(report(*LINES, abstained="why"), report(LINES[0])).steps

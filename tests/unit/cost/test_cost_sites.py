@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+import torch
 from traced import AUTOGRAD, MAIN, Traced, training
 
 from syncagent.cost import sites, trace
@@ -62,13 +66,76 @@ def test_a_backward_sync_is_placed_at_its_forward_line():
     assert (found[0].file, found[0].line, found[0].row) == ("loss.py", 57, 3)
 
 
-def test_stacks_in_the_trace_give_the_innermost_line_of_the_users_own():
+def test_stacks_in_the_trace_give_the_innermost_function_of_the_users_own():
+    """The number in ``train.py(88): main`` is where ``main`` begins, so it is not given out as the line that waits."""
     traced = training(steps=1)
     for name in ("/home/ada/proj/train.py(88): main", "/usr/lib/python3.12/site-packages/torch/_tensor.py(40): item"):
         traced._event("python_function", name, 900.0, 1e7)
     whole, waits = waits_of(traced)
     place = sites.from_trace(whole, waits)[0]
-    assert (place.file, place.line, place.function) == ("/home/ada/proj/train.py", 88, "main")
+    assert (place.file, place.line, place.named, place.function) == ("/home/ada/proj/train.py", 0, 88, "main")
+
+
+SOURCE = """\
+import torch
+
+@torch.no_grad()
+def train(loss, other):
+    log = []
+
+    if loss.item() > 3:
+        return loss.cpu()
+
+    def inner():
+        return loss.cpu()
+
+    log.append(float(other))
+    log.append(float(loss))
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "called", "line"),
+    [(3, "item", 7), (8, "item", 7), (3, "cpu", 8), (3, "float", 0), (3, "numpy", 0), (11, "item", 0)],
+    ids=["one call", "frame that ran already", "not that of a function inside", "two calls", "none", "inner frame"],
+)
+def test_where_the_source_is_here_and_one_line_makes_the_call_that_line_is_known(tmp_path, named, called, line):
+    file = tmp_path / "train.py"
+    file.write_text(SOURCE)
+    traced = training(steps=1)
+    function = "train" if named < 11 else "inner"
+    for name in (f"{file}({named}): {function}", f"<built-in method {called} of Tensor object at 0x7f5a>"):
+        traced._event("python_function", name, 900.0, 1e7)
+    place = sites.from_trace(*waits_of(traced))[0]
+    assert (place.line, place.named) == (line, 0 if line else named)
+    assert place.source == ("" if not line else SOURCE.splitlines()[line - 1].strip())
+    assert sites.branches(place) == (line == 7)
+
+
+def test_a_trace_that_torch_writes_names_functions_not_lines(tmp_path):
+    """What the look-up of lines is for; if torch comes to write lines, it can go."""
+
+    def reads(x):
+        y = x + 1
+        return y.item()
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True) as profiler:
+        reads(torch.ones(()))
+    profiler.export_chrome_trace(str(tmp_path / "t.json"))
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    (named,) = {event["name"] for event in events if event["name"].endswith(": reads")}
+    assert f"({reads.__code__.co_firstlineno}): " in named
+
+
+def test_the_number_of_a_step_in_the_name_of_a_range_does_not_make_a_site():
+    def place(*ranges, **more):
+        return sites.Place("aten::item", "scalar_read", ranges=ranges, **more)
+
+    assert place("step 1").site == place("step 22").site != place("epoch 1").site
+    assert place("train_batch/Iteration_1").site == place("train_batch/Iteration_12").site
+    assert place("layer 1").site != place("layer 2").site
+    assert place("loss", file="a.py", line=3).site == place("accuracy", file="a.py", line=3).site
+    assert place("step 1", row=4).site == place("warm-up", row=4).site != place("step 1", row=5).site
 
 
 def test_without_stacks_the_annotation_tells():
@@ -94,5 +161,8 @@ def test_only_a_decision_by_the_value_counts_as_a_branch():
     assert sites.branches(place("if loss.isnan():"))
     assert sites.branches(place("assert mask.any()"))
     assert sites.branches(place("stop = bool(bad)", op="aten::is_nonzero"))
+    assert sites.branches(place("lr = small if loss.item() > 3 else large"))
+    assert sites.branches(place("for box in range(int(count)):"))
+    assert not sites.branches(place("value = x.item() if torch.is_tensor(x) else x"))
     assert not sites.branches(place("losses.append(loss.item())"))
     assert not sites.branches(place("if mask[x].numel():", kind="dynamic_shape"))

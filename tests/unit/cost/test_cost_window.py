@@ -182,6 +182,21 @@ class TestAgent:
         with pytest.raises(syncagent.ConfigError, match="cost_steps"):
             agent.measure_cost(steps=0)
 
+    @pytest.mark.parametrize("steps", [13, 30], ids=["while the first captures", "after it"])
+    def test_a_window_that_is_asked_for_later_takes_the_place_of_the_first(
+        self, monkeypatch, measured, tmp_path, steps
+    ):
+        """Left running, the first one's profiler would slow the job and be another profiler to the second."""
+        monkeypatch.setattr(windows.tempfile, "tempdir", str(tmp_path))
+        gpu = FakeGpu(monkeypatch)
+        agent = Agent(load({"detail": "syncs"}))
+        agent.measure_cost()
+        run(agent._pricing.window, steps)
+        agent.measure_cost()
+        assert (gpu.did.count("start"), gpu.did.count("stop")) == (1, 1)
+        assert os.listdir(tmp_path) == []
+        assert not agent._pricing.capturing
+
     def test_a_price_lands_in_the_reports_columns(self, monkeypatch, measured):
         traced = training()
         FakeGpu(monkeypatch, traced)

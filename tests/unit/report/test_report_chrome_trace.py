@@ -22,6 +22,15 @@ def test_a_sync_is_a_slice_of_its_length_at_its_time():
     assert second["args"]["where"] == "loss.py:57"
 
 
+def test_a_sync_whose_site_has_a_price_says_it():
+    report = report_of(sync())
+    assert "advice" not in drawn(report)[0]["args"]
+    priced = replace(report.sites[0], gain_ms=1.5, idle_ms=0.0, advice="write this")
+    arguments = drawn(replace(report, sites=(priced,)))[0]["args"]
+    assert (arguments["site_gain_ms_a_step"], arguments["site_idle_ms_a_step"]) == (1.5, 0.0)
+    assert arguments["advice"] == "write this"
+
+
 def test_a_backward_sync_names_its_forward_line():
     (item,) = drawn(report_of(backward_sync()))
     assert item["args"]["forward"] == "loss.py:57"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -184,11 +185,12 @@ def _logs(resource: Resource) -> tuple[Any, Outbox] | None:
 def _with_metrics(
     resource: Resource, spans: AgentTracerProvider | None
 ) -> tuple[tuple[Sink, ...], MetricSender | ScrapeEndpoint | None]:
+    from syncagent.sinks import otel_env
     from syncagent.sinks.metrics import MetricSink
     from syncagent.sinks.prometheus import build_endpoint
     from syncagent.sinks.provider import build_metric_sender
 
-    sink = MetricSink()
+    sink = MetricSink(exemplars=otel_env.has_exemplars(os.environ))
     if spans is not None:
         sink.spans_lost = spans.lost
     endpoint = build_endpoint(resource, sink.data, ranks.read().local_rank)

@@ -25,6 +25,7 @@ __all__ = [
     "check_resource",
     "endpoint",
     "exporter",
+    "has_exemplars",
     "is_disabled",
     "otlp",
     "positive_int",
@@ -156,9 +157,11 @@ def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
     )
 
 
+_EXEMPLARS = ("always_on", "always_off", "trace_based")
 _METRICS = (
     _Rule(("OTEL_METRICS_EXPORTER",), ", ".join((*_EXPORTERS, PROMETHEUS)), _is_one_of(*_EXPORTERS, PROMETHEUS)),
     _Rule(("OTEL_METRIC_EXPORT_INTERVAL",), "a whole number from 1", _is_int(1)),
+    _Rule(("OTEL_METRICS_EXEMPLAR_FILTER",), ", ".join(_EXEMPLARS), _is_one_of(*_EXEMPLARS)),
 )
 _SCRAPED = (
     _Rule(
@@ -215,6 +218,11 @@ def check_logs(environ: Mapping[str, str]) -> None:
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def has_exemplars(environ: Mapping[str, str]) -> bool:
+    """Whether histograms are to carry exemplars; those of the agent's are of sampled spans in any case."""
+    return environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off"
 
 
 def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:

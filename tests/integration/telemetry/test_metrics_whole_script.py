@@ -144,6 +144,14 @@ def test_metrics_alone_can_be_refused(receiver, train):
     assert collector.spans()
 
 
+def test_exemplars_can_be_off(receiver, train):
+    collector = receiver()
+    _, said, _ = train(collector.endpoint, OTEL_METRICS_EXEMPLAR_FILTER="always_off")
+    histograms = [point for point in collector.points() if point["type"] == "histogram"]
+    assert (said, bool(histograms)) == ([], True)
+    assert not any(point["exemplars"] for point in histograms)
+
+
 def test_metrics_can_be_off(receiver, train):
     collector = receiver()
     _, said, _ = train(collector.endpoint, OTEL_METRICS_EXPORTER="none")

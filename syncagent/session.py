@@ -97,11 +97,7 @@ def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: 
     """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
     sinks: list[Sink] = []
     if "opentelemetry.trace" in sys.modules:
-        from syncagent.sinks.spans import SpanSink
-        from syncagent.sinks.step_ids import whose
-
-        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
-        sinks.append(spans)
+        sinks.append(_span_sink(settings, tracer_provider))
     if "opentelemetry.metrics" in sys.modules:
         from syncagent.sinks import metrics
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
@@ -15,7 +16,9 @@ from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.sdk.resources import Resource
 
     from syncagent.agent import Agent
     from syncagent.config import Settings
@@ -36,27 +39,39 @@ class Session(NamedTuple):
     spans_to: str
     metrics: MetricSender | ScrapeEndpoint | None = None
     logs: Outbox | None = None
-    is_own: bool = True
-    """Whether it sends by itself; else the program's own providers do, which outlive it."""
+    providers: Mapping[str, Any] | None = None
+    """Those of the program's that were named; they, or else its global ones, send all, and outlive this.  ``None``
+    where it sends by itself."""
 
     def flush(self) -> None:
         """Have the program's own providers send what they hold, where the process is about to be killed; bounded."""
-        if not self.is_own:
-            thread = threading.Thread(target=_flush_program, name="syncagent-flush", daemon=True)
+        if self.providers is None:
+            return
+        threads = [
+            threading.Thread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush", daemon=True)
+            for flush in _flushes(self.providers)
+        ]
+        ending = time.monotonic() + _FLUSH_S
+        for thread in threads:  # at the same time: one that hangs takes nothing from the others
             thread.start()
-            thread.join(_FLUSH_S)
+        for thread in threads:
+            thread.join(max(ending - time.monotonic(), 0.0))
 
 
 _FLUSH_S = 5.0
+_NOWHERE = "nowhere: OpenTelemetry could not be set up"
 
 
-def _flush_program() -> None:
+def _flushes(named: Mapping[str, Any]) -> list[Callable[[int], object]]:
     from opentelemetry import metrics, trace
 
-    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
-        flush = getattr(provider, "force_flush", None)
-        if flush is not None:
-            flush(round(_FLUSH_S * 1e3))
+    logs = sys.modules.get("opentelemetry._logs")
+    providers: tuple[Any, ...] = (
+        named.get("tracer_provider") or trace.get_tracer_provider(),
+        named.get("meter_provider") or metrics.get_meter_provider(),
+        logs and logs.get_logger_provider(),
+    )
+    return [provider.force_flush for provider in providers if hasattr(provider, "force_flush")]
 
 
 def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Session:
@@ -67,28 +82,22 @@ def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Ses
     try:
         if providers is not None:
             return _with_providers(settings, providers)
-        return _with_spans(settings)
-    except ConfigError as error:
-        get_logger().error(f"{error} No spans are sent; the run is watched all the same.")
+        return _with_own(settings)
     except Exception as error:
-        log_once("spans", "no spans are sent; the run is watched all the same", error=repr(error))
-    return Session((Progress(),), None, "nowhere: OpenTelemetry could not be set up")
+        log_once("spans", "nothing is sent; the run is watched all the same", error=repr(error))
+    return Session((Progress(),), None, _NOWHERE)
 
 
 def _with_providers(settings: Settings, providers: Mapping[str, Any]) -> Session:
     sinks = user_sinks(settings, **providers)
-    return Session(sinks, None, "the program's own tracer provider", is_own=False)
+    return Session(sinks, None, "the program's own tracer provider", providers=providers)
 
 
 def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: Any = None) -> tuple[Sink, ...]:
     """Library users bring their own providers; without one, spans or metrics would go nowhere and are not made."""
     sinks: list[Sink] = []
     if "opentelemetry.trace" in sys.modules:
-        from syncagent.sinks.spans import SpanSink
-        from syncagent.sinks.step_ids import whose
-
-        spans = SpanSink(tracer_provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
-        sinks.append(spans)
+        sinks.append(_span_sink(settings, tracer_provider))
     if "opentelemetry.metrics" in sys.modules:
         from syncagent.sinks import metrics
 
@@ -98,64 +107,93 @@ def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: 
     return tuple(sinks)
 
 
-def _with_spans(settings: Settings) -> Session:
+def _with_own(settings: Settings) -> Session:
+    """Spans, metrics and logs stand and fall by themselves; what is wrong with several of them is said once."""
+    refused: dict[str, list[str]] = {}
+    resource = _unless_refused("spans, metrics or log records", _resource, refused)
+    sinks: list[Sink] = []
+    metrics = logs = built = None
+    if resource is not None:
+        built = _unless_refused("spans", lambda: _provider(settings, resource), refused)
+        if built is not None:
+            sinks.append(_span_sink(settings, built[0]))
+        counted = _unless_refused("metrics", lambda: _with_metrics(resource, built and built[0]), refused)
+        if counted is not None:
+            counts, metrics = counted
+            sinks += counts
+        logs = _unless_refused("log records", lambda: _logs(resource), refused)
+    for why, signals in refused.items():
+        what = " or ".join(filter(None, (", ".join(signals[:-1]), signals[-1])))
+        get_logger().error(f"{why.rstrip('.')}. No {what} are sent; the run is watched all the same.")
+    log = ViolationLog(logs[0]) if logs is not None else ViolationLog()
+    provider, spans_to = built or (None, _NOWHERE)
+    return Session((*sinks, log, Progress()), provider, spans_to, metrics, logs and logs[1])
+
+
+_T = TypeVar("_T")
+
+
+def _unless_refused(signal: str, build: Callable[[], _T], refused: dict[str, list[str]]) -> _T | None:
+    try:
+        return build()
+    except ConfigError as error:
+        refused.setdefault(str(error), []).append(signal)
+    except Exception as error:
+        log_once(signal, f"no {signal} are sent; the run is watched all the same", error=repr(error))
+    return None
+
+
+def _resource() -> Resource:
     from syncagent.sinks import semconv
-    from syncagent.sinks.journal import journal_path
-    from syncagent.sinks.provider import build_provider
-    from syncagent.sinks.spans import SpanSink
-    from syncagent.sinks.step_ids import whose
+    from syncagent.sinks.provider import build_resource
 
     rank = ranks.read()
-    resource = {
+    attributes = {
         semconv.RANK: rank.rank,
         semconv.LOCAL_RANK: rank.local_rank,
         semconv.WORLD_SIZE: rank.world_size,
         semconv.JOB_ID: ranks.job().id,
     }
+    return build_resource({key: value for key, value in attributes.items() if value is not None})
+
+
+def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvider, str]:
+    from syncagent.sinks.journal import journal_path
+    from syncagent.sinks.provider import build_provider
+
     off = (settings.journal or "").lower() in {"off", "0", "none"}
-    provider, spans_to = build_provider(
-        {key: value for key, value in resource.items() if value is not None},
-        None if off else journal_path(settings.journal),
-    )
-    spans = SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
-    counts, metrics = _with_metrics(provider)
-    log, logs = _with_logs(provider)
-    return Session((spans, *counts, log, Progress()), provider, spans_to, metrics, logs)
+    return build_provider(resource, None if off else journal_path(settings.journal))
 
 
-def _with_logs(provider: AgentTracerProvider) -> tuple[ViolationLog, Outbox | None]:
-    try:
-        from syncagent.sinks.provider import build_logs
+def _span_sink(settings: Settings, provider: Any) -> Sink:
+    from syncagent.sinks.spans import SpanSink
+    from syncagent.sinks.step_ids import whose
 
-        built = build_logs(provider.resource)
-    except ConfigError as error:
-        get_logger().error(f"{error} No log records are sent; the run is watched all the same.")
-    except Exception as error:
-        log_once("logs", "no log records are sent; the run is watched all the same", error=repr(error))
-    else:
-        return (ViolationLog(), None) if built is None else (ViolationLog(built[0]), built[1])
-    return ViolationLog(), None
+    return SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
 
 
-def _with_metrics(provider: AgentTracerProvider) -> tuple[tuple[Sink, ...], MetricSender | ScrapeEndpoint | None]:
-    try:
-        from syncagent.sinks.metrics import MetricSink
-        from syncagent.sinks.prometheus import build_endpoint
-        from syncagent.sinks.provider import build_metric_sender
+def _logs(resource: Resource) -> tuple[Any, Outbox] | None:
+    from syncagent.sinks.provider import build_logs
 
-        sink = MetricSink()
-        sink.spans_lost = provider.lost
-        endpoint = build_endpoint(provider.resource, sink.data, ranks.read().local_rank)
-        if endpoint is not None:
-            return (sink, endpoint), endpoint
-        sender = build_metric_sender(provider.resource, sink.data)
-    except ConfigError as error:
-        get_logger().error(f"{error} No metrics are sent; the run is watched all the same.")
-    except Exception as error:
-        log_once("metrics", "no metrics are sent; the run is watched all the same", error=repr(error))
-    else:
-        return ((sink,), sender) if sender is not None else ((), None)
-    return (), None
+    return build_logs(resource)
+
+
+def _with_metrics(
+    resource: Resource, spans: AgentTracerProvider | None
+) -> tuple[tuple[Sink, ...], MetricSender | ScrapeEndpoint | None]:
+    from syncagent.sinks import otel_env
+    from syncagent.sinks.metrics import MetricSink
+    from syncagent.sinks.prometheus import build_endpoint
+    from syncagent.sinks.provider import build_metric_sender
+
+    sink = MetricSink(exemplars=otel_env.has_exemplars(os.environ))
+    if spans is not None:
+        sink.spans_lost = spans.lost
+    endpoint = build_endpoint(resource, sink.data, ranks.read().local_rank)
+    if endpoint is not None:
+        return (sink, endpoint), endpoint
+    sender = build_metric_sender(resource, sink.data)
+    return ((sink,), sender) if sender is not None else ((), None)
 
 
 def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> None:
@@ -173,7 +211,7 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
     saved = agent.save(report)
     wanted = agent.settings.summary
     if wanted is None:
-        wanted = session.is_own  # an instrumentation of a program that knows nothing of it prints nothing
+        wanted = session.providers is None  # an instrumentation of a program that knows nothing of it prints nothing
     if not wanted or report.run.rank not in (None, 0):
         return
     if report.run.device is None and not report.sites:
@@ -188,9 +226,9 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
 def _close(session: Session) -> tuple[str, str]:
     """Send what is left; return where the spans are, and what is to be said of those that are lost."""
     spans_to = session.spans_to
+    _send_the_last(session.provider, session.metrics, session.logs)
     if session.provider is None:
         return spans_to, ""
-    _send_the_last(session.provider, session.metrics, session.logs)
     stats = session.provider.stats()
     if session.provider.journal is not None:
         spans_to = f"journal {session.provider.journal}"
@@ -208,9 +246,11 @@ def _close(session: Session) -> tuple[str, str]:
 
 
 def _send_the_last(
-    provider: AgentTracerProvider, metrics: MetricSender | ScrapeEndpoint | None, logs: Outbox | None
+    provider: AgentTracerProvider | None, metrics: MetricSender | ScrapeEndpoint | None, logs: Outbox | None
 ) -> None:
     """All at the same time: none waits for the others, and all together no longer than spans alone."""
+    if provider is None and metrics is None and logs is None:
+        return
     from syncagent.sinks.outbox import CLOSE_TIMEOUT_S
 
     began = time.monotonic()
@@ -221,7 +261,8 @@ def _send_the_last(
     if metrics is not None:
         metrics.begin_close()
     try:
-        provider.close()
+        if provider is not None:
+            provider.close()
         if logs is not None:
             logs.close(left_s())
     finally:

@@ -57,6 +57,7 @@ class MetricSender:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._is_closing = self._is_done = False
+        self._closing_since = 0.0
         self._trouble = Trouble(self._changed, on_trouble)
         self._thread = threading.Thread(target=self._work, name="syncagent-metrics", daemon=True)
         self._thread.start()
@@ -65,15 +66,21 @@ class MetricSender:
         """Have the last export made; does not wait for it."""
         if os.getpid() == self._pid:
             with self._changed:
+                if not self._is_closing:
+                    self._closing_since = time.monotonic()
                 self._is_closing = True
                 self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Wait for the last export, for that long: less if the other side has shown that it is in trouble."""
+        """Wait for the last export, for that long: less if the other side has shown that it is in trouble.
+
+        What has passed since ``begin_close`` counts: spans may have waited for the same collector meanwhile.
+        """
         if os.getpid() != self._pid:
             return
         self.begin_close()
-        began = time.monotonic()
+        began = self._closing_since
+        timeout_s += time.monotonic() - began
         with self._changed:
             while not self._is_done:
                 left = self._trouble.left_s(began, timeout_s)

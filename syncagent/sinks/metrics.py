@@ -94,7 +94,11 @@ class MetricSink:
 
     name = "metrics"
 
-    def __init__(self, meter_provider: MeterProvider | None = None, *, max_series: int = 200) -> None:
+    def __init__(
+        self, meter_provider: MeterProvider | None = None, *, max_series: int = 200, exemplars: bool = True
+    ) -> None:
+        """``exemplars`` is about the agent's own histograms: those of a meter provider go by its filter."""
+        self._has_exemplars = exemplars
         self.lost: Mapping[str, int] = {}
         """What was dropped, by reason; the agent's own account."""
         self.scale: Callable[[SyncEvent], float] | None = None
@@ -135,7 +139,9 @@ class MetricSink:
                 continue
             longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
             span = None if self.spans is None else self.spans.span_of(event)
-            example = None if span is None else (event.start_ns + max(event.stall_ns, 0), span)
+            example = (
+                None if span is None or not self._has_exemplars else (event.start_ns + max(event.stall_ns, 0), span)
+            )
             with self._lock:
                 series = self._of(event, count)
                 series.add(total_s, count, longest_s, example)
@@ -159,7 +165,7 @@ class MetricSink:
             is_first, self._has_begun = not self._has_begun, True
             if is_first:
                 return
-            example = None if span is None else (record.end_ns, span)
+            example = None if span is None or not self._has_exemplars else (record.end_ns, span)
             self._steps.add(duration_ns / 1e9, 1, span=example)
             if not self._slices or self._slices[-1][0] >= _SLICE_NS:
                 self._slices.append([0.0, 0.0])

@@ -22,8 +22,10 @@ __all__ = [
     "check",
     "check_logs",
     "check_metrics",
+    "check_resource",
     "endpoint",
     "exporter",
+    "has_exemplars",
     "is_disabled",
     "otlp",
     "positive_int",
@@ -36,6 +38,10 @@ GRPC: Final = "grpc"
 TRACES: Final = "TRACES"
 METRICS: Final = "METRICS"
 LOGS: Final = "LOGS"
+
+SPAN_BATCHES: Final = "OTEL_BSP"
+LOG_BATCHES: Final = "OTEL_BLRP"
+"""How the variables begin that are about queues and batches."""
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
@@ -110,17 +116,14 @@ class _Rule:
     """The value must not be shown."""
 
 
-_ALWAYS = (
+_RESOURCE = (
     _Rule(("OTEL_SDK_DISABLED",), "true or false", _is_one_of("true", "false")),
-    _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
-    _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
     _Rule(("OTEL_RESOURCE_ATTRIBUTES",), "key=value,key=value", _is_pairs),
     _Rule(("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",), "names of installed resource detectors", _are_detectors),
-    _Rule(
-        ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
-        "a whole number from 1",
-        _is_int(1),
-    ),
+)
+_SPANS = (
+    _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
+    _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
     _Rule(
         (
             "OTEL_ATTRIBUTE_COUNT_LIMIT",
@@ -154,9 +157,11 @@ def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
     )
 
 
+_EXEMPLARS = ("always_on", "always_off", "trace_based")
 _METRICS = (
     _Rule(("OTEL_METRICS_EXPORTER",), ", ".join((*_EXPORTERS, PROMETHEUS)), _is_one_of(*_EXPORTERS, PROMETHEUS)),
     _Rule(("OTEL_METRIC_EXPORT_INTERVAL",), "a whole number from 1", _is_int(1)),
+    _Rule(("OTEL_METRICS_EXEMPLAR_FILTER",), ", ".join(_EXEMPLARS), _is_one_of(*_EXEMPLARS)),
 )
 _SCRAPED = (
     _Rule(
@@ -175,16 +180,19 @@ _RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(
 
 def check(environ: Mapping[str, str]) -> None:
     """Raise ConfigError, which names variable, value and what is allowed, for the first value that is malformed."""
-    _obey(_ALWAYS, environ)
+    _obey(_SPANS, environ)
+    _check_batches(SPAN_BATCHES, environ)
     if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey([_RATIO], environ)
-    queue, batch = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
-    if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
-        raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
     if exporter(environ) == "otlp":
         protocol(environ)
         endpoint(environ)
         _obey(_otlp_rules(TRACES), environ)
+
+
+def check_resource(environ: Mapping[str, str]) -> None:
+    """The same for what spans, metrics and logs have in common."""
+    _obey(_RESOURCE, environ)
 
 
 def check_metrics(environ: Mapping[str, str]) -> None:
@@ -202,6 +210,7 @@ def check_logs(environ: Mapping[str, str]) -> None:
     """The same for the variables of logs."""
     _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
     if exporter(environ, LOGS) == "otlp":
+        _check_batches(LOG_BATCHES, environ)
         protocol(environ, LOGS)
         endpoint(environ, LOGS)
         _obey(_otlp_rules(LOGS), environ)
@@ -209,6 +218,11 @@ def check_logs(environ: Mapping[str, str]) -> None:
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def has_exemplars(environ: Mapping[str, str]) -> bool:
+    """Whether histograms are to carry exemplars; those of the agent's are of sampled spans in any case."""
+    return environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off"
 
 
 def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
@@ -260,6 +274,13 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
 def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int:
     """The variable's value, which has been checked."""
     return int(environ.get(variable) or default)
+
+
+def _check_batches(begins: str, environ: Mapping[str, str]) -> None:
+    queue, batch = f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE"
+    _obey([_Rule((f"{begins}_SCHEDULE_DELAY", queue, batch), "a whole number from 1", _is_int(1))], environ)
+    if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
+        raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
 
 
 def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:

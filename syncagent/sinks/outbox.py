@@ -321,7 +321,8 @@ class _Overheard(logging.Filter):
     def attach(self) -> None:
         for name, logger in list(logging.root.manager.loggerDict.items()):
             if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
-                logger.addFilter(self)
+                # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
+                logger.filters.insert(0, self)
                 self._loggers.append(logger)
 
     def detach(self) -> None:

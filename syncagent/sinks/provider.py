@@ -26,24 +26,47 @@ if TYPE_CHECKING:
     from syncagent.sinks.metric_sender import MetricSender, Sends
     from syncagent.sinks.outbox import AgentTracerProvider, Exporter, Outbox
 
-__all__ = ["build_logs", "build_metric_sender", "build_provider"]
+__all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
 
 JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
 
 
-def build_provider(run_resource: Mapping[str, str | int], journal: Path | None) -> tuple[AgentTracerProvider, str]:
+def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
+    """What is known of the process, and ``run_resource`` (``syncagent.rank``, ``syncagent.world_size``).
+
+    What the resource detectors find that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names counts more, and so does what
+    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say.  A malformed variable raises ConfigError.
+    """
+    otel_env.check_resource(os.environ)
+    try:
+        from opentelemetry.sdk.resources import Resource
+
+        own: dict[str, Any] = {
+            semconv.SERVICE_NAME: _script_name(),
+            semconv.HOST_NAME: socket.gethostname(),
+            semconv.PROCESS_PID: os.getpid(),
+            **run_resource,
+        }
+        found = Resource.create()
+        said = {key: value for key, value in found.attributes.items() if value != ""}
+        if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
+            del said[semconv.SERVICE_NAME]
+        return Resource(Texts().present({**own, **said}), found.schema_url)
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+
+
+def build_provider(resource: Resource, journal: Path | None) -> tuple[AgentTracerProvider, str]:
     """A provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is, in words.
 
-    ``run_resource`` adds to the resource (``syncagent.rank``, ``syncagent.world_size``); what OTEL_RESOURCE_ATTRIBUTES
-    and OTEL_SERVICE_NAME say counts more.  A malformed variable raises ConfigError.
+    A malformed variable raises ConfigError.
     """
     otel_env.check(os.environ)
     try:
         # Checked first, imported now: the SDK reads some variables at import.
         from syncagent.sinks.outbox import AgentTracerProvider
 
-        resource = _resource(run_resource)
         if otel_env.is_disabled(os.environ):
             return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
         chosen = otel_env.exporter(os.environ)
@@ -134,7 +157,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
         from opentelemetry.sdk._logs import LoggerProvider
 
         make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
-        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers)
+        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers, otel_env.LOG_BATCHES)
         provider = LoggerProvider(resource, shutdown_on_exit=False)
         provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
     except Exception as error:
@@ -205,14 +228,15 @@ def _outbox(
     delay_s: float,
     on_trouble: Callable[[str], None] = lambda _reason: None,
     answers: Answers | None = None,
+    batches: str = otel_env.SPAN_BATCHES,
 ) -> Outbox:
     from syncagent.sinks.outbox import Outbox
 
     return Outbox(
         make_exporter,
-        max_queue=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2048),
-        max_batch=otel_env.positive_int(os.environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
-        delay_s=otel_env.positive_int(os.environ, "OTEL_BSP_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
+        max_queue=otel_env.positive_int(os.environ, f"{batches}_MAX_QUEUE_SIZE", 2048),
+        max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
+        delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
         on_trouble=on_trouble,
         answers=answers,
     )
@@ -253,20 +277,6 @@ def _say_lost(target: str, reason: str) -> None:
 
 def _say_lacking(reason: str) -> None:
     log_once("journal", "the journal lacks spans", reason=reason)
-
-
-def _resource(run_resource: Mapping[str, str | int]) -> Resource:
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-
-    attributes: dict[str, str | int] = {
-        semconv.SERVICE_NAME: _script_name(),
-        semconv.HOST_NAME: socket.gethostname(),
-        semconv.PROCESS_PID: os.getpid(),
-        **run_resource,
-    }
-    said = OTELResourceDetector().detect().attributes
-    attributes = {**attributes, **{key: value for key, value in said.items() if isinstance(value, str) and value}}
-    return Resource.create(Texts().present(attributes))  # what it is given wins over the environment
 
 
 def _script_name() -> str:

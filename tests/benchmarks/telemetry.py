@@ -191,13 +191,13 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: none is rationed."""
     from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-    from syncagent.sinks.provider import build_provider
+    from syncagent.sinks.provider import build_provider, build_resource
     from syncagent.sinks.ration import Ration
     from syncagent.sinks.spans import SpanSink
     from syncagent.sinks.step_ids import whose
 
     def run(journal: Path | None) -> dict[str, Any]:
-        provider, _ = build_provider({}, journal)
+        provider, _ = build_provider(build_resource({}), journal)
         sink = SpanSink(provider, whose=whose, ration=Ration(first=10**9))
         site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
         began_ns, began_s = time.time_ns(), time.process_time()

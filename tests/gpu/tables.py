@@ -238,13 +238,15 @@ def latency() -> str:
     if said := not_yet("latency", command):
         return said
     result = load("latency")
+    if not result["gpu"]:
+        command = command.replace(" --out", " --device cpu --out")
     cells = {tuple(name.split(" a second, ", 1)): row for name, row in result["cases"].items()}
     rates = list(dict.fromkeys(rate for rate, _ in cells))
     modes = list(dict.fromkeys(mode for _, mode in cells))
     rows = [f"| syncs a second | {' | '.join(f'{int(rate):,}' for rate in rates)} |", "|---" * (len(rates) + 1) + "|"]
     for mode in modes:
         found = [cells.get((rate, mode)) for rate in rates]
-        texts = [" · ".join(f"{round(c[key]):,}" for key in ("p50", "p99", "max")) if c else "" for c in found]
+        texts = [" · ".join(f"{round(c[key]):,}" for key in ("p50", "p99", "p99.9", "max")) if c else "" for c in found]
         rows.append(f"| {mode} | {' | '.join(texts)} |")
     short = [
         f"{mode} {row['a_second']:,.0f} of {int(rate):,}"
@@ -257,7 +259,7 @@ def latency() -> str:
         if (spans := row.get("spans")) and spans["dropped"]
     ]
     return "\n".join(rows) + (
-        "\n\nµs that a sync takes beyond the median without an agent: median · 99th percentile · longest. "
+        "\n\nµs that a sync takes beyond the median without an agent: median · 99th percentile · 99.9th · longest. "
         + (f"Rates not reached: {', '.join(short)}. " if short else "")
         + (f"Spans dropped, and counted: {', '.join(lost)}. " if lost else "")
         + ("Every sync and span is accounted for. " if result["exact"] else "**Some counts are wrong.** ")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from syncagent.attribution import ranks
 from syncagent.sinks import semconv
 
 STACK = Path(__file__).parents[2] / "otel"
@@ -337,6 +338,21 @@ class TestKubernetes:
             order = list(variables)
             for name, value in variables.items():
                 assert all(order.index(used) < order.index(name) for used in re.findall(r"\$\((\w+)\)", value or ""))
+
+    def test_its_pods_know_that_they_are_one_job(self):
+        """The operator gives no name to those of a job that is not elastic, and they are on several machines."""
+        jobs = set()
+        for pod, replica in load("kubernetes/pytorchjob.yaml")["spec"]["pytorchReplicaSpecs"].items():
+            (container,) = replica["template"]["spec"]["containers"]
+            given = {"metadata.name": pod, "metadata.namespace": "vision", "status.hostIP": "10.0.0.7"}
+            given["metadata.labels['training.kubeflow.org/job-name']"] = "train"
+            environ = {"WORLD_SIZE": "32", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
+            for variable in container["env"]:
+                value = variable.get("value") or given[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+                environ[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda used: environ[used[1]], value)  # noqa: B023
+            jobs.add(ranks.job(environ))
+        (job,) = jobs
+        assert job.id == "vision/train"
 
     def test_its_settings_are_the_agents(self):
         from dataclasses import fields

@@ -57,7 +57,7 @@ def test_a_table_without_its_result_says_so(monkeypatch, tmp_path):
     assert tables.targets() == "Not measured yet."
 
 
-LATENCY_ROW = {"p50": 9.6, "p99": 20.0, "max": 1234.5, "a_second": 700.0}
+LATENCY_ROW = {"p50": 9.6, "p99": 20.0, "p99.9": 300.4, "max": 1234.5, "a_second": 700.0}
 RESULT = {"torch": "2.11.0", "gpu": None, "python": "3.12.3", "date": "2026-11-23T00:00:00", "exact": True}
 
 
@@ -67,10 +67,11 @@ def test_the_latency_table_tells_of_rates_not_reached_and_spans_dropped(monkeypa
     (tmp_path / "latency.json").write_text(json.dumps({**RESULT, "cases": cases}), encoding="utf-8")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     text = tables.latency()
-    assert "| journal | 10 · 20 · 1,234 |" in text
+    assert "| journal | 10 · 20 · 300 · 1,234 |" in text
     assert "Rates not reached: journal 700 of 1,000." in text
     assert "Spans dropped, and counted: journal at 1,000 40%." in text
     assert "CPU in the place of a GPU" in text
+    assert "--device cpu" in text
 
 
 @pytest.mark.parametrize(

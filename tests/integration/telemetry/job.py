@@ -16,7 +16,7 @@ from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.log import get_logger
 from syncagent.sinks import semconv
 from syncagent.sinks.journal import journal_path
-from syncagent.sinks.provider import build_provider
+from syncagent.sinks.provider import build_provider, build_resource
 from syncagent.sinks.spans import SpanSink
 
 
@@ -29,7 +29,7 @@ def sync(step: int, start_ns: int, op: str, kind: SyncKind, line: int) -> SyncEv
 
 def main(steps: str, close_timeout: str, hold: str = "") -> None:
     try:
-        provider, where = build_provider({semconv.RANK: 1, semconv.WORLD_SIZE: 2}, journal_path())
+        provider, where = build_provider(build_resource({semconv.RANK: 1, semconv.WORLD_SIZE: 2}), journal_path())
     except ConfigError as error:
         get_logger().error(str(error))
         sys.exit(7)

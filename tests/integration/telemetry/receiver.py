@@ -222,9 +222,7 @@ def serve_grpc(receiver: Receiver, port: int) -> None:
             if mode == "later":
                 info = RetryInfo(retry_delay=Duration(seconds=receiver.after_s)).SerializeToString()
                 context.set_trailing_metadata([("google.rpc.retryinfo-bin", info)])
-            code = {"500": "INTERNAL", "401": "UNAUTHENTICATED", "flaky": "UNAVAILABLE", "later": "UNAVAILABLE"}.get(
-                mode
-            )
+            code = CODES.get(mode)
             if code is not None:
                 context.abort(grpc.StatusCode[code], f"the receiver is in mode {mode}")
             receiver.take(suffix, read(request))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.sinks.metrics import MetricSink
-from syncagent.sinks.provider import build_metric_sender, build_provider
+from syncagent.sinks.provider import build_metric_sender, build_provider, build_resource
 from syncagent.sinks.spans import SpanSink
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit/sinks"))
@@ -97,7 +97,7 @@ class Run:
             "NO_PROXY": "*",
         }.items():
             monkeypatch.setenv(name, variables.get(name, value))
-        self.provider, _ = build_provider({}, None)
+        self.provider, _ = build_provider(build_resource({}), None)
         self.spans, self.counts = SpanSink(self.provider), MetricSink()
         self.metrics = build_metric_sender(self.provider.resource, self.counts.data)
 

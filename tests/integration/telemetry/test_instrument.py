@@ -175,6 +175,26 @@ print("goes on")
 """
 
 
+BY_HAND_AND_TOLD_TO_END = """\
+import os, signal, sys
+import torch
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from syncagent.integrations.opentelemetry import SyncAgentInstrumentor
+
+class Says(SpanExporter):
+    def export(self, spans):
+        os.write(1, b"sent\\n")
+        return SpanExportResult.SUCCESS
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Says(), schedule_delay_millis=60_000))
+SyncAgentInstrumentor().instrument(tracer_provider=provider, detail="syncs", simulate=True)
+torch.ones(8, device="cuda")[0].item()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
 def test_a_program_may_instrument_itself(environ, tmp_path):
     """With a provider that is not the global one, and with settings; a wrong one is a sentence, no more."""
     done = subprocess.run(
@@ -195,7 +215,10 @@ def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, environ, tm
         "SYNCAGENT_SIMULATE": "1",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_BLRP_SCHEDULE_DELAY": "60000",
+        "SYNCAGENT_POLICY": "warn",
+        "SYNCAGENT_WARMUP_STEPS": "0",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
@@ -205,6 +228,16 @@ def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, environ, tm
     assert done.returncode == -15
     assert [span["name"] for span in collector.spans()].count("train.step") == 5
     assert any(point["name"] == "syncagent.syncs" for point in collector.points())
+    assert any(record["body"] == "host sync against the policy" for record in collector.log_records())
+
+
+def test_one_that_has_named_its_provider_is_told_to_end(environ, tmp_path):
+    """It is that one which has the spans."""
+    done = subprocess.run(
+        [sys.executable, "-c", BY_HAND_AND_TOLD_TO_END],
+        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-15, "sent\n"), done.stderr
 
 
 def test_violations_are_in_the_programs_own_logs_in_their_spans(receiver, instrument):

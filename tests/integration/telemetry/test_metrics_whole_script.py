@@ -144,11 +144,35 @@ def test_metrics_alone_can_be_refused(receiver, train):
     assert collector.spans()
 
 
+def test_exemplars_can_be_off(receiver, train):
+    collector = receiver()
+    _, said, _ = train(collector.endpoint, OTEL_METRICS_EXEMPLAR_FILTER="always_off")
+    histograms = [point for point in collector.points() if point["type"] == "histogram"]
+    assert (said, bool(histograms)) == ([], True)
+    assert not any(point["exemplars"] for point in histograms)
+
+
 def test_metrics_can_be_off(receiver, train):
     collector = receiver()
     _, said, _ = train(collector.endpoint, OTEL_METRICS_EXPORTER="none")
     assert (said, collector.points()) == ([], [])
     assert collector.spans()
+
+
+def test_what_is_wrong_with_spans_alone_costs_spans_alone(receiver, train):
+    collector = receiver()
+    report, (line,), _ = train(collector.endpoint, OTEL_TRACES_EXPORTER="zipkin")
+    assert "OTEL_TRACES_EXPORTER='zipkin' is not allowed; allowed: otlp" in line
+    assert line.endswith("none. No spans are sent; the run is watched all the same.")
+    counts = [point["value"] for point in latest(collector.points()) if point["name"] == "syncagent.syncs"]
+    assert sum(counts) == report["totals"]["syncs"]
+    assert collector.spans() == []
+
+
+def test_what_is_wrong_with_spans_and_metrics_is_one_sentence(train):
+    _, (line,), _ = train("collector")
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT='collector' is not allowed" in line
+    assert line.endswith("No spans or metrics are sent; the run is watched all the same.")
 
 
 OWN = """\

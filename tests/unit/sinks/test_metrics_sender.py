@@ -105,6 +105,24 @@ def test_a_collector_that_hangs_is_not_waited_for():
     release.set()
 
 
+def test_what_spans_have_waited_for_the_same_collector_is_not_waited_for_again(monkeypatch):
+    comes_back = threading.Event()
+    collector = Collector(lambda: comes_back.wait(30) and MetricExportResult.FAILURE)
+    sender, told = sender_to(collector, interval_s=3600)
+    sender.begin_close()
+    assert collector.exported.acquire(timeout=30)
+    sender._trouble.overhear("connection refused")
+    waits = []
+    monkeypatch.setattr(sender._changed, "wait", waits.append)
+    passed_s = metric_sender.GRACE_S + 1
+    with monkeypatch.context() as later:
+        now = time.monotonic
+        later.setattr(time, "monotonic", lambda: now() + passed_s)
+        sender.close()
+    comes_back.set()
+    assert (waits, told) == ([], ["connection refused"])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_sends_nothing():

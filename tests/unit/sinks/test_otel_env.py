@@ -41,10 +41,15 @@ BAD_OTLP = [
 ]
 
 
+def check(environ):
+    otel_env.check_resource(environ)
+    otel_env.check(environ)
+
+
 @pytest.mark.parametrize(("variable", "value"), BAD)
 def test_a_malformed_value_is_named(variable, value):
     with pytest.raises(ConfigError) as caught:
-        otel_env.check({variable: value})
+        check({variable: value})
     message = str(caught.value)
     assert message.startswith(f"{variable}={value!r}")
     assert "allowed" in message
@@ -56,6 +61,13 @@ def test_a_malformed_value_of_the_exporter_is_named(variable, value):
     with pytest.raises(ConfigError, match="allowed") as caught:
         otel_env.check(ENDPOINT | {variable: value})
     assert str(caught.value).startswith(f"{variable}={value!r}")
+
+
+@pytest.mark.parametrize("value", ["soon", "0"])
+def test_batches_of_log_records_have_variables_of_their_own(value):
+    otel_env.check_logs(ENDPOINT | {"OTEL_BSP_SCHEDULE_DELAY": value})
+    with pytest.raises(ConfigError, match=f"^OTEL_BLRP_SCHEDULE_DELAY='{value}' is not allowed"):
+        otel_env.check_logs(ENDPOINT | {"OTEL_BLRP_SCHEDULE_DELAY": value})
 
 
 def test_the_exporters_variables_do_not_matter_without_it():

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from opentelemetry.sdk._shared_internal import DuplicateFilter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -45,6 +46,22 @@ def outbox_to(collector, **options):
             tracer.start_span(name).end()
 
     return provider, end, told
+
+
+def test_two_that_complain_in_the_same_words_are_both_heard():
+    """The SDK's exporters over gRPC let pass one of two complaints alike, be they of spans and of metrics."""
+    complains = logging.getLogger("opentelemetry.exporter.test_two")
+    complains.addFilter(DuplicateFilter())
+
+    def refuses():
+        complains.warning("Transient error %s", "UNAVAILABLE")
+        return SpanExportResult.FAILURE
+
+    for _ in range(2):
+        provider, end, told = outbox_to(Collector(refuses))
+        end("a")
+        provider.close()
+        assert told == ["Transient error UNAVAILABLE"]
 
 
 def test_close_sends_what_is_left():

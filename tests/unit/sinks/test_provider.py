@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk import trace as sdk_trace
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
-from syncagent.sinks.provider import build_provider
+from syncagent.sinks.provider import build_provider, build_resource
 from syncagent.sinks.spans import SpanSink
 from syncagent.sinks.texts import TEXT_MAX
 
@@ -30,7 +32,7 @@ def build(tmp_path):
     built = []
 
     def build(resource=None, journal=tmp_path / "j.jsonl"):
-        provider, where = build_provider(resource or {}, journal)
+        provider, where = build_provider(build_resource(resource or {}), journal)
         built.append(provider)
         return provider, where
 
@@ -76,6 +78,36 @@ def test_the_environment_has_the_last_word_on_the_resource(build, monkeypatch):
     provider, _ = build({"service.name": "given"})
     attributes = provider.resource.attributes
     assert (attributes["service.name"], attributes["host.name"], attributes["team"]) == ("resnet", "node7", "vision")
+
+
+DETECTOR = """
+from opentelemetry.sdk.resources import Resource, ResourceDetector
+
+class Detector(ResourceDetector):
+    def detect(self):
+        return Resource({"host.name": "node7", "service.name": "found", "host.rack": 3})
+"""
+DETECT = """
+from syncagent.sinks.provider import build_resource
+found = build_resource({"syncagent.rank": 3}).attributes
+print(*(found[name] for name in ("service.name", "host.name", "host.rack", "syncagent.rank")))
+"""
+
+
+@pytest.mark.parametrize(("service", "expected"), [("", "found"), ("said", "said")])
+def test_a_resource_detector_knows_better_than_the_agent(tmp_path, service, expected):
+    about = tmp_path / "rack-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: rack\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[opentelemetry_resource_detector]\nrack = rack:Detector\n")
+    (tmp_path / "rack.py").write_text(DETECTOR)
+    own = {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "rack", "OTEL_SERVICE_NAME": service}
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    done = subprocess.run(
+        [sys.executable, "-c", DETECT],
+        env=os.environ | own | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{expected} node7 3 3\n"
 
 
 def test_a_resource_that_lacks_a_name_has_the_scripts(build, monkeypatch):
@@ -144,14 +176,14 @@ def test_an_endpoint_takes_the_journals_place(build, monkeypatch, tmp_path):
 def test_a_malformed_variable_is_a_config_error(monkeypatch, tmp_path, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable):
-        build_provider({}, tmp_path / "j.jsonl")
+        build_provider(build_resource({}), tmp_path / "j.jsonl")
 
 
 def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, tmp_path):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "nobody")
     with pytest.raises(ConfigError, match="nobody"):
-        build_provider({}, tmp_path / "j.jsonl")
+        build_provider(build_resource({}), tmp_path / "j.jsonl")
 
 
 def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):

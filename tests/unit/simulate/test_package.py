@@ -65,7 +65,8 @@ def test_a_child_forked_before_the_device_was_used_may_use_it():
         "from syncagent import simulate; simulate.install()\n"
         "import os, torch\n"
         "child = os.fork()\n"
-        "print(torch.ones(2, device='cuda').sum().item(), flush=True)\n"
+        "total = torch.ones(2, device='cuda').sum().item()\n"
+        "os.write(1, f'{total}\\n'.encode())\n"  # in one piece: both may write at the same time
         "if child: os.waitpid(child, 0)\n"
     )
     assert done.stdout == "2.0\n2.0\n", done.stderr

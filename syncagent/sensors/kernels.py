@@ -265,22 +265,23 @@ class KernelSensor:
                 tally = state.tallies.get((name, named, id(frame.f_code), frame.f_lasti, open_scopes()))
                 if tally is not None and tally.step == current_step():
                     return summed(tally, state, below, args, kwargs)
-            state.op = name
-            state.passes += 1
-            state.stall_ns = started = 0
-            try:
+            started = 0
+            try:  # an interrupt may come at any point
+                state.op = name
+                state.passes += 1
+                state.stall_ns = 0
                 allowed = sensor._ask(state, kind, frame)  # which may raise
                 about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
                 returned = _now()
+                state.op = None
             except BaseException:  # where the op raised, it has waited, unless a graph capture refused it
                 state.op = None
                 if started and not capturing():
                     now = _now()
                     settle(state, about, named, started, now - started, now)
                 raise
-            state.op = None
             whole_ns, inside_ns = returned - started, state.stall_ns
             # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
             stall_ns = inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
@@ -309,13 +310,13 @@ class KernelSensor:
 
         def not_proven(state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an outermost op whose arguments alone do not say that it waits."""
-            state.op, state.outer = name, (rule, args, kwargs)
-            state.passes += 1
-            state.kind = state.about = None
-            state.stall_ns = 0
             raised = True
             started = _now()
             try:
+                state.kind = state.about = None
+                state.op, state.outer = name, (rule, args, kwargs)
+                state.passes += 1
+                state.stall_ns = 0
                 result = call(below, *args, **kwargs)
                 raised = False
                 return result
@@ -337,9 +338,9 @@ class KernelSensor:
 
         def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an allowed op whose line is known: it is only added up."""
-            state.op = name
             started = _now()
             try:
+                state.op = name
                 result = call(below, *args, **kwargs)
             finally:
                 state.op = None

@@ -496,3 +496,20 @@ def test_a_tensor_that_is_not_laid_out_in_strides_goes_where_it_would_go(sensor)
         assert outcomes[0] == outcomes[1]
     with pytest.raises(NotImplementedError, match="SparseCPU"):
         torch.ops.aten._local_scalar_dense(ragged)
+
+
+def test_an_interrupt_before_a_wait_leaves_nothing_behind(sensor, monkeypatch):
+    """Ctrl-C comes out where it came; the next sync is the program's own again and not one inside of another."""
+    watching = sensor()
+    with monkeypatch.context() as patch:
+        patch.setattr(watching._recorder.sites, "walk", Interrupts())
+        with pytest.raises(KeyboardInterrupt):
+            X.nonzero()
+    assert watching._recorder.thread_state().op is None
+    assert X.nonzero().shape == (3, 2)
+    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
+
+
+class Interrupts:
+    def __call__(self, *_args):
+        raise KeyboardInterrupt

@@ -161,10 +161,13 @@ class Recorder:
             state.context = user_context()
             if internals.graph_task() != -1:
                 where = state.where or self.locate(state, frame)
+                if where.marks & SET_UP:
+                    return SETTING_UP
                 owner, forward, module = self._forward_of(state)
-                ranges = owner.ranges or state.ranges
-                rest = (device, stream, sensor, shapes, allowed, ranges, module, forward, self._stack(frame))
-                return SETTING_UP if where.marks & SET_UP else _new(About, (op, state.api, where, _BACKWARD, *rest))
+                return About(
+                    op, state.api, where, _BACKWARD, device, stream, sensor, shapes, allowed,
+                    owner.ranges or state.ranges, module, forward, self._stack(frame),
+                )  # fmt: skip
             user, offset, library, library_offset, marks = self.sites.walk(frame)
             grads = internals.grad_enabled()
             key: tuple[Any, ...] | None = None

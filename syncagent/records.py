@@ -100,7 +100,7 @@ class ThreadState:
     __slots__ = (
         "about", "abouts", "api", "api_point", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
         "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "owner",
-        "passes",        "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
+        "passes", "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -207,7 +207,10 @@ class KernelSensor:
         return kernel
 
     def _kernel_of_tensor(self, call: Call, watch: Call, keys: tuple[str, ...]) -> Callable[..., Any]:
-        """The tensor itself tells where the call goes, which costs half as much as to be handed the keys."""
+        """The tensor itself tells where the call goes, which costs less than to be handed the keys.
+
+        2.2 µs against 3.7 on the host of an H100 (tests/gpu/results/per_sync.json, `.item()` of a host tensor).
+        """
         import torch
 
         is_ours = _LAYS[keys](torch.Tensor)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-from contextlib import contextmanager
 
 __all__ = ["ANOTHER", "Capture", "drain", "why_not"]
 
@@ -89,6 +88,7 @@ class Capture:
         except TypeError:
             pass  # then waits are taken to be for all streams
         self._gave_way = gave_way
+        self.running = False
         self._restore: Callable[[], None] = lambda: None
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = profile(activities=activities, acc_events=True, **more)
@@ -128,8 +128,6 @@ class Capture:
 
         with torch.profiler.record_function(name):
             pass
-
-    running = False
 
     def stop(self) -> None:
         self.running = False

@@ -314,33 +314,32 @@ def measure(device: str, rounds: int) -> tuple[dict[str, list[float]], Bench, di
 
 
 def pieces(device: str) -> dict[str, float]:
-    """Return the µs of what a sync goes through, each part called by itself; a part that is gone is left out."""
+    """Return the µs of what a sync goes through, each part called by itself."""
     agent = begin(device, by_hand=True)
     listing = begin(device, by_hand=True, allow=(_listed(),))
     tensor = torch.ones((), device=device)
     found: dict[str, float] = {}
     try:
-        recorder: Any = agent._recorder  # a part that has another name by now is left out, and no error
-        policy: Any = agent._policy
+        recorder, policy = agent._recorder, agent._policy
         state, listing_state = recorder.thread_state(), listing._recorder.thread_state()
         frame, op, kind = sys._getframe(), "aten::_local_scalar_dense", SyncKind.SCALAR_READ
         times = (_now(), 1, _now())
         args = (tensor,)
+        about = recorder.describe(state, op, kind, frame, args, "kernels")
         parts: dict[str, Callable[[], Any]] = {
             "an empty call": lambda: None,
             "policy: nothing is allowed": lambda: policy.judge(op, kind, frame, state),
             "policy: one line is allowed": lambda: listing._policy.judge(op, kind, frame, listing_state),
-            "policy: after the wait": lambda: policy.after(op, kind, None, 1, state),
             "recorder: the line": lambda: recorder.locate(state, frame),
-            "recorder: the record, with its line": lambda: recorder.record(
-                state, op, kind, times, frame, args, "kernels"
+            "recorder: what is known before the wait": lambda: recorder.describe(
+                state, op, kind, frame, args, "kernels"
             ),
+            "recorder: the record": lambda: recorder.settle(state, about, kind, *times),
             "the clock": _now,
         }
         for name, part in parts.items():
-            with contextlib.suppress(AttributeError, TypeError):
-                found[name] = statistics.median(_per_call(part) for _ in range(15))
-                state.buffer.clear()
+            found[name] = statistics.median(_per_call(part) for _ in range(15))
+            state.buffer.clear()
     finally:
         listing.stop()
         agent.stop()

@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 if __package__ in {None, ""}:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.latency import Collector as Answering
 
 _RATES = (10, 100, 1_000, 10_000)
 _FILL = 8_000
@@ -46,10 +48,9 @@ _STEP_S = 0.05
 # --- the collector ----------------------------------------------------------------------------------------------------
 
 
-class Collector(BaseHTTPRequestHandler):
+class Collector(Answering):
     """Counts bytes, spans and, by series, syncs; a GET says how many."""
 
-    protocol_version = "HTTP/1.1"
     bytes: Counter[str] = Counter()
     requests: Counter[str] = Counter()
     spans = 0
@@ -89,17 +90,6 @@ class Collector(BaseHTTPRequestHandler):
             "syncs": sum(Collector.syncs.values()),
         }
         self.answer(json.dumps(told).encode(), "application/json")
-
-    def answer(self, body: bytes, kind: str) -> None:
-        with contextlib.suppress(ConnectionError):
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    def log_message(self, *_args: object) -> None:
-        pass
 
 
 def receive() -> None:

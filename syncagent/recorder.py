@@ -334,10 +334,10 @@ class Recorder:
                 return Where(outer.user, where.library or outer.library, where.marks | outer.marks)
         return where
 
-    def site_in_backward(self, state: ThreadState) -> Point | None:
-        """Return the forward line of the node that is running; one node's ops come one after another."""
+    def site_in_backward(self, state: ThreadState, task: int) -> Point | None:
+        """Return the forward line of the node that runs in this pass; one node's ops come one after another."""
         node = self.internals.autograd_node()
-        running = (self.internals.graph_task(), node._sequence_nr() if node is not None else -1)
+        running = (task, node._sequence_nr() if node is not None else -1)
         if state.node == running:
             return state.node_point
         _, where, _ = self._forward_of(state)

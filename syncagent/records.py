@@ -7,13 +7,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution.autograd import ForwardSites
-from syncagent.attribution.callsite import NOWHERE
+from syncagent.attribution.callsite import NOWHERE, Where
 from syncagent.event import Phase, SyncKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.attribution.callsite import Point, Where
+    from syncagent.attribution.callsite import Point
 
 __all__ = ["SETTING_UP", "About", "Observation", "OpKey", "OpSum", "Tally", "ThreadState"]
 
@@ -28,11 +28,12 @@ TallyKey = tuple[str, SyncKind, int, int, tuple["str | None", ...]]
 class OpSum:
     """Calls of one op at one line, and their time on the host."""
 
-    __slots__ = ("count", "host_ns", "op", "point")
+    __slots__ = ("count", "host_ns", "op", "point", "where")
 
     def __init__(self, op: Any, point: Point | None) -> None:
         self.op = op
         self.point = point
+        self.where = Where(point, None)
         self.count = self.host_ns = 0
 
 
@@ -98,7 +99,7 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "about", "abouts", "api", "api_point", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
+        "about", "abouts", "api", "api_point", "backward_point", "backward_task", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
         "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "owner",
         "passes", "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
     )  # fmt: skip
@@ -112,6 +113,9 @@ class ThreadState:
         self.ended = False
         self.forwards = ForwardSites()
         self.last_sequence = 0
+        self.backward_task = -1
+        self.backward_point: Point | None = None
+        """The line that called this backward pass, under ``detail="ops"``; looked up at its first op."""
         self.node = (-1, -1)
         self.node_point: Point | None = None
         self.owner: tuple[int, ThreadState | None] = (-1, None)

@@ -26,6 +26,7 @@ OWNER: ContextVar[ThreadState | None] = ContextVar("syncagent_owner", default=No
 """The state of the thread this context belongs to."""
 
 _SLOTS = 1 << 16
+_new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 
 
 class Forward(NamedTuple):
@@ -47,7 +48,14 @@ class ForwardSites:
     def remember(self, sequence: int, where: Where, module: str | None) -> None:
         if not self._ring:  # half a megabyte, which most threads never need
             self._ring = [None] * _SLOTS
-        self._ring[sequence % _SLOTS] = Forward(sequence, where, module)
+        self._ring[sequence % _SLOTS] = _new(Forward, (sequence, where, module))
+
+    def remember_if_new(self, sequence: int, where: Where) -> None:
+        """Keep what is known already of the node: a sync's own record says more."""
+        ring = self._ring
+        found = ring[sequence % _SLOTS] if ring else None
+        if found is None or found[0] != sequence:
+            self.remember(sequence, where, None)
 
     def find(self, sequence: int) -> Forward | None:
         found = self._ring[sequence % _SLOTS] if self._ring else None

@@ -138,7 +138,8 @@ class Policy:
     def _points(self, where: Where, frame: FrameType | None, state: ThreadState) -> list[Point]:
         """Return the lines from the sync out to the user's; in the backward pass the user's forward line as well."""
         points = self._recorder.sites.inside_user(frame)
-        forward = self._recorder.site_in_backward(state) if self._recorder.internals.graph_task() != -1 else None
+        task = self._recorder.internals.graph_task()
+        forward = self._recorder.site_in_backward(state, task) if task != -1 else None
         return [*points, *(point for point in (where.library, where.user, forward) if point is not None)]
 
     def _lines(self, points: list[Point]) -> list[CallSite]:

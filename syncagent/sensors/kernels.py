@@ -164,7 +164,7 @@ class KernelSensor:
         call, op = original(rule)
         watch = self._watch(rule, call, switch)
         keys = (self._device_key,) if self._device_key else rule.keys
-        kernel = self._kernel_of_any(call, watch, keys, switch)
+        kernel = self._kernel_of_any(rule, call, watch, keys, switch)
         if switch is None and len(op._schema.arguments) == 1 and keys in _LAYS:
             try:
                 kernel = self._kernel_of_tensor(call, watch, keys)
@@ -175,12 +175,16 @@ class KernelSensor:
         kernel.__name__ = f"syncagent_{shown(rule).removeprefix('aten::')}"
         return kernel
 
-    def _kernel_of_any(self, call: Call, watch: Call, keys: Sequence[str], switch: Switch | None) -> Callable[..., Any]:
+    def _kernel_of_any(
+        self, rule: Rule, call: Call, watch: Call, keys: Sequence[str], switch: Switch | None
+    ) -> Callable[..., Any]:
         """The dispatcher hands over the set of keys, by which the call is ours and goes on."""
         import torch
 
         backends = tuple(getattr(torch._C.DispatchKey, key) for key in keys)
         here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
+        # A copy that stays on the device waits for nothing; one that does not has a tensor on the host.
+        host = torch._C.DispatchKey.CPU if rule.hot and "CPU" not in keys else None
         routes: dict[int, tuple[bool, Any]] = {}
         sensor = self
 
@@ -191,14 +195,15 @@ class KernelSensor:
                 is_ours, below = route(keyset)
             if is_ours and sensor._live:
                 return watch(below, args, kwargs)
-            sensor.elsewhere += 1  # the op runs on another backend, or the watch is over
+            sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
             _computing.add(get_ident())
             return call(below, *args, **kwargs)
 
         def route(keyset: Any) -> tuple[bool, Any]:
             """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
             below = keyset - switch.only if switch is not None else keyset.remove(here)
-            found = any(keyset.has(backend) for backend in backends), below
+            waits = any(keyset.has(backend) for backend in backends) and (host is None or keyset.has(host))
+            found = waits, below
             if len(routes) < _ROUTES:
                 routes[keyset.raw_repr()] = found
             return found

@@ -10,11 +10,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.callsite import Where
 from syncagent.records import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from syncagent.attribution.callsite import Point
     from syncagent.recorder import Recorder
     from syncagent.records import ThreadState
@@ -65,14 +66,15 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     from torch.utils._python_dispatch import TorchDispatchMode
 
     local = recorder.local
-    sites = recorder.sites
+    innermost = recorder.sites.innermost
     internals = recorder.internals
+    backward_entry = internals.backward_entry
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
     unknown: Point = (_modes.__code__, -1)
     can_skip = skip_in_dynamo(_modes)
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
-    apart = {torch.ctc_loss, torch.nn.functional.ctc_loss}
+    apart = (torch.ctc_loss, torch.nn.functional.ctc_loss)
 
     def without_op_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         stack = _dispatch_stack()
@@ -100,7 +102,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             state.api = func
             state.api_point = unknown
             try:
-                if func in apart:
+                if func is apart[0] or func is apart[1]:
                     return without_op_mode(func, args, kwargs)
                 return func(*args, **(kwargs or nothing))
             finally:
@@ -126,45 +128,52 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
                 return func(*args, **(kwargs or nothing))
             started = _now()
             try:
-                return func(*args, **(kwargs or nothing))
+                return func(*args, **kwargs) if kwargs else func(*args)
             finally:
+                returned = _now()
                 try:
-                    count(func, started, _now())
+                    count(func, returned - started, returned, sys._getframe().f_back)
                 except Exception as error:
                     on.clear()
                     recorder.fault("counting ops", error, "failed and is off")
 
-    def count(func: Any, started: int, returned: int) -> None:
-        """Add one call to the sums of this thread; the caller's frame is two further out."""
+    def count(func: Any, host_ns: int, returned: int, frame: FrameType | None) -> None:
+        """Add one call to the sums of this thread; ``frame`` called the op, none does on a thread of autograd's."""
         try:
             state: ThreadState = local.state
         except AttributeError:
             state = recorder.thread_state()
-        backward = graph_task() != -1
-        inside = state.api is not None and not backward  # all ops of one API call are of one line
-        point: Point | None = state.api_point if inside else unknown
-        if point is unknown:
-            try:
-                point = sites.innermost(sys._getframe(2))
-            except ValueError:  # a thread of autograd's
-                point = None
-            if inside:
-                state.api_point = point
-        if backward and point is None:
-            point = recorder.site_in_backward(state)
-        elif not backward and grad_enabled():
-            sequence = next_sequence()
-            if sequence != state.last_sequence:  # the op made an autograd node
-                state.last_sequence = sequence
-                if point is not None and state.forwards.find(sequence - 1) is None:
-                    state.forwards.remember(sequence - 1, Where(point, None), None)
+        task = graph_task()
+        backward = task != -1
+        point: Point | None
+        if not backward:
+            if state.api is None:
+                point = innermost(frame)
+            else:  # all ops of one API call are of one line
+                point = state.api_point
+                if point is unknown:
+                    point = state.api_point = innermost(frame)
+        elif frame is None:
+            point = recorder.site_in_backward(state, task)
+        elif frame.f_code is not backward_entry:
+            point = innermost(frame) or recorder.site_in_backward(state, task)
+        else:  # called by the engine, on the thread that called ``backward()``: one line a pass
+            if state.backward_task != task:
+                state.backward_task, state.backward_point = task, innermost(frame)
+            point = state.backward_point or recorder.site_in_backward(state, task)
         key = (id(func), id(point[0]), point[1], backward) if point is not None else (id(func), 0, 0, backward)
         try:
             entry = state.ops[key]
         except KeyError:
             entry = state.ops[key] = OpSum(func, point)
         entry.count += 1
-        entry.host_ns += returned - started
+        entry.host_ns += host_ns
+        if not backward and grad_enabled():
+            sequence = next_sequence()
+            if sequence != state.last_sequence:  # the op made an autograd node
+                state.last_sequence = sequence
+                if point is not None:
+                    state.forwards.remember_if_new(sequence - 1, entry.where)
         if not entry.count % 16:  # one look at the clock in sixteen ops
             state.own_ns += 16 * (_now() - returned)
 

@@ -1,6 +1,6 @@
 """What watching costs a training step: the agent against nothing, turn about in one process.
 
-    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 40]
+    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 40] [--cpus N]
 
 A window is 16 steps, from an idle GPU to an idle GPU.  A round is four windows without and four with
 ``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets
@@ -11,8 +11,8 @@ Why four: a run that is some time old has its copies watched in one step of 64. 
 that a thousand steps and the windows before are behind it, and runs four steps untimed; of the 64 steps of a round one
 is sampled, with the arming before and the disarming after it: just the share of a long run.
 
-``detail="ops"``, two modes that do nothing, and ``torch.profiler`` with stacks are there for comparison, in fewer and
-shorter windows.  The profiler comes last: it leaves traces in the process.
+``detail="ops"`` takes turns with two modes that do nothing and with nothing, in shorter windows, and then with
+``torch.profiler`` with stacks as well.  The profiler comes last: it leaves traces in the process.
 
 ``--device cpu`` is for work on this script: reads of tensors on the host are syncs then, and the ratios tell nothing.
 """
@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -56,8 +57,8 @@ _ORDER = (False, True, True, False, True, False, False, True)
 _WARM = 4
 _BEHIND = 1024
 """So many steps are behind the agent when a window begins."""
-_SHORT = 4
-_EXTRA = 0.12
+_SHORT, _SHORT_WARM = 4, 2
+_EXTRA = 0.25
 """Share of the budget for the comparisons."""
 
 
@@ -238,22 +239,19 @@ def window(step: Step, around: Around, device: str, steps: int, warm: int) -> fl
             gc.enable()
 
 
-def pairs(
-    step: Step, around: Around, device: str, rounds: int, steps: int, warm: int, until: float
-) -> tuple[list[float], list[float]]:
-    """Return the windows without and with, one of each a round."""
-    plain: Around = contextlib.nullcontext
-    bare: list[float] = []
-    other: list[float] = []
+def turns(
+    step: Step, arounds: Mapping[str, Around], device: str, rounds: int, until: float
+) -> dict[str, list[float]]:
+    """Return, for each way, a short window a round; who comes first goes round."""
+    found: dict[str, list[float]] = {name: [] for name in arounds}
+    names = list(arounds)
     for turn in range(rounds):
-        for is_bare in (True, False) if turn % 2 == 0 else (False, True):
-            if is_bare:
-                bare.append(window(step, plain, device, steps, 2))
-            else:
-                other.append(window(step, around, device, steps, warm))
+        place = turn % len(names)
+        for name in (*names[place:], *names[:place]):
+            found[name].append(window(step, arounds[name], device, _SHORT, _SHORT_WARM))
         if time.perf_counter() > until and turn >= 2:
             break
-    return bare, other
+    return found
 
 
 def rounds_of(step: Step, around: Around, device: str, rounds: int) -> tuple[list[list[float]], list[list[float]]]:
@@ -371,17 +369,21 @@ class Run:
             self.compare(variants)
 
     def compare(self, variants: Variants) -> None:
-        others: dict[str, tuple[Around, int, int]] = {
-            "ops": (variants.watched("ops"), 20, 2),
-            "modes that do nothing": (variants.nothing, 20, 1),
-            "torch.profiler with stacks": (variants.profiler, 3, 1),
-        }
-        share_s = max(self.left_s(), 10.0) / (len(others) * max(len(self.steps), 1))
-        for title, (around, rounds, warm) in others.items():
+        """Put the two modes of ``detail="ops"`` beside two that do nothing, and beside the profiler."""
+        three = {"bare": contextlib.nullcontext, "nothing": variants.nothing, "ops": variants.watched("ops")}
+        four = {**three, "profiler": variants.profiler}
+        for share, rounds, arounds in ((0.75, 100, three), (1.0, 12, four)):
+            each_s = share * max(self.left_s(), 10.0) / max(len(self.steps), 1)
             for name, step in self.steps.items():
-                until = time.perf_counter() + share_s
-                bare, other = pairs(step, around, self.device, rounds, _SHORT, warm, until)
-                self.put(name, title, compared(bare, other, _SHORT))
+                ms = turns(step, arounds, self.device, rounds, time.perf_counter() + each_s)
+                if arounds is three:
+                    self.put(name, "ops", compared(ms["bare"], ms["ops"], _SHORT))
+                    self.put(name, "modes that do nothing", compared(ms["bare"], ms["nothing"], _SHORT))
+                    self.put(name, "ops over modes that do nothing", compared(ms["nothing"], ms["ops"], _SHORT))
+                else:
+                    self.put(name, "torch.profiler with stacks", compared(ms["bare"], ms["profiler"], _SHORT))
+                    self.put(name, "ops over torch.profiler", compared(ms["profiler"], ms["ops"], _SHORT))
+                    self.put(name, "nothing over torch.profiler", compared(ms["profiler"], ms["nothing"], _SHORT))
 
     def put(self, name: str, title: str, row: dict[str, Any], *windows: list[list[float]]) -> None:
         self.rows[name][title] = row
@@ -405,8 +407,11 @@ def main() -> int:
     parser.add_argument("--workload", default="", help="only those whose name holds this text")
     parser.add_argument("--add", action="store_true", help="keep the other workloads that the file has already")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
+    parser.add_argument("--cpus", type=int, default=0, help="run on so many cores only, the last ones: steadier")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if options.cpus:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.cpus :])  # threads to come inherit it
     if options.device == "cpu":
         torch.set_num_threads(1)
     run = Run(options.device, options.budget, options.rounds, options.workload, options.optimizer)
@@ -417,7 +422,7 @@ def main() -> int:
     finally:  # a run cut short still tells something
         before = json.loads(options.out.read_text()) if options.add and options.out.exists() else {}
         content: Mapping[str, Any] = {
-            "optimizer": options.optimizer,
+            "optimizer": options.optimizer, "cpus": len(os.sched_getaffinity(0)),
             "took_s": round(time.perf_counter() - run.began + before.get("took_s", 0.0), 1),
             "notes": [*before.get("notes", ()), *run.notes], "cases": {**before.get("cases", {}), **run.rows},
         }  # fmt: skip

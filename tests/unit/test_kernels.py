@@ -123,6 +123,25 @@ def test_what_does_not_wait_is_no_event(agent, name):
     assert agent.events() == ()
 
 
+@pytest.mark.parametrize("source", ["meta", "cpu"])
+def test_a_copy_that_stays_on_the_device_is_passed_on_unasked(source):
+    """The keys of the call say so; a copy from the host has a key of the host's as well."""
+    asked = []
+
+    def proves(args, _kwargs):
+        asked.append(args[1].device.type)
+
+    rule = Rule("aten::copy_", proves, proves, "as in the table", keys=("Meta",), hot=True)
+    recorder = Recorder(config.load({}, {}), look_up(simulated=True), lambda: 0)
+    sensor = KernelSensor(recorder, [rule])
+    sensor.start(hot=True)
+    try:
+        torch.empty(3, device="meta").copy_(torch.empty(3, device=source))
+    finally:
+        sensor.stop()
+    assert asked == ([] if source == "meta" else ["cpu"])
+
+
 def test_masked_select_is_named_as_the_user_wrote_it(agent):
     """It is indexing by a mask inside, in one device's kernel or above it."""
     X.masked_select(MASK)

@@ -21,7 +21,7 @@ from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
 from syncagent.policy import Policy
 from syncagent.policy.remote import Remote
-from syncagent.recorder import Recorder, user_context
+from syncagent.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
 from syncagent.sinks.log import ViolationLog
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from syncagent.event import OpCount, SyncEvent
+    from syncagent.records import ThreadState
     from syncagent.sinks import Sink
 
 __all__ = ["Agent", "no_run"]
@@ -56,6 +57,7 @@ class Agent:
         nobody = ranks.Rank(None, None, None)
         self.rank = self._faults.guard("the rank", ranks.read, nobody)
         self._seeks_rank = self.rank is not nobody
+        self._rank_due_s = 0.0
         self._internals = self._faults.guard(
             "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
         )
@@ -64,7 +66,7 @@ class Agent:
         self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder.thread_state, self._faults)
+        self._ranges = Ranges(self._recorder)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
         self._host_scalars = HostScalars()
@@ -176,7 +178,9 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
-        self._seek_rank()
+        if time.monotonic() >= self._rank_due_s:
+            self._rank_due_s = time.monotonic() + _SELDOM_S
+            self._seek_rank()
 
     def _seek_rank(self) -> None:
         """Ray Train, and process groups without a launcher, say it once the script runs."""
@@ -206,6 +210,7 @@ class Agent:
                 hot = self.settings.copies_timed == "all"
                 self._on("the sensor kernels", lambda: self._kernels.start(hot=hot), self._kernels.stop)
                 if self.settings.copies_timed == "sampled":
+                    self._recorder.thread_state().copies_armed = True
                     self._faults.guard("the watch for copies", self._kernels.arm_hot, None)
             if not self.settings.simulate:
                 self._say_if_there_is_no_gpu()
@@ -288,17 +293,27 @@ class Agent:
     # --- steps, sampling
 
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
-        self._recorder.thread_state().trains = True
-        self._pipeline.step_ended(step, start_ns, end_ns, user_context())
-        self._policy.budgets.step_ended(step, end_ns - start_ns)
-        self._pricing.step_ended(self.steps.current)
+        # Once a step all of this is cold: each Python function called here would take some 2 µs.
+        try:
+            state: ThreadState = self._recorder.local.state
+        except AttributeError:
+            state = self._recorder.thread_state()
+        state.trains = True
+        self._pipeline.steps.append((step, start_ns, end_ns, self._recorder.user_context()))
+        budgets = self._policy.budgets
+        if budgets.has_window:
+            budgets.step_ended(step, end_ns - start_ns)
+        if self._pricing.window is not None:
+            self._pricing.step_ended(self.steps.current)
         if self._sampling.has_work:
-            self._arm_copies()
+            wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
+            if wanted or state.copies_armed:
+                state.copies_armed = wanted
+                self._arm_copies(wanted=wanted)
 
-    def _arm_copies(self) -> None:
+    def _arm_copies(self, *, wanted: bool) -> None:
         if not self._kernels.live:
             return
-        wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
         if wanted and not self._kernels.hot_armed:
             self._kernels.arm_hot()
         elif not wanted and self._kernels.hot_armed:
@@ -370,6 +385,7 @@ class Agent:
         )
 
 
+_SELDOM_S = 1.0
 _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 """One of these is there where a driver is: natively, in a container, under WSL."""
 

@@ -13,7 +13,7 @@ import time
 
 __all__ = ["breathe", "keep_pace"]
 
-_STRETCH_NS = 50_000
+_STRETCH_NS = 80_000
 _PAUSE_S = 0.000_05
 """As short as the system's timers go: they add about as much again."""
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
-_INTERVAL_S = 0.1
+_INTERVAL_S = 0.25
+_SELDOM_S = 1.0
+_ENOUGH = 250
+"""Syncs and steps for which a round is made at once; for fewer, one is made each second: the first few of a round take
+several times as long as the rest, since their code and data have left the caches."""
 _PATIENCE_S = 5.0
 _FEW_THREADS = 1
 _FEW = 8
@@ -31,7 +35,7 @@ _FEW = 8
 
 
 class Pipeline:
-    """Drains the threads' buffers into the sinks, ten times a second and at the end."""
+    """Drains the threads' buffers into the sinks: each second, earlier where much is waiting, and at the end."""
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class Pipeline:
         device_name: str = "cuda",
         each_round: Callable[[], None] = lambda: None,
     ) -> None:
-        """``each_round`` is called ten times a second on the agent's thread."""
+        """``each_round`` is called four times a second on the agent's thread."""
         self._each_round = each_round
         self._recorder = recorder
         self.faults = recorder.faults
@@ -49,7 +53,8 @@ class Pipeline:
         self.rank = rank
         """Written into all records; may become known later."""
         self._device_name = device_name
-        self._steps: deque[StepRecord] = deque()
+        self.steps: deque[tuple[int, int, int, Any]] = deque()
+        """Steps that have ended: number, start and end (``perf_counter_ns``), OpenTelemetry's context."""
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
         self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
         self._wake = threading.Event()
@@ -58,14 +63,6 @@ class Pipeline:
         self._thread: threading.Thread | None = None
         self.lost: dict[str, int] = {}
         """What was dropped, by reason."""
-
-    # --- on the training threads
-
-    def step_ended(self, step: int, start_ns: int, end_ns: int, context: Any) -> None:
-        """Take note of a step's end; times are ``perf_counter_ns``, ``context`` is OpenTelemetry's."""
-        anchor = self._anchor_ns
-        span = span_in(context)
-        self._steps.append(StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context))
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -133,7 +130,7 @@ class Pipeline:
 
     def _drain(self) -> None:
         # Steps first: what a step holds was recorded before its end was, so it is in the buffers by now.
-        steps = [self._steps.popleft() for _ in range(len(self._steps))]
+        steps = [self._step(*self.steps.popleft()) for _ in range(len(self.steps))]
         events = self._collect()
         given = 0
         for record in steps:
@@ -143,8 +140,15 @@ class Pipeline:
             self._give(events[before:given])
             self._each("step", record)
         self._give(events[given:])
-        if len(self._recorder.states) > _FEW_THREADS:
-            self._recorder.retire_threads()
+
+    def _step(self, step: int, start_ns: int, end_ns: int, context: Any) -> StepRecord:
+        anchor = self._anchor_ns
+        try:
+            span = span_in(context)
+        except Exception as error:
+            span = None
+            self.faults.add("reading the program's span", error, "failed")
+        return StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context or None)
 
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
@@ -171,14 +175,23 @@ class Pipeline:
 
     def _run(self) -> None:
         keep_pace()
+        due_s = 0.0
         while not self._stopping:
             self._wake.wait(_INTERVAL_S)
             try:
                 self._each_round()
-                self.drain()
+                is_due = time.monotonic() >= due_s
+                if is_due or self._waiting() >= _ENOUGH:
+                    due_s = time.monotonic() + _SELDOM_S
+                    self.drain()
+                if is_due and len(self._recorder.states) > _FEW_THREADS:
+                    self._recorder.retire_threads()
             except Exception as error:
                 self.faults.add("draining", error, "failed")
         self._finish()
+
+    def _waiting(self) -> int:
+        return len(self.steps) + sum(len(state.buffer) for state in self._recorder.states)
 
     def _collect(self) -> list[SyncEvent]:
         events: list[SyncEvent] = []
@@ -244,7 +257,7 @@ class Pipeline:
             stack=tuple(site for site in map(resolve, about.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
             user_span=span_in(seen.context),
-            user_context=seen.context,
+            user_context=seen.context or None,
             violation=seen.violation,
         )
 

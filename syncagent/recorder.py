@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.autograd import OWNER, backward_frame, owner_of_backward
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, SET_UP, CallSites, Point, Where
 from syncagent.attribution.modules import ModulePaths
+from syncagent.attribution.ranges import labels
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 from syncagent.faults import Faults
@@ -64,6 +66,9 @@ class Recorder:
         self.crossing_ns: tuple[Callable[[], float], Callable[[], float]] = (lambda: 0.0, lambda: 0.0)
         """Cost of one call through a kernel, and of one through both modes, beyond the agent's own code."""
         self.faults = faults if faults is not None else Faults()
+        self.user_context: Callable[[], Any] = self._seek_user_context
+        """Reads OpenTelemetry's context, in which the user's active span stands; empty or ``None`` where there is none.
+        The span itself is found later, by :func:`span_in`."""
         self._failures = 0
         self._states_lock = threading.RLock()  # between threads that are new, and the draining thread
         self._retired: dict[OpKey, OpSum] = {}
@@ -72,6 +77,13 @@ class Recorder:
         self._modules = ModulePaths() if settings.wraps_every_op else None
         self._stacks = settings.stacks
         self.current_step = current_step
+
+    def _seek_user_context(self) -> Any:
+        module = sys.modules.get("opentelemetry.context")
+        if not hasattr(module, "get_current"):  # not in use, or just being imported
+            return None
+        self.user_context = _reader_of_context(module)
+        return self.user_context()
 
     def thread_state(self) -> ThreadState:
         """Return this thread's state, made at its first use."""
@@ -158,7 +170,7 @@ class Recorder:
             if device < 0:
                 device = internals.current_device()
             stream = internals.raw_stream(device)
-            state.context = user_context()
+            state.context = self.user_context()
             if internals.graph_task() != -1:
                 where = state.where or self.locate(state, frame)
                 if where.marks & SET_UP:
@@ -166,12 +178,12 @@ class Recorder:
                 owner, forward, module = self._forward_of(state)
                 return About(
                     op, state.api, where, _BACKWARD, device, stream, sensor, shapes, allowed,
-                    owner.ranges or state.ranges, module, forward, self._stack(frame),
+                    labels(owner.open_ranges or state.open_ranges), module, forward, self._stack(frame),
                 )  # fmt: skip
             user, offset, library, library_offset, marks = self.sites.walk(frame)
             grads = internals.grad_enabled()
             key: tuple[Any, ...] | None = None
-            if allowed is None and self._modules is None and not (state.ranges or self._stacks):
+            if allowed is None and self._modules is None and not (state.open_ranges or self._stacks):
                 key = (op, kind, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
             about = state.abouts.get(key) if key is not None else None
             if about is None:
@@ -181,7 +193,7 @@ class Recorder:
                 module = self._modules.path(frame) if self._modules is not None and marks & MODULE_CALL else None
                 about = About(
                     op, state.api, where, phase_outside_backward(marks, kind, grads), device, stream, sensor, shapes,
-                    allowed, state.ranges, module, None, self._stack(frame),
+                    allowed, labels(state.open_ranges), module, None, self._stack(frame),
                 )  # fmt: skip
                 if key is not None:
                     if len(state.abouts) >= _ABOUTS:  # sizes that are never the same
@@ -337,12 +349,11 @@ class Recorder:
     def site_in_backward(self, state: ThreadState, task: int) -> Point | None:
         """Return the forward line of the node that runs in this pass; one node's ops come one after another."""
         node = self.internals.autograd_node()
-        running = (task, node._sequence_nr() if node is not None else -1)
-        if state.node == running:
-            return state.node_point
-        _, where, _ = self._forward_of(state)
-        state.node = running
-        state.node_point = where.user if where is not None else None
+        sequence = node._sequence_nr() if node is not None else -1
+        if state.sequence != sequence or state.task != task:
+            _, where, _ = self._forward_of(state)
+            state.task, state.sequence = task, sequence
+            state.node_point = where.user if where is not None else None
         return state.node_point
 
     def _forward_of(self, state: ThreadState) -> tuple[ThreadState, Where | None, str | None]:
@@ -416,17 +427,18 @@ def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], .
     return device, tuple(found[:_SHAPES])
 
 
-def user_context() -> Any:
-    """Return OpenTelemetry's context, in which the user's active span stands; ``None`` where it is empty or not in use.
+def _reader_of_context(module: Any) -> Callable[[], Any]:
+    """Return what reads OpenTelemetry's current context: its ``get_current``, or what that comes down to.
 
-    Two look-ups: the span itself is found later, by :func:`span_in`.
+    That is two Python calls less, of code that has left the caches when a sync comes.
     """
-    module = sys.modules.get("opentelemetry.context")
-    return (module.get_current() or None) if module is not None else None
+    variable = getattr(getattr(module, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    read: Callable[[], Any] = variable.get if isinstance(variable, ContextVar) else module.get_current
+    return read
 
 
 def span_in(context: Any) -> object | None:
-    """Return the user's span of a context that was taken by :func:`user_context`."""
+    """Return the user's span of a context that :attr:`Recorder.user_context` has read."""
     if not context:
         return None
     from opentelemetry import trace

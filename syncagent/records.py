@@ -99,9 +99,10 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "about", "abouts", "api", "api_point", "backward_point", "backward_task", "buffer", "context", "dropped", "ended", "forwards", "ident", "kind",
-        "last_sequence", "name", "named", "native_id", "node", "node_point", "op", "ops", "outer", "own_ns", "owner",
-        "passes", "range_ids", "ranges", "set_up", "stall_ns", "start_ns", "sums", "tallies", "trains", "where",
+        "about", "abouts", "api", "api_point", "backward_point", "backward_task", "buffer", "context", "copies_armed",
+        "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name", "named", "native_id", "node_point",
+        "op", "open_ranges", "ops", "outer", "own_ns", "owner", "passes", "sequence", "set_up", "stall_ns", "start_ns",
+        "sums", "tallies", "task", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,6 +110,8 @@ class ThreadState:
         self.native_id = threading.get_native_id()
         self.name = f"thread-{self.native_id}"
         self.buffer: deque[Observation] = deque()
+        self.copies_armed = False
+        """Whether copies are watched on this thread, in this step."""
         self.dropped = 0
         self.ended = False
         self.forwards = ForwardSites()
@@ -116,7 +119,8 @@ class ThreadState:
         self.backward_task = -1
         self.backward_point: Point | None = None
         """The line that called this backward pass, under ``detail="ops"``; looked up at its first op."""
-        self.node = (-1, -1)
+        self.task = self.sequence = -1
+        """The backward pass and the node in it that ran last on this thread, and the forward line of that node."""
         self.node_point: Point | None = None
         self.owner: tuple[int, ThreadState | None] = (-1, None)
         """The backward pass that was asked about last, and the thread that called it."""
@@ -136,8 +140,8 @@ class ThreadState:
         self.api: Any = None
         self.api_point: Any = None
         """The user's line that made this call, under ``detail="ops"``; looked up at its first op."""
-        self.ranges: tuple[str, ...] = ()
-        self.range_ids: tuple[int, ...] = ()
+        self.open_ranges: list[Any] = []
+        """The ``record_function`` objects, outermost first."""
         self.ops: dict[OpKey, OpSum] = {}
         self.tallies: dict[TallyKey, Tally] = {}
         self.sums: dict[Any, Tally] = {}

@@ -24,22 +24,26 @@ class CopySampling:
 
     def __init__(self, *, on: bool) -> None:
         self._since = [(0, on)]
+        self._on = on
+        self.has_work = on
+        """Whether anything is ever turned on or off: not where all copies are watched, or none, from the start."""
+        self._stretch = (0, 0, -1)
+        """Begin, end and the one that is watched, of the stretch last asked about; replaced whole, by several threads."""
 
     def change(self, step: int, *, on: bool) -> None:
         """From ``step`` on copies are sampled, or all of them watched."""
         self._since.append((step, on))
-
-    @property
-    def has_work(self) -> bool:
-        """Whether anything is ever turned on or off: not where all copies are watched, or none, from the start."""
-        return self._since[-1][1] or len(self._since) > 1
+        self._on = on
+        self.has_work = True
 
     def watches(self, step: int) -> bool:
         """Is this step one of those?"""
-        if not self._since[-1][1] or step < _FIRST:
-            return True
-        begin, length = _stretch(step)
-        return step == begin + (begin * 0x9E3779B1 >> 9) % length
+        begin, end, chosen = self._stretch
+        if not begin <= step < end:
+            begin, length = _stretch(step)
+            chosen = begin + (begin * 0x9E3779B1 >> 9) % length
+            self._stretch = (begin, begin + length, chosen)
+        return step == chosen or not self._on or step < _FIRST
 
     def weight(self, step: int) -> float:
         """Return how many copies one seen in that step stands for."""

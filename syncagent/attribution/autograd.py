@@ -53,9 +53,12 @@ class ForwardSites:
     def remember_if_new(self, sequence: int, where: Where) -> None:
         """Keep what is known already of the node: a sync's own record says more."""
         ring = self._ring
-        found = ring[sequence % _SLOTS] if ring else None
-        if found is None or found[0] != sequence:
+        if not ring:
             self.remember(sequence, where, None)
+            return
+        found = ring[sequence % _SLOTS]
+        if found is None or found[0] != sequence:
+            ring[sequence % _SLOTS] = _new(Forward, (sequence, where, None))
 
     def find(self, sequence: int) -> Forward | None:
         found = self._ring[sequence % _SLOTS] if self._ring else None

@@ -5,36 +5,63 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    from syncagent.faults import Faults
-    from syncagent.records import ThreadState
+    from syncagent.recorder import Recorder
 
-__all__ = ["Ranges"]
+__all__ = ["Ranges", "labels"]
+
+
+def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
+    """Return the names of ranges that are open."""
+    return tuple(str(label.name) for label in open_ones)
 
 
 class Ranges:
-    """Wraps enter and exit of the public class ``record_function`` while it is on."""
+    """Wraps enter and exit of the public class ``record_function`` while it is on.
 
-    def __init__(self, thread_state: Callable[[], ThreadState], faults: Faults) -> None:
-        self._state = thread_state
+    Every optimizer opens two ranges a step, so all that is done here is to keep them; their names are asked for at a
+    sync.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._original: tuple[Any, Any] | None = None
-        self._safely = faults.shield("the watch for labels of record_function")
 
     def start(self) -> None:
         from torch.profiler import record_function
 
         enter: Any = record_function.__enter__
         leave: Any = record_function.__exit__
-        safely, opened, closed = self._safely, self._opened, self._closed
+        local, thread_state = self._recorder.local, self._recorder.thread_state
 
         def entered(self: Any) -> Any:
-            safely(opened, self)
+            try:
+                try:
+                    open_ones = local.state.open_ranges
+                except AttributeError:
+                    open_ones = thread_state().open_ranges
+                open_ones.append(self)
+            except Exception as error:
+                failed(error)
             return enter(self)
 
         def left(self: Any, *error: Any) -> Any:
-            safely(closed, self)
+            try:
+                open_ones = local.state.open_ranges
+                if open_ones and open_ones[-1] is self:
+                    open_ones.pop()
+                else:
+                    _take_out(open_ones, self)
+            except AttributeError:
+                pass  # it was opened before the agent came
+            except Exception as own_error:
+                failed(own_error)
             return leave(self, *error)
+
+        def failed(error: Exception) -> None:
+            self._recorder.fault("the watch for labels of record_function", error, "failed and is off")
+            self.stop()
 
         self._original = (enter, leave)
         record_function.__enter__ = entered  # type: ignore[method-assign]
@@ -47,14 +74,10 @@ class Ranges:
             record_function.__enter__, record_function.__exit__ = self._original  # type: ignore[method-assign]
             self._original = None
 
-    def _opened(self, label: Any) -> None:
-        thread = self._state()
-        thread.ranges = (*thread.ranges, str(label.name))
-        thread.range_ids = (*thread.range_ids, id(label))
 
-    def _closed(self, label: Any) -> None:
-        thread = self._state()
-        if id(label) in thread.range_ids:  # else it was opened before the agent came
-            place = len(thread.range_ids) - 1 - thread.range_ids[::-1].index(id(label))
-            thread.ranges = thread.ranges[:place]
-            thread.range_ids = thread.range_ids[:place]
+def _take_out(open_ones: list[Any], label: Any) -> None:
+    """Close a range that was not the last one opened, and those opened inside of it."""
+    for place in range(len(open_ones) - 1, -1, -1):
+        if open_ones[place] is label:
+            del open_ones[place:]
+            return

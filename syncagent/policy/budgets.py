@@ -24,6 +24,8 @@ class Budgets:
         self._syncs = dict(settings.max_syncs_per_step)
         self._stall_ms = dict(settings.max_stall_ms_per_step)
         self._share = settings.max_stall_share
+        self.has_window = self._share is not None
+        """Whether a step's end means anything here."""
         self._window: deque[tuple[int, int]] = deque(maxlen=settings.stall_share_window)
         self._step = -1
         self._counted: dict[str, int] = {}

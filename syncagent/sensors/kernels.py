@@ -251,6 +251,7 @@ class KernelSensor:
         name, late = shown(rule), rule.late
         proves = rule.proves if switch is None else _of_data(rule.proves)  # above, tensors without data come by as well
         names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
+        always: SyncKind | None = getattr(proves, "always", None)
         waited_ns = own_time_taken_off(rule)
 
         def watch(below: Any, args: Any, kwargs: Any) -> Any:
@@ -258,14 +259,16 @@ class KernelSensor:
                 state: ThreadState = local.state
             except AttributeError:
                 state = recorder.thread_state()
-            try:
-                kind = proves(args, kwargs)
-            except Exception as error:
-                kind = None
-                sensor._fault(rule, error)
+            kind = always
+            if kind is None:
+                try:
+                    kind = proves(args, kwargs)
+                except Exception as error:
+                    sensor._fault(rule, error)
             if kind is None:
                 return call(below, *args, **kwargs) if state.op is not None else not_proven(state, below, args, kwargs)
-            frame = _caller(2)
+            kernel = sys._getframe().f_back
+            frame = kernel.f_back if kernel is not None else None  # none on a thread of autograd's
             if state.op is not None:
                 return inside(state, kind, frame, below, args, kwargs)
             named = kind if names_itself else sensor._kind(rule, args, kwargs) or kind
@@ -278,7 +281,10 @@ class KernelSensor:
                 state.op = name
                 state.passes += 1
                 state.stall_ns = 0
-                allowed = sensor._ask(state, kind, frame)  # which may raise
+                policy = recorder.policy
+                allowed = None
+                if policy is not None and (not policy.is_passive or open_scopes() or scopes_by_thread):
+                    allowed = recorder.ask(name, kind, frame, state)  # which may raise
                 about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)

@@ -64,6 +64,7 @@ def _always(kind: SyncKind) -> Waits:
     def waits(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
         return kind
 
+    waits.always = kind  # type: ignore[attr-defined]  # so that it need not be asked
     return waits
 
 

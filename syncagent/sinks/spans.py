@@ -46,6 +46,7 @@ _FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORW
 _LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
 
 _SDK = "opentelemetry.sdk."
+_TAKES_ALL = ("AlwaysOnSampler", "ParentBased{root:AlwaysOnSampler")
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
@@ -86,6 +87,8 @@ class SpanSink:
         self._provider = tracer_provider
         self._version = version
         self._laid_out: LaidOut | None = None
+        self._takes_all = False
+        """The sampler wants every trace that has no parent."""
         self._tracer = self._own_tracer()
         self._ids = StepIds(whose)
         self._min_stall_ns = min_stall_ms * 1e6
@@ -167,6 +170,7 @@ class SpanSink:
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
             self._laid_out = own if isinstance(own, LaidOut) else LaidOut(own)
             tracer.id_generator = self._laid_out  # type: ignore[attr-defined]
+            self._takes_all = tracer.sampler.get_description().startswith(_TAKES_ALL)  # type: ignore[attr-defined]
         return tracer
 
     def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
@@ -185,10 +189,18 @@ class SpanSink:
     def _new_step(self, number: int) -> _Step:
         if self._provider is None:
             self._tracer = self._own_tracer()
-        return _Step(number, self._ids.trace_id(number))
+        return _Step(number, self._ids.lap(number))
+
+    def _trace_id(self, step: _Step) -> int:
+        """The step's trace, made once it is asked for: most steps of a long run get no span."""
+        if not step.trace_id:
+            step.trace_id = self._ids.trace_id(step.number, step.lap)
+        return step.trace_id
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
         """Ask the SDK's samplers, which keep no count; any other is asked by the tracer alone, once a span."""
+        if self._takes_all and record.user_span is None and step.user is None:
+            return True
         parent = step.user_for(record)
         key = 0 if parent is None else parent.get_span_context().span_id
         if (known := step.sampled.get(key)) is not None:
@@ -196,7 +208,7 @@ class SpanSink:
         sampler: Any = getattr(self._tracer, "sampler", None)
         if self._laid_out is None or not type(sampler).__module__.startswith(_SDK):
             return True
-        trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
+        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
         decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
         if len(step.sampled) >= VERDICTS_MAX:
             step.sampled.clear()
@@ -209,7 +221,7 @@ class SpanSink:
             return 0
         span_id = secrets.randbits(64) or 1
         parent = _user_span(event) or step.root or step.user
-        trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
+        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
         if parent is None or parent.get_span_context().trace_flags.sampled:
             self._contexts[id(event)] = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
         return span_id
@@ -263,7 +275,7 @@ class SpanSink:
         step.end_ns = step.start_ns
         attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self.policy}
         if step.parent is None and self._laid_out is not None:
-            self._laid_out.trace_id = step.trace_id
+            self._laid_out.trace_id = self._trace_id(step)
         step.root = self._tracer.start_span(
             semconv.STEP_SPAN,
             context=_context(step.parent, about.user_context),
@@ -299,7 +311,8 @@ class SpanSink:
 
     def _stray_id(self, step: _Step, root: trace.SpanContext) -> int:
         """A trace of its own: the step's, where that is not the step's either since the user has a span around it."""
-        return step.trace_id if root.trace_id != step.trace_id else 0
+        trace_id = self._trace_id(step)
+        return trace_id if root.trace_id != trace_id else 0
 
     def _finish_oldest(self) -> None:
         step = self._steps.pop(next(iter(self._steps)))
@@ -363,7 +376,8 @@ class _Step:
     """A step whose spans are not all out yet."""
 
     number: int
-    trace_id: int
+    lap: int
+    trace_id: int = 0
     sampled: dict[int, bool] = field(default_factory=dict)
     """What the sampler said, by the id of the user's span that would be the parent; 0 for none."""
     user: trace.Span | None = None

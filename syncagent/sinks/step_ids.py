@@ -77,9 +77,13 @@ class StepIds:
             self._lap += 1
         self._last = step
 
-    def trace_id(self, step: int) -> int:
-        """The id of the trace of a step that runs or ends now; never 0."""
-        lap = self._lap + (step <= self._last)
+    def lap(self, step: int) -> int:
+        """On which lap a step is that runs or ends now."""
+        return self._lap + (step <= self._last)
+
+    def trace_id(self, step: int, lap: int | None = None) -> int:
+        """The id of a step's trace, by default of one that runs or ends now; never 0."""
+        lap = self.lap(step) if lap is None else lap
         key = self.whose().key or self._own_key
         digest = blake2b(f"{key}/{lap}/{step}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
         return int.from_bytes(digest, "big") or 1

@@ -1,15 +1,14 @@
 """What watching costs a training step: the agent against nothing, turn about in one process.
 
-    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 40] [--cpus N]
+    python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100] [--cpus N]
 
-A window is 16 steps, from an idle GPU to an idle GPU.  A round is four windows without and four with
-``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets
-slower, or is disturbed for some seconds, hits both alike.  The same windows without, put the same way, are the control
-(A/A), at no extra cost.
+A window is 128 steps, from an idle GPU to an idle GPU.  A round is one window without and one with ``detail="syncs"``
+and spans to a journal, as ``SYNCAGENT=1`` has it, in the order AB BA BA AB: a machine that gets slower, or is disturbed
+for some seconds, hits both alike.  The windows without, of two rounds each, are the control (A/A), at no extra cost.
 
-Why four: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
-that a thousand steps and the windows before are behind it, and runs four steps untimed; of the 64 steps of a round one
-is sampled, with the arming before and the disarming after it: just the share of a long run.
+Each window has a fresh agent, told that a thousand steps are behind it: a run that is some time old has its copies
+watched in one step of 64, two of a window.  It runs untimed for 0.65 s before, so that what its own thread does each
+second for the steps of that second is timed with about as many steps as the window has.
 
 ``detail="ops"`` takes turns with two modes that do nothing and with nothing, in shorter windows, and then with
 ``torch.profiler`` with stacks as well.  The profiler comes last: it leaves traces in the process.
@@ -48,16 +47,19 @@ from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    Step = Callable[..., float]
-    Around = Callable[[], contextlib.AbstractContextManager[None]]
+    from syncagent.agent import Agent
 
-_WINDOW = 16
-_ORDER = (False, True, True, False, True, False, False, True)
-"""Whether a window of a round is watched."""
-_WARM = 4
+    Step = Callable[..., float]
+    Around = Callable[[], contextlib.AbstractContextManager[Agent | None]]
+
+_WINDOW = 128
+_ORDER = (False, True, True, False)
+"""Whether the watched window of a round comes first."""
+_WARM_S = 0.65
+_WARM = 2
 _BEHIND = 1024
-"""So many steps are behind the agent when a window begins."""
-_SHORT, _SHORT_WARM = 4, 2
+"""So many steps are behind the agent when a window begins, and more in later ones."""
+_SHORT = 4
 _EXTRA = 0.25
 """Share of the budget for the comparisons."""
 
@@ -182,11 +184,11 @@ class Variants:
         self._folder = folder
         self._made = 0
         self.syncs: dict[str, int] = {}
-        self.windows: dict[str, int] = {}
+        self.steps: dict[str, int] = {}
 
     def watched(self, detail: str) -> Around:
         @contextlib.contextmanager
-        def around() -> Iterator[None]:
+        def around() -> Iterator[Agent]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
             ends = session.begin(config.load(chosen, {}))
@@ -194,16 +196,16 @@ class Variants:
                 if isinstance(sink, SpanSink):
                     sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
-            agent.steps.current = _BEHIND + _WINDOW * (self._made % (len(_ORDER) // 2)) - _WARM
+            agent.steps.current = _BEHIND + 64 * self._made
             try:
-                yield
+                yield agent
             finally:
                 report = agent.stop()
                 if ends.provider is not None:
                     ends.provider.close()
             reads = sum(row.count for row in report.sites if row.op == "aten::_local_scalar_dense")
             self.syncs[detail] = self.syncs.get(detail, 0) + reads
-            self.windows[detail] = self.windows.get(detail, 0) + 1
+            self.steps[detail] = self.steps.get(detail, 0) + (report.run.steps or 0)
 
         return around
 
@@ -221,11 +223,16 @@ class Variants:
             yield
 
 
-def window(step: Step, around: Around, device: str, steps: int, warm: int) -> float:
+def window(step: Step, around: Around, device: str, steps: int, warm_s: float = 0.0) -> float:
     """Return ms a step, from an idle GPU to an idle GPU."""
-    with around():
-        for _ in range(warm):
+    with around() as agent:
+        until = time.perf_counter() + warm_s
+        done = 0
+        while done < _WARM or time.perf_counter() < until:
             step()
+            done += 1
+        if agent is not None:
+            agent.steps.current -= agent.steps.current % 64  # the window has whole stretches of sampling
         gc.collect()
         gc.disable()
         try:
@@ -239,34 +246,31 @@ def window(step: Step, around: Around, device: str, steps: int, warm: int) -> fl
             gc.enable()
 
 
-def turns(
-    step: Step, arounds: Mapping[str, Around], device: str, rounds: int, until: float
-) -> dict[str, list[float]]:
+def turns(step: Step, arounds: Mapping[str, Around], device: str, rounds: int, until: float) -> dict[str, list[float]]:
     """Return, for each way, a short window a round; who comes first goes round."""
     found: dict[str, list[float]] = {name: [] for name in arounds}
     names = list(arounds)
     for turn in range(rounds):
         place = turn % len(names)
         for name in (*names[place:], *names[:place]):
-            found[name].append(window(step, arounds[name], device, _SHORT, _SHORT_WARM))
+            found[name].append(window(step, arounds[name], device, _SHORT))
         if time.perf_counter() > until and turn >= 2:
             break
     return found
 
 
-def rounds_of(step: Step, around: Around, device: str, rounds: int) -> tuple[list[list[float]], list[list[float]]]:
-    """Return, a round, the windows without and those with."""
+def rounds_of(step: Step, around: Around, device: str, rounds: int, until: float) -> tuple[list[float], list[float]]:
+    """Return, a round, the window without and the one with."""
     plain: Around = contextlib.nullcontext
-    bare: list[list[float]] = []
-    watched: list[list[float]] = []
+    bare: list[float] = []
+    watched: list[float] = []
     for turn in range(rounds):
-        found: dict[bool, list[float]] = {False: [], True: []}
-        for place in _ORDER:
-            is_watched = place != (turn % 2 == 1)
-            warm = _WARM if is_watched else 2
-            found[is_watched].append(window(step, around if is_watched else plain, device, _WINDOW, warm))
-        bare.append(found[False])
-        watched.append(found[True])
+        first = _ORDER[turn % len(_ORDER)]
+        for is_watched in (first, not first):
+            ms = window(step, around if is_watched else plain, device, _WINDOW, _WARM_S if is_watched else 0.0)
+            (watched if is_watched else bare).append(ms)
+        if time.perf_counter() > until and turn >= 3:
+            break
     return bare, watched
 
 
@@ -281,14 +285,12 @@ def compared(bare: Sequence[float], other: Sequence[float], steps: int) -> dict[
     }  # fmt: skip
 
 
-def control(bare: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Compare the bare windows of two rounds with each other, in the order in which bare and watched ones are."""
-    firsts, seconds = [], []
-    for one, other in zip(bare[::2], bare[1::2], strict=False):
-        windows = [*one, *other]
-        firsts.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if not place))
-        seconds.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if place))
-    return compared(firsts, seconds, _WINDOW * len(_ORDER) // 2)
+def control(bare: list[float]) -> dict[str, Any]:
+    """Compare the bare windows of every two rounds with each other, turn about."""
+    firsts, seconds = bare[: len(bare) // 2 * 2 : 2], bare[1::2]
+    for turn in range(0, len(firsts), 2):
+        firsts[turn], seconds[turn] = seconds[turn], firsts[turn]
+    return compared(firsts, seconds, _WINDOW)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -316,8 +318,8 @@ class Run:
                 step()
             with Count() as count:  # type: ignore[no-untyped-call]
                 step()
-            once = window(step, contextlib.nullcontext, self.device, _SHORT, 2)
-            window(step, variants.watched("syncs"), self.device, 1, 1)
+            once = window(step, contextlib.nullcontext, self.device, _SHORT)
+            window(step, variants.watched("syncs"), self.device, 1)
             row = self.rows[name] = {
                 "dispatcher_calls": count.ops, "reads_of_host_tensors": count.host_reads,
                 "step_ms": round(once, 3), "host_ms": round(self._host_ms(step), 3),
@@ -335,18 +337,6 @@ class Run:
         finish(self.device)
         return host_ms
 
-    def plan(self) -> int:
-        """Return how many rounds there is time for."""
-        half = len(_ORDER) // 2
-        round_s = sum(row["step_ms"] for row in self.rows.values()) / 1e3 * (2 * _WINDOW + _WARM + 2) * half
-        round_s += 0.03 * len(self.rows) * half  # to start and stop an agent
-        possible = int((self.left_s() - _EXTRA * self.budget_s) / round_s)
-        rounds = max(min(self.rounds, possible), 3)
-        if rounds < self.rounds:
-            needed = (self.rounds * round_s + time.perf_counter() - self.began) / (1 - _EXTRA)
-            self.note(f"{rounds} rounds, not {self.rounds}: --budget {needed:.0f} would be needed")
-        return rounds
-
     def note(self, text: str) -> None:
         self.notes.append(text)
         print(f"NOTE: {text}", flush=True)
@@ -355,22 +345,24 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             variants = Variants(self.device, folder)
             self.warm(variants)
-            rounds = self.plan()
             variants.syncs.clear()
-            variants.windows.clear()
+            variants.steps.clear()
+            share_s = self.left_s() * (1 - _EXTRA) / max(len(self.steps), 1)
             for name, step in self.steps.items():
-                bare, watched = rounds_of(step, variants.watched("syncs"), self.device, rounds)
-                both = ([statistics.mean(windows) for windows in column] for column in (bare, watched))
-                self.put(name, "syncs", compared(*both, _WINDOW * len(_ORDER) // 2), bare, watched)
+                until = time.perf_counter() + share_s
+                bare, watched = rounds_of(step, variants.watched("syncs"), self.device, self.rounds, until)
+                self.put(name, "syncs", compared(bare, watched, _WINDOW), bare, watched)
                 self.put(name, "bare against bare", control(bare))
-            wanted = variants.windows.get("syncs", 0) * (_WINDOW + _WARM)
-            if self.device == "cuda" and variants.syncs.get("syncs", 0) != wanted:
-                self.note(f"{variants.syncs.get('syncs', 0)} reads reported, {wanted} made")
+                if len(bare) < self.rounds:
+                    self.note(f"{name}: time for {len(bare)} rounds, not {self.rounds}")
+            read, made = variants.syncs.get("syncs", 0), variants.steps.get("syncs", 0)
+            if self.device == "cuda" and read != made:
+                self.note(f"{read} reads reported, {made} made")
             self.compare(variants)
 
     def compare(self, variants: Variants) -> None:
         """Put the two modes of ``detail="ops"`` beside two that do nothing, and beside the profiler."""
-        three = {"bare": contextlib.nullcontext, "nothing": variants.nothing, "ops": variants.watched("ops")}
+        three: dict[str, Around] = {"bare": contextlib.nullcontext, "nothing": variants.nothing, "ops": variants.watched("ops")}
         four = {**three, "profiler": variants.profiler}
         for share, rounds, arounds in ((0.75, 100, three), (1.0, 12, four)):
             each_s = share * max(self.left_s(), 10.0) / max(len(self.steps), 1)
@@ -385,10 +377,10 @@ class Run:
                     self.put(name, "ops over torch.profiler", compared(ms["profiler"], ms["ops"], _SHORT))
                     self.put(name, "nothing over torch.profiler", compared(ms["profiler"], ms["nothing"], _SHORT))
 
-    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[list[float]]) -> None:
+    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[float]) -> None:
         self.rows[name][title] = row
         if windows:
-            row["windows_ms"] = [[[round(ms, 3) for ms in windows] for windows in column] for column in windows]
+            row["windows_ms"] = [[round(ms, 3) for ms in column] for column in windows]
         low, high = row["ci95"]
         print(
             f"{name:26s} {title:28s} {row['ratio']:8.4f} ({low:.4f} to {high:.4f})"
@@ -403,7 +395,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--budget", type=float, default=150.0, help="seconds in all, about (default 150)")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--workload", default="", help="only those whose name holds this text")
     parser.add_argument("--add", action="store_true", help="keep the other workloads that the file has already")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))

@@ -238,7 +238,7 @@ def test_a_sink_that_hangs_does_not_keep_the_program_from_ending():
 
     own = pipeline.Pipeline(NoThreads(), (Hanging(),), None)
     own.start()
-    own.step_ended(0, 0, 1, None)
+    own.steps.append((0, 0, 1, None))
     assert inside.wait(10)
     assert ends(lambda: own.stop(timeout_s=0.2))
 
@@ -252,7 +252,7 @@ def test_stop_may_interrupt_a_delivery_on_the_same_thread():
             own.stop(timeout_s=0.2)
 
     own = pipeline.Pipeline(NoThreads(), (Interrupted(),), None)
-    own.step_ended(0, 0, 1, None)
+    own.steps.append((0, 0, 1, None))
     assert ends(own.drain)
 
 

@@ -28,7 +28,7 @@ class CopySampling:
         self.has_work = on
         """Whether anything is ever turned on or off: not where all copies are watched, or none, from the start."""
         self._stretch = (0, 0, -1)
-        """Begin, end and the one that is watched, of the stretch last asked about; replaced whole, by several threads."""
+        """Begin, end and chosen step of the stretch last asked about; replaced whole, since several threads ask."""
 
     def change(self, step: int, *, on: bool) -> None:
         """From ``step`` on copies are sampled, or all of them watched."""

@@ -362,7 +362,9 @@ class Run:
 
     def compare(self, variants: Variants) -> None:
         """Put the two modes of ``detail="ops"`` beside two that do nothing, and beside the profiler."""
-        three: dict[str, Around] = {"bare": contextlib.nullcontext, "nothing": variants.nothing, "ops": variants.watched("ops")}
+        three: dict[str, Around] = {
+            "bare": contextlib.nullcontext, "nothing": variants.nothing, "ops": variants.watched("ops"),
+        }  # fmt: skip
         four = {**three, "profiler": variants.profiler}
         for share, rounds, arounds in ((0.75, 100, three), (1.0, 12, four)):
             each_s = share * max(self.left_s(), 10.0) / max(len(self.steps), 1)

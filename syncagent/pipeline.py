@@ -28,6 +28,8 @@ _SELDOM_S = 1.0
 _ENOUGH = 250
 """Syncs and steps for which a round is made at once; for fewer, one is made each second: the first few of a round take
 several times as long as the rest, since their code and data have left the caches."""
+_UNHURRIED_NS, _STRETCH_NS = 200_000, 80_000
+"""How long the agent's thread works at a stretch, where little and where much is waiting."""
 _PATIENCE_S = 5.0
 _FEW_THREADS = 1
 _FEW = 8
@@ -175,14 +177,15 @@ class Pipeline:
 
     def _run(self) -> None:
         keep_pace()
-        due_s = 0.0
+        due_s = time.monotonic() + _SELDOM_S
         while not self._stopping:
             self._wake.wait(_INTERVAL_S)
             try:
                 self._each_round()
-                is_due = time.monotonic() >= due_s
-                if is_due or self._waiting() >= _ENOUGH:
+                is_due, waiting = time.monotonic() >= due_s, self._waiting()
+                if is_due or waiting >= _ENOUGH:
                     due_s = time.monotonic() + _SELDOM_S
+                    keep_pace(_UNHURRIED_NS if waiting < _ENOUGH else _STRETCH_NS)
                     self.drain()
                 if is_due and len(self._recorder.states) > _FEW_THREADS:
                     self._recorder.retire_threads()

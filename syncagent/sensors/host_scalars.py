@@ -38,7 +38,7 @@ class HostScalars:
         plain = torch.Tensor
 
         def read(x: Any) -> Any:
-            if is_compiling() or type(x) is not plain or not x.is_cpu or x.shape:
+            if is_compiling() or type(x) is not plain or not x.is_cpu or x.ndim:
                 return original(x)
             return x.tolist()
 

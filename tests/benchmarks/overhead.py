@@ -2,13 +2,16 @@
 
     python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100] [--cpus N]
 
-A window is 128 steps, from an idle GPU to an idle GPU.  A round is one window without and one with ``detail="syncs"``
-and spans to a journal, as ``SYNCAGENT=1`` has it, in the order AB BA BA AB: a machine that gets slower, or is disturbed
-for some seconds, hits both alike.  The windows without, of two rounds each, are the control (A/A), at no extra cost.
+A window is 16 steps, from an idle GPU to an idle GPU.  A round is four windows without and four with
+``detail="syncs"`` and spans to a journal, as ``SYNCAGENT=1`` has it, in the order ABBA BAAB: a machine that gets
+slower, or is disturbed for some seconds, hits both alike.  Longer windows tell less: the machines' unrest is about as
+large over two seconds as over a quarter of one.  The same windows without, put the same way, are the control (A/A), at
+no extra cost.
 
-Each window has a fresh agent, told that a thousand steps are behind it: a run that is some time old has its copies
-watched in one step of 64, two of a window.  It runs untimed for 0.65 s before, so that what its own thread does each
-second for the steps of that second is timed with about as many steps as the window has.
+Why four: a run that is some time old has its copies watched in one step of 64.  Each window has a fresh agent, told
+that a thousand steps and the windows before are behind it, and runs four steps untimed; of the 64 steps of a round one
+is sampled, with the arming before and the disarming after it: just the share of a long run.  So it is with the agent's
+own thread, which delivers about once a second: it does in one of the four, what 64 steps and syncs have left.
 
 ``detail="ops"`` takes turns with two modes that do nothing and with nothing, in shorter windows, and then with
 ``torch.profiler`` with stacks as well.  The profiler comes last: it leaves traces in the process.
@@ -39,7 +42,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from syncagent import config, session
+from syncagent import config, pipeline, session
 from syncagent.sinks.ration import Ration
 from syncagent.sinks.spans import SpanSink
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
@@ -52,13 +55,14 @@ if TYPE_CHECKING:
     Step = Callable[..., float]
     Around = Callable[[], contextlib.AbstractContextManager[Agent | None]]
 
-_WINDOW = 128
-_ORDER = (False, True, True, False)
-"""Whether the watched window of a round comes first."""
-_WARM_S = 0.65
-_WARM = 2
+_WINDOW = 16
+_ORDER = (False, True, True, False, True, False, False, True)
+"""Whether a window of a round is watched."""
+_WARM, _WARM_BARE = 4, 2
 _BEHIND = 1024
-"""So many steps are behind the agent when a window begins, and more in later ones."""
+"""So many steps are behind the agent when a window begins."""
+_DELIVERED = 48
+"""Steps of which the agent's thread finds the records beside those of the window itself, in every fourth."""
 _SHORT = 4
 _EXTRA = 0.25
 """Share of the budget for the comparisons."""
@@ -188,7 +192,7 @@ class Variants:
 
     def watched(self, detail: str) -> Around:
         @contextlib.contextmanager
-        def around() -> Iterator[Agent]:
+        def around() -> Iterator[Agent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
             ends = session.begin(config.load(chosen, {}))
@@ -196,9 +200,10 @@ class Variants:
                 if isinstance(sink, SpanSink):
                     sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
-            agent.steps.current = _BEHIND + 64 * self._made
+            place = self._made % (len(_ORDER) // 2)
+            agent.steps.current = _BEHIND + _WINDOW * place - _WARM
             try:
-                yield agent
+                yield agent if detail == "syncs" and place == 0 else None
             finally:
                 report = agent.stop()
                 if ends.provider is not None:
@@ -223,16 +228,24 @@ class Variants:
             yield
 
 
-def window(step: Step, around: Around, device: str, steps: int, warm_s: float = 0.0) -> float:
+def leave_records(agent: Agent) -> None:
+    """Do as if more steps had just ended, each with its sync."""
+    [state] = [state for state in agent._recorder.states if state.buffer]
+    number, start_ns, end_ns, context = agent._pipeline.steps[0]
+    seen = state.buffer[0]
+    for back in range(1, _DELIVERED + 1):
+        ns = back * (end_ns - start_ns)
+        agent._pipeline.steps.appendleft((number - back, start_ns - ns, end_ns - ns, context))
+        state.buffer.appendleft(seen._replace(step=number - back, start_ns=seen.start_ns - ns))
+
+
+def window(step: Step, around: Around, device: str, steps: int, warm: int) -> float:
     """Return ms a step, from an idle GPU to an idle GPU."""
     with around() as agent:
-        until = time.perf_counter() + warm_s
-        done = 0
-        while done < _WARM or time.perf_counter() < until:
+        for _ in range(warm):
             step()
-            done += 1
         if agent is not None:
-            agent.steps.current -= agent.steps.current % 64  # the window has whole stretches of sampling
+            leave_records(agent)
         gc.collect()
         gc.disable()
         try:
@@ -253,22 +266,27 @@ def turns(step: Step, arounds: Mapping[str, Around], device: str, rounds: int, u
     for turn in range(rounds):
         place = turn % len(names)
         for name in (*names[place:], *names[:place]):
-            found[name].append(window(step, arounds[name], device, _SHORT))
+            found[name].append(window(step, arounds[name], device, _SHORT, _WARM_BARE))
         if time.perf_counter() > until and turn >= 2:
             break
     return found
 
 
-def rounds_of(step: Step, around: Around, device: str, rounds: int, until: float) -> tuple[list[float], list[float]]:
-    """Return, a round, the window without and the one with."""
+def rounds_of(
+    step: Step, around: Around, device: str, rounds: int, until: float
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Return, a round, the windows without and those with."""
     plain: Around = contextlib.nullcontext
-    bare: list[float] = []
-    watched: list[float] = []
+    bare: list[list[float]] = []
+    watched: list[list[float]] = []
     for turn in range(rounds):
-        first = _ORDER[turn % len(_ORDER)]
-        for is_watched in (first, not first):
-            ms = window(step, around if is_watched else plain, device, _WINDOW, _WARM_S if is_watched else 0.0)
-            (watched if is_watched else bare).append(ms)
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for place in _ORDER:
+            is_watched = place != (turn % 2 == 1)
+            way, warm = (around, _WARM) if is_watched else (plain, _WARM_BARE)
+            found[is_watched].append(window(step, way, device, _WINDOW, warm))
+        bare.append(found[False])
+        watched.append(found[True])
         if time.perf_counter() > until and turn >= 3:
             break
     return bare, watched
@@ -285,12 +303,14 @@ def compared(bare: Sequence[float], other: Sequence[float], steps: int) -> dict[
     }  # fmt: skip
 
 
-def control(bare: list[float]) -> dict[str, Any]:
-    """Compare the bare windows of every two rounds with each other, turn about."""
-    firsts, seconds = bare[: len(bare) // 2 * 2 : 2], bare[1::2]
-    for turn in range(0, len(firsts), 2):
-        firsts[turn], seconds[turn] = seconds[turn], firsts[turn]
-    return compared(firsts, seconds, _WINDOW)
+def control(bare: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Compare the bare windows of two rounds with each other, in the order in which bare and watched ones are."""
+    firsts, seconds = [], []
+    for one, other in zip(bare[::2], bare[1::2], strict=False):
+        windows = [*one, *other]
+        firsts.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if not place))
+        seconds.append(statistics.mean(w for w, place in zip(windows, _ORDER, strict=True) if place))
+    return compared(firsts, seconds, _WINDOW * len(_ORDER) // 2)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -318,8 +338,8 @@ class Run:
                 step()
             with Count() as count:  # type: ignore[no-untyped-call]
                 step()
-            once = window(step, contextlib.nullcontext, self.device, _SHORT)
-            window(step, variants.watched("syncs"), self.device, 1)
+            once = window(step, contextlib.nullcontext, self.device, _SHORT, _WARM_BARE)
+            window(step, variants.watched("syncs"), self.device, 1, 1)
             row = self.rows[name] = {
                 "dispatcher_calls": count.ops, "reads_of_host_tensors": count.host_reads,
                 "step_ms": round(once, 3), "host_ms": round(self._host_ms(step), 3),
@@ -351,7 +371,8 @@ class Run:
             for name, step in self.steps.items():
                 until = time.perf_counter() + share_s
                 bare, watched = rounds_of(step, variants.watched("syncs"), self.device, self.rounds, until)
-                self.put(name, "syncs", compared(bare, watched, _WINDOW), bare, watched)
+                both = ([statistics.mean(windows) for windows in column] for column in (bare, watched))
+                self.put(name, "syncs", compared(*both, _WINDOW * len(_ORDER) // 2), bare, watched)
                 self.put(name, "bare against bare", control(bare))
                 if len(bare) < self.rounds:
                     self.note(f"{name}: time for {len(bare)} rounds, not {self.rounds}")
@@ -379,10 +400,10 @@ class Run:
                     self.put(name, "ops over torch.profiler", compared(ms["profiler"], ms["ops"], _SHORT))
                     self.put(name, "nothing over torch.profiler", compared(ms["profiler"], ms["nothing"], _SHORT))
 
-    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[float]) -> None:
+    def put(self, name: str, title: str, row: dict[str, Any], *windows: list[list[float]]) -> None:
         self.rows[name][title] = row
         if windows:
-            row["windows_ms"] = [[round(ms, 3) for ms in column] for column in windows]
+            row["windows_ms"] = [[[round(ms, 3) for ms in windows] for windows in column] for column in windows]
         low, high = row["ci95"]
         print(
             f"{name:26s} {title:28s} {row['ratio']:8.4f} ({low:.4f} to {high:.4f})"
@@ -408,6 +429,8 @@ def main() -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.cpus :])  # threads to come inherit it
     if options.device == "cpu":
         torch.set_num_threads(1)
+    # Without the records that are put there, a window does not come to so many; with them, they are delivered in it.
+    pipeline._INTERVAL_S, pipeline._ENOUGH = 0.1, 2 * _DELIVERED
     run = Run(options.device, options.budget, options.rounds, options.workload, options.optimizer)
     code = 1
     try:

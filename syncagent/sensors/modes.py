@@ -71,6 +71,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     backward_entry = internals.backward_entry
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
+    overload = torch._ops.OpOverload if hasattr(torch.ops.aten.alias.default, "_op") else None
     unknown: Point = (_modes.__code__, -1)
     can_skip = skip_in_dynamo(_modes)
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
@@ -128,7 +129,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
                 return func(*args, **(kwargs or nothing))
             started = _now()
             try:
-                return func(*args, **kwargs) if kwargs else func(*args)
+                call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
+                return call(*args, **kwargs) if kwargs else call(*args)
             finally:
                 returned = _now()
                 try:

@@ -85,11 +85,16 @@ def span(row: dict[str, Any]) -> str:
 _BESIDE = {
     "syncs": '`detail="syncs"`', "bare against bare": "without, against itself", "ops": '`detail="ops"`',
     "modes that do nothing": "two modes that do nothing", "torch.profiler with stacks": "torch.profiler with stacks",
+}
+_OVER = {
+    "ops over modes that do nothing": "`ops`, in the same turns: times two modes that do nothing",
+    "ops over torch.profiler": "`ops`: times torch.profiler with stacks",
+    "nothing over torch.profiler": "two modes that do nothing: times torch.profiler with stacks",
 }  # fmt: skip
 
 
 def overhead() -> str:
-    command = "python tests/benchmarks/overhead.py --out FILE"
+    command = "python tests/benchmarks/overhead.py --cpus 2 --out FILE"
     if said := not_yet("overhead", command):
         return said
     result = load("overhead")
@@ -98,15 +103,17 @@ def overhead() -> str:
     bare = [f"{case['syncs']['bare_ms']:.2f} ms" for case in cases.values()]
     rows = [f"| a training step | {' | '.join(heads)} |", "|---" * (len(cases) + 1) + "|"]
     rows.append(f"| without | {' | '.join(bare)} |")
-    for name, shown in _BESIDE.items():
+    for name, shown in (_BESIDE | _OVER).items():
         rows.append(f"| {shown} | {' | '.join(span(case[name]) for case in cases.values())} |")
     calls = " / ".join(f"{case['dispatcher_calls']:,}" for case in cases.values())
-    rounds = sorted({4 * case["syncs"]["rounds"] for case in cases.values()})
+    windows = [4 * case["syncs"]["rounds"] for case in cases.values()]
     return "\n".join(rows) + (
-        "\n\nFrom the second row on: times what a step takes without, and the 95 % interval. A transformer with "
+        "\n\nFrom the second row on: times what a step takes without, or what the row says, and the 95 % interval. A "
+        "transformer with "
         f"{result['optimizer'].replace('adamw', 'AdamW').replace('sgd', 'SGD')} and one `.item()` a step, "
-        f"{calls} calls into the dispatcher; turn about in one process, {' to '.join(map(str, rounds))} windows of 16 "
-        f"steps each for `syncs`, fewer and shorter ones for the last three rows. {where(result)}. `{command}`."
+        f"{calls} calls into the dispatcher; turn about in one process, {min(windows)} to {max(windows)} windows of 16 "
+        f"steps each for `syncs`, fewer and shorter ones for what is below; on two of 16 cores. {where(result)}. "
+        f"`{command}`."
     )
 
 
@@ -167,10 +174,14 @@ def far() -> str:
 
 
 def again() -> str:
-    """The other detail once more, after its kernels were rewritten."""
+    """The other detail once more, on a slower machine."""
     result = load("oracle_ops_again")
-    totals = result["totals"]
-    return f"reported {totals['caught']} once more and {totals['invented'] or 'none'} that do not wait"
+    totals, error = result["totals"], result["stall_error"]
+    return (
+        f"reported {totals['caught']} once more and {totals['invented'] or 'none'} that do not wait; there the stalls were "
+        f"told {error['median_us']:.0f} µs wrong at the median, {error['p90_us']:.0f} at the 90th percentile and "
+        f"{error['p99_us']:,.0f} at the 99th"
+    )
 
 
 def verdict(limits: list[tuple[float, float]], most: float) -> str:
@@ -215,34 +226,39 @@ def targets() -> str:
     ):  # fmt: skip
         measured, said = both(names, most, key)
         rows.append(f"| {what} | {most} µs at most | {measured} | {said} |")
-    ops, nothing, profiler = (
-        [case[name]["ratio"] for case in cases.values()]
-        for name in ("ops", "modes that do nothing", "torch.profiler with stacks")
-    )
-    beyond = [mine / other for mine, other in zip(ops, nothing, strict=True)]
+    found = [case["ops over modes that do nothing"] for case in cases.values()]
     rows.append(
-        f"| a step under `ops`, against two modes that do nothing | 1.15 times at most | {each(beyond)} times | "
-        f"{verdict([(ratio, ratio) for ratio in beyond], 1.15)} |"
+        f"| a step under `ops`, against two modes that do nothing | 1.15 times at most | {'; '.join(map(span, found))} | "
+        f"{verdict([row['ci95'] for row in found], 1.15)} |"
     )
-    beyond = [mine / other for mine, other in zip(ops, profiler, strict=True)]
-    floor = [mine / other for mine, other in zip(nothing, profiler, strict=True)]
-    why = " (modes that do nothing already cost more than it)" if min(floor) > 1 else ""
+    found = [case["ops over torch.profiler"] for case in cases.values()]
+    floor = [case["nothing over torch.profiler"] for case in cases.values()]
+    why = " (modes that do nothing already cost more than it)" if min(row["ci95"][0] for row in floor) > 1 else ""
     rows.append(
-        f"| a step under `ops`, against torch.profiler with stacks | less | {each(beyond)} times; two modes that do "
-        f"nothing: {each(floor)} times | {verdict([(ratio, ratio) for ratio in beyond], 1)}{why} |"
+        f"| a step under `ops`, against torch.profiler with stacks | less | {'; '.join(map(span, found))} times; two modes "
+        f"that do nothing: {'; '.join(map(span, floor))} | {verdict([row['ci95'] for row in found], 1)}{why} |"
+    )
+    tails = [
+        [load(name)["cases"][f"1000 a second, {mode}"]["p99.9"] for mode in _COLLECTOR]
+        for name in ("latency", "latency_cpu")
+    ]
+    texts = [" / ".join(f"{us:.0f}" for us in found) for found in tails]
+    verdicts = [verdict([(us, us) for us in found], 200) for found in tails]
+    rows.append(
+        f"| 99.9th percentile of what a sync takes longer, at 1,000 a second, collector up / slow / down | 200 µs at most | "
+        f"{texts[0]} µs on the machine with the GPU; on two CPU cores {texts[1]} | {verdicts[0]}; CPU: {verdicts[1]} |"
     )
     return "\n".join(rows)
 
 
-def each(ratios: list[float]) -> str:
-    return ", ".join(f"{ratio:.2f}" for ratio in ratios)
+_COLLECTOR = ("collector up", "collector slow", "collector down")
 
 
-def latency() -> str:
+def latency(name: str = "latency") -> str:
     command = "python tests/benchmarks/latency.py --out FILE"
-    if said := not_yet("latency", command):
+    if said := not_yet(name, command):
         return said
-    result = load("latency")
+    result = load(name)
     if not result["gpu"]:
         command = command.replace(" --out", " --device cpu --out")
     cells = {tuple(name.split(" a second, ", 1)): row for name, row in result["cases"].items()}
@@ -270,6 +286,10 @@ def latency() -> str:
         + ("Every sync and span is accounted for. " if result["exact"] else "**Some counts are wrong.** ")
         + f"{device(result)}. `{command}`."
     )
+
+
+def latency_cpu() -> str:
+    return latency("latency_cpu")
 
 
 def memory() -> str:
@@ -640,7 +660,7 @@ MAKERS = {
     "pricedlog": priced_log, "mendedlog": mended_log, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
-    "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
+    "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency, "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again,
 }  # fmt: skip

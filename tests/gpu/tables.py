@@ -83,8 +83,11 @@ def span(row: dict[str, Any]) -> str:
 
 
 _BESIDE = {
-    "syncs": '`detail="syncs"`', "bare against bare": "without, against itself", "ops": '`detail="ops"`',
-    "modes that do nothing": "two modes that do nothing", "torch.profiler with stacks": "torch.profiler with stacks",
+    "syncs": '`detail="syncs"`',
+    "bare against bare": "without, against itself",
+    "ops": '`detail="ops"`',
+    "modes that do nothing": "two modes that do nothing",
+    "torch.profiler with stacks": "torch.profiler with stacks",
 }
 _OVER = {
     "ops over modes that do nothing": "`ops`, in the same turns: times two modes that do nothing",
@@ -178,8 +181,8 @@ def again() -> str:
     result = load("oracle_ops_again")
     totals, error = result["totals"], result["stall_error"]
     return (
-        f"reported {totals['caught']} once more and {totals['invented'] or 'none'} that do not wait; there the stalls were "
-        f"told {error['median_us']:.0f} µs wrong at the median, {error['p90_us']:.0f} at the 90th percentile and "
+        f"reported {totals['caught']} once more and {totals['invented'] or 'none'} that do not wait; there the stalls "
+        f"were told {error['median_us']:.0f} µs wrong at the median, {error['p90_us']:.0f} at the 90th percentile and "
         f"{error['p99_us']:,.0f} at the 99th"
     )
 
@@ -228,15 +231,15 @@ def targets() -> str:
         rows.append(f"| {what} | {most} µs at most | {measured} | {said} |")
     found = [case["ops over modes that do nothing"] for case in cases.values()]
     rows.append(
-        f"| a step under `ops`, against two modes that do nothing | 1.15 times at most | {'; '.join(map(span, found))} | "
-        f"{verdict([row['ci95'] for row in found], 1.15)} |"
+        f"| a step under `ops`, against two modes that do nothing | 1.15 times at most | "
+        f"{'; '.join(map(span, found))} | {verdict([row['ci95'] for row in found], 1.15)} |"
     )
     found = [case["ops over torch.profiler"] for case in cases.values()]
     floor = [case["nothing over torch.profiler"] for case in cases.values()]
     why = " (modes that do nothing already cost more than it)" if min(row["ci95"][0] for row in floor) > 1 else ""
     rows.append(
-        f"| a step under `ops`, against torch.profiler with stacks | less | {'; '.join(map(span, found))} times; two modes "
-        f"that do nothing: {'; '.join(map(span, floor))} | {verdict([row['ci95'] for row in found], 1)}{why} |"
+        f"| a step under `ops`, against torch.profiler with stacks | less | {'; '.join(map(span, found))} times; two "
+        f"modes that do nothing: {'; '.join(map(span, floor))} | {verdict([row['ci95'] for row in found], 1)}{why} |"
     )
     tails = [
         [load(name)["cases"][f"1000 a second, {mode}"]["p99.9"] for mode in _COLLECTOR]
@@ -245,8 +248,8 @@ def targets() -> str:
     texts = [" / ".join(f"{us:.0f}" for us in found) for found in tails]
     verdicts = [verdict([(us, us) for us in found], 200) for found in tails]
     rows.append(
-        f"| 99.9th percentile of what a sync takes longer, at 1,000 a second, collector up / slow / down | 200 µs at most | "
-        f"{texts[0]} µs on the machine with the GPU; on two CPU cores {texts[1]} | {verdicts[0]}; CPU: {verdicts[1]} |"
+        "| 99.9th percentile of what a sync takes longer, at 1,000 a second, collector up / slow / down | "
+        f"200 µs at most | {texts[0]} µs on the machine with the GPU; on two CPU cores {texts[1]} | {verdicts[0]}; CPU: {verdicts[1]} |"
     )
     return "\n".join(rows)
 
@@ -660,7 +663,8 @@ MAKERS = {
     "pricedlog": priced_log, "mendedlog": mended_log, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
-    "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency, "latencycpu": latency_cpu,
+    "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
+    "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again,
 }  # fmt: skip

@@ -249,7 +249,8 @@ def targets() -> str:
     verdicts = [verdict([(us, us) for us in found], 200) for found in tails]
     rows.append(
         "| 99.9th percentile of what a sync takes longer, at 1,000 a second, collector up / slow / down | "
-        f"200 µs at most | {texts[0]} µs on the machine with the GPU; on two CPU cores {texts[1]} | {verdicts[0]}; CPU: {verdicts[1]} |"
+        f"200 µs at most | {texts[0]} µs on the machine with the GPU; on two CPU cores {texts[1]} | "
+        f"{verdicts[0]}; CPU: {verdicts[1]} |"
     )
     return "\n".join(rows)
 

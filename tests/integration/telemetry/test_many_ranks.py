@@ -20,7 +20,7 @@ from tests.benchmarks.per_sync import write
 
 RANKS = int(os.environ.get("SOAK_RANKS", "2"))
 RATE = float(os.environ.get("SOAK_RATE", "300"))
-SECONDS = float(os.environ.get("SOAK_SECONDS", "4"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "8"))
 RESULT = os.environ.get("SOAK_RESULT")
 PARTS = {"after a third": 3.0, "after two thirds": 1.5, "at the end": 1.0}
 GROWTH_MB = 6.0

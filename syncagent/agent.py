@@ -293,7 +293,7 @@ class Agent:
     # --- steps, sampling
 
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
-        # Once a step all of this is cold: each Python function called here would take some 2 µs.
+        # Once a step all of this is cold: there are few calls here, and they are made only where they have work.
         try:
             state: ThreadState = self._recorder.local.state
         except AttributeError:
@@ -304,7 +304,7 @@ class Agent:
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)
         if self._pricing.window is not None:
-            self._pricing.step_ended(self.steps.current)
+            self._pricing.window.step_ended(self.steps.current)
         if self._sampling.has_work:
             wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
             if wanted or state.copies_armed:

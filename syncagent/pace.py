@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import time
 
-__all__ = ["breathe", "keep_pace"]
+__all__ = ["STRETCH_NS", "breathe", "keep_pace"]
 
-_STRETCH_NS = 80_000
+STRETCH_NS = 80_000
 _PAUSE_S = 0.000_05
 """As short as the system's timers go: they add about as much again."""
 
@@ -22,17 +22,17 @@ _now = time.perf_counter_ns
 
 class _Pace(threading.local):
     began_ns: int | None = None
-    stretch_ns = _STRETCH_NS
+    stretch_ns = STRETCH_NS
 
 
 _pace = _Pace()
 
 
-def keep_pace(stretch_ns: int = _STRETCH_NS) -> None:
+def keep_pace(stretch_ns: int = STRETCH_NS) -> None:
     """Say that this thread is the agent's own: from now on :func:`breathe` pauses it after stretches so long.
 
-    Each pause hands the interpreter over twice, which costs the training thread as much as the work of a short stretch:
-    where there is little to do, and seldom, a longer one costs less in all.
+    Each pause hands the interpreter over twice: where there is little to do, and seldom, a longer stretch costs less in
+    all.
     """
     _pace.stretch_ns = stretch_ns
     _pace.began_ns = _now()

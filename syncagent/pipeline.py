@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.apis import api_name
 from syncagent.event import OpCount, Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.pace import breathe, keep_pace
+from syncagent.pace import STRETCH_NS, breathe, keep_pace
 from syncagent.recorder import span_in
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ _INTERVAL_S = 0.25
 _SELDOM_S = 1.0
 _ENOUGH = 250
 """Syncs and steps for which a round is made at once; for fewer, one is made each second: the first few of a round take
-several times as long as the rest, since their code and data have left the caches."""
-_UNHURRIED_NS, _STRETCH_NS = 200_000, 80_000
-"""How long the agent's thread works at a stretch, where little and where much is waiting."""
+longer than the rest, since their code and data have left the caches."""
+_UNHURRIED_NS = 200_000
+"""How long the agent's thread works at a stretch where little is waiting."""
 _PATIENCE_S = 5.0
 _FEW_THREADS = 1
 _FEW = 8
@@ -182,13 +182,14 @@ class Pipeline:
             self._wake.wait(_INTERVAL_S)
             try:
                 self._each_round()
-                is_due, waiting = time.monotonic() >= due_s, self._waiting()
-                if is_due or waiting >= _ENOUGH:
-                    due_s = time.monotonic() + _SELDOM_S
-                    keep_pace(_UNHURRIED_NS if waiting < _ENOUGH else _STRETCH_NS)
+                is_due, is_much = time.monotonic() >= due_s, self._waiting() >= _ENOUGH
+                if is_due or is_much:
+                    keep_pace(STRETCH_NS if is_much else _UNHURRIED_NS)
                     self.drain()
-                if is_due and len(self._recorder.states) > _FEW_THREADS:
-                    self._recorder.retire_threads()
+                if is_due:
+                    due_s = time.monotonic() + _SELDOM_S
+                    if len(self._recorder.states) > _FEW_THREADS:
+                        self._recorder.retire_threads()
             except Exception as error:
                 self.faults.add("draining", error, "failed")
         self._finish()

@@ -99,10 +99,10 @@ class ThreadState:
     """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "about", "abouts", "api", "api_point", "backward_point", "backward_task", "buffer", "context", "copies_armed",
-        "dropped", "ended", "forwards", "ident", "kind", "last_sequence", "name", "named", "native_id", "node_point",
-        "op", "open_ranges", "ops", "outer", "own_ns", "owner", "passes", "sequence", "set_up", "stall_ns", "start_ns",
-        "sums", "tallies", "task", "trains", "where",
+        "about", "abouts", "api", "api_point", "buffer", "context", "copies_armed", "dropped", "ended", "forwards",
+        "ident", "kind", "last_sequence", "name", "named", "native_id", "node_point", "op", "open_ranges", "ops",
+        "outer", "own_ns", "owner", "passes", "sequence", "set_up", "stall_ns", "start_ns", "sums", "tallies", "task",
+        "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -116,9 +116,6 @@ class ThreadState:
         self.ended = False
         self.forwards = ForwardSites()
         self.last_sequence = 0
-        self.backward_task = -1
-        self.backward_point: Point | None = None
-        """The line that called this backward pass, under ``detail="ops"``; looked up at its first op."""
         self.task = self.sequence = -1
         """The backward pass and the node in it that ran last on this thread, and the forward line of that node."""
         self.node_point: Point | None = None

@@ -24,7 +24,6 @@ class CopySampling:
 
     def __init__(self, *, on: bool) -> None:
         self._since = [(0, on)]
-        self._on = on
         self.has_work = on
         """Whether anything is ever turned on or off: not where all copies are watched, or none, from the start."""
         self._stretch = (0, 0, -1)
@@ -33,7 +32,6 @@ class CopySampling:
     def change(self, step: int, *, on: bool) -> None:
         """From ``step`` on copies are sampled, or all of them watched."""
         self._since.append((step, on))
-        self._on = on
         self.has_work = True
 
     def watches(self, step: int) -> bool:
@@ -43,7 +41,7 @@ class CopySampling:
             begin, length = _stretch(step)
             chosen = begin + (begin * 0x9E3779B1 >> 9) % length
             self._stretch = (begin, begin + length, chosen)
-        return step == chosen or not self._on or step < _FIRST
+        return step == chosen or not self._since[-1][1] or step < _FIRST
 
     def weight(self, step: int) -> float:
         """Return how many copies one seen in that step stands for."""

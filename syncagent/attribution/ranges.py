@@ -36,6 +36,7 @@ class Ranges:
         local, thread_state = self._recorder.local, self._recorder.thread_state
 
         def entered(self: Any) -> Any:
+            result = enter(self)  # which may raise
             try:
                 try:
                     open_ones = local.state.open_ranges
@@ -44,7 +45,7 @@ class Ranges:
                 open_ones.append(self)
             except Exception as error:
                 failed(error)
-            return enter(self)
+            return result
 
         def left(self: Any, *error: Any) -> Any:
             try:

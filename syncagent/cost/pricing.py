@@ -40,10 +40,6 @@ class Pricing:
         elif self._settings.wraps_every_op:
             self.window.close('detail is "ops", which slows the very steps that are to be priced: use "syncs"')
 
-    def step_ended(self, following: int) -> None:
-        if self.window is not None:
-            self.window.step_ended(following)
-
     @property
     def capturing(self) -> bool:
         """Whether every sync is to be seen now."""

@@ -308,7 +308,7 @@ class KernelSensor:
             state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any
         ) -> Any:
             """Run an op that waits inside of another, which names the sync."""
-            allowed = sensor._ask(state, kind, frame)
+            allowed = recorder.ask(state.op or "", kind, frame, state)
             if state.outer is not None and state.about is None:
                 state.about = sensor._describe_outer(state, kind, frame, allowed)
             inside_ns = state.stall_ns
@@ -365,13 +365,6 @@ class KernelSensor:
             return result
 
         return watch
-
-    def _ask(self, state: ThreadState, kind: SyncKind, frame: FrameType | None) -> str | None:
-        """Ask the policy, if it has anything to say before a wait; it may raise."""
-        policy = self._recorder.policy
-        if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
-            return None
-        return self._recorder.ask(state.op or "", kind, frame, state)
 
     def _describe_outer(
         self, state: ThreadState, kind: SyncKind, frame: FrameType | None, allowed: str | None

@@ -68,7 +68,6 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     local = recorder.local
     innermost = recorder.sites.innermost
     internals = recorder.internals
-    backward_entry = internals.backward_entry
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
     overload = torch._ops.OpOverload if hasattr(torch.ops.aten.alias.default, "_op") else None
@@ -147,22 +146,14 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             state = recorder.thread_state()
         task = graph_task()
         backward = task != -1
-        point: Point | None
-        if not backward:
-            if state.api is None:
-                point = innermost(frame)
-            else:  # all ops of one API call are of one line
-                point = state.api_point
-                if point is unknown:
-                    point = state.api_point = innermost(frame)
-        elif frame is None:
+        inside = state.api is not None and not backward  # all ops of one API call are of one line
+        point: Point | None = state.api_point if inside else unknown
+        if point is unknown:
+            point = innermost(frame) if frame is not None else None
+            if inside:
+                state.api_point = point
+        if backward and point is None:
             point = recorder.site_in_backward(state, task)
-        elif frame.f_code is not backward_entry:
-            point = innermost(frame) or recorder.site_in_backward(state, task)
-        else:  # called by the engine, on the thread that called ``backward()``: one line a pass
-            if state.backward_task != task:
-                state.backward_task, state.backward_point = task, innermost(frame)
-            point = state.backward_point or recorder.site_in_backward(state, task)
         key = (id(func), id(point[0]), point[1], backward) if point is not None else (id(func), 0, 0, backward)
         try:
             entry = state.ops[key]

@@ -46,7 +46,6 @@ _FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORW
 _LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
 
 _SDK = "opentelemetry.sdk."
-_TAKES_ALL = ("AlwaysOnSampler", "ParentBased{root:AlwaysOnSampler")
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
@@ -170,7 +169,7 @@ class SpanSink:
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
             self._laid_out = own if isinstance(own, LaidOut) else LaidOut(own)
             tracer.id_generator = self._laid_out  # type: ignore[attr-defined]
-            self._takes_all = tracer.sampler.get_description().startswith(_TAKES_ALL)  # type: ignore[attr-defined]
+            self._takes_all = _takes_all(tracer)
         return tracer
 
     def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
@@ -402,6 +401,13 @@ class _Step:
         if own is None:
             return False
         return self.parent is None or own.get_span_context() != self.parent.get_span_context()
+
+
+def _takes_all(tracer: trace.Tracer) -> bool:
+    """Is its sampler one of those of the SDK that take every trace, as by default?"""
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
+
+    return getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
 
 
 def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:

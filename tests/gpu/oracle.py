@@ -282,6 +282,21 @@ def tell(results: dict[str, Any]) -> None:
         print(f"{error:10.1f} us  {name}\n    driver {_short(row['driver_calls'])} events {_short(row['events'])}")
 
 
+_KEPT = ("under_agent_ms", "waited_under_agent", "driver_us", "stall_us", "error_us")
+_EVENTS_KEPT = 4
+
+
+def kept(row: dict[str, Any]) -> dict[str, Any]:
+    """What is committed of a case: what the agent and the driver said, without what the truth's file has."""
+    events = row["events"]
+    more = {"events_more": len(events) - _EVENTS_KEPT} if len(events) > _EVENTS_KEPT else {}
+    elsewhere = {"elsewhere": row["elsewhere"]} if row["elsewhere"] else {}
+    return {
+        "family": row["family"], "blocks": row["blocks"], **elsewhere, "reported": row["reported"],
+        "events": events[:_EVENTS_KEPT], **more, **{key: row[key] for key in _KEPT if key in row},
+    }  # fmt: skip
+
+
 def _short(rows: list[Any]) -> str:
     """Show the longest, in their order."""
     longest = sorted(rows, key=lambda row: -row[-1])[:5]
@@ -316,6 +331,9 @@ def main() -> int:
     finally:
         _sum_up(results, options.out)
     tell(results)
+    if options.truth is not None:  # which has the rest
+        results["truth"] = options.truth.name
+        save(options.out, {**results, "cases": {name: kept(row) for name, row in results["cases"].items()}})
     return code
 
 

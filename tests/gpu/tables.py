@@ -115,8 +115,8 @@ def overhead() -> str:
         "transformer with "
         f"{result['optimizer'].replace('adamw', 'AdamW').replace('sgd', 'SGD')} and one `.item()` a step, "
         f"{calls} calls into the dispatcher; turn about in one process, {min(windows)} to {max(windows)} windows of 16 "
-        f"steps each for `syncs`, fewer and shorter ones for what is below; on two of 16 cores. {where(result)}. "
-        f"`{command}`."
+        f"steps each for `syncs`, fewer and shorter ones for what is below; on {result['cpus']} cores. "
+        f"{where(result)}. `{command}`."
     )
 
 

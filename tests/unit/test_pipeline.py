@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,6 +242,46 @@ def test_a_sink_that_hangs_does_not_keep_the_program_from_ending():
     own.steps.append((0, 0, 1, None))
     assert inside.wait(10)
     assert ends(lambda: own.stop(timeout_s=0.2))
+
+
+def test_threads_that_have_ended_are_let_go_of_where_every_round_is_busy(monkeypatch):
+    """Once a second, however much is delivered in between."""
+    let_go = threading.Event()
+
+    class Busy(NoThreads):
+        states = (SimpleNamespace(buffer=(), tallies={}, sums={}, dropped=0),) * 2
+
+        def retire_threads(self):
+            let_go.set()
+
+    monkeypatch.setattr(pipeline, "_INTERVAL_S", 0.01)
+    monkeypatch.setattr(pipeline, "_SELDOM_S", 0.1)
+    monkeypatch.setattr(pipeline, "_ENOUGH", 0)
+    own = pipeline.Pipeline(Busy(), (), None)
+    own.start()
+    try:
+        assert let_go.wait(5)
+    finally:
+        own.stop()
+
+
+def test_a_step_whose_span_cannot_be_read_is_delivered_without(monkeypatch):
+    """The program's context may be anything."""
+    records = []
+
+    class Keeping(Sink):
+        def step(self, record):
+            records.append(record)
+
+    def strange(_context):
+        raise ValueError("strange")
+
+    monkeypatch.setattr(pipeline, "span_in", strange)
+    own = pipeline.Pipeline(NoThreads(), (Keeping(),), None)
+    own.steps.append((7, 0, 1, None))
+    own.drain()
+    assert [(record.step, record.user_span) for record in records] == [(7, None)]
+    assert "strange" in " ".join(own.faults.sentences)
 
 
 @pytest.mark.usefixtures("held")

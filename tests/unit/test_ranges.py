@@ -37,6 +37,14 @@ def test_a_range_that_an_exception_leaves_is_closed(agent):
     assert ranges(agent) == [()]
 
 
+def test_a_range_that_cannot_be_opened_is_none(agent):
+    """torch refuses a name that is no text; nothing closes what was never open."""
+    with pytest.raises((TypeError, RuntimeError)), record_function(5):
+        pass
+    X.nonzero()
+    assert ranges(agent) == [()]
+
+
 def test_a_decorated_function_is_a_range(agent):
     """``@record_function(...)``, call after call."""
 

@@ -539,6 +539,22 @@ class TestSampling:
         assert out.all() == ()
         assert sink.without_span() == {"rationed": 0, "not sampled": 1, "short": 0}
 
+    def test_a_sampler_that_cannot_describe_itself_decides_all_the_same(self):
+        """Nothing is asked of it but whether it wants a span."""
+
+        class Silent(Sampler):
+            def should_sample(self, *_args, **_kwargs):
+                return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+            def get_description(self):
+                raise NotImplementedError
+
+        out = Spans(ParentBased(Silent()))
+        sink = SpanSink(out.provider)
+        sink.events([sync(1)])
+        sink.step(step())
+        assert [span.name for span in out.all()] == ["aten::nonzero", "train.step"]
+
     def test_a_sampler_that_keeps_count_is_asked_once_a_span(self):
         """One of the user's own, which lets so many through."""
         asked = []

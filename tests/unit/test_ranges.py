@@ -45,6 +45,32 @@ def test_a_range_that_cannot_be_opened_is_none(agent):
     assert ranges(agent) == [()]
 
 
+def test_where_a_label_cannot_be_kept_the_watch_for_them_ends_and_the_program_goes_on(cpu_agent, monkeypatch, capsys):
+    """The class has its own methods back, and the report says so."""
+    own = record_function.__enter__, record_function.__exit__
+    agent = cpu_agent(detail="syncs")
+    done = []
+
+    def broken():
+        raise RuntimeError("injected")
+
+    def work():
+        with record_function("in a new thread"):
+            done.append(True)
+
+    monkeypatch.setattr(agent._recorder, "thread_state", broken)
+    agent._ranges.stop()
+    agent._ranges.start()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    monkeypatch.undo()
+    assert done == [True]
+    assert (record_function.__enter__, record_function.__exit__) == own
+    assert "labels of record_function failed and is off" in " ".join(agent.report().notes)
+    assert "injected" in capsys.readouterr().err
+
+
 def test_a_decorated_function_is_a_range(agent):
     """``@record_function(...)``, call after call."""
 

@@ -19,6 +19,7 @@ from syncagent.attribution.ranges import labels
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 from syncagent.faults import Faults
+from syncagent.policy.reach import Numbers, in_force, open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.records import SETTING_UP, About, Observation, OpKey, OpSum, Tally, ThreadState
 
@@ -136,6 +137,8 @@ class Recorder:
         """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
         state.where = None
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            policy = self.in_force(state)[1]
         if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
             return None
         asked_ns = _now()
@@ -145,10 +148,18 @@ class Recorder:
             state.where = None
             raise
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
         finally:
             state.own_ns += _now() - asked_ns
+
+    def in_force(self, state: ThreadState) -> tuple[Numbers, Policy | None]:
+        """Return the regions that cover this thread, and the policy that judges it."""
+        try:
+            return in_force(self, state)
+        except Exception as error:
+            self.fault("the look-up of regions", error, "failed for a sync")
+            return (), self.policy
 
     def describe(
         self,
@@ -225,14 +236,17 @@ class Recorder:
             return None
         broken: str | None = None
         seen: Observation | None = None
+        regions: Numbers = ()
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            regions, policy = self.in_force(state)
         try:
             stall_ns = max(stall_ns, 0)
             if about.allowed is None and policy is not None and policy.mode != "observe":
                 broken = self._verdict(policy, state, about.phase, stall_ns)
             seen = _new(
                 Observation,
-                (about, kind, self.current_step(), start_ns, stall_ns, state.context, broken is not None),
+                (about, kind, self.current_step(), start_ns, stall_ns, state.context, broken is not None, regions),
             )
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
@@ -247,7 +261,7 @@ class Recorder:
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
-                self._policy_failed(error)
+                self._policy_failed(error, policy)
         return seen
 
     def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
@@ -270,6 +284,12 @@ class Recorder:
             return
         key = (about.op, seen.kind, id(code), offset, open_scopes())
         tally = state.tallies.get(key)
+        if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
+            # A region of another thread has begun or ended: what was summed so far keeps its own regions.
+            state.tallies[(*key, tally.last.regions)] = tally
+            tally = state.tallies.pop((*key, seen.regions), None)
+            if tally is not None:
+                state.tallies[key] = tally
         if tally is None:
             if len(state.tallies) >= _TALLIES:
                 return
@@ -285,7 +305,7 @@ class Recorder:
         where, forward = about.where, about.forward
         points = (where.user, where.library, forward.user if forward is not None else None)
         lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
-        key = (about.op, lines, about.phase, about.allowed, seen.violation)
+        key = (about.op, lines, about.phase, about.allowed, seen.violation, seen.regions)
         tally = state.sums.get(key)
         if tally is None:
             if len(state.sums) >= _TALLIES:
@@ -301,11 +321,15 @@ class Recorder:
         try:
             return policy.forbids(state, phase, stall_ns)
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
 
-    def _policy_failed(self, error: Exception) -> None:
-        self.policy = None
+    def _policy_failed(self, error: Exception, policy: Policy) -> None:
+        if policy is self.policy:
+            self.policy = None
+        for reach in tuple(open_reaches):
+            if reach.verdicts is policy:
+                reach.verdicts = None
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:

@@ -98,8 +98,8 @@ def enter(scope: Any) -> None:
 
 
 def leave(scope: Any) -> None:
-    """Close a scope that is an object of its own, wherever it stands among those that are open here."""
-    _set(tuple(other for other in _OPEN.get() if other is not scope))
+    """Close a region here, wherever it stands, and others that have ended: they may have been closed elsewhere."""
+    _set(tuple(s for s in _OPEN.get() if s is None or isinstance(s, str) or (s is not scope and s.is_open)))
 
 
 def forget(scope: Any) -> None:

@@ -286,8 +286,9 @@ class Recorder:
         tally = state.tallies.get(key)
         if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
             # A region of another thread has begun or ended: what was summed so far keeps its own regions.
-            state.tallies[(*key, tally.last.regions)] = tally
-            tally = state.tallies.pop((*key, seen.regions), None)
+            aside, back = (*key, tally.last.regions), (*key, seen.regions)
+            state.tallies[aside] = tally
+            tally = state.tallies.pop(back, None)
             if tally is not None:
                 state.tallies[key] = tally
         if tally is None:

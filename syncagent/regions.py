@@ -45,7 +45,6 @@ _JUDGING = (
     "max_stall_share", "stall_share_window", "min_stall_ms", "warmup_steps", "judge_threads",
 )  # fmt: skip
 """A region that is given one of these has a policy of its own."""
-_UNSEEN = "copies are not watched in this region"
 
 
 class Region(Reach):
@@ -134,16 +133,9 @@ class Region(Reach):
         )
         sensors = agent._sensors_or_none()
         notes = [*self.notes, *agent._shared_notes()]
-        if self._all_copies_from_ns is not None:
-            if agent._kernels.gave_way:
-                notes.append(f"{_UNSEEN} since torch.compile is in use; SYNCAGENT_COPIES=all watches them")
-            else:
-                sensors = tuple(
-                    replace(status, detail="copies: every one on the region's thread")
-                    if status.name == "kernels"
-                    else status
-                    for status in sensors
-                )
+        if self._all_copies_from_ns is not None and not agent._kernels.gave_way:
+            detail = "copies: every one on the region's thread"
+            sensors = tuple(replace(one, detail=detail) if one.name == "kernels" else one for one in sensors)
         dropped = (self._lost if self._lost is not None else agent._lost) - self._lost_before
         return self._summary.snapshot(run, sensors, Overhead(None, None), dropped, (), notes)
 
@@ -264,7 +256,8 @@ class Regions:
             open_reaches.append(region)
         scopes.scopes_by_thread[-region.number] = (region,)  # no thread's number: allowances are asked about meanwhile
         scopes.enter(region)
-        self._agent.faults.guard("the watch for copies", lambda: self.look_after_copies(region), None)
+        agent.faults.guard("the watch for copies", lambda: self.look_after_copies(region), None)
+        self._say_what_it_cannot_see(region)
         return region
 
     def end(self, region: Region) -> None:
@@ -278,6 +271,7 @@ class Regions:
                 open_reaches.remove(region)
         scopes.forget(region)
         self._agent.faults.guard("the watch for copies", lambda: self.look_after_copies(region), None)
+        self._say_what_it_cannot_see(region)  # torch.compile may have come into use
 
     def end_all(self) -> tuple[Region, ...]:
         """End all that are open, since the agent stops; return them, the innermost first."""
@@ -314,14 +308,35 @@ class Regions:
             pairs.append(("copies", asked.copies, agent.copies_timed))
         for name, wanted, shared in pairs:
             if asked.sources.get(name) == "keyword" and wanted != shared:
-                sentence = (
-                    f"syncagent: setting {name} is {wanted!r} for a watch inside another, but it stays "
-                    f"{shared!r}: it is set where the outermost watch begins."
+                self._say(
+                    region,
+                    f"setting {name} is {wanted!r} for a watch inside another, but it stays {shared!r}: "
+                    "it is set where the outermost watch begins",
                 )
-                region.notes.append(sentence)
-                log_once(f"region-{name}-{wanted!r}-{shared!r}", sentence)
-        if region.wants_copies and agent.copies_timed == "off" and not agent.simulate:
-            region.notes.append(f'{_UNSEEN}: setting copies is "off" for the process')
+
+    def _say_what_it_cannot_see(self, region: Region) -> None:
+        """Say where the policy is blind: whoever relies on it has to know."""
+        agent, policy = self._agent, region.policy
+        if agent.settings.simulate or not agent._has_cuda or not region.judges:
+            return
+        if not agent._kernels.live:
+            if policy != "observe" and agent.running:
+                self._say(region, f"policy {policy!r} cannot be honoured in a region: the sensor kernels is off")
+        elif region.wants_copies:
+            copies, blind = agent.settings.copies_timed, f"policy {policy!r} of a region does not see copies"
+            if copies == "off":
+                self._say(region, f'{blind}: setting copies is "off" for the process')
+            elif copies == "sampled" and agent._kernels.gave_way:
+                self._say(region, f"{blind} since torch.compile is in use; SYNCAGENT_COPIES=all watches them")
+            elif copies == "sampled" and region.every_thread:
+                self._say(region, f"{blind} on other threads than its own; SYNCAGENT_COPIES=all watches them")
+
+    @staticmethod
+    def _say(region: Region, sentence: str) -> None:
+        """Put a sentence into the region's report and, the first time, into the log."""
+        if sentence not in region.notes:
+            region.notes.append(sentence)
+            log_once(f"region-{sentence}", sentence)
 
     # --- copies
 
@@ -389,14 +404,18 @@ class Regions:
         for number, events in shares.items():
             region = self._known.get(number)
             if region is not None:
-                region.add(events)
+                ended_ns = self._ended_ns(region)
+                region.add(events if ended_ns is None else [event for event in events if event.start_ns <= ended_ns])
 
     def step(self, record: StepRecord) -> None:
         for region in tuple(self._known.values()):
             began_ns = self._agent._pipeline.epoch_ns(region.began_ns)
-            ended_ns = None if region.ended_ns is None else self._agent._pipeline.epoch_ns(region.ended_ns)
+            ended_ns = self._ended_ns(region)
             if record.end_ns >= began_ns and (ended_ns is None or record.end_ns <= ended_ns):
                 region.step(record, began_ns)
+
+    def _ended_ns(self, region: Region) -> int | None:
+        return None if region.ended_ns is None else self._agent._pipeline.epoch_ns(region.ended_ns)
 
     def flush(self) -> None:
         """Nothing is held back."""

@@ -155,16 +155,18 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
             agent = _current
             if agent is None:
                 return _Opened(launch(self._settings), ends=True)
-            like = self._judged[1] if self._judged is not None and self._judged[0] is agent else None
-            try:
-                region = agent.regions.open(self._settings, like)
-            except ConfigError:
-                raise
-            except Exception as error:
-                agent.faults.add("a watch inside another", error, "could not begin and is not judged by its own policy")
-                return _Opened(agent, ends=False)
-            self._judged = (agent, region.own_policy)
-            return _Opened(region, ends=True)
+        judged = self._judged  # another thread may enter at the same time
+        try:
+            region = agent.regions.open(
+                self._settings, judged[1] if judged is not None and judged[0] is agent else None
+            )
+        except ConfigError:
+            raise
+        except Exception as error:
+            agent.faults.add("a watch inside another", error, "could not begin and is not judged by its own policy")
+            return _Opened(agent, ends=False)
+        self._judged = (agent, region.own_policy)
+        return _Opened(region, ends=True)
 
 
 class _Opened:

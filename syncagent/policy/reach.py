@@ -56,7 +56,8 @@ def covering(recorder: Recorder, state: ThreadState) -> tuple[Reach | None, list
     own = innermost(open_scopes())
     if own is None and scopes_by_thread:
         own = innermost(scopes_of_backward(recorder, state))
-    others = [reach for reach in open_reaches if reach.every_thread and reach.ident != state.ident]
+    # A copy of the list: others open and close regions meanwhile.
+    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != state.ident]
     return own, others[::-1]
 
 

@@ -329,8 +329,8 @@ class Recorder:
         if policy is self.policy:
             self.policy = None
         for reach in tuple(open_reaches):
-            if reach.verdicts is policy:
-                reach.verdicts = None
+            if reach.judge is policy:
+                reach.judge = None
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:

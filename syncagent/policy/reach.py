@@ -35,7 +35,7 @@ class Reach:
         self.numbers: Numbers = (*(outer.numbers if outer is not None else ()), self.number)
         """This one and those around it, outermost first."""
         self.outer = outer
-        self.verdicts: Policy | None = policy
+        self.judge: Policy | None = policy
         """``None`` once it has failed: nothing is judged then."""
         self.judges = judges
         self.every_thread = every_thread
@@ -69,9 +69,9 @@ def in_force(recorder: Recorder, state: ThreadState) -> tuple[Numbers, Policy | 
         numbers = (*(reach.number for reach in others[::-1] if reach.number not in numbers), *numbers)
     while own is not None:
         if own.judges and own.is_open:
-            return numbers, own.verdicts
+            return numbers, own.judge
         own = own.outer
     for reach in others:
         if reach.judges:
-            return numbers, reach.verdicts
+            return numbers, reach.judge
     return numbers, recorder.policy

@@ -199,10 +199,16 @@ class Region(Reach):
 
     @property
     def wants_copies(self) -> bool:
-        """Whether every copy is to be watched, as under ``raise`` and budgets."""
+        """Whether every copy is to be watched, as by gates and under budgets."""
         if self._asks_for_copies is not None:
             return self._asks_for_copies
-        return self.judges and (self._policy.mode == "raise" or self._policy.budgets.set)
+        return self.judges and (self.is_gate or self._policy.budgets.set)
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether a sync in here that nothing allows has consequences: under ``raise``, and ``warn`` with a baseline."""
+        mode = self._policy.mode
+        return self.judges and (mode == "raise" or (mode == "warn" and self.settings.baseline is not None))
 
     def copies_watched(self) -> None:
         """From now on every copy of this thread is seen."""

@@ -206,7 +206,7 @@ class Region(Reach):
 
     @property
     def is_gate(self) -> bool:
-        """Whether a sync in here that nothing allows has consequences: under ``raise``, and ``warn`` with a baseline."""
+        """Whether a sync that nothing allows has consequences: under ``raise``, and ``warn`` with a baseline."""
         mode = self._policy.mode
         return self.judges and (mode == "raise" or (mode == "warn" and self.settings.baseline is not None))
 

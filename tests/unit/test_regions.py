@@ -889,7 +889,7 @@ def test_a_region_says_where_it_cannot_see_copies(cpu_agent, messages):
     with raising() as region:
         pass
     sentence = "policy 'raise' of a region does not see copies: setting copies is \"off\" for the process"
-    assert sentence in region.report().notes
+    assert any(sentence in note for note in region.report().notes)
     assert messages == [sentence]
 
 
@@ -901,7 +901,7 @@ def test_a_region_says_that_it_gave_way_to_torch_compile(cpu_agent, messages):
         torch.compile(lambda x: x, backend="eager")
     [sentence] = messages
     assert "policy 'raise' of a region does not see copies since torch.compile is in use" in sentence
-    assert sentence in region.report().notes
+    assert any(sentence in note for note in region.report().notes)
 
 
 def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_agent, messages):
@@ -924,7 +924,7 @@ def test_a_region_says_that_its_policy_cannot_be_honoured_without_kernels(cpu_ag
     with raising() as region:
         pass
     sentence = "policy 'raise' cannot be honoured in a region: the sensor kernels is off"
-    assert sentence in region.report().notes
+    assert any(sentence in note for note in region.report().notes)
     assert messages == [sentence]
 
 

@@ -684,9 +684,8 @@ def test_a_region_has_the_face_of_the_agent(cpu_agent):
     assert (region.running, first.totals.syncs, region.stop().totals.syncs) == (False, 3, 3)
     assert first.run.duration_s == region.report().run.duration_s
     assert agent.running
-    assert {name for name in dir(agent) if not name.startswith("_")} - set(dir(region)) <= {
-        "start", "enter_modes", "after_fork_in_child", "regions", "faults",
-    }  # fmt: skip
+    face = "events flush measure_cost notes policy rank report running save settings steps stop".split()
+    assert all(hasattr(region, name) and hasattr(agent, name) for name in face)
 
 
 def test_the_report_of_a_region_is_about_what_ran_inside(cpu_agent, tmp_path):
@@ -863,8 +862,7 @@ def test_a_region_that_raises_sees_every_copy_where_they_are_sampled(cpu_agent, 
         quiet.append(region.report().totals.syncs)
     assert verdicts == [True] * 24
     assert quiet == [2] * 24
-    [site] = [site for site in agent.report().sites if site.violations == 0]
-    assert site.count == 48
+    assert sum(site.count - site.violations for site in agent.report().sites) == 48
     assert not any(event.regions == () for event in agent.events())
 
 
@@ -970,7 +968,7 @@ def test_syncs_that_are_only_added_up_belong_to_the_regions_that_were_open(cpu_a
     with syncagent.watch(policy="observe", allow_kinds=["dynamic_shape"]) as third:
         many(300)
     assert third.report().totals.syncs == 300
-    assert sum(site.count for site in agent.report().sites if not site.violations) == 150 + 150 + 200 + 300
+    assert sum(site.count - site.violations for site in agent.report().sites) == 150 + 150 + 200 + 300
 
 
 def test_regions_that_have_ended_are_let_go_of(cpu_agent):

@@ -10,7 +10,7 @@ Importing this package does not import torch.
 from __future__ import annotations
 
 from syncagent.simulate.errors import SimulationError, SimulationWarning
-from syncagent.simulate.installation import install, installed
+from syncagent.simulate.installation import install, installed, missing
 from syncagent.simulate.waits import WaitObserver, internal_waits
 from syncagent.simulate.waits import observe as observe_waits
 
@@ -21,5 +21,6 @@ __all__ = [
     "install",
     "installed",
     "internal_waits",
+    "missing",
     "observe_waits",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from syncagent.simulate import requirements
 from syncagent.simulate.errors import SimulationError
 
-__all__ = ["install", "installed"]
+__all__ = ["install", "installed", "missing"]
 
 _installed = 0
 _lock = threading.Lock()
@@ -23,6 +23,17 @@ OVERRIDES = r"(?s).*(Overriding a previously registered kernel|other operators m
 def installed() -> bool:
     """Whether the simulated device stands in for CUDA."""
     return bool(_installed)
+
+
+def missing() -> list[str]:
+    """One sentence for each name that this torch lacks and that the simulated device would have used."""
+    if not _installed:
+        return []
+    import torch
+
+    from syncagent.simulate.lookups import MISSING
+
+    return [f"torch {torch.__version__} lacks {name}: {lost}" for name, lost in MISSING.items()]
 
 
 def install(devices: int = 1) -> None:

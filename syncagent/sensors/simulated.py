@@ -33,12 +33,8 @@ class SimulatedSensor:
     def cannot_see(self) -> str:
         from syncagent import simulate
 
-        return "; ".join(
-            [
-                "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's",
-                *simulate.missing(),
-            ]
-        )
+        real = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+        return "; ".join((real, *simulate.missing()))
 
     def start(self) -> None:
         from syncagent import simulate

@@ -10,12 +10,26 @@ from typing import Any
 
 import torch
 
+from syncagent.simulate import requirements
 from syncagent.simulate.errors import SimulationError
 
-__all__ = ["MISSING", "Absent", "aten"]
+__all__ = ["LOSSES", "Absent", "aten", "find", "lost"]
 
-MISSING: dict[str, str] = {}
-"""Each name that this torch lacks, as it is shown, and what is lost without it."""
+LOSSES: dict[str, str] = {}
+"""Of each name that this torch lacks, or that could not be used, one sentence that says what is lost."""
+
+
+def lost(name: str, what: str) -> None:
+    """Note what is lost because torch lacks a name."""
+    LOSSES.setdefault(name, f"torch {torch.__version__} lacks {name}: {what}")
+
+
+def find(path: str) -> Any:
+    """Return what one of :data:`requirements.OPTIONAL` stands for, or ``None``, and note the loss."""
+    found = requirements.look_up(path)
+    if found is None:
+        lost(f"torch.{path}", requirements.OPTIONAL[path])
+    return found
 
 
 class Absent:
@@ -25,7 +39,7 @@ class Absent:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        MISSING.setdefault(name, "a call of it is not simulated")
+        lost(name, "a call of it is not simulated")
 
     def __getattr__(self, overload: str) -> Absent:
         if overload.startswith("__"):
@@ -40,7 +54,7 @@ class Absent:
 
 
 class _Op:
-    """All overloads of one op; what was looked up becomes an attribute, so a second look costs no more than in torch."""
+    """All overloads of one op; what was looked up becomes an attribute, and costs no more than in torch."""
 
     def __init__(self, packet: Any) -> None:
         self._packet = packet
@@ -63,9 +77,9 @@ class _Aten:
     """The namespace ``aten``."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
         packet = getattr(torch.ops.aten, name, None)
+        if packet is None and name.startswith("__"):
+            raise AttributeError(name)
         found = Absent(f"aten::{name}") if packet is None else _Op(packet)
         setattr(self, name, found)
         return found

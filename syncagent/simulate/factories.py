@@ -211,9 +211,10 @@ def wrap_functions() -> None:
                 continue
             wrapped = wrap(original)
             setattr(holder, name, wrapped)
-            builtin = find_builtin(original) if find_builtin and register_builtin else None
-            if builtin is not None:
-                register_builtin(wrapped, builtin)
+            if find_builtin and register_builtin:
+                builtin = find_builtin(original)
+                if builtin is not None:
+                    register_builtin(wrapped, builtin)
     # Which functions a default device applies to is remembered by object.
     constructors = find("utils._device._device_constructors")
     if constructors is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from syncagent.simulate import requirements
 from syncagent.simulate.errors import SimulationError
 
-__all__ = ["install", "installed", "missing"]
+__all__ = ["install", "install_or_end", "installed", "missing"]
 
 _installed = 0
 _lock = threading.Lock()
@@ -52,10 +52,35 @@ def install(devices: int = 1) -> None:
         except ImportError as error:
             raise SimulationError("the simulated device needs torch, which is not installed") from error
         requirements.check(torch)
-        if torch.cuda.is_initialized():
+        if _real_cuda_is_used(torch):
             raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
         _install(devices)
         _installed = devices
+
+
+def _real_cuda_is_used(torch: Any) -> bool:
+    try:
+        return bool(torch.cuda.is_initialized())
+    except Exception:  # a torch that cannot say so has not come that far
+        return False
+
+
+def install_or_end() -> None:
+    """Install in a process that was asked for the device from outside; where that fails the process ends here.
+
+    On the CPU, or on a real GPU, the program would compute something else than it was started for.
+    """
+    try:
+        install()
+    except Exception as error:
+        from syncagent.refusal import refuse_to_start
+
+        refuse_to_start(f"simulate=1 cannot be honoured: {_in_words(error)}")
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{said if isinstance(error, SimulationError) else f'{type(error).__name__}: {said}'}."
 
 
 def _install(count: int) -> None:
@@ -73,6 +98,7 @@ def _install(count: int) -> None:
         serialization,
         unsupported,
     )
+    from syncagent.simulate.lookups import LOSSES
 
     engine.Engine.begin_thread = _begin_worker
     engine.Engine.as_device_error = staticmethod(_as_device_error)
@@ -86,12 +112,18 @@ def _install(count: int) -> None:
         autocast.install(library)
     factories.wrap_functions()
     factories.wrap_methods()
-    composites.install()
     modules.install()
-    optimizers.install()
-    serialization.install()
-    unsupported.install()
     cuda_api.install()
+    for part, lost in (
+        (composites, "ctc_loss may read its lengths otherwise than on a GPU"),
+        (optimizers, "optimizers may take their plain form"),
+        (serialization, "checkpoints of tensors on this device may fail"),
+        (unsupported, "what is not simulated may fail without a clear word"),
+    ):
+        try:
+            part.install()
+        except Exception as error:
+            LOSSES[part.__name__] = f"{lost}: {type(error).__name__}: {error}"
 
 
 def _begin_worker() -> None:

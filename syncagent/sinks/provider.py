@@ -52,6 +52,8 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         said = {key: value for key, value in found.attributes.items() if value != ""}
         if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
             del said[semconv.SERVICE_NAME]
+        if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
+            said[semconv.SERVICE_NAME] = named
         return Resource(Texts().present({**own, **said}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error

@@ -24,7 +24,7 @@ def pins(pyproject: Path) -> dict[str, str]:
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
     for extra in EXTRAS:
-        declared += project["optional-dependencies"][extra]
+        declared += project["optional-dependencies"].get(extra, ())
     found = {}
     for text in declared:
         match = _DECLARED.fullmatch(text)

@@ -51,7 +51,7 @@ def test_a_line_names_no_span_that_is_not_sent(capsys):
 
 @pytest.fixture
 def program_logs(monkeypatch):
-    # Named InMemoryLogExporter before opentelemetry-sdk 1.37.
+    # Named InMemoryLogExporter before opentelemetry-sdk 1.39.
     exporter = getattr(log_export, "InMemoryLogRecordExporter", None) or log_export.InMemoryLogExporter
     exporter = exporter()
     provider = LoggerProvider(shutdown_on_exit=False)

@@ -12,7 +12,7 @@ from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Layout, Placement
 from syncagent.simulate.queues import order, queue, run_here
 from syncagent.simulate.rebinding import assume, behind, resize, set_placement
-from syncagent.simulate.tensor import SimulatedTensor, adopt, make, new_output
+from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -383,8 +383,8 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
         raise
     if isinstance(spec, Layout):
-        return make(behind(base, spec))
-    return [make(behind(base, layout)) for layout in spec]
+        return make_view(args[0], behind(base, spec))
+    return [make_view(args[0], behind(base, layout)) for layout in spec]
 
 
 def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:

@@ -90,9 +90,12 @@ def _begin_worker() -> None:
     import torch
 
     torch.set_grad_enabled(False)
-    # Lasts as long as it is referred to: as long as the thread.
-    _guards.guard = torch._C._AutoDispatchBelowAutograd()
-    _guards.guard.__enter__()
+    # They last as long as they are referred to: as long as the thread.  Without the second one an op could not write to
+    # a host tensor that the program has made in inference_mode; the version of what is written is counted above, too.
+    in_place = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    _guards.guards = (torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(in_place))
+    for guard in _guards.guards:
+        guard.__enter__()
 
 
 _guards = threading.local()

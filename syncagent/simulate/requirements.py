@@ -16,6 +16,7 @@ REQUIRED: dict[str, str] = {
     "_C.DispatchKeySet": "autocast's key on a tensor",
     "_C._AutoDispatchBelowAutograd": "kernels without autograd on the worker",
     "_C._ExcludeDispatchKeyGuard": "leaving autocast inside its own kernels",
+    "_C._InferenceMode": "views inside inference_mode",
     "_C._current_graph_task_id": "telling the backward pass from the forward pass",
     "_C._disabled_torch_function_impl": "no detour for each API call",
     "_C._dispatch_get_all_op_names": "finding the factories",

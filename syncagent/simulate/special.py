@@ -10,7 +10,7 @@ import torch
 from syncagent.simulate import devices, dispatch, queues, rebinding, shapes
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Layout, Placement, contiguous_stride
-from syncagent.simulate.tensor import SimulatedTensor, make, new_output
+from syncagent.simulate.tensor import SimulatedTensor, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def _runs(*ops: Any) -> Callable[[Any], Any]:
 @_runs(aten.detach.default, aten.alias.default)
 def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """Views that change nothing: by far the most frequent ones."""
-    return make(args[0]._sim)
+    return make_view(args[0], args[0]._sim)
 
 
 @_runs(aten.lift.default, aten.lift_fresh.default)
@@ -51,7 +51,7 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     layout = Layout(
         tuple(args[1]), tuple(args[2]), placement.layout.offset if offset is None else offset, placement.layout.dtype
     )
-    return make(Placement(placement.box, layout, placement.index))
+    return make_view(args[0], Placement(placement.box, layout, placement.index))
 
 
 @_runs(aten.as_strided_.default)

@@ -15,7 +15,7 @@ from syncagent.simulate.memory import Box, Layout, Placement, layout_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SimulatedTensor", "adopt", "make", "new_output", "set_data"]
+__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
 _cpp_device = TensorBase.device.__get__
@@ -23,6 +23,8 @@ _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__
 _set_base_item = TensorBase.__setitem__
 _mode_is_on = torch._C._is_torch_function_mode_enabled
+_in_inference_mode = torch.is_inference_mode_enabled
+_InferenceMode = torch._C._InferenceMode
 # With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
@@ -297,6 +299,15 @@ def make(placement: Placement) -> SimulatedTensor:
     )
     tensor._sim = placement
     return tensor
+
+
+def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
+    """A tensor that shares its base's memory: inside ``inference_mode`` or outside, a view is what its base is."""
+    inference = base.is_inference()
+    if inference == _in_inference_mode():
+        return make(placement)
+    with _InferenceMode(inference):
+        return make(placement)
 
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:

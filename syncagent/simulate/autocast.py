@@ -6,6 +6,7 @@ the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from syncagent.simulate.tensor import SimulatedTensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LISTS", "install"]
+__all__ = ["LISTS", "install", "is_casting"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -153,10 +154,26 @@ _POLICIES = {
 }
 
 
+class _Casting(threading.local):
+    depth = 0
+
+
+_casting = _Casting()
+
+
+def is_casting() -> bool:
+    """Whether this thread is inside an op whose arguments autocast has taken care of."""
+    return _casting.depth > 0
+
+
 def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-            return policy(op, args, kwargs)
+        _casting.depth += 1
+        try:
+            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+                return policy(op, args, kwargs)
+        finally:
+            _casting.depth -= 1
 
     return kernel
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, randomness, shapes, tensor, waits
+from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Layout, Placement
@@ -26,6 +26,8 @@ SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 aten = torch.ops.aten
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
+_in_inference_mode = torch.is_inference_mode_enabled
+_AsCalled = getattr(torch._C, "_RestorePythonTLSSnapshot", None)
 _known: dict[Any, OpFacts] = {}
 
 _UNSUPPORTED_NAMESPACES = {
@@ -59,6 +61,7 @@ def _learn(op: Any) -> OpFacts:
         facts.handler = special
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
         facts.handler = _of_others
+        facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
     elif facts.view is not None:
         facts.handler = _view if facts.view == "new" else _view_in_place
     else:
@@ -76,6 +79,10 @@ def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
     Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
     """
+    if facts.reenters and _in_inference_mode() and not autocast.is_casting():
+        # The parts are run as they would have been without Python in between: with autocast, and with views known.
+        with _AsCalled():
+            return facts.op.decompose(*args, **kwargs)
     return facts.op.decompose(*args, **kwargs)
 
 
@@ -105,6 +112,16 @@ def _resolve(value: Any) -> Any:
         return value.view if value.view is not None and value.box.error is None else value.resolve()
     if kind is list:
         return [_resolve(x) for x in value]
+    return value
+
+
+def _resolve_kept(value: Any) -> Any:
+    """For a backward op: what the CPU's forward kernel has kept for it, in the form that the CPU's kernels use."""
+    if type(value) is Placement:
+        own = value.box.own_form
+        return value.resolve() if own is None or value.layout != value.box.layout else own
+    if type(value) is list:
+        return [_resolve_kept(x) for x in value]
     return value
 
 
@@ -203,8 +220,11 @@ class _Kernel:
 
     def __call__(self) -> None:
         try:
-            args = [_resolve(x) for x in self.args]
-            result = self.facts.op(*args, **{name: _resolve(x) for name, x in self.kwargs.items()})
+            resolve = _resolve_kept if self.facts.backward else _resolve
+            args = [resolve(x) for x in self.args]
+            result = self.facts.op(*args, **{name: resolve(x) for name, x in self.kwargs.items()})
+            for placement in self.written:
+                placement.box.own_form = None
             if self.outputs:
                 flat: list[Any] = []
                 _flatten(_fresh(self.facts, result), flat)
@@ -225,14 +245,20 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
     if values is None:
-        # A gradient that was not asked for; meta kernels foretell one all the same, and nobody looks at it.
+        # A gradient that was not asked for; meta kernels announce one all the same, and nobody looks at it.
         placement.box.error = SimulationError(f"{facts.name} did not compute this result")
         return
     if tuple(values.shape) != layout.size:
-        raise SimulationError(
-            f"{facts.name} gave a result of shape {tuple(values.shape)} where {layout.size} was foretold"
+        # A result for the backward pass alone, which each backend computes in a form of its own (batch normalization in
+        # eval mode, for one): the CPU's backward kernel gets the CPU's, and whoever else reads it learns why he cannot.
+        placement.box.own_form = values
+        placement.box.error = SimulationError(
+            f"{facts.name}: this result has the shape {layout.size} on CUDA, but the CPU's kernel computes another one "
+            f"of shape {tuple(values.shape)} for its backward pass; it is not simulated"
         )
-    if values.dtype != layout.dtype:
+        return
+    if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
+        placement.box.own_form = values
         values = values.to(layout.dtype)
     moved = values.storage_offset() or (values.stride() != layout.stride and values.numel() > 1)
     if moved or _aliases(values, args):
@@ -264,8 +290,9 @@ def _run_now(
     hosts: list[Any] = []
 
     def kernel() -> Any:
-        resolved = [_resolve(x) for x in kept]
-        keywords = {name: _resolve(x) for name, x in named.items()}
+        resolve = _resolve_kept if facts.backward else _resolve
+        resolved = [resolve(x) for x in kept]
+        keywords = {name: resolve(x) for name, x in named.items()}
         result = facts.op(*resolved, **keywords)
         hosts.extend((resolved, keywords))
         flat: list[Any] = []

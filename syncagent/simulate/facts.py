@@ -24,12 +24,14 @@ class OpFacts:
     __slots__ = (
         "any_device",
         "arguments",
+        "backward",
         "generator",
         "handler",
         "name",
         "op",
         "outs",
         "pure_write",
+        "reenters",
         "returns",
         "rule",
         "seeded",
@@ -43,9 +45,13 @@ class OpFacts:
         self.op = op
         self.handler: Any = None
         """What runs this op; dispatch.py decides."""
+        self.reenters = False
+        """Whether its parts, where torch makes it of others, may be run as if the program had called them."""
         self.name: str = schema.name
         self.arguments = [argument.name for argument in schema.arguments]
         self.any_device = self.name in _ANY_DEVICE
+        self.backward = "backward" in self.name
+        """Whether it takes what a forward op has kept for it."""
         written = [
             (position, argument)
             for position, argument in enumerate(schema.arguments)

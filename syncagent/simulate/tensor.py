@@ -130,7 +130,11 @@ class SimulatedTensor(torch.Tensor):
             return handle_torch_function(SimulatedTensor.tolist, (self,), self)
         return self.cpu().tolist()
 
-    def numpy(self, *_: Any, **__: Any) -> Any:
+    def numpy(self, *, force: bool = False) -> Any:
+        if _mode_is_on():
+            return handle_torch_function(SimulatedTensor.numpy, (self,), self, force=force)
+        if force:
+            return self.detach().cpu().resolve_conj().resolve_neg().numpy()
         raise TypeError(
             f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
             "memory first."
@@ -238,7 +242,7 @@ class SimulatedTensor(torch.Tensor):
 
 
 # The names under which modes see the calls that are Python functions here and C++ ones in torch.
-for _name in ("__getitem__", "__setitem__", "tolist"):
+for _name in ("__getitem__", "__setitem__", "numpy", "tolist"):
     _method = getattr(SimulatedTensor, _name)
     _method.__module__, _method.__qualname__ = "torch", f"Tensor.{_name}"
 

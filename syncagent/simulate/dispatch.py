@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["SPECIAL", "run", "run_generic"]
+__all__ = ["CUDA_FORM", "SPECIAL", "run", "run_generic", "run_whole"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
 
+CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
+"""For ops of which the CPU's kernel gives some results in another form: from arguments and results, CUDA's results."""
+
 aten = torch.ops.aten
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+_runs_on_cpu = getattr(torch._C, "_dispatch_has_computed_kernel_for_dispatch_key", lambda *_: True)
 _shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
 _in_inference_mode = torch.is_inference_mode_enabled
 _AsCalled = getattr(torch._C, "_RestorePythonTLSSnapshot", None)
@@ -59,6 +63,8 @@ def _learn(op: Any) -> OpFacts:
         facts.handler = _refuse
     elif special is not None:
         facts.handler = special
+    elif not _runs_on_cpu(op.name(), "CPU"):
+        facts.handler = _refuse_without_kernel
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
         facts.handler = _of_others
         facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
@@ -69,9 +75,18 @@ def _learn(op: Any) -> OpFacts:
     return facts
 
 
+def run_whole(op: Any) -> None:
+    """Run this op as one kernel, although torch could make it of others."""
+    SPECIAL[op] = run_generic
+
+
 def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
     what = _UNSUPPORTED_NAMESPACES[facts.op.namespace]
     raise SimulationError(f"{facts.name}: {what} is not simulated on the CUDA stand-in")
+
+
+def _refuse_without_kernel(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+    raise SimulationError(f"{facts.name} has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
 
 
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -228,6 +243,9 @@ class _Kernel:
             if self.outputs:
                 flat: list[Any] = []
                 _flatten(_fresh(self.facts, result), flat)
+                if self.facts.op in CUDA_FORM:
+                    self._keep_own_forms(flat)
+                    flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
                 for placement, values in zip(self.outputs, flat, strict=True):
                     if placement is not None:
                         _deliver(self.facts, placement, values, args)
@@ -239,6 +257,12 @@ class _Kernel:
             for placement in self.written:
                 placement.box.error = error
             raise
+
+
+    def _keep_own_forms(self, results: list[Any]) -> None:
+        for placement, values in zip(self.outputs, results, strict=True):
+            if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
+                placement.box.own_form = values
 
 
 def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:

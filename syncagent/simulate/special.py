@@ -237,6 +237,24 @@ def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return factor
 
 
+# --- results that the CPU's kernel gives in another form -----------------------------------------------------------
+
+
+def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[Any]:
+    """CUDA's kernels hand on what they have normalized with; the CPU's hand on nothing."""
+    output, mean, inverse, *rest = results
+    if mean.numel() or not output.numel():
+        return results
+    mean = arguments["running_mean"].to(mean.dtype)
+    inverse = (arguments["running_var"].to(mean.dtype) + arguments["eps"]).rsqrt()
+    return [output, mean.clone(), inverse, *rest]
+
+
+for _op in ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_no_update"):
+    if hasattr(aten, _op):
+        dispatch.CUDA_FORM[getattr(aten, _op).default] = _batch_norm_in_eval
+
+
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
 
 

@@ -10,7 +10,7 @@ Importing this package does not import torch.
 from __future__ import annotations
 
 from syncagent.simulate.errors import SimulationError, SimulationWarning
-from syncagent.simulate.installation import install, installed
+from syncagent.simulate.installation import install, install_or_end, installed, missing
 from syncagent.simulate.waits import WaitObserver, internal_waits
 from syncagent.simulate.waits import observe as observe_waits
 
@@ -19,7 +19,9 @@ __all__ = [
     "SimulationWarning",
     "WaitObserver",
     "install",
+    "install_or_end",
     "installed",
     "internal_waits",
+    "missing",
     "observe_waits",
 ]

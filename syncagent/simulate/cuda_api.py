@@ -15,6 +15,8 @@ import torch
 from syncagent.event import SyncKind
 from syncagent.simulate import devices, engine, randomness, streams
 from syncagent.simulate.errors import SimulationError, SimulationWarning
+from syncagent.simulate.lookups import find, lost
+from syncagent.simulate.requirements import look_up
 from syncagent.simulate.tensor import SimulatedTensor
 from syncagent.simulate.waits import reported
 
@@ -274,7 +276,10 @@ def _accelerator_names() -> dict[str, Any]:
 
 def _forwarded(name: str) -> None:
     """A setting that torch keeps for each thread: hand it to the workers too, in stream order."""
-    original = getattr(torch, name)
+    original = getattr(torch, name, None)
+    if original is None:
+        lost(f"torch.{name}", "a call of it is not simulated")
+        return
 
     def setting(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
@@ -290,29 +295,31 @@ def _forwarded(name: str) -> None:
 
 def install() -> None:
     """Put the simulation behind the names of torch.cuda and torch.accelerator."""
-    import torch.cuda.graphs
-    import torch.cuda.memory
-    import torch.cuda.nvtx
-    import torch.cuda.random
-    import torch.cuda.streams
-
-    parts = (torch.cuda.random, torch.cuda.memory, torch.cuda.streams, torch.cuda.graphs)
+    parts = [part for name in ("random", "memory", "streams", "graphs") if (part := look_up(f"cuda.{name}"))]
     for name, stand_in in _names().items():
+        if not hasattr(torch.cuda, name):
+            lost(f"torch.cuda.{name}", "a call of it is not simulated")
+            continue
         setattr(torch.cuda, name, stand_in)
         for part in parts:
             if name in vars(part):
                 setattr(part, name, stand_in)
+    accelerator = look_up("accelerator")
     for name, stand_in in _accelerator_names().items():
-        if hasattr(torch.accelerator, name):
-            setattr(torch.accelerator, name, stand_in)
+        if hasattr(accelerator, name):
+            setattr(accelerator, name, stand_in)
     # Code that keeps generator states asks for this flag, not for is_initialized().
-    torch.cuda._initialized = True
+    if find("cuda._initialized") is not None:
+        torch.cuda._initialized = True
+    nvtx = look_up("cuda.nvtx")
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
-        setattr(torch.cuda.nvtx, name, _nothing)
+        if hasattr(nvtx, name):
+            setattr(nvtx, name, _nothing)
     torch.Generator = randomness.Generator  # type: ignore[misc,assignment]
     # Builds with CUDA ask cuDNN about each tensor on the device.
     torch.backends.cudnn.is_acceptable = lambda _tensor: False
-    torch._use_cudnn_rnn_flatten_weight = lambda: False
+    if find("_use_cudnn_rnn_flatten_weight") is not None:
+        torch._use_cudnn_rnn_flatten_weight = lambda: False
     for name in ("set_num_threads", "set_flush_denormal"):
         _forwarded(name)
     # A worker that has finished a kernel needs the interpreter for the next one.  At Python's usual 5 ms between

@@ -9,6 +9,7 @@ import torch
 from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
+from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Layout, Placement
 from syncagent.simulate.queues import order, queue, run_here
 from syncagent.simulate.rebinding import assume, behind, resize, set_placement
@@ -26,12 +27,11 @@ SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
 """For ops of which the CPU's kernel gives some results in another form: from arguments and results, CUDA's results."""
 
-aten = torch.ops.aten
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_runs_on_cpu = getattr(torch._C, "_dispatch_has_computed_kernel_for_dispatch_key", lambda *_: True)
-_shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
+_shares_memory = find("_C._is_alias_of") or (lambda one, other: _address(one) == _address(other))
+_runs_on_cpu = find("_C._dispatch_has_computed_kernel_for_dispatch_key") or (lambda _name, _key: True)
+_AsCalled = find("_C._RestorePythonTLSSnapshot")
 _in_inference_mode = torch.is_inference_mode_enabled
-_AsCalled = getattr(torch._C, "_RestorePythonTLSSnapshot", None)
 _known: dict[Any, OpFacts] = {}
 
 _UNSUPPORTED_NAMESPACES = {
@@ -290,6 +290,10 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     placement.box.values = values
     if values.stride() == layout.stride:
         placement.view = values
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _aliases(values: torch.Tensor, args: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from syncagent.simulate import requirements
 from syncagent.simulate.errors import SimulationError
 
-__all__ = ["install", "installed"]
+__all__ = ["install", "install_or_end", "installed", "missing"]
 
 _installed = 0
 _lock = threading.Lock()
@@ -23,6 +23,15 @@ OVERRIDES = r"(?s).*(Overriding a previously registered kernel|other operators m
 def installed() -> bool:
     """Whether the simulated device stands in for CUDA."""
     return bool(_installed)
+
+
+def missing() -> list[str]:
+    """One sentence for each name that this torch lacks and that the simulated device would have used."""
+    if not _installed:
+        return []
+    from syncagent.simulate.lookups import LOSSES
+
+    return list(LOSSES.values())
 
 
 def install(devices: int = 1) -> None:
@@ -43,10 +52,35 @@ def install(devices: int = 1) -> None:
         except ImportError as error:
             raise SimulationError("the simulated device needs torch, which is not installed") from error
         requirements.check(torch)
-        if torch.cuda.is_initialized():
+        if _real_cuda_is_used(torch):
             raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
         _install(devices)
         _installed = devices
+
+
+def _real_cuda_is_used(torch: Any) -> bool:
+    try:
+        return bool(torch.cuda.is_initialized())
+    except Exception:  # a torch that cannot say so has not come that far
+        return False
+
+
+def install_or_end() -> None:
+    """Install in a process that was asked for the device from outside; where that fails the process ends here.
+
+    On the CPU, or on a real GPU, the program would compute something else than it was started for.
+    """
+    try:
+        install()
+    except Exception as error:
+        from syncagent.refusal import refuse_to_start
+
+        refuse_to_start(f"simulate=1 cannot be honoured: {_in_words(error)}")
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{said if isinstance(error, SimulationError) else f'{type(error).__name__}: {said}'}."
 
 
 def _install(count: int) -> None:
@@ -64,6 +98,7 @@ def _install(count: int) -> None:
         serialization,
         unsupported,
     )
+    from syncagent.simulate.lookups import LOSSES
 
     engine.Engine.begin_thread = _begin_worker
     engine.Engine.as_device_error = staticmethod(_as_device_error)
@@ -77,25 +112,33 @@ def _install(count: int) -> None:
         autocast.install(library)
     factories.wrap_functions()
     factories.wrap_methods()
-    composites.install()
     modules.install()
-    optimizers.install()
-    serialization.install()
-    unsupported.install()
     cuda_api.install()
+    for part, lost in (
+        (composites, "ctc_loss may read its lengths otherwise than on a GPU"),
+        (optimizers, "optimizers may take their plain form"),
+        (serialization, "checkpoints of tensors on this device may fail"),
+        (unsupported, "what is not simulated may fail without a clear word"),
+    ):
+        try:
+            part.install()
+        except Exception as error:
+            LOSSES[part.__name__] = f"{lost}: {type(error).__name__}: {error}"
 
 
 def _begin_worker() -> None:
     """The worker computes on plain CPU tensors; everything above that has happened in the thread that queued the op."""
     import torch
 
+    from syncagent.simulate.lookups import find
+
     torch.set_grad_enabled(False)
-    # They last as long as they are referred to: as long as the thread.  Without the second one an op could not write to
-    # a host tensor that the program has made in inference_mode; the version of what is written is counted above, too.
-    in_place = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-    _guards.guards = (torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(in_place))
-    for guard in _guards.guards:
-        guard.__enter__()
+    # Above the keys of in-place ops, too, an op may not write to a host tensor that the program has made in
+    # inference_mode; versions have been counted in the thread that queued it.
+    below = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
+    # Lasts as long as it is referred to: as long as the thread.
+    _guards.guard = below()
+    _guards.guard.__enter__()
 
 
 _guards = threading.local()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
+from syncagent.simulate import autocast, devices, extensions, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.lookups import find
@@ -59,8 +60,11 @@ tensor.dispatch = run
 def _learn(op: Any) -> OpFacts:
     facts = OpFacts(op)
     special = SPECIAL.get(op)
+    body = extensions.python_body(op) if facts.extension else None
     if op.namespace in _UNSUPPORTED_NAMESPACES:
         facts.handler = _refuse
+    elif body is not None:
+        facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
     elif special is not None:
         facts.handler = special
     elif not _runs_on_cpu(op.name(), "CPU"):
@@ -198,11 +202,11 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
             spec = shapes.infer(facts.op, kept, named)
         except shapes.NoMetaKernelError:
             if not facts.pure_write or facts.outs:
-                waits.internal(f"{facts.name}: no meta kernel")
-                return _run_now(facts, index, kept, named, placements, args, kwargs)
-        except shapes.MetaError:
-            waits.internal(f"{facts.name}: the meta kernel refused the arguments")
-            return _run_now(facts, index, kept, named, placements, args, kwargs)
+                return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
+        except shapes.MetaError as error:
+            return _run_untold(facts, index, kept, named, placements, args, kwargs, error)
+        if facts.gives_numbers:  # a meta kernel has none that could be true
+            return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
     if facts.outs:
         _resize_outs(facts, spec, args, kwargs, kept, named)
     kept = _seed(facts, index, kept, named)
@@ -216,6 +220,23 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     written = _written(facts, kept, named)
     queue(engine, _Kernel(facts, kept, named, outputs, written), [p for p in outputs if p is not None] + written)
     return _returned(facts, args, kwargs, made)
+
+
+def _run_untold(
+    facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
+    args: Any, kwargs: Any, error: BaseException | None,
+) -> Any:  # fmt: skip
+    """Run an op at once, because nothing tells what its results will look like; torch's own ops have rules for that."""
+    started = time.perf_counter_ns()
+    result = _run_now(facts, index, kept, named, placements, args, kwargs)
+    returned = time.perf_counter_ns()
+    kind = extensions.wait_found(facts, error, kept, named, result) if facts.extension else None
+    if kind is None:
+        what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
+        waits.internal(f"{facts.name}: {what}")
+    else:
+        waits.reported_late(facts.shown, kind, args, started, returned)
+    return result
 
 
 class _Kernel:
@@ -257,7 +278,6 @@ class _Kernel:
             for placement in self.written:
                 placement.box.error = error
             raise
-
 
     def _keep_own_forms(self, results: list[Any]) -> None:
         for placement, values in zip(self.outputs, results, strict=True):

@@ -250,7 +250,12 @@ def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[A
     return [output, mean.clone(), inverse, *rest]
 
 
-for _op in ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_no_update"):
+for _op in (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_no_update",
+):
     if hasattr(aten, _op):
         dispatch.CUDA_FORM[getattr(aten, _op).default] = _batch_norm_in_eval
 

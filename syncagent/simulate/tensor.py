@@ -9,6 +9,7 @@ import torch
 from torch.overrides import handle_torch_function
 
 from syncagent.simulate import devices
+from syncagent.simulate.allocator import Held, hold
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of
@@ -49,6 +50,7 @@ class SimulatedTensor(torch.Tensor):
     """A tensor on a simulated CUDA device."""
 
     _sim: Placement
+    _held: Held
     # No detour through Python for each API call; modes see the calls all the same.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -223,7 +225,7 @@ class SimulatedTensor(torch.Tensor):
             again = self.detach().clone(memory_format=torch.preserve_format)
         again.requires_grad_(self.requires_grad)
         memo[id(self)] = again
-        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_sim"})
+        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_sim", "_held"}})
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again
@@ -305,6 +307,7 @@ def make(placement: Placement) -> SimulatedTensor:
         _extra_dispatch_keys=_AUTOCAST_KEYS,
     )
     tensor._sim = placement
+    tensor._held = hold(placement.box, placement.index)
     return tensor
 
 
@@ -337,7 +340,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     to_device, on_device = isinstance(data, SimulatedTensor), isinstance(tensor, SimulatedTensor)
     if to_device and on_device:
         _set_base_data(tensor, data)
-        tensor._sim = data._sim  # type: ignore[attr-defined]
+        tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]
         return
     if not to_device and not on_device:
         _set_base_data(tensor, data)

@@ -122,7 +122,6 @@ def outcome(expression, on, *, made_inside, used_inside):
     with torch.inference_mode(used_inside):
         result = eval(expression, {"torch": torch, "nn": nn, "np": np, "t": t})
 
-
     return plain(result), plain(t), (kinds(result), kinds(t))
 
 
@@ -173,7 +172,9 @@ def test_a_model_is_moved_loaded_and_run_inside():
         found = fresh(x.cuda())
         assert found.is_inference()
         assert torch.equal(found.cpu(), expected)
-        assert torch.equal(fresh.to(torch.float64)(x.cuda().double()).float().cpu().round(decimals=4), expected.round(decimals=4))
+        assert torch.equal(
+            fresh.to(torch.float64)(x.cuda().double()).float().cpu().round(decimals=4), expected.round(decimals=4)
+        )
 
 
 def test_a_model_that_was_run_inside_is_trained_outside():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["CUDA_FORM", "SPECIAL", "run", "run_generic", "run_whole"]
+__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "run", "run_generic", "run_whole"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
@@ -48,10 +48,16 @@ _UNSUPPORTED_NAMESPACES = {
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:
     """Run an op that has a simulated tensor among its arguments, or makes one."""
+    facts = _known.get(op) or facts_of(op)
+    return facts.handler(facts, args, kwargs)
+
+
+def facts_of(op: Any) -> OpFacts:
+    """What is known of an op, and what runs it."""
     facts = _known.get(op)
     if facts is None:
         facts = _known[op] = _learn(op)
-    return facts.handler(facts, args, kwargs)
+    return facts
 
 
 tensor.dispatch = run

@@ -94,6 +94,7 @@ def _install(count: int) -> None:
         engine,
         factories,
         modules,
+        nested,
         optimizers,
         serialization,
         unsupported,
@@ -116,6 +117,7 @@ def _install(count: int) -> None:
     cuda_api.install()
     for part, lost in (
         (composites, "ctc_loss may read its lengths otherwise than on a GPU"),
+        (nested, "nn.TransformerEncoder does not take a padding mask in eval mode"),
         (optimizers, "optimizers may take their plain form"),
         (serialization, "checkpoints of tensors on this device may fail"),
         (unsupported, "what is not simulated may fail without a clear word"),

@@ -339,8 +339,7 @@ _unsupported(
 )  # fmt: skip
 _unsupported(
     "nested tensors",
-    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_tensor_from_mask,
-    aten._nested_tensor_from_mask_left_aligned, aten._nested_view_from_jagged,
+    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
 )  # fmt: skip
 _unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
 

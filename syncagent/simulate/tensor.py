@@ -295,10 +295,11 @@ class Storage:
         return id(self._box)
 
 
-def make(placement: Placement) -> SimulatedTensor:
+def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> Any:
+    """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
     tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
-        SimulatedTensor,
+        kind,
         size,
         strides=stride,
         storage_offset=offset,

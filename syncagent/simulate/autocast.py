@@ -7,6 +7,7 @@ the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from syncagent.simulate.tensor import SimulatedTensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["LISTS", "install", "unlisted"]
+__all__ = ["LISTS", "install", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -158,10 +159,26 @@ _POLICIES = {
 _outside = find("_C._ExcludeDispatchKeyGuard") or (lambda _keys: torch.autocast("cuda", enabled=False))
 
 
+class _Casting(threading.local):
+    depth = 0
+
+
+_casting = _Casting()
+
+
+def is_casting() -> bool:
+    """Whether this thread is inside an op whose arguments autocast has taken care of."""
+    return _casting.depth > 0
+
+
 def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with _outside(_KEYS):
-            return policy(op, args, kwargs)
+        _casting.depth += 1
+        try:
+            with _outside(_KEYS):
+                return policy(op, args, kwargs)
+        finally:
+            _casting.depth -= 1
 
     return kernel
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.event import SyncKind
-from syncagent.simulate import devices, engine, randomness, streams
+from syncagent.simulate import allocator, devices, engine, randomness, streams
 from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.lookups import find, lost
 from syncagent.simulate.requirements import look_up
@@ -160,6 +160,21 @@ def _host_memory() -> tuple[int, int]:
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
+def _emptier(name: str) -> Callable[[], None]:
+    """``empty_cache``: the driver waits for all work on the device before it takes memory back."""
+
+    def empty_cache() -> None:
+        if allocator.release_unused():
+            reported(name, SyncKind.OTHER, (), _wait_for_all)
+
+    return empty_cache
+
+
+def _wait_for_all() -> None:
+    for each in _all_engines():
+        each.wait()
+
+
 # --- what has no simulation --------------------------------------------------------------------------------
 
 
@@ -233,7 +248,7 @@ def _names() -> dict[str, Any]:
         "synchronize": _synchronizer("torch.cuda.synchronize"), "_sleep": _sleep,
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
-        "empty_cache": _nothing, "ipc_collect": _nothing, "reset_peak_memory_stats": _nothing,
+        "empty_cache": _emptier("torch.cuda.empty_cache"), "ipc_collect": _nothing, "reset_peak_memory_stats": _nothing,
         "reset_max_memory_allocated": _nothing, "reset_max_memory_cached": _nothing,
         "reset_accumulated_memory_stats": _nothing, "set_per_process_memory_fraction": _nothing,
         "memory_allocated": _no_figures(0), "max_memory_allocated": _no_figures(0), "memory_reserved": _no_figures(0),
@@ -267,7 +282,7 @@ def _accelerator_names() -> dict[str, Any]:
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
         "current_stream": streams.current_stream, "set_stream": streams.set_stream,
         "synchronize": _synchronizer("torch.accelerator.synchronize"),
-        "empty_cache": _nothing, "memory_stats": names["memory_stats"], "memory_allocated": names["memory_allocated"],
+        "empty_cache": _emptier("torch.accelerator.empty_cache"), "memory_stats": names["memory_stats"], "memory_allocated": names["memory_allocated"],
         "max_memory_allocated": names["max_memory_allocated"], "memory_reserved": names["memory_reserved"],
         "max_memory_reserved": names["max_memory_reserved"], "reset_accumulated_memory_stats": _nothing,
         "reset_peak_memory_stats": _nothing,

@@ -48,6 +48,10 @@ def _make_empty(_op: Any, size: Any, kwargs: dict[str, Any], stride: Any = None)
     return empty(Layout(size, tuple(stride), 0, dtype), devices.index_of(kwargs.get("device")))
 
 
+_AS_ONE = ("silu_backward", "mish_backward")
+"""Ops that CPU and CUDA have kernels of their own for; for any other device torch makes them of others."""
+
+
 def install_kernels(library: Any) -> None:
     """Give the stand-in device the ops that make tensors of nothing and that torch has no general kernel for."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -59,6 +63,16 @@ def install_kernels(library: Any) -> None:
     def strided_kernel(size: Any, stride: Any, **kwargs: Any) -> Any:
         return _make_empty(None, size, kwargs, stride)
 
+    def copy_from_kernel(source: Any, target: Any, non_blocking: bool = False) -> Any:
+        """What ``copy_`` is, where C++ has put Python's dispatch aside: it makes a tensor of a list in an index."""
+        return dispatch.run(torch.ops.aten.copy_.default, (target, source, non_blocking), {})
+
+    library.impl("_copy_from", copy_from_kernel, "Lazy")
+    for name in _AS_ONE:
+        if has_kernel(f"aten::{name}", "CPU") and has_kernel(f"aten::{name}", "CompositeImplicitAutograd"):
+            op = getattr(torch.ops.aten, name).default
+            dispatch.run_whole(op)
+            library.impl(name, _factory_kernel(op), "Lazy")
     library.impl("empty.memory_format", empty_kernel, "Lazy")
     library.impl("empty_strided", strided_kernel, "Lazy")
     done = {"aten::empty.memory_format", "aten::empty_strided"}

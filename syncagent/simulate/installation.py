@@ -94,6 +94,7 @@ def _install(count: int) -> None:
         engine,
         factories,
         modules,
+        nested,
         optimizers,
         serialization,
         unsupported,
@@ -116,6 +117,7 @@ def _install(count: int) -> None:
     cuda_api.install()
     for part, lost in (
         (composites, "ctc_loss may read its lengths otherwise than on a GPU"),
+        (nested, "nn.TransformerEncoder does not take a padding mask in eval mode"),
         (optimizers, "optimizers may take their plain form"),
         (serialization, "checkpoints of tensors on this device may fail"),
         (unsupported, "what is not simulated may fail without a clear word"),
@@ -130,9 +132,14 @@ def _begin_worker() -> None:
     """The worker computes on plain CPU tensors; everything above that has happened in the thread that queued the op."""
     import torch
 
+    from syncagent.simulate.lookups import find
+
     torch.set_grad_enabled(False)
+    # Above the keys of in-place ops, too, an op may not write to a host tensor that the program has made in
+    # inference_mode; versions have been counted in the thread that queued it.
+    below = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
     # Lasts as long as it is referred to: as long as the thread.
-    _guards.guard = torch._C._AutoDispatchBelowAutograd()
+    _guards.guard = below()
     _guards.guard.__enter__()
 
 

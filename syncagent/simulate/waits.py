@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from syncagent.event import SyncKind
 
-__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported"]
+__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported", "reported_late"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,13 @@ def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[],
         return wait()
     finally:
         observer.after(token, start, time.perf_counter_ns())
+
+
+def reported_late(op: str, kind: SyncKind, args: Sequence[object], started_ns: int, returned_ns: int) -> None:
+    """Report a wait that only the op's results have shown; the next one of the same op is known before."""
+    observer = _observer
+    if observer is not None:
+        observer.after(observer.before(op, kind, args), started_ns, returned_ns)
 
 
 def internal(reason: str) -> None:

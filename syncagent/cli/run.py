@@ -12,6 +12,7 @@ import click
 
 from syncagent import config
 from syncagent.errors import SyncAgentError
+from syncagent.policy import gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    gate.check(config.load(environment=environment))  # what is wrong, wherever it stands, is told before anything runs
     sys.stdout.flush()
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):

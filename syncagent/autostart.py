@@ -37,7 +37,7 @@ def begin() -> None:
         _run = _Run()
         _run.begin()
     except Exception as error:
-        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+        _unwatched(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(None))
 
 
 def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:
@@ -55,7 +55,7 @@ def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) 
         else:
             _run.use(providers)
     except Exception as error:
-        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+        _unwatched(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(settings))
 
 
 def uninstrument() -> None:
@@ -72,6 +72,32 @@ def _say(sentence: str) -> None:
         sys.stderr.write(f"{sentence}\n")
     except Exception:
         pass
+
+
+def _wants_gate(settings: Mapping[str, object] | None) -> bool:
+    """Was a policy asked for that stops something?  Then nothing may run that it does not stop."""
+    try:
+        from syncagent import config
+
+        return config.wants_gate(settings)
+    except Exception:
+        return os.environ.get("SYNCAGENT_POLICY", "").strip().lower() not in {"", "observe"}
+
+
+def _unwatched(sentence: str, *, is_gate: bool) -> None:
+    """Say that the agent could not start; where a gate was asked for, torch is not for this process either."""
+    if not is_gate:
+        _say(f"{sentence.rstrip('.')}. The script runs unwatched.")
+        return
+    from syncagent.refusal import refuse_to_start
+
+    if "torch" in sys.modules:
+        refuse_to_start(sentence)
+
+    def refuse(*_: object) -> None:
+        refuse_to_start(sentence)
+
+    sys.meta_path.insert(0, _AfterImport("torch", before=refuse, cannot=refuse))
 
 
 class _Run:
@@ -96,12 +122,14 @@ class _Run:
         try:
             self._settings = config.load(settings)
         except ConfigError as error:
-            _say(f"{error} The script runs unwatched.")
+            _unwatched(str(error), is_gate=_wants_gate(settings))
             return
         if "torch" in sys.modules:
             self._torch_imported()
         else:
-            self._finder = _AfterImport("torch", self._torch_imported)
+            self._finder = _AfterImport(
+                "torch", self._torch_imported, before=self._look_at_gate, cannot=self._could_not_start
+            )
             sys.meta_path.insert(0, self._finder)
         atexit.register(self.finish)
         self._catch_sigterm()
@@ -131,12 +159,39 @@ class _Run:
             if _is_multiprocessing_child() and self._settings.simulate:
                 self._start(modes=False)  # the simulated device has no first use to wait for
             elif _is_multiprocessing_child():
-                _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+                _when_cuda_is_used(self._start_late)
             else:
                 self._start(modes=True)
                 os.register_at_fork(after_in_child=self._forked)
         except Exception as error:
-            _say(f"syncagent: could not start, the script runs unwatched: {error}")
+            self._could_not_start(error)
+
+    def _look_at_gate(self) -> None:
+        """Before torch is imported: what is wrong with a gate is told at once."""
+        if self._settings.is_gate:
+            try:
+                from syncagent.policy import gate
+
+                gate.check(self._settings)
+            except Exception as error:
+                self._could_not_start(error)
+
+    def _could_not_start(self, error: Exception) -> None:
+        sentence = str(error) or repr(error)
+        if not sentence.startswith("syncagent"):
+            sentence = f"syncagent: could not start: {sentence}"
+        is_gate = self._settings is not None and self._settings.is_gate
+        if is_gate:
+            from syncagent.refusal import refuse_to_start
+
+            refuse_to_start(sentence)
+        _unwatched(sentence, is_gate=False)
+
+    def _start_late(self) -> None:
+        try:
+            self._start(modes=_no_mode_active())
+        except Exception as error:
+            self._could_not_start(error)
 
     def _start(self, *, modes: bool) -> None:
         from syncagent import running, session
@@ -158,7 +213,7 @@ class _Run:
         self._finished = True
         torch = sys.modules.get("torch")
         if torch is not None and not torch.cuda.is_initialized():
-            _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+            _when_cuda_is_used(self._start_late)
 
     def _catch_sigterm(self) -> None:
         """Save what was seen when the process is told to end; the signal then takes its usual course."""
@@ -202,11 +257,21 @@ def _keep_interrupt() -> None:
 
 
 class _AfterImport:
-    """A finder that runs a callback right after one module has been imported, and then is gone."""
+    """A finder that runs callbacks right before and after one module is imported, and then is gone."""
 
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        then: Callable[[], None] = lambda: None,
+        *,
+        before: Callable[[], None] = lambda: None,
+        cannot: Callable[[Exception], None] = lambda _error: None,
+    ) -> None:
+        """``cannot`` is called where the module's loader has no place for a callback."""
         self._name = name
         self._then = then
+        self._before = before
+        self._cannot = cannot
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -221,6 +286,8 @@ class _AfterImport:
             return spec
 
         def exec_module(module: ModuleType) -> None:
+            if self in sys.meta_path:
+                self._before()
             load(module)
             if self in sys.meta_path:  # another thread may have imported it meanwhile
                 sys.meta_path.remove(self)
@@ -229,7 +296,7 @@ class _AfterImport:
         try:
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
         except AttributeError:
-            _say("syncagent: could not start, the script runs unwatched: torch's loader takes no attributes")
+            self._cannot(TypeError("torch's loader takes no attributes"))
         return spec
 
 

@@ -21,7 +21,7 @@ from syncagent.event import Phase, SyncKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Settings", "load", "rejected", "settle"]
+__all__ = ["Settings", "load", "rejected", "settle", "wants_gate"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -240,7 +240,7 @@ class Settings:
     copies: str | None = _setting(
         None,
         _Choice("all", "sampled", "off"),
-        "which copies detail=syncs times; by default all under raise, else one step in 16, later in 64",
+        "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
     )
     cost: bool = _setting(
         default=False, parse=_flag, doc="price each sync: a few steps are profiled and replayed without it"
@@ -260,11 +260,16 @@ class Settings:
         return (self.detail or ("ops" if plain else "syncs")) == "ops"
 
     @property
+    def is_gate(self) -> bool:
+        """Whether a sync that is not allowed has consequences: under ``raise``, and ``warn`` with a baseline."""
+        return self.policy == "raise" or (self.policy == "warn" and self.baseline is not None)
+
+    @property
     def copies_timed(self) -> str:
         """Which copies are timed: ``all``, ``sampled`` or ``off``."""
         if self.copies is not None:
             return self.copies
-        return "all" if self.wraps_every_op or self.policy == "raise" or self.counts_by_step else "sampled"
+        return "all" if self.wraps_every_op or self.is_gate or self.counts_by_step else "sampled"
 
     @property
     def counts_by_step(self) -> bool:
@@ -312,6 +317,25 @@ def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str,
         if value is not None:
             take(name, name, value, "keyword")
     return Settings(**values, sources=sources)
+
+
+def wants_gate(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a gate was asked for where the settings cannot be settled; a policy that is none counts as one."""
+    environment = os.environ if environment is None else environment
+
+    def asked(name: str) -> object:
+        for value in ((keywords or {}).get(name), environment.get(f"SYNCAGENT_{name.upper()}"), table.get(name)):
+            if value is not None and str(value).strip():
+                return value
+        return None
+
+    try:
+        _, table = _project_table()
+    except Exception:  # whatever is wrong with it has been said
+        table = {}
+    policy = asked("policy")
+    word = "observe" if policy is None else str(policy).strip().lower()
+    return word != "observe" and (word != "warn" or asked("baseline") is not None)
 
 
 def _project_table() -> tuple[Path | None, Mapping[str, object]]:

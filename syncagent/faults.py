@@ -21,9 +21,13 @@ class Faults:
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
+        self.parts: dict[str, None] = {}
+        """The parts that failed, in the order in which they did."""
 
     def add(self, part: str, error: BaseException, what: str = "failed and is off") -> None:
         """Keep a fault of ``part`` and log the first of it."""
+        if len(self.parts) < _MOST:
+            self.parts[part] = None
         self.say(f"{part} {what}: {type(error).__name__}: {error}")
         log_once(f"fault-{part}", f"a part of the agent {what}", part=part, error=repr(error))
 

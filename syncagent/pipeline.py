@@ -263,6 +263,7 @@ class Pipeline:
             user_span=span_in(seen.context),
             user_context=seen.context or None,
             violation=seen.violation,
+            conditional=seen.conditional,
         )
 
     def _give(self, events: Sequence[SyncEvent]) -> None:

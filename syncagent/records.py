@@ -75,6 +75,7 @@ class Observation(NamedTuple):
     stall_ns: int
     context: Any
     violation: bool
+    conditional: bool = False
 
 
 class Tally:

@@ -37,7 +37,8 @@ def start(**settings: Any) -> Agent:
     """Start watching this process and return the agent.
 
     While one is running it is returned as it is, and settings that differ from its own are not applied (said in the
-    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, and where torch is not installed.
+    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and where
+    ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
     """
     return launch(config.load(settings))
 
@@ -62,6 +63,10 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
             sinks = user_sinks(settings)
         agent = Agent(settings, sinks)
         agent.start(modes=modes)
+        why_not = agent.gate_cannot_hold()
+        if why_not is not None:
+            agent.stop()
+            raise ConfigError(why_not)
         _current = agent
         _register_fork_handler()
         return agent

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent._compat import qualified_name
 from syncagent.attribution.importable import belongs_to
+from syncagent.attribution.statements import statement_at
 from syncagent.event import CallSite
 
 if TYPE_CHECKING:
@@ -220,8 +221,9 @@ class CallSites:
                 self._sites.clear()
             line = _line(code, offset)
             source = linecache.getline(code.co_filename, line).strip() if line else ""
+            whole = statement_at(code, line) if source else ""
             known = self._sites[id(code), offset] = (
-                CallSite(code.co_filename, line, qualified_name(code), source),
+                CallSite(code.co_filename, line, qualified_name(code), source, "" if whole == source else whole),
                 code,
             )
         return known[0]

@@ -13,6 +13,7 @@ import click
 
 from syncagent import config
 from syncagent.errors import SyncAgentError
+from syncagent.policy import gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,8 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    settled = config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    settled = config.load(environment=environment)  # what is wrong, wherever it stands, is said before anything runs
+    gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()
     sys.stdout.flush()

@@ -19,7 +19,7 @@ from syncagent.policy.scopes import open_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from syncagent.attribution.callsite import Point, Where
     from syncagent.config import Settings
@@ -76,7 +76,7 @@ class Policy:
         if where.marks & SET_UP:
             return "torch sets itself up"
         if allowances.by_site:
-            reason = self._reason_at(op, where, frame, state)
+            reason = self._reason_at(kind, where, frame, state)
             if reason is not None:
                 return reason
         if raises and self._is_judged(state):
@@ -123,17 +123,28 @@ class Policy:
         owner = owner_of_backward(state, self._recorder.internals, self._recorder.states)
         return owner is None or owner.trains
 
-    def _reason_at(self, op: str, where: Where, frame: FrameType | None, state: ThreadState) -> str | None:
+    def _reason_at(self, kind: SyncKind, where: Where, frame: FrameType | None, state: ThreadState) -> str | None:
         """Look up what lists and the baseline say; the same lines are asked about once."""
         points = self._points(where, frame, state)
-        key = (op, *((id(code), offset) for code, offset in points))
+        baseline = self._allowances.baseline
+        forward = self._recorder.forward_point(state) if baseline is not None else None
+        key = (kind, *((id(code), offset) for code, offset in points), forward and (id(forward[0]), forward[1]))
         known = self._listed.get(key)
         if known is None:
             if len(self._listed) >= _CACHE_LIMIT:
                 self._listed.clear()
+            reason = self._allowances.sites(self._lines(points))
+            if reason is None and baseline is not None:
+                user, library = where.user or where.library, where.library if where.user else None
+                if baseline.knows(kind, *map(self._with_code, (user, library, forward))):
+                    reason = "baseline"
             # The points keep alive the code objects whose ids are in the key.
-            known = self._listed[key] = (self._allowances.sites(op, self._lines(points)), points)
+            known = self._listed[key] = (reason, (points, forward))
         return known[0]
+
+    def _with_code(self, point: Point | None) -> tuple[CallSite, CodeType] | None:
+        site = self._recorder.sites.resolve(point)
+        return (site, point[0]) if point is not None and site is not None else None
 
     def _points(self, where: Where, frame: FrameType | None, state: ThreadState) -> list[Point]:
         """Return the lines from the sync out to the user's; in the backward pass the user's forward line as well."""

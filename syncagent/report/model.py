@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncagent.report.decode import decode, encode
+from syncagent.sites import Home, LineKey, SiteKey, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EventRow",
     "Line",
     "OpRow",
+    "OpShare",
     "OrderRow",
     "Overhead",
     "RankShare",
@@ -59,6 +61,18 @@ class RunInfo:
     pid: int | None = None
     ranks: tuple[int, ...] = ()
     """The ranks that a merged report is made of; empty in a report of one process."""
+    gate: str | None = None
+    """Whether the gate that was asked for was in force for all of the run: ``held`` or ``failed``, with the reasons in
+    ``notes``; ``None`` where none was asked for."""
+    folder: str = ""
+    """The script's folder, from which sites are named."""
+    project: str = ""
+    """The folder of the project that the script is in, where it looks like one; see :mod:`syncagent.sites`."""
+
+    @property
+    def home(self) -> Home:
+        """From where its files are named."""
+        return Home(self.project, self.folder, self.cwd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,18 @@ class Line:
     line: int
     function: str
     source: str
+    statement: str = ""
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpShare:
+    """One op's part of a site."""
+
+    op: str
+    api: str | None
+    count: int
+    stall_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +143,10 @@ class RankShare:
 
 @dataclass(frozen=True, slots=True)
 class SiteRow:
-    """All syncs of one op, kind and phase at one line.
+    """All syncs of one kind at one line.
 
-    ``file`` is empty and ``line`` 0 where the line is not known.
+    ``file`` is empty and ``line`` 0 where the line is not known.  ``op``, ``api`` and ``phase`` are those that stalled
+    longest.
     """
 
     op: str
@@ -161,11 +188,21 @@ class SiteRow:
     """Names of the threads it was seen in, the first four."""
     allowed_count: int = 0
     violations: int = 0
-    """How many of them the policy warned of or raised after the wait."""
+    """How many of them the policy warned of or raised at; what it stopped before the wait has a stall of 0."""
     step_stall_ms: float | None = None
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()
     """The parts of a merged site; empty in a report of one process."""
+    statement: str = ""
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
+    ops: tuple[OpShare, ...] = ()
+    """All ops that waited there, the longest stall first."""
+    conditional: bool = False
+    """Whether they waited only by the driver's state, which another run need not find; no gate counts them."""
+
+    def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
+        """Return what the site is known by, its lines named by one of :func:`syncagent.sites.naming`."""
+        return key_of(self.kind, self, self.library, self.forward, named)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class KernelSensor:
         self._live = False
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
+        self.unhooked: list[str] = []
+        """Those among them that this torch has, so that their waits may go unseen."""
         self.elsewhere = 0
         """Calls on other backends that passed through, about: threads may count at the same time."""
         self.left_in_place = False
@@ -150,6 +152,7 @@ class KernelSensor:
                 try:
                     if has_kernel(rule.op, key) and not _left:
                         self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {key}")
+                        self.unhooked.append(rule.op)
                         continue
                     over: dict[str, bool] = {"allow_override": True} if _left else {}
                     name, kernel = rule.op.removeprefix("aten::"), self._kernel(rule, switch)
@@ -158,6 +161,8 @@ class KernelSensor:
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     self.without.append(f"{rule.op} is not hooked: {reason}")
+                    if _exists(rule):
+                        self.unhooked.append(rule.op)
 
     def _kernel(self, rule: Rule, switch: Switch | None = None) -> Any:
         """Build the kernel of one op; of an op of one tensor, one that does without the set of keys."""
@@ -284,7 +289,7 @@ class KernelSensor:
                 policy = recorder.policy
                 allowed = None
                 if policy is not None and (not policy.is_passive or open_scopes() or scopes_by_thread):
-                    allowed = recorder.ask(name, kind, frame, state)  # which may raise
+                    allowed = recorder.ask(name, named, frame, state, args, sensor.name)  # which may raise
                 about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
@@ -308,9 +313,8 @@ class KernelSensor:
             state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any
         ) -> Any:
             """Run an op that waits inside of another, which names the sync."""
-            allowed = recorder.ask(state.op or "", kind, frame, state)
             if state.outer is not None and state.about is None:
-                state.about = sensor._describe_outer(state, kind, frame, allowed)
+                state.about = sensor._describe_outer(state, kind, frame, judged=True)  # which may raise
             inside_ns = state.stall_ns
             started = _now()
             try:
@@ -336,16 +340,18 @@ class KernelSensor:
                 return result
             finally:
                 returned = _now()
-                kind = state.kind
+                kind, is_late = state.kind, False
                 if kind is None and not raised and late is not None and returned - started > _LATE_NS:
-                    kind = sensor._if_late(rule, args, kwargs, returned - started)
+                    kind, is_late = sensor._if_late(rule, args, kwargs, returned - started), True
                     state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
                 elif raised and capturing():
                     kind = None
                 if kind is not None:
-                    about = state.about or sensor._describe_outer(state, kind, _caller(3), None)
+                    about = state.about or sensor._describe_outer(state, kind, _caller(3), judged=False)
                     state.op = None
-                    seen = settle(state, about, state.named, state.start_ns, state.stall_ns, returned)
+                    seen = settle(
+                        state, about, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late
+                    )
                     if about.allowed is not None:
                         recorder.tally(state, seen, _caller(3))
                 state.op = state.outer = None
@@ -366,12 +372,11 @@ class KernelSensor:
 
         return watch
 
-    def _describe_outer(
-        self, state: ThreadState, kind: SyncKind, frame: FrameType | None, allowed: str | None
-    ) -> About:
-        """Describe the outermost op, for a wait that was proven by one inside or too late."""
+    def _describe_outer(self, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool) -> About:
+        """Describe the outermost op, for a wait that was proven by one inside, and is judged first, or too late."""
         rule, args, kwargs = state.outer
-        state.named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+        state.named = named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+        allowed = self._recorder.ask(state.op or "", named, frame, state, args, self.name) if judged else None
         return self._recorder.describe(state, state.op or "", state.named, frame, args, self.name, allowed)
 
     def _kind(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -392,6 +397,14 @@ class KernelSensor:
 
     def _fault(self, rule: Rule, error: Exception) -> None:
         self._recorder.fault(f"the rule of {rule.op}", error)
+
+
+def _exists(rule: Rule) -> bool:
+    """Does this torch have the op?"""
+    import torch
+
+    name, _, overload = rule.op.removeprefix("aten::").partition(".")
+    return hasattr(getattr(torch.ops.aten, name, None), overload or "default")
 
 
 def _caller(depth: int = 1) -> FrameType | None:

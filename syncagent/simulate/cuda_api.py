@@ -118,11 +118,14 @@ def _synchronizer(name: str) -> Callable[..., None]:
         _lazy_init()
         index = devices.index_of(device)
 
+        engines = list(devices.engines_of(index))
+
         def wait() -> None:
-            for each in devices.engines_of(index):
+            for each in engines:
                 each.wait()
 
-        reported(name, SyncKind.EXPLICIT, (), wait)
+        is_idle = all(each.finished >= each.submitted for each in engines)
+        reported(name, SyncKind.EXPLICIT, (), wait, is_idle=is_idle)
 
     return synchronize
 

@@ -7,10 +7,10 @@ import statistics
 import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from syncagent.event import Phase, SyncKind
-from syncagent.report.model import EventRow, Line, OpRow, Report, SiteRow, StepRow, Totals
+from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -25,7 +25,10 @@ OTHER = "other"
 
 _SAMPLES = 512
 _THREADS = 4
+_OPS = 64
+"""So many ops of a site are told apart."""
 _PENDING = 50_000
+_Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
 class Summary:
@@ -147,7 +150,7 @@ class Summary:
                 step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
             ),
             sites=rows,
-            ops=_op_rows(ops, rows, run.duration_s * 1e3)[: self._max_ops],
+            ops=_op_rows(ops, sites, run.duration_s * 1e3)[: self._max_ops],
             notes=tuple(notes),
             events=tuple(
                 EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
@@ -171,8 +174,9 @@ class Summary:
         self._newest.append((event, site.id))
 
     def _site(self, event: SyncEvent) -> _Site:
+        # As syncagent.sites, but with the number of the line: a person wants to see each.
         lines = (_key(event.site), _key(event.forward_site), _key(event.library_site))
-        key = (event.op, event.api, event.kind, event.phase, lines)
+        key = (event.kind, event.conditional, lines)
         if key not in self._sites:
             if len(self._sites) < self._max_sites:
                 self._sites[key] = _Site(len(self._sites), event, event.module, event.ranges, event.allowed)
@@ -201,11 +205,18 @@ class _Site:
     sampled: bool = False
     samples_ns: list[int] = field(default_factory=list)
     threads: tuple[str, ...] = ()
+    parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
+    """Count and stall of each op, call and phase."""
 
     def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
         self.seen += event.repeats
         self.count += weight * event.repeats
         self.stall_ns += event.stall_ns * weight
+        part: _Part = (event.op, event.api, event.phase)
+        if part not in self.parts and len(self.parts) >= _OPS:
+            part = (OTHER, None, Phase.OTHER)
+        count, stall_ns = self.parts.get(part, (0.0, 0.0))
+        self.parts[part] = (count + weight * event.repeats, stall_ns + event.stall_ns * weight)
         self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
         self.sampled = self.sampled or weight != 1.0
         self.violations += weight * event.repeats if event.violation else 0.0
@@ -225,21 +236,37 @@ class _Site:
             self.ranges = _common_prefix(self.ranges, event.ranges)
 
     def copy(self) -> _Site:
-        return replace(self, samples_ns=self.samples_ns.copy())
+        return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
+
+    def longest(self) -> tuple[str, str | None, Phase]:
+        """Return op, call and phase of those syncs that stalled longest together."""
+        if self.first is None:
+            return OTHER, None, Phase.OTHER
+        return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
+
+    def ops(self) -> tuple[OpShare, ...]:
+        """Return the part of each op."""
+        found: dict[tuple[str, str | None], tuple[float, float]] = {}
+        for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
+            before = found.get((op, api), (0.0, 0.0))
+            found[op, api] = before[0] + count, before[1] + stall_ns
+        shares = (OpShare(op, api, round(count), stall_ns / 1e6) for (op, api), (count, stall_ns) in found.items())
+        return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
     def row(self, steps: int, exact: bool) -> SiteRow:
         first = self.first
         site = _line(first.site if first else None)
         count = round(self.count)
+        op, api, phase = self.longest()
         return SiteRow(
-            op=first.op if first else OTHER,
-            api=first.api if first else None,
+            op=op,
+            api=api,
             kind=(first.kind if first else SyncKind.OTHER).value,
             file=site.file if site else "",
             line=site.line if site else 0,
             function=site.function if site else "",
             source=site.source if site else "",
-            phase=(first.phase if first else Phase.OTHER).value,
+            phase=phase.value,
             count=count,
             per_step=count / steps if steps else None,
             stall_ms=self.stall_ns / 1e6,
@@ -256,15 +283,20 @@ class _Site:
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
+            statement=site.statement if site else "",
+            ops=self.ops(),
+            conditional=first.conditional if first else False,
         )
 
 
-def _op_rows(ops: Sequence[OpCount], sites: Sequence[SiteRow], duration_ms: float) -> tuple[OpRow, ...]:
+def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float) -> tuple[OpRow, ...]:
     """Ops by the host time that was work; the stalls of the same op at the same line are told apart."""
     stalls: dict[Hashable, float] = {}
-    for row in sites:
-        key = (row.op, row.file, row.line, row.phase == Phase.BACKWARD)
-        stalls[key] = stalls.get(key, 0.0) + row.stall_ms
+    for site in sites:
+        where = site.first.site if site.first else None
+        for (name, _, phase), (_, stall_ns) in site.parts.items():
+            key = (name, where.file if where else "", where.line if where else 0, phase is Phase.BACKWARD)
+            stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
         line = _line(op.site) or Line("", 0, "", "")
@@ -292,7 +324,7 @@ def _key(site: CallSite | None) -> Hashable:
 
 
 def _line(site: CallSite | None) -> Line | None:
-    return Line(site.file, site.line, site.function, site.source) if site else None
+    return Line(site.file, site.line, site.function, site.source, site.statement) if site else None
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:

@@ -117,10 +117,10 @@ def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(envi
     for off in ({}, {"SYNCAGENT": ""}, {"SYNCAGENT": "0"}):
         unwatched = environment.run("python", "-c", code, **off)
         assert (unwatched.stdout, unwatched.stderr) == ("False False\n", "")
-    watched = environment.run("python", "-c", code, SYNCAGENT="1", SYNCAGENT_POLICY="nonsense")
+    watched = environment.run("python", "-c", code, SYNCAGENT="1", SYNCAGENT_DETAIL="nonsense")
     assert watched.stdout == "True True\n"
     assert watched.stderr == (
-        "syncagent: setting SYNCAGENT_POLICY is 'nonsense', but it must be one of observe, warn, raise. "
+        "syncagent: setting SYNCAGENT_DETAIL is 'nonsense', but it must be one of ops, syncs. "
         "The script runs unwatched.\n"
     )
 

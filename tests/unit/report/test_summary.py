@@ -7,7 +7,7 @@ import pytest
 from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of, run_info, step, sync
 
 from syncagent.event import CallSite, OpCount, Phase, SyncKind
-from syncagent.report.model import RunInfo
+from syncagent.report.model import OpShare, RunInfo
 from syncagent.sinks.summary import Summary
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ class TestSites:
     @pytest.mark.parametrize(
         "other",
         [
-            {"op": "aten::unique"},
-            {"api": "torch.argwhere"},
             {"kind": SyncKind.OTHER},
-            {"phase": Phase.OPTIMIZER},
+            {"conditional": True},
             {"site": MASK},
             {"forward_site": MASK},
             {"library_site": MASK},
@@ -43,6 +41,20 @@ class TestSites:
     )
     def test_what_differs_makes_another_row(self, other):
         assert len(report_of(sync(), sync(**other)).sites) == 2
+
+    def test_ops_calls_and_phases_of_a_line_are_one_row_named_by_those_that_stalled_longest(self):
+        (row,) = report_of(
+            sync(ms=1),
+            sync(ms=3, op="aten::unique", api=None, phase=Phase.OPTIMIZER),
+            sync(ms=1, api="torch.argwhere"),
+            sync(ms=1),
+        ).sites
+        assert (row.op, row.api, row.phase, row.count, row.stall_ms) == ("aten::unique", None, "optimizer", 4, 6)
+        assert row.ops == (
+            OpShare("aten::unique", None, 1, 3.0),
+            OpShare("aten::nonzero", "torch.nonzero", 2, 2.0),
+            OpShare("aten::nonzero", "torch.argwhere", 1, 1.0),
+        )
 
     def test_the_worst_comes_first(self):
         rows = report_of(sync(NONZERO, ms=1), sync(MASK, ms=5), sync(BACKWARD, ms=2)).sites

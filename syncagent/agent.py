@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from syncagent import config
-from syncagent.attribution import ranks
+from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.cost.pricing import Pricing
@@ -252,13 +252,20 @@ class Agent:
         return self.report()
 
     def save(self, report: Report) -> str | None:
-        """Save the report where the settings say and return where; a path that cannot be written is logged."""
+        """Save the report where the settings say and return where; a path that cannot be written is logged.
+
+        A process without a rank that never used CUDA, such as one that only starts others, saves nothing where one of
+        the others has saved its own.
+        """
         if self.settings.report is None:
             return None
         from syncagent.report import files
 
         try:
-            return str(files.save(report, self.settings.report, mode=self.settings.file_mode))
+            is_empty = report.run.rank is None and report.run.device is None and not report.sites
+            mode, path = self.settings.file_mode, self.settings.report
+            saved = files.save_beside(report, path, mode=mode, may_add=not is_empty)
+            return None if saved is None else str(saved)
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:
@@ -356,6 +363,8 @@ class Agent:
             argv=tuple(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
+            run_id=processes.run_id(),
+            process=processes.process_id(),
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

@@ -91,8 +91,8 @@ class _Run:
         self._finder: Any = None
 
     def begin(self, settings: Mapping[str, object] | None = None) -> None:
-        processes.join_run()
         if is_launcher():
+            processes.join_run()
             return
         from syncagent import config
         from syncagent.errors import ConfigError
@@ -127,6 +127,7 @@ class _Run:
 
     def _torch_imported(self) -> None:
         """Start now, or at the first use of CUDA in a process that somebody's multiprocessing made."""
+        processes.join_run()  # and what it starts from now on belongs to the same run
         try:
             if _is_multiprocessing_child() and self._settings.simulate:
                 self._start(modes=False)  # the simulated device has no first use to wait for

@@ -1,8 +1,8 @@
 """Which run this process belongs to, and which process of it this is: what tells the files of two processes apart.
 
-The first process of a run puts a random id into the environment, which all that it starts inherit: ranks, spawned and
-forked children.  Ranks that somebody else has started know each other by their job, and children that multiprocessing
-has started by their parent.
+The first process of a run that imports torch puts a random id into the environment, which all that it starts inherit:
+ranks, spawned and forked children.  Ranks that somebody else has started know each other by their job, and children
+that multiprocessing has started by their parent.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def _spans_machines() -> bool:
 
 def _of_job() -> str | None:
     """An id from the launcher's name for the job, where there are several ranks: a lone process of an allocation may be
-    one of many that were started in it one after another."""
+    one of many that were started in it one after another.
+    """
     world = any(name in os.environ for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if not world:  # spares every interpreter the import
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import ConfigError
-from syncagent.report import wording
+from syncagent.report import origins, wording
 
 if TYPE_CHECKING:
     from syncagent.report.model import EventRow, Report, SiteRow
@@ -49,7 +49,12 @@ def trace(report: Report) -> dict[str, Any]:
     drawn.sort(key=lambda item: item["ts"])
     return {
         "displayTimeUnit": "ms",
-        "otherData": {"start_ns": str(zero_ns), "started": report.run.started, "simulated": report.run.simulated},
+        "otherData": {
+            "start_ns": str(zero_ns),
+            "started": report.run.started,
+            "simulated": report.run.simulated,
+            origins.KEY: origins.of_run(report.run).to_dict(),
+        },
         "traceEvents": [*_names(report, threads), *drawn],
     }
 

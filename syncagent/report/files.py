@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncagent import storage
+from syncagent.attribution import processes
 from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
+from syncagent.log import log_once
+from syncagent.report import origins, places
 from syncagent.report.merge import merge
 from syncagent.report.model import Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["destination", "load", "load_merged", "render", "save", "suffix_format", "write_atomically"]
+__all__ = [
+    "destination", "load", "load_merged", "render", "save", "save_beside", "suffix_format", "write_atomically",
+]  # fmt: skip
 
 # The longer suffix first: ".trace.json" also ends in ".json".
 _FORMATS = {".trace.json": "trace", ".json": "json", ".html": "html", ".sarif": "sarif"}
@@ -66,10 +72,39 @@ def render(report: Report, form: str) -> str:
 
 def save(report: Report, path: str | Path, *, mode: int | None = None) -> Path:
     """Write a report; see ``Report.save``.  Without a ``mode``, it is the one that the environment says."""
+    saved = save_beside(report, path, mode=mode)
+    assert saved is not None
+    return saved
+
+
+def save_beside(report: Report, path: str | Path, *, mode: int | None = None, may_add: bool = True) -> Path | None:
+    """As :func:`save`; ``None`` where another process of the run has the name already and none must be added."""
     mode = file_mode() if mode is None else mode
     file, form = destination(path, report.run.rank)
-    write_atomically(file, render(report, form), mode=mode)
-    return file
+    if report.run.process != processes.process_id():  # of another process, merged, or made by hand: saved as asked
+        write_atomically(file, render(report, form), mode=mode)
+        return file
+    try:
+        placed = places.place(
+            file,
+            origins.of_run(report.run),
+            lambda part: render(replace(report, run=replace(report.run, part=part)), form),
+            mode=mode,
+            may_add=may_add,
+        )
+    except (OSError, ValueError) as error:
+        raise _unwritable(file, error) from None
+    if placed is None:
+        return None
+    if placed[1]:
+        log_once(
+            f"part-{placed[0]}",
+            "the report has a number in its name: another process of this run has saved its own without",
+            level="info",
+            report=placed[0],
+            other=file,
+        )
+    return placed[0]
 
 
 def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE) -> None:
@@ -77,7 +112,11 @@ def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE)
     try:
         storage.write_atomically(file, text, mode=mode)
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}") from None
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
+    return ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}")
 
 
 def load(path: str | Path) -> Report:

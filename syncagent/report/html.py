@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from syncagent.report import costs, wording
+from syncagent.report import costs, origins, wording
 from syncagent.report.model import Line
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="{key}" content="{origin}">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
 script-src 'unsafe-inline'">
 <title>{title}</title>
@@ -55,6 +57,8 @@ def render(report: Report) -> str:
     ]
     warning = "Simulated device: every time on this page is a CPU's, not a GPU's."
     return _PAGE.format(
+        key=origins.KEY,
+        origin=escape(json.dumps(origins.of_run(run).to_dict())),
         title=_text(f"{script}: host syncs"),
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),

@@ -59,6 +59,16 @@ class RunInfo:
     pid: int | None = None
     ranks: tuple[int, ...] = ()
     """The ranks that a merged report is made of; empty in a report of one process."""
+    run_id: str = ""
+    """What all processes of one run share, and those of no other; empty where it is not known."""
+    process: str = ""
+    """A random name of the process, unlike that of any other."""
+    part: int = 0
+    """The number in the name of the file, where another process of the run had the name without one."""
+    processes: int = 0
+    """How many processes a merged report is made of, where they are not one for each rank; else 0."""
+    ended: bool = True
+    """False where the process did not end by itself, so that this is what its capture held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +282,7 @@ class Report:
         """Share of step time that the site stalled; of the run's duration where no step was marked."""
         if self.totals.step_ms and site.step_stall_ms is not None:
             return site.step_stall_ms / self.totals.step_ms
-        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), 1)
+        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), self.run.processes, 1)
         return site.stall_ms / whole_ms if whole_ms > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +305,8 @@ class Report:
         """Write the report in the format that the suffix names and return where it went.
 
         The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
-        a directory gets ``rank{rank}.json``.
+        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own there, the name
+        gets a number: ``x.1.json``.
         """
         from syncagent.report import files
 

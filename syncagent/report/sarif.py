@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from syncagent._version import __version__
 from syncagent.event import SyncKind
-from syncagent.report import wording
+from syncagent.report import origins, wording
 
 if TYPE_CHECKING:
     from syncagent.report.model import Line, Report, SiteRow
@@ -52,7 +52,12 @@ def log(report: Report) -> dict[str, Any]:
                 **roots,
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(report, site) for site in report.sites],
-                "properties": {"simulated": run.simulated, "steps": run.steps, "dropped": report.dropped},
+                "properties": {
+                    "simulated": run.simulated,
+                    "steps": run.steps,
+                    "dropped": report.dropped,
+                    origins.KEY: origins.of_run(run).to_dict(),
+                },
             }
         ],
     }

@@ -262,7 +262,9 @@ class Agent:
         from syncagent.report import files
 
         try:
-            is_empty = report.run.rank is None and report.run.device is None and not report.sites
+            run = report.run
+            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
+            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
             mode, path = self.settings.file_mode, self.settings.report
             saved = files.save_beside(report, path, mode=mode, may_add=not is_empty)
             return None if saved is None else str(saved)

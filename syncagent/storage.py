@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-__all__ = ["DEFAULT_MODE", "append_to", "is_locked", "lock", "locked_folder", "read", "write_atomically", "write_new"]
+__all__ = [
+    "DEFAULT_MODE", "append_alone", "append_to", "is_locked", "lock", "locked_folder", "read", "write_atomically",
+    "write_new",
+]  # fmt: skip
 
 DEFAULT_MODE = 0o600
 """Reports, journals and captures hold source lines, paths and arguments."""
@@ -108,17 +111,54 @@ def read(file: Path, *, most: int) -> bytes | None:
         return None
 
 
-def lock(descriptor: int) -> bool:
-    """Lock an open file for this process without waiting; false where another has locked it or it cannot be locked.
+def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
+    """As :func:`append_to`, for a file that no other process opens in this way; return its descriptor and path.
+
+    Where another process has the file, the name gets a number, ``NAME-2``; the file is this one's until it is closed.
+    """
+    number = 1
+    while number < _MOST_WRITERS:
+        path = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
+        descriptor, is_new = _made_or_found(path, mode)
+        held = lock(descriptor)
+        try:
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except FileNotFoundError:  # renamed between the two calls, being full
+            is_there = False
+        if is_there and (held or (held is None and is_new)):
+            return descriptor, path
+        os.close(descriptor)
+        if held is None:
+            # Nobody can say who else has it.
+            path = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
+            return append_to(path, mode=mode), path
+        number += not held
+    raise OSError(f"{_MOST_WRITERS:,} processes have a file of the name {file.name!r}")
+
+
+def _made_or_found(path: Path, mode: int) -> tuple[int, bool]:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _CLOEXEC, mode), True
+    except FileExistsError:
+        return append_to(path, mode=mode), False
+
+
+_MOST_WRITERS = 10_000
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file for this process, without waiting; false where another has, ``None`` where files have no locks.
 
     The lock ends with the process at the latest.
     """
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

@@ -13,15 +13,15 @@ from syncagent.attribution import processes
 from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.log import log_once
-from syncagent.report import origins, places
-from syncagent.report.merge import merge
+from syncagent.report import origins, places, together
 from syncagent.report.model import Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "destination", "load", "load_merged", "render", "save", "save_beside", "suffix_format", "write_atomically",
+    "destination", "load", "load_merged", "output_format", "render", "save", "save_beside", "suffix_format",
+    "write_atomically",
 ]  # fmt: skip
 
 # The longer suffix first: ".trace.json" also ends in ".json".
@@ -51,6 +51,17 @@ def suffix_format(path: str | Path) -> str | None:
     """The format that a file's name asks for; ``None`` where it asks for none."""
     name = Path(path).name
     return next((form for suffix, form in _FORMATS.items() if name.endswith(suffix) and name != suffix), None)
+
+
+def output_format(path: str | Path) -> str:
+    """The format that the name of an output asks for; raises ``ConfigError`` where it asks for none that there is."""
+    form = "text" if Path(path).suffix == ".txt" else suffix_format(path)
+    if form is None:
+        raise ConfigError(
+            f"the name {os.fspath(path)!r} does not say which format to write: it has to end in .txt, .json, .html, "
+            ".sarif or .trace.json, or --format has to say it"
+        )
+    return form
 
 
 def render(report: Report, form: str) -> str:
@@ -132,17 +143,32 @@ def load(path: str | Path) -> Report:
 
 
 def load_merged(paths: Sequence[str | Path]) -> Report:
-    """Read reports of several ranks as one; a directory stands for all reports in it."""
-    files: list[Path] = []
+    """Read the reports of one run as one.
+
+    A directory stands for all reports in it; a file, also for those beside it that other processes of the same run have
+    saved under its name with a number.
+    """
+    found: list[together.Found] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # unlike Path.is_dir, never an error
             inside = sorted(file for file in path.glob("*.json") if not file.name.endswith(".trace.json"))
             if not inside:
                 raise SyncAgentError(f"there is no report in the directory {os.fspath(path)!r}: it has no .json file")
-            files += inside
+            found += [(file, load(file)) for file in inside]
         else:
-            files.append(path)
-    return merge([load(file) for file in files])
+            found += _with_parts(path)
+    return together.add_up(found)
+
+
+def _with_parts(file: Path) -> list[together.Found]:
+    report = load(file)
+    found = [(file, report)]
+    origin = origins.of_run(report.run)
+    for part in places.parts_of(file):
+        other = origins.origin_of(part)
+        if other is not None and other.part and origins.same_run(origin, other):
+            found.append((part, load(part)))
+    return found
 
 
 def _one_row_a_line(values: dict[str, Any]) -> str:

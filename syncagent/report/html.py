@@ -48,7 +48,13 @@ def render(report: Report) -> str:
     facts = [
         run.device or "no device",
         f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
-        wording.plural(len(run.ranks), "rank") if run.ranks else "" if run.rank is None else f"rank {run.rank}",
+        f"{run.processes:,} processes"
+        if run.processes
+        else wording.plural(len(run.ranks), "rank")
+        if run.ranks
+        else ""
+        if run.rank is None
+        else f"rank {run.rank}",
         run.host,
         f"torch {run.torch}" if run.torch else "",
         f"CUDA {run.cuda}" if run.cuda else "",

@@ -97,7 +97,9 @@ def _title(report: Report) -> Text:
         wording.clean(run.device or "no device"),
         f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
     ]
-    if run.ranks:
+    if run.processes:
+        facts.append(f"{run.processes:,} processes")
+    elif run.ranks:
         facts.append(wording.plural(len(run.ranks), "rank"))
     elif run.rank is not None:
         facts.append(f"rank {run.rank} of {run.world_size}" if run.world_size else f"rank {run.rank}")

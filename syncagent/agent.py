@@ -24,6 +24,7 @@ from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
+from syncagent.sinks.capture import Capture, Facts
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
 
@@ -79,20 +80,28 @@ class Agent:
         if not any(isinstance(sink, ViolationLog) for sink in sinks):
             sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
         self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
-        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
-        for sink in sinks:
-            if hasattr(sink, "lost") and hasattr(sink, "scale"):
-                sink.lost, sink.scale = self._pipeline.lost, self._weight
-            if hasattr(sink, "spans"):
-                sink.spans = spans
+        self._captures = self._connect(sinks)
         self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = torch.version.cuda is not None
+        self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
         self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[tuple[str, Callable[[], None]]] = []
         self.notes: list[str] = []
+
+    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
+        """Give the sinks what they want of the agent's; return the captures among them."""
+        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
+        for sink in sinks:
+            if hasattr(sink, "lost") and hasattr(sink, "scale"):
+                sink.lost, sink.scale = self._pipeline.lost, self._weight
+            if hasattr(sink, "spans"):
+                sink.spans = spans
+            if isinstance(sink, Capture):
+                sink.summary, sink.facts = self._summary, self._facts
+        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
@@ -116,6 +125,19 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
+        notes = self._all_notes()
+        try:
+            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+        except Exception as error:
+            self._faults.add("the report", error, "failed")
+            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def _facts(self) -> Facts:
+        """What the capture has besides the sums; without what takes long to find out."""
+        dropped = sum(self._pipeline.lost.values())
+        return Facts(self._run_info(), self._sensor_statuses(), dropped, self._all_notes())
+
+    def _all_notes(self) -> list[str]:
         notes = [*self.notes, *self._internals.missing, *self._faults.sentences]
         if self._kernels.left_in_place:
             notes.append(
@@ -126,11 +148,7 @@ class Agent:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
-        try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
-        except Exception as error:
-            self._faults.add("the report", error, "failed")
-            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+        return notes
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -178,6 +196,12 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
+        for capture in tuple(self._captures):
+            try:
+                capture.tick()
+            except Exception as error:
+                self._captures.remove(capture)
+                self._faults.add("the capture", error)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
             self._seek_rank()
@@ -344,16 +368,15 @@ class Agent:
 
         ended = self._ended if self._ended is not None else time.perf_counter()
         simulated = self.settings.simulate
-        device = None
-        if simulated or (self._has_cuda and torch.cuda.is_initialized()):
-            device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+        if self._device is None and (simulated or (self._has_cuda and torch.cuda.is_initialized())):
+            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
             torch=torch.__version__,
             cuda=None if simulated else torch.version.cuda,
-            device=device,
+            device=self._device,
             host=platform.node(),
             rank=self.rank.rank,
             world_size=self.rank.world_size,

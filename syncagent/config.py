@@ -260,6 +260,11 @@ class Settings:
     cost_steps: int = _setting(5, _count(1), "how many steps the window of cost has")
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
     journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")
+    capture: str | None = _setting(
+        None,
+        _path,
+        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+    )
     file_mode: int = _setting(
         DEFAULT_MODE, _mode, "who may read the reports, journals and captures that are written: a mode in octal"
     )

@@ -6,6 +6,8 @@ import math
 
 import click
 
+from syncagent.errors import SyncAgentError
+
 __all__ = ["command"]
 
 
@@ -38,7 +40,12 @@ def command(path: str, baseline: str, tolerance: float) -> int:
     from syncagent.report import changes, files, wording
     from syncagent.report.compare import compare
 
-    comparison = compare(files.load_merged([baseline]), files.load_merged([path]), tolerance=tolerance)
+    known, report = files.load_merged([baseline]), files.load_merged([path])
+    if not report.run.ended:
+        raise SyncAgentError(
+            f"{path!r} is the capture of a process that did not end by itself; what it did not reach cannot be checked"
+        )
+    comparison = compare(known, report, tolerance=tolerance)
     findings = comparison.findings()
     for note in comparison.notes:
         print(f"note: {wording.clean(note)}")

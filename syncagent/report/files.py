@@ -13,7 +13,7 @@ from syncagent.attribution import processes
 from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.log import log_once
-from syncagent.report import origins, places, together
+from syncagent.report import captured, origins, places, together
 from syncagent.report.model import Report
 
 if TYPE_CHECKING:
@@ -134,10 +134,17 @@ def load(path: str | Path) -> Report:
     """Read one report file; whatever is wrong with it is said in one sentence."""
     name = os.fspath(path)
     try:
-        values = json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        if captured.is_capture(content):
+            return captured.read(Path(path), content)
+        values = json.loads(content)
     except OSError as error:
         raise SyncAgentError(f"cannot read the report {name!r}: {_reason(error)}") from None
     except (ValueError, RecursionError) as error:
+        if content.startswith(b'{"resourceSpans":'):
+            raise SyncAgentError(
+                f"{name!r} is a journal of spans, for an OpenTelemetry Collector, not a report"
+            ) from None
         raise SyncAgentError(f"{name!r} is not a syncagent report: it is not whole JSON ({error})") from None
     return Report.from_dict(values, name=repr(name))
 
@@ -151,13 +158,26 @@ def load_merged(paths: Sequence[str | Path]) -> Report:
     found: list[together.Found] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # unlike Path.is_dir, never an error
-            inside = sorted(file for file in path.glob("*.json") if not file.name.endswith(".trace.json"))
-            if not inside:
-                raise SyncAgentError(f"there is no report in the directory {os.fspath(path)!r}: it has no .json file")
-            found += [(file, load(file)) for file in inside]
+            found += _in_folder(path)
         else:
             found += _with_parts(path)
     return together.add_up(found)
+
+
+def _in_folder(folder: Path) -> list[together.Found]:
+    """Its reports; where it has none, those of the run whose captures are the newest."""
+    reports = sorted(file for file in folder.glob("*.json") if not file.name.endswith(".trace.json"))
+    if reports:
+        return [(file, load(file)) for file in reports]
+    captures = [file for file in sorted(folder.glob("*.jsonl")) if origins.origin_of(file) is not None]
+    if not captures:
+        raise SyncAgentError(f"there is no report in the directory {os.fspath(folder)!r}: it has no .json file")
+    newest, others = together.newest_run([(file, load(file)) for file in captures])
+    if others:
+        file, report = newest[0]
+        note = f"of the newest run; {others:,} captures of earlier runs in {os.fspath(folder)!r} are left out"
+        newest[0] = file, replace(report, notes=(*report.notes, note))
+    return newest
 
 
 def _with_parts(file: Path) -> list[together.Found]:

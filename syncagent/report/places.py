@@ -47,7 +47,8 @@ def place(
                     continue
                 break
             there = origin_of(file)
-            if there is None or there.process == origin.process or not same_run(there, origin):
+            is_free = there is None or there.process == origin.process or not same_run(there, origin)
+            if is_free and not storage.is_locked(file):
                 storage.write_atomically(file, text_of(0), mode=mode)
                 break
             if not may_add:

@@ -11,14 +11,13 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution import ranks
 from syncagent.log import log_once
 from syncagent.pace import breathe
+from syncagent.sinks.folder import file_path, make_directory
 from syncagent.storage import DEFAULT_MODE, append_alone
 
 if TYPE_CHECKING:
@@ -28,30 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["JournalExporter", "encode", "journal_path"]
 
-DIRECTORY = ".syncagent"
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
 """Spans in a line: about as many as are encoded without a pause."""
 
 
 def journal_path(setting: str | None = None) -> Path:
-    """Where the journal goes: nothing is created yet.
-
-    ``setting`` names a file, or a directory if it is one or ends in a slash; ``{pid}`` and ``{rank}`` are filled in,
-    the latter with 0 for a process that has none.
-    """
-    name = f"journal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
-    if not setting:
-        path = Path(DIRECTORY, name)
-    else:
-        filled = setting.replace("{pid}", str(os.getpid())).replace("{rank}", str(ranks.read().rank or 0))
-        path = Path(os.path.expanduser(filled))
-        if filled.endswith(("/", os.sep)) or os.path.isdir(path):
-            path /= name
-    try:
-        return path.absolute()  # the program may change its directory
-    except FileNotFoundError:  # which may be gone already
-        return path
+    """Where the journal goes; see :func:`file_path`."""
+    return file_path("journal", setting)
 
 
 class JournalExporter:
@@ -120,7 +103,7 @@ class JournalExporter:
 
     def _open(self) -> None:
         try:
-            _make_directory(self._wanted.parent)
+            make_directory(self._wanted.parent)
             self._open_alone(self._wanted)
         except OSError as error:
             elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
@@ -288,12 +271,3 @@ def _count_spans(path: Path) -> int:
             count += line.count(b'"startTimeUnixNano":')
             breathe()
     return count
-
-
-def _make_directory(directory: Path) -> None:
-    """Make it if need be; the agent's own directory keeps itself out of git."""
-    if directory.is_dir():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    if directory.name == DIRECTORY:
-        (directory / ".gitignore").write_text("*\n")

@@ -88,7 +88,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "allow_kinds": "explicit,check", "allow_packs": "torch,mine", "max_syncs_per_step": "forward=2,total=5",
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
-        "file_mode": "0640",
+        "file_mode": "0640", "capture": "seen.jsonl",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -102,7 +102,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
-        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640,
+        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl",
     )  # fmt: skip
 
 

@@ -70,6 +70,10 @@ def _slice(event: EventRow, site: SiteRow | None, zero_ns: int, track: int, cwd:
             args["forward"] = wording.place(site.forward.file, site.forward.line, cwd)
         if site.library:
             args["library"] = wording.place(site.library.file, site.library.line, cwd)
+        if site.stack:
+            args["stack of the longest"] = [
+                f"{wording.place(frame.file, frame.line, cwd)} {frame.function}" for frame in site.stack
+            ]
     return {
         "ph": "X",
         "cat": site.kind if site else "other",

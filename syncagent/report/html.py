@@ -180,6 +180,9 @@ def _where(report: Report, site: SiteRow) -> str:
     told = " · ".join(f"{name} {_text(value)}" for name, value in facts if value)
     if told:
         parts.append(f"<div><small>{told}</small></div>")
+    if site.stack:
+        frames = "".join(_line(frame, cwd) for frame in site.stack)
+        parts.append(f"<details><summary>stack of the longest, innermost first</summary>{frames}</details>")
     if site.advice:
         parts.append(f'<div class="advice">→ {_text(site.advice)}</div>')
     return "".join(parts)

@@ -133,6 +133,7 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
         ranks=tuple(shares[rank] for rank in sorted(shares)),
+        stack=max(sites, key=lambda site: (bool(site.stack), site.stall_ms_max)).stack,
     )
 
 

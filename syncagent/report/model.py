@@ -176,6 +176,8 @@ class SiteRow:
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()
     """The parts of a merged site; empty in a report of one process."""
+    stack: tuple[Line, ...] = ()
+    """The whole stack of its longest sync, innermost first, where stacks were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,13 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     ]
     if related:
         result["relatedLocations"] = related
+    if site.stack:
+        result["stacks"] = [
+            {
+                "message": {"text": "the stack of the longest sync"},
+                "frames": [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file],
+            }
+        ]
     if site.allowed:
         result["suppressions"] = [{"kind": "external", "justification": wording.clean(site.allowed)}]
     return result

@@ -261,6 +261,8 @@ class _Site:
     sampled: bool = False
     samples_ns: list[int] = field(default_factory=list)
     threads: tuple[str, ...] = ()
+    stack: tuple[CallSite, ...] = ()
+    stack_ns: int = -1
 
     def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
         self.seen += event.repeats
@@ -279,6 +281,8 @@ class _Site:
             self.samples_ns[slot] = event.stall_ns
         if event.thread not in self.threads and len(self.threads) < _THREADS:
             self.threads += (event.thread,)
+        if event.stack and event.stall_ns > self.stack_ns:
+            self.stack, self.stack_ns = event.stack, event.stall_ns
         if event.module != self.module:
             self.module = _common_module(self.module, event.module)
         if event.ranges != self.ranges:
@@ -320,6 +324,7 @@ class _Site:
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
+            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
 
 

@@ -134,12 +134,20 @@ class Summary:
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
             training_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
         rows = tuple(site.row(steps, exact) for site in sites)
+        op_rows = _op_rows(ops, rows, run.duration_s * 1e3)
+        seen = sum(site.seen for site in sites)
         folded = next((row.count for row in rows if row.op == OTHER), 0)
-        if folded:
-            notes = (
-                *notes,
-                f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
-            )
+        left_out = [
+            folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
+            seen > len(newest)
+            and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
+            steps > len(step_times)
+            and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
+            len(op_rows) > self._max_ops
+            and f"of {len(op_rows):,} ops, the {self._max_ops:,} that took most host time are kept",
+            not exact and f"a step had more than {_PENDING:,} syncs, so no stall is given as a share of step time",
+        ]
+        notes = (*notes, *(note for note in left_out if note))
         return Report(
             run=replace(run, steps=steps),
             sensors=tuple(sensors),
@@ -153,8 +161,8 @@ class Summary:
                 step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
             ),
             sites=rows,
-            ops=_op_rows(ops, rows, run.duration_s * 1e3)[: self._max_ops],
-            notes=tuple(notes),
+            ops=op_rows[: self._max_ops],
+            notes=notes,
             events=tuple(
                 EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
                 for event, site in newest

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent import storage
@@ -22,11 +21,12 @@ from syncagent.report import origins, places
 from syncagent.report.captured import SUMS, VERSION
 from syncagent.report.decode import encode
 from syncagent.report.model import SCHEMA
-from syncagent.sinks.folder import DIRECTORY, file_path, make_directory, remove_old
+from syncagent.sinks.folder import DIRECTORY, file_path, make_directory, own_temporary_folder, remove_old
 from syncagent.sinks.summary import Since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from syncagent.event import StepRecord, SyncEvent
     from syncagent.report.model import RunInfo, SensorStatus
@@ -38,6 +38,7 @@ MAX_BYTES = 16 * 1024 * 1024
 _INTERVAL_S = 1.0
 _SHARE = 0.01
 """How much of the time the agent's thread may spend on it; where it takes more, it is written less often."""
+_PATIENCE_S = 2.0
 _EVENTS_AT_ONCE = 200
 _MOST_EVENTS = 10_000
 
@@ -79,6 +80,8 @@ class Capture:
         self._file: int | None = None
         self._size = 0
         self._is_off = False
+        self._writing = threading.Lock()
+        """Between the agent's thread and one that ends the agent, if need be from a signal handler."""
         self._since = Since()
         self._texts: dict[int, dict[str, Any]] = {}
         self._due_s = 0.0
@@ -98,22 +101,38 @@ class Capture:
 
     def close(self) -> None:
         """Write the rest, and that the process has ended by itself."""
-        self.flush()
-        if self._file is not None:
-            self._write([_line(type="end", t=time.time())])
-            os.close(self._file)
-            self._file = None
-        self._is_off = True
+        if not self._writing.acquire(timeout=_PATIENCE_S):
+            return  # a disk that hangs
+        try:
+            self._due_s = 0.0
+            self._update()
+            if self._file is not None:
+                self._write([_line(type="end", t=time.time())])
+        finally:
+            self._is_off = True
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._writing.release()
 
     def tick(self) -> None:
-        """Write what is new if it is time to."""
-        if self._is_off or self.summary is None or self.facts is None or time.monotonic() < self._due_s:
+        """Write what is new if it is time to, and nobody else is just doing it."""
+        if self._is_off or time.monotonic() < self._due_s or not self._writing.acquire(blocking=False):
             return
-        if not self.summary.recorded or (self._since.events, self._since.steps) == self.summary.seen:
+        try:
+            self._update()
+        finally:
+            self._writing.release()
+
+    def _update(self) -> None:
+        summary = self.summary
+        if self._is_off or summary is None or self.facts is None or not summary.recorded:
+            return
+        if (self._since.events, self._since.steps) == summary.seen:
             return
         cpu_s = time.thread_time()
         try:
-            self._write_news(self.summary, self.facts())
+            self._write_news(summary, self.facts())
         except BaseException:
             self._is_off = True
             raise
@@ -134,13 +153,13 @@ class Capture:
         try:
             self._open_at(self._wanted, summary, facts)
         except OSError as error:
-            elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
+            elsewhere = own_temporary_folder() / self._wanted.name
             log_once("capture-moved", "the capture is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
             self._open_at(elsewhere, summary, facts)
 
     def _open_at(self, wanted: Path, summary: Summary, facts: Facts) -> None:
         make_directory(wanted.parent)
-        if wanted.parent.name == DIRECTORY:
+        if wanted.parent.name == DIRECTORY or wanted is not self._wanted:
             remove_old("capture", wanted.parent)
         placed = places.place(
             wanted,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import tempfile
 import time
 from pathlib import Path
 
 from syncagent import storage
 from syncagent.attribution import ranks
 
-__all__ = ["DIRECTORY", "file_path", "make_directory", "remove_old"]
+__all__ = ["DIRECTORY", "file_path", "make_directory", "own_temporary_folder", "remove_old"]
 
 DIRECTORY = ".syncagent"
 _KEPT_FILES = 50
@@ -44,6 +46,19 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if directory.name == DIRECTORY:
         (directory / ".gitignore").write_text("*\n")
+
+
+def own_temporary_folder() -> Path:
+    """A folder for temporary files that is this user's alone, and the same in every run, so that it can be tidied.
+
+    Raises ``OSError`` where somebody else has something of that name.
+    """
+    folder = Path(tempfile.gettempdir(), f"syncagent-{os.getuid() if hasattr(os, 'getuid') else 0}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+        raise PermissionError(f"{os.fspath(folder)!r} is not this user's own folder")
+    return folder
 
 
 def remove_old(kind: str, directory: Path) -> None:

@@ -139,8 +139,7 @@ class Summary:
         folded = next((row.count for row in rows if row.op == OTHER), 0)
         left_out = [
             folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
-            seen > len(newest)
-            and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
+            seen > len(newest) and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
             steps > len(step_times)
             and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
             len(op_rows) > self._max_ops

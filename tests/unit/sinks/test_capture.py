@@ -280,8 +280,35 @@ def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path,
     run.sync()
     run.write()
     assert run.capture.path.parent.parent == tmp_path
+    assert run.capture.path.parent.stat().st_mode & 0o777 == 0o700
     [line] = capsys.readouterr().err.splitlines()
     assert str(run.capture.path) in line
+
+
+def test_a_folder_of_that_name_that_is_somebody_elses_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"syncagent-{os.getuid()}").symlink_to(tmp_path)
+    (tmp_path / "file").write_text("")
+    run = Run(tmp_path / "file" / "c.jsonl")
+    run.sync()
+    with pytest.raises(PermissionError, match="not this user's own folder"):
+        run.capture.flush()
+    run.capture.close()
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(run, monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE_S", 0.01)
+    run.sync()
+    run.write()
+    run.sync()
+    size = run.capture.path.stat().st_size
+    with run.capture._writing:
+        run.capture.flush()
+        run.capture.close()
+    assert run.capture.path.stat().st_size == size
+    run.capture.close()
+    assert run.report().totals.syncs == 2
 
 
 def test_another_process_of_the_run_has_a_file_of_its_own(tmp_path, capsys):

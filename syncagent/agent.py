@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from syncagent import config
-from syncagent.attribution import ranks
+from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.cost.pricing import Pricing
@@ -25,6 +25,7 @@ from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
+from syncagent.sinks.capture import Capture, Facts
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
 from syncagent.sites import Home, home_of_process
@@ -81,14 +82,10 @@ class Agent:
         if not any(isinstance(sink, ViolationLog) for sink in sinks):
             sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
         self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
-        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
-        for sink in sinks:
-            if hasattr(sink, "lost") and hasattr(sink, "scale"):
-                sink.lost, sink.scale = self._pipeline.lost, self._weight
-            if hasattr(sink, "spans"):
-                sink.spans = spans
+        self._captures = self._connect(sinks)
         self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = torch.version.cuda is not None
+        self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
@@ -98,6 +95,18 @@ class Agent:
         self._is_gate, self._gave_way = settings.is_gate, False
         self._gate_lifted: list[str] = []
         self.notes: list[str] = []
+
+    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
+        """Give the sinks what they want of the agent's; return the captures among them."""
+        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
+        for sink in sinks:
+            if hasattr(sink, "lost") and hasattr(sink, "scale"):
+                sink.lost, sink.scale = self._pipeline.lost, self._weight
+            if hasattr(sink, "spans"):
+                sink.spans = spans
+            if isinstance(sink, Capture):
+                sink.summary, sink.facts = self._summary, self._facts
+        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
@@ -121,18 +130,7 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
-        nothing: list[str] = []
-        gone = guard("the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing)
-        notes = [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
-        if self._kernels.left_in_place:
-            notes.append(
-                "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
-                "kernel off safely while they do"
-            )
-        if self._recorder.set_up:
-            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
-        if self._pipeline.lost:
-            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        notes = self._all_notes()
         if self._is_gate:
             failures = self._gate_failures(dropped)
             run = replace(run, gate=gate.FAILED if failures else gate.HELD)
@@ -143,6 +141,28 @@ class Agent:
             self._faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self._is_gate else None)
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def _facts(self) -> Facts:
+        """What the capture has besides the sums; without what takes long to find out."""
+        dropped = sum(self._pipeline.lost.values())
+        return Facts(self._run_info(), self._sensor_statuses(), dropped, self._all_notes())
+
+    def _all_notes(self) -> list[str]:
+        nothing: list[str] = []
+        gone = self._faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
+        )
+        notes = [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
+        if self._kernels.left_in_place:
+            notes.append(
+                "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
+                "kernel off safely while they do"
+            )
+        if self._recorder.set_up:
+            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
+        if self._pipeline.lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        return notes
 
     def gate_cannot_hold(self) -> str | None:
         """Return why the gate that was asked for is not in force, now that the agent has started."""
@@ -225,6 +245,12 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
+        for capture in tuple(self._captures):
+            try:
+                capture.tick()
+            except Exception as error:
+                self._captures.remove(capture)
+                self._faults.add("the capture", error)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
             self._seek_rank()
@@ -300,11 +326,22 @@ class Agent:
         return self.report()
 
     def save(self, report: Report) -> str | None:
-        """Save the report where the settings say and return where; a path that cannot be written is logged."""
+        """Save the report where the settings say and return where; a path that cannot be written is logged.
+
+        A process without a rank that never used CUDA, such as one that only starts others, saves nothing where one of
+        the others has saved its own.
+        """
         if self.settings.report is None:
             return None
+        from syncagent.report import files
+
         try:
-            return str(report.save(self.settings.report))
+            run = report.run
+            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
+            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
+            mode, path = self.settings.file_mode, self.settings.report
+            saved = files.save_beside(report, path, mode=mode, may_add=not is_empty)
+            return None if saved is None else str(saved)
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:
@@ -381,16 +418,15 @@ class Agent:
 
         ended = self._ended if self._ended is not None else time.perf_counter()
         simulated = self.settings.simulate
-        device = None
-        if simulated or (self._has_cuda and torch.cuda.is_initialized()):
-            device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+        if self._device is None and (simulated or (self._has_cuda and torch.cuda.is_initialized())):
+            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
             torch=torch.__version__,
             cuda=None if simulated else torch.version.cuda,
-            device=device,
+            device=self._device,
             host=platform.node(),
             rank=self.rank.rank,
             world_size=self.rank.world_size,
@@ -404,6 +440,8 @@ class Agent:
             pid=os.getpid(),
             folder=self._home.folder,
             project=self._home.project,
+            run_id=processes.run_id(),
+            process=processes.process_id(),
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

@@ -13,6 +13,9 @@ import os
 import signal
 import sys
 
+from syncagent.attribution import processes
+from syncagent.attribution.launchers import is_launcher
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import importlib.machinery
@@ -114,7 +117,8 @@ class _Run:
         self._finder: Any = None
 
     def begin(self, settings: Mapping[str, object] | None = None) -> None:
-        if _is_launcher():
+        if is_launcher():
+            processes.join_run()
             return
         from syncagent import config
         from syncagent.errors import ConfigError
@@ -155,6 +159,7 @@ class _Run:
             from syncagent import simulate
 
             simulate.install_or_end()
+        processes.join_run()  # and what it starts from now on belongs to the same run
         try:
             if _is_multiprocessing_child() and self._settings.simulate:
                 self._start(modes=False)  # the simulated device has no first use to wait for
@@ -298,22 +303,6 @@ class _AfterImport:
         except AttributeError:
             self._cannot(TypeError("torch's loader takes no attributes"))
         return spec
-
-
-_LAUNCHERS = frozenset({"torchrun", "accelerate", "accelerate-launch", "deepspeed"})
-_LAUNCHER_MODULES = frozenset(
-    {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed.launcher.launch"}
-)
-
-
-def _is_launcher() -> bool:
-    """Is this a process that only starts the ranks?  It imports torch, and would save its report over rank 0's."""
-    words = getattr(sys, "orig_argv", [])[1:]
-    while words and words[0].startswith("-") and words[0] != "-m":
-        del words[: 2 if words[0] in {"-W", "-X"} else 1]
-    if words[:1] == ["-m"]:
-        return len(words) > 1 and words[1] in _LAUNCHER_MODULES
-    return bool(words) and os.path.basename(words[0]) in _LAUNCHERS
 
 
 def _is_multiprocessing_child() -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
+from syncagent.sinks import capture
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
 
@@ -80,12 +81,13 @@ def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Ses
     With ``providers``, all is sent through those of the program: the ones named there, or else its global ones.
     """
     try:
-        if providers is not None:
-            return _with_providers(settings, providers)
-        return _with_own(settings)
+        session = _with_own(settings) if providers is None else _with_providers(settings, providers)
     except Exception as error:
         log_once("spans", "nothing is sent; the run is watched all the same", error=repr(error))
-    return Session((Progress(),), None, _NOWHERE)
+        session = Session((Progress(),), None, _NOWHERE)
+    if providers is not None:  # has a capture where one was asked for
+        return session
+    return session._replace(sinks=(*session.sinks, *_captures(settings, by_default=True)))
 
 
 def _with_providers(settings: Settings, providers: Mapping[str, Any]) -> Session:
@@ -104,7 +106,16 @@ def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: 
         sink = metrics.of_program(meter_provider)
         if sink is not None:
             sinks.append(sink)
-    return tuple(sinks)
+    return (*sinks, *_captures(settings, by_default=False))
+
+
+def _captures(settings: Settings, *, by_default: bool) -> tuple[Sink, ...]:
+    try:
+        built = capture.build(settings.capture, settings.file_mode, by_default=by_default)
+    except Exception as error:
+        log_once("capture", "there is no capture; the run is watched all the same", error=repr(error))
+        return ()
+    return () if built is None else (built,)
 
 
 def _with_own(settings: Settings) -> Session:
@@ -162,7 +173,7 @@ def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvid
     from syncagent.sinks.provider import build_provider
 
     off = (settings.journal or "").lower() in {"off", "0", "none"}
-    return build_provider(resource, None if off else journal_path(settings.journal))
+    return build_provider(resource, None if off else journal_path(settings.journal), settings.file_mode)
 
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:
@@ -220,7 +231,13 @@ def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) 
         return
     from syncagent.report import text
 
-    text.emit(report, where={"spans": spans_to, **({"report": saved} if saved else {})})
+    where = {"spans": spans_to, "capture": _captured(session), "report": saved}
+    text.emit(report, where={name: place for name, place in where.items() if place})
+
+
+def _captured(session: Session) -> str | None:
+    paths = [sink.path for sink in session.sinks if isinstance(sink, capture.Capture)]
+    return str(paths[0]) if paths and paths[0] is not None else None
 
 
 def _close(session: Session) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,15 @@ def merge(reports: Sequence[Report]) -> Report:
     Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
     the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
     the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
-    counts as the rank of its place in the sequence.
+    counts as the rank of its place in the sequence, or as the first one that is free.
     """
     if not reports:
         raise ValueError("merge needs a report")
     if len(reports) == 1:
         return reports[0]
-    ranked = [(index if part.run.rank is None else part.run.rank, part) for index, part in enumerate(reports)]
+    ranked = _ranked(reports)
+    processes = sum(part.run.processes or max(len(part.run.ranks), 1) for part in reports)
+    is_one_a_rank = all(part.run.processes == 0 and (part.run.ranks or part.run.rank is not None) for part in reports)
     ids: dict[Hashable, int] = {}
     keys: dict[tuple[int, int], Hashable] = {}
     for part in reports:
@@ -54,7 +57,12 @@ def merge(reports: Sequence[Report]) -> Report:
             pid=None,
             steps=max(part.run.steps for part in reports),
             simulated=any(part.run.simulated for part in reports),
-            ranks=tuple(sorted({rank for rank, _ in ranked})),
+            ranks=(ranks := tuple(sorted({rank for rank, _ in ranked}))),
+            part=0,
+            process="",
+            run_id=reports[0].run.run_id if len({part.run.run_id for part in reports}) == 1 else "",
+            processes=0 if is_one_a_rank and processes == len(ranks) else processes,
+            ended=all(part.run.ended for part in reports),
             gate=_merge_gates([part.run.gate for part in reports]),
         ),
         sensors=_merge_sensors(reports),
@@ -81,6 +89,18 @@ def merge(reports: Sequence[Report]) -> Report:
         step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
         cost=_merge_cost(reports, new_id),
     )
+
+
+def _ranked(reports: Sequence[Report]) -> list[tuple[int, Report]]:
+    taken = {part.run.rank for part in reports}
+    ranked = []
+    for index, part in enumerate(reports):
+        rank = part.run.rank
+        if rank is None:
+            rank = next(number for number in itertools.chain([index], itertools.count()) if number not in taken)
+            taken.add(rank)
+        ranked.append((rank, part))
+    return ranked
 
 
 def _merge_gates(gates: Sequence[str | None]) -> str | None:
@@ -130,6 +150,7 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
         ranks=tuple(shares[rank] for rank in sorted(shares)),
+        stack=max(sites, key=lambda site: (bool(site.stack), site.stall_ms_max)).stack,
     )
 
 

@@ -68,6 +68,16 @@ class RunInfo:
     """The script's folder, from which sites are named."""
     project: str = ""
     """The folder of the project that the script is in, where it looks like one; see :mod:`syncagent.sites`."""
+    run_id: str = ""
+    """What all processes of one run share, and those of no other; empty where it is not known."""
+    process: str = ""
+    """A random name of the process, unlike that of any other."""
+    part: int = 0
+    """The number in the name of the file, where another process of the run had the name without one."""
+    processes: int = 0
+    """How many processes a merged report is made of, where they are not one for each rank; else 0."""
+    ended: bool = True
+    """False where the process did not end by itself, so that this is what its capture held."""
 
     @property
     def home(self) -> Home:
@@ -199,6 +209,8 @@ class SiteRow:
     """All ops that waited there, the longest stall first."""
     conditional: bool = False
     """Whether they waited only by the driver's state, which another run need not find; no gate counts them."""
+    stack: tuple[Line, ...] = ()
+    """The whole stack of its longest sync, innermost first, where stacks were asked for."""
 
     def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
         """Return what the site is known by, its lines named by one of :func:`syncagent.sites.naming`."""
@@ -309,7 +321,7 @@ class Report:
         """Share of step time that the site stalled; of the run's duration where no step was marked."""
         if self.totals.step_ms and site.step_stall_ms is not None:
             return site.step_stall_ms / self.totals.step_ms
-        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), 1)
+        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), self.run.processes, 1)
         return site.stall_ms / whole_ms if whole_ms > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -332,7 +344,8 @@ class Report:
         """Write the report in the format that the suffix names and return where it went.
 
         The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
-        a directory gets ``rank{rank}.json``.
+        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own there, the name
+        gets a number: ``x.1.json``.
         """
         from syncagent.report import files
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from syncagent._version import __version__
 from syncagent.event import SyncKind
-from syncagent.report import wording
+from syncagent.report import origins, wording
 from syncagent.sites import line_key
 
 if TYPE_CHECKING:
@@ -53,7 +53,12 @@ def log(report: Report) -> dict[str, Any]:
                 **roots,
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(report, site) for site in report.sites],
-                "properties": {"simulated": run.simulated, "steps": run.steps, "dropped": report.dropped},
+                "properties": {
+                    "simulated": run.simulated,
+                    "steps": run.steps,
+                    "dropped": report.dropped,
+                    origins.KEY: origins.of_run(run).to_dict(),
+                },
             }
         ],
     }
@@ -108,6 +113,13 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     ]
     if related:
         result["relatedLocations"] = related
+    if site.stack:
+        result["stacks"] = [
+            {
+                "message": {"text": "the stack of the longest sync"},
+                "frames": [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file],
+            }
+        ]
     if site.allowed:
         result["suppressions"] = [{"kind": "external", "justification": wording.clean(site.allowed)}]
     return result

@@ -8,7 +8,6 @@ import torch
 
 from syncagent.event import SyncKind
 from syncagent.sensors.rules import Rule
-
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Placement
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from syncagent.simulate import devices, dispatch, queues, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import aten

@@ -225,7 +225,9 @@ class SimulatedTensor(torch.Tensor):
             again = self.detach().clone(memory_format=torch.preserve_format)
         again.requires_grad_(self.requires_grad)
         memo[id(self)] = again
-        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_sim", "_held"}})
+        again.__dict__.update(
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_sim", "_held"}}
+        )
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from syncagent.event import Phase, SyncKind
+from syncagent.pace import breathe
 from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from syncagent.event import CallSite, OpCount, StepRecord, SyncEvent
     from syncagent.report.model import Overhead, RunInfo, SensorStatus
 
-__all__ = ["OTHER", "Summary"]
+__all__ = ["OTHER", "Changes", "Since", "Summary"]
+
+T = TypeVar("T")
 
 OTHER = "other"
 """``op`` of the row that takes the syncs of all sites beyond the limit."""
@@ -62,6 +66,8 @@ class Summary:
         self._steps = 0
         self._step_ns = 0
         self._step_times: deque[StepRow] = deque(maxlen=newest)
+        self.recorded = 0
+        """How many events there were, of which the newest are kept."""
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         """Add some syncs."""
@@ -131,12 +137,19 @@ class Summary:
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
             training_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
         rows = tuple(site.row(steps, exact) for site in sites)
+        op_rows = _op_rows(ops, sites, run.duration_s * 1e3)
+        seen = sum(site.seen for site in sites)
         folded = next((row.count for row in rows if row.op == OTHER), 0)
-        if folded:
-            notes = (
-                *notes,
-                f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
-            )
+        left_out = [
+            folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
+            seen > len(newest) and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
+            steps > len(step_times)
+            and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
+            len(op_rows) > self._max_ops
+            and f"of {len(op_rows):,} ops, the {self._max_ops:,} that took most host time are kept",
+            not exact and f"a step had more than {_PENDING:,} syncs, so no stall is given as a share of step time",
+        ]
+        notes = (*notes, *(note for note in left_out if note))
         return Report(
             run=replace(run, steps=steps),
             sensors=tuple(sensors),
@@ -150,13 +163,44 @@ class Summary:
                 step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
             ),
             sites=rows,
-            ops=_op_rows(ops, sites, run.duration_s * 1e3)[: self._max_ops],
-            notes=tuple(notes),
+            ops=op_rows[: self._max_ops],
+            notes=notes,
             events=tuple(
                 EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
                 for event, site in newest
             ),
             step_times=step_times,
+        )
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """How many events and steps there were."""
+        return self.recorded, self._steps
+
+    def changes(self, since: Since) -> Changes:
+        """What is new since the last time; ``since`` is kept by the caller, and brought up to date."""
+        with self._lock:
+            sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
+            since.sites.update((site.id, site.sums()) for site in sites)
+            sites = [site.copy() for site in sites]
+            newest = _last(self._newest, self.recorded - since.events)
+            step_times = _last(self._step_times, self._steps - since.steps)
+            since.events, since.steps = self.recorded, self._steps
+            steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
+            stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
+            step_stall_ns = sum(site.step_ns for site in self._sites.values())
+        rows = []
+        for site in sites:
+            rows.append(site.row(steps, exact))
+            breathe()
+        return Changes(
+            sites=rows,
+            events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],
+            step_times=step_times,
+            steps=steps,
+            step_ms=step_ns / 1e6 if steps > 1 else None,
+            step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
+            stalled_ms=stalled_ns / 1e6,
         )
 
     def _add(self, event: SyncEvent) -> None:
@@ -172,6 +216,7 @@ class Summary:
         if len(self._pending) > _PENDING:
             self._lost_ns = max(self._lost_ns, self._pending.popleft()[1])
         self._newest.append((event, site.id))
+        self.recorded += 1
 
     def _site(self, event: SyncEvent) -> _Site:
         # As syncagent.sites, but with the number of the line: a person wants to see each.
@@ -183,6 +228,28 @@ class Summary:
             else:
                 return self._sites.setdefault(OTHER, _Site(self._max_sites, None))
         return self._sites[key]
+
+
+@dataclass(slots=True)
+class Since:
+    """What a reader of :meth:`Summary.changes` knows already."""
+
+    sites: dict[int, Hashable] = field(default_factory=dict)
+    events: int = 0
+    steps: int = 0
+
+
+class Changes(NamedTuple):
+    """What has changed in a summary: whole rows, and the events and steps that are new and still kept."""
+
+    sites: list[SiteRow]
+    events: list[EventRow]
+    step_times: list[StepRow]
+    steps: int
+    step_ms: float | None
+    step_stall_ms: float | None
+    stalled_ms: float
+    """How long the training thread could not go on, as in ``totals.stall_share``."""
 
 
 @dataclass(slots=True)
@@ -207,6 +274,8 @@ class _Site:
     threads: tuple[str, ...] = ()
     parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
     """Count and stall of each op, call and phase."""
+    stack: tuple[CallSite, ...] = ()
+    stack_ns: int = -1
 
     def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
         self.seen += event.repeats
@@ -230,10 +299,16 @@ class _Site:
             self.samples_ns[slot] = event.stall_ns
         if event.thread not in self.threads and len(self.threads) < _THREADS:
             self.threads += (event.thread,)
+        if event.stack and event.stall_ns > self.stack_ns:
+            self.stack, self.stack_ns = event.stack, event.stall_ns
         if event.module != self.module:
             self.module = _common_module(self.module, event.module)
         if event.ranges != self.ranges:
             self.ranges = _common_prefix(self.ranges, event.ranges)
+
+    def sums(self) -> Hashable:
+        """What changes with every sync, and with every step that it is counted into."""
+        return self.seen, self.stall_ns, self.step_ns
 
     def copy(self) -> _Site:
         return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
@@ -286,6 +361,7 @@ class _Site:
             statement=site.statement if site else "",
             ops=self.ops(),
             conditional=first.conditional if first else False,
+            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
 
 
@@ -317,6 +393,11 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float)
             )
         )
     return tuple(sorted(rows, key=lambda row: -row.busy_ms))
+
+
+def _last(values: deque[T], count: int) -> list[T]:
+    """The last so many of those that are still there."""
+    return list(itertools.islice(values, max(len(values) - count, 0), None))
 
 
 def _key(site: CallSite | None) -> Hashable:

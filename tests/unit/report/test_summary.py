@@ -233,3 +233,31 @@ def test_an_empty_summary_gives_an_empty_report():
     report = Summary().snapshot(run_info())
     assert isinstance(report.run, RunInfo)
     assert (report.sites, report.totals.syncs, report.dropped) == ((), 0, 0)
+
+
+class TestWhatIsLeftOut:
+    """Every list has its limit, and says so where it is reached."""
+
+    def notes(self, summary, ops=()):
+        return summary.snapshot(run_info(), ops=ops).notes
+
+    def test_nothing_is_said_below_the_limits(self):
+        summary = Summary(newest=2, max_sites=2, max_ops=1)
+        summary.events([sync(), sync(MASK)])
+        summary.step(step())
+        assert self.notes(summary, [OpCount("aten::add", NONZERO, Phase.FORWARD, 1, 1)]) == ()
+
+    def test_each_limit_that_is_reached_is_said(self, monkeypatch):
+        monkeypatch.setattr("syncagent.sinks.summary._PENDING", 5)
+        summary = Summary(newest=2, max_sites=1, max_ops=1)
+        for number in range(3):
+            summary.events([sync(MASK, at_ms=100 * number + 1)] * 3 + [sync(at_ms=100 * number + 2)] * 3)
+            summary.step(step(number, start_ms=100 * number, end_ms=100 * number + 100))
+        ops = [OpCount(name, NONZERO, Phase.FORWARD, 1, 1) for name in ("aten::add", "aten::mul")]
+        assert self.notes(summary, ops) == (
+            "9 syncs at sites beyond the first 1 are in one row, 'other'",
+            "the time line has the newest 2 of 18 syncs; the sums have all",
+            "the time line has the newest 2 of 3 steps; the sums have all",
+            "of 2 ops, the 1 that took most host time are kept",
+            "a step had more than 5 syncs, so no stall is given as a share of step time",
+        )

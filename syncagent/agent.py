@@ -255,8 +255,10 @@ class Agent:
         """Save the report where the settings say and return where; a path that cannot be written is logged."""
         if self.settings.report is None:
             return None
+        from syncagent.report import files
+
         try:
-            return str(report.save(self.settings.report))
+            return str(files.save(report, self.settings.report, mode=self.settings.file_mode))
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from syncagent._compat import load_toml
 from syncagent.errors import ConfigError
 from syncagent.event import Phase, SyncKind
+from syncagent.storage import DEFAULT_MODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Settings", "load", "rejected", "settle"]
+__all__ = ["Settings", "file_mode", "load", "rejected", "settle"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -198,6 +199,17 @@ def _report(name: str, value: object) -> str:
     return path
 
 
+def _mode(name: str, value: object) -> int:
+    """Permissions: a string is octal, as for chmod; a number is what ``os.open`` would take."""
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,6}", value.strip()):
+        mode = int(value, 8)
+    else:
+        mode = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if mode >= 0 and mode & 0o600 == 0o600 and not mode & ~0o666:
+        return mode
+    raise rejected(name, value, "a file's mode in octal from 0600 to 0666, such as 0640")
+
+
 def _setting(default: Any, parse: Callable[[str, object], Any], doc: str) -> Any:
     return field(default=default, metadata={"parse": parse, "doc": doc})
 
@@ -248,6 +260,9 @@ class Settings:
     cost_steps: int = _setting(5, _count(1), "how many steps the window of cost has")
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
     journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")
+    file_mode: int = _setting(
+        DEFAULT_MODE, _mode, "who may read the reports, journals and captures that are written: a mode in octal"
+    )
     summary: bool | None = _setting(None, _flag, "print the table at the end; by default for scripts, not for watch()")
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -280,6 +295,12 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
 def settle(name: str, value: object) -> Any:
     """Return one setting's value as it is to be used.  Raises :class:`ConfigError` if it is not allowed."""
     return _PARSERS[name](name, value)
+
+
+def file_mode(environment: Mapping[str, str] | None = None) -> int:
+    """Return the mode for files that are written where no settings are in force: what the environment says of it."""
+    text = (os.environ if environment is None else environment).get("SYNCAGENT_FILE_MODE", "")
+    return _mode("SYNCAGENT_FILE_MODE", text) if text.strip() else DEFAULT_MODE
 
 
 def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Settings:

@@ -162,7 +162,7 @@ def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvid
     from syncagent.sinks.provider import build_provider
 
     off = (settings.journal or "").lower() in {"off", "0", "none"}
-    return build_provider(resource, None if off else journal_path(settings.journal))
+    return build_provider(resource, None if off else journal_path(settings.journal), settings.file_mode)
 
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:

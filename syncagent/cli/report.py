@@ -24,13 +24,15 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
 
     Each PATH is a report's .json file, or a directory of them.
     """
+    from syncagent import config
     from syncagent.report import files, text
 
+    mode = config.file_mode()
     report = files.load_merged(paths)
     form = form or (files.suffix_format(output) if output else None) or "text"
     if output:
         rendered = text.render(report, width=100) if form == "text" else files.render(report, form)
-        files.write_atomically(Path(output), rendered)
+        files.write_atomically(Path(output), rendered, mode=mode)
     elif form == "text":
         text.emit(report, sys.stdout)
     else:

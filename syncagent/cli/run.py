@@ -21,7 +21,7 @@ __all__ = ["command"]
 _PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
-    "policy_signal": "SIGNAL", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
+    "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
     "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
 }  # fmt: skip
 
@@ -50,7 +50,8 @@ def _option(setting: Field[Any]) -> click.Option:
         return text
 
     doc = setting.metadata["doc"]
-    default = "" if setting.default in (None, False, ()) else f"  [default: {setting.default}]"
+    shown = f"{setting.default:04o}" if setting.name == "file_mode" else setting.default
+    default = "" if setting.default in (None, False, ()) else f"  [default: {shown}]"
     help_ = f"{doc[0].upper()}{doc[1:]}.{default}"
     if kind == "bool":
         off = f"--no-{flag[2:]}"

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncagent import storage
+from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.report.merge import merge
 from syncagent.report.model import Report
@@ -28,7 +30,7 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
     """
     given = os.fspath(path)
     filled = given.replace("{rank}", str(rank or 0)).replace("{pid}", str(os.getpid()))
-    if filled.endswith("/") or (filled and Path(filled).is_dir()):
+    if filled.endswith("/") or os.path.isdir(filled):
         return Path(filled) / f"rank{rank or 0}.json", "json"
     form = suffix_format(filled)
     if form:
@@ -62,24 +64,19 @@ def render(report: Report, form: str) -> str:
     return _one_row_a_line(report.to_dict())
 
 
-def save(report: Report, path: str | Path) -> Path:
-    """Write a report; see ``Report.save``."""
+def save(report: Report, path: str | Path, *, mode: int | None = None) -> Path:
+    """Write a report; see ``Report.save``.  Without a ``mode``, it is the one that the environment says."""
+    mode = file_mode() if mode is None else mode
     file, form = destination(path, report.run.rank)
-    write_atomically(file, render(report, form))
+    write_atomically(file, render(report, form), mode=mode)
     return file
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Write through a temporary file beside it, so that no reader ever sees half of it.  Missing folders are made."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE) -> None:
+    """Write a file for its reader; what is wrong with its path is one sentence."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files may hold bytes that are not UTF-8; an escape in the report beats no report.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(file)
-    except OSError as error:
-        if file.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        storage.write_atomically(file, text, mode=mode)
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}") from None
 
 
@@ -99,7 +96,7 @@ def load_merged(paths: Sequence[str | Path]) -> Report:
     """Read reports of several ranks as one; a directory stands for all reports in it."""
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, never an error
             inside = sorted(file for file in path.glob("*.json") if not file.name.endswith(".trace.json"))
             if not inside:
                 raise SyncAgentError(f"there is no report in the directory {os.fspath(path)!r}: it has no .json file")
@@ -121,7 +118,7 @@ def _one_row_a_line(values: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, FileExistsError):
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
         return "a folder in this path is a file"
-    return (error.strerror or str(error)).lower()
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.log import log_once
 from syncagent.pace import breathe
+from syncagent.storage import DEFAULT_MODE, append_to
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -42,8 +43,8 @@ def journal_path(setting: str | None = None) -> Path:
         path = Path(DIRECTORY, name)
     else:
         filled = setting.replace("{pid}", str(os.getpid())).replace("{rank}", os.environ.get("RANK", "0"))
-        path = Path(filled).expanduser()
-        if filled.endswith(("/", os.sep)) or path.is_dir():
+        path = Path(os.path.expanduser(filled))
+        if filled.endswith(("/", os.sep)) or os.path.isdir(path):
             path /= name
     try:
         return path.absolute()  # the program may change its directory
@@ -62,8 +63,9 @@ class JournalExporter:
     batch, nothing else.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, mode: int = DEFAULT_MODE) -> None:
         self._wanted = path
+        self._mode = mode
         self._max_bytes = max_bytes
         self._file: int | None = None
         self._size = 0
@@ -119,12 +121,12 @@ class JournalExporter:
             path = self._wanted
             try:
                 _make_directory(path.parent)
-                self._file = _append_to(path)
+                self._file = append_to(path, mode=self._mode)
             except OSError as error:
                 path = Path(tempfile.mkdtemp(prefix="syncagent-")) / path.name
                 log_once("journal-moved", "the journal is elsewhere", path=path, wanted=self._wanted, reason=error)
         if self._file is None:
-            self._file = _append_to(path)
+            self._file = append_to(path, mode=self._mode)
         self.path = path
         self._size = os.fstat(self._file).st_size
 
@@ -261,7 +263,3 @@ def _make_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if directory.name == DIRECTORY:
         (directory / ".gitignore").write_text("*\n")
-
-
-def _append_to(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)

@@ -88,6 +88,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "allow_kinds": "explicit,check", "allow_packs": "torch,mine", "max_syncs_per_step": "forward=2,total=5",
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
+        "file_mode": "0640",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -101,7 +102,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
-        policy_signal="SIGUSR1", cost=True, cost_steps=8,
+        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640,
     )  # fmt: skip
 
 
@@ -143,6 +144,12 @@ def test_the_policy_decides_detail_and_copies_unless_they_are_given(policy, deta
     assert load({"policy": policy, "detail": detail, "copies": "off"}).copies_timed == "off"
 
 
+@pytest.mark.parametrize("value", ["640", "0640", "0o640", " 0640 ", 0o640])
+def test_a_file_mode_is_octal_as_for_chmod(value):
+    """A number is the mode itself, as in ``os.open``."""
+    assert load({"file_mode": value}).file_mode == 0o640
+
+
 # --- what is not allowed ----------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -157,6 +164,10 @@ WRONG = {
     "simulate": (["maybe", 2, 1.0], "a yes or no"),
     "stacks": (["maybe", None.__class__], "a yes or no"),
     "summary": (["maybe"], "a yes or no"),
+    "file_mode": (
+        ["0400", "0o1600", "0700", "rw", "0x1ff", "-1", "0888", 0o777, 0, True, 6.0],
+        "a file's mode in octal from 0600 to 0666, such as 0640",
+    ),
     "user_code": ([3, [3], [""]], "a list of names"),
     "baseline": ([3, " "], "a path"),
     "allow": (

@@ -122,6 +122,29 @@ def test_the_setting_names_a_file_or_a_directory(tmp_path, monkeypatch):
     assert journal_path("new/").parent == tmp_path / "new"
 
 
+def test_it_is_private_to_its_owner_or_as_asked_for(tmp_path, spans):
+    for mode in (0o600, 0o640):
+        exporter = JournalExporter(tmp_path / f"{mode}.jsonl", mode=mode)
+        exporter.export(spans)
+        exporter.shutdown()
+        assert exporter.path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("there", ["link", "fifo"])
+def test_what_is_no_file_in_its_place_is_left_alone(tmp_path, monkeypatch, spans, capsys, there):
+    """It goes elsewhere, which is said."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    wanted = tmp_path / "j.jsonl"
+    (tmp_path / "precious").write_text("precious")
+    os.mkfifo(wanted) if there == "fifo" else wanted.symlink_to(tmp_path / "precious")
+    exporter = JournalExporter(wanted)
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert exporter.path.parent.parent == tmp_path
+    assert "the journal is elsewhere" in capsys.readouterr().err
+
+
 def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path, monkeypatch, spans, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "file").write_text("")

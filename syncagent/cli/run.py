@@ -89,7 +89,10 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):
         arguments = ["-m", *words] if module else words
-        os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's own command line
+        try:
+            os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
+        except (OSError, ValueError) as error:  # a line that is too long, or a NUL in it
+            raise SyncAgentError(f"{sys.executable} cannot be started: {error}") from None
     return lambda: _run_here(list(words), environment, module=module)
 
 

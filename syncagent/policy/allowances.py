@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent import reading
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def _place(file: str) -> str:
 def _baseline(path: str) -> frozenset[tuple[str, str, str, str]]:
     """Read the sites of an earlier report; line numbers move, so a site is known by file, function and text."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            sites = json.load(stream)["sites"]
+        sites = reading.from_json(reading.read(path, reading.REPORT_BYTES))["sites"]
         return frozenset((s["op"], _place(s["file"]), s["function"], s["source"]) for s in sites)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent import storage
+from syncagent import reading, storage
 from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.report.merge import merge
@@ -84,10 +84,10 @@ def load(path: str | Path) -> Report:
     """Read one report file; whatever is wrong with it is said in one sentence."""
     name = os.fspath(path)
     try:
-        values = json.loads(Path(path).read_bytes())
+        values = reading.from_json(reading.read(path, reading.REPORT_BYTES))
     except OSError as error:
         raise SyncAgentError(f"cannot read the report {name!r}: {_reason(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SyncAgentError(f"{name!r} is not a syncagent report: it is not whole JSON ({error})") from None
     return Report.from_dict(values, name=repr(name))
 
@@ -121,4 +121,4 @@ def _one_row_a_line(values: dict[str, Any]) -> str:
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return "a folder in this path is a file"
-    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+    return reading.reason(error) if isinstance(error, OSError) else str(error)

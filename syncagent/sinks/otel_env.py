@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from syncagent import reading
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,9 +89,8 @@ def _are_headers(value: str) -> bool:
 
 def _is_pem(value: str) -> bool:
     try:
-        with Path(value).open("rb") as file:
-            return b"-----BEGIN " in file.read(1_000_000)
-    except OSError:
+        return b"-----BEGIN " in reading.read(value, reading.MIB)
+    except (OSError, ValueError):
         return False
 
 

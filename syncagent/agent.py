@@ -92,7 +92,7 @@ class Agent:
         self._ended: float | None = None
         self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[tuple[str, Callable[[], None]]] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(settings.warnings)
 
     # --- what a program sees
 
@@ -201,6 +201,7 @@ class Agent:
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
+            self._say_where_settings_are_from()
             if self.settings.simulate:
                 self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
@@ -227,6 +228,16 @@ class Agent:
         except BaseException:
             self._turn_off()
             raise
+
+    def _say_where_settings_are_from(self) -> None:
+        """Once a job: the other ranks, and the processes that a rank makes, have the same files and variables."""
+        multiprocessing = sys.modules.get("multiprocessing.process")
+        if self.rank.rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
+            return
+        if self.settings.file is not None:
+            log_once("settings-file", f"settings are read from {self.settings.file}", level="info")
+        for warning in self.settings.warnings:
+            log_once(f"settings-{warning}", warning)
 
     def _say_if_there_is_no_gpu(self) -> None:
         # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
@@ -356,6 +367,7 @@ class Agent:
             argv=tuple(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
+            settings_file=self.settings.file,
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

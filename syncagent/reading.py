@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+# Settings are read in every interpreter that inherits the variable: nothing heavy here.
 import os
 import stat
-import zlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def from_json(content: bytes, *, strict: bool = True) -> Any:
 
     Python's parser takes NaN and Infinity, which are no JSON; with ``strict`` they are refused.
     """
+    import json
+
     try:
         return json.loads(content, parse_constant=_no_number if strict else None)
     except RecursionError:
@@ -104,7 +105,9 @@ def source_lines(file: str) -> list[str]:
         try:
             if not stat.S_ISREG(os.stat(file).st_mode):
                 return []
-        except (OSError, ValueError):
+        except ValueError:  # a NUL in the name
+            return []
+        except OSError:
             pass  # code of a notebook, of a zip file or of no file at all: linecache knows
     return linecache.getlines(file)
 
@@ -143,6 +146,8 @@ def _bounded(chunks: Iterable[bytes], most: int, unit: str = "") -> Iterator[byt
 
 
 def _unpacked(content: bytes) -> Iterator[bytes]:
+    import zlib
+
     rest = content
     while rest:
         member = zlib.decompressobj(wbits=31)

@@ -84,7 +84,9 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    config.load(
+        environment=environment, script=None if module else words[0]
+    )  # a wrong setting, wherever it stands, is told before anything runs
     sys.stdout.flush()
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):

@@ -59,6 +59,8 @@ class RunInfo:
     pid: int | None = None
     ranks: tuple[int, ...] = ()
     """The ranks that a merged report is made of; empty in a report of one process."""
+    settings_file: str | None = None
+    """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from syncagent import config
+from syncagent import config, redaction
 from syncagent.attribution import ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
@@ -364,7 +364,7 @@ class Agent:
             detail="ops" if self.settings.wraps_every_op else "syncs",
             simulated=simulated,
             script=_script(),
-            argv=tuple(sys.argv),
+            argv=redaction.argv(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
             settings_file=self.settings.file,

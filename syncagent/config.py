@@ -44,8 +44,10 @@ def rejected(setting: str, value: object, allowed: str) -> ConfigError:
 
 
 def _shown(value: object) -> str:
+    from syncagent import redaction
+
     try:
-        text = " ".join(repr(value).splitlines())
+        text = redaction.text(" ".join(repr(value).splitlines()))
     except Exception:  # a number of thousands of digits, or an object that fails
         return f"of type {type(value).__name__} and cannot be shown"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

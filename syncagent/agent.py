@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from syncagent import config
+from syncagent import config, redaction
 from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
@@ -94,7 +94,7 @@ class Agent:
         self._home = self._faults.guard("the project's folder", home_of_process, Home())
         self._is_gate, self._gave_way = settings.is_gate, False
         self._gate_lifted: list[str] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(settings.warnings)
 
     def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
         """Give the sinks what they want of the agent's; return the captures among them."""
@@ -274,6 +274,7 @@ class Agent:
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
+            self._say_where_settings_are_from()
             if self.settings.simulate:
                 self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
@@ -300,6 +301,16 @@ class Agent:
         except BaseException:
             self._turn_off()
             raise
+
+    def _say_where_settings_are_from(self) -> None:
+        """Once a job: the other ranks, and the processes that a rank makes, have the same files and variables."""
+        multiprocessing = sys.modules.get("multiprocessing.process")
+        if self.rank.rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
+            return
+        if self.settings.file is not None:
+            log_once("settings-file", f"settings are read from {self.settings.file}", level="info")
+        for warning in self.settings.warnings:
+            log_once(f"settings-{warning}", warning)
 
     def _say_if_there_is_no_gpu(self) -> None:
         # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
@@ -435,13 +446,14 @@ class Agent:
             detail="ops" if self.settings.wraps_every_op else "syncs",
             simulated=simulated,
             script=_script(),
-            argv=tuple(sys.argv),
+            argv=redaction.argv(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
             folder=self._home.folder,
             project=self._home.project,
             run_id=processes.run_id(),
             process=processes.process_id(),
+            settings_file=self.settings.file,
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent._compat import load_toml
+from syncagent import project_file, variables
 from syncagent.errors import ConfigError
 from syncagent.event import Phase, SyncKind
 from syncagent.storage import DEFAULT_MODE
@@ -44,8 +44,10 @@ def rejected(setting: str, value: object, allowed: str) -> ConfigError:
 
 
 def _shown(value: object) -> str:
+    from syncagent import redaction
+
     try:
-        text = " ".join(repr(value).splitlines())
+        text = redaction.text(" ".join(repr(value).splitlines()))
     except Exception:  # a number of thousands of digits, or an object that fails
         return f"of type {type(value).__name__} and cannot be shown"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -272,6 +274,10 @@ class Settings:
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """For each setting that is not at its default: keyword, environment or pyproject.toml."""
+    file: str | None = field(default=None, compare=False)
+    """The pyproject.toml whose table was read."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What stands where settings do and had no effect, a sentence each."""
 
     @property
     def wraps_every_op(self) -> bool:
@@ -300,6 +306,7 @@ class Settings:
 _PARSERS: dict[str, Callable[[str, object], Any]] = {
     f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+_DEFAULTS = {f.name: f.default for f in fields(Settings)}
 
 
 def settle(name: str, value: object) -> Any:
@@ -313,8 +320,16 @@ def file_mode(environment: Mapping[str, str] | None = None) -> int:
     return _mode("SYNCAGENT_FILE_MODE", text) if text.strip() else DEFAULT_MODE
 
 
-def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """Settle every setting.
+def load(
+    keywords: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    script: str | None = None,
+) -> Settings:
+    """Settle every setting; ``script`` is the file that will run, where that is not this process's own.
+
+    An empty variable says that a list or what may be missing is empty, whatever pyproject.toml says; for a setting that
+    always has a value it is as good as none.
 
     Raises :class:`ConfigError` with one sentence at the first value that is not allowed or a name that is not known.
     """
@@ -326,23 +341,28 @@ def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str,
         values[name] = _PARSERS[name](shown, value)
         sources[name] = source
 
-    file, table = _project_table()
-    for key, value in table.items():
+    project = project_file.find(script)
+    for key, value in project.table.items():
         name = key.replace("-", "_")
         if name not in _PARSERS:
-            raise rejected(f"[tool.syncagent] {key} in {file}", value, "one of " + ", ".join(sorted(_PARSERS)))
-        take(name, f"[tool.syncagent] {key} in {file}", value, str(file))
+            raise rejected(f"[tool.syncagent] {key} in {project.file}", value, "one of " + ", ".join(sorted(_PARSERS)))
+        take(name, f"[tool.syncagent] {key} in {project.file}", value, str(project.file))
     for name in _PARSERS:
         variable = f"SYNCAGENT_{name.upper()}"
         text = environment.get(variable)
-        if text is not None and (text.strip() or name in {"allow", "user_code"}):
+        if text is not None and text.strip():
             take(name, variable, text, "environment")
+        elif text is not None and _DEFAULTS[name] in (None, ()):
+            values[name] = _DEFAULTS[name]
+            sources[name] = "environment"
     for name, value in (keywords or {}).items():
         if name not in _PARSERS:
             raise rejected(name, value, "one of " + ", ".join(sorted(_PARSERS)))
         if value is not None:
             take(name, name, value, "keyword")
-    return Settings(**values, sources=sources)
+    warnings = filter(None, (project.ignored, *variables.unknown(_PARSERS, environment)))
+    file = str(project.file) if project.table else None
+    return Settings(**values, sources=sources, file=file, warnings=tuple(warnings))
 
 
 def wants_gate(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> bool:
@@ -356,30 +376,9 @@ def wants_gate(keywords: Mapping[str, object] | None = None, environment: Mappin
         return None
 
     try:
-        _, table = _project_table()
+        table = project_file.find().table
     except Exception:  # whatever is wrong with it has been said
         table = {}
     policy = asked("policy")
     word = "observe" if policy is None else str(policy).strip().lower()
     return word != "observe" and (word != "warn" or asked("baseline") is not None)
-
-
-def _project_table() -> tuple[Path | None, Mapping[str, object]]:
-    """Return ``[tool.syncagent]`` of the nearest pyproject.toml; a file that cannot be read has none."""
-    try:
-        start = Path.cwd()
-    except OSError:  # the folder is gone
-        return None, {}
-    for folder in (start, *start.parents):
-        file = folder / "pyproject.toml"
-        try:
-            with file.open("rb") as stream:
-                document = load_toml(stream)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError):  # TOML's own error and a wrong encoding are ValueErrors
-            return file, {}
-        tool = document.get("tool", {})
-        table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}
-        return file, table if isinstance(table, dict) else {}
-    return None, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from syncagent import redaction
 from syncagent.log import log_once
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Faults:
         """Keep a fault of ``part`` and log the first of it."""
         if len(self.parts) < _MOST:
             self.parts[part] = None
-        self.say(f"{part} {what}: {type(error).__name__}: {error}")
+        self.say(redaction.text(f"{part} {what}: {type(error).__name__}: {error}"))
         log_once(f"fault-{part}", f"a part of the agent {what}", part=part, error=repr(error))
 
     def say(self, sentence: str) -> None:

@@ -6,7 +6,6 @@ source text are looked up on the agent's own thread.
 
 from __future__ import annotations
 
-import linecache
 import os
 import site
 import sys
@@ -17,6 +16,7 @@ from syncagent._compat import qualified_name
 from syncagent.attribution.importable import belongs_to
 from syncagent.attribution.statements import statement_at
 from syncagent.event import CallSite
+from syncagent.reading import source_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -220,7 +220,8 @@ class CallSites:
             if len(self._sites) >= _CACHE_LIMIT:
                 self._sites.clear()
             line = _line(code, offset)
-            source = linecache.getline(code.co_filename, line).strip() if line else ""
+            lines = source_lines(code.co_filename)
+            source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
             whole = statement_at(code, line) if source else ""
             known = self._sites[id(code), offset] = (
                 CallSite(code.co_filename, line, qualified_name(code), source, "" if whole == source else whole),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple
+
+from syncagent.reading import source_lines
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -39,10 +40,10 @@ def statements_of(code: CodeType) -> tuple[Statement, ...]:
 
     A file is read once, by its lines and without parsing it as a whole: this runs beside the training threads.
     """
-    lines = linecache.getlines(code.co_filename)
+    lines = source_lines(code.co_filename)
     begin = 1 if code.co_name in _INSIDE_A_LINE else code.co_firstlineno
     known = _read.get((code.co_filename, begin))
-    if known is None or known[0] is not lines:  # linecache has read the file again
+    if known is None or known[0] is not lines:  # the file has been read again
         if len(_read) >= _SCOPES:
             _read.clear()
         known = _read[code.co_filename, begin] = (lines, tuple(_statements(lines, begin)))

@@ -34,9 +34,7 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     report = files.load_merged(paths)
     if output:
         rendered = text.render(report, width=100) if form == "text" else files.render(report, form)
-        if os.path.exists(output) and not os.path.isfile(
-            output
-        ):  # /dev/stdout, a pipe: nothing to put another file for
+        if os.path.exists(output) and not os.path.isfile(output):  # /dev/stdout, a pipe: no other file can replace it
             Path(output).write_text(rendered, encoding="utf-8", errors="backslashreplace")
         else:
             files.write_atomically(Path(output), rendered, mode=mode)

@@ -87,7 +87,8 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    settled = config.load(environment=environment)  # what is wrong, wherever it stands, is said before anything runs
+    # What is wrong, wherever it stands, is said before anything runs.
+    settled = config.load(environment=environment, script=None if module else words[0])
     gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()
@@ -95,7 +96,10 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):
         arguments = ["-m", *words] if module else words
-        os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's own command line
+        try:
+            os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
+        except (OSError, ValueError) as error:  # a line that is too long, or a NUL in it
+            raise SyncAgentError(f"{sys.executable} cannot be started: {error}") from None
     return lambda: _run_here(list(words), environment, module=module)
 
 

@@ -16,6 +16,7 @@ from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.scopes import open_reason
+from syncagent.printable import clean, has_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,8 @@ class Policy:
             return
         place = (site.file, site.line) if site is not None else ("<unknown>", 0)
         text = _message(op, site, self._step(), stall_ns, broken, None)
+        if site is not None and has_controls(site.file + site.source):
+            place = (clean(site.file), 0)  # Python would print the line itself, escapes and all
         # Under -W error this raises, and goes on doing so: the line is not told of, but stopped at.
         warnings.warn_explicit(HostSyncWarning(text), HostSyncWarning, *place)
         self._warned.add((op, site))
@@ -179,7 +182,7 @@ def _message(op: str, site: CallSite | None, step: int, stall_ns: int, broken: s
     where = f"{site.file}:{site.line} ({site.source or site.function})" if site is not None else "an unknown line"
     to_allow = f"SYNCAGENT_ALLOW={site.file}:{site.line}" if site is not None else "SYNCAGENT_ALLOW"
     did = f"made the host wait {stall_ns / 1e6:.3g} ms for the GPU" if stall_ns else "makes the host wait for the GPU"
-    return (
+    return clean(
         f"{op} {did} in step {step} at {where}{f': {broken}' if broken else ''}. "
         f'If it is wanted, allow it with `with syncagent.allow("reason"):` around the line'
         f"{f', SYNCAGENT_ALLOW_PACKS={pack}' if pack else ''} or {to_allow}."

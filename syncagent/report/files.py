@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent import storage
+from syncagent import reading, storage
 from syncagent.attribution import processes
 from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
@@ -134,13 +134,13 @@ def load(path: str | Path) -> Report:
     """Read one report file; whatever is wrong with it is said in one sentence."""
     name = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        content = reading.read(path, reading.REPORT_BYTES)
         if captured.is_capture(content):
             return captured.read(Path(path), content)
-        values = json.loads(content)
+        values = reading.from_json(content)
     except OSError as error:
         raise SyncAgentError(f"cannot read the report {name!r}: {_reason(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if content.startswith(b'{"resourceSpans":'):
             raise SyncAgentError(
                 f"{name!r} is a journal of spans, for an OpenTelemetry Collector, not a report"
@@ -206,4 +206,4 @@ def _one_row_a_line(values: dict[str, Any]) -> str:
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return "a folder in this path is a file"
-    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+    return reading.reason(error) if isinstance(error, OSError) else str(error)

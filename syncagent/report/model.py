@@ -78,6 +78,8 @@ class RunInfo:
     """How many processes a merged report is made of, where they are not one for each rank; else 0."""
     ended: bool = True
     """False where the process did not end by itself, so that this is what its capture held."""
+    settings_file: str | None = None
+    """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
 
     @property
     def home(self) -> Home:

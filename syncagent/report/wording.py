@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
+from syncagent.printable import clean
+
 __all__ = ["DASH", "clean", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
 
 DASH = "\N{EN DASH}"
@@ -75,12 +77,3 @@ def place(file: str, line: int, cwd: str = "") -> str:
         return "(line unknown)"
     name = clean(short_path(file, cwd))
     return f"{name}:{line}" if line else name
-
-
-def clean(text: str) -> str:
-    """One line that is safe to print: what is not printable, terminal escapes among it, is written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else " " if char == "\t" else char.encode("unicode_escape").decode() for char in text
-    )

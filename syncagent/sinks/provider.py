@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from syncagent import redaction
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
@@ -53,11 +54,23 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         said = {key: value for key, value in found.attributes.items() if value != ""}
         if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
             del said[semconv.SERVICE_NAME]
+        said = _without_secrets(said)
         if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
             said[semconv.SERVICE_NAME] = named
         return Resource(Texts().present({**own, **said}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+
+
+def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource detector may have put the whole command line there."""
+    found = dict(attributes)
+    for name, value in attributes.items():
+        if name.startswith("process.command") or name == "process.executable.path":
+            is_list = isinstance(value, (list, tuple))
+            words = redaction.argv([str(word) for word in value] if is_list else str(value).split(" "))
+            found[name] = words if is_list else " ".join(words)
+    return found
 
 
 def build_provider(

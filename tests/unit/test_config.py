@@ -79,6 +79,40 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert load() == Settings()
 
 
+IN_FILE = {
+    "policy": '"warn"', "min_stall_ms": "2.0", "warmup_steps": "5", "stall_share_window": "7", "judge_threads": '"all"',
+    "simulate": "true", "stacks": "true", "cost": "true", "cost_steps": "3", "max_events": "9", "file_mode": '"0640"',
+}  # fmt: skip
+CLEARED = {
+    "detail": '"ops"', "report": '"a.json"', "allow": '"a.b"', "allow_kinds": '"explicit"', "allow_packs": '"torch"',
+    "max_syncs_per_step": "3", "max_stall_ms_per_step": "3.0", "max_stall_share": "0.5", "policy_file": '"p"',
+    "policy_signal": '"usr1"', "baseline": '"b.json"', "user_code": '"mine"', "copies": '"off"', "journal": '"j"',
+    "summary": "true",
+}  # fmt: skip
+
+
+def test_each_setting_says_what_an_empty_variable_means():
+    """A list, a budget or what may be missing is empty then; what always has a value stays as it is."""
+    assert {name for name in NAMES if getattr(Settings(), name) in ((), None)} == set(CLEARED)
+    assert {*IN_FILE, *CLEARED} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", [*IN_FILE, *CLEARED])
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_clears_what_the_project_file_says_or_leaves_it(tmp_path, monkeypatch, name, empty):
+    """As shells that export an unset value leave it: a gate that the file asks for is not lost by that."""
+    file = project(tmp_path, f"[tool.syncagent]\n{name} = {(IN_FILE | CLEARED)[name]}\n")
+    assert getattr(load(), name) != getattr(Settings(), name)
+    monkeypatch.setenv(f"SYNCAGENT_{name.upper()}", empty)
+    settings = load()
+    if name in CLEARED:
+        assert getattr(settings, name) == getattr(Settings(), name)
+        assert settings.sources == {name: "environment"}
+    else:
+        assert getattr(settings, name) != getattr(Settings(), name)
+        assert settings.sources == {name: str(file)}
+
+
 def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
     """Keyword, environment and project file take the same values."""
     texts = {

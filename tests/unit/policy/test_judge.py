@@ -300,3 +300,14 @@ def test_a_signal_that_is_not_to_be_had_is_one_sentence(value):
     """Those of the system's own are not for this."""
     with pytest.raises(ConfigError, match=r"setting policy_signal is .*, but it must be one of SIGUSR1, SIGUSR2"):
         syncagent.watch(policy_signal=value)
+
+
+def test_a_policy_file_that_is_no_file_is_said_and_holds_nobody_up(cpu_agent, tmp_path, capsys):
+    """A pipe without a writer; once there is a file in its place, it counts."""
+    place = tmp_path / "policy"
+    os.mkfifo(place)
+    agent = cpu_agent(policy="observe", policy_file=str(place))
+    assert "cannot be read, and the policy stays: it is a pipe, not a regular file" in capsys.readouterr().err
+    place.unlink()
+    place.write_text("raise")
+    assert until(lambda: agent.policy == "raise")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.numbers import as_tensor
 from syncagent.sensors.own_time import own_time_taken_off
 from syncagent.sensors.redispatch import original
 from syncagent.sensors.rules import RULES, Rule, shown
@@ -226,7 +227,11 @@ class KernelSensor:
         sensor = self
 
         def kernel(value: Any) -> Any:
-            if value.layout is strided and not value.is_nested:
+            try:
+                layout = value.layout
+            except AttributeError:  # a number that stands for a tensor
+                return kernel(as_tensor(value))
+            if layout is strided and not value.is_nested:
                 if is_ours(value):
                     if sensor._live:
                         return watch(ours, (value,), nothing)

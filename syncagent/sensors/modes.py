@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.records import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.numbers import restored
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -130,6 +131,11 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             try:
                 call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
                 return call(*args, **kwargs) if kwargs else call(*args)
+            except RuntimeError as error:
+                again = restored(func, args, kwargs, error)
+                if again is None:
+                    raise
+                return call(*again[0], **again[1])
             finally:
                 returned = _now()
                 try:

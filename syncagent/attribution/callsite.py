@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "CallSites", "Where"]
+__all__ = ["NOWHERE", "STAND_IN", "CallSites", "Where"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
@@ -55,6 +55,9 @@ _SETTING_UP = (
     "_inductor/cudagraph_trees.py", "_inductor/cudagraph_utils.py", "cuda/graphs.py",
 )  # fmt: skip
 """Files of torch that compile, tune or capture: what waits below them is torch's own doing, and happens once."""
+
+STAND_IN = "_syncagent_stand_in"
+"""First local variable of the frames that stand for the one above them (``sensors/stand_ins.py``)."""
 
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
@@ -148,7 +151,9 @@ class CallSites:
         points: list[Point] = []
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.startswith(self._sensors):
+            if frame.f_code.co_varnames[:1] == (STAND_IN,):
+                pass
+            elif file.startswith(self._sensors):
                 while points and self._classify(points[-1][0]) & _PLUMBING:
                     points.pop()  # how a mode passed the call on
             elif not file.startswith(self._agent):
@@ -170,6 +175,8 @@ class CallSites:
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
+        if code.co_varnames[:1] == (STAND_IN,):
+            return _PLUMBING
         if file.startswith("<"):
             # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
             # <stdin> and notebook cells are the user's.

@@ -32,10 +32,10 @@ def as_tensor(number: complex) -> Any:
 
 
 def restored(
-    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, error: Exception
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, error: BaseException
 ) -> tuple[list[Any], dict[str, Any]] | None:
     """Return arguments that the op takes, if numbers in place of tensors are why it refused them; else ``None``."""
-    if _REFUSED not in str(error):
+    if not isinstance(error, RuntimeError) or _REFUSED not in str(error):
         return None
     try:
         arguments = op._schema.arguments

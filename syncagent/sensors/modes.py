@@ -15,6 +15,7 @@ from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.numbers import restored
 from syncagent.sensors.stand_ins import StandIns
 from syncagent.sensors.tracebacks import leave_out_own_frames
+from syncagent.sensors.tracing import Tracing
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,6 +39,7 @@ class ModeSensor:
         self._recorder = recorder
         self._entered: list[tuple[_Stack, Any]] = []
         self._on: list[bool] = []
+        self._tracing: Tracing | None = None
 
     @property
     def live(self) -> bool:
@@ -50,6 +52,19 @@ class ModeSensor:
         for stack, mode in ((_function_stack(), api_mode), (_dispatch_stack(), op_mode)):
             stack.put_below(mode)
             self._entered.append((stack, mode))
+        on = self._on
+
+        def without_api_mode(function: Any, args: Any, kwargs: Any) -> Any:
+            stack = _function_stack()
+            was_there = stack.remove(api_mode)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if on and was_there:
+                    stack.put_below(api_mode)
+
+        self._tracing = Tracing(without_api_mode)
+        self._tracing.start()
 
     def stop(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
@@ -57,6 +72,8 @@ class ModeSensor:
         On another thread than the one that entered them they cannot be taken out; they stay, and do nothing.
         """
         self._on.clear()
+        if self._tracing is not None:
+            self._tracing.stop()
         while self._entered:
             stack, mode = self._entered.pop()
             stack.remove(mode)

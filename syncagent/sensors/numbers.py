@@ -1,7 +1,7 @@
 """Python numbers that stand for tensors, turned back into tensors.
 
-torch hands a 0-dim tensor that it made of a number (the 2 in ``x * 2``, the constants of a traced graph) to Python kernels
-and modes as that number.  Few ops take it back in place of a tensor.
+torch hands a 0-dim tensor that it made of a number (the 2 in ``x * 2``, the constants of a traced graph) to Python
+kernels and modes as that number.  Few ops take it back in place of a tensor.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def restored(
         _with_tensors(value) if takes else value
         for value, takes in zip(args, takes_tensors.values(), strict=False)
     ]  # fmt: skip
-    named = {
-        name: _with_tensors(value) if takes_tensors.get(name) else value for name, value in (kwargs or {}).items()
-    }
+    named = {name: _with_tensors(value) if takes_tensors.get(name) else value for name, value in (kwargs or {}).items()}
     before, after = [*args, *(kwargs or {}).values()], [*found, *named.values()]
     return None if all(new is old for new, old in zip(after, before, strict=True)) else (found, named)
 

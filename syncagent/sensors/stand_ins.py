@@ -1,8 +1,8 @@
 """Calls a function so that whoever looks at Python's stack finds the program's own line above it, not one of ours.
 
-torch's warnings, Python's ``stacklevel``, the lines in a traced graph and tracebacks all go by the innermost frame.  A frame
-that has to be there carries the file, line, function and globals of the one that made the call: so a warning names the
-program's line, is filtered by its module and shown as often as without.
+torch's warnings, Python's ``stacklevel`` and the lines in a traced graph go by the innermost frame.  A frame that has to
+be there carries the file, line, function and globals of the one that made the call: so a warning names the program's
+line, is filtered by its module and shown as often as without.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class StandIns(dict[tuple[int, int], "Call"]):
         code = frame.f_code
         if len(self) >= _LIMIT:  # a program that makes code without end
             self.clear()
-        # It holds on to the code, whose id is the key.
-        made = FunctionType(_placed(code, frame.f_lineno), frame.f_globals, code.co_name, (code,))
+        made = FunctionType(_placed(code, frame.f_lineno), frame.f_globals, code.co_name)
+        made.__dict__["stands_for"] = code  # whose id is the key, and must stay its own
         self[id(code), frame.f_lasti] = made
         return made
 
 
-def _call(_syncagent_stand_in: Call, args: Any, kwargs: Any, code: object = None) -> Any:
+def _call(_syncagent_stand_in: Call, args: Any, kwargs: Any) -> Any:
     return _syncagent_stand_in(*args, **kwargs)
 
 

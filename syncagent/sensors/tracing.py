@@ -1,4 +1,4 @@
-"""Takes the mode off while ``torch.jit.trace`` records: it names values by the variables in the two innermost frames."""
+"""Takes the mode off while ``torch.jit.trace`` records, which names values by the variables of the innermost frames."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Calls a function so that whoever looks at Python's stack finds the program's own line above it, not one of ours.
 
-torch's warnings, Python's ``stacklevel`` and the lines in a traced graph go by the innermost frame.  A frame that has to
-be there carries the file, line, function and globals of the one that made the call: so a warning names the program's
+torch's warnings, Python's ``stacklevel`` and the lines in a traced graph go by the innermost frame.  A frame that has
+to be there carries the file, line, function and globals of the one that made the call: so a warning names the program's
 line, is filtered by its module and shown as often as without.
 """
 

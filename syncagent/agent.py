@@ -19,7 +19,7 @@ from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
-from syncagent.policy import Policy
+from syncagent.policy import Policy, packs
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
@@ -116,7 +116,9 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
-        notes = [*self.notes, *self._internals.missing, *self._faults.sentences]
+        nothing: list[str] = []
+        gone = guard("the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing)
+        notes = [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
         if self._kernels.left_in_place:
             notes.append(
                 "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "

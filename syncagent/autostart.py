@@ -123,6 +123,10 @@ class _Run:
 
     def _torch_imported(self) -> None:
         """Start now, or at the first use of CUDA in a process that somebody's multiprocessing made."""
+        if self._settings.simulate:
+            from syncagent import simulate
+
+            simulate.install_or_end()
         try:
             if _is_multiprocessing_child() and self._settings.simulate:
                 self._start(modes=False)  # the simulated device has no first use to wait for

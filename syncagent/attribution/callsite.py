@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent._compat import qualified_name
 from syncagent.attribution import handlers
+from syncagent.attribution.importable import belongs_to
 from syncagent.event import CallSite
 
 if TYPE_CHECKING:
@@ -230,10 +231,8 @@ class CallSites:
                 chosen = os.path.abspath(entry)
                 if path == chosen or path.startswith(chosen + os.sep):
                     return True
-            else:
-                inside = os.sep + entry.replace(".", os.sep)
-                if inside + os.sep in path or path.endswith(inside + ".py"):
-                    return True
+            elif belongs_to(path, entry):
+                return True
         return False
 
     # --- on the agent's thread

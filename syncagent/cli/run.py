@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from dataclasses import Field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_ROOT = str(Path(config.__file__).resolve().parents[1])
 _PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
@@ -83,13 +85,28 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    settled = config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    if settled.simulate:
+        _try_the_simulated_device()
     sys.stdout.flush()
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):
         arguments = ["-m", *words] if module else words
         os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's own command line
     return lambda: _run_here(list(words), environment, module=module)
+
+
+def _try_the_simulated_device() -> None:
+    """Find out in a process of its own whether this torch can have the device: the script must not begin without."""
+    program = "from syncagent import simulate; simulate.install_or_end()"
+    environment = {name: value for name, value in os.environ.items() if name != "SYNCAGENT"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, environment.get("PYTHONPATH"))))
+    done = subprocess.run(  # noqa: S603 - this interpreter
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2] or f"the try ended with {done.returncode}"
+        raise SyncAgentError(said.partition(" The process ends here")[0].removeprefix("syncagent: "))
 
 
 def _is_installed() -> bool:

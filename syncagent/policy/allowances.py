@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent.attribution.importable import belongs_to
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class Entry(NamedTuple):
         if self.file is not None:
             same = path == self.file or path.endswith("/" + self.file.removeprefix("./").lstrip("/"))
             return same and self.line in (None, site.line)
-        inside = "/" + (self.module or "").replace(".", "/")
-        in_module = path.endswith((inside + ".py", inside + "/__init__.py")) or (inside + "/") in path
+        in_module = belongs_to(path, self.module or "")
         return in_module and (self.function is None or f".{site.function}".endswith(f".{self.function}"))
 
 

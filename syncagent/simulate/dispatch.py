@@ -9,6 +9,7 @@ import torch
 from syncagent.simulate import devices, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
+from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Layout, Placement
 from syncagent.simulate.queues import order, queue, run_here
 from syncagent.simulate.rebinding import assume, behind, resize, set_placement
@@ -23,9 +24,8 @@ __all__ = ["SPECIAL", "run", "run_generic"]
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
 
-aten = torch.ops.aten
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_shares_memory = torch._C._is_alias_of  # type: ignore[attr-defined]
+_shares_memory = find("_C._is_alias_of") or (lambda one, other: _address(one) == _address(other))
 _known: dict[Any, OpFacts] = {}
 
 _UNSUPPORTED_NAMESPACES = {
@@ -240,6 +240,10 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     placement.box.values = values
     if values.stride() == layout.stride:
         placement.view = values
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _aliases(values: torch.Tensor, args: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Layout, Placement, nbytes_of
 from syncagent.simulate.queues import order, queue
 from syncagent.simulate.tensor import adopt, make
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["assume", "behind", "replace", "resize", "set_placement"]
 
-aten = torch.ops.aten
 _NATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 

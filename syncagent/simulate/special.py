@@ -9,6 +9,7 @@ import torch
 
 from syncagent.simulate import devices, dispatch, queues, rebinding, shapes
 from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.lookups import Absent, aten
 from syncagent.simulate.memory import Layout, Placement, contiguous_stride
 from syncagent.simulate.tensor import SimulatedTensor, make, new_output
 
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 
     from syncagent.simulate.facts import OpFacts
 
-aten = torch.ops.aten
-
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:
     def register(handler: Any) -> Any:
         for op in ops:
-            dispatch.SPECIAL[op] = handler
+            if not isinstance(op, Absent):
+                dispatch.SPECIAL[op] = handler
         return handler
 
     return register

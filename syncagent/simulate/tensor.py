@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function
 
 from syncagent.simulate import devices
 from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of
 
 if TYPE_CHECKING:
@@ -22,9 +23,12 @@ _cpp_device = TensorBase.device.__get__
 _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__
 _set_base_item = TensorBase.__setitem__
-_mode_is_on = torch._C._is_torch_function_mode_enabled
+_mode_is_on = find("_C._is_torch_function_mode_enabled") or (lambda: False)
 # With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+
+_printed = find("_tensor_str._str") or (lambda tensor, **_: repr(tensor.detach().cpu()))
 
 
 def _not_installed(*_: Any) -> Any:
@@ -143,7 +147,7 @@ class SimulatedTensor(torch.Tensor):
         return object.__format__(self, spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
-        text: str = torch._tensor_str._str(self, tensor_contents=tensor_contents)
+        text: str = _printed(self, tensor_contents=tensor_contents)
         is_parameter = isinstance(self, torch.nn.Parameter)
         if is_parameter and text.startswith("Parameter("):
             text = text.removeprefix("Parameter(").removesuffix(")")

@@ -1,0 +1,78 @@
+"""What the simulated device changes in torch: each change can be taken back, and made again, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Patches", "also", "begin", "put"]
+
+_ABSENT = object()
+
+
+class Patches:
+    """Attributes that were set, and other changes, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._changes: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        self._found: list[tuple[Any, str, object]] = []
+        """What was there before, of each attribute."""
+
+    def put(self, holder: Any, name: str, value: Any) -> None:
+        """Set an attribute of a module or class."""
+        before = vars(holder).get(name, _ABSENT)
+        if not any(holder is known and name == attribute for known, attribute, _ in self._found):
+            self._found.append((holder, name, before))
+
+        def restore() -> None:
+            if vars(holder).get(name, _ABSENT) is not value:
+                return  # the program has put its own there, which may call ours
+            if before is _ABSENT:
+                delattr(holder, name)
+            else:
+                setattr(holder, name, before)
+
+        self.also(lambda: setattr(holder, name, value), restore)
+
+    def also(self, make: Callable[[], object], undo: Callable[[], object]) -> None:
+        """Make any other change."""
+        self._changes.append((make, undo))
+        make()
+
+    @property
+    def fits(self) -> bool:
+        """Whether torch is what it was when the changes were made: then they can be made again as they are."""
+        return bool(self._changes) and all(
+            vars(holder).get(name, _ABSENT) is before for holder, name, before in self._found
+        )
+
+    def make_again(self) -> None:
+        for make, _ in self._changes:
+            make()
+
+    def take_back(self) -> None:
+        for _, undo in reversed(self._changes):
+            undo()
+
+
+_current = Patches()
+_former: list[Patches] = []
+"""Functions that torch.jit knows by their ids, and that the program may still hold."""
+
+
+def begin() -> Patches:
+    """Start a new list of changes, to which :func:`put` and :func:`also` add."""
+    global _current
+    _former.append(_current)
+    _current = Patches()
+    return _current
+
+
+def put(holder: Any, name: str, value: Any) -> None:
+    _current.put(holder, name, value)
+
+
+def also(make: Callable[[], object], undo: Callable[[], object]) -> None:
+    _current.also(make, undo)

@@ -1,8 +1,8 @@
 """A CUDA device for machines without one: real arithmetic on the CPU, queued and waited for as on a GPU.
 
-``install()`` makes ``torch.device("cuda")`` work, and ``borrow()`` for a while.  Each op is queued on its stream's worker thread and returns before
-it has run; where CUDA would make the host wait, the host waits.  Timings are the CPU's.  What cannot be simulated
-raises :class:`SimulationError`.
+``install()`` makes ``torch.device("cuda")`` work, and ``borrow()`` for a while.  Each op is queued on its stream's
+worker thread and returns before it has run; where CUDA would make the host wait, the host waits.  Timings are the
+CPU's.  What cannot be simulated raises :class:`SimulationError`.
 
 Importing this package does not import torch.
 """

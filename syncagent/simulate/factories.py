@@ -288,6 +288,9 @@ def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: An
 
 
 def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    if isinstance(self, SimulatedTensor) and device is None and not devices.count():
+        made = torch.tensor(data, dtype=self.dtype if dtype is None else dtype, device=devices.CPU)
+        return made.to(devices.stand_in(self._sim.index)).requires_grad_(kwargs.get("requires_grad", False))
     return torch.tensor(
         data, dtype=self.dtype if dtype is None else dtype, device=self.device if device is None else device, **kwargs
     )

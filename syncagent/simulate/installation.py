@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import warnings
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from syncagent.simulate import requirements
@@ -26,6 +28,8 @@ _library: Any = None
 _autocast: Any = None
 _patches: tuple[int, Patches] | None = None
 """What was changed in torch, for that number of devices."""
+_modules: set[str] = set()
+"""What was imported when the device was put in; modules that are imported later may take its names."""
 _LINGER_S = 1.0
 """How long a worker thread stays that computes with what is left after the device is gone."""
 
@@ -156,6 +160,8 @@ def _install(count: int) -> None:
     engine.guard_process()
     devices.set_count(count)
     _register_kernels(torch)
+    _modules.clear()
+    _modules.update(sys.modules)
     if _patches is not None and _patches[0] == count and _patches[1].fits:
         _patches[1].make_again()
         return
@@ -198,6 +204,9 @@ def _take_out() -> None:
 
     _installed = 0
     if _patches is not None:
+        since = [(name, module) for name, module in list(sys.modules.items()) if name not in _modules]
+        with contextlib.suppress(Exception):  # whatever stands in somebody's module
+            _patches[1].take_in((name, module) for name, module in since if type(module) is ModuleType)
         _patches[1].take_back()
     if _autocast is not None:
         _autocast._destroy()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Patches", "also", "begin", "put"]
 
@@ -19,10 +20,17 @@ class Patches:
         self._changes: list[tuple[Callable[[], object], Callable[[], object]]] = []
         self._found: list[tuple[Any, str, object]] = []
         """What was there before, of each attribute."""
+        self._originals: dict[int, tuple[object, object]] = {}
+        """By the id of each value that was put: the value, and what it took the place of."""
 
     def put(self, holder: Any, name: str, value: Any) -> None:
         """Set an attribute of a module or class."""
         before = vars(holder).get(name, _ABSENT)
+        if before is not _ABSENT and not isinstance(value, (bool, int)):
+            self._originals[id(value)] = value, before
+        self._put(holder, name, before, value)
+
+    def _put(self, holder: Any, name: str, before: object, value: Any) -> None:
         if not any(holder is known and name == attribute for known, attribute, _ in self._found):
             self._found.append((holder, name, before))
 
@@ -48,6 +56,16 @@ class Patches:
             vars(holder).get(name, _ABSENT) is before for holder, name, before in self._found
         )
 
+    def take_in(self, modules: Iterable[tuple[str, Any]]) -> None:
+        """Count in the names by which other modules have imported what was put: they go and come with the rest."""
+        for module_name, module in modules:
+            for holder in (module, *_classes_of(module_name, module)):
+                for name, value in list(vars(holder).items()):
+                    known = self._originals.get(id(value))
+                    if known is not None and known[0] is value:
+                        with contextlib.suppress(AttributeError, TypeError):
+                            self._put(holder, name, known[1], value)
+
     def make_again(self) -> None:
         for make, _ in self._changes:
             make()
@@ -55,6 +73,12 @@ class Patches:
     def take_back(self) -> None:
         for _, undo in reversed(self._changes):
             undo()
+
+
+def _classes_of(module_name: str, module: Any) -> Iterator[type]:
+    for value in list(vars(module).values()):
+        if issubclass(type(value), type) and getattr(value, "__module__", None) == module_name:
+            yield value
 
 
 _current = Patches()

@@ -91,6 +91,8 @@ class Agent:
         self._ended: float | None = None
         self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[tuple[str, Callable[[], None]]] = []
+        self.give_device_back: Callable[[], None] | None = None
+        """Takes the simulated device away, which was put in for this agent."""
         self._home = self._faults.guard("the project's folder", home_of_process, Home())
         self._is_gate, self._gave_way = settings.is_gate, False
         self._gate_lifted: list[str] = []
@@ -366,6 +368,7 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._recorder.forget_threads()
+        self.give_device_back = None  # the child is in the midst of what its parent began
         self._pipeline.forget()
         self._turn_off()
 
@@ -385,6 +388,9 @@ class Agent:
                 turn_off()
             except Exception as error:
                 self._faults.add(part, error, "could not be turned off")
+        give_back, self.give_device_back = self.give_device_back, None
+        if give_back is not None:
+            self._faults.guard("the end of the simulated device", give_back, None)
 
     # --- steps, sampling
 
@@ -429,7 +435,11 @@ class Agent:
 
         ended = self._ended if self._ended is not None else time.perf_counter()
         simulated = self.settings.simulate
-        if self._device is None and (simulated or (self._has_cuda and torch.cuda.is_initialized())):
+        if self._device is None and simulated:
+            from syncagent.simulate.cuda_api import NAME
+
+            self._device = NAME  # the device itself may be gone by now
+        elif self._device is None and self._has_cuda and torch.cuda.is_initialized():
             self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(

@@ -1,6 +1,6 @@
 """``SYNCAGENT=1``: watch a whole process from before its script's first line, and report when it ends.
 
-Reached from ``syncagent_autostart.pth``, which looks at the variable before it imports anything.  Nothing is turned on
+Reached from ``syncagent_autostart.pth``, which looks at the variables before it imports anything.  Nothing is turned on
 until the process imports torch; children that only inherit the variable (DataLoader and compile workers) wait further,
 until they use CUDA, which they never do.
 """
@@ -23,24 +23,64 @@ if TYPE_CHECKING:
     from types import FrameType, ModuleType
     from typing import Any
 
-__all__ = ["begin", "instrument", "uninstrument"]
+__all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
 
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
 _run: _Run | None = None
+_awaits_torch = False
 
 
 def begin() -> None:
-    """Arrange for the agent to start as soon as torch is imported; once a process.  Never raises."""
+    """Arrange for the agent to start as soon as torch is imported; once a process.  Never raises.
+
+    Without ``SYNCAGENT=1``, ``SYNCAGENT_SIMULATE=1`` alone puts in the simulated device, and nobody watches.
+    """
     global _run
-    if _run is not None or os.environ.get("SYNCAGENT", "").strip().lower() in _OFF:
+    if _run is not None:
+        return
+    if not _is_on("SYNCAGENT"):
+        _simulate_unwatched()
         return
     try:
         _run = _Run()
         _run.begin()
     except Exception as error:
         _unwatched(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(None))
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() not in _OFF
+
+
+def simulates_throughout() -> bool:
+    """Whether this whole process was asked to run on the simulated device."""
+    return _is_on("SYNCAGENT_SIMULATE")
+
+
+def _simulate_unwatched() -> None:
+    global _awaits_torch
+    if _awaits_torch or not simulates_throughout() or _is_launcher():
+        return
+    _awaits_torch = True
+    if "torch" in sys.modules:
+        _put_device_in()
+    else:
+        sys.meta_path.insert(0, _AfterImport("torch", _put_device_in))
+
+
+def _put_device_in() -> None:
+    """Put the simulated device in, or end the process: it must not go on with another device than it was asked for."""
+    from syncagent import config, simulate
+    from syncagent.errors import ConfigError
+    from syncagent.refusal import refuse_to_start
+
+    try:
+        config.settle("simulate", os.environ.get("SYNCAGENT_SIMULATE"))
+    except ConfigError as error:
+        refuse_to_start(str(error))
+    simulate.install_or_end()
 
 
 def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:

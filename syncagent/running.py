@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent import config
 from syncagent.agent import Agent, no_run
+from syncagent.autostart import simulates_throughout
 from syncagent.errors import ConfigError
 from syncagent.log import log_once
 from syncagent.session import user_sinks
@@ -55,13 +56,16 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
             import torch  # noqa: F401
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
-        if settings.simulate:
-            from syncagent import simulate
-
-            simulate.install()
-        if sinks is None:
-            sinks = user_sinks(settings)
-        agent = Agent(settings, sinks)
+        give_back = _device(settings) if settings.simulate else None
+        try:
+            if sinks is None:
+                sinks = user_sinks(settings)
+            agent = Agent(settings, sinks)
+        except BaseException:
+            if give_back is not None:
+                give_back()
+            raise
+        agent.give_device_back = give_back
         agent.start(modes=modes)
         why_not = agent.gate_cannot_hold()
         if why_not is not None:
@@ -70,6 +74,16 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
         _current = agent
         _register_fork_handler()
         return agent
+
+
+def _device(settings: config.Settings) -> Callable[[], None] | None:
+    """Put the simulated device in; return what takes it away again, if it is for this watch alone."""
+    from syncagent import simulate
+
+    if settings.sources.get("simulate", "keyword") != "keyword" or simulates_throughout():
+        simulate.install()
+        return None
+    return simulate.borrow()
 
 
 def stop() -> Report:

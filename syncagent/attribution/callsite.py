@@ -13,6 +13,7 @@ import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent._compat import qualified_name
+from syncagent.attribution import handlers
 from syncagent.attribution.importable import belongs_to
 from syncagent.attribution.statements import statement_at
 from syncagent.event import CallSite
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "CallSites", "Where"]
+__all__ = ["NOWHERE", "STAND_IN", "CallSites", "Where"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
 MODULE_CALL, OPTIMIZER, SET_UP = 8, 16, 32
+_HANDLER = 64
 
 Point = tuple["CodeType", int]
 
@@ -58,6 +60,9 @@ _SETTING_UP = (
 )  # fmt: skip
 """Files of torch that compile, tune or capture: what waits below them is torch's own doing, and happens once."""
 
+STAND_IN = "_syncagent_stand_in"
+"""First local variable of the frames that stand for the one above them (``sensors/stand_ins.py``)."""
+
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
 
@@ -72,6 +77,7 @@ class CallSites:
         # Keyed by identity: code objects are equal when their text is, whatever the file.  The list keeps them alive.
         self._bits: dict[int, int] = {}
         self._alive: list[CodeType] = []
+        self._passing: dict[tuple[int, int], bool] = {}
         self._sites: dict[tuple[int, int], tuple[CallSite, CodeType]] = {}
         self._agent = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
         self._sensors = os.path.join(self._agent, "sensors") + os.sep
@@ -108,6 +114,9 @@ class CallSites:
                 bits = self._classify(code)
             marks |= bits
             if bits & _USER:
+                if bits & _HANDLER and self._passes_on(frame):
+                    frame = frame.f_back
+                    continue
                 offset = frame.f_lasti
                 frame = frame.f_back
                 while frame is not None:
@@ -131,7 +140,7 @@ class CallSites:
                 bits = bits_of[id(code)]
             except KeyError:
                 bits = self._classify(code)
-            if bits & _USER:
+            if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
                 return (code, frame.f_lasti)
             frame = frame.f_back
         return None
@@ -139,8 +148,11 @@ class CallSites:
     def inside_user(self, frame: FrameType | None) -> list[Point]:
         """Take the frames of others that the user's line has called, innermost first."""
         points: list[Point] = []
-        while frame is not None and not self._classify(frame.f_code) & _USER:
-            if not frame.f_code.co_filename.startswith(self._agent):
+        while frame is not None:
+            bits = self._classify(frame.f_code)
+            if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
+                break
+            if not frame.f_code.co_filename.startswith(self._agent) and not _is_stand_in(frame.f_code):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return points
@@ -150,13 +162,25 @@ class CallSites:
         points: list[Point] = []
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.startswith(self._sensors):
+            if _is_stand_in(frame.f_code):
+                pass
+            elif file.startswith(self._sensors):
                 while points and self._classify(points[-1][0]) & _PLUMBING:
                     points.pop()  # how a mode passed the call on
             elif not file.startswith(self._agent):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return tuple(points)
+
+    def _passes_on(self, frame: FrameType) -> bool:
+        """Is this handler, a mode's or a subclass's, just passing on the call that it was given?"""
+        key = (id(frame.f_code), frame.f_lasti)
+        known = self._passing.get(key)
+        if known is None:
+            if len(self._passing) >= _CACHE_LIMIT:
+                self._passing = {}
+            known = self._passing[key] = handlers.passes_on(frame.f_code, frame.f_lasti)
+        return known
 
     def _classify(self, code: CodeType) -> int:
         known = self._bits.get(id(code))
@@ -166,12 +190,16 @@ class CallSites:
             self._bits = {}  # another thread may be looking at the old one: it goes on with what it has
             self._alive = []
         bits = self._bits_of(code)
+        if bits & _USER and handlers.is_handler(code):
+            bits |= _HANDLER
         self._alive.append(code)
         self._bits[id(code)] = bits
         return bits
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
+        if _is_stand_in(code):
+            return _PLUMBING
         if file.startswith("<"):
             # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
             # <stdin> and notebook cells are the user's.
@@ -228,6 +256,10 @@ class CallSites:
                 code,
             )
         return known[0]
+
+
+def _is_stand_in(code: CodeType) -> bool:
+    return code.co_varnames[:1] == (STAND_IN,)
 
 
 def _is_dunder(name: str) -> bool:

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.numbers import as_tensor
 from syncagent.sensors.own_time import own_time_taken_off
 from syncagent.sensors.redispatch import original
 from syncagent.sensors.rules import RULES, Rule, shown
 from syncagent.sensors.switch import Switch
+from syncagent.sensors.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -198,11 +200,15 @@ class KernelSensor:
                 is_ours, below = routes[keyset.raw_repr()]
             except KeyError:
                 is_ours, below = route(keyset)
-            if is_ours and sensor._live:
-                return watch(below, args, kwargs)
-            sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
-            _computing.add(get_ident())
-            return call(below, *args, **kwargs)
+            try:
+                if is_ours and sensor._live:
+                    return watch(below, args, kwargs)
+                sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
+                _computing.add(get_ident())
+                return call(below, *args, **kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         def route(keyset: Any) -> tuple[bool, Any]:
             """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
@@ -231,18 +237,26 @@ class KernelSensor:
         sensor = self
 
         def kernel(value: Any) -> Any:
-            if value.layout is strided and not value.is_nested:
-                if is_ours(value):
-                    if sensor._live:
-                        return watch(ours, (value,), nothing)
-                    keyset = ours
+            try:
+                layout = value.layout
+            except AttributeError:  # a number that stands for a tensor
+                return kernel(as_tensor(value))
+            try:
+                if layout is strided and not value.is_nested:
+                    if is_ours(value):
+                        if sensor._live:
+                            return watch(ours, (value,), nothing)
+                        keyset = ours
+                    else:
+                        keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
                 else:
-                    keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
-            else:
-                keyset = torch._C._dispatch_keys(value) & below
-            sensor.elsewhere += 1
-            _computing.add(get_ident())
-            return call(keyset, value)
+                    keyset = torch._C._dispatch_keys(value) & below
+                sensor.elsewhere += 1
+                _computing.add(get_ident())
+                return call(keyset, value)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         kernel.with_keyset = False  # type: ignore[attr-defined]
         return kernel

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.simulate import patches
 from syncagent.simulate.lookups import LOSSES, aten, find
 from syncagent.simulate.tensor import SimulatedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["LISTS", "install", "is_casting", "unlisted"]
+__all__ = ["LISTS", "install", "install_kernels", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -192,7 +193,7 @@ def unlisted(registered: Iterable[str]) -> list[str]:
     return [op for op in sorted(set(registered) - ours) if not re.search("dimname|names_", op, re.IGNORECASE)]
 
 
-def install(library: Any) -> None:
+def install_kernels(library: Any) -> None:
     """Put the lists on the AutocastCUDA key, for the ops that this torch has there."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
@@ -208,10 +209,15 @@ def install(library: Any) -> None:
     registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
     for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
         LOSSES[name] = f"autocast leaves {name} alone: what this torch makes of it is not known"
+
+
+def install() -> None:
+    """Have the cache of cast parameters forgotten when torch forgets its own."""
     forget = torch.clear_autocast_cache
 
     def clear_autocast_cache() -> None:
         _cast_parameters.clear()
         forget()
 
-    torch.clear_autocast_cache = clear_autocast_cache
+    patches.put(torch, "clear_autocast_cache", clear_autocast_cache)
+    patches.also(lambda: None, _cast_parameters.clear)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.event import SyncKind
-from syncagent.simulate import allocator, devices, engine, randomness, streams
+from syncagent.simulate import allocator, devices, engine, patches, randomness, streams
 from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.lookups import find, lost
 from syncagent.simulate.requirements import look_up
@@ -234,7 +234,8 @@ def _names() -> dict[str, Any]:
     count, current = devices.count, devices.current
     return {
         # life
-        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized, "is_available": lambda: True,
+        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized,
+        "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
         # devices
         "device_count": count, "current_device": current, "set_device": _set_device, "device": _Device,
@@ -279,7 +280,7 @@ def _accelerator_names() -> dict[str, Any]:
     names = _names()
     device = devices.shown(0)
     return {
-        "is_available": lambda: True, "device_count": names["device_count"],
+        "is_available": lambda: bool(devices.count()), "device_count": names["device_count"],
         "current_accelerator": lambda *_, **__: torch.device(device.type),
         "current_device_index": devices.current, "current_device_idx": devices.current,
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
@@ -308,7 +309,7 @@ def _forwarded(name: str) -> None:
         return result
 
     setting.__name__ = name
-    setattr(torch, name, setting)
+    patches.put(torch, name, setting)
 
 
 def install() -> None:
@@ -318,28 +319,46 @@ def install() -> None:
         if not hasattr(torch.cuda, name):
             lost(f"torch.cuda.{name}", "a call of it is not simulated")
             continue
-        setattr(torch.cuda, name, stand_in)
+        patches.put(torch.cuda, name, stand_in)
         for part in parts:
             if name in vars(part):
-                setattr(part, name, stand_in)
+                patches.put(part, name, stand_in)
     accelerator = look_up("accelerator")
     for name, stand_in in _accelerator_names().items():
         if hasattr(accelerator, name):
-            setattr(accelerator, name, stand_in)
+            patches.put(accelerator, name, stand_in)
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
-        torch.cuda._initialized = True
+        patches.put(torch.cuda, "_initialized", True)
     nvtx = look_up("cuda.nvtx")
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         if hasattr(nvtx, name):
-            setattr(nvtx, name, _nothing)
-    torch.Generator = randomness.Generator  # type: ignore[misc,assignment]
+            patches.put(nvtx, name, _nothing)
+    patches.put(torch, "Generator", randomness.Generator)
     # Builds with CUDA ask cuDNN about each tensor on the device.
-    torch.backends.cudnn.is_acceptable = lambda _tensor: False
+    patches.put(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)
     if find("_use_cudnn_rnn_flatten_weight") is not None:
-        torch._use_cudnn_rnn_flatten_weight = lambda: False
+        patches.put(torch, "_use_cudnn_rnn_flatten_weight", lambda: False)
     for name in ("set_num_threads", "set_flush_denormal"):
         _forwarded(name)
     # A worker that has finished a kernel needs the interpreter for the next one.  At Python's usual 5 ms between
     # switches a host that is busy in Python would starve the device.
-    sys.setswitchinterval(2e-4)
+    before = sys.getswitchinterval()
+    patches.also(lambda: sys.setswitchinterval(_SWITCH_S), lambda: _restore_switch_interval(before))
+    patches.also(_forget, _forget)
+
+
+_SWITCH_S = 2e-4
+
+
+def _restore_switch_interval(before: float) -> None:
+    if round(sys.getswitchinterval(), 6) == _SWITCH_S:
+        sys.setswitchinterval(before)
+
+
+def _forget() -> None:
+    """Begin as a process does that has not used the device."""
+    global _started
+    _started = False
+    for index in range(devices.most()):
+        randomness.default_state(index).set_seed(randomness.DEFAULT_SEED)

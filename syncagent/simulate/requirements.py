@@ -44,6 +44,7 @@ OPTIONAL: dict[str, str] = {
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",
+    "serialization._package_registry": "torch.load tries this device even when it is gone",
     "serialization.register_package": "torch.load does not restore tensors to this device",
     "storage.TypedStorage": "tensors on this device are not pickled",
     "utils._device._device_constructors": "a default device that was used before stays as it was for factories",

@@ -21,8 +21,10 @@ from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
 from syncagent.policy import Policy, gate, packs
+from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
+from syncagent.regions import Regions
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
 from syncagent.sinks.capture import Capture, Facts
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from syncagent.event import OpCount, SyncEvent
     from syncagent.records import ThreadState
+    from syncagent.regions import Region
     from syncagent.sinks import Sink
 
 __all__ = ["Agent", "no_run"]
@@ -43,7 +46,7 @@ __all__ = ["Agent", "no_run"]
 class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
-    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
+    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
         import torch
 
         from syncagent.sensors import calibration
@@ -66,7 +69,7 @@ class Agent:
         )
         self.steps = Steps(self._step_ended, self._faults)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
-        self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
+        self._policy = self._new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder)
@@ -81,7 +84,11 @@ class Agent:
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         if not any(isinstance(sink, ViolationLog) for sink in sinks):
             sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
-        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
+        self.regions = Regions(self)
+        """Those that are open: see :mod:`syncagent.regions`."""
+        taking: tuple[Sink, ...] = (self._summary, self.regions, *sinks)
+        self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
+        self._pipeline.policy_of = self.regions.policy_of
         self._captures = self._connect(sinks)
         self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = torch.version.cuda is not None
@@ -116,6 +123,11 @@ class Agent:
     def running(self) -> bool:
         return self._ended is None
 
+    @property
+    def faults(self) -> Faults:
+        """What of the agent itself has failed."""
+        return self._faults
+
     def events(self) -> tuple[SyncEvent, ...]:
         """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
         self._drain()
@@ -125,7 +137,7 @@ class Agent:
     def report(self) -> Report:
         """Return what was seen so far."""
         self._drain()
-        dropped = sum(self._pipeline.lost.values())
+        dropped = self._lost
         guard = self._faults.guard
         run = guard("the description of the run", self._run_info, no_run(self._policy.mode))
         sensors = self._sensors_or_none()
@@ -146,15 +158,10 @@ class Agent:
 
     def _facts(self) -> Facts:
         """What the capture has besides the sums; without what takes long to find out."""
-        dropped = sum(self._pipeline.lost.values())
-        return Facts(self._run_info(), self._sensor_statuses(), dropped, self._all_notes())
+        return Facts(self._run_info(), self._sensor_statuses(), self._lost, self._all_notes())
 
     def _all_notes(self) -> list[str]:
-        nothing: list[str] = []
-        gone = self._faults.guard(
-            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
-        )
-        notes = [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
+        notes = self._shared_notes()
         if self._kernels.left_in_place:
             notes.append(
                 "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
@@ -196,6 +203,20 @@ class Agent:
         if dropped:
             failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
         return failures
+
+    def _shared_notes(self) -> list[str]:
+        nothing: list[str] = []
+        gone = self._faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
+        )
+        return [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
+
+    @property
+    def _lost(self) -> int:
+        return sum(tuple(self._pipeline.lost.values()))
+
+    def _new_policy(self, settings: config.Settings) -> Policy:
+        return Policy(settings, self._recorder, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -253,6 +274,7 @@ class Agent:
             except Exception as error:
                 self._captures.remove(capture)
                 self._faults.add("the capture", error)
+        self.regions.retire(self._pipeline.drained_ns)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
             self._seek_rank()
@@ -335,16 +357,21 @@ class Agent:
             self._final_sensors = self._sensors_or_none()
             self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
             self._faults.guard("the end of the cost window", self._pricing.end, None)
+            none: tuple[Region, ...] = ()
+            regions = self._faults.guard("the end of regions", self.regions.end_all, none)
             self._turn_off()
+            for region in regions:
+                self._faults.guard("the report of a region", region.save_once, None)
         return self.report()
 
-    def save(self, report: Report) -> str | None:
+    def save(self, report: Report, path: str | None = None) -> str | None:
         """Save the report where the settings say and return where; a path that cannot be written is logged.
 
-        A process without a rank that never used CUDA, such as one that only starts others, saves nothing where one of
-        the others has saved its own.
+        ``path`` is where a region's report goes.  A process without a rank that never used CUDA, such as one that only
+        starts others, saves nothing where one of the others has saved its own.
         """
-        if self.settings.report is None:
+        path = path or self.settings.report
+        if path is None:
             return None
         from syncagent.report import files
 
@@ -352,13 +379,12 @@ class Agent:
             run = report.run
             used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
             is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
-            mode, path = self.settings.file_mode, self.settings.report
-            saved = files.save_beside(report, path, mode=mode, may_add=not is_empty)
+            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
             return None if saved is None else str(saved)
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:
-            get_logger().error(f"syncagent: the report could not be saved at {self.settings.report}: {error!r}")
+            get_logger().error(f"syncagent: the report could not be saved at {path}: {error!r}")
         return None
 
     def flush(self) -> None:
@@ -369,6 +395,7 @@ class Agent:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._recorder.forget_threads()
         self.give_device_back = None  # the child is in the midst of what its parent began
+        self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
 
@@ -405,13 +432,28 @@ class Agent:
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)
+        if open_reaches:
+            self.regions.step_ended(step, end_ns - start_ns)
         if self._pricing.window is not None:
             self._pricing.window.step_ended(self.steps.current)
         if self._sampling.has_work:
-            wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
-            if wanted or state.copies_armed:
-                state.copies_armed = wanted
-                self._arm_copies(wanted=wanted)
+            self._see_to_copies(state)
+
+    @property
+    def _samples_copies(self) -> bool:
+        return self._sampling.has_work and self._kernels.live
+
+    def _watch_copies(self) -> None:
+        """See to the copies of this thread as a region begins or ends on it."""
+        self._see_to_copies(self._recorder.thread_state())
+
+    def _see_to_copies(self, state: ThreadState) -> None:
+        """Watch this thread's copies where this step is one of those that are sampled, or else somebody wants them."""
+        sampled = state.trains and (self._sampling.watches(self.steps.current) or self._pricing.capturing)
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or sampled
+        if wanted or state.copies_armed:
+            state.copies_armed = wanted
+            self._arm_copies(wanted=wanted)
 
     def _arm_copies(self, *, wanted: bool) -> None:
         if not self._kernels.live:
@@ -424,8 +466,10 @@ class Agent:
     def _weight(self, event: SyncEvent) -> float:
         if event.op != "aten::copy_" or event.sensor != "kernels":
             return 1.0
-        if self._pricing.captured(event.step) and not self._sampling.watches(event.step):
-            return 1.0  # watched for the window's sake
+        if event.regions and self.regions.saw_all_copies(event):
+            return 1.0
+        if not self._sampling.watches(event.step):
+            return 1.0  # watched for the sake of a cost window, or of a region in another task of this thread
         return self._sampling.weight(event.step)
 
     # --- the report's parts

@@ -61,7 +61,7 @@ def simulates_throughout() -> bool:
 
 def _simulate_unwatched() -> None:
     global _awaits_torch
-    if _awaits_torch or not simulates_throughout() or _is_launcher():
+    if _awaits_torch or not simulates_throughout() or is_launcher():
         return
     _awaits_torch = True
     if "torch" in sys.modules:

@@ -116,6 +116,10 @@ class SyncEvent:
     the first of each step, and any where more come than can be delivered.  ``stall_ns`` is their sum then."""
     longest_ns: int | None = None
     """The longest stall of its line so far, where the record stands for many."""
+    regions: tuple[int, ...] = ()
+    """Numbers of the regions (a watch inside a watch) that it happened in."""
+    policy: str | None = None
+    """The policy of the region that judged it; ``None`` where the process's did."""
 
 
 @dataclass(frozen=True, slots=True)

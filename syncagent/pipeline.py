@@ -65,6 +65,14 @@ class Pipeline:
         self._thread: threading.Thread | None = None
         self.lost: dict[str, int] = {}
         """What was dropped, by reason."""
+        self.drained_ns = 0
+        """What was recorded before that moment (``perf_counter_ns``) has been delivered."""
+        self.policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None
+        """Says which policy judged a sync that regions cover."""
+
+    def epoch_ns(self, moment_ns: int) -> int:
+        """Return a moment of ``perf_counter_ns`` as nanoseconds since the Unix epoch, as in the records."""
+        return moment_ns + self._anchor_ns
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -124,8 +132,10 @@ class Pipeline:
         if self._hangs or not self._draining.acquire(timeout=_PATIENCE_S):
             return  # a sink hangs; what is waiting stays where it is
         before, self._drainer = self._drainer, get_ident()
+        began_ns = time.perf_counter_ns()
         try:
             self._drain()
+            self.drained_ns = began_ns
         finally:
             self._drainer = before
             self._draining.release()
@@ -263,6 +273,8 @@ class Pipeline:
             user_span=span_in(seen.context),
             user_context=seen.context or None,
             violation=seen.violation,
+            regions=seen.regions,
+            policy=self.policy_of(seen.regions) if seen.regions else None,
             conditional=seen.conditional,
         )
 

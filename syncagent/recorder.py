@@ -19,6 +19,7 @@ from syncagent.attribution.ranges import labels
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 from syncagent.faults import Faults
+from syncagent.policy.reach import Numbers, in_force, open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.records import SETTING_UP, About, Observation, OpKey, OpSum, Tally, ThreadState
 
@@ -147,6 +148,8 @@ class Recorder:
         """
         state.where = None
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            policy = self.in_force(state)[1]
         if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
             return None
         asked_ns = _now()
@@ -157,10 +160,18 @@ class Recorder:
             self._keep(state, about, kind, asked_ns, 0, violation=True)
             raise
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
         finally:
             state.own_ns += _now() - asked_ns
+
+    def in_force(self, state: ThreadState) -> tuple[Numbers, Policy | None]:
+        """Return the regions that cover this thread, and the policy that judges it."""
+        try:
+            return in_force(self, state)
+        except Exception as error:
+            self.fault("the look-up of regions", error, "failed for a sync")
+            return (), self.policy
 
     def describe(
         self,
@@ -246,14 +257,27 @@ class Recorder:
             return None
         broken: str | None = None
         seen: Observation | None = None
+        regions: Numbers = ()
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            regions, policy = self.in_force(state)
         try:
             stall_ns = max(stall_ns, 0)
             if about.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
                 broken = self._verdict(policy, state, about.phase, stall_ns)
             seen = _new(
                 Observation,
-                (about, kind, self.current_step(), start_ns, stall_ns, state.context, broken is not None, conditional),
+                (
+                    about,
+                    kind,
+                    self.current_step(),
+                    start_ns,
+                    stall_ns,
+                    state.context,
+                    broken is not None,
+                    conditional,
+                    regions,
+                ),
             )
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
@@ -268,7 +292,7 @@ class Recorder:
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
-                self._policy_failed(error)
+                self._policy_failed(error, policy)
         return seen
 
     def _keep(
@@ -278,7 +302,10 @@ class Recorder:
         if about is SETTING_UP:
             return
         try:
-            seen = Observation(about, kind, self.current_step(), start_ns, stall_ns, state.context, violation)
+            regions = self.in_force(state)[0] if open_reaches else ()
+            seen = Observation(
+                about, kind, self.current_step(), start_ns, stall_ns, state.context, violation, regions=regions
+            )
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
             else:
@@ -306,6 +333,13 @@ class Recorder:
             return
         key = (about.op, seen.kind, id(code), offset, open_scopes())
         tally = state.tallies.get(key)
+        if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
+            # A region of another thread has begun or ended: what was summed so far keeps its own regions.
+            aside, back = (*key, tally.last.regions), (*key, seen.regions)
+            state.tallies[aside] = tally
+            tally = state.tallies.pop(back, None)
+            if tally is not None:
+                state.tallies[key] = tally
         if tally is None:
             if len(state.tallies) >= _TALLIES:
                 return
@@ -321,7 +355,9 @@ class Recorder:
         where, forward = about.where, about.forward
         points = (where.user, where.library, forward.user if forward is not None else None)
         lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
-        key = (about.op, lines, about.phase, about.allowed, seen.violation, seen.conditional)
+        key = (
+            about.op, lines, about.phase, about.allowed, seen.violation, seen.conditional, seen.regions,
+        )  # fmt: skip
         tally = state.sums.get(key)
         if tally is None:
             if len(state.sums) >= _TALLIES:
@@ -337,11 +373,15 @@ class Recorder:
         try:
             return policy.forbids(state, phase, stall_ns)
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
 
-    def _policy_failed(self, error: Exception) -> None:
-        self.policy = None
+    def _policy_failed(self, error: Exception, policy: Policy) -> None:
+        if policy is self.policy:
+            self.policy = None
+        for reach in tuple(open_reaches):
+            if reach.judge is policy:
+                reach.judge = None
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:

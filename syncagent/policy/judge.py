@@ -5,6 +5,7 @@ The only stage that may raise into the program.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from typing import TYPE_CHECKING
@@ -37,15 +38,29 @@ class Policy:
 
     def __init__(self, settings: Settings, recorder: Recorder, current_step: Callable[[], int]) -> None:
         self.budgets = Budgets(settings)
+        self._settings = settings
         self._allowances = Allowances(settings)
         self._warmup = settings.warmup_steps
         self._min_stall_ns = settings.min_stall_ms * 1e6
         self._every_thread = settings.judge_threads == "all"
         self._recorder = recorder
-        self._step = current_step
+        self._step = self._steps_done = current_step
         self._warned: set[tuple[str, CallSite | None]] = set()
         self._listed: dict[tuple[object, ...], tuple[str | None, object]] = {}
         self.mode = settings.policy
+
+    def for_region(self, mode: str, steps_done: Callable[[], int]) -> Policy:
+        """Return such a policy for one more region.
+
+        Its budgets are unspent, its warm-up counts by ``steps_done``, and it judges every thread that is covered.  What
+        has been read (a baseline, packs) and which lines have been warned of is shared.
+        """
+        policy = copy.copy(self)
+        policy.budgets = Budgets(self._settings)
+        policy._steps_done = steps_done
+        policy._every_thread = True
+        policy.mode = mode
+        return policy
 
     @property
     def mode(self) -> str:
@@ -117,7 +132,7 @@ class Policy:
 
     def _is_judged(self, state: ThreadState) -> bool:
         """Is it a thread that trains, after the warm-up?"""
-        if self._step() < self._warmup:
+        if self._steps_done() < self._warmup:
             return False
         if self._every_thread or state.trains:
             return True

@@ -19,6 +19,7 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.numbers import as_tensor
@@ -293,7 +294,7 @@ class KernelSensor:
             named = kind if names_itself else sensor._kind(rule, args, kwargs) or kind
             if frame is not None and state.tallies:  # the line's syncs may only be added up
                 tally = state.tallies.get((name, named, id(frame.f_code), frame.f_lasti, open_scopes()))
-                if tally is not None and tally.step == current_step():
+                if tally is not None and tally.step == current_step() and not (open_reaches and is_other(tally, state)):
                     return summed(tally, state, below, args, kwargs)
             started = 0
             try:  # an interrupt may come at any point
@@ -302,7 +303,7 @@ class KernelSensor:
                 state.stall_ns = 0
                 policy = recorder.policy
                 allowed = None
-                if policy is not None and (not policy.is_passive or open_scopes() or scopes_by_thread):
+                if policy is None or not policy.is_passive or open_scopes() or scopes_by_thread:
                     allowed = recorder.ask(name, named, frame, state, args, sensor.name)  # which may raise
                 about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
@@ -369,6 +370,10 @@ class KernelSensor:
                     if about.allowed is not None:
                         recorder.tally(state, seen, _caller(3))
                 state.op = state.outer = None
+
+        def is_other(tally: Tally, state: ThreadState) -> bool:
+            """Do other regions cover this sync than those that were summed, of other threads or of a backward pass?"""
+            return tally.last is None or tally.last.regions != recorder.in_force(state)[0]
 
         def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an allowed op whose line is known: it is only added up."""

@@ -31,6 +31,8 @@ longer than the rest, since their code and data have left the caches."""
 _UNHURRIED_NS = 200_000
 """How long the agent's thread works at a stretch where little is waiting."""
 _PATIENCE_S = 5.0
+_CLOSING_S = 2.0
+"""How long a sink that has failed may take to let go of what it holds."""
 _FEW_THREADS = 1
 _FEW = 8
 """Events that the sinks are given at once."""
@@ -114,7 +116,8 @@ class Pipeline:
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
-        self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
+        self._draining = threading.RLock()
+        self._wake = threading.Event()
         self._sinks = []
         self._thread = None
         self._stopping = self._is_finished = True
@@ -276,5 +279,25 @@ class Pipeline:
             try:
                 getattr(sink, call)(*args)
             except Exception as error:
-                self._sinks.remove(sink)
+                if sink in self._sinks:
+                    self._sinks.remove(sink)
                 self.faults.add(f"sink {sink.name}", error)
+                if call != "close":
+                    _close_in_time(sink)
+
+
+def _close_in_time(sink: Sink) -> None:
+    """Have a sink that has failed let go of its files, threads and ports; whatever comes of that is no news."""
+
+    def close() -> None:
+        try:
+            sink.close()
+        except Exception:  # noqa: BLE001, S110 - it has failed before, and that has been said
+            pass
+
+    thread = threading.Thread(target=close, name="syncagent-close", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending
+        return
+    thread.join(_CLOSING_S)

@@ -47,7 +47,7 @@ def journal_path(setting: str | None = None) -> Path:
             path /= name
     try:
         return path.absolute()  # the program may change its directory
-    except FileNotFoundError:  # which may be gone already
+    except OSError:  # which may be gone already
         return path
 
 

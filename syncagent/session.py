@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -221,8 +222,10 @@ def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False)
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
             stderr.write("[syncagent] no host syncs: the script did not use CUDA\n")
         return Shown(report, saved, has_table=False)
+    drawn = random.getstate()
     from syncagent.report import text
 
+    random.setstate(drawn)  # rich draws from the program's generator when it is loaded
     try:
         text.emit(report, where={"report": saved} if saved else {})
     except Exception as error:

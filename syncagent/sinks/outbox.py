@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from syncagent.pace import keep_pace
 from syncagent.sinks.answers import Answers
 from syncagent.sinks.complaints import in_words
+from syncagent.sinks.randomness import OwnIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -277,7 +278,7 @@ class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
     def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
-        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=OwnIds())
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None
         self.overwritten: Callable[[], int] = lambda: 0

@@ -13,6 +13,7 @@ from syncagent.attribution.apis import api_name
 from syncagent.event import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.pace import STRETCH_NS, breathe, keep_pace
 from syncagent.recorder import span_in
+from syncagent.sinks.randomness import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -128,7 +129,8 @@ class Pipeline:
             return  # a sink hangs; what is waiting stays where it is
         before, self._drainer = self._drainer, get_ident()
         try:
-            self._drain()
+            with drawing():
+                self._drain()
         finally:
             self._drainer = before
             self._draining.release()

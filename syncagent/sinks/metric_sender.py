@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from syncagent.pace import breathe, keep_pace
 from syncagent.sinks.answers import Answers
+from syncagent.sinks.randomness import keep_apart, mark_thread
 from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class MetricSender:
     ) -> None:
         self._answers = answers if answers is not None else Answers()
         self._exporter = exporter
+        keep_apart()
         self._collect = collect
         self._interval_s = interval_s
         self._pid = os.getpid()
@@ -96,6 +98,7 @@ class MetricSender:
     def _work(self) -> None:
         # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        mark_thread()
         overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()

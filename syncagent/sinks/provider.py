@@ -131,15 +131,13 @@ def _session(answers: Answers, signal: str) -> dict[str, Any]:
 
 
 def _metric_exporter(protocol: str, answers: Answers) -> Sends:
-    from syncagent.sinks.randomness import with_own_random
-
     if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
         module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
         exporter: Sends = module.OTLPMetricExporter()
-        return with_own_random(exporter)
+        return exporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-    return with_own_random(OTLPMetricExporter(**_session(answers, otel_env.METRICS)))
+    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
 
 
 def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
@@ -180,12 +178,10 @@ def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
     package = "grpc" if protocol == otel_env.GRPC else "http"
 
     def make() -> Exporter:
-        from syncagent.sinks.randomness import with_own_random
-
         module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
         session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
         exporter: Exporter = module.OTLPLogExporter(**session)
-        return with_own_random(exporter)
+        return exporter
 
     return make
 
@@ -216,15 +212,13 @@ class _Journals:
 
 def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
     def make() -> Exporter:
-        from syncagent.sinks.randomness import with_own_random
-
         if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
             module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
             exporter: Exporter = module.OTLPSpanExporter()
-            return with_own_random(exporter)
+            return exporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return with_own_random(OTLPSpanExporter(**_session(answers, otel_env.TRACES)))
+        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
 
     return make
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import secrets
-from types import BuiltinMethodType, FunctionType, MethodType, SimpleNamespace
-from typing import Any, TypeVar
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace.id_generator import IdGenerator
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-__all__ = ["OwnIds", "with_own_random"]
+__all__ = ["OwnIds", "drawing", "keep_apart", "mark_thread"]
 
 _own = random.SystemRandom()
+_DRAWING = ("opentelemetry.exporter.", "opentelemetry.sdk.metrics._internal.exemplar")
+"""Exporters draw how long to wait before they try again, reservoirs which measurements they keep as examples."""
 
 
-class OwnIds(IdGenerator):
+class OwnIds:
     """Ids from the system's generator, where the SDK's are from Python's global one."""
 
     def generate_span_id(self) -> int:
@@ -27,43 +32,61 @@ class OwnIds(IdGenerator):
         return True
 
 
-T = TypeVar("T")
+class _Work(threading.local):
+    is_ours = False
 
 
-def with_own_random(made: T, depth: int = 3) -> T:
-    """Return ``made``, an exporter, with those of its methods that use :mod:`random` using the agent's generator.
+_work = _Work()
 
-    Exporters, or the clients they hold, draw how long to wait before they try again.  Their classes, which the program
-    may use as well, stay as they are.
+
+def mark_thread() -> None:
+    """Say that this thread does the agent's work only."""
+    _work.is_ours = True
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """What is drawn inside is drawn for the agent, on whichever thread."""
+    before, _work.is_ours = _work.is_ours, True
+    try:
+        yield
+    finally:
+        _work.is_ours = before
+
+
+def keep_apart() -> None:
+    """Have OpenTelemetry's modules draw from the agent's generator where they work for it, and for the program as ever.
+
+    Called once the modules that will be used are loaded; those of the program that are loaded later are not touched.
     """
-    if depth:
-        for part in list(getattr(made, "__dict__", {}).values()):
-            if type(part).__module__.startswith("opentelemetry.exporter."):
-                with_own_random(part, depth - 1)
-    for owner in reversed(type(made).__mro__):
-        for name, method in vars(owner).items():
-            if isinstance(method, FunctionType):
-                drawing = {word: own for word in method.__code__.co_names if (own := _ours(method, word)) is not None}
-                if drawing and hasattr(made, "__dict__"):
-                    setattr(made, name, MethodType(_with_globals(method, drawing), made))
-    return made
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_DRAWING):
+            for word, found in list(vars(module).items()):
+                stand_in = _stand_in(found)
+                if stand_in is not None:
+                    setattr(module, word, stand_in)
 
 
-def _ours(method: FunctionType, word: str) -> Any:
-    """Return what stands in for a global of the method's that draws from the global generator."""
-    found = method.__globals__.get(word)
+def _stand_in(found: Any) -> Any:
     if found is random:
-        names = (name for name in dir(_own) if not name.startswith("_"))
-        return SimpleNamespace(**{name: getattr(_own, name) for name in names})
-    owner = getattr(found, "__self__", None)
-    if isinstance(found, (MethodType, BuiltinMethodType)) and owner is getattr(random, "_inst", random):
-        return getattr(_own, found.__name__)
+        return _Either()
+    name = getattr(found, "__name__", "")
+    if name and getattr(found, "__self__", None) is getattr(random.randrange, "__self__", None):
+        return _either(name)
     return None
 
 
-def _with_globals(method: FunctionType, changed: dict[str, Any]) -> FunctionType:
-    copy = FunctionType(
-        method.__code__, {**method.__globals__, **changed}, method.__name__, method.__defaults__, method.__closure__
-    )
-    copy.__kwdefaults__ = method.__kwdefaults__
-    return copy
+class _Either:
+    """Takes the place of the module :mod:`random`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_own if _work.is_ours else random, name)
+
+
+def _either(name: str) -> Callable[..., Any]:
+    """Take the place of a function that was imported from :mod:`random`."""
+
+    def draw(*args: Any, **options: Any) -> Any:
+        return getattr(_own if _work.is_ours else random, name)(*args, **options)
+
+    return draw

@@ -14,6 +14,7 @@ from syncagent.event import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.pace import STRETCH_NS, breathe, keep_pace
 from syncagent.recorder import span_in
 from syncagent.sinks.randomness import drawing
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -79,7 +80,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin to deliver; where no thread can be had, at the end only."""
-        self._thread = threading.Thread(target=self._run, name="syncagent", daemon=True)
+        self._thread = AgentThread(target=self._run, name="syncagent")
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -92,7 +93,7 @@ class Pipeline:
         self._wake.set()
         thread = self._thread
         if thread is None and self._drainer is None:
-            thread = threading.Thread(target=self._finish, name="syncagent", daemon=True)
+            thread = AgentThread(target=self._finish, name="syncagent")
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is ending
@@ -294,10 +295,10 @@ def _close_in_time(sink: Sink) -> None:
     def close() -> None:
         try:
             sink.close()
-        except Exception:  # noqa: BLE001, S110 - it has failed before, and that has been said
+        except Exception:
             pass
 
-    thread = threading.Thread(target=close, name="syncagent-close", daemon=True)
+    thread = AgentThread(target=close, name="syncagent-close")
     try:
         thread.start()
     except RuntimeError:  # the interpreter is ending

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class Session(NamedTuple):
         if self.providers is None:
             return
         threads = [
-            threading.Thread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush", daemon=True)
+            AgentThread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush")
             for flush in _flushes(self.providers)
         ]
         ending = time.monotonic() + _FLUSH_S

@@ -29,6 +29,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.threads import AgentThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
@@ -87,7 +89,7 @@ class _Watch:
             self.close()
             raise OSError("the program is woken up by signals itself")
         try:
-            threading.Thread(target=self._listen, name="syncagent-signals", daemon=True).start()
+            AgentThread(target=self._listen, name="syncagent-signals").start()
         except RuntimeError:
             _raw.set_wakeup_fd(-1)
             self.close()
@@ -100,7 +102,7 @@ class _Watch:
         if self.is_on and type(handler := _raw.getsignal(_SIGTERM)) is int and handler == _DEFAULT:
             _raw.signal(_SIGTERM, self.handler)
             if self.pid == 1:  # for that process the default is to ignore it: no call of the program's may fail
-                signal.siginterrupt(_SIGTERM, False)  # noqa: FBT003
+                signal.siginterrupt(_SIGTERM, False)
 
     def give_back(self) -> None:
         """Have SIG_DFL in force again."""
@@ -153,7 +155,7 @@ class _Watch:
     def _finish(self) -> None:
         try:
             self._end()
-        except BaseException:  # noqa: BLE001, S110 - the process ends here, in any case
+        except BaseException:
             pass
         finally:
             self._is_over.set()
@@ -169,7 +171,7 @@ class _Watch:
             if _SIGTERM in numbers:
                 try:
                     self._heard()
-                except Exception:  # noqa: BLE001, S110 - there is no one left to say it to
+                except Exception:
                     pass
 
     def _receive(self) -> bytes:
@@ -197,7 +199,7 @@ class _Watch:
         if self._claimed.acquire(blocking=False):
             deadline_s = STUCK_DEADLINE_S
             try:
-                threading.Thread(target=self._finish, name="syncagent-end", daemon=True).start()
+                AgentThread(target=self._finish, name="syncagent-end").start()
             except RuntimeError:
                 deadline_s = 0.0
         if self._is_over.wait(deadline_s) and deadline_s == DEADLINE_S:
@@ -223,7 +225,7 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
     try:
         watch = _Watch(end, save)
         watch.start()
-    except Exception:  # noqa: BLE001 - no sockets, no ctypes: then the signal keeps its default
+    except Exception:
         return False
     _watch = watch
     _stand_between()
@@ -239,7 +241,7 @@ def _soon_on_main_thread(call: Callable[[], object]) -> None:
     def pending(_: object) -> int:
         try:
             call()
-        except Exception:  # noqa: BLE001, S110 - in the middle of the program's code
+        except Exception:
             pass
         return 0
 
@@ -367,7 +369,7 @@ def _reset_child() -> None:
         for reset in resets:
             try:
                 reset()
-            except Exception:  # noqa: BLE001, S110 - the child is the program's
+            except Exception:
                 pass
     finally:
         _unblock()

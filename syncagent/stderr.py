@@ -21,7 +21,7 @@ def stream() -> TextIO | None:
     found: TextIO | None = sys.stderr
     try:
         return None if found is None or found.closed else found
-    except Exception:  # noqa: BLE001 - an object of the program's own
+    except Exception:
         return found
 
 
@@ -29,7 +29,7 @@ def is_terminal() -> bool:
     try:
         found = stream()
         return found is not None and found.isatty()
-    except Exception:  # noqa: BLE001
+    except Exception:
         return False
 
 
@@ -48,7 +48,7 @@ def write(text: str) -> bool:
         except RuntimeError:
             pass  # a signal handler has come in the middle of a write
         _write(found.fileno(), text.encode(found.encoding or "utf-8", "backslashreplace"))
-    except Exception:  # noqa: BLE001 - a broken pipe, a full disk: there is no place left to say so
+    except Exception:
         return False
     return True
 

@@ -12,8 +12,9 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from syncagent.pace import breathe, keep_pace
 from syncagent.sinks.answers import Answers
-from syncagent.sinks.randomness import keep_apart, mark_thread
 from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
+from syncagent.sinks.randomness import keep_apart, mark_thread
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ class MetricSender:
         self._is_closing = self._is_done = False
         self._closing_since = 0.0
         self._trouble = Trouble(self._changed, on_trouble)
-        self._thread = threading.Thread(target=self._work, name="syncagent-metrics", daemon=True)
+        self._thread = AgentThread(target=self._work, name="syncagent-metrics")
         self._thread.start()
 
     def begin_close(self) -> None:

@@ -21,8 +21,8 @@ from syncagent._version import __version__
 from syncagent.event import Phase
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
-from syncagent.sinks.series import Series, SeriesTable
 from syncagent.sinks.randomness import keep_apart
+from syncagent.sinks.series import Series, SeriesTable
 from syncagent.sinks.texts import Texts
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from syncagent.pace import keep_pace
 from syncagent.sinks.answers import Answers
 from syncagent.sinks.complaints import in_words
 from syncagent.sinks.randomness import OwnIds, keep_apart, mark_thread
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,7 +140,7 @@ class Outbox(SpanProcessor):
         # The exporter's loggers exist once its modules are imported.
         exporter = self._make_exporter()
         keep_apart()
-        self._thread = threading.Thread(target=self._work, args=(exporter,), name="syncagent-spans", daemon=True)
+        self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:

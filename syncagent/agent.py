@@ -364,6 +364,20 @@ class Agent:
                 self._faults.guard("the report of a region", region.save_once, None)
         return self.report()
 
+    def conclude(self) -> Report:
+        """Deliver what is left and return the report, where the process is about to die: the sensors stay on.
+
+        May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
+        """
+        from syncagent.sensors import calibration
+
+        calibration.hurry()
+        if self._ended is None:
+            self._ended = time.perf_counter()
+            self._final_sensors = self._sensors_or_none()
+        self._faults.guard("the pipeline", self._pipeline.stop, None)
+        return self.report()
+
     def save(self, report: Report, path: str | None = None) -> str | None:
         """Save the report where the settings say and return where; a path that cannot be written is logged.
 

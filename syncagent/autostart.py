@@ -10,7 +10,6 @@ from __future__ import annotations
 # Every interpreter that inherits the variable imports this: nothing heavy here, typing and importlib.abc included.
 import atexit
 import os
-import signal
 import sys
 
 from syncagent.attribution import processes
@@ -20,11 +19,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import importlib.machinery
     from collections.abc import Callable, Mapping, Sequence
-    from types import FrameType, ModuleType
+    from types import ModuleType
     from typing import Any
 
 __all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
 
+_PATIENCE_S = 2.0
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -110,11 +110,9 @@ def uninstrument() -> None:
 
 
 def _say(sentence: str) -> None:
-    """Print to stderr, which the program may have closed or taken away."""
-    try:
-        sys.stderr.write(f"{sentence}\n")
-    except Exception:
-        pass
+    from syncagent import stderr
+
+    stderr.write(f"{sentence}\n")
 
 
 def _wants_gate(settings: Mapping[str, object] | None) -> bool:
@@ -153,6 +151,9 @@ class _Run:
         self._session: Any = None
         self._is_child = False
         self._finished = False
+        self._shown: Any = None
+        self._is_sent = False
+        self._saving: Any = None
         self._settings: Any = None
         self._finder: Any = None
 
@@ -176,7 +177,6 @@ class _Run:
             )
             sys.meta_path.insert(0, self._finder)
         atexit.register(self.finish)
-        self._catch_sigterm()
 
     def use(self, providers: Mapping[str, object]) -> None:
         """Send to the program's own providers, if nothing has been sent elsewhere yet."""
@@ -239,11 +239,17 @@ class _Run:
             self._could_not_start(error)
 
     def _start(self, *, modes: bool) -> None:
-        from syncagent import running, session
+        import threading
+
+        from syncagent import running, session, signals
 
         self._session = session.begin(self._settings, self._providers)
         self._agent = running.launch(self._settings, self._session.sinks, modes=modes)
         self._finished = False
+        self._shown, self._is_sent = None, False
+        self._saving = threading.Lock()
+        if os.getpid() == self._pid:  # a forked child keeps what it has: its parent may end it by this signal
+            signals.catch_sigterm(self._dying, self._save)
         if _is_multiprocessing_child() or os.getpid() != self._pid:
             self._is_child = True
             self._pid = os.getpid()
@@ -260,31 +266,47 @@ class _Run:
         if torch is not None and not torch.cuda.is_initialized():
             _when_cuda_is_used(self._start_late)
 
-    def _catch_sigterm(self) -> None:
-        """Save what was seen when the process is told to end; the signal then takes its usual course."""
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._terminated)
+    def _dying(self) -> None:
+        """The process is about to die of a signal: save and show what was seen, also in the middle of doing so."""
+        if os.getpid() != self._pid or self._agent is None or self._is_sent:
+            return
+        from syncagent import session
 
-    def _terminated(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:
-            self.finish()
-            if self._session is not None:
-                self._session.flush()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        self._finished = True
+        if self._shown is None:
+            self._shown = session.show(self._agent, self._agent.conclude(), self._session, quiet=self._is_child)
+        session.send(self._agent, self._shown, self._session)
+        self._session.flush()
+
+    def _save(self) -> None:
+        """Save the report as it is now, on whichever thread; the watch goes on."""
+        if os.getpid() != self._pid or self._finished or self._agent is None or self._settings.report is None:
+            return
+        report = self._agent.report()
+        with self._saving:
+            if not self._finished:
+                self._agent.save(report)
 
     def finish(self) -> None:
         """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""
         if self._finished or os.getpid() != self._pid or self._agent is None:
             return
         self._finished = True
-        try:
-            from syncagent import running, session
+        from syncagent import running, session, signals
 
-            report = running.release(self._agent)
-            session.end(self._agent, report, self._session, quiet=self._is_child)
+        try:
+            with signals.holding_interrupts() as interrupts:
+                if self._saving.acquire(timeout=_PATIENCE_S):  # a report of before must not take this one's place
+                    self._saving.release()
+                report = running.release(self._agent)
+                self._shown = session.show(self._agent, report, self._session, quiet=self._is_child)
+            session.send(self._agent, self._shown, self._session, is_interrupted=interrupts.count > 0)
+        except KeyboardInterrupt:
+            pass  # the user does not want to wait
         except Exception as error:
             _say(f"syncagent: the report could not be made: {error!r}")
+        self._is_sent = True
+        signals.release_sigterm()
         _keep_interrupt()
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent import redaction
+from syncagent import redaction, stderr
 from syncagent.printable import clean
 
 if TYPE_CHECKING:
@@ -24,7 +23,16 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _FORMATS = ("text", "json")
 
 _said: set[str] = set()
-_said_lock = threading.Lock()
+_said_lock = threading.RLock()  # a signal handler may come in the middle
+
+
+def _forked() -> None:
+    global _said_lock
+    _said_lock = threading.RLock()  # a thread that is gone now may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @functools.cache
@@ -75,11 +83,7 @@ class _Stderr:
     """Prints to what ``sys.stderr`` is at that moment, and never fails: a lost message must not stop a training job."""
 
     def msg(self, message: str) -> None:
-        try:
-            sys.stderr.write(message + "\n")
-            sys.stderr.flush()
-        except Exception:
-            pass  # closed, None, a broken pipe: there is no place left to say so
+        stderr.write(f"{message}\n")
 
     debug = info = warning = error = critical = msg
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from syncagent import stderr
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import capture
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from syncagent.sinks.outbox import AgentTracerProvider, Outbox
     from syncagent.sinks.prometheus import ScrapeEndpoint
 
-__all__ = ["Session", "begin", "end", "user_sinks"]
+__all__ = ["Session", "Shown", "begin", "send", "show", "user_sinks"]
 
 
 class Session(NamedTuple):
@@ -49,7 +51,7 @@ class Session(NamedTuple):
         if self.providers is None:
             return
         threads = [
-            threading.Thread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush", daemon=True)
+            AgentThread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush")
             for flush in _flushes(self.providers)
         ]
         ending = time.monotonic() + _FLUSH_S
@@ -207,32 +209,41 @@ def _with_metrics(
     return ((sink,), sender) if sender is not None else ((), None)
 
 
-def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> None:
-    """Send what is left, then show the table: on rank 0, and only where CUDA was used.
+class Shown(NamedTuple):
+    """What the user has of the report before the last spans are sent."""
+
+    report: Report
+    saved: str | None
+    """Where it was saved."""
+    has_table: bool
+
+
+def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> Shown:
+    """Save the report, then show the table: on rank 0, and only where CUDA was used.
 
     A ``quiet`` process says nothing where there is nothing to show: children did not ask to be watched.
     """
-    try:
-        spans_to, lost = _close(session)
-    except Exception as error:
-        log_once("spans", "what became of the last spans is not known", error=repr(error))
-        spans_to, lost = session.spans_to, "what became of the last spans is not known"
-    if lost:
-        report = replace(report, notes=(*report.notes, lost))
     saved = agent.save(report)
     wanted = agent.settings.summary
     if wanted is None:
         wanted = session.providers is None  # an instrumentation of a program that knows nothing of it prints nothing
     if not wanted or report.run.rank not in (None, 0):
-        return
+        return Shown(report, saved, has_table=False)
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
-            print("[syncagent] no host syncs: the script did not use CUDA", file=sys.stderr)
-        return
+            stderr.write("[syncagent] no host syncs: the script did not use CUDA\n")
+        return Shown(report, saved, has_table=False)
+    drawn = random.getstate()
     from syncagent.report import text
 
-    where = {"spans": spans_to, "capture": _captured(session), "report": saved}
-    text.emit(report, where={name: place for name, place in where.items() if place})
+    random.setstate(drawn)  # rich draws from the program's generator when it is loaded
+    where = {"capture": _captured(session), "report": saved}
+    try:
+        text.emit(report, where={name: place for name, place in where.items() if place})
+    except Exception as error:
+        stderr.write(f"syncagent: the table could not be shown: {error!r}\n")
+        return Shown(report, saved, has_table=False)
+    return Shown(report, saved, has_table=True)
 
 
 def _captured(session: Session) -> str | None:
@@ -240,10 +251,42 @@ def _captured(session: Session) -> str | None:
     return str(paths[0]) if paths and paths[0] is not None else None
 
 
-def _close(session: Session) -> tuple[str, str]:
-    """Send what is left; return where the spans are, and what is to be said of those that are lost."""
+def send(agent: Agent, shown: Shown, session: Session, *, is_interrupted: bool = False) -> None:
+    """Send what is left, and say what became of it below the table; spans that are lost are noted in the report, too.
+
+    This may take seconds, and comes last: a Ctrl-C cuts it short and loses nothing else.
+    """
+    try:
+        if is_interrupted:
+            raise KeyboardInterrupt
+        _send_the_last(session.provider, session.metrics, session.logs)
+        spans_to, lost = _whereabouts(session)
+    except KeyboardInterrupt:
+        spans_to, lost = _given_up(session)
+    except Exception as error:
+        log_once("spans", "what became of the last spans is not known", error=repr(error))
+        spans_to, lost = session.spans_to, "what became of the last spans is not known"
+    if lost and shown.saved is not None:
+        agent.save(replace(shown.report, notes=(*shown.report.notes, lost)))
+    if shown.has_table:
+        from syncagent.report import wording
+
+        note = f"note: {wording.clean(lost)}\n" if lost else ""
+        stderr.write(f"spans: {wording.clean(spans_to)}\n{note}")
+
+
+def _given_up(session: Session) -> tuple[str, str]:
+    """The user has interrupted the sending: some of the spans may still arrive, but nobody waits for that."""
+    if session.provider is None:
+        return session.spans_to, ""
+    sent = session.provider.stats()["exported"]
+    where = f"journal {session.provider.journal}" if session.provider.journal is not None else session.spans_to
+    return f"{where} ({sent:,} sent, the rest given up)", f"the sending of spans was interrupted: {sent:,} were sent"
+
+
+def _whereabouts(session: Session) -> tuple[str, str]:
+    """Return where the spans are, and what is to be said of those that are lost."""
     spans_to = session.spans_to
-    _send_the_last(session.provider, session.metrics, session.logs)
     if session.provider is None:
         return spans_to, ""
     stats = session.provider.stats()

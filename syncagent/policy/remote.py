@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent import reading
+from syncagent import reading, signals
 from syncagent.log import log_once
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Remote:
         number = getattr(signal, self._signal)
         self._before = signal.signal(number, self._signalled)
         self._installed = number
+        signals.reset_in_children(number, self.stop)
 
     def stop(self) -> None:
         """Give the signal back, unless somebody else has taken it since."""

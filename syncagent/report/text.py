@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from syncagent import stderr
 from syncagent.report import costs, wording
 from syncagent.report.model import Line
 from syncagent.report.wording import DASH as _DASH
@@ -37,7 +37,10 @@ def emit(
 
     ``where`` says where things went, such as ``{"report": "x.json"}``; each is a line at the end.
     """
-    stream = stream or sys.stderr
+    is_stderr = stream is None
+    stream = stderr.stream() if stream is None else stream
+    if stream is None:
+        return
     color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     text = render(report, width=Console(file=stream, force_jupyter=False).width, color=color, where=where, limit=limit)
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -45,8 +48,11 @@ def emit(
         text.encode(encoding)
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
-    stream.write(text)
-    stream.flush()
+    if is_stderr:
+        stderr.write(text)
+    else:
+        stream.write(text)
+        stream.flush()
 
 
 def render(

@@ -66,9 +66,15 @@ def short_path(file: str, cwd: str = "") -> str:
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] in _PACKAGES:
             return "/".join(parts[index + 1 :])
-    base = cwd or os.getcwd()
-    prefix = base.rstrip("/") + "/"
-    return file.removeprefix(prefix)
+    base = cwd or _folder()
+    return file.removeprefix(base.rstrip("/") + "/") if base else file
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return ""
 
 
 def place(file: str, line: int, cwd: str = "") -> str:

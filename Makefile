@@ -5,7 +5,7 @@ VENV ?= .venv
 PHOENIX ?= .venv-phoenix
 BIN := $(VENV)/bin
 
-.PHONY: help setup test test-telemetry test-stack lint types demo telemetry-demo bench-startup clean
+.PHONY: help setup test test-telemetry test-stack matrix matrix-ends lint types demo telemetry-demo bench-startup clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
@@ -13,6 +13,8 @@ help:
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-telemetry  those of telemetry, with 8 ranks at 1,000 syncs a second each for three minutes"
 	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
+	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all else (hours)"
+	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
 	@echo "make lint    ruff;  make types: mypy --strict"
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
@@ -43,6 +45,14 @@ test-stack: setup
 	@otel/local/install.sh "$(PYTHON)" "$(abspath $(PHOENIX))" || true
 	SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python -m pytest tests/stack
 
+# Each session makes an environment of its own in .nox, 5 GB with a torch for CUDA; ENDS names other sessions.
+matrix: setup
+	$(BIN)/nox
+
+ENDS ?= sim_oldest sim_newest
+matrix-ends: setup
+	$(BIN)/nox --error-on-missing-interpreters -s $(ENDS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,4 +73,4 @@ bench-startup: setup
 	$(BIN)/python tests/benchmarks/startup.py
 
 clean:
-	rm -rf $(VENV) $(PHOENIX) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PHOENIX) .nox .pytest_cache .mypy_cache .ruff_cache

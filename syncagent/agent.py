@@ -7,11 +7,12 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from syncagent import config
-from syncagent.attribution import ranks
+from syncagent import config, redaction
+from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.cost.pricing import Pricing
@@ -19,15 +20,17 @@ from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
-from syncagent.policy import Policy
+from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
 from syncagent.regions import Regions
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
+from syncagent.sinks.capture import Capture, Facts
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
+from syncagent.sites import Home, home_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,20 +89,33 @@ class Agent:
         taking: tuple[Sink, ...] = (self._summary, self.regions, *sinks)
         self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
         self._pipeline.policy_of = self.regions.policy_of
+        self._captures = self._connect(sinks)
+        self._pricing = Pricing(settings, self._events_since, self._faults)
+        self._has_cuda = torch.version.cuda is not None
+        self._device: str | None = None
+        self._began = time.perf_counter()
+        self._started = datetime.now(timezone.utc)
+        self._ended: float | None = None
+        self._final_sensors: tuple[SensorStatus, ...] | None = None
+        self._undo: list[tuple[str, Callable[[], None]]] = []
+        self.give_device_back: Callable[[], None] | None = None
+        """Takes the simulated device away, which was put in for this agent."""
+        self._home = self._faults.guard("the project's folder", home_of_process, Home())
+        self._is_gate, self._gave_way = settings.is_gate, False
+        self._gate_lifted: list[str] = []
+        self.notes: list[str] = list(settings.warnings)
+
+    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
+        """Give the sinks what they want of the agent's; return the captures among them."""
         spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
             if hasattr(sink, "spans"):
                 sink.spans = spans
-        self._pricing = Pricing(settings, self._events_since, self._faults)
-        self._has_cuda = torch.version.cuda is not None
-        self._began = time.perf_counter()
-        self._started = datetime.now(timezone.utc)
-        self._ended: float | None = None
-        self._final_sensors: tuple[SensorStatus, ...] | None = None
-        self._undo: list[tuple[str, Callable[[], None]]] = []
-        self.notes: list[str] = []
+            if isinstance(sink, Capture):
+                sink.summary, sink.facts = self._summary, self._facts
+        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
@@ -128,6 +144,23 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
+        notes = self._all_notes()
+        if self._is_gate:
+            failures = self._gate_failures(dropped)
+            run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+            notes += [gate.NOTE + why for why in failures]
+        try:
+            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+        except Exception as error:
+            self._faults.add("the report", error, "failed")
+            run = replace(run, gate=gate.FAILED if self._is_gate else None)
+            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def _facts(self) -> Facts:
+        """What the capture has besides the sums; without what takes long to find out."""
+        return Facts(self._run_info(), self._sensor_statuses(), self._lost, self._all_notes())
+
+    def _all_notes(self) -> list[str]:
         notes = self._shared_notes()
         if self._kernels.left_in_place:
             notes.append(
@@ -138,14 +171,45 @@ class Agent:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
-        try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
-        except Exception as error:
-            self._faults.add("the report", error, "failed")
-            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+        return notes
+
+    def gate_cannot_hold(self) -> str | None:
+        """Return why the gate that was asked for is not in force, now that the agent has started."""
+        if not self.settings.is_gate:
+            return None
+        failures = self._gate_failures(0)
+        if not failures:
+            return None
+        return (
+            f"syncagent: setting policy is {self.settings.policy!r}, but it cannot be in force here: "
+            f"{'; '.join(failures)}."
+        )
+
+    def _gate_failures(self, dropped: int) -> list[str]:
+        """Return, a phrase each, what lets a sync pass that the gate is to stop, or keeps it out of the report."""
+        failures = [*self._gate_lifted]
+        if self._recorder.policy is None and self.running:
+            failures.append("the policy failed and is off")
+        if self.settings.simulate or self._has_cuda:
+            needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
+            dead = [s.name for s in self._sensors_or_none() if s.name in needed and not s.live]
+            failures += [f"the sensor {name} is not live" for name in dead]
+            unhooked = () if self.settings.simulate else self._kernels.unhooked
+            if unhooked:
+                failures.append(f"not hooked: {', '.join(unhooked)}")
+            if (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
+                failures.append("torch.compile is in use, and copies are no longer watched")
+        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
+        if dropped:
+            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
+        return failures
 
     def _shared_notes(self) -> list[str]:
-        return [*self.notes, *self._internals.missing, *self._faults.sentences]
+        nothing: list[str] = []
+        gone = self._faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
+        )
+        return [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
 
     @property
     def _lost(self) -> int:
@@ -188,6 +252,10 @@ class Agent:
         if policy == before:
             return
         self._policy.mode = policy
+        is_gate = policy == "raise" or (policy == "warn" and self.settings.baseline is not None)
+        if self._is_gate and not is_gate:
+            self._gate_lifted.append(f"the policy was changed to {policy} by {by}")
+        self._is_gate = self._is_gate or is_gate
         self._pipeline.policy_changed(policy)
         if self.settings.copies is None and self.settings.copies_timed == "sampled":
             # Under raise nothing that is forbidden may slip through unsampled.
@@ -200,6 +268,12 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
+        for capture in tuple(self._captures):
+            try:
+                capture.tick()
+            except Exception as error:
+                self._captures.remove(capture)
+                self._faults.add("the capture", error)
         self.regions.retire(self._pipeline.drained_ns)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
@@ -224,6 +298,7 @@ class Agent:
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
+            self._say_where_settings_are_from()
             if self.settings.simulate:
                 self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
@@ -251,6 +326,16 @@ class Agent:
             self._turn_off()
             raise
 
+    def _say_where_settings_are_from(self) -> None:
+        """Once a job: the other ranks, and the processes that a rank makes, have the same files and variables."""
+        multiprocessing = sys.modules.get("multiprocessing.process")
+        if self.rank.rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
+            return
+        if self.settings.file is not None:
+            log_once("settings-file", f"settings are read from {self.settings.file}", level="info")
+        for warning in self.settings.warnings:
+            log_once(f"settings-{warning}", warning)
+
     def _say_if_there_is_no_gpu(self) -> None:
         # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
         if self._has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
@@ -270,6 +355,7 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+            self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
             self._faults.guard("the end of the cost window", self._pricing.end, None)
             none: tuple[Region, ...] = ()
             regions = self._faults.guard("the end of regions", self.regions.end_all, none)
@@ -278,16 +364,37 @@ class Agent:
                 self._faults.guard("the report of a region", region.save_once, None)
         return self.report()
 
+    def conclude(self) -> Report:
+        """Deliver what is left and return the report, where the process is about to die: the sensors stay on.
+
+        May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
+        """
+        from syncagent.sensors import calibration
+
+        calibration.hurry()
+        if self._ended is None:
+            self._ended = time.perf_counter()
+            self._final_sensors = self._sensors_or_none()
+        self._faults.guard("the pipeline", self._pipeline.stop, None)
+        return self.report()
+
     def save(self, report: Report, path: str | None = None) -> str | None:
         """Save the report where the settings say and return where; a path that cannot be written is logged.
 
-        ``path`` is where a region's report goes.
+        ``path`` is where a region's report goes.  A process without a rank that never used CUDA, such as one that only
+        starts others, saves nothing where one of the others has saved its own.
         """
         path = path or self.settings.report
         if path is None:
             return None
+        from syncagent.report import files
+
         try:
-            return str(report.save(path))
+            run = report.run
+            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
+            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
+            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
+            return None if saved is None else str(saved)
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:
@@ -301,6 +408,7 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._recorder.forget_threads()
+        self.give_device_back = None  # the child is in the midst of what its parent began
         self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
@@ -321,6 +429,9 @@ class Agent:
                 turn_off()
             except Exception as error:
                 self._faults.add(part, error, "could not be turned off")
+        give_back, self.give_device_back = self.give_device_back, None
+        if give_back is not None:
+            self._faults.guard("the end of the simulated device", give_back, None)
 
     # --- steps, sampling
 
@@ -382,16 +493,19 @@ class Agent:
 
         ended = self._ended if self._ended is not None else time.perf_counter()
         simulated = self.settings.simulate
-        device = None
-        if simulated or (self._has_cuda and torch.cuda.is_initialized()):
-            device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+        if self._device is None and simulated:
+            from syncagent.simulate.cuda_api import NAME
+
+            self._device = NAME  # the device itself may be gone by now
+        elif self._device is None and self._has_cuda and torch.cuda.is_initialized():
+            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
             torch=torch.__version__,
             cuda=None if simulated else torch.version.cuda,
-            device=device,
+            device=self._device,
             host=platform.node(),
             rank=self.rank.rank,
             world_size=self.rank.world_size,
@@ -400,9 +514,14 @@ class Agent:
             detail="ops" if self.settings.wraps_every_op else "syncs",
             simulated=simulated,
             script=_script(),
-            argv=tuple(sys.argv),
+            argv=redaction.argv(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
+            folder=self._home.folder,
+            project=self._home.project,
+            run_id=processes.run_id(),
+            process=processes.process_id(),
+            settings_file=self.settings.file,
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

@@ -76,6 +76,7 @@ class Observation(NamedTuple):
     stall_ns: int
     context: Any
     violation: bool
+    conditional: bool = False
     regions: tuple[int, ...] = ()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent import config
 from syncagent.agent import Agent, no_run
+from syncagent.autostart import simulates_throughout
 from syncagent.decorating import decorate
 from syncagent.errors import ConfigError
 from syncagent.log import log_once
@@ -40,7 +41,8 @@ def start(**settings: Any) -> Agent:
     """Start watching this process and return the agent.
 
     While one is running it is returned as it is, and settings that differ from its own are not applied (the log says
-    which).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, and where torch is not installed.
+    which).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and
+    where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
     """
     return launch(config.load(settings))
 
@@ -56,17 +58,34 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
             import torch  # noqa: F401
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
-        if settings.simulate:
-            from syncagent import simulate
-
-            simulate.install()
-        if sinks is None:
-            sinks = user_sinks(settings)
-        agent = Agent(settings, sinks)
+        give_back = _device(settings) if settings.simulate else None
+        try:
+            if sinks is None:
+                sinks = user_sinks(settings)
+            agent = Agent(settings, sinks)
+        except BaseException:
+            if give_back is not None:
+                give_back()
+            raise
+        agent.give_device_back = give_back
         agent.start(modes=modes)
+        why_not = agent.gate_cannot_hold()
+        if why_not is not None:
+            agent.stop()
+            raise ConfigError(why_not)
         _current = agent
         _register_fork_handler()
         return agent
+
+
+def _device(settings: config.Settings) -> Callable[[], None] | None:
+    """Put the simulated device in; return what takes it away again, if it is for this watch alone."""
+    from syncagent import simulate
+
+    if settings.sources.get("simulate", "keyword") != "keyword" or simulates_throughout():
+        simulate.install()
+        return None
+    return simulate.borrow()
 
 
 def _say_what_differs(asked: config.Settings, in_force: config.Settings) -> None:

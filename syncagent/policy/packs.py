@@ -25,14 +25,15 @@ entry-point group ``syncagent.allow_packs``: an iterable of ``(where, reason)`` 
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["CHECKED", "GROUP", "PACKS", "Allowance", "names", "pack"]
+__all__ = ["CHECKED", "GROUP", "PACKS", "Allowance", "gone", "names", "pack"]
 
 GROUP = "syncagent.allow_packs"
 """The entry-point group of packs that other distributions bring."""
@@ -56,6 +57,19 @@ class Allowance(NamedTuple):
     where: str
     """``package.module`` (all below it) or ``package.module:function``, the function by its qualified name."""
     reason: str
+    since: str = ""
+    """The version of the library that brought the function, where older ones do without."""
+    until: str = ""
+    """The version that no longer has it."""
+
+    def is_of(self, version: str) -> bool:
+        """Whether that version of the library should have the function."""
+        here = _numbers(version)
+        return not (self.since and here < _numbers(self.since)) and not (self.until and here >= _numbers(self.until))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 _WHERE = re.compile(r"{name}(\.{name})*(:{part}(\.{part})*)?".format(name=r"[^\W\d]\w*", part=r"([^\W\d]\w*|<\w+>)"))
@@ -120,6 +134,7 @@ _TORCH = (
     ),
 )
 
+_STAGES_AGREE = "stages agree on how they exchange tensors, before the first step."
 _OBJECTS = "the size of a pickled object must be known on the host to make room for it."
 _OFFLOAD = "parameters that are kept on the host need their gradients there before they step; only when offloading."
 _CHECKPOINT = "the state is gathered and copied to the host for a checkpoint."
@@ -196,9 +211,11 @@ _TORCH_DISTRIBUTED = (
     Allowance(
         "torch.distributed.optim.zero_redundancy_optimizer:ZeroRedundancyOptimizer.consolidate_state_dict", _CHECKPOINT
     ),
+    Allowance("torch.distributed.pipelining.schedules:_PipelineSchedule._warmup_p2p", _STAGES_AGREE, until="2.15"),
     Allowance(
-        "torch.distributed.pipelining.schedules:_PipelineSchedule._warmup_p2p",
-        "stages agree on how they exchange tensors, before the first step.",
+        "torch.distributed.pipelining.schedules:_PipelineSchedule._initialize_pipeline_distributed_state",
+        _STAGES_AGREE,
+        since="2.15",
     ),
 )
 
@@ -367,6 +384,30 @@ def pack(name: str) -> tuple[Allowance, ...]:
             raise ValueError(f"the allow-pack {name!r} ({entry_point.value}) cannot be used: {problem}") from error
     known = ", ".join(names())
     raise KeyError(f"there is no allow-pack {name!r}; there are {known}")
+
+
+def gone(names: Iterable[str]) -> list[str]:
+    """One sentence for each entry of these built-in packs whose function the library that is in use does not have.
+
+    Only modules that the program has imported are looked at: nothing waits in the others.
+    """
+    sentences = []
+    for name in names:
+        for entry in PACKS.get(name, ()):
+            module, _, function = entry.where.partition(":")
+            found: Any = sys.modules.get(module)
+            library = module.partition(".")[0]
+            version = str(getattr(sys.modules.get(library), "__version__", ""))
+            if found is None or not function or "<" in function or not entry.is_of(version):
+                continue
+            for part in function.split("."):
+                found = getattr(found, part, None)
+            if found is None:
+                sentences.append(
+                    f"{entry.where} is not in {library} {version}: if another function waits in its place, the pack "
+                    f"{name} does not allow it"
+                )
+    return sentences
 
 
 def _entries(found: Any) -> tuple[Allowance, ...]:

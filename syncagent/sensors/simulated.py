@@ -20,9 +20,6 @@ class SimulatedSensor:
     """Hears of every wait on the simulated device, from all threads."""
 
     name = "simulated"
-    cannot_see = (
-        "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
-    )
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -31,6 +28,13 @@ class SimulatedSensor:
     @property
     def live(self) -> bool:
         return self._live
+
+    @property
+    def cannot_see(self) -> str:
+        from syncagent import simulate
+
+        real = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+        return "; ".join((real, *simulate.missing()))
 
     def start(self) -> None:
         from syncagent import simulate
@@ -50,7 +54,7 @@ class SimulatedSensor:
         recorder = self._recorder
         state = recorder.thread_state()
         frame: FrameType | None = sys._getframe(1)
-        allowed = recorder.ask(op, kind, frame, state)
+        allowed = recorder.ask(op, kind, frame, state, args, self.name)
         return (state, kind, recorder.describe(state, op, kind, frame, args, self.name, allowed))
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:

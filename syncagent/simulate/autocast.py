@@ -6,17 +6,21 @@ the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
 
 from __future__ import annotations
 
+import re
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.simulate import patches
+from syncagent.simulate.lookups import LOSSES, aten, find
 from syncagent.simulate.tensor import SimulatedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["LISTS", "install"]
+__all__ = ["LISTS", "install", "install_kernels", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -31,13 +35,13 @@ LISTS: dict[str, str] = {
     "fp32": """
         _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
         _upsample_nearest_exact3d acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss
-        cosine_similarity dist erfinv exp expm1 frobenius_norm.dim group_norm hinge_embedding_loss huber_loss kl_div
-        l1_loss layer_norm linalg_matrix_norm linalg_matrix_norm.str_ord linalg_vector_norm log log10 log1p log2
-        logsumexp margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss native_layer_norm nll_loss
-        nll_loss2d nuclear_norm nuclear_norm.dim pdist poisson_nll_loss pow.Scalar pow.Tensor_Scalar
-        pow.Tensor_Tensor reciprocal renorm rms_norm rsqrt sinh smooth_l1_loss soft_margin_loss softplus tan
-        triplet_margin_loss upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-        upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+        cosine_similarity dist erfinv exp expm1 frobenius_norm.dim group_norm hinge_embedding_loss huber_loss
+        kl_div l1_loss layer_norm linalg_matrix_norm linalg_matrix_norm.str_ord linalg_matrix_sqrth
+        linalg_vector_norm log log10 log1p log2 logsumexp margin_ranking_loss mse_loss multi_margin_loss
+        multilabel_margin_loss native_layer_norm nll_loss nll_loss2d nuclear_norm nuclear_norm.dim pdist
+        poisson_nll_loss pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor reciprocal renorm rms_norm rsqrt sinh
+        smooth_l1_loss soft_margin_loss softplus tan triplet_margin_loss upsample_bicubic2d upsample_bilinear2d
+        upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
     """,
     # with dtype=float32 where no type is given
     "fp32_by_dtype": "cumprod cumsum log_softmax.int prod prod.dim_int softmax.int sum sum.dim_IntList",
@@ -122,8 +126,8 @@ def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
     if not _is_eligible(args[0]):
         return op(*args, **kwargs)
     if op._overloadname == "Scalar":
-        return torch.ops.aten.norm.ScalarOpt_dtype(*args, **kwargs, dtype=torch.float32)
-    return torch.ops.aten.norm.ScalarOpt_dim_dtype(*args, **kwargs, dtype=torch.float32)
+        return aten.norm.ScalarOpt_dtype(*args, **kwargs, dtype=torch.float32)
+    return aten.norm.ScalarOpt_dim_dtype(*args, **kwargs, dtype=torch.float32)
 
 
 def _widest(op: Any, args: Any, kwargs: Any) -> Any:
@@ -153,28 +157,67 @@ _POLICIES = {
 }
 
 
+_outside = find("_C._ExcludeDispatchKeyGuard") or (lambda _keys: torch.autocast("cuda", enabled=False))
+
+
+class _Casting(threading.local):
+    depth = 0
+
+
+_casting = _Casting()
+
+
+def is_casting() -> bool:
+    """Whether this thread is inside an op whose arguments autocast has taken care of."""
+    return _casting.depth > 0
+
+
 def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-            return policy(op, args, kwargs)
+        _casting.depth += 1
+        try:
+            with _outside(_KEYS):
+                return policy(op, args, kwargs)
+        finally:
+            _casting.depth -= 1
 
     return kernel
 
 
-def install(library: Any) -> None:
+def unlisted(registered: Iterable[str]) -> list[str]:
+    """The ops on torch's lists that are not on these, but for those that no simulated tensor reaches.
+
+    torch up to 2.12 has overloads for named tensors, and builds with CUDA have cuDNN's own op.
+    """
+    ours = {f"aten::{name}" for names in LISTS.values() for name in names.split()} | {"aten::_cudnn_rnn"}
+    return [op for op in sorted(set(registered) - ours) if not re.search("dimname|names_", op, re.IGNORECASE)]
+
+
+def install_kernels(library: Any) -> None:
     """Put the lists on the AutocastCUDA key, for the ops that this torch has there."""
-    present = set(torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA"))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
         for name in names.split():
-            if f"aten::{name}" not in present:
-                continue
             packet, _, overload = name.partition(".")
-            op = getattr(getattr(torch.ops.aten, packet), overload or "default")
-            library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+            op = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+            if op is None or not has_kernel(f"aten::{name}", "AutocastCUDA"):
+                continue  # older and newer torches have other lists
+            try:
+                library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+            except Exception as error:
+                LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
+    registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
+    for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
+        LOSSES[name] = f"autocast leaves {name} alone: what this torch makes of it is not known"
+
+
+def install() -> None:
+    """Have the cache of cast parameters forgotten when torch forgets its own."""
     forget = torch.clear_autocast_cache
 
     def clear_autocast_cache() -> None:
         _cast_parameters.clear()
         forget()
 
-    torch.clear_autocast_cache = clear_autocast_cache
+    patches.put(torch, "clear_autocast_cache", clear_autocast_cache)
+    patches.also(lambda: None, _cast_parameters.clear)

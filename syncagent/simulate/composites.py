@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function
 
+from syncagent.simulate import patches
+from syncagent.simulate.lookups import find
+
 __all__ = ["install"]
 
-_mode_is_on = torch._C._is_torch_function_mode_enabled
+_mode_is_on = find("_C._is_torch_function_mode_enabled") or (lambda: False)
 
 
 def _wrap_ctc_loss() -> None:
@@ -31,7 +34,7 @@ def _wrap_ctc_loss() -> None:
         return original(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
     ctc_loss.__module__ = "torch"
-    torch.ctc_loss = ctc_loss
+    patches.put(torch, "ctc_loss", ctc_loss)
 
 
 def install() -> None:

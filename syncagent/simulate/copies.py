@@ -9,6 +9,7 @@ import torch
 from syncagent.sensors import rules
 from syncagent.simulate import devices, dispatch, queues, shapes, waits
 from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.tensor import SimulatedTensor, new_output
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["to_device", "wait_for_transfer"]
 
-aten = torch.ops.aten
 _run_copy = aten.copy_.default
 _RULE = rules.find("aten::copy_")
 
@@ -38,6 +38,7 @@ class _Copy:
                 if target.box.values is None:
                     layout = target.layout
                     target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+                target.box.own_form = None
                 target = target.resolve()
             _run_copy(target, source.resolve() if isinstance(source, Placement) else source)
         except BaseException as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from typing import Any
 
-from syncagent.simulate import devices
+from syncagent.simulate import devices, patches
+from syncagent.simulate.lookups import find
 from syncagent.simulate.tensor import SimulatedTensor
 
 __all__ = ["install"]
@@ -15,10 +15,13 @@ __all__ = ["install"]
 
 def install() -> None:
     """Let optimizers treat simulated parameters as CUDA ones."""
-    foreach: Any = importlib.import_module("torch.utils._foreach_utils")
-    for module in (importlib.import_module("torch.optim.optimizer"), foreach):
-        module._foreach_supported_types.append(SimulatedTensor)
-    original = foreach._group_tensors_by_device_and_dtype
+    for path in ("optim.optimizer._foreach_supported_types", "utils._foreach_utils._foreach_supported_types"):
+        types = find(path)
+        if types is not None:
+            patches.also(functools.partial(types.append, SimulatedTensor), functools.partial(_remove, types))
+    original: Any = find("utils._foreach_utils._group_tensors_by_device_and_dtype")
+    if original is None:
+        return
 
     @functools.wraps(original)
     def group(*args: Any, **kwargs: Any) -> Any:
@@ -28,7 +31,12 @@ def install() -> None:
     # Modules have taken the function by name.
     for name, module in list(sys.modules.items()):
         if name.startswith("torch.") and vars(module).get("_group_tensors_by_device_and_dtype") is original:
-            module._group_tensors_by_device_and_dtype = group  # type: ignore[attr-defined]
+            patches.put(module, "_group_tensors_by_device_and_dtype", group)
+
+
+def _remove(types: list[Any]) -> None:
+    if SimulatedTensor in types:
+        types.remove(SimulatedTensor)
 
 
 def _shown(device: Any) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from syncagent.simulate import devices
 from syncagent.simulate.errors import SimulationWarning
+from syncagent.simulate.lookups import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["order", "queue", "run_here"]
 
-_in_backward = torch._C._current_graph_task_id
+_in_backward = find("_C._current_graph_task_id") or (lambda: 0)
 _races: set[str] = set()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from syncagent.simulate.devices import META
+from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Placement, layout_of
 
 __all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta"]
@@ -66,7 +67,7 @@ def on_meta(value: Any) -> Any:
 
 _DIFFERENT_ON_META = frozenset(
     # The meta kernel tells the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
-    (torch.ops.aten._embedding_bag.default, torch.ops.aten._embedding_bag_forward_only.default)
+    (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from syncagent.cost.rewrites import REWRITES
+from tests.matrix import results as matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
@@ -658,6 +659,43 @@ def late_log() -> str:
     return f"{site['stall_ms'] / run['steps']:.1f} ms a step"
 
 
+def versions() -> str:
+    """What was tried of torch and Python; ``nox`` writes the results."""
+    found = matrix.load()
+    if not found:
+        return "Not run yet: `nox`."
+    on_gpu = load("compat") if (RESULTS / "compat.json").exists() else None
+    rows = ["| | torch | Python | tests passed | failed | skipped | on a GPU |", "|---|---|---|---|---|---|---|"]
+    pairs = sorted(
+        (name for name in found if name.startswith("torch ")), key=lambda name: numbers(found[name]["torch"])
+    )
+    for name in (*pairs, *sorted(found.keys() - set(pairs))):
+        row = found[name]
+        gpu = "no"
+        if on_gpu and name in pairs and numbers(on_gpu["torch"].partition("+")[0]) == numbers(row["torch"]):
+            tried = on_gpu["ok"] + on_gpu["failed"]
+            gpu = f"{on_gpu['ok']} of {tried} ways of using torch, {on_gpu['gpu']}"
+        what = "all tests" if name in pairs else name
+        failed = f"**{row['failed']}**" if row["failed"] else "0"
+        rows.append(
+            f"| {what} | {row['torch']} | {row['python']} | {row['passed']:,} | {failed} | {row['skipped']} | {gpu} |"
+        )
+    failures = [f"- {name}: `{test}`" for name in found for test in found[name]["failures"]]
+    tried = {tuple(row["python"].split(".")[:2]) for row in found.values()}
+    untested = "" if ("3", "14") in tried else " Python 3.14 is untested."
+    dates = sorted(row["date"][:10] for row in found.values())
+    span_ = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return "\n".join(rows) + (
+        ("\n\nThose that fail:\n\n" + "\n".join(failures) if failures else "")
+        + f"\n\nLinux without a GPU, {span_}, by `nox`; skipped is what needs a library, a Python or a torch that is "
+        f"not there.{untested}"
+    )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
 MAKERS = {
     "prices": prices, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
     "rewrites": rewrites, "pricedloss": priced_loss, "mendedloss": mended_loss,
@@ -667,7 +705,7 @@ MAKERS = {
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
-    "busy": busy, "far": far, "again": again,
+    "busy": busy, "far": far, "again": again, "versions": versions,
 }  # fmt: skip
 
 

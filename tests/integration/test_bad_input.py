@@ -31,7 +31,7 @@ def python(tmp_path):
 
 
 WRONG = {
-    "SYNCAGENT_POLICY": ("loud", "one of observe, warn, raise"),
+    "SYNCAGENT_JUDGE_THREADS": ("some", "one of training, all"),
     "SYNCAGENT_DETAIL": ("everything", "one of ops, syncs"),
     "SYNCAGENT_REPORT": ("report.txt", ".json, .html, .sarif or .trace.json"),
     "SYNCAGENT_ALLOW": ("my-module", "package.module, package.module:function, path/file.py or path/file.py:LINE"),
@@ -56,7 +56,7 @@ def test_a_wrong_variable_is_one_sentence_and_the_script_runs_unwatched(python, 
 
 def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
     """With the file's name."""
-    (tmp_path / "pyproject.toml").write_text("[tool.syncagent]\npolicy = 'loud'\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.syncagent]\ndetail = 'loud'\n")
     done = python("-c", SCRIPT)
     assert (done.stdout, done.returncode) == ("ran\n", 4)
     [sentence] = done.stderr.splitlines()

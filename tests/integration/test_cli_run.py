@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from syncagent import config
+
+PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
+
 SCRIPT = """\
 import os, signal, subprocess, sys
 import torch
@@ -96,7 +100,7 @@ def test_a_module_runs_as_python_would_run_it_and_keeps_its_traceback(syncagent,
     file = tmp_path / "jobs" / "train.py"
     assert f'  File "{file}", line 9, in <module>\n    raise ValueError("broken data")\n' in done.stderr
     assert "ValueError: broken data\n" in done.stderr
-    assert "syncagent/" not in done.stderr.partition("ValueError: broken data")[0].partition("Traceback")[2]
+    assert PACKAGE not in done.stderr.partition("ValueError: broken data")[0].partition("Traceback")[2]
     seen = report(tmp_path)
     assert (seen["run"]["policy"], seen["run"]["detail"]) == ("observe", "ops")
     assert ("aten::_unique2", 7, "torch.Tensor.unique") in [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -69,12 +71,33 @@ def test_each_entry_names_a_module_and_function_that_exist(name, entry):
     """As far as the library is installed here; a policy that parses the entry finds the function's lines by it."""
     module, _, function = entry.where.partition(":")
     file = source_of(module)
+    if (entry.since or entry.until) and not entry.is_of(version(module.partition(".")[0])):
+        pytest.skip(f"this version has another function in the place of {entry.where}")
     if (file is None or (function and function not in functions_of(file))) and is_older(module.partition(".")[0]):
         pytest.skip(f"{entry.where} came with a newer version")
     assert file is not None, f"{module} is gone"
     assert not function or function in functions_of(file), f"{module} has no {function}"
     line = CallSite(str(file), 1, function or "anything", "")
     assert Entry.parse(entry.where, "").covers(line)
+
+
+def test_a_function_that_the_library_in_use_does_not_have_is_told_of(monkeypatch):
+    """Nothing is said of modules that are not loaded, nor of a function that this version is known to lack."""
+    library, inner = ModuleType("lib"), ModuleType("lib.loop")
+    library.__version__, inner.Loop = "2.15.0", type("Loop", (), {"log": print})
+    monkeypatch.setitem(sys.modules, "lib", library)
+    monkeypatch.setitem(sys.modules, "lib.loop", inner)
+    entries = ["lib.loop", "lib.loop:Loop.log", "lib.loop:Loop.gone", "lib.other:gone", "lib.loop:Loop.<locals>.f"]
+    known = (packs.Allowance("lib.loop:old", "", until="2.15"), packs.Allowance("lib.loop:new", "", since="2.16"))
+    monkeypatch.setattr(packs, "PACKS", {"lib": (*(packs.Allowance(where, "") for where in entries), *known)})
+    (said,) = packs.gone(["lib", "of another distribution"])
+    assert said.startswith("lib.loop:Loop.gone is not in lib 2.15.0: ")
+
+
+def test_a_report_tells_of_functions_that_a_pack_names_in_vain(cpu_agent, monkeypatch):
+    monkeypatch.setattr(packs, "PACKS", {"torch": (packs.Allowance("torch.functional:gone", "it waits by design."),)})
+    agent = cpu_agent(allow_packs=("torch",))
+    assert any("torch.functional:gone is not in torch" in note for note in agent.report().notes)
 
 
 def test_each_entry_has_the_format_of_the_allow_setting_and_a_sentence_for_a_reason():

@@ -1,0 +1,67 @@
+"""What a process was started for and cannot have ends it before it does anything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+NOT_TORCH = """
+__version__ = "9.9.0"
+"""
+
+SCRIPT = """
+print("started", flush=True)
+try:
+    import torch
+except BaseException:
+    print("swallowed", flush=True)
+print("went on", flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """``start(*words, **variables)``: Python with a torch in which the simulated device finds nothing that it needs."""
+    (tmp_path / "lib" / "torch").mkdir(parents=True)
+    (tmp_path / "lib" / "torch" / "__init__.py").write_text(NOT_TORCH)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT")}
+    path = os.pathsep.join(filter(None, (str(tmp_path / "lib"), os.environ.get("PYTHONPATH"))))
+
+    def run(*words, **variables):
+        return subprocess.run(
+            [sys.executable, *words],
+            env={**clean, "PYTHONPATH": path, **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+
+    return run
+
+
+CANNOT = "simulate=1 cannot be honoured: the simulated device does not work with torch 9.9.0: it lacks torch."
+
+
+def test_a_script_that_asks_for_the_simulated_device_ends_with_2_when_it_imports_a_torch_that_cannot_have_it(start):
+    """Whatever it catches around the import; until then nothing is known of its torch, and it runs."""
+    done = start("train.py", SYNCAGENT="1", SYNCAGENT_SIMULATE="1")
+    assert (done.returncode, done.stdout) == (2, "started\n")
+    assert done.stderr.startswith(f"syncagent: {CANNOT}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["--simulate", "SYNCAGENT_SIMULATE", "pyproject.toml"])
+def test_syncagent_run_ends_with_2_before_the_first_line_of_the_script(start, tmp_path, how):
+    if how == "pyproject.toml":
+        (tmp_path / how).write_text("[tool.syncagent]\nsimulate = true\n")
+    variables = {how: "1"} if how.isupper() else {}
+    done = start("-m", "syncagent", "run", *(["--simulate"] if how == "--simulate" else []), "train.py", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"syncagent run: {CANNOT}")
+    assert done.stderr.count("\n") == 1

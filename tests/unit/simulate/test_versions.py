@@ -1,0 +1,115 @@
+"""A torch that lacks a name: the simulated device starts all the same, and says what is lost.
+
+Names are taken away in forked children of one process, which has imported torch and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from syncagent import simulate
+from syncagent.simulate.requirements import OPTIONAL
+
+SOURCES = sorted(Path(simulate.__file__).parent.glob("*.py"))
+
+TORCHS_OWN = {"jit._builtins._register_builtin"}
+"""Without it torch cannot look any op up, so that there is no torch to try."""
+
+PROGRAM = """
+import json, os, sys, traceback
+import torch, torch.cuda.graphs, torch.jit, torch.utils._device
+import torch.distributed.tensor  # torch does so itself at the first call on a tensor of another class
+
+def take_away(path):
+    if path.startswith("aten::"):
+        gone.add(path.removeprefix("aten::"))
+        vars(torch.ops.aten).pop(path.removeprefix("aten::"), None)
+        return
+    holder, _, name = path.rpartition(".")
+    place, path = torch, "torch"
+    for part in holder.split(".") if holder else ():
+        path += "." + part
+        place = sys.modules[path] if path in sys.modules else getattr(place, part)  # torch hides modules
+    delattr(place, name)
+
+gone = set()
+find = type(torch.ops.aten).__getattr__
+def look(namespace, name):
+    if namespace is torch.ops.aten and name in gone:
+        raise AttributeError(name)
+    return find(namespace, name)
+type(torch.ops.aten).__getattr__ = look
+
+def attempt(names):
+    for name in names:
+        take_away(name)
+    from syncagent import simulate
+    try:
+        simulate.install()
+    except simulate.SimulationError as error:
+        return {"refused": str(error)}
+    weight = torch.ones(3, 1, device="cuda", requires_grad=True)
+    (torch.ones(2, 3, device="cuda") @ weight).sum().backward()
+    return {"gradient": weight.grad.cpu().view(-1).tolist(), "missing": simulate.missing()}
+
+for names in json.load(sys.stdin):
+    read, write = os.pipe()
+    if not os.fork():
+        try:
+            said = attempt(names)
+        except BaseException:
+            said = {"failed": traceback.format_exc()}
+        os.write(write, json.dumps(said).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        print(pipe.read(), flush=True)
+    os.wait()
+"""
+
+
+def without(*cases):
+    """What comes of the device in a torch that lacks these names, one case after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=json.dumps(cases), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ops_named_in_the_sources():
+    """Every op of aten that the simulated device names, but for those that the program above needs itself."""
+    named = {name for path in SOURCES for name in re.findall(r"\baten\.(\w+)\.?", path.read_text(encoding="utf-8"))}
+    needed = {"as_strided", "as_strided_", "copy_", "_to_copy", "empty_like", "detach", "alias", "ones_like", "resize_"}
+    return sorted(named - needed - {"ops"})
+
+
+def test_a_name_that_is_missing_costs_what_needs_it_and_is_told_of():
+    """The device starts without any of those that are optional, the ops that it treats specially, and functions.
+
+    Only without what it cannot do without there is none, and the error names it.
+    """
+    ops = ops_named_in_the_sources()
+    assert "cholesky" in ops
+    functions = ["range", "nested.as_nested_tensor", "cuda.memory_cached", "fft.rfftfreq"]
+    optional = {path: lost for path, lost in OPTIONAL.items() if path not in TORCHS_OWN}
+    *started, whole, refused = without(
+        list(optional), [f"aten::{name}" for name in ops], functions, [], ["nn.Module._apply"]
+    )
+    for said in (*started, whole):
+        assert said.get("gradient") == [2.0, 2.0, 2.0], said
+    names, of_ops, of_functions = (" ".join(said["missing"]) for said in started)
+    assert [path for path, lost in optional.items() if f"torch.{path}: {lost}" not in names] == []
+    in_use_later = {"_conj_physical", "_linalg_check_errors", "clone"}  # looked up when they are called
+    assert [name for name in ops if not re.search(rf"aten::{name}[:.]", of_ops) and name not in in_use_later] == []
+    assert [path for path in functions if f"torch.{path}: " not in of_functions] == []
+    # Of torch 2.10 to 2.15 nothing is missing but this op, which left with 2.14.
+    assert [sentence for sentence in whole["missing"] if "aten::cholesky:" not in sentence] == []
+    assert re.fullmatch(
+        r"the simulated device does not work with torch \S+: it lacks torch\.nn\.Module\._apply \(Module\.to\)",
+        refused.get("refused", str(refused)),
+    )

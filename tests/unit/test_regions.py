@@ -926,6 +926,33 @@ def test_a_region_says_that_its_policy_cannot_be_honoured_without_kernels(cpu_ag
     assert messages == [sentence]
 
 
+def test_a_region_that_raises_is_a_gate_of_its_own(cpu_agent, tmp_path):
+    """Its report says whether it held, whatever the process's policy is; what was stopped inside is in it."""
+    agent = cpu_agent(detail="syncs")
+    with raising(report=tmp_path / "inside.json") as region:
+        assert forbidden(X.nonzero)
+    assert region.report().run.gate == "held"
+    assert counts(region) == (1, 1)
+    assert agent.report().run.gate is None
+    with raising() as changed:
+        changed.policy = "observe"
+    assert changed.report().run.gate == "failed"
+    assert "the gate did not hold: the policy was changed to observe by the program" in changed.report().notes
+    with raising() as region, syncagent.watch(policy="observe") as observing:
+        torch.compile(lambda x: x, backend="eager")
+    assert region.report().run.gate == "failed"
+    assert observing.report().run.gate is None
+
+
+def test_a_region_says_that_the_process_saves_in_the_same_place(cpu_agent, tmp_path, messages):
+    """What was saved there would be gone without a word."""
+    cpu_agent(report=tmp_path / "run.json")
+    with syncagent.watch(policy="observe", report=tmp_path / "run.json"):
+        pass
+    assert len(messages) == 1
+    assert "where that of the process will take its place" in messages[0]
+
+
 # --- what is kept, and for how long -----------------------------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ class Agent:
             if hasattr(sink, "spans"):
                 sink.spans = spans
         self._pricing = Pricing(settings, self._events_since, self._faults)
-        self._has_cuda = torch.version.cuda is not None
+        self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
@@ -218,6 +218,7 @@ class Agent:
                 self._say_if_there_is_no_gpu()
             self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
             self._on("the watch for steps", self.steps.start, self.steps.stop)
+            self.notes += self.steps.without
             if modes:
                 self.enter_modes()
             self._recorder.thread_state().trains = True

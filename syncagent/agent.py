@@ -91,7 +91,7 @@ class Agent:
         self._pipeline.policy_of = self.regions.policy_of
         self._captures = self._connect(sinks)
         self._pricing = Pricing(settings, self._events_since, self._faults)
-        self._has_cuda = torch.version.cuda is not None
+        self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -319,6 +319,7 @@ class Agent:
                 self._say_if_there_is_no_gpu()
             self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
             self._on("the watch for steps", self.steps.start, self.steps.stop)
+            self.notes += self.steps.without
             if modes:
                 self.enter_modes()
             self._recorder.thread_state().trains = True

@@ -153,8 +153,9 @@ def _c_methods() -> dict[Any, str]:
     import torch
 
     found = {}
-    for holder, shown in ((torch.Stream, "torch.Stream.synchronize"), (torch.Event, "torch.Event.synchronize")):
-        method = holder.__dict__.get(_NAME)
+    for name in ("Stream", "Event"):
+        shown = f"torch.{name}.{_NAME}"
+        method = vars(getattr(torch, name, object)).get(_NAME)
         if method is not None:
             found[method] = shown
     return found

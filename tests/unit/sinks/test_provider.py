@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk import environment_variables
 from opentelemetry.sdk import trace as sdk_trace
 from sink_records import step, sync
 
@@ -180,10 +179,6 @@ def test_a_malformed_variable_is_a_config_error(monkeypatch, tmp_path, variable,
         build_provider(build_resource({}), tmp_path / "j.jsonl")
 
 
-@pytest.mark.skipif(
-    not hasattr(environment_variables, "_OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"),
-    reason="this SDK's exporter takes whatever it is given",
-)
 def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, tmp_path):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "nobody")

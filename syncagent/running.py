@@ -37,8 +37,8 @@ def start(**settings: Any) -> Agent:
     """Start watching this process and return the agent.
 
     While one is running it is returned as it is, and settings that differ from its own are not applied (said in the
-    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and where
-    ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
+    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and
+    where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
     """
     return launch(config.load(settings))
 

@@ -231,7 +231,7 @@ def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False)
         return Shown(report, saved, has_table=False)
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
-            stderr.write("[syncagent] no host syncs: the script did not use CUDA\n")
+            stderr.write(f"[syncagent] no host syncs: the script did not use CUDA{_of_others(agent, report)}\n")
         return Shown(report, saved, has_table=False)
     drawn = random.getstate()
     from syncagent.report import text
@@ -244,6 +244,19 @@ def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False)
         stderr.write(f"syncagent: the table could not be shown: {error!r}\n")
         return Shown(report, saved, has_table=False)
     return Shown(report, saved, has_table=True)
+
+
+def _of_others(agent: Agent, report: Report) -> str:
+    """Say where the processes that this one has started have saved what they saw."""
+    if agent.settings.report is None:
+        return ""
+    from syncagent.report import files
+
+    try:
+        found = files.saved_by_others(report, agent.settings.report)
+    except Exception:  # that the path is wrong has been said
+        return ""
+    return f" itself; other processes of this run saved {', '.join(map(str, found))}" if found else ""
 
 
 def _captured(session: Session) -> str | None:

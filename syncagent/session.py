@@ -171,11 +171,13 @@ def _resource() -> Resource:
 
 
 def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvider, str]:
+    from syncagent.sinks.folder import is_off
     from syncagent.sinks.journal import journal_path
     from syncagent.sinks.provider import build_provider
 
-    off = (settings.journal or "").lower() in {"off", "0", "none"}
-    return build_provider(resource, None if off else journal_path(settings.journal), settings.file_mode)
+    return build_provider(
+        resource, None if is_off(settings.journal) else journal_path(settings.journal), settings.file_mode
+    )
 
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:

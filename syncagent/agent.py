@@ -144,11 +144,7 @@ class Agent:
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
-        notes = self._all_notes()
-        if self._is_gate:
-            failures = self._gate_failures(dropped)
-            run = replace(run, gate=gate.FAILED if failures else gate.HELD)
-            notes += [gate.NOTE + why for why in failures]
+        run, notes = self._with_gate(run, dropped)
         try:
             return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
@@ -158,7 +154,18 @@ class Agent:
 
     def _facts(self) -> Facts:
         """What the capture has besides the sums; without what takes long to find out."""
-        return Facts(self._run_info(), self._sensor_statuses(), self._lost, self._all_notes())
+        dropped = self._lost
+        run, notes = self._with_gate(self._run_info(), dropped)
+        return Facts(run, self._sensor_statuses(), dropped, notes)
+
+    def _with_gate(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
+        """Say whether the gate held so far, if there is one; return the notes as well."""
+        notes = self._all_notes()
+        if not self._is_gate:
+            return run, notes
+        failures = self._gate_failures(dropped)
+        run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+        return run, [*notes, *(gate.NOTE + why for why in failures)]
 
     def _all_notes(self) -> list[str]:
         notes = self._shared_notes(self.settings)

@@ -171,11 +171,13 @@ def _resource() -> Resource:
 
 
 def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvider, str]:
+    from syncagent.sinks.folder import is_off
     from syncagent.sinks.journal import journal_path
     from syncagent.sinks.provider import build_provider
 
-    off = (settings.journal or "").lower() in {"off", "0", "none"}
-    return build_provider(resource, None if off else journal_path(settings.journal), settings.file_mode)
+    return build_provider(
+        resource, None if is_off(settings.journal) else journal_path(settings.journal), settings.file_mode
+    )
 
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:
@@ -231,7 +233,7 @@ def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False)
         return Shown(report, saved, has_table=False)
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
-            stderr.write("[syncagent] no host syncs: the script did not use CUDA\n")
+            stderr.write(f"[syncagent] no host syncs: the script did not use CUDA{_of_others(agent, report)}\n")
         return Shown(report, saved, has_table=False)
     drawn = random.getstate()
     from syncagent.report import text
@@ -244,6 +246,19 @@ def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False)
         stderr.write(f"syncagent: the table could not be shown: {error!r}\n")
         return Shown(report, saved, has_table=False)
     return Shown(report, saved, has_table=True)
+
+
+def _of_others(agent: Agent, report: Report) -> str:
+    """Say where the processes that this one has started have saved what they saw."""
+    if agent.settings.report is None:
+        return ""
+    from syncagent.report import files
+
+    try:
+        found = files.saved_by_others(report, agent.settings.report)
+    except Exception:  # that the path is wrong has been said
+        return ""
+    return f" itself; other processes of this run saved {', '.join(map(str, found))}" if found else ""
 
 
 def _captured(session: Session) -> str | None:

@@ -17,6 +17,7 @@ __all__ = ["SUMS", "VERSION", "is_capture", "read"]
 VERSION = 1
 SUMS = (
     "count", "stall_ms", "stall_ms_p50", "stall_ms_max", "allowed_count", "violations", "step_stall_ms", "per_step",
+    "ops",
 )  # fmt: skip
 """The columns of a site that grow; the others are written once, and again where they change."""
 

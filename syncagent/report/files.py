@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "destination", "load", "load_merged", "output_format", "render", "save", "save_beside", "suffix_format",
+    "destination", "load", "load_merged", "output_format", "render", "save", "save_beside", "saved_by_others",
+    "suffix_format",
     "write_atomically",
 ]  # fmt: skip
 
@@ -116,6 +117,18 @@ def save_beside(report: Report, path: str | Path, *, mode: int | None = None, ma
             other=file,
         )
     return placed[0]
+
+
+def saved_by_others(report: Report, path: str | Path) -> list[Path]:
+    """Where other processes of this run have saved their reports under that name."""
+    file, _ = destination(path, report.run.rank)
+    ours = origins.of_run(report.run)
+    found = [(place, origins.origin_of(place)) for place in (file, *places.parts_of(file))]
+    return [
+        place
+        for place, origin in found
+        if origin is not None and origin.process != ours.process and origins.same_run(origin, ours)
+    ]
 
 
 def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE) -> None:

@@ -32,6 +32,8 @@ def place(
     written stays: this one's name gets the first number that is free, or is not written at all where it must not be
     added.  ``text_of`` makes the text, given the number.  Raises ``OSError``.
     """
+    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+        raise OSError(f"{os.fspath(file)!r} is not a regular file")  # as root, /dev/null itself would be replaced
     before = origin.process, os.path.abspath(file)
     with storage.locked_folder(file.parent):
         part = _added_before.get(before, 0)

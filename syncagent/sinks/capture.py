@@ -21,7 +21,7 @@ from syncagent.report import origins, places
 from syncagent.report.captured import SUMS, VERSION
 from syncagent.report.decode import encode
 from syncagent.report.model import SCHEMA
-from syncagent.sinks.folder import DIRECTORY, file_path, make_directory, own_temporary_folder, remove_old
+from syncagent.sinks.folder import DIRECTORY, file_path, is_off, make_directory, own_temporary_folder, remove_old
 from syncagent.sinks.summary import Since
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Facts(NamedTuple):
 
 def build(setting: str | None, mode: int, *, by_default: bool) -> Capture | None:
     """The capture that the setting asks for, if any."""
-    if (setting or "").strip().lower() in {"off", "0", "none"} or (setting is None and not by_default):
+    if is_off(setting) or (setting is None and not by_default):
         return None
     return Capture(file_path("capture", setting), mode=mode)
 

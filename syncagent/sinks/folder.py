@@ -12,7 +12,7 @@ from pathlib import Path
 from syncagent import storage
 from syncagent.attribution import ranks
 
-__all__ = ["DIRECTORY", "file_path", "make_directory", "own_temporary_folder", "remove_old"]
+__all__ = ["DIRECTORY", "file_path", "is_off", "make_directory", "own_temporary_folder", "remove_old"]
 
 DIRECTORY = ".syncagent"
 _KEPT_FILES = 50
@@ -37,6 +37,11 @@ def file_path(kind: str, setting: str | None = None) -> Path:
         return path.absolute()  # the program may change its directory
     except FileNotFoundError:  # which may be gone already
         return path
+
+
+def is_off(setting: str | None) -> bool:
+    """Does the setting of a file say that there is to be none?"""
+    return (setting or "").strip().lower() in {"off", "0", "none", os.devnull}
 
 
 def make_directory(directory: Path) -> None:
@@ -70,10 +75,16 @@ def remove_old(kind: str, directory: Path) -> None:
     found: list[tuple[float, int, Path]] = []
     for path in directory.iterdir():
         if pattern.fullmatch(path.name):
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except OSError:  # another process tidies, too
+                continue
             found.append((status.st_mtime, status.st_size, path))
     kept_bytes = 0
     for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
         kept_bytes += size
         if (number >= _KEPT_FILES or kept_bytes > _KEPT_BYTES) and not storage.is_locked(path):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # somebody else's
+                continue

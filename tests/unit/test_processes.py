@@ -10,7 +10,11 @@ import pytest
 
 from syncagent.attribution import processes
 
-ASK = "from syncagent.attribution.processes import process_id, run_id; print(run_id(), process_id())"
+ASK = """\
+import os
+from syncagent.attribution.processes import process_id, run_id
+def ask(): os.write(1, f"{run_id()} {process_id()}\\n".encode())
+"""
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}
 
 
@@ -21,7 +25,7 @@ def first(no_settings, monkeypatch):
     monkeypatch.setattr(processes, "_made_by", None)
 
 
-def ask(code=ASK, **variables):
+def ask(code=f"{ASK}ask()", **variables):
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=True)
     return [line.split() for line in done.stdout.splitlines()]
@@ -42,7 +46,7 @@ def test_a_process_started_by_nobody_who_is_watched_is_a_run_of_its_own(monkeypa
 
 
 def test_a_forked_child_is_another_process_of_the_same_run():
-    [parent, child] = ask(f"{ASK.replace('; ', chr(10))}\nimport os\nif os.fork() == 0: print(run_id(), process_id())")
+    [parent, child] = ask(f"{ASK}ask()\nif os.fork() == 0: ask()")
     assert parent[0] == child[0]
     assert parent[1] != child[1]
 
@@ -51,9 +55,9 @@ def test_children_of_multiprocessing_know_each_other_though_their_parent_is_not_
     file = tmp_path / "spawns.py"
     file.write_text(
         "import multiprocessing\n"
-        f"def work(): {ASK.replace('print(', 'print(flush=True, *(').replace('process_id())', 'process_id()))')}\n"
+        f"{ASK}"
         "if __name__ == '__main__':\n"
-        "    children = [multiprocessing.get_context('spawn').Process(target=work) for _ in range(2)]\n"
+        "    children = [multiprocessing.get_context('spawn').Process(target=ask) for _ in range(2)]\n"
         "    for child in children: child.start()\n"
         "    for child in children: child.join()\n"
     )

@@ -285,6 +285,17 @@ def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path,
     assert str(run.capture.path) in line
 
 
+def test_what_is_no_file_in_its_place_stays_what_it_is(tmp_path, monkeypatch):
+    """As root, a device would be replaced by a file."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    run = Run(tmp_path / "pipe")
+    run.sync()
+    run.write()
+    assert (tmp_path / "pipe").is_fifo()
+    assert run.report().totals.syncs == 1
+
+
 def test_a_folder_of_that_name_that_is_somebody_elses_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"syncagent-{os.getuid()}").symlink_to(tmp_path)
@@ -382,6 +393,19 @@ def test_old_captures_go_and_live_ones_and_other_files_stay(tmp_path, monkeypatc
     )
 
 
+def test_files_that_go_while_the_folder_is_tidied_are_no_obstacle(tmp_path, monkeypatch):
+    """The ranks of a job tidy at the same moment, and some files are not theirs to remove."""
+    monkeypatch.setattr(folder, "_KEPT_FILES", 1)
+    for number in range(3):
+        (tmp_path / f"capture-20260101-00000{number}-1.jsonl").write_text("x")
+    (tmp_path / "capture-20260101-000009-1.jsonl").mkdir()
+    seen = Path.iterdir(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([*seen, tmp_path / "capture-20260101-000004-1.jsonl"]))
+    folder.remove_old("capture", tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob("*.jsonl"))) <= 2
+
+
 def test_as_many_as_have_room_together_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_KEPT_BYTES", 250)
     for number in range(5):
@@ -399,6 +423,7 @@ def test_as_many_as_have_room_together_are_kept(tmp_path, monkeypatch):
         (None, False, None),
         ("off", True, None),
         ("0", True, None),
+        (os.devnull, True, None),
         ("{rank}/{pid}.jsonl", False, rf"0/{os.getpid()}\.jsonl"),
         ("out/", True, r"out/capture-\d{8}-\d{6}-\d+\.jsonl"),
     ],

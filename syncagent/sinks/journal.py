@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncagent import trust
 from syncagent.log import log_once
 from syncagent.pace import breathe
-from syncagent.storage import DEFAULT_MODE, append_to
+from syncagent.storage import DEFAULT_MODE, append_to, write_atomically
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -257,9 +258,15 @@ def _filled(**fields: object) -> dict[str, Any]:
 
 
 def _make_directory(directory: Path) -> None:
-    """Make it if need be; the agent's own directory keeps itself out of git."""
-    if directory.is_dir():
+    """Make it if need be; the agent's own directory keeps itself out of git.
+
+    Raises ``OSError`` where it is there already and somebody else may put files, or links, in its place or into it.
+    """
+    if os.path.isdir(directory):
+        why = trust.why_not(os.stat(directory), trust.owners()) if directory.name == DIRECTORY else None
+        if why is not None:
+            raise OSError(f"{os.fspath(directory)!r} is not used: {why}")
         return
     directory.mkdir(parents=True, exist_ok=True)
     if directory.name == DIRECTORY:
-        (directory / ".gitignore").write_text("*\n")
+        write_atomically(directory / ".gitignore", "*\n", mode=0o644)

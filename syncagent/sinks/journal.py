@@ -267,6 +267,6 @@ def _make_directory(directory: Path) -> None:
         if why is not None:
             raise OSError(f"{os.fspath(directory)!r} is not used: {why}")
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)  # whatever the umask says
     if directory.name == DIRECTORY:
         write_atomically(directory / ".gitignore", "*\n", mode=0o644)

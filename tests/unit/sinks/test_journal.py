@@ -141,11 +141,16 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
     exporter.shutdown()
     assert exporter.path.parent.name.startswith("syncagent-")
     assert "everybody may write to it" in capsys.readouterr().err
-    (tmp_path / ".syncagent").chmod(0o775)
-    exporter = JournalExporter(journal_path())
-    exporter.export(spans)
-    exporter.shutdown()
-    assert exporter.path.parent == tmp_path / ".syncagent"
+    (tmp_path / ".syncagent").rmdir()
+    before = os.umask(0)
+    try:
+        for _ in range(2):  # the one that it makes itself is good enough for the next run
+            exporter = JournalExporter(journal_path())
+            exporter.export(spans)
+            exporter.shutdown()
+            assert exporter.path.parent == tmp_path / ".syncagent"
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("there", ["link", "fifo"])

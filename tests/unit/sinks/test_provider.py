@@ -14,6 +14,7 @@ from opentelemetry.sdk import trace as sdk_trace
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
+from syncagent.sinks import provider as providers
 from syncagent.sinks.provider import build_provider, build_resource
 from syncagent.sinks.spans import SpanSink
 from syncagent.sinks.texts import TEXT_MAX
@@ -191,3 +192,21 @@ def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "250")
     outbox = build()[0]._outbox
     assert (outbox._max_queue, outbox._max_batch, outbox._delay_s) == (10, 10, 0.25)
+
+
+def test_a_command_line_that_a_detector_found_has_no_secrets():
+    """The SDK's detector of the process gives it as a list, as a text, or not at all, by its version."""
+    found = providers._without_secrets(
+        {
+            "process.command_args": ("train.py", "--api-key", "s3cr3t"),
+            "process.command_line": "python train.py --api-key=s3cr3t --lr 1",
+            "process.pid": 7,
+            "service.name": "a key=b",
+        }
+    )
+    assert found == {
+        "process.command_args": ("train.py", "--api-key", "[redacted]"),
+        "process.command_line": "python train.py --api-key=[redacted] --lr 1",
+        "process.pid": 7,
+        "service.name": "a key=b",
+    }

@@ -64,7 +64,18 @@ _addresses = _Addresses()
 class Box:
     """One device allocation.  Views share it."""
 
-    __slots__ = ("__weakref__", "_address", "_nbytes", "error", "held", "layout", "own_form", "ticket", "values", "writer")
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_nbytes",
+        "error",
+        "held",
+        "layout",
+        "own_form",
+        "ticket",
+        "values",
+        "writer",
+    )
 
     def __init__(self, layout: Layout, values: torch.Tensor | None = None) -> None:
         self.values = values

@@ -1,4 +1,8 @@
-"""The agent's own messages: a structlog logger to stderr that leaves the program's structlog configuration alone."""
+"""The agent's own messages, on stderr.
+
+No logging library: those that would do import much more (rich, pygments), and rich draws from the program's random
+generator when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,9 @@ import json
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent import stderr
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
-    from structlog.typing import FilteringBoundLogger, WrappedLogger
 
 __all__ = ["get_logger", "log_once"]
 
@@ -34,25 +33,46 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-@functools.cache
-def get_logger() -> FilteringBoundLogger:
-    """The one logger; ``SYNCAGENT_LOG_LEVEL`` and ``SYNCAGENT_LOG_FORMAT`` are read when it is first asked for."""
-    import structlog
+class Logger:
+    """Prints what is at least as grave as its level: ``logger.warning("no GPU", device="cuda:0")``."""
 
+    def __init__(self, level: str, fmt: str) -> None:
+        self._level = _LEVELS[level]
+        self._render = _render_json if fmt == "json" else _render_text
+
+    def log(self, level: int, message: str, /, **values: object) -> None:
+        if level >= self._level:
+            name = next((name for name, number in _LEVELS.items() if number >= level), "critical")
+            stderr.write(f"{self._render(name, message, values)}\n")
+
+    def debug(self, message: str, /, **values: object) -> None:
+        self.log(_LEVELS["debug"], message, **values)
+
+    def info(self, message: str, /, **values: object) -> None:
+        self.log(_LEVELS["info"], message, **values)
+
+    def warning(self, message: str, /, **values: object) -> None:
+        self.log(_LEVELS["warning"], message, **values)
+
+    def error(self, message: str, /, **values: object) -> None:
+        self.log(_LEVELS["error"], message, **values)
+
+    def critical(self, message: str, /, **values: object) -> None:
+        self.log(_LEVELS["critical"], message, **values)
+
+    def exception(self, message: str, /, **values: object) -> None:
+        """Print an error together with the traceback of the exception that is being handled."""
+        import traceback
+
+        self.log(_LEVELS["error"], message, **values, exception=traceback.format_exc().rstrip())
+
+
+@functools.cache
+def get_logger() -> Logger:
+    """The one logger; ``SYNCAGENT_LOG_LEVEL`` and ``SYNCAGENT_LOG_FORMAT`` are read when it is first asked for."""
     level, bad_level = _choice("SYNCAGENT_LOG_LEVEL", "info", tuple(_LEVELS))
     fmt, bad_format = _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS)
-    # Everything is given here: what wrap_logger is not given it would take from the program's global configuration.
-    logger: FilteringBoundLogger = structlog.wrap_logger(
-        _Stderr(),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            _render_json if fmt == "json" else _render_text,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    )
+    logger = Logger(level, fmt)
     for complaint in filter(None, (bad_level, bad_format)):
         logger.warning(complaint)
     return logger
@@ -78,26 +98,16 @@ def _choice(variable: str, default: str, allowed: tuple[str, ...]) -> tuple[str,
     return value, None
 
 
-class _Stderr:
-    """Prints to what ``sys.stderr`` is at that moment, and never fails: a lost message must not stop a training job."""
-
-    def msg(self, message: str) -> None:
-        stderr.write(f"{message}\n")
-
-    debug = info = warning = error = critical = msg
-
-
-def _render_text(_logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
-    level, message, exception = event.pop("level"), event.pop("event"), event.pop("exception", None)
-    values = "".join(f" {key}={_value(value)}" for key, value in event.items())
-    text = f"[syncagent] {time.strftime('%H:%M:%S')} {level:<8} {message}{values}"
+def _render_text(level: str, message: str, values: dict[str, Any]) -> str:
+    exception = values.pop("exception", None)
+    shown = "".join(f" {key}={_value(value)}" for key, value in values.items())
+    text = f"[syncagent] {time.strftime('%H:%M:%S')} {level:<8} {message}{shown}"
     return text if exception is None else f"{text}\n{exception}"
 
 
-def _render_json(_logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
-    head = {"logger": "syncagent", "time": time.time(), "pid": os.getpid(), "level": event.pop("level")}
-    head["message"] = event.pop("event")
-    return json.dumps(head | dict(event), default=str)
+def _render_json(level: str, message: str, values: dict[str, Any]) -> str:
+    head = {"logger": "syncagent", "time": time.time(), "pid": os.getpid(), "level": level, "message": message}
+    return json.dumps(head | values, default=str)
 
 
 def _value(value: object) -> str:

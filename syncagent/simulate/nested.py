@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from syncagent.simulate import devices, dispatch, queues, tensor, waits
+from syncagent.simulate import devices, dispatch, queues, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride

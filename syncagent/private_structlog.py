@@ -1,4 +1,4 @@
-"""structlog for the agent alone, loaded so that the program's own random numbers and its own structlog stay as they are.
+"""structlog for the agent alone: the program's random numbers, and a structlog of its own, stay as they are.
 
 structlog loads rich where it is installed, and rich draws from the global ``random`` when it is loaded: a program that
 has set a seed would draw other numbers than without the agent.  So structlog is loaded without rich here, and the

@@ -140,11 +140,13 @@ def test_explicit_waits_always_count_and_what_was_stopped_is_in_the_report(pytho
     first = python(*words, "base.json", "train.py", **quiet)
     assert first.returncode == 0, first.stderr
     base = json.loads((tmp_path / "base.json").read_text())
-    counts = {(row["source"], row["count"]) for row in base["sites"]}
+    counts = {(row["source"], row["count"]) for row in base["sites"] if row["kind"] == "explicit"}
     assert counts == {
-        ("torch.cuda.synchronize()", 1), ("torch.cuda.synchronize()", 3), ("stream.synchronize()", 3),
-        ("event.synchronize()", 3), ('x = torch.ones(3, device="cuda")', 1),
-    } - ({('x = torch.ones(3, device="cuda")', 1)} if len(counts) == 4 else set())  # fmt: skip
+        ("torch.cuda.synchronize()", 1),
+        ("torch.cuda.synchronize()", 3),
+        ("stream.synchronize()", 3),
+        ("event.synchronize()", 3),
+    }
     idle = [row["stall_ms"] for row in base["sites"] if row["source"].startswith(("stream", "event"))]
     assert idle == [0.0, 0.0]
     assert base["run"]["gate"] is None

@@ -91,7 +91,7 @@ class Agent:
         self._pipeline.policy_of = self.regions.policy_of
         self._captures = self._connect(sinks)
         self._pricing = Pricing(settings, self._events_since, self._faults)
-        self._has_cuda = torch.version.cuda is not None
+        self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -168,7 +168,7 @@ class Agent:
         return run, [*notes, *(gate.NOTE + why for why in failures)]
 
     def _all_notes(self) -> list[str]:
-        notes = self._shared_notes()
+        notes = self._shared_notes(self.settings)
         if self._kernels.left_in_place:
             notes.append(
                 "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
@@ -197,6 +197,13 @@ class Agent:
         failures = [*self._gate_lifted]
         if self._recorder.policy is None and self.running:
             failures.append("the policy failed and is off")
+        if self._has_cuda and (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
+            failures.append("torch.compile is in use, and copies are no longer watched")
+        return failures + self._watch_failures(dropped)
+
+    def _watch_failures(self, dropped: int) -> list[str]:
+        """Return what keeps any gate from its syncs, the process's or a region's."""
+        failures = []
         if self.settings.simulate or self._has_cuda:
             needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
             dead = [s.name for s in self._sensors_or_none() if s.name in needed and not s.live]
@@ -204,17 +211,15 @@ class Agent:
             unhooked = () if self.settings.simulate else self._kernels.unhooked
             if unhooked:
                 failures.append(f"not hooked: {', '.join(unhooked)}")
-            if (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
-                failures.append("torch.compile is in use, and copies are no longer watched")
         failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
         if dropped:
             failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
         return failures
 
-    def _shared_notes(self) -> list[str]:
+    def _shared_notes(self, settings: config.Settings) -> list[str]:
         nothing: list[str] = []
         gone = self._faults.guard(
-            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
+            "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), nothing
         )
         return [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
 
@@ -321,6 +326,7 @@ class Agent:
                 self._say_if_there_is_no_gpu()
             self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
             self._on("the watch for steps", self.steps.start, self.steps.stop)
+            self.notes += self.steps.without
             if modes:
                 self.enter_modes()
             self._recorder.thread_state().trains = True
@@ -382,7 +388,11 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+        none: tuple[Region, ...] = ()
+        regions = self._faults.guard("the end of regions", self.regions.end_all, none)
         self._faults.guard("the pipeline", self._pipeline.stop, None)
+        for region in regions:
+            self._faults.guard("the report of a region", region.save_once, None)
         return self.report()
 
     def save(self, report: Report, path: str | None = None) -> str | None:

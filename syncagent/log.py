@@ -38,8 +38,9 @@ if hasattr(os, "register_at_fork"):
 @functools.cache
 def get_logger() -> FilteringBoundLogger:
     """The one logger; ``SYNCAGENT_LOG_LEVEL`` and ``SYNCAGENT_LOG_FORMAT`` are read when it is first asked for."""
-    import structlog
+    from syncagent.private_structlog import structlog as load
 
+    structlog = load()
     level, bad_level = _choice("SYNCAGENT_LOG_LEVEL", "info", tuple(_LEVELS))
     fmt, bad_format = _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS)
     # Everything is given here: what wrap_logger is not given it would take from the program's global configuration.

@@ -100,7 +100,7 @@ def _word(word: str) -> str:
 
 def _pair(found: re.Match[str]) -> str:
     value = found["value"].strip("\"'")
-    if value == REDACTED[:-1] or not _is_secret(found["name"], value):
+    if value == REDACTED[:-1] or found["name"] in _FILES or not _is_secret(found["name"], value):
         return found[0]
     if found["is"].startswith(":"):  # as prose has it: only what ends in such a word, and is more than a common one
         parts = _parts(found["name"])
@@ -160,4 +160,6 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
     return iter(sorted((one for one in found if len(one) >= _SHORTEST), key=len, reverse=True))
 
 
+_FILES = frozenset(f"OTEL_EXPORTER_OTLP_{signal}CLIENT_KEY" for signal in ("", "TRACES_", "METRICS_", "LOGS_"))
+"""Variables that name a file: it may be shown."""
 _SCHEMES = frozenset({"bearer", "basic", "token", "digest"})

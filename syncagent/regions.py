@@ -11,6 +11,7 @@ are opened inside it.  A region that is given no setting of the policy is judged
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from syncagent import config
 from syncagent.log import log_once
-from syncagent.policy import Policy, scopes
+from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.sinks.summary import Summary
@@ -70,6 +71,9 @@ class Region(Reach):
         self._asks_for_copies: bool | None = settings.copies == "all" if "copies" in given else None
         self._all_copies_from_ns: int | None = None
         self._is_saved = "report" not in given  # the environment's report is the agent's
+        self._was_gate = self.is_gate
+        self.gaps: list[str] = []
+        """What lets a sync pass that this region's policy is to stop."""
         self.notes: list[str] = ["this is the report of a region, a watch inside the one of the process"]
 
     # --- what a program sees
@@ -105,6 +109,9 @@ class Region(Reach):
     def policy(self, value: str) -> None:
         self._policy.mode = config.settle("policy", value)
         self.judges = True
+        if self._was_gate and not self.is_gate:
+            self.gaps.append(f"the policy was changed to {self._policy.mode} by the program")
+        self._was_gate = self._was_gate or self.is_gate
         if self.is_open:
             self._agent.regions.look_after_copies(self)
 
@@ -132,11 +139,15 @@ class Region(Reach):
             policy=self.policy,
         )
         sensors = agent._sensors_or_none()
-        notes = [*self.notes, *agent._shared_notes()]
+        notes = [*self.notes, *agent._shared_notes(self.settings)]
         if self._all_copies_from_ns is not None and not agent._kernels.gave_way:
             detail = "copies: every one on the region's thread"
             sensors = tuple(replace(one, detail=detail) if one.name == "kernels" else one for one in sensors)
         dropped = (self._lost if self._lost is not None else agent._lost) - self._lost_before
+        if self._was_gate:
+            failures = [*self.gaps, *agent._watch_failures(dropped)]
+            run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+            notes += [gate.NOTE + why for why in failures]
         return self._summary.snapshot(run, sensors, Overhead(None, None), dropped, (), notes)
 
     def stop(self) -> Report:
@@ -172,6 +183,11 @@ class Region(Reach):
         scopes.leave(self)
         self._agent.regions.end(self)
         self.save_once()
+
+    @property
+    def saved(self) -> bool:
+        """Whether its report is saved already, or was not asked for."""
+        return self._is_saved
 
     def save_once(self) -> None:
         """Save the report that was asked for, unless that has been done."""
@@ -312,6 +328,9 @@ class Regions:
         pairs += [(name, getattr(asked, name), getattr(agent, name)) for name in _SHARED]
         if agent.copies_timed == "off" or asked.copies != "all":  # sampled copies can all be watched in a region
             pairs.append(("copies", asked.copies, agent.copies_timed))
+        theirs = agent.report and os.path.abspath(agent.report)
+        if not region.saved and theirs == os.path.abspath(asked.report or ""):
+            self._say(region, f"the report of a region goes to {theirs}, where that of the process will take its place")
         for name, wanted, shared in pairs:
             if asked.sources.get(name) == "keyword" and wanted != shared:
                 self._say(
@@ -327,15 +346,23 @@ class Regions:
             return
         if not agent._kernels.live:
             if policy != "observe" and agent.running:
-                self._say(region, f"policy {policy!r} cannot be honoured in a region: the sensor kernels is off")
+                self._say_gap(region, f"policy {policy!r} cannot be honoured in a region: the sensor kernels is off")
         elif region.wants_copies:
             copies, blind = agent.settings.copies_timed, f"policy {policy!r} of a region does not see copies"
             if copies == "off":
-                self._say(region, f'{blind}: setting copies is "off" for the process')
+                self._say_gap(region, f'{blind}: setting copies is "off" for the process')
             elif copies == "sampled" and agent._kernels.gave_way:
-                self._say(region, f"{blind} since torch.compile is in use; SYNCAGENT_COPIES=all watches them")
+                self._say_gap(region, f"{blind} since torch.compile is in use; SYNCAGENT_COPIES=all watches them")
             elif copies == "sampled" and region.every_thread:
-                self._say(region, f"{blind} on other threads than its own; SYNCAGENT_COPIES=all watches them")
+                self._say_gap(region, f"{blind} on other threads than its own; SYNCAGENT_COPIES=all watches them")
+
+    @staticmethod
+    def _say_gap(region: Region, sentence: str) -> None:
+        """Log what the policy does not see; the report says it as well."""
+        gaps = region.gaps if region.is_gate else region.notes
+        if sentence not in gaps:
+            gaps.append(sentence)
+            log_once(f"region-{sentence}", sentence)
 
     @staticmethod
     def _say(region: Region, sentence: str) -> None:

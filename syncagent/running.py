@@ -227,7 +227,8 @@ def _register_fork_handler() -> None:
 
 
 def _forked() -> None:
-    global _current
+    global _current, _lock
+    _lock = threading.RLock()  # a thread that is gone now may have held it
     agent, _current = _current, None
     if agent is not None:
         try:

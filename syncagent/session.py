@@ -272,10 +272,9 @@ def send(agent: Agent, shown: Shown, session: Session, *, is_interrupted: bool =
     This may take seconds, and comes last: a Ctrl-C cuts it short and loses nothing else.
     """
     try:
-        if is_interrupted:
-            raise KeyboardInterrupt
-        _send_the_last(session.provider, session.metrics, session.logs)
-        spans_to, lost = _whereabouts(session)
+        if not is_interrupted:
+            _send_the_last(session.provider, session.metrics, session.logs)
+        spans_to, lost = _given_up(session) if is_interrupted else _whereabouts(session)
     except KeyboardInterrupt:
         spans_to, lost = _given_up(session)
     except Exception as error:

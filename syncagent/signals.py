@@ -1,12 +1,12 @@
 """SIGTERM: what was seen is saved first, then the process ends as it would have without the agent.
 
-The program does not see that the signal is caught.  It is shown SIG_DFL, so that it takes the same decisions as ever: to
-install a handler of its own where there is none, to call the one it found, to put that one back and send itself the
+The program does not see that the signal is caught.  It is shown SIG_DFL, so that it takes the same decisions as ever:
+to install a handler of its own where there is none, to call the one it found, to put that one back and send itself the
 signal again.
 
-- While the default is in force, the report is saved on the main thread, and the process then dies by the signal.  A main
-  thread that does not come back from C within a moment is not waited for: another thread saves instead.  Both have a
-  deadline, since the interrupted code may hold any lock.
+- While the default is in force, the report is saved on the main thread, and the process then dies by the signal.  A
+  main thread that does not come back from C within a moment is not waited for: another thread saves instead.  Both have
+  a deadline, since the interrupted code may hold any lock.
 - While a handler of the program's is installed, the report is saved on another thread as soon as the signal arrives; it
   is up to the handler whether and how the process ends.
 - Process 1 of a container does not die of a signal that has its default: there the report is saved, and the watch goes
@@ -237,14 +237,14 @@ def _soon_on_main_thread(call: Callable[[], object]) -> None:
     """Have the interpreter call that on the main thread, once it executes Python there."""
     import ctypes
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-    def pending(_: object) -> int:
+    def on_main_thread(_: object) -> int:
         try:
             call()
         except Exception:
-            pass
+            pass  # in the middle of the program's code
         return 0
 
+    pending = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(on_main_thread)
     _pending.append(pending)  # kept alive
     ctypes.pythonapi.Py_AddPendingCall(pending, None)
 
@@ -388,7 +388,7 @@ class holding_interrupts:  # noqa: N801 - reads as a verb: with holding_interrup
         self.count = 0
         self._holds = False
 
-    def __enter__(self) -> holding_interrupts:
+    def __enter__(self) -> holding_interrupts:  # noqa: PYI034 - Self is new in Python 3.11
         if threading.current_thread() is threading.main_thread():
             self._holds = _raw.getsignal(signal.SIGINT) is signal.default_int_handler
             if self._holds:

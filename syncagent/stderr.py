@@ -39,7 +39,7 @@ def write(text: str) -> bool:
         found = stream()
         if found is None:
             return False
-        if found is not sys.__stderr__ or os.name != "posix":
+        if not _is_pythons_own(found) or os.name != "posix":
             found.write(text)
             found.flush()
             return True
@@ -47,10 +47,15 @@ def write(text: str) -> bool:
             found.flush()
         except RuntimeError:
             pass  # a signal handler has come in the middle of a write
-        _write(found.fileno(), text.encode(found.encoding or "utf-8", "backslashreplace"))
+        encoding = getattr(found, "encoding", None) or "utf-8"
+        _write(found.fileno(), text.encode(encoding, "backslashreplace"))
     except Exception:
         return False
     return True
+
+
+def _is_pythons_own(found: TextIO) -> bool:
+    return found is sys.__stderr__
 
 
 def _write(descriptor: int, rest: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent.pace import breathe
 from syncagent.reading import source_lines
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def statement_at(code: CodeType, line: int) -> str:
 def statements_of(code: CodeType) -> tuple[Statement, ...]:
     """Return the statements of a function, those of functions inside it included; of other code all in its file.
 
-    A file is read once, by its lines and without parsing it as a whole: this runs beside the training threads.
+    Each is read once, token by token: to parse a file as a whole would hold the interpreter for as long as that takes.
     """
     lines = source_lines(code.co_filename)
     begin = 1 if code.co_name in _INSIDE_A_LINE else code.co_firstlineno
@@ -69,6 +70,7 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
                 first, last = start[0] + begin - 1, token.start[0] + begin - 1
                 found.append(Statement(first, last, _text(lines, first, last, start[1], comments, begin)))
                 start, comments = None, {}
+                breathe()
             elif start is None and kind not in _SKIPPED and kind != tokenize.NEWLINE:
                 outermost = depth if outermost is None else outermost
                 if has_head and depth <= outermost and begin > 1:

@@ -37,12 +37,14 @@ class Steps:
         self._others = 0
         self._stepped = False
         self._hook: Any = None
+        self._scaler: Any = None
         self._scaler_update: Any = None
+        self.without: list[str] = []
+        """One sentence for each name of torch that was not there."""
         self._safely = (faults or Faults()).shield("the count of steps")
 
     def start(self) -> None:
         import torch
-        from torch.optim.optimizer import register_optimizer_step_post_hook
 
         from syncagent.sensors.internals import skip_in_dynamo
 
@@ -50,9 +52,22 @@ class Steps:
             self._safely(self._optimizer_stepped, optimizer)
 
         skip_in_dynamo(stepped)  # else a compiled optimizer.step() would be compiled with it
-        self._hook = register_optimizer_step_post_hook(stepped)
-        scaler = torch.amp.GradScaler
-        original = self._scaler_update = scaler.update
+        try:
+            from torch.optim.optimizer import register_optimizer_step_post_hook as register
+        except ImportError:
+            self.without.append(
+                f"torch {torch.__version__} has no hook of optimizers: steps are marked by step() alone"
+            )
+        else:
+            self._hook = register(stepped)
+        scaler: Any = getattr(getattr(torch, "amp", None), "GradScaler", None)
+        original = getattr(scaler, "update", None)
+        if original is None:
+            self.without.append(
+                f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
+            )
+            return
+        self._scaler, self._scaler_update = scaler, original
         steps = self
 
         def update(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,15 +76,13 @@ class Steps:
             return result
 
         update.__wrapped__ = original  # type: ignore[attr-defined]
-        scaler.update = update  # type: ignore[method-assign]
+        scaler.update = update
 
     def stop(self) -> None:
-        import torch
-
         if self._hook is not None:
             self._hook.remove()
         if self._scaler_update is not None:
-            torch.amp.GradScaler.update = self._scaler_update  # type: ignore[method-assign]
+            self._scaler.update = self._scaler_update
         self._hook = self._scaler_update = None
 
     def mark(self, step: int | None) -> None:

@@ -32,7 +32,7 @@ _HARMLESS = ("the policy's remote control", "the sensor modes")
 
 
 def check(settings: Settings) -> None:
-    """Read what the policy goes by; raises :class:`~syncagent.ConfigError` for a pack or a baseline that is not there."""
+    """Read what the policy goes by; raises :class:`~syncagent.ConfigError` for a pack or baseline that is not there."""
     Allowances(settings)
 
 

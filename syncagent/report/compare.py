@@ -278,6 +278,8 @@ def _notes(old: Report, new: Report) -> list[str]:
             f"left out: {wording.plural(conditional, 'sync')} that depended on the driver's state alone: another run "
             "need not have them"
         )
+    if any(site.sampled for report in (old, new) for site in report.sites):
+        notes.append("copies were sampled in one of the runs: their counts are estimates (copies=all counts each)")
     if old.run.simulated != new.run.simulated:
         notes.append("one of the two runs was on a simulated device: compare counts, not stalls")
     elif old.run.device != new.run.device:

@@ -173,6 +173,11 @@ def _where(report: Report, site: SiteRow) -> str:
         ("module", site.module),
         ("range", " > ".join(site.ranges)),
         ("called as", site.api),
+        (
+            "ops",
+            ", ".join(f"{share.op} {wording.count(share.count)}" for share in site.ops) if len(site.ops) > 1 else "",
+        ),
+        ("waits", "only by the driver's state" if site.conditional else ""),
         ("threads", ", ".join(site.threads) if site.threads not in {(), ("MainThread",)} else ""),
         ("allowed", site.allowed),
         ("ranks", ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in site.ranks)),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from syncagent import stderr
 from syncagent.report import costs, wording
-from syncagent.report.model import Line
+from syncagent.report.model import Line, OpShare
 from syncagent.report.wording import DASH as _DASH
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.library:
         lines += _line("library", site.library, cwd, width)
     context = [f"module {wording.clean(site.module)}"] if site.module else []
+    if len({share.op for share in site.ops}) > 1:
+        context.append(", ".join(f"{wording.clean(share.op)} {wording.count(share.count)}" for share in _by_op(site)))
     if site.ranges:
         context.append(f"range {' > '.join(map(wording.clean, site.ranges))}")
     if len(site.ranks) > 1:
@@ -206,6 +208,8 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
         context.append(f"allowed: {wording.clean(site.allowed)}")
     elif site.allowed_count:
         context.append(f"{wording.count(site.allowed_count)} of them allowed")
+    if site.conditional:
+        context.append("only by the driver's state")
     if site.violations:
         context.append(f"{wording.count(site.violations)} against the policy")
     if context:
@@ -215,6 +219,15 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.advice:
         lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
     return lines
+
+
+def _by_op(site: SiteRow) -> list[OpShare]:
+    """The parts of its ops, however they were called; the longest first."""
+    found: dict[str, OpShare] = {}
+    for share in site.ops:
+        seen = found.get(share.op, OpShare(share.op, None, 0, 0.0))
+        found[share.op] = OpShare(share.op, None, seen.count + share.count, seen.stall_ms + share.stall_ms)
+    return list(found.values())
 
 
 def _line(label: str, line: Line, cwd: str, width: int) -> list[Text]:

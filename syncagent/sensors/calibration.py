@@ -55,7 +55,11 @@ def _elsewhere(measure: Callable[[], float]) -> float:
             found.append(0.0)
 
     thread = threading.Thread(target=run, name="syncagent-calibration")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # Python 3.12 and later start no thread once the interpreter ends
+        run()
+        return found[0]
     thread.join(_patience_s)
     if not found:
         raise TimeoutError("the process ended before a call could be timed")

@@ -75,7 +75,8 @@ def look_up(*, simulated: bool = False) -> Internals:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
 
     # A build without CUDA has none of the next three, and needs none.
-    cuda = torch.backends.cuda.is_built() and not simulated
+    is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
+    cuda = is_built() and not simulated
     unknown = lambda *_: 0  # noqa: E731
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
@@ -90,7 +91,7 @@ def look_up(*, simulated: bool = False) -> Internals:
             if cuda
             else lambda: False
         ),
-        grad_enabled=torch.is_grad_enabled,
+        grad_enabled=need("is_grad_enabled", "backward syncs lack their forward line", lambda: False),
         backward_entry=getattr(entry, "__code__", None),
         missing=tuple(missing),
     )
@@ -116,4 +117,8 @@ def when_cuda_is_used(then: Callable[[], None]) -> None:
     """Call ``then`` once CUDA is initialised in this process; at once if it is already."""
     import torch
 
-    torch.cuda._lazy_call(then)
+    lazily = getattr(torch.cuda, "_lazy_call", None)
+    if lazily is None:  # a torch that does not say when: from now on, then
+        then()
+    else:
+        lazily(then)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from syncagent.records import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
 from syncagent.sensors.numbers import restored
-from syncagent.sensors.stand_ins import StandIns
+from syncagent.sensors.stand_ins import StandIns, ops_warn_at_once
 from syncagent.sensors.tracebacks import leave_out_own_frames
 from syncagent.sensors.tracing import Tracing
 
@@ -90,14 +90,15 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     internals = recorder.internals
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
-    overload = torch._ops.OpOverload if hasattr(torch.ops.aten.alias.default, "_op") else None
+    overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # whose own __call__ is one more frame
+    overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
     unknown: Point = (_modes.__code__, -1)
     can_skip = skip_in_dynamo(_modes)
-    stand_ins = StandIns()
+    stand_ins, warn_at_once = StandIns(), ops_warn_at_once()
     # Functions of torch that are written in Python come by way of this one, and are called a second time.
     by_python = torch.overrides.handle_torch_function.__code__
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
-    apart = (torch.ctc_loss, torch.nn.functional.ctc_loss)
+    apart = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))
 
     def without_op_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         stack = _dispatch_stack()
@@ -162,6 +163,8 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             started = _now()
             try:
                 call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
+                if warn_at_once:
+                    return stand_ins.call(call, args, kwargs or nothing)
                 return call(*args, **kwargs) if kwargs else call(*args)
             except BaseException as error:
                 again = restored(func, args, kwargs, error)

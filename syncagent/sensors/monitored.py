@@ -88,13 +88,17 @@ class MonitoredSensor:
 
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""
+        wanted = (HostSyncError, HostSyncWarning)  # by names that stay while the interpreter is torn down
+        ending = sys.is_finalizing
 
         def guarded(*args: Any) -> Any:
             try:
                 return None if self.why_not else callback(*args)
-            except (HostSyncError, HostSyncWarning):
+            except wanted:
                 raise
             except Exception as error:
+                if ending():
+                    return None
                 self.why_not = "synchronize() of torch.Stream and torch.Event: the agent failed"
                 self._recorder.fault("the watch for calls of synchronize()", error, "failed and is off")
 
@@ -153,8 +157,9 @@ def _c_methods() -> dict[Any, str]:
     import torch
 
     found = {}
-    for holder, shown in ((torch.Stream, "torch.Stream.synchronize"), (torch.Event, "torch.Event.synchronize")):
-        method = holder.__dict__.get(_NAME)
+    for name in ("Stream", "Event"):
+        shown = f"torch.{name}.{_NAME}"
+        method = vars(getattr(torch, name, object)).get(_NAME)
         if method is not None:
             found[method] = shown
     return found

@@ -7,6 +7,8 @@ line, is filtered by its module and shown as often as without.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Any]
 
-__all__ = ["StandIns"]
+__all__ = ["StandIns", "ops_warn_at_once"]
 
+_AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIMIT = 10_000
 _NO_COLUMNS = 13
 """The kind of entry in a table of lines that says nothing of columns (Objects/locations.md in CPython)."""
@@ -38,6 +41,30 @@ class StandIns(dict[tuple[int, int], "Call"]):
         made.__dict__["stands_for"] = code  # whose id is the key, and must stay its own
         self[id(code), frame.f_lasti] = made
         return made
+
+    def call(self, function: Call, args: Any, kwargs: Any) -> Any:
+        """Call a function in the name of the innermost frame that is not the agent's."""
+        frame = sys._getframe().f_back
+        while frame is not None and frame.f_code.co_filename.startswith(_AGENT):
+            frame = frame.f_back
+        if frame is None:  # on a thread of autograd's
+            return function(*args, **kwargs)
+        try:
+            made = self[id(frame.f_code), frame.f_lasti]
+        except KeyError:
+            made = self.of(frame)
+        return made(function, args, kwargs)
+
+
+def ops_warn_at_once() -> bool:
+    """Whether calling an op of the dispatcher from Python shows the op's warnings there and then.
+
+    Up to torch 2.14 they are kept for the function by which the program has entered C++.
+    """
+    import torch
+
+    release = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    return release is not None and (int(release[1]), int(release[2])) >= (2, 15)
 
 
 def _call(_syncagent_stand_in: Call, args: Any, kwargs: Any) -> Any:

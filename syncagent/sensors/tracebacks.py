@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from syncagent.attribution.callsite import STAND_IN
@@ -12,13 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["leave_out_own_frames"]
 
+_CAN_LEAVE_ITSELF_OUT = sys.version_info >= (3, 11)
 _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def leave_out_own_frames(error: BaseException) -> None:
     """Take the agent's frames out of an error's traceback.
 
-    To be called where the error is raised again at once, by a bare ``raise``: that adds no entry for its own frame.
+    To be called where the error is raised again at once, by a bare ``raise``: that adds no entry for its own frame.  In
+    Python 3.10 the entry that is there already stays; below a mode, the stand-in's is kept behind it, so that the last
+    line is the program's all the same.
     """
     first = last = None
     entry = error.__traceback__
@@ -37,4 +41,4 @@ def leave_out_own_frames(error: BaseException) -> None:
 
 
 def _is_own(code: CodeType) -> bool:
-    return code.co_filename.startswith(_AGENT) or code.co_varnames[:1] == (STAND_IN,)
+    return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and code.co_varnames[:1] == (STAND_IN,))

@@ -72,7 +72,7 @@ def release_unused() -> bool:
     """Give back the segments that nothing is left in; say whether there were any."""
     _read()
     with _reading:
-        return any([pool.release_unused() for pool in _pools.values()])
+        return sum(pool.release_unused() for pool in _pools.values()) > 0
 
 
 class _Pool:
@@ -111,12 +111,12 @@ class _Pool:
             size, offset = size + before, offset - before
         self._add(size, segment, offset)
 
-    def release_unused(self) -> bool:
+    def release_unused(self) -> int:
         unused = [block for block in self._free if block[0] == self._segments[block[1]]]
         for size, segment, offset in unused:
             self._forget(size, segment, offset)
             del self._segments[segment]
-        return bool(unused)
+        return len(unused)
 
     def _segment_for(self, size: int) -> int:
         if self._small:

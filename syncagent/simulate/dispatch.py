@@ -265,8 +265,8 @@ class _Kernel:
             resolve = _resolve_kept if self.facts.backward else _resolve
             args = [resolve(x) for x in self.args]
             result = self.facts.op(*args, **{name: resolve(x) for name, x in self.kwargs.items()})
-            for placement in self.written:
-                placement.box.own_form = None
+            for target in self.written:
+                target.box.own_form = None
             if self.outputs:
                 flat: list[Any] = []
                 _flatten(_fresh(self.facts, result), flat)

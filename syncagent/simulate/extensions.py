@@ -1,4 +1,4 @@
-"""Ops that torch did not bring: what becomes of them, and whether the host has to wait for the size of their results."""
+"""Ops that torch did not bring: what runs them, and whether the host has to wait for the size of their results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _rule(op: Any, kind: SyncKind) -> Rule:
 def _anything(values: Any) -> bool:
     """Is there a number in any of these tensors?  Without one such an op returns at once."""
     for value in values:
-        if isinstance(value, (list, tuple)) and not isinstance(value, Placement):
+        if isinstance(value, (list, tuple)):
             if _anything(value):
                 return True
         elif isinstance(value, Placement):

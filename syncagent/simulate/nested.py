@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from syncagent.simulate import devices, dispatch, queues, tensor, waits
+from syncagent.simulate import devices, dispatch, queues, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride
-from syncagent.simulate.tensor import SimulatedTensor, new_output
+from syncagent.simulate.tensor import SimulatedTensor, make_as, new_output
 
 if TYPE_CHECKING:
     from syncagent.simulate.facts import OpFacts
@@ -88,7 +88,7 @@ def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 
 def _like(layout: Layout, index: int) -> NestedTensor:
-    return tensor.make(Placement(Box(layout), layout, index), NestedTensor)
+    return make_as(NestedTensor, Placement(Box(layout), layout, index))
 
 
 def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:

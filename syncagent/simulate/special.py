@@ -94,6 +94,35 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs)
 
 
+@_runs(aten.index.Tensor)
+def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """How many elements a mask on the host selects the host can count, as torch does: nothing waits for that."""
+    source, indices = args
+    if not isinstance(source, SimulatedTensor) or not any(_is_host_mask(index) for index in indices):
+        return dispatch.run_generic(facts, args, kwargs)
+    if any(_is_mask(index) and not _is_host_mask(index) for index in indices):
+        return dispatch.run_generic(facts, args, kwargs)
+    counted: list[Any] = []
+    for index in indices:
+        if _is_host_mask(index):
+            counted.extend(index.nonzero().unbind(1))
+        else:
+            counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
+    try:
+        spec = shapes.infer(facts.op, [source._sim, counted], {})
+    except (shapes.MetaError, shapes.NoMetaKernelError):
+        spec = None  # torch's own error
+    return dispatch.run_generic(facts, args, kwargs, spec)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in {torch.bool, torch.uint8}
+
+
+def _is_host_mask(index: Any) -> bool:
+    return _is_mask(index) and not isinstance(index, SimulatedTensor)
+
+
 # --- memory ------------------------------------------------------------------------------------------------
 
 

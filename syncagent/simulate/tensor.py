@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.overrides import handle_torch_function
@@ -17,7 +17,7 @@ from syncagent.simulate.memory import Box, Layout, Placement, layout_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
+__all__ = ["SimulatedTensor", "adopt", "make", "make_as", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
 _cpp_device = TensorBase.device.__get__
@@ -297,10 +297,17 @@ class Storage:
         return id(self._box)
 
 
-def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> Any:
-    """A tensor over this memory."""
+AnyTensor = TypeVar("AnyTensor", bound=SimulatedTensor)
+
+
+def make(placement: Placement) -> SimulatedTensor:
+    return make_as(SimulatedTensor, placement)
+
+
+def make_as(kind: type[AnyTensor], placement: Placement) -> AnyTensor:
+    """A tensor of that class over this memory."""
     size, stride, offset, dtype = placement.layout
-    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
+    tensor: AnyTensor = torch.Tensor._make_wrapper_subclass(
         kind,
         size,
         strides=stride,

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from syncagent import storage
+from syncagent import storage, trust
 from syncagent.attribution import ranks
 
 __all__ = ["DIRECTORY", "file_path", "is_off", "make_directory", "own_temporary_folder", "remove_old"]
@@ -35,7 +35,7 @@ def file_path(kind: str, setting: str | None = None) -> Path:
             path /= name
     try:
         return path.absolute()  # the program may change its directory
-    except FileNotFoundError:  # which may be gone already
+    except OSError:  # which may be gone already
         return path
 
 
@@ -45,12 +45,18 @@ def is_off(setting: str | None) -> bool:
 
 
 def make_directory(directory: Path) -> None:
-    """Make it if need be; the agent's own directory keeps itself out of git."""
-    if directory.is_dir():
+    """Make it if need be; the agent's own directory keeps itself out of git.
+
+    Raises ``OSError`` where it is there already and somebody else may put files, or links, in its place or into it.
+    """
+    if os.path.isdir(directory):
+        why = trust.why_not(os.stat(directory), trust.owners()) if directory.name == DIRECTORY else None
+        if why is not None:
+            raise OSError(f"{os.fspath(directory)!r} is not used: {why}")
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)  # whatever the umask says
     if directory.name == DIRECTORY:
-        (directory / ".gitignore").write_text("*\n")
+        storage.write_atomically(directory / ".gitignore", "*\n", mode=0o644)
 
 
 def own_temporary_folder() -> Path:

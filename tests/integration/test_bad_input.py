@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,22 @@ def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
     [sentence] = done.stderr.splitlines()
     assert str(tmp_path / "pyproject.toml") in sentence
     assert "'loud'" in sentence
+
+
+def test_what_stands_where_settings_do_and_has_no_effect_is_said_once_torch_is_imported(python, tmp_path):
+    """A slip in a variable's name, a project file that cannot be read; a helper without torch says nothing."""
+    (tmp_path / "pyproject.toml").write_text("[tool.syncagent\n")
+    done = python("-c", SCRIPT, SYNCAGENT_POLCY="raise")
+    assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 4)
+    report = tmp_path / "r.json"
+    done = python("-c", f"import torch; {SCRIPT}", SYNCAGENT_POLCY="raise", SYNCAGENT_REPORT=str(report))
+    assert (done.stdout, done.returncode) == ("ran\n", 4)
+    said = [line for line in done.stderr.splitlines() if "pyproject.toml" in line or "POLCY" in line]
+    assert len(said) == 2
+    assert "pyproject.toml' was not read for settings: it is not TOML (" in said[0]
+    assert said[1].endswith("the variable SYNCAGENT_POLCY is no setting of syncagent; did you mean SYNCAGENT_POLICY?")
+    notes = json.loads(report.read_text())["notes"]
+    assert [any(note in line for line in said) for note in notes[:2]] == [True, True]
 
 
 NO_TORCH = """

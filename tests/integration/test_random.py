@@ -142,3 +142,39 @@ def test_the_programs_random_numbers_are_what_they_are_without_the_agent(done, n
     assert (alone.code, found.code) == (0, 0), found.err
     assert len(alone.out.splitlines()) == 9
     assert found.out == alone.out
+
+
+FRESH = """\
+import hashlib, random, sys, time
+import numpy
+random.seed(0)
+numpy.random.seed(0)
+import torch
+if len(sys.argv) > 1:
+    from syncagent import simulate
+    simulate.install()
+torch.manual_seed(0)
+x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+for _ in range(4):
+    x[x > 0].sum().item()
+    time.sleep(0.4)  # the agent's thread delivers each second
+print(random.random(), numpy.random.rand(), torch.rand(1).item(), torch.rand(1, device="cuda").item())
+print([name for name in ("rich", "structlog") if name in sys.modules])
+"""
+
+
+def test_nothing_is_drawn_while_the_agents_libraries_are_loaded(tmp_path):
+    """Seeds are often set before torch is imported; libraries such as rich draw a number as they are loaded."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+    watched = {"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_POLICY": "warn", "SYNCAGENT_WARMUP_STEPS": "0"}
+    refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", FRESH, *words], env=clean | variables, cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for words, variables in ((["alone"], {}), ([], watched | refused))
+    ]  # fmt: skip
+    alone, found = (process.communicate(timeout=100) for process in processes)
+    assert "syncagent" in found[1]
+    assert found[0] == alone[0]

@@ -39,6 +39,8 @@ def assigned(index, value):
     return result
 
 
+LONG = torch.arange(2049.0) % 5
+
 WAITS = {
     # what the user writes: (call, op, kind)
     "item": (lambda: X.sum().item(), "aten::_local_scalar_dense", SCALAR),
@@ -56,6 +58,10 @@ WAITS = {
     "assignment by a mask": (lambda: assigned(MASK, torch.ones(3)), "aten::index_put_", SHAPE),
     "cholesky": (lambda: torch.linalg.cholesky(POSITIVE), "aten::_linalg_check_errors", CHECK),
     "eigh": (lambda: torch.linalg.eigh(POSITIVE), "aten::_linalg_eigh", CHECK),
+    "mode of a long row": (lambda: LONG.mode(), "aten::mode", SyncKind.OTHER),
+    "mode of long columns": (lambda: LONG[:, None].mode(0), "aten::mode", SyncKind.OTHER),
+    "mode out": (lambda: torch.mode(LONG, out=(torch.empty(()), torch.empty((), dtype=torch.int64))), "aten::mode",
+                 SyncKind.OTHER),
 }  # fmt: skip
 
 PASSES = {
@@ -66,6 +72,7 @@ PASSES = {
     "where of two": lambda: torch.where(MASK, X, 0.0),
     "masked_fill": lambda: X.masked_fill(MASK, 7.0),
     "equal to itself": lambda: X.equal(X),
+    "mode of short rows": lambda: (LONG[1:].mode(), LONG[:, None].mode(1), LONG[:0].view(0, 4096).mode(1)),
     "unique of nothing": lambda: torch.empty(0).unique(),
     "copy on the device": lambda: X.clone().copy_(X),
     "cast": lambda: X.half().double(),

@@ -111,6 +111,25 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
     assert report.totals.syncs == 3
 
 
+@pytest.mark.parametrize("call", ["events", "step", "flush"])
+def test_a_sink_that_fails_is_closed_and_one_that_hangs_then_is_not_waited_for(cpu_agent, monkeypatch, call):
+    """Its files, threads and ports are let go of; whatever comes of that, the run goes on."""
+    monkeypatch.setattr(pipeline, "_CLOSING_S", 0.05)
+    hangs, over = Broken(call), threading.Event()
+    hangs.close = lambda: (hangs.told.append(("close",)), over.wait(20))
+    broken, sink = Broken(call), Sink()
+    agent = cpu_agent(detail="syncs", sinks=(hangs, broken, sink))
+    X.nonzero()
+    syncagent.step()
+    agent.flush()
+    X.nonzero()
+    report = release(agent)
+    over.set()
+    assert [(told.told.count(("failed",)), told.told.count(("close",))) for told in (hangs, broken)] == [(1, 1)] * 2
+    assert [told[0] for told in sink.told if told[0] == "event"] == ["event"] * 2
+    assert report.totals.syncs == 2
+
+
 @pytest.mark.usefixtures("held")
 def test_what_a_full_buffer_cannot_take_is_added_up_and_no_count_is_lost(cpu_agent, monkeypatch):
     """Memory is bounded; the syncs of a line become one record, until the agent's thread has caught up."""

@@ -123,7 +123,8 @@ def test_an_error_that_quotes_an_address_does_not_quote_its_secrets(secret, odd)
     [
         "KeyError: 'total'", "no such key: 'total'", "basic training of the model", "cannot be read (what?) a=b",
         "dropped: 3 (the queue was full)", "SYNCAGENT_POLICY='loud' is not allowed", "at auth.py:12 in token.py:main",
-        "http://host:4318/v1/traces", "aten::item at train.py:3", "[redacted]",
+        "http://host:4318/v1/traces",
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY='/a/b.pem' is not allowed", "aten::item at train.py:3", "[redacted]",
     ],
 )  # fmt: skip
 def test_other_sentences_stay_as_they_are(said):

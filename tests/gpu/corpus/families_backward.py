@@ -16,6 +16,7 @@ INDEXING: tuple[Case, ...] = table(
     - L = W[l[:9], l[:9]].sum() || L.backward()
     - L = w.index_select(0, l).sum() || L.backward()
     - L = w[3:9].sum() || L.backward()
+    B k = m.cpu(); L = w[k].sum() || L.backward()
     B L = w[[1, 2]].sum() || L.backward()
     B L = w[ci].sum() || L.backward()
     - L = w.nonzero().sum() + w.sum() || L.backward()

@@ -27,15 +27,15 @@ B k = T.empty(1 << 26, device=D); del k || T.cuda.empty_cache()
 B k = T.empty(1 << 26, device=D); del k || T.accelerator.empty_cache()
 - T.cuda.empty_cache() || T.cuda.empty_cache()
 - T.cuda.empty_cache() || T.empty(1 << 27, device=D)
-- e.record(); T.cuda.synchronize() || e.synchronize()
+~ e.record(); T.cuda.synchronize() || e.synchronize()
 - e.record(); f.record(); T.cuda.synchronize() || e.elapsed_time(f)
-- e.synchronize()
+~ e.synchronize()
 - e.query()
 - e.record(); e.query()
 - T.cuda.current_stream().query()
-- q.synchronize()
+~ q.synchronize()
 - q.query()
-- T.Stream(device=D).synchronize()
+~ T.Stream(device=D).synchronize()
 - q.wait_stream(T.cuda.current_stream())
 - T.cuda.current_stream().wait_stream(q)
 - e.record(); q.wait_event(e)
@@ -73,7 +73,7 @@ ASIDE = (
     aside("with T.cuda.stream(q): s.to(D)", waits=True),
     aside("T.cuda.current_stream().wait_stream(q); z.item()", waits=True),
     aside("q.query()", waits=False),
-    aside("T.cuda.current_stream().synchronize()", waits=False),
+    aside("T.cuda.current_stream().synchronize()", waits=False, elsewhere=True),
     aside("z.item()", waits=False, elsewhere=True),
     aside("g.cpu()", waits=False, elsewhere=True),
     aside("s.to(D)", waits=False, elsewhere=True),

@@ -53,6 +53,17 @@ B A[A[:, 0] > 0.5] = A[0].clone()
 - A[A[:, 0] > 0.5] = 1.0
 - g[m] = T.tensor([3.0])
 B g[m] = T.tensor([3.0]).to(D)
+B k = m.cpu() || g[k] = 0.0
+B k = m.cpu() || g[k] = s[0]
+B k = T.zeros(999, dtype=T.bool) || g[k] = 0.0
+B k = A[0].cpu() > 0.5 || A[k, 0] = 1.0
+B k = A[0].cpu() > 0.5 || A[:, k] = 1.0
+- k = m.cpu(); v = g[k] || g[k] = v
+- k = m.cpu() || g[k] = z
+- k = m.cpu() || g.index_put_((k,), z)
+B k = m.cpu(); v = g[k] || g.index_put_((k,), v, accumulate=True)
+B k = m.cpu(); v = g[k] || g.index_put((k,), v, accumulate=True)
+- k = T.zeros(999, dtype=T.bool) || g.index_put_((k,), g[:0], accumulate=True)
 - g.masked_fill_(m, 0.0)
 - g.masked_fill(m, float("-inf"))
 B g.masked_fill(m, z)

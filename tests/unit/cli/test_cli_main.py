@@ -75,3 +75,18 @@ def test_help_loads_neither_torch_nor_opentelemetry_nor_rich():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr == "set()\n"
+
+
+@pytest.mark.parametrize("word", ["\x1b[31mred", "a\nb", "\u202etxt", "\udcff"])
+def test_a_refusal_is_one_line_that_does_nothing_to_a_terminal(word, capsys):
+    for words in ([word], ["report", word], ["check", word, "--baseline", word], ["cost", word], ["run", word]):
+        assert main(words) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.isprintable()
+
+
+def test_a_mistake_of_syncagents_own_is_no_finding(monkeypatch, capsys):
+    """Python's exit code would be 1, which says of ``check`` that there are new sites."""
+    monkeypatch.setattr("syncagent.report.files.load_merged", lambda _paths: 1 / 0)
+    assert main(["check", "x.json", "--baseline", "y.json"]) == 2
+    assert "an error of syncagent's own" in capsys.readouterr().err

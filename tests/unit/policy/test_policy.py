@@ -535,3 +535,24 @@ def test_a_fault_of_the_policys_own_never_reaches_the_program(cpu_agent, part):
     assert len(X.nonzero())
     assert len(X.nonzero())
     assert any("policy" in note and "surprise" in note for note in agent.report().notes)
+
+
+def test_neither_the_warning_nor_the_error_has_terminal_escapes_of_the_source(cpu_agent, tmp_path, line_of):
+    """And Python, which prints the line that a warning points at, is not given that line."""
+    file = tmp_path / "tr\x1b[31main.py"
+    file.write_text("def read(x):\n    return x.nonzero()  # \x1b]0;owned\x07 \u202e\n", encoding="utf-8")
+    scope = {}
+    exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), scope)
+    agent = cpu_agent(policy="warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scope["read"](torch.ones(3))
+    [warning] = [one for one in caught if one.category is HostSyncWarning]
+    shown = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    assert shown.rstrip("\n").isprintable()
+    assert ":2 (return x.nonzero()" in shown
+    agent.policy = "raise"
+    with pytest.raises(HostSyncError) as error:
+        scope["read"](torch.ones(3))
+    assert str(error.value).isprintable()
+    assert error.value.event.site.line == 2

@@ -117,6 +117,36 @@ def test_a_sensor_that_was_blind_later_is_noted():
     assert "sensors live in the old run only: kernels" in compare(report_of(steps=1), new).notes[0]
 
 
+def test_a_site_that_has_changed_a_little_is_no_finding_and_shows_what_it_was():
+    old, new = report_of(sync(at(1, "log(x.item())")), steps=1), sync(at(3, "log(x.item(), step=step)"))
+    comparison = compare(old, report_of(new, steps=1))
+    assert ([change.verdict for change in comparison.changes], comparison.findings()) == (["changed"], ())
+    assert "1 site changed\n" in changes.render(comparison)
+    assert "    was: log(x.item())\n" in changes.render(comparison)
+    grown = compare(old, report_of(new, new, steps=1))
+    assert [change.verdict for change in grown.findings()] == ["grown"]
+
+
+def test_one_that_was_added_beside_a_known_one_is_new_however_alike():
+    known = sync(at(1, "log(x.item())"))
+    assert verdicts(report_of(known), report_of(known, sync(at(2, "log(x.item(), 1)")))) == ["new", "same"]
+
+
+def test_formatting_is_no_change():
+    one = CallSite(f"{CWD}/a.py", 3, "f", "x.item(),", "log(\n    'a',\n    x.item(),\n)")
+    other = CallSite(f"{CWD}/a.py", 9, "f", 'log("a", x.item())')
+    here = {"folder": CWD}
+    assert verdicts(report_of(sync(one), **here), report_of(sync(other), **here)) == ["same"]
+
+
+def test_what_depends_on_the_drivers_state_is_left_out_and_noted():
+    comparison = compare(report_of(steps=1), report_of(sync(conditional=True), sync(conditional=True), steps=1))
+    assert comparison.changes == ()
+    assert comparison.notes == (
+        "left out: 2 syncs that depended on the driver's state alone: another run need not have them",
+    )
+
+
 def test_it_is_json():
     values = json.loads(json.dumps(compare(report_of(sync()), whole_report()).to_dict()))
     assert values["schema"] == 1

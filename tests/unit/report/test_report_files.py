@@ -92,6 +92,20 @@ class TestSave:
         with pytest.raises(ConfigError, match=r"^the report cannot be written to .*: (file name too long|embedded)"):
             whole_report().save(path)
 
+    def test_a_disk_without_room_is_told_and_what_was_there_stays(self, tmp_path):
+        """Here it is a limit on the size of files, which fails as a full disk does: in the middle of a write."""
+        resource = pytest.importorskip("resource")
+        path = whole_report().save(tmp_path / "x.json")
+        before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(ConfigError, match=r"^the report cannot be written to .*: file too large$"):
+                whole_report().save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+        assert path.read_bytes() == before
+
     def test_a_path_below_a_file_is_refused_in_one_sentence(self, tmp_path):
         (tmp_path / "file").write_text("")
         path = tmp_path / "file" / "x.json"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from training_run import KERNELS, MASK, NONZERO, backward_sync, report_of, sync, whole_report
 
+from syncagent.event import CallSite
 from syncagent.report.merge import merge
 from syncagent.report.model import RankShare, Report
 
@@ -80,6 +81,31 @@ def test_one_simulated_rank_makes_it_simulated():
 def test_a_merged_report_can_be_saved_and_merged_again(tmp_path):
     merged = merge([whole_report(rank=rank) for rank in range(3)])
     assert Report.load(merged.save(tmp_path / "x.json")) == merged
+
+
+@pytest.mark.parametrize(
+    ("gates", "merged"),
+    [((None, None), None), (("held", "held"), "held"), (("held", "failed"), "failed"), ((None, "held"), "held")],
+)
+def test_a_gate_held_only_if_it_did_in_every_rank(gates, merged):
+    parts = [report_of(rank=rank, gate=gate) for rank, gate in enumerate(gates)]
+    assert merge(parts).run.gate == merged
+
+
+def test_a_row_is_named_by_the_op_that_stalled_longest_in_all_ranks():
+    parts = [report_of(sync(ms=3), sync(op="aten::unique", ms=2), rank=rank) for rank in (0, 1)]
+    parts.append(report_of(sync(op="aten::unique", ms=5), rank=2))
+    (row,) = merge(parts).sites
+    assert (row.op, [(share.op, share.count, share.stall_ms) for share in row.ops]) == (
+        "aten::unique",
+        [("aten::unique", 3, 9.0), ("aten::nonzero", 2, 6.0)],
+    )
+
+
+def test_ranks_in_different_folders_share_their_rows():
+    there = CallSite("/node7/job/loss.py", NONZERO.line, NONZERO.function, NONZERO.source)
+    merged = merge([report_of(sync(), rank=0), report_of(sync(there), rank=1, cwd="/node7/job")])
+    assert [row.count for row in merged.sites] == [2]
 
 
 def test_nothing_cannot_be_merged():

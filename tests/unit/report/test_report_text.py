@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from training_run import CUPTI, CWD, LOSS, report_of, sync, whole_report
+from training_run import CUPTI, CWD, LOSS, MASK, report_of, sync, whole_report
 
 from syncagent.event import CallSite
 from syncagent.report import text
@@ -177,3 +177,10 @@ class TestEmit:
         stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
         text.emit(report_of(sync(CallSite(LOSS, 1, "f", HOSTILE[5]))), stream)
         assert b"1 host sync" in raw.getvalue()
+
+
+def test_the_ops_of_a_line_are_told_where_there_are_several_and_what_no_gate_counts():
+    shown = text.render(report_of(sync(ms=3), sync(op="aten::unique"), sync(op="aten::unique"), sync(MASK)), width=80)
+    assert shown.count("aten::nonzero 1, aten::unique 2") == 1
+    assert "only by the driver's state" not in shown
+    assert "only by the driver's state" in text.render(report_of(sync(conditional=True)), width=80)

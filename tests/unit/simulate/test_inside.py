@@ -11,7 +11,14 @@ import pytest
 INSIDE = Path(__file__).parent / "inside"
 
 
-PROCESSES = ("blocking_table rewrites", "amp checkpoints training", "data refusals streams tensors", "devices", "life")
+PROCESSES = (
+    "blocking_table rewrites",
+    "amp checkpoints training",
+    "data refusals streams tensors",
+    "devices",
+    "evaluation extensions inference_mode memory",
+    "life",
+)
 """Modules that share a process: each new one costs the seconds that torch takes to load."""
 
 

@@ -131,6 +131,29 @@ def test_it_is_private_to_its_owner_or_as_asked_for(tmp_path, spans):
         assert exporter.path.stat().st_mode & 0o777 == mode
 
 
+def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, monkeypatch, spans, capsys):
+    """Names of journals can be guessed, so whoever may write there may lay one ready."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".syncagent").mkdir()
+    (tmp_path / ".syncagent").chmod(0o777)
+    exporter = JournalExporter(journal_path())
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert exporter.path.parent.name.startswith("syncagent-")
+    assert "everybody may write to it" in capsys.readouterr().err
+    (tmp_path / ".syncagent").rmdir()
+    before = os.umask(0)
+    try:
+        for _ in range(2):  # the one that it makes itself is good enough for the next run
+            exporter = JournalExporter(journal_path())
+            exporter.export(spans)
+            exporter.shutdown()
+            assert exporter.path.parent == tmp_path / ".syncagent"
+    finally:
+        os.umask(before)
+
+
 @pytest.mark.parametrize("there", ["link", "fifo"])
 def test_what_is_no_file_in_its_place_is_left_alone(tmp_path, monkeypatch, spans, capsys, there):
     """It goes elsewhere, which is said."""

@@ -100,3 +100,19 @@ def test_a_stderr_that_is_gone_does_no_harm(monkeypatch):
     for stderr in (None, closed):
         monkeypatch.setattr(sys, "stderr", stderr)
         get_logger().error("unheard")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_has_neither_terminal_escapes_nor_secrets(capsys, monkeypatch, form):
+    """Whether they are in the message, in a value or in an exception; the lines of an exception stay lines."""
+    monkeypatch.setenv("SYNCAGENT_LOG_FORMAT", form)
+    odd = "\x1b[31m \x9b \x7f \u202e http://me:s3cr3t@host/?token=s3cr3t"
+    try:
+        raise ValueError(odd)
+    except ValueError:
+        log.get_logger().error(f"message {odd}", value=odd, exc_info=True)
+    printed = capsys.readouterr().err
+    assert printed.replace("\n", "").isprintable()
+    assert "s3cr3t" not in printed
+    assert printed.count("http://host/?[redacted]") >= 3
+    assert (printed.count("\n") > 3) == (form == "text")

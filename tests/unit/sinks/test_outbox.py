@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from opentelemetry.sdk import _shared_internal
+from opentelemetry.sdk._shared_internal import DuplicateFilter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -51,9 +51,7 @@ def outbox_to(collector, **options):
 def test_two_that_complain_in_the_same_words_are_both_heard():
     """The SDK's exporters over gRPC let pass one of two complaints alike, be they of spans and of metrics."""
     complains = logging.getLogger("opentelemetry.exporter.test_two")
-    if not hasattr(_shared_internal, "DuplicateFilter"):
-        pytest.skip("the exporters of SDKs before 1.37 drop nothing")
-    complains.addFilter(_shared_internal.DuplicateFilter())
+    complains.addFilter(DuplicateFilter())
 
     def refuses():
         complains.warning("Transient error %s", "UNAVAILABLE")

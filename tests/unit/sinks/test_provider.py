@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk import environment_variables
 from opentelemetry.sdk import trace as sdk_trace
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
+from syncagent.sinks import provider as providers
 from syncagent.sinks.provider import build_provider, build_resource
 from syncagent.sinks.spans import SpanSink
 from syncagent.sinks.texts import TEXT_MAX
@@ -180,10 +180,6 @@ def test_a_malformed_variable_is_a_config_error(monkeypatch, tmp_path, variable,
         build_provider(build_resource({}), tmp_path / "j.jsonl")
 
 
-@pytest.mark.skipif(
-    not hasattr(environment_variables, "_OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"),
-    reason="this SDK's exporter takes whatever it is given",
-)
 def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, tmp_path):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "nobody")
@@ -196,3 +192,21 @@ def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "250")
     outbox = build()[0]._outbox
     assert (outbox._max_queue, outbox._max_batch, outbox._delay_s) == (10, 10, 0.25)
+
+
+def test_a_command_line_that_a_detector_found_has_no_secrets():
+    """The SDK's detector of the process gives it as a list, as a text, or not at all, by its version."""
+    found = providers._without_secrets(
+        {
+            "process.command_args": ("train.py", "--api-key", "s3cr3t"),
+            "process.command_line": "python train.py --api-key=s3cr3t --lr 1",
+            "process.pid": 7,
+            "service.name": "a key=b",
+        }
+    )
+    assert found == {
+        "process.command_args": ("train.py", "--api-key", "[redacted]"),
+        "process.command_line": "python train.py --api-key=[redacted] --lr 1",
+        "process.pid": 7,
+        "service.name": "a key=b",
+    }

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry import _logs
 from opentelemetry.context import Context
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs import export as log_export
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -51,11 +51,9 @@ def test_a_line_names_no_span_that_is_not_sent(capsys):
 
 @pytest.fixture
 def program_logs(monkeypatch):
-    # Named InMemoryLogExporter before opentelemetry-sdk 1.39.
-    exporter = getattr(log_export, "InMemoryLogRecordExporter", None) or log_export.InMemoryLogExporter
-    exporter = exporter()
+    exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
-    provider.add_log_record_processor(log_export.SimpleLogRecordProcessor(exporter))
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     monkeypatch.setattr(_logs, "get_logger_provider", lambda: provider)
     return exporter
 

@@ -28,6 +28,9 @@ def _names():
         "w": T.rand(999, device="cuda").requires_grad_(), "A0": T.rand(9, 4, device="cuda").requires_grad_(),
         "SPD": (9 * T.eye(9)).cuda(), "scaled_step": _scaled_step, "optimizer_step": _optimizer_step,
         "lstm": _lstm, "norm_layer": _norm_layer, "packed": _packed,
+        "hm": T.arange(999) % 3 == 0, "none": T.zeros(999, dtype=T.bool), "row": (T.arange(2048) % 5).cuda(),
+        "long": (T.arange(2049) % 5).cuda(), "encoder": _encoder(), "batch": T.rand(2, 4, 8, device="cuda"),
+        "pad": T.tensor([[False] * 4, [False, False, True, True]]).cuda(),
         "logp": T.rand(9, 1, 5, device="cuda").log(), "probs": T.rand(4, 9, device="cuda") + 0.1,
     }  # fmt: skip
     T.cuda.synchronize()
@@ -70,6 +73,11 @@ def _packed():
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     return lambda: pad_packed_sequence(pack_padded_sequence(x, [5, 3], batch_first=True), batch_first=True)
+
+
+def _encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, device="cuda")
+    return nn.TransformerEncoder(layer, 2).eval().requires_grad_(False)
 
 
 # What follows ``#`` is set up before the sleep, as a name ``f``.
@@ -141,6 +149,22 @@ f() # scaled_step()
 F.ctc_loss(logp,T.tensor([[1,2]]),T.tensor([9]),T.tensor([2]))
 F.ctc_loss(logp,L[None,:2],T.tensor([9]),T.tensor([2]))
 T.istft(T.stft(g,64,window=T.ones(64,device='cuda'),return_complex=True),64,window=T.ones(64,device='cuda'))
+g.clone().__setitem__(hm,0.)
+g.clone().__setitem__(hm,s[0])
+g.clone().__setitem__(none,0.)
+A.clone().__setitem__((hm[:9],0),1.)
+A.clone().__setitem__((slice(None),hm[:9]),1.)
+g.clone().index_put_((hm,),g[hm],accumulate=True)
+g.index_put((hm,),g[hm],accumulate=True)
+w[hm].sum().backward()
+A0[hm[:9]].sum().backward()
+g.masked_scatter(m,w).sum().backward()
+g.numpy(force=True)
+T.mode(long)
+long.mode()
+T.mode(long[:,None],0)
+T.mode(long,out=(T.empty_like(l[0]),T.empty_like(l[0])))
+encoder(batch,src_key_padding_mask=pad)
 """
 
 RETURNS = """
@@ -228,6 +252,18 @@ f() # optimizer_step(T.optim.SGD,momentum=.9)
 f() # optimizer_step(T.optim.AdamW)
 f() # optimizer_step(T.optim.AdamW,fused=True)
 f() # optimizer_step(T.optim.AdamW,foreach=False)
+g[hm]
+w[hm].sum()
+g[none]
+g.clone().__setitem__(hm,g[:333])
+g.clone().__setitem__(hm,z)
+g.clone().index_put_((hm,),z)
+g.clone().index_put_((none,),g[:0],accumulate=True)
+g.clone().index_put_((l,),g,accumulate=True)
+T.mode(row)
+T.mode(long[:,None],1)
+encoder(batch)
+nn.TransformerEncoder(encoder.layers[0],1,enable_nested_tensor=False)(batch,src_key_padding_mask=pad)
 """
 
 NOT_SIMULATED = {

@@ -1,0 +1,43 @@
+"""structlog for the agent alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """\
+import random, sys
+random.seed(0)
+from syncagent.log import get_logger
+get_logger().warning("said", value=1)
+try:
+    1 / 0
+except ZeroDivisionError:
+    get_logger().exception("failed")
+print(random.random() == random.Random(0).random())
+print([name for name in sys.modules if name.partition(".")[0] in ("structlog", "rich")])
+import structlog
+print(structlog.dev.rich is not None)
+from syncagent.private_structlog import structlog as load
+print(load() is structlog)
+"""
+
+
+def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another():
+    """rich, which structlog loads where it can, draws one; the program's structlog has rich as ever."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True", "[]", "True", "False"]
+    assert "said value=1" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_structlog_that_the_program_has_loaded_is_taken():
+    import structlog
+
+    from syncagent import private_structlog
+
+    private_structlog.structlog.cache_clear()
+    try:
+        assert private_structlog.structlog() is structlog
+    finally:
+        private_structlog.structlog.cache_clear()

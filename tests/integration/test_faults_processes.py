@@ -159,9 +159,15 @@ FULL = """
 """
 for _name in ("ENOSPC", "EROFS"):
     case(f"report {_name}", begin(FULL.format(number=getattr(errno, _name))) + "sys.exit(7)")
+JOURNAL_FULL = """
+    from syncagent.sinks.journal import JournalExporter
+    def full(*_args):
+        raise OSError(28, os.strerror(28))
+    JournalExporter._write = full
+"""
 case(
     "journal full",
-    "import os\nos.symlink('/dev/full', 'spans.jsonl')\n" + begin() + "sys.exit(7)",
+    begin(JOURNAL_FULL) + "sys.exit(7)",
     SYNCAGENT_JOURNAL="spans.jsonl",
 )
 case(

@@ -60,7 +60,11 @@ def write_new(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
             raise
         except (OSError, NotImplementedError):  # a file system without links
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, mode))
-            temporary.replace(file)
+            try:
+                temporary.replace(file)
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -62,6 +62,7 @@ for name, case in cases.items():
         for number, file in ((1, "out"), (2, "err")):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         os.environ.update({"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off",
+                           "SYNCAGENT_CAPTURE": "off",
                            "SYNCAGENT_REPORT": "report.json", **case.get("variables", {})})
         code = case["code"]
         break
@@ -151,16 +152,22 @@ case("SIGTERM while it reports", begin() + WHILE_REPORTING)
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 FULL = """
-    import pathlib
-    def full(self, *_args, **_kwargs):
+    import syncagent.storage
+    def full(*_args, **_kwargs):
         raise OSError({number}, os.strerror({number}))
-    pathlib.Path.write_text = full
+    syncagent.storage._written = full
 """
 for _name in ("ENOSPC", "EROFS"):
     case(f"report {_name}", begin(FULL.format(number=getattr(errno, _name))) + "sys.exit(7)")
+JOURNAL_FULL = """
+    from syncagent.sinks.journal import JournalExporter
+    def full(*_args):
+        raise OSError(28, os.strerror(28))
+    JournalExporter._write = full
+"""
 case(
     "journal full",
-    "import os\nos.symlink('/dev/full', 'spans.jsonl')\n" + begin() + "sys.exit(7)",
+    begin(JOURNAL_FULL) + "sys.exit(7)",
     SYNCAGENT_JOURNAL="spans.jsonl",
 )
 case(
@@ -200,7 +207,7 @@ STAGES = {
     "page": ("syncagent.report.html", "", "render", False),
     "SARIF": ("syncagent.report.sarif", "", "log", False),
     "trace": ("syncagent.report.chrome_trace", "", "trace", False),
-    "file": ("syncagent.report.files", "", "write_atomically", False),
+    "file": ("syncagent.report.files", "", "save_beside", False),
     "snapshot": ("syncagent.sinks.summary", "Summary", "snapshot", None),
     "provider": ("syncagent.sinks.provider", "", "build_provider", True),
     "journal's place": ("syncagent.sinks.journal", "", "journal_path", True),
@@ -212,12 +219,17 @@ STAGES = {
     "spans of syncs": ("syncagent.sinks.spans", "SpanSink", "events", True),
     "spans of steps": ("syncagent.sinks.spans", "SpanSink", "close", True),
     "progress": ("syncagent.sinks.progress", "Progress", "events", True),
+    "capture": ("syncagent.sinks.capture", "Capture", "_write_news", True),
 }
 for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items()):
     _error = ("RuntimeError", "KeyError", "MemoryError", "RecursionError", "Exception")[_number % 5]
     _patch = RAISES.format(module=_module, holder=_holder, name=_name, error=_error)
     _report = {"page": "report.html", "SARIF": "report.sarif", "trace": "report.trace.json"}.get(_stage, "report.json")
-    _variables = {"SYNCAGENT_JOURNAL": "spans.jsonl", "SYNCAGENT_REPORT": _report}
+    _variables = {
+        "SYNCAGENT_JOURNAL": "spans.jsonl",
+        "SYNCAGENT_CAPTURE": "seen.jsonl",
+        "SYNCAGENT_REPORT": _report,
+    }
     case(f"stage {_stage}", begin(_patch) + "time.sleep(0.15)\nsys.exit(7)", **_variables)
 
 # --- children ---------------------------------------------------------------------------------------------------------

@@ -152,24 +152,24 @@ case("SIGTERM while it reports", begin() + WHILE_REPORTING)
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 FULL = """
-    import syncagent.storage
-    def full(*_args, **_kwargs):
-        raise OSError({number}, os.strerror({number}))
-    syncagent.storage._written = full
+    real_open = os.open
+    def full(path, *rest, **named):
+        if ".syncagent-" in str(path):
+            raise OSError({number}, os.strerror({number}))
+        return real_open(path, *rest, **named)
+    os.open = full
+"""
+JOURNAL_FULL = """
+    real_write = os.write
+    def full(file, data):
+        if os.readlink(f"/proc/self/fd/{file}").endswith("spans.jsonl"):
+            raise OSError(28, os.strerror(28))
+        return real_write(file, data)
+    os.write = full
 """
 for _name in ("ENOSPC", "EROFS"):
     case(f"report {_name}", begin(FULL.format(number=getattr(errno, _name))) + "sys.exit(7)")
-JOURNAL_FULL = """
-    from syncagent.sinks.journal import JournalExporter
-    def full(*_args):
-        raise OSError(28, os.strerror(28))
-    JournalExporter._write = full
-"""
-case(
-    "journal full",
-    begin(JOURNAL_FULL) + "sys.exit(7)",
-    SYNCAGENT_JOURNAL="spans.jsonl",
-)
+case("journal full", begin(JOURNAL_FULL) + "sys.exit(7)", SYNCAGENT_JOURNAL="spans.jsonl")
 case(
     "journal in a folder that cannot be made",
     "open('file', 'w').close()\n" + begin() + "sys.exit(7)",

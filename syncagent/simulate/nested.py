@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NestedTensor", "install"]
 
+_SAME = {aten.detach.default, aten.alias.default}
+_PADDED = aten.to_padded_tensor.default
 _KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
 """Ops whose result has rows as long as those of the argument."""
 
@@ -58,11 +60,11 @@ class _Kernel:
 
 def _run(op: Any, args: Any, kwargs: Any) -> Any:
     source = next(x for x in args if isinstance(x, NestedTensor))
-    if op in {aten.detach.default, aten.alias.default}:
+    if op in _SAME:
         return source
     if op in _KEEPS_ROWS:
         return _submit(op, args, kwargs, _like(source._sim.layout, source._sim.index))
-    if op is aten.to_padded_tensor.default:
+    if op is _PADDED:
         return _padded(dispatch.facts_of(op), source, args, kwargs)
     raise SimulationError(
         f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does with a "

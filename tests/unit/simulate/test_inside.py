@@ -16,8 +16,8 @@ PROCESSES = (
     "amp checkpoints training",
     "data refusals streams tensors",
     "devices",
-    "evaluation extensions inference_mode memory",
-    "life",
+    "evaluation memory",
+    "extensions inference_mode life",
 )
 """Modules that share a process: each new one costs the seconds that torch takes to load."""
 

@@ -20,7 +20,6 @@ if sys.version_info >= (3, 11):
 
 else:
     import enum
-    import linecache
     from functools import lru_cache
     from inspect import CO_OPTIMIZED
 
@@ -39,6 +38,8 @@ else:
     @lru_cache(maxsize=256)
     def _names_in(file: str) -> dict[tuple[str, int], str]:
         """Map name and first line of all code in a file to its qualified name."""
+        from syncagent.reading import source_lines
+
         names: dict[tuple[str, int], str] = {}
 
         def visit(code: CodeType, prefix: str) -> None:
@@ -50,7 +51,7 @@ else:
                     visit(inner, f"{name}.<locals>." if inner.co_flags & CO_OPTIMIZED else f"{name}.")
 
         try:
-            visit(compile("".join(linecache.getlines(file)), file, "exec", dont_inherit=True), "")
+            visit(compile("".join(source_lines(file)), file, "exec", dont_inherit=True), "")
         except (SyntaxError, ValueError):
             return {}
         return names

@@ -7,11 +7,12 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from syncagent import config
-from syncagent.attribution import ranks
+from syncagent import config, redaction
+from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.cost.pricing import Pricing
@@ -19,19 +20,24 @@ from syncagent.errors import ConfigError
 from syncagent.faults import Faults
 from syncagent.log import get_logger, log_once
 from syncagent.pipeline import Pipeline
-from syncagent.policy import Policy, packs
+from syncagent.policy import Policy, gate, packs
+from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recorder import Recorder
+from syncagent.regions import Regions
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.sampling import CopySampling
+from syncagent.sinks.capture import Capture, Facts
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.summary import Summary
+from syncagent.sites import Home, home_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from syncagent.event import OpCount, SyncEvent
     from syncagent.records import ThreadState
+    from syncagent.regions import Region
     from syncagent.sinks import Sink
 
 __all__ = ["Agent", "no_run"]
@@ -40,7 +46,7 @@ __all__ = ["Agent", "no_run"]
 class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
-    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
+    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
         import torch
 
         from syncagent.sensors import calibration
@@ -63,7 +69,7 @@ class Agent:
         )
         self.steps = Steps(self._step_ended, self._faults)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
-        self._policy = Policy(settings, self._recorder, lambda: self.steps.current)
+        self._policy = self._new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder)
@@ -78,27 +84,49 @@ class Agent:
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         if not any(isinstance(sink, ViolationLog) for sink in sinks):
             sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
-        self._pipeline = Pipeline(self._recorder, (self._summary, *sinks), self.rank.rank, each_round=self._each_round)
+        self.regions = Regions(self)
+        """Those that are open: see :mod:`syncagent.regions`."""
+        taking: tuple[Sink, ...] = (self._summary, self.regions, *sinks)
+        self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
+        self._pipeline.policy_of = self.regions.policy_of
+        self._captures = self._connect(sinks)
+        self._pricing = Pricing(settings, self._events_since, self._faults)
+        self._has_cuda = getattr(torch.version, "cuda", None) is not None
+        self._device: str | None = None
+        self._began = time.perf_counter()
+        self._started = datetime.now(timezone.utc)
+        self._ended: float | None = None
+        self._final_sensors: tuple[SensorStatus, ...] | None = None
+        self._undo: list[tuple[str, Callable[[], None]]] = []
+        self.give_device_back: Callable[[], None] | None = None
+        """Takes the simulated device away, which was put in for this agent."""
+        self._home = self._faults.guard("the project's folder", home_of_process, Home())
+        self._is_gate, self._gave_way = settings.is_gate, False
+        self._gate_lifted: list[str] = []
+        self.notes: list[str] = list(settings.warnings)
+
+    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
+        """Give the sinks what they want of the agent's; return the captures among them."""
         spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
         for sink in sinks:
             if hasattr(sink, "lost") and hasattr(sink, "scale"):
                 sink.lost, sink.scale = self._pipeline.lost, self._weight
             if hasattr(sink, "spans"):
                 sink.spans = spans
-        self._pricing = Pricing(settings, self._events_since, self._faults)
-        self._has_cuda = getattr(torch.version, "cuda", None) is not None
-        self._began = time.perf_counter()
-        self._started = datetime.now(timezone.utc)
-        self._ended: float | None = None
-        self._final_sensors: tuple[SensorStatus, ...] | None = None
-        self._undo: list[tuple[str, Callable[[], None]]] = []
-        self.notes: list[str] = []
+            if isinstance(sink, Capture):
+                sink.summary, sink.facts = self._summary, self._facts
+        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
     @property
     def running(self) -> bool:
         return self._ended is None
+
+    @property
+    def faults(self) -> Faults:
+        """What of the agent itself has failed."""
+        return self._faults
 
     def events(self) -> tuple[SyncEvent, ...]:
         """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
@@ -109,16 +137,31 @@ class Agent:
     def report(self) -> Report:
         """Return what was seen so far."""
         self._drain()
-        dropped = sum(self._pipeline.lost.values())
+        dropped = self._lost
         guard = self._faults.guard
         run = guard("the description of the run", self._run_info, no_run(self._policy.mode))
         sensors = self._sensors_or_none()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
-        nothing: list[str] = []
-        gone = guard("the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing)
-        notes = [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
+        notes = self._all_notes()
+        if self._is_gate:
+            failures = self._gate_failures(dropped)
+            run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+            notes += [gate.NOTE + why for why in failures]
+        try:
+            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+        except Exception as error:
+            self._faults.add("the report", error, "failed")
+            run = replace(run, gate=gate.FAILED if self._is_gate else None)
+            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+
+    def _facts(self) -> Facts:
+        """What the capture has besides the sums; without what takes long to find out."""
+        return Facts(self._run_info(), self._sensor_statuses(), self._lost, self._all_notes())
+
+    def _all_notes(self) -> list[str]:
+        notes = self._shared_notes()
         if self._kernels.left_in_place:
             notes.append(
                 "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
@@ -128,11 +171,52 @@ class Agent:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._pipeline.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
-        try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
-        except Exception as error:
-            self._faults.add("the report", error, "failed")
-            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
+        return notes
+
+    def gate_cannot_hold(self) -> str | None:
+        """Return why the gate that was asked for is not in force, now that the agent has started."""
+        if not self.settings.is_gate:
+            return None
+        failures = self._gate_failures(0)
+        if not failures:
+            return None
+        return (
+            f"syncagent: setting policy is {self.settings.policy!r}, but it cannot be in force here: "
+            f"{'; '.join(failures)}."
+        )
+
+    def _gate_failures(self, dropped: int) -> list[str]:
+        """Return, a phrase each, what lets a sync pass that the gate is to stop, or keeps it out of the report."""
+        failures = [*self._gate_lifted]
+        if self._recorder.policy is None and self.running:
+            failures.append("the policy failed and is off")
+        if self.settings.simulate or self._has_cuda:
+            needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
+            dead = [s.name for s in self._sensors_or_none() if s.name in needed and not s.live]
+            failures += [f"the sensor {name} is not live" for name in dead]
+            unhooked = () if self.settings.simulate else self._kernels.unhooked
+            if unhooked:
+                failures.append(f"not hooked: {', '.join(unhooked)}")
+            if (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
+                failures.append("torch.compile is in use, and copies are no longer watched")
+        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
+        if dropped:
+            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
+        return failures
+
+    def _shared_notes(self) -> list[str]:
+        nothing: list[str] = []
+        gone = self._faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(self.settings.allow_packs), nothing
+        )
+        return [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
+
+    @property
+    def _lost(self) -> int:
+        return sum(tuple(self._pipeline.lost.values()))
+
+    def _new_policy(self, settings: config.Settings) -> Policy:
+        return Policy(settings, self._recorder, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -168,6 +252,10 @@ class Agent:
         if policy == before:
             return
         self._policy.mode = policy
+        is_gate = policy == "raise" or (policy == "warn" and self.settings.baseline is not None)
+        if self._is_gate and not is_gate:
+            self._gate_lifted.append(f"the policy was changed to {policy} by {by}")
+        self._is_gate = self._is_gate or is_gate
         self._pipeline.policy_changed(policy)
         if self.settings.copies is None and self.settings.copies_timed == "sampled":
             # Under raise nothing that is forbidden may slip through unsampled.
@@ -180,6 +268,13 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
+        for capture in tuple(self._captures):
+            try:
+                capture.tick()
+            except Exception as error:
+                self._captures.remove(capture)
+                self._faults.add("the capture", error)
+        self.regions.retire(self._pipeline.drained_ns)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
             self._seek_rank()
@@ -203,6 +298,7 @@ class Agent:
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
+            self._say_where_settings_are_from()
             if self.settings.simulate:
                 self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
             elif self._has_cuda:
@@ -231,6 +327,16 @@ class Agent:
             self._turn_off()
             raise
 
+    def _say_where_settings_are_from(self) -> None:
+        """Once a job: the other ranks, and the processes that a rank makes, have the same files and variables."""
+        multiprocessing = sys.modules.get("multiprocessing.process")
+        if self.rank.rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
+            return
+        if self.settings.file is not None:
+            log_once("settings-file", f"settings are read from {self.settings.file}", level="info")
+        for warning in self.settings.warnings:
+            log_once(f"settings-{warning}", warning)
+
     def _say_if_there_is_no_gpu(self) -> None:
         # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
         if self._has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
@@ -250,20 +356,50 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
+            self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
             self._faults.guard("the end of the cost window", self._pricing.end, None)
+            none: tuple[Region, ...] = ()
+            regions = self._faults.guard("the end of regions", self.regions.end_all, none)
             self._turn_off()
+            for region in regions:
+                self._faults.guard("the report of a region", region.save_once, None)
         return self.report()
 
-    def save(self, report: Report) -> str | None:
-        """Save the report where the settings say and return where; a path that cannot be written is logged."""
-        if self.settings.report is None:
+    def conclude(self) -> Report:
+        """Deliver what is left and return the report, where the process is about to die: the sensors stay on.
+
+        May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
+        """
+        from syncagent.sensors import calibration
+
+        calibration.hurry()
+        if self._ended is None:
+            self._ended = time.perf_counter()
+            self._final_sensors = self._sensors_or_none()
+        self._faults.guard("the pipeline", self._pipeline.stop, None)
+        return self.report()
+
+    def save(self, report: Report, path: str | None = None) -> str | None:
+        """Save the report where the settings say and return where; a path that cannot be written is logged.
+
+        ``path`` is where a region's report goes.  A process without a rank that never used CUDA, such as one that only
+        starts others, saves nothing where one of the others has saved its own.
+        """
+        path = path or self.settings.report
+        if path is None:
             return None
+        from syncagent.report import files
+
         try:
-            return str(report.save(self.settings.report))
+            run = report.run
+            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
+            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
+            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
+            return None if saved is None else str(saved)
         except (ConfigError, OSError) as error:
             get_logger().error(str(error))
         except Exception as error:
-            get_logger().error(f"syncagent: the report could not be saved at {self.settings.report}: {error!r}")
+            get_logger().error(f"syncagent: the report could not be saved at {path}: {error!r}")
         return None
 
     def flush(self) -> None:
@@ -273,6 +409,8 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._recorder.forget_threads()
+        self.give_device_back = None  # the child is in the midst of what its parent began
+        self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
 
@@ -292,6 +430,9 @@ class Agent:
                 turn_off()
             except Exception as error:
                 self._faults.add(part, error, "could not be turned off")
+        give_back, self.give_device_back = self.give_device_back, None
+        if give_back is not None:
+            self._faults.guard("the end of the simulated device", give_back, None)
 
     # --- steps, sampling
 
@@ -306,13 +447,28 @@ class Agent:
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)
+        if open_reaches:
+            self.regions.step_ended(step, end_ns - start_ns)
         if self._pricing.window is not None:
             self._pricing.window.step_ended(self.steps.current)
         if self._sampling.has_work:
-            wanted = self._sampling.watches(self.steps.current) or self._pricing.capturing
-            if wanted or state.copies_armed:
-                state.copies_armed = wanted
-                self._arm_copies(wanted=wanted)
+            self._see_to_copies(state)
+
+    @property
+    def _samples_copies(self) -> bool:
+        return self._sampling.has_work and self._kernels.live
+
+    def _watch_copies(self) -> None:
+        """See to the copies of this thread as a region begins or ends on it."""
+        self._see_to_copies(self._recorder.thread_state())
+
+    def _see_to_copies(self, state: ThreadState) -> None:
+        """Watch this thread's copies where this step is one of those that are sampled, or else somebody wants them."""
+        sampled = state.trains and (self._sampling.watches(self.steps.current) or self._pricing.capturing)
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or sampled
+        if wanted or state.copies_armed:
+            state.copies_armed = wanted
+            self._arm_copies(wanted=wanted)
 
     def _arm_copies(self, *, wanted: bool) -> None:
         if not self._kernels.live:
@@ -325,8 +481,10 @@ class Agent:
     def _weight(self, event: SyncEvent) -> float:
         if event.op != "aten::copy_" or event.sensor != "kernels":
             return 1.0
-        if self._pricing.captured(event.step) and not self._sampling.watches(event.step):
-            return 1.0  # watched for the window's sake
+        if event.regions and self.regions.saw_all_copies(event):
+            return 1.0
+        if not self._sampling.watches(event.step):
+            return 1.0  # watched for the sake of a cost window, or of a region in another task of this thread
         return self._sampling.weight(event.step)
 
     # --- the report's parts
@@ -336,16 +494,19 @@ class Agent:
 
         ended = self._ended if self._ended is not None else time.perf_counter()
         simulated = self.settings.simulate
-        device = None
-        if simulated or (self._has_cuda and torch.cuda.is_initialized()):
-            device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+        if self._device is None and simulated:
+            from syncagent.simulate.cuda_api import NAME
+
+            self._device = NAME  # the device itself may be gone by now
+        elif self._device is None and self._has_cuda and torch.cuda.is_initialized():
+            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(
             started=self._started.isoformat(timespec="milliseconds"),
             duration_s=ended - self._began,
             torch=torch.__version__,
             cuda=None if simulated else torch.version.cuda,
-            device=device,
+            device=self._device,
             host=platform.node(),
             rank=self.rank.rank,
             world_size=self.rank.world_size,
@@ -354,9 +515,14 @@ class Agent:
             detail="ops" if self.settings.wraps_every_op else "syncs",
             simulated=simulated,
             script=_script(),
-            argv=tuple(sys.argv),
+            argv=redaction.argv(sys.argv),
             cwd=_folder(),
             pid=os.getpid(),
+            folder=self._home.folder,
+            project=self._home.project,
+            run_id=processes.run_id(),
+            process=processes.process_id(),
+            settings_file=self.settings.file,
         )
 
     def _sensor_statuses(self) -> tuple[SensorStatus, ...]:

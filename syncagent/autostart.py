@@ -1,6 +1,6 @@
 """``SYNCAGENT=1``: watch a whole process from before its script's first line, and report when it ends.
 
-Reached from ``syncagent_autostart.pth``, which looks at the variable before it imports anything.  Nothing is turned on
+Reached from ``syncagent_autostart.pth``, which looks at the variables before it imports anything.  Nothing is turned on
 until the process imports torch; children that only inherit the variable (DataLoader and compile workers) wait further,
 until they use CUDA, which they never do.
 """
@@ -10,34 +10,77 @@ from __future__ import annotations
 # Every interpreter that inherits the variable imports this: nothing heavy here, typing and importlib.abc included.
 import atexit
 import os
-import signal
 import sys
+
+from syncagent.attribution import processes
+from syncagent.attribution.launchers import is_launcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import importlib.machinery
     from collections.abc import Callable, Mapping, Sequence
-    from types import FrameType, ModuleType
+    from types import ModuleType
     from typing import Any
 
-__all__ = ["begin", "instrument", "uninstrument"]
+__all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
 
+_PATIENCE_S = 2.0
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
 _run: _Run | None = None
+_awaits_torch = False
 
 
 def begin() -> None:
-    """Arrange for the agent to start as soon as torch is imported; once a process.  Never raises."""
+    """Arrange for the agent to start as soon as torch is imported; once a process.  Never raises.
+
+    Without ``SYNCAGENT=1``, ``SYNCAGENT_SIMULATE=1`` alone puts in the simulated device, and nobody watches.
+    """
     global _run
-    if _run is not None or os.environ.get("SYNCAGENT", "").strip().lower() in _OFF:
+    if _run is not None:
+        return
+    if not _is_on("SYNCAGENT"):
+        _simulate_unwatched()
         return
     try:
         _run = _Run()
         _run.begin()
     except Exception as error:
-        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+        _unwatched(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(None))
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() not in _OFF
+
+
+def simulates_throughout() -> bool:
+    """Whether this whole process was asked to run on the simulated device."""
+    return _is_on("SYNCAGENT_SIMULATE")
+
+
+def _simulate_unwatched() -> None:
+    global _awaits_torch
+    if _awaits_torch or not simulates_throughout() or is_launcher():
+        return
+    _awaits_torch = True
+    if "torch" in sys.modules:
+        _put_device_in()
+    else:
+        sys.meta_path.insert(0, _AfterImport("torch", _put_device_in))
+
+
+def _put_device_in() -> None:
+    """Put the simulated device in, or end the process: it must not go on with another device than it was asked for."""
+    from syncagent import config, simulate
+    from syncagent.errors import ConfigError
+    from syncagent.refusal import refuse_to_start
+
+    try:
+        config.settle("simulate", os.environ.get("SYNCAGENT_SIMULATE"))
+    except ConfigError as error:
+        refuse_to_start(str(error))
+    simulate.install_or_end()
 
 
 def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:
@@ -55,7 +98,7 @@ def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) 
         else:
             _run.use(providers)
     except Exception as error:
-        _say(f"syncagent: could not start, the script runs unwatched: {error!r}")
+        _unwatched(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(settings))
 
 
 def uninstrument() -> None:
@@ -67,11 +110,35 @@ def uninstrument() -> None:
 
 
 def _say(sentence: str) -> None:
-    """Print to stderr, which the program may have closed or taken away."""
+    from syncagent import stderr
+
+    stderr.write(f"{sentence}\n")
+
+
+def _wants_gate(settings: Mapping[str, object] | None) -> bool:
+    """Was a policy asked for that stops something?  Then nothing may run that it does not stop."""
     try:
-        sys.stderr.write(f"{sentence}\n")
+        from syncagent import config
+
+        return config.wants_gate(settings)
     except Exception:
-        pass
+        return os.environ.get("SYNCAGENT_POLICY", "").strip().lower() not in {"", "observe"}
+
+
+def _unwatched(sentence: str, *, is_gate: bool) -> None:
+    """Say that the agent could not start; where a gate was asked for, torch is not for this process either."""
+    if not is_gate:
+        _say(f"{sentence.rstrip('.')}. The script runs unwatched.")
+        return
+    from syncagent.refusal import refuse_to_start
+
+    if "torch" in sys.modules:
+        refuse_to_start(sentence)
+
+    def refuse(*_: object) -> None:
+        refuse_to_start(sentence)
+
+    sys.meta_path.insert(0, _AfterImport("torch", before=refuse, cannot=refuse))
 
 
 class _Run:
@@ -84,11 +151,15 @@ class _Run:
         self._session: Any = None
         self._is_child = False
         self._finished = False
+        self._shown: Any = None
+        self._is_sent = False
+        self._saving: Any = None
         self._settings: Any = None
         self._finder: Any = None
 
     def begin(self, settings: Mapping[str, object] | None = None) -> None:
-        if _is_launcher():
+        if is_launcher():
+            processes.join_run()
             return
         from syncagent import config
         from syncagent.errors import ConfigError
@@ -96,15 +167,16 @@ class _Run:
         try:
             self._settings = config.load(settings)
         except ConfigError as error:
-            _say(f"{error} The script runs unwatched.")
+            _unwatched(str(error), is_gate=_wants_gate(settings))
             return
         if "torch" in sys.modules:
             self._torch_imported()
         else:
-            self._finder = _AfterImport("torch", self._torch_imported)
+            self._finder = _AfterImport(
+                "torch", self._torch_imported, before=self._look_at_gate, cannot=self._could_not_start
+            )
             sys.meta_path.insert(0, self._finder)
         atexit.register(self.finish)
-        self._catch_sigterm()
 
     def use(self, providers: Mapping[str, object]) -> None:
         """Send to the program's own providers, if nothing has been sent elsewhere yet."""
@@ -127,23 +199,57 @@ class _Run:
             from syncagent import simulate
 
             simulate.install_or_end()
+        processes.join_run()  # and what it starts from now on belongs to the same run
         try:
             if _is_multiprocessing_child() and self._settings.simulate:
                 self._start(modes=False)  # the simulated device has no first use to wait for
             elif _is_multiprocessing_child():
-                _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+                _when_cuda_is_used(self._start_late)
             else:
                 self._start(modes=True)
                 os.register_at_fork(after_in_child=self._forked)
         except Exception as error:
-            _say(f"syncagent: could not start, the script runs unwatched: {error}")
+            self._could_not_start(error)
+
+    def _look_at_gate(self) -> None:
+        """Before torch is imported: what is wrong with a gate is told at once."""
+        if self._settings.is_gate:
+            try:
+                from syncagent.policy import gate
+
+                gate.check(self._settings)
+            except Exception as error:
+                self._could_not_start(error)
+
+    def _could_not_start(self, error: Exception) -> None:
+        sentence = str(error) or repr(error)
+        if not sentence.startswith("syncagent"):
+            sentence = f"syncagent: could not start: {sentence}"
+        is_gate = self._settings is not None and self._settings.is_gate
+        if is_gate:
+            from syncagent.refusal import refuse_to_start
+
+            refuse_to_start(sentence)
+        _unwatched(sentence, is_gate=False)
+
+    def _start_late(self) -> None:
+        try:
+            self._start(modes=_no_mode_active())
+        except Exception as error:
+            self._could_not_start(error)
 
     def _start(self, *, modes: bool) -> None:
-        from syncagent import running, session
+        import threading
+
+        from syncagent import running, session, signals
 
         self._session = session.begin(self._settings, self._providers)
         self._agent = running.launch(self._settings, self._session.sinks, modes=modes)
         self._finished = False
+        self._shown, self._is_sent = None, False
+        self._saving = threading.Lock()
+        if os.getpid() == self._pid:  # a forked child keeps what it has: its parent may end it by this signal
+            signals.catch_sigterm(self._dying, self._save)
         if _is_multiprocessing_child() or os.getpid() != self._pid:
             self._is_child = True
             self._pid = os.getpid()
@@ -158,33 +264,49 @@ class _Run:
         self._finished = True
         torch = sys.modules.get("torch")
         if torch is not None and not torch.cuda.is_initialized():
-            _when_cuda_is_used(lambda: self._start(modes=_no_mode_active()))
+            _when_cuda_is_used(self._start_late)
 
-    def _catch_sigterm(self) -> None:
-        """Save what was seen when the process is told to end; the signal then takes its usual course."""
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._terminated)
+    def _dying(self) -> None:
+        """The process is about to die of a signal: save and show what was seen, also in the middle of doing so."""
+        if os.getpid() != self._pid or self._agent is None or self._is_sent:
+            return
+        from syncagent import session
 
-    def _terminated(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:
-            self.finish()
-            if self._session is not None:
-                self._session.flush()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        self._finished = True
+        if self._shown is None:
+            self._shown = session.show(self._agent, self._agent.conclude(), self._session, quiet=self._is_child)
+        session.send(self._agent, self._shown, self._session)
+        self._session.flush()
+
+    def _save(self) -> None:
+        """Save the report as it is now, on whichever thread; the watch goes on."""
+        if os.getpid() != self._pid or self._finished or self._agent is None or self._settings.report is None:
+            return
+        report = self._agent.report()
+        with self._saving:
+            if not self._finished:
+                self._agent.save(report)
 
     def finish(self) -> None:
         """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""
         if self._finished or os.getpid() != self._pid or self._agent is None:
             return
         self._finished = True
-        try:
-            from syncagent import running, session
+        from syncagent import running, session, signals
 
-            report = running.release(self._agent)
-            session.end(self._agent, report, self._session, quiet=self._is_child)
+        try:
+            with signals.holding_interrupts() as interrupts:
+                if self._saving.acquire(timeout=_PATIENCE_S):  # a report of before must not take this one's place
+                    self._saving.release()
+                report = running.release(self._agent)
+                self._shown = session.show(self._agent, report, self._session, quiet=self._is_child)
+            session.send(self._agent, self._shown, self._session, is_interrupted=interrupts.count > 0)
+        except KeyboardInterrupt:
+            pass  # the user does not want to wait
         except Exception as error:
             _say(f"syncagent: the report could not be made: {error!r}")
+        self._is_sent = True
+        signals.release_sigterm()
         _keep_interrupt()
 
 
@@ -202,11 +324,21 @@ def _keep_interrupt() -> None:
 
 
 class _AfterImport:
-    """A finder that runs a callback right after one module has been imported, and then is gone."""
+    """A finder that runs callbacks right before and after one module is imported, and then is gone."""
 
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        then: Callable[[], None] = lambda: None,
+        *,
+        before: Callable[[], None] = lambda: None,
+        cannot: Callable[[Exception], None] = lambda _error: None,
+    ) -> None:
+        """``cannot`` is called where the module's loader has no place for a callback."""
         self._name = name
         self._then = then
+        self._before = before
+        self._cannot = cannot
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -221,6 +353,8 @@ class _AfterImport:
             return spec
 
         def exec_module(module: ModuleType) -> None:
+            if self in sys.meta_path:
+                self._before()
             load(module)
             if self in sys.meta_path:  # another thread may have imported it meanwhile
                 sys.meta_path.remove(self)
@@ -229,24 +363,8 @@ class _AfterImport:
         try:
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
         except AttributeError:
-            _say("syncagent: could not start, the script runs unwatched: torch's loader takes no attributes")
+            self._cannot(TypeError("torch's loader takes no attributes"))
         return spec
-
-
-_LAUNCHERS = frozenset({"torchrun", "accelerate", "accelerate-launch", "deepspeed"})
-_LAUNCHER_MODULES = frozenset(
-    {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed.launcher.launch"}
-)
-
-
-def _is_launcher() -> bool:
-    """Is this a process that only starts the ranks?  It imports torch, and would save its report over rank 0's."""
-    words = getattr(sys, "orig_argv", [])[1:]
-    while words and words[0].startswith("-") and words[0] != "-m":
-        del words[: 2 if words[0] in {"-W", "-X"} else 1]
-    if words[:1] == ["-m"]:
-        return len(words) > 1 and words[1] in _LAUNCHER_MODULES
-    return bool(words) and os.path.basename(words[0]) in _LAUNCHERS
 
 
 def _is_multiprocessing_child() -> bool:

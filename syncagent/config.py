@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent._compat import load_toml
+from syncagent import project_file, variables
 from syncagent.errors import ConfigError
 from syncagent.event import Phase, SyncKind
+from syncagent.storage import DEFAULT_MODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Settings", "load", "rejected", "settle"]
+__all__ = ["Settings", "file_mode", "load", "rejected", "settle", "wants_gate"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -43,8 +44,10 @@ def rejected(setting: str, value: object, allowed: str) -> ConfigError:
 
 
 def _shown(value: object) -> str:
+    from syncagent import redaction
+
     try:
-        text = " ".join(repr(value).splitlines())
+        text = redaction.text(" ".join(repr(value).splitlines()))
     except Exception:  # a number of thousands of digits, or an object that fails
         return f"of type {type(value).__name__} and cannot be shown"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -198,6 +201,17 @@ def _report(name: str, value: object) -> str:
     return path
 
 
+def _mode(name: str, value: object) -> int:
+    """Permissions: a string is octal, as for chmod; a number is what ``os.open`` would take."""
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,6}", value.strip()):
+        mode = int(value, 8)
+    else:
+        mode = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if mode >= 0 and mode & 0o600 == 0o600 and not mode & ~0o666:
+        return mode
+    raise rejected(name, value, "a file's mode in octal from 0600 to 0666, such as 0640")
+
+
 def _setting(default: Any, parse: Callable[[str, object], Any], doc: str) -> Any:
     return field(default=default, metadata={"parse": parse, "doc": doc})
 
@@ -240,7 +254,7 @@ class Settings:
     copies: str | None = _setting(
         None,
         _Choice("all", "sampled", "off"),
-        "which copies detail=syncs times; by default all under raise, else one step in 16, later in 64",
+        "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
     )
     cost: bool = _setting(
         default=False, parse=_flag, doc="price each sync: a few steps are profiled and replayed without it"
@@ -248,10 +262,22 @@ class Settings:
     cost_steps: int = _setting(5, _count(1), "how many steps the window of cost has")
     max_events: int = _setting(10_000, _count(1), "how many of the newest syncs are kept whole")
     journal: str | None = _setting(None, _path, "where spans go when no endpoint is set; off for nowhere")
+    capture: str | None = _setting(
+        None,
+        _path,
+        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+    )
+    file_mode: int = _setting(
+        DEFAULT_MODE, _mode, "who may read the reports, journals and captures that are written: a mode in octal"
+    )
     summary: bool | None = _setting(None, _flag, "print the table at the end; by default for scripts, not for watch()")
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """For each setting that is not at its default: keyword, environment or pyproject.toml."""
+    file: str | None = field(default=None, compare=False)
+    """The pyproject.toml whose table was read."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What stands where settings do and had no effect, a sentence each."""
 
     @property
     def wraps_every_op(self) -> bool:
@@ -260,11 +286,16 @@ class Settings:
         return (self.detail or ("ops" if plain else "syncs")) == "ops"
 
     @property
+    def is_gate(self) -> bool:
+        """Whether a sync that is not allowed has consequences: under ``raise``, and ``warn`` with a baseline."""
+        return self.policy == "raise" or (self.policy == "warn" and self.baseline is not None)
+
+    @property
     def copies_timed(self) -> str:
         """Which copies are timed: ``all``, ``sampled`` or ``off``."""
         if self.copies is not None:
             return self.copies
-        return "all" if self.wraps_every_op or self.policy == "raise" or self.counts_by_step else "sampled"
+        return "all" if self.wraps_every_op or self.is_gate or self.counts_by_step else "sampled"
 
     @property
     def counts_by_step(self) -> bool:
@@ -275,6 +306,7 @@ class Settings:
 _PARSERS: dict[str, Callable[[str, object], Any]] = {
     f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+_DEFAULTS = {f.name: f.default for f in fields(Settings)}
 
 
 def settle(name: str, value: object) -> Any:
@@ -282,8 +314,22 @@ def settle(name: str, value: object) -> Any:
     return _PARSERS[name](name, value)
 
 
-def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """Settle every setting.
+def file_mode(environment: Mapping[str, str] | None = None) -> int:
+    """Return the mode for files that are written where no settings are in force: what the environment says of it."""
+    text = (os.environ if environment is None else environment).get("SYNCAGENT_FILE_MODE", "")
+    return _mode("SYNCAGENT_FILE_MODE", text) if text.strip() else DEFAULT_MODE
+
+
+def load(
+    keywords: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    script: str | None = None,
+) -> Settings:
+    """Settle every setting; ``script`` is the file that will run, where that is not this process's own.
+
+    An empty variable says that a list or what may be missing is empty, whatever pyproject.toml says; for a setting that
+    always has a value it is as good as none.
 
     Raises :class:`ConfigError` with one sentence at the first value that is not allowed or a name that is not known.
     """
@@ -295,41 +341,44 @@ def load(keywords: Mapping[str, object] | None = None, environment: Mapping[str,
         values[name] = _PARSERS[name](shown, value)
         sources[name] = source
 
-    file, table = _project_table()
-    for key, value in table.items():
+    project = project_file.find(script)
+    for key, value in project.table.items():
         name = key.replace("-", "_")
         if name not in _PARSERS:
-            raise rejected(f"[tool.syncagent] {key} in {file}", value, "one of " + ", ".join(sorted(_PARSERS)))
-        take(name, f"[tool.syncagent] {key} in {file}", value, str(file))
+            raise rejected(f"[tool.syncagent] {key} in {project.file}", value, "one of " + ", ".join(sorted(_PARSERS)))
+        take(name, f"[tool.syncagent] {key} in {project.file}", value, str(project.file))
     for name in _PARSERS:
         variable = f"SYNCAGENT_{name.upper()}"
         text = environment.get(variable)
-        if text is not None and (text.strip() or name in {"allow", "user_code"}):
+        if text is not None and text.strip():
             take(name, variable, text, "environment")
+        elif text is not None and _DEFAULTS[name] in (None, ()):
+            values[name] = _DEFAULTS[name]
+            sources[name] = "environment"
     for name, value in (keywords or {}).items():
         if name not in _PARSERS:
             raise rejected(name, value, "one of " + ", ".join(sorted(_PARSERS)))
         if value is not None:
             take(name, name, value, "keyword")
-    return Settings(**values, sources=sources)
+    warnings = filter(None, (project.ignored, *variables.unknown(_PARSERS, environment)))
+    file = str(project.file) if project.table else None
+    return Settings(**values, sources=sources, file=file, warnings=tuple(warnings))
 
 
-def _project_table() -> tuple[Path | None, Mapping[str, object]]:
-    """Return ``[tool.syncagent]`` of the nearest pyproject.toml; a file that cannot be read has none."""
+def wants_gate(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a gate was asked for where the settings cannot be settled; a policy that is none counts as one."""
+    environment = os.environ if environment is None else environment
+
+    def asked(name: str) -> object:
+        for value in ((keywords or {}).get(name), environment.get(f"SYNCAGENT_{name.upper()}"), table.get(name)):
+            if value is not None and str(value).strip():
+                return value
+        return None
+
     try:
-        start = Path.cwd()
-    except OSError:  # the folder is gone
-        return None, {}
-    for folder in (start, *start.parents):
-        file = folder / "pyproject.toml"
-        try:
-            with file.open("rb") as stream:
-                document = load_toml(stream)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError):  # TOML's own error and a wrong encoding are ValueErrors
-            return file, {}
-        tool = document.get("tool", {})
-        table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}
-        return file, table if isinstance(table, dict) else {}
-    return None, {}
+        table = project_file.find().table
+    except Exception:  # whatever is wrong with it has been said
+        table = {}
+    policy = asked("policy")
+    word = "observe" if policy is None else str(policy).strip().lower()
+    return word != "observe" and (word != "warn" or asked("baseline") is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from syncagent._compat import StrEnum
 
@@ -54,6 +54,8 @@ class CallSite:
     line: int
     function: str
     source: str = ""
+    statement: str = field(default="", compare=False, repr=False)
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -106,12 +108,18 @@ class SyncEvent:
     user_context: object | None = None
     """The context (``opentelemetry.context.Context``) it was active in, with the user's baggage, if there was one."""
     violation: bool = False
-    """Whether the policy warned of it or raised."""
+    """Whether the policy warned of it or raised; what it stopped before the wait has a stall of 0."""
+    conditional: bool = False
+    """Whether it waited only by the driver's state, which another run need not find; no gate counts it."""
     repeats: int = 1
     """How many syncs this record stands for: those of an allowed line are added up after the first hundred, all but
     the first of each step, and any where more come than can be delivered.  ``stall_ns`` is their sum then."""
     longest_ns: int | None = None
     """The longest stall of its line so far, where the record stands for many."""
+    regions: tuple[int, ...] = ()
+    """Numbers of the regions (a watch inside a watch) that it happened in."""
+    policy: str | None = None
+    """The policy of the region that judged it; ``None`` where the process's did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from syncagent import redaction
 from syncagent.log import log_once
 
 if TYPE_CHECKING:
@@ -21,16 +22,26 @@ class Faults:
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
+        self.parts: dict[str, None] = {}
+        """The parts that failed, in the order in which they did."""
+        self.has_more = False
 
     def add(self, part: str, error: BaseException, what: str = "failed and is off") -> None:
         """Keep a fault of ``part`` and log the first of it."""
-        self.say(f"{part} {what}: {type(error).__name__}: {error}")
+        if len(self.parts) < _MOST:
+            self.parts[part] = None
+        self.say(redaction.text(f"{part} {what}: {type(error).__name__}: {error}"))
         log_once(f"fault-{part}", f"a part of the agent {what}", part=part, error=repr(error))
 
     def say(self, sentence: str) -> None:
         """Keep a sentence for the report."""
-        if sentence not in self.sentences and len(self.sentences) < _MOST:
+        if sentence in self.sentences:
+            return
+        if len(self.sentences) < _MOST:
             self.sentences.append(sentence)
+        elif not self.has_more:
+            self.has_more = True
+            self.sentences.append(f"more than {_MOST} parts of the agent failed; the first are above")
 
     def shield(self, part: str) -> Callable[..., None]:
         """Return what calls ``noticed(*args)`` for a part that only takes note, until that has failed once."""

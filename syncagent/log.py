@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+
+from syncagent import redaction, stderr
+from syncagent.printable import clean
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -21,7 +23,16 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _FORMATS = ("text", "json")
 
 _said: set[str] = set()
-_said_lock = threading.Lock()
+_said_lock = threading.RLock()  # a signal handler may come in the middle
+
+
+def _forked() -> None:
+    global _said_lock
+    _said_lock = threading.RLock()  # a thread that is gone now may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @functools.cache
@@ -72,11 +83,7 @@ class _Stderr:
     """Prints to what ``sys.stderr`` is at that moment, and never fails: a lost message must not stop a training job."""
 
     def msg(self, message: str) -> None:
-        try:
-            sys.stderr.write(message + "\n")
-            sys.stderr.flush()
-        except Exception:
-            pass  # closed, None, a broken pipe: there is no place left to say so
+        stderr.write(f"{message}\n")
 
     debug = info = warning = error = critical = msg
 
@@ -84,17 +91,25 @@ class _Stderr:
 def _render_text(_logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
     level, message, exception = event.pop("level"), event.pop("event"), event.pop("exception", None)
     values = "".join(f" {key}={_value(value)}" for key, value in event.items())
-    text = f"[syncagent] {time.strftime('%H:%M:%S')} {level:<8} {message}{values}"
-    return text if exception is None else f"{text}\n{exception}"
+    text = f"[syncagent] {time.strftime('%H:%M:%S')} {level:<8} {_safe(message)}{values}"
+    return text if exception is None else "\n".join((text, *map(_safe, str(exception).splitlines())))
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
     head = {"logger": "syncagent", "time": time.time(), "pid": os.getpid(), "level": event.pop("level")}
-    head["message"] = event.pop("event")
-    return json.dumps(head | dict(event), default=str)
+    head["message"] = redaction.text(str(event.pop("event")))
+    values = {
+        key: value if isinstance(value, (bool, int, float, type(None))) else redaction.text(str(value))
+        for key, value in event.items()
+    }
+    return clean(json.dumps(head | values))
 
 
 def _value(value: object) -> str:
     """Bare where that can be read back, quoted otherwise."""
-    text = str(value)
-    return text if text and text.isprintable() and not set(' "=') & set(text) else json.dumps(text)
+    text = redaction.text(str(value))
+    return text if text and text.isprintable() and not set(' "=') & set(text) else clean(json.dumps(text))
+
+
+def _safe(text: object) -> str:
+    return clean(redaction.text(str(text)))

@@ -13,6 +13,8 @@ from syncagent.attribution.apis import api_name
 from syncagent.event import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.pace import STRETCH_NS, breathe, keep_pace
 from syncagent.recorder import span_in
+from syncagent.sinks.randomness import drawing
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +33,8 @@ longer than the rest, since their code and data have left the caches."""
 _UNHURRIED_NS = 200_000
 """How long the agent's thread works at a stretch where little is waiting."""
 _PATIENCE_S = 5.0
+_CLOSING_S = 2.0
+"""How long a sink that has failed may take to let go of what it holds."""
 _FEW_THREADS = 1
 _FEW = 8
 """Events that the sinks are given at once."""
@@ -65,6 +69,14 @@ class Pipeline:
         self._thread: threading.Thread | None = None
         self.lost: dict[str, int] = {}
         """What was dropped, by reason."""
+        self.drained_ns = 0
+        """What was recorded before that moment (``perf_counter_ns``) has been delivered."""
+        self.policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None
+        """Says which policy judged a sync that regions cover."""
+
+    def epoch_ns(self, moment_ns: int) -> int:
+        """Return a moment of ``perf_counter_ns`` as nanoseconds since the Unix epoch, as in the records."""
+        return moment_ns + self._anchor_ns
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks that write the policy in force into what they send."""
@@ -76,7 +88,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin to deliver; where no thread can be had, at the end only."""
-        self._thread = threading.Thread(target=self._run, name="syncagent", daemon=True)
+        self._thread = AgentThread(target=self._run, name="syncagent")
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -89,7 +101,7 @@ class Pipeline:
         self._wake.set()
         thread = self._thread
         if thread is None and self._drainer is None:
-            thread = threading.Thread(target=self._finish, name="syncagent", daemon=True)
+            thread = AgentThread(target=self._finish, name="syncagent")
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is ending
@@ -114,7 +126,8 @@ class Pipeline:
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
-        self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
+        self._draining = threading.RLock()
+        self._wake = threading.Event()
         self._sinks = []
         self._thread = None
         self._stopping = self._is_finished = True
@@ -124,8 +137,11 @@ class Pipeline:
         if self._hangs or not self._draining.acquire(timeout=_PATIENCE_S):
             return  # a sink hangs; what is waiting stays where it is
         before, self._drainer = self._drainer, get_ident()
+        began_ns = time.perf_counter_ns()
         try:
-            self._drain()
+            with drawing():
+                self._drain()
+            self.drained_ns = began_ns
         finally:
             self._drainer = before
             self._draining.release()
@@ -263,6 +279,9 @@ class Pipeline:
             user_span=span_in(seen.context),
             user_context=seen.context or None,
             violation=seen.violation,
+            regions=seen.regions,
+            policy=self.policy_of(seen.regions) if seen.regions else None,
+            conditional=seen.conditional,
         )
 
     def _give(self, events: Sequence[SyncEvent]) -> None:
@@ -276,5 +295,25 @@ class Pipeline:
             try:
                 getattr(sink, call)(*args)
             except Exception as error:
-                self._sinks.remove(sink)
+                if sink in self._sinks:
+                    self._sinks.remove(sink)
                 self.faults.add(f"sink {sink.name}", error)
+                if call != "close":
+                    _close_in_time(sink)
+
+
+def _close_in_time(sink: Sink) -> None:
+    """Have a sink that has failed let go of its files, threads and ports; whatever comes of that is no news."""
+
+    def close() -> None:
+        try:
+            sink.close()
+        except Exception:
+            pass
+
+    thread = AgentThread(target=close, name="syncagent-close")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending
+        return
+    thread.join(_CLOSING_S)

@@ -19,6 +19,7 @@ from syncagent.attribution.ranges import labels
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.event import Phase, SyncKind
 from syncagent.faults import Faults
+from syncagent.policy.reach import Numbers, in_force, open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.records import SETTING_UP, About, Observation, OpKey, OpSum, Tally, ThreadState
 
@@ -132,23 +133,45 @@ class Recorder:
         if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
             del self.local.state
 
-    def ask(self, op: str, kind: SyncKind, frame: FrameType | None, state: ThreadState) -> str | None:
-        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else."""
+    def ask(
+        self,
+        op: str,
+        kind: SyncKind,
+        frame: FrameType | None,
+        state: ThreadState,
+        args: Sequence[Any] = (),
+        sensor: str = "policy",
+    ) -> str | None:
+        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else.
+
+        A sync that is stopped here is recorded, with no stall: nobody else hears of it.
+        """
         state.where = None
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            policy = self.in_force(state)[1]
         if policy is None or (policy.is_passive and not open_scopes() and not scopes_by_thread):
             return None
         asked_ns = _now()
         try:
             return policy.judge(op, kind, frame, state)
         except HostSyncError:
-            state.where = None
+            about = self.describe(state, op, kind, frame, args, sensor)
+            self._keep(state, about, kind, asked_ns, 0, violation=True)
             raise
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
         finally:
             state.own_ns += _now() - asked_ns
+
+    def in_force(self, state: ThreadState) -> tuple[Numbers, Policy | None]:
+        """Return the regions that cover this thread, and the policy that judges it."""
+        try:
+            return in_force(self, state)
+        except Exception as error:
+            self.fault("the look-up of regions", error, "failed for a sync")
+            return (), self.policy
 
     def describe(
         self,
@@ -214,25 +237,47 @@ class Recorder:
         return self.sites.stack(frame) if self._stacks else ()
 
     def settle(
-        self, state: ThreadState, about: About, kind: SyncKind, start_ns: int, stall_ns: int, returned_ns: int
+        self,
+        state: ThreadState,
+        about: About,
+        kind: SyncKind,
+        start_ns: int,
+        stall_ns: int,
+        returned_ns: int,
+        *,
+        conditional: bool = False,
     ) -> Observation | None:
         """Keep a sync that has waited, then let the policy speak: what it raises comes out here.
 
-        ``about`` is what :meth:`describe` said; ``returned_ns`` is the moment at which the call came back.
+        ``about`` is what :meth:`describe` said; ``returned_ns`` is the moment at which the call came back.  One that is
+        ``conditional``, by the driver's state alone, is not for the policy: the next run need not have it.
         """
         if about is SETTING_UP:
             state.set_up += 1
             return None
         broken: str | None = None
         seen: Observation | None = None
+        regions: Numbers = ()
         policy = self.policy  # another thread may switch it off
+        if open_reaches:
+            regions, policy = self.in_force(state)
         try:
             stall_ns = max(stall_ns, 0)
-            if about.allowed is None and policy is not None and policy.mode != "observe":
+            if about.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
                 broken = self._verdict(policy, state, about.phase, stall_ns)
             seen = _new(
                 Observation,
-                (about, kind, self.current_step(), start_ns, stall_ns, state.context, broken is not None),
+                (
+                    about,
+                    kind,
+                    self.current_step(),
+                    start_ns,
+                    stall_ns,
+                    state.context,
+                    broken is not None,
+                    conditional,
+                    regions,
+                ),
             )
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
@@ -247,8 +292,26 @@ class Recorder:
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
-                self._policy_failed(error)
+                self._policy_failed(error, policy)
         return seen
+
+    def _keep(
+        self, state: ThreadState, about: About, kind: SyncKind, start_ns: int, stall_ns: int, *, violation: bool
+    ) -> None:
+        """Keep a sync that the policy has spoken on."""
+        if about is SETTING_UP:
+            return
+        try:
+            regions = self.in_force(state)[0] if open_reaches else ()
+            seen = Observation(
+                about, kind, self.current_step(), start_ns, stall_ns, state.context, violation, regions=regions
+            )
+            if len(state.buffer) < _BUFFER:
+                state.buffer.append(seen)
+            else:
+                self._add_up(state, seen)
+        except Exception as error:
+            self.fault("recording", error, "failed for a sync")
 
     def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
         """Have further syncs of this allowed line summed, once enough of them were kept whole.
@@ -270,6 +333,13 @@ class Recorder:
             return
         key = (about.op, seen.kind, id(code), offset, open_scopes())
         tally = state.tallies.get(key)
+        if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
+            # A region of another thread has begun or ended: what was summed so far keeps its own regions.
+            aside, back = (*key, tally.last.regions), (*key, seen.regions)
+            state.tallies[aside] = tally
+            tally = state.tallies.pop(back, None)
+            if tally is not None:
+                state.tallies[key] = tally
         if tally is None:
             if len(state.tallies) >= _TALLIES:
                 return
@@ -285,7 +355,9 @@ class Recorder:
         where, forward = about.where, about.forward
         points = (where.user, where.library, forward.user if forward is not None else None)
         lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
-        key = (about.op, lines, about.phase, about.allowed, seen.violation)
+        key = (
+            about.op, lines, about.phase, about.allowed, seen.violation, seen.conditional, seen.regions,
+        )  # fmt: skip
         tally = state.sums.get(key)
         if tally is None:
             if len(state.sums) >= _TALLIES:
@@ -301,11 +373,15 @@ class Recorder:
         try:
             return policy.forbids(state, phase, stall_ns)
         except Exception as error:
-            self._policy_failed(error)
+            self._policy_failed(error, policy)
             return None
 
-    def _policy_failed(self, error: Exception) -> None:
-        self.policy = None
+    def _policy_failed(self, error: Exception, policy: Policy) -> None:
+        if policy is self.policy:
+            self.policy = None
+        for reach in tuple(open_reaches):
+            if reach.judge is policy:
+                reach.judge = None
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:
@@ -355,6 +431,13 @@ class Recorder:
             state.task, state.sequence = task, sequence
             state.node_point = where.user if where is not None else None
         return state.node_point
+
+    def forward_point(self, state: ThreadState) -> Point | None:
+        """Return the line of the forward pass that a sync is reported with, in the backward pass."""
+        if self.internals.graph_task() == -1:
+            return None
+        _, where, _ = self._forward_of(state)
+        return (where.user or where.library) if where is not None else None
 
     def _forward_of(self, state: ThreadState) -> tuple[ThreadState, Where | None, str | None]:
         owner = owner_of_backward(state, self.internals, self.states) or state

@@ -21,8 +21,9 @@ OpKey = tuple[int, int, int, bool]
 """Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""
 
 
-TallyKey = tuple[str, SyncKind, int, int, tuple["str | None", ...]]
-"""An op and kind, the line that called it (identity of the code, offset), and the ``allow`` blocks that were open."""
+TallyKey = tuple[Any, ...]
+"""An op and kind, the line that called it (identity of the code, offset), and the scopes that were open; at the end of
+those whose sums are complete, the regions that covered them."""
 
 
 class OpSum:
@@ -65,7 +66,7 @@ SETTING_UP = About("", None, NOWHERE, Phase.OTHER, 0, 0, "", (), "torch sets its
 class Observation(NamedTuple):
     """A sync as the training thread leaves it; times are ``perf_counter_ns``.
 
-    ``context`` is OpenTelemetry's, with the user's span in it.
+    ``context`` is OpenTelemetry's, with the user's span in it; ``regions`` are the numbers of those that cover it.
     """
 
     about: About
@@ -75,6 +76,8 @@ class Observation(NamedTuple):
     stall_ns: int
     context: Any
     violation: bool
+    conditional: bool = False
+    regions: tuple[int, ...] = ()
 
 
 class Tally:

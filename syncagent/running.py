@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from syncagent import config
 from syncagent.agent import Agent, no_run
+from syncagent.autostart import simulates_throughout
+from syncagent.decorating import decorate
 from syncagent.errors import ConfigError
 from syncagent.log import log_once
+from syncagent.regions import Region
 from syncagent.session import user_sinks
 from syncagent.sinks.summary import Summary
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from syncagent.policy import Policy
     from syncagent.report.model import Report
     from syncagent.sinks import Sink
 
@@ -28,16 +31,18 @@ _lock = threading.RLock()
 _current: Agent | None = None
 
 
-def current() -> Agent | None:
-    """Return the agent that is running, or ``None``."""
-    return _current
+def current() -> Agent | Region | None:
+    """Return the innermost region that covers the caller, else the agent that is running, or ``None``."""
+    agent = _current
+    return None if agent is None else agent.regions.here() or agent
 
 
 def start(**settings: Any) -> Agent:
     """Start watching this process and return the agent.
 
-    While one is running it is returned as it is, and settings that differ from its own are not applied (said in the
-    log).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, and where torch is not installed.
+    While one is running it is returned as it is, and settings that differ from its own are not applied (the log says
+    which).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and
+    where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
     """
     return launch(config.load(settings))
 
@@ -47,28 +52,60 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
     global _current
     with _lock:
         if _current is not None:
-            if settings != _current.settings:
-                log_once("second-start", "an agent is running already; the settings of the second are not applied")
+            _say_what_differs(settings, _current.settings)
             return _current
         try:
             import torch  # noqa: F401
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
-        if settings.simulate:
-            from syncagent import simulate
-
-            simulate.install()
-        if sinks is None:
-            sinks = user_sinks(settings)
-        agent = Agent(settings, sinks)
+        give_back = _device(settings) if settings.simulate else None
+        try:
+            if sinks is None:
+                sinks = user_sinks(settings)
+            agent = Agent(settings, sinks)
+        except BaseException:
+            if give_back is not None:
+                give_back()
+            raise
+        agent.give_device_back = give_back
         agent.start(modes=modes)
+        why_not = agent.gate_cannot_hold()
+        if why_not is not None:
+            agent.stop()
+            raise ConfigError(why_not)
         _current = agent
         _register_fork_handler()
         return agent
 
 
+def _device(settings: config.Settings) -> Callable[[], None] | None:
+    """Put the simulated device in; return what takes it away again, if it is for this watch alone."""
+    from syncagent import simulate
+
+    if settings.sources.get("simulate", "keyword") != "keyword" or simulates_throughout():
+        simulate.install()
+        return None
+    return simulate.borrow()
+
+
+def _say_what_differs(asked: config.Settings, in_force: config.Settings) -> None:
+    differing = {
+        name: f"{value!r}, but {getattr(in_force, name)!r} is in force"
+        for name in asked.sources
+        if (value := getattr(asked, name)) != getattr(in_force, name)
+    }
+    if differing:
+        log_once(
+            f"second-start-{differing}", "an agent is running already; the settings of the second are not applied",
+            **differing,
+        )  # fmt: skip
+
+
 def stop() -> Report:
-    """Stop the running agent and return its report; without one, say so in the log and return an empty report."""
+    """Stop the running agent, with the regions that are open, and return its report.
+
+    Without an agent, say so in the log and return an empty report.
+    """
     agent = _current
     if agent is None:
         log_once("stop-without-start", "stop() was called, but no agent is running")
@@ -78,8 +115,8 @@ def stop() -> Report:
     return report
 
 
-def release(agent: Agent) -> Report:
-    """Stop this very agent, whether it is still the current one or not, and return its report."""
+def release(agent: Agent | Region) -> Report:
+    """Stop this very agent or region, whether it is still the current one or not, and return its report."""
     global _current
     with _lock:
         if _current is agent:
@@ -99,43 +136,85 @@ def step(n: int | None = None) -> None:
 class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
     """Watch what runs inside: ``with syncagent.watch() as agent:`` or ``@syncagent.watch()``.
 
-    Takes every setting as a keyword.  Inside another watch, or in a process that is watched already, it joins the agent
-    that is running, and leaving it ends nothing.
+    Takes every setting as a keyword.  Decorates functions, coroutines, generators and asynchronous generators.  Inside
+    another watch, or in a process that is watched already, it is a *region*: policy, allowances, budgets and report are
+    its own, the sensors are those of the agent that runs.  See :mod:`syncagent.regions`.
     """
 
     def __init__(self, **settings: Any) -> None:
         self._settings = config.load(settings)
-        self._owned: list[bool] = []
+        self._open: list[_Opened] = []
+        self._judged: tuple[Agent, Policy] | None = None
+        """The policy of this watch's last region, and the agent that it belonged to."""
 
-    def __enter__(self) -> Agent:
-        running = current()
-        agent = launch(self._settings)
-        self._owned.append(agent is not running)
-        return agent
+    def __enter__(self) -> Agent | Region:
+        opened = self._begin()
+        self._open.append(opened)
+        _ENTERED.set((*_ENTERED.get(), (self, opened)))
+        return opened.what
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._owned.pop():
-            stop()
+        entered = _ENTERED.get()
+        place = next((place for place in reversed(range(len(entered))) if entered[place][0] is self), None)
+        if place is None:  # entered elsewhere, as by an ExitStack that was handed over to another thread
+            opened = self._open.pop()
+        else:
+            opened = entered[place][1]
+            _ENTERED.set(entered[:place] + entered[place + 1 :])
+            self._open.remove(opened)
+        opened.close()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
+        return decorate(function, self._begin)
 
-            @functools.wraps(function)
-            async def watched_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
+    def _begin(self) -> _Opened:
+        with _lock:
+            agent = _current
+            if agent is None:
+                return _Opened(launch(self._settings), ends=True)
+        judged = self._judged  # another thread may enter at the same time
+        try:
+            region = agent.regions.open(
+                self._settings, judged[1] if judged is not None and judged[0] is agent else None
+            )
+        except ConfigError:
+            raise
+        except Exception as error:
+            agent.faults.add("a watch inside another", error, "could not begin and is not judged by its own policy")
+            return _Opened(agent, ends=False)
+        self._judged = (agent, region.own_policy)
+        return _Opened(region, ends=True)
 
-            return watched_coroutine
 
-        @functools.wraps(function)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
+class _Opened:
+    """What a watch has begun: the agent, or a region of the one that was running."""
 
-        return watched
+    def __init__(self, what: Agent | Region, *, ends: bool) -> None:
+        self.what = what
+        self._ends = ends
 
+    def suspend(self) -> None:
+        """Cover nothing for a while, if it is a region."""
+        if isinstance(self.what, Region):
+            self.what.suspend()
+
+    def resume(self) -> None:
+        """Cover this thread or task again."""
+        if isinstance(self.what, Region):
+            self.what.resume()
+
+    def close(self) -> None:
+        """End it, unless it was stopped before."""
+        if isinstance(self.what, Region):
+            self.what.close()
+        elif self._ends and self.what is _current:
+            stop()
+
+
+_ENTERED: ContextVar[tuple[tuple[watch, _Opened], ...]] = ContextVar("syncagent_entered", default=())
+"""The watches that were entered on this thread or in this task, and what each of them has begun."""
 
 _fork_handler = False
 

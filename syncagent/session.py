@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from syncagent import stderr
 from syncagent.attribution import ranks
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
+from syncagent.sinks import capture
 from syncagent.sinks.log import ViolationLog
 from syncagent.sinks.progress import Progress
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from syncagent.sinks.outbox import AgentTracerProvider, Outbox
     from syncagent.sinks.prometheus import ScrapeEndpoint
 
-__all__ = ["Session", "begin", "end", "user_sinks"]
+__all__ = ["Session", "Shown", "begin", "send", "show", "user_sinks"]
 
 
 class Session(NamedTuple):
@@ -48,7 +51,7 @@ class Session(NamedTuple):
         if self.providers is None:
             return
         threads = [
-            threading.Thread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush", daemon=True)
+            AgentThread(target=flush, args=(round(_FLUSH_S * 1e3),), name="syncagent-flush")
             for flush in _flushes(self.providers)
         ]
         ending = time.monotonic() + _FLUSH_S
@@ -80,12 +83,13 @@ def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Ses
     With ``providers``, all is sent through those of the program: the ones named there, or else its global ones.
     """
     try:
-        if providers is not None:
-            return _with_providers(settings, providers)
-        return _with_own(settings)
+        session = _with_own(settings) if providers is None else _with_providers(settings, providers)
     except Exception as error:
         log_once("spans", "nothing is sent; the run is watched all the same", error=repr(error))
-    return Session((Progress(),), None, _NOWHERE)
+        session = Session((Progress(),), None, _NOWHERE)
+    if providers is not None:  # has a capture where one was asked for
+        return session
+    return session._replace(sinks=(*session.sinks, *_captures(settings, by_default=True)))
 
 
 def _with_providers(settings: Settings, providers: Mapping[str, Any]) -> Session:
@@ -104,7 +108,16 @@ def user_sinks(settings: Settings, tracer_provider: Any = None, meter_provider: 
         sink = metrics.of_program(meter_provider)
         if sink is not None:
             sinks.append(sink)
-    return tuple(sinks)
+    return (*sinks, *_captures(settings, by_default=False))
+
+
+def _captures(settings: Settings, *, by_default: bool) -> tuple[Sink, ...]:
+    try:
+        built = capture.build(settings.capture, settings.file_mode, by_default=by_default)
+    except Exception as error:
+        log_once("capture", "there is no capture; the run is watched all the same", error=repr(error))
+        return ()
+    return () if built is None else (built,)
 
 
 def _with_own(settings: Settings) -> Session:
@@ -162,7 +175,7 @@ def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvid
     from syncagent.sinks.provider import build_provider
 
     off = (settings.journal or "").lower() in {"off", "0", "none"}
-    return build_provider(resource, None if off else journal_path(settings.journal))
+    return build_provider(resource, None if off else journal_path(settings.journal), settings.file_mode)
 
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:
@@ -196,37 +209,84 @@ def _with_metrics(
     return ((sink,), sender) if sender is not None else ((), None)
 
 
-def end(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> None:
-    """Send what is left, then show the table: on rank 0, and only where CUDA was used.
+class Shown(NamedTuple):
+    """What the user has of the report before the last spans are sent."""
+
+    report: Report
+    saved: str | None
+    """Where it was saved."""
+    has_table: bool
+
+
+def show(agent: Agent, report: Report, session: Session, *, quiet: bool = False) -> Shown:
+    """Save the report, then show the table: on rank 0, and only where CUDA was used.
 
     A ``quiet`` process says nothing where there is nothing to show: children did not ask to be watched.
     """
-    try:
-        spans_to, lost = _close(session)
-    except Exception as error:
-        log_once("spans", "what became of the last spans is not known", error=repr(error))
-        spans_to, lost = session.spans_to, "what became of the last spans is not known"
-    if lost:
-        report = replace(report, notes=(*report.notes, lost))
     saved = agent.save(report)
     wanted = agent.settings.summary
     if wanted is None:
         wanted = session.providers is None  # an instrumentation of a program that knows nothing of it prints nothing
     if not wanted or report.run.rank not in (None, 0):
-        return
+        return Shown(report, saved, has_table=False)
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # a torch without CUDA has been told of at the start
-            print("[syncagent] no host syncs: the script did not use CUDA", file=sys.stderr)
-        return
+            stderr.write("[syncagent] no host syncs: the script did not use CUDA\n")
+        return Shown(report, saved, has_table=False)
+    drawn = random.getstate()
     from syncagent.report import text
 
-    text.emit(report, where={"spans": spans_to, **({"report": saved} if saved else {})})
+    random.setstate(drawn)  # rich draws from the program's generator when it is loaded
+    where = {"capture": _captured(session), "report": saved}
+    try:
+        text.emit(report, where={name: place for name, place in where.items() if place})
+    except Exception as error:
+        stderr.write(f"syncagent: the table could not be shown: {error!r}\n")
+        return Shown(report, saved, has_table=False)
+    return Shown(report, saved, has_table=True)
 
 
-def _close(session: Session) -> tuple[str, str]:
-    """Send what is left; return where the spans are, and what is to be said of those that are lost."""
+def _captured(session: Session) -> str | None:
+    paths = [sink.path for sink in session.sinks if isinstance(sink, capture.Capture)]
+    return str(paths[0]) if paths and paths[0] is not None else None
+
+
+def send(agent: Agent, shown: Shown, session: Session, *, is_interrupted: bool = False) -> None:
+    """Send what is left, and say what became of it below the table; spans that are lost are noted in the report, too.
+
+    This may take seconds, and comes last: a Ctrl-C cuts it short and loses nothing else.
+    """
+    try:
+        if is_interrupted:
+            raise KeyboardInterrupt
+        _send_the_last(session.provider, session.metrics, session.logs)
+        spans_to, lost = _whereabouts(session)
+    except KeyboardInterrupt:
+        spans_to, lost = _given_up(session)
+    except Exception as error:
+        log_once("spans", "what became of the last spans is not known", error=repr(error))
+        spans_to, lost = session.spans_to, "what became of the last spans is not known"
+    if lost and shown.saved is not None:
+        agent.save(replace(shown.report, notes=(*shown.report.notes, lost)))
+    if shown.has_table:
+        from syncagent.report import wording
+
+        note = f"note: {wording.clean(lost)}\n" if lost else ""
+        stderr.write(f"spans: {wording.clean(spans_to)}\n{note}")
+
+
+def _given_up(session: Session) -> tuple[str, str]:
+    """The user has interrupted the sending: some of the spans may still arrive, but nobody waits for that."""
+    if session.provider is None:
+        return session.spans_to, ""
+    sent = session.provider.stats()["exported"]
+    where = f"journal {session.provider.journal}" if session.provider.journal is not None else session.spans_to
+    return f"{where} ({sent:,} sent, the rest given up)", f"the sending of spans was interrupted: {sent:,} were sent"
+
+
+def _whereabouts(session: Session) -> tuple[str, str]:
+    """Return where the spans are, and what is to be said of those that are lost."""
     spans_to = session.spans_to
-    _send_the_last(session.provider, session.metrics, session.logs)
     if session.provider is None:
         return spans_to, ""
     stats = session.provider.stats()

@@ -6,7 +6,6 @@ source text are looked up on the agent's own thread.
 
 from __future__ import annotations
 
-import linecache
 import os
 import site
 import sys
@@ -14,18 +13,22 @@ import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent._compat import qualified_name
+from syncagent.attribution import handlers
 from syncagent.attribution.importable import belongs_to
+from syncagent.attribution.statements import statement_at
 from syncagent.event import CallSite
+from syncagent.reading import source_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "CallSites", "Where"]
+__all__ = ["NOWHERE", "STAND_IN", "CallSites", "Where"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
 MODULE_CALL, OPTIMIZER, SET_UP = 8, 16, 32
+_HANDLER = 64
 
 Point = tuple["CodeType", int]
 
@@ -57,6 +60,9 @@ _SETTING_UP = (
 )  # fmt: skip
 """Files of torch that compile, tune or capture: what waits below them is torch's own doing, and happens once."""
 
+STAND_IN = "_syncagent_stand_in"
+"""First local variable of the frames that stand for the one above them (``sensors/stand_ins.py``)."""
+
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
 
@@ -71,8 +77,9 @@ class CallSites:
         # Keyed by identity: code objects are equal when their text is, whatever the file.  The list keeps them alive.
         self._bits: dict[int, int] = {}
         self._alive: list[CodeType] = []
+        self._passing: dict[tuple[int, int], bool] = {}
         self._sites: dict[tuple[int, int], tuple[CallSite, CodeType]] = {}
-        self._agent = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+        self._agent = os.path.dirname(os.path.dirname(_absolute(__file__))) + os.sep
         self._sensors = os.path.join(self._agent, "sensors") + os.sep
         self._installed = _folders(
             *site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"),
@@ -107,6 +114,9 @@ class CallSites:
                 bits = self._classify(code)
             marks |= bits
             if bits & _USER:
+                if bits & _HANDLER and self._passes_on(frame):
+                    frame = frame.f_back
+                    continue
                 offset = frame.f_lasti
                 frame = frame.f_back
                 while frame is not None:
@@ -130,7 +140,7 @@ class CallSites:
                 bits = bits_of[id(code)]
             except KeyError:
                 bits = self._classify(code)
-            if bits & _USER:
+            if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
                 return (code, frame.f_lasti)
             frame = frame.f_back
         return None
@@ -138,8 +148,11 @@ class CallSites:
     def inside_user(self, frame: FrameType | None) -> list[Point]:
         """Take the frames of others that the user's line has called, innermost first."""
         points: list[Point] = []
-        while frame is not None and not self._classify(frame.f_code) & _USER:
-            if not frame.f_code.co_filename.startswith(self._agent):
+        while frame is not None:
+            bits = self._classify(frame.f_code)
+            if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
+                break
+            if not frame.f_code.co_filename.startswith(self._agent) and not _is_stand_in(frame.f_code):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return points
@@ -149,13 +162,25 @@ class CallSites:
         points: list[Point] = []
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.startswith(self._sensors):
+            if _is_stand_in(frame.f_code):
+                pass
+            elif file.startswith(self._sensors):
                 while points and self._classify(points[-1][0]) & _PLUMBING:
                     points.pop()  # how a mode passed the call on
             elif not file.startswith(self._agent):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return tuple(points)
+
+    def _passes_on(self, frame: FrameType) -> bool:
+        """Is this handler, a mode's or a subclass's, just passing on the call that it was given?"""
+        key = (id(frame.f_code), frame.f_lasti)
+        known = self._passing.get(key)
+        if known is None:
+            if len(self._passing) >= _CACHE_LIMIT:
+                self._passing = {}
+            known = self._passing[key] = handlers.passes_on(frame.f_code, frame.f_lasti)
+        return known
 
     def _classify(self, code: CodeType) -> int:
         known = self._bits.get(id(code))
@@ -165,12 +190,16 @@ class CallSites:
             self._bits = {}  # another thread may be looking at the old one: it goes on with what it has
             self._alive = []
         bits = self._bits_of(code)
+        if bits & _USER and handlers.is_handler(code):
+            bits |= _HANDLER
         self._alive.append(code)
         self._bits[id(code)] = bits
         return bits
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
+        if _is_stand_in(code):
+            return _PLUMBING
         if file.startswith("<"):
             # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
             # <stdin> and notebook cells are the user's.
@@ -178,7 +207,7 @@ class CallSites:
             return _PLUMBING if generated or (file == "<string>" and _is_dunder(code.co_name)) else _USER
         if file.startswith(self._agent):
             return _PLUMBING
-        path = os.path.abspath(file)
+        path = _absolute(file)
         if path.startswith(self._torch):
             inside = path[len(self._torch[0]) :].replace(os.sep, "/")
             if inside.startswith(("optim/", "amp/grad_scaler.py")):
@@ -193,14 +222,14 @@ class CallSites:
         if path.startswith(self._installed) or "/torchinductor_" in path or "/dist-packages/" in path:
             return _LIBRARY
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-        if cache and path.startswith(os.path.abspath(cache) + os.sep):
+        if cache and path.startswith(_absolute(cache) + os.sep):
             return _LIBRARY  # generated by torch.compile
         return _PLUMBING if path.startswith(self._stdlib) else _USER
 
     def _is_chosen(self, path: str) -> bool:
         for entry in self._chosen:
             if os.sep in entry or entry.endswith(".py"):
-                chosen = os.path.abspath(entry)
+                chosen = _absolute(entry)
                 if path == chosen or path.startswith(chosen + os.sep):
                     return True
             elif belongs_to(path, entry):
@@ -219,20 +248,33 @@ class CallSites:
             if len(self._sites) >= _CACHE_LIMIT:
                 self._sites.clear()
             line = _line(code, offset)
-            source = linecache.getline(code.co_filename, line).strip() if line else ""
+            lines = source_lines(code.co_filename)
+            source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+            whole = statement_at(code, line) if source else ""
             known = self._sites[id(code), offset] = (
-                CallSite(code.co_filename, line, qualified_name(code), source),
+                CallSite(code.co_filename, line, qualified_name(code), source, "" if whole == source else whole),
                 code,
             )
         return known[0]
+
+
+def _is_stand_in(code: CodeType) -> bool:
+    return code.co_varnames[:1] == (STAND_IN,)
 
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # a relative one, and the working directory is gone
+        return path
+
+
 def _folders(*paths: str | None) -> tuple[str, ...]:
-    return tuple({os.path.abspath(path) + os.sep for path in paths if path})
+    return tuple({_absolute(path) + os.sep for path in paths if path})
 
 
 def _line(code: CodeType, offset: int) -> int:

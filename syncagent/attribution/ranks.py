@@ -12,7 +12,7 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Job", "Rank", "job", "read"]
+__all__ = ["Job", "Rank", "is_on_one_machine", "job", "parent", "read"]
 
 # torchrun and what copies it (Ray Train, Kubeflow), SLURM, Open MPI, MPICH, an indexed Kubernetes Job: the first that
 # is set and is a number wins.
@@ -74,8 +74,8 @@ def job(environment: Mapping[str, str] | None = None) -> Job:
     """
     environment = os.environ if environment is None else environment
     name = _named(environment)
-    if name is None and _is_on_one_machine(environment):
-        name = _parent(os.getpid())
+    if name is None and is_on_one_machine(environment):
+        name = parent()
     if name is None:
         return Job(None, None)
     return Job(name, "/".join((name, *(environment.get(part, "") for part in _ATTEMPT))))
@@ -99,9 +99,16 @@ def _resource(text: str) -> dict[str, str]:
     return {key.strip(): unquote(value.strip()) for key, _, value in pairs}
 
 
-def _is_on_one_machine(environment: Mapping[str, str]) -> bool:
+def is_on_one_machine(environment: Mapping[str, str] | None = None) -> bool:
+    """Does the launcher say that all ranks, of which there are several, are on this machine?"""
+    environment = os.environ if environment is None else environment
     world, local = _number(environment, _WORLD), _number(environment, _LOCAL_WORLD)
     return world is not None and world > 1 and world == local
+
+
+def parent() -> str | None:
+    """The process that started this one, as nothing else that ever ran is called; ``None`` where it cannot be known."""
+    return _parent(os.getpid())
 
 
 @functools.cache

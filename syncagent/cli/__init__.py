@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +12,11 @@ import click
 from syncagent._version import __version__
 from syncagent.cli import check, compare, cost, report, run, selftest
 from syncagent.errors import SyncAgentError
+from syncagent.printable import clean
+from syncagent.reading import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["main"]
 
@@ -64,27 +67,56 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
     """
     context: click.Context | None = None
     try:
-        with verbs.make_context("syncagent", words) as context:
+        with _any_text(), verbs.make_context("syncagent", words) as context:
             outcome: int | Callable[[], int] = verbs.invoke(context)
-        sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except click.exceptions.Exit as asked:
         return asked.exit_code
     except click.UsageError as error:
         return _refuse(error.format_message(), context)
     except SyncAgentError as error:
         return _refuse(str(error), context)
-    except BrokenPipeError:
-        # Nobody reads on (`| head`); what is still buffered must not raise again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # nobody reads on (`| head`)
+        _let_go_of_output()
         return _BROKEN_PIPE
+    except OSError as error:
+        _let_go_of_output()
+        return _refuse(f"the output cannot be written: {reason(error)}", context)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except Exception as error:  # Python's own exit code would be 1, which says that there is a finding
+        kind = type(error).__name__
+        return _refuse(f"an error of syncagent's own, which is worth a report: {kind}: {error}", context)
     return outcome
+
+
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """Write what standard output's encoding lacks as an escape; a script that runs here afterwards has it as it was."""
+    before = getattr(sys.stdout, "errors", None)
+    if before != "strict" or not hasattr(sys.stdout, "reconfigure"):
+        yield
+        return
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        sys.stdout.reconfigure(errors=before)
+
+
+def _let_go_of_output() -> None:
+    """What is still buffered must not raise again when the interpreter ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        pass  # closed, or none
 
 
 def _refuse(sentence: str, context: click.Context | None) -> int:
     verb = context.invoked_subcommand if context else None
     speaker = f"syncagent {verb}" if verb else "syncagent"
+    sentence = clean(" ".join(sentence.splitlines()))
     print(sentence if sentence.startswith("syncagent") else f"{speaker}: {sentence}", file=sys.stderr)
     return _WRONG_USAGE
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import click
+
+from syncagent.errors import SyncAgentError
+from syncagent.policy import gate
+from syncagent.report import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from syncagent.report.model import Report
 
 __all__ = ["command"]
 
@@ -20,7 +30,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str) -> flo
 
 
 @click.command("check", short_help="Fail if a report has sync sites that its baseline has not.")
-@click.argument("path", metavar="PATH")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("--baseline", required=True, metavar="BASE", help="The report whose sites are known.")
 @click.option(
     "--tolerance",
@@ -30,23 +40,46 @@ def _share(_context: click.Context, _option: click.Parameter, value: str) -> flo
     metavar="SHARE",
     help="How much more often a step a site may sync, as a share of the baseline's rate.",
 )
-def command(path: str, baseline: str, tolerance: float) -> int:
+def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
     """Fail if a report has sync sites that its baseline has not, or that sync more often a step.
 
-    PATH is a report's .json file, or a directory of several ranks'. The exit code is 1 where there is such a site.
+    PATH is a report's .json file, or a directory of several ranks'. The exit code is 1 where there is such a site, and
+    2 where the report cannot tell: its gate failed, syncs are missing, or the run saw no CUDA device. A line that was
+    reformatted, or whose text has changed a little, is the same site.
     """
-    from syncagent.report import changes, files, wording
+    from syncagent.report import changes, files
     from syncagent.report.compare import compare
 
-    comparison = compare(files.load_merged([baseline]), files.load_merged([path]), tolerance=tolerance)
+    known, report = files.load_merged([baseline]), files.load_merged(paths)
+    for reason in _unfit(report):
+        raise SyncAgentError(f"{', '.join(paths)} cannot be checked: {wording.clean(reason)}")
+    comparison = compare(known, report, tolerance=tolerance)
     findings = comparison.findings()
     for note in comparison.notes:
         print(f"note: {wording.clean(note)}")
     if not findings:
         print(f"No new or grown sites; {wording.plural(len(comparison.of('same')), 'known site')} unchanged.")
-        return 0
     for verdict in ("new", "grown"):
         some = [change for change in findings if change.verdict == verdict]
         if some:
             print(f"{wording.plural(len(some), 'site')} {verdict}\n{changes.render_changes(some)}")
-    return 1
+    changed = comparison.of("changed")
+    if changed:
+        print(f"{wording.plural(len(changed), 'known site')} changed a little\n{changes.render_changes(changed)}")
+    return 1 if findings else 0
+
+
+def _unfit(report: Report) -> Iterator[str]:
+    """Say why a report without a finding would prove nothing."""
+    if not report.run.ended:
+        yield "it is the capture of a process that did not end by itself; what it did not reach cannot be checked"
+    if report.run.gate == gate.FAILED:
+        whys = [note.removeprefix(gate.NOTE) for note in report.notes if note.startswith(gate.NOTE)]
+        yield f"the gate of its run did not hold ({'; '.join(whys) or 'for a reason that is not known'})"
+    if report.run.device is None:
+        yield "its run saw no CUDA device, so there was no host sync to see"
+    for sensor in report.sensors:
+        if sensor.name in {"kernels", "simulated"} and not sensor.live:
+            yield f"the sensor {sensor.name} was not live in its run"
+    if report.dropped:
+        yield f"{wording.plural(report.dropped, 'sync')} were dropped in its run, and their sites may be missing"

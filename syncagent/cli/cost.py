@@ -21,24 +21,47 @@ __all__ = ["command"]
     metavar="MS",
     help="A step's time without the profiler, to which the host's times are then scaled.",
 )
-def command(path: str, form: str, step_ms: float | None) -> int:
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0.1, max=1024.0),
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="How much memory it may take; the trace may be a quarter of that once it is unpacked.",
+)
+def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
     """Replay a trace of torch.profiler without its syncs, one, several and all, and say what a step gains.
 
     The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); functions are known where it was made with
     with_stack=True, and lines where their source is here. A report that was made with SYNCAGENT_COST=1 has its price
     already, which is shown.
     """
+    from syncagent.cli.memory import GIB, at_most
+    from syncagent.errors import SyncAgentError
+    from syncagent.reading import TooLargeError
+
+    advice = "allow more with --memory GIB"
+    try:
+        with at_most(round(memory * GIB), advice):
+            return _cost(path, form, step_ms, round(memory * GIB / 4))
+    except TooLargeError as error:
+        raise SyncAgentError(f"cannot read {path!r}: {error}; {advice}") from None
+
+
+def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
     from syncagent.cost import sites, text, trace
     from syncagent.cost.price import price
     from syncagent.errors import SyncAgentError
 
-    values = trace.load(path)
+    values = trace.load(path, most)
     if isinstance(values, dict) and "schema" in values and "traceEvents" not in values:
         return _of_report(path, values, form)
     try:
         found = price(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
     except ZeroDivisionError:
         raise SyncAgentError(f"{path!r} has steps that take no time") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise SyncAgentError(f"{path!r} is not a trace that torch.profiler wrote: {error}") from None
     if form == "json":
         print(json.dumps(found.to_dict(), indent=1))
     else:

@@ -13,6 +13,7 @@ import click
 
 from syncagent import config
 from syncagent.errors import SyncAgentError
+from syncagent.policy import gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ _ROOT = str(Path(config.__file__).resolve().parents[1])
 _PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
-    "policy_signal": "SIGNAL", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
+    "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
     "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
 }  # fmt: skip
 
@@ -52,7 +53,8 @@ def _option(setting: Field[Any]) -> click.Option:
         return text
 
     doc = setting.metadata["doc"]
-    default = "" if setting.default in (None, False, ()) else f"  [default: {setting.default}]"
+    shown = f"{setting.default:04o}" if setting.name == "file_mode" else setting.default
+    default = "" if setting.default in (None, False, ()) else f"  [default: {shown}]"
     help_ = f"{doc[0].upper()}{doc[1:]}.{default}"
     if kind == "bool":
         off = f"--no-{flag[2:]}"
@@ -85,14 +87,19 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    settled = config.load(environment=environment)  # a wrong setting, wherever it stands, is told before anything runs
+    # What is wrong, wherever it stands, is said before anything runs.
+    settled = config.load(environment=environment, script=None if module else words[0])
+    gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()
     sys.stdout.flush()
     sys.stderr.flush()
     if _is_installed() and hasattr(os, "fork"):
         arguments = ["-m", *words] if module else words
-        os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's own command line
+        try:
+            os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
+        except (OSError, ValueError) as error:  # a line that is too long, or a NUL in it
+            raise SyncAgentError(f"{sys.executable} cannot be started: {error}") from None
     return lambda: _run_here(list(words), environment, module=module)
 
 

@@ -10,11 +10,14 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from syncagent import reading
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["line_of"]
 
+_LARGEST = 16 * reading.MIB
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
@@ -43,10 +46,9 @@ def line_of(file: str, named: int, function: str, called: str) -> tuple[int, str
 @lru_cache(maxsize=64)
 def _source(file: str) -> tuple[ast.Module, list[str]] | None:
     try:
-        with open(file, encoding="utf-8") as stream:
-            text = stream.read()
+        text = reading.read(file, _LARGEST).decode("utf-8")
         return ast.parse(text), text.splitlines()
-    except (OSError, ValueError, SyntaxError, RecursionError):
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):  # the parser's word for too deep
         return None
 
 

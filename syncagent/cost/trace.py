@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import re
 import zlib
@@ -12,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from syncagent import reading
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
@@ -34,6 +33,10 @@ WAITS = {
 """Calls that wait, and for what."""
 _RECORD = frozenset({"cudaEventRecord", "cudaEventRecordWithFlags", "cuEventRecord"})
 _AWAIT = frozenset({"cudaStreamWaitEvent", "cuStreamWaitEvent"})
+
+
+MOST_BYTES = 1024 * reading.MIB
+"""Of a trace as JSON: some three million events, which take several times as much memory."""
 
 
 @dataclass(slots=True)
@@ -120,19 +123,25 @@ def read(path: str | Path) -> Trace:
     return from_values(load(name), name)
 
 
-def load(name: str) -> Any:
-    """Return the JSON in a file, gzipped or not."""
+def load(name: str, most: int = MOST_BYTES) -> Any:
+    """Return the JSON in a file, gzipped or not.
+
+    Raises :class:`~syncagent.reading.TooLargeError` where it has more than ``most`` bytes once it is unpacked.
+    """
     try:
-        with open(name, "rb") as stream:
-            content = stream.read()
+        content = reading.read(name, most)
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        return json.loads(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+            content = reading.unpacked(content, most)
+        return reading.from_json(content, strict=False)  # Kineto may write NaN for an occupancy
+    except EOFError:
         raise SyncAgentError(f"the trace {name!r} is cut off: its gzip stream has no end") from None
+    except zlib.error as error:
+        raise SyncAgentError(f"the trace {name!r} is cut off or damaged: it is not whole gzip ({error})") from None
+    except reading.TooLargeError:
+        raise
     except OSError as error:
-        raise SyncAgentError(f"cannot read {name!r}: {(error.strerror or str(error)).lower()}") from None
-    except (ValueError, RecursionError) as error:
+        raise SyncAgentError(f"cannot read {name!r}: {reading.reason(error)}") from None
+    except ValueError as error:
         raise SyncAgentError(f"{name!r} is not whole JSON, so it is cut off or no trace ({error})") from None
 
 
@@ -143,9 +152,26 @@ def from_values(values: Any, name: str) -> Trace:
         raise SyncAgentError(f"{name!r} is not a Chrome trace: it has no list of events")
     base_ns = values.get("baseTimeNanoseconds", 0) if isinstance(values, dict) else 0
     try:
-        return from_events(events, name, base_ns=base_ns)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SyncAgentError(f"{name!r} is not a trace that torch.profiler wrote: an event lacks {error}") from None
+        return from_events(events, name, base_ns=int(base_ns))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"an event lacks {error}" if isinstance(error, KeyError) else f"an event has a wrong value ({error})"
+        raise SyncAgentError(f"{name!r} is not a trace that torch.profiler wrote: {what}") from None
+
+
+def _number(value: Any) -> float:
+    """A time in µs; ``float`` takes texts such as "nan", and numbers that no clock shows."""
+    number = float(value)
+    if not abs(number) < _LARGEST:
+        raise ValueError(f"{number} is no time")
+    return number
+
+
+_LARGEST = 2.0**63
+
+
+def _span(event: Mapping[str, Any]) -> tuple[float, float]:
+    start, duration = _number(event["ts"]), _number(event["dur"])
+    return start, start + max(duration, 0.0)
 
 
 def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *, base_ns: int = 0) -> Trace:
@@ -172,10 +198,9 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
         categories.add(str(category))
         arguments = event.get("args") or {}
         if category in _OP_KINDS:
-            start = float(event["ts"])
-            stream = int(arguments["stream"])
+            start, end = _span(event)
+            stream, size = int(arguments["stream"]), int(arguments.get("bytes", 0))
             devices.add(arguments.get("device"))
-            end, size = start + float(event["dur"]), int(arguments.get("bytes", 0))
             ops[arguments["correlation"]].append(Op(stream, start, end, str(event["name"]), size))
         elif category in _CALL_KINDS:
             raw.append(event)
@@ -184,10 +209,9 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
             syncs[arguments["correlation"]] = arguments
         elif category == "overhead":
             if "Request" in str(event["name"]):  # flushes run on a thread of the profiler's
-                hiccups.append((float(event["ts"]), float(event["ts"]) + float(event["dur"])))
+                hiccups.append(_span(event))
         elif category in {"user_annotation", "cpu_op", "python_function"}:
-            start = float(event["ts"])
-            spans.append((start, start + float(event["dur"]), event["tid"], category, str(event["name"])))
+            spans.append((*_span(event), event["tid"], category, str(event["name"])))
     _refuse(name, categories, processes, devices, ops=bool(ops), calls=bool(raw))
     calls = sorted((_call(event, ops, syncs) for event in raw), key=lambda call: call.start)
     spans.sort(key=lambda span: (span[0], -span[1]))
@@ -222,9 +246,8 @@ def _refuse(name: str, categories: set[str], processes: set[Any], devices: set[A
 
 def _call(event: Mapping[str, Any], ops: Mapping[int, list[Op]], syncs: Mapping[int, Mapping[str, Any]]) -> Call:
     arguments = event.get("args") or {}
-    start = float(event["ts"])
     correlation = arguments.get("correlation", 0)
-    call = Call(start, start + float(event["dur"]), event["tid"], str(event["name"]), correlation)
+    call = Call(*_span(event), event["tid"], str(event["name"]), correlation)
     found = ops.get(correlation)
     if found:
         # A graph's launch has all of its kernels under one number.

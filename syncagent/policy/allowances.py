@@ -1,13 +1,13 @@
-"""What may pass by settings: lines, functions, files and modules, kinds, packs for libraries, and a baseline."""
+"""What may pass by settings: lines, functions, files and modules, kinds, packs for libraries; and the baseline."""
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.attribution.importable import belongs_to
 from syncagent.errors import ConfigError
+from syncagent.policy.baseline import Baseline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,22 +53,20 @@ class Allowances:
         self._entries = tuple(Entry.parse(text, f"allow: {text}") for text in settings.allow)
         for name in settings.allow_packs:
             self._entries += _pack(name)
-        self._known = _baseline(settings.baseline) if settings.baseline else frozenset()
-        self.by_site = bool(self._entries or self._known)
+        self.baseline = Baseline(settings.baseline) if settings.baseline else None
+        self.by_site = bool(self._entries or self.baseline)
         """Whether the lines of a sync have to be looked at."""
 
     def kind(self, kind: SyncKind) -> str | None:
         """Return the reason why every sync of that kind may pass."""
         return f"allow_kinds: {kind.value}" if kind.value in self.kinds else None
 
-    def sites(self, op: str, sites: Iterable[CallSite]) -> str | None:
+    def sites(self, sites: Iterable[CallSite]) -> str | None:
         """Return the reason why a sync may pass: ``sites`` are its lines in libraries, then the user's."""
         for site in sites:
             for entry in self._entries:
                 if entry.covers(site):
                     return entry.reason
-            if (op, _place(site.file), site.function, site.source) in self._known:
-                return "baseline"
         return None
 
 
@@ -95,19 +93,3 @@ def _pack(name: str) -> tuple[Entry, ...]:
     except ValueError as error:
         raise ConfigError(f"syncagent: setting allow_packs is {name!r}, but {error}") from None
     return tuple(Entry.parse(entry.where, f"pack {name}: {entry.reason}") for entry in entries)
-
-
-def _place(file: str) -> str:
-    return os.path.basename(file)
-
-
-def _baseline(path: str) -> frozenset[tuple[str, str, str, str]]:
-    """Read the sites of an earlier report; line numbers move, so a site is known by file, function and text."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            sites = json.load(stream)["sites"]
-        return frozenset((s["op"], _place(s["file"]), s["function"], s["source"]) for s in sites)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"syncagent: setting baseline is {path!r}, but it must be a report that syncagent saved as JSON ({error})."
-        ) from None

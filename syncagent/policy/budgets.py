@@ -5,7 +5,9 @@ The alternative to judging each sync by itself.  Allowed syncs do not count.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,9 +29,8 @@ class Budgets:
         self.has_window = self._share is not None
         """Whether a step's end means anything here."""
         self._window: deque[tuple[int, int]] = deque(maxlen=settings.stall_share_window)
-        self._step = -1
-        self._counted: dict[str, int] = {}
-        self._stalled_ns: dict[str, int] = {}
+        self._spent: dict[int, dict[str, _Spent]] = {}
+        """By step and by phase (or total)."""
         self._over_share: float | None = None
 
     @property
@@ -39,34 +40,36 @@ class Budgets:
 
     def before(self, phase: Phase, step: int) -> str | None:
         """Say which budget one more sync would break, as far as that is known before it waits."""
-        if step != self._step:
-            return next((_too_many(where, most, 1) for where, most in self._counts(phase) if most < 1), None)
+        spent = self._spent.get(step)
         for where, most in self._counts(phase):
-            if self._counted.get(where, 0) >= most:
-                return _too_many(where, most, self._counted.get(where, 0) + 1)
+            number = (spent[where].syncs if spent is not None and where in spent else 0) + 1
+            if number > most:
+                return _too_many(where, most, number)
         return None
 
     def after(self, phase: Phase, step: int, stall_ns: int) -> str | None:
         """Count a sync, and say which budget it has broken."""
-        if step != self._step:
-            self._step = step
-            self._counted.clear()
-            self._stalled_ns.clear()
-        for where in (phase.value, TOTAL):
-            self._counted[where] = self._counted.get(where, 0) + 1
-            self._stalled_ns[where] = self._stalled_ns.get(where, 0) + stall_ns
+        spent = self._spent.get(step)
+        if spent is None:
+            spent = self._begin(step)
+        places = (phase.value, TOTAL)
+        for where in places:
+            if where not in spent:
+                spent.setdefault(where, _Spent())
+        numbers = {where: spent[where].add(stall_ns) for where in places}
         for where, most in self._counts(phase):
-            if self._counted[where] > most:
-                return _too_many(where, most, self._counted[where])
-        for where in (phase.value, TOTAL):
+            if numbers[where] > most:
+                return _too_many(where, most, numbers[where])
+        for where in places:
             most_ms = self._stall_ms.get(where)
-            if most_ms is not None and self._stalled_ns[where] > most_ms * 1e6:
+            if most_ms is not None and (stalled_ns := spent[where].stalled_ns) > most_ms * 1e6:
                 return (
                     f"max_stall_ms_per_step allows {most_ms:g} ms{_of(where)}, "
-                    f"and this step has stalled {self._stalled_ns[where] / 1e6:.3g} ms"
+                    f"and this step has stalled {stalled_ns / 1e6:.3g} ms"
                 )
-        if self._over_share is not None:
-            share, self._over_share = self._over_share, None
+        share = self._over_share
+        if share is not None:
+            self._over_share = None
             return (
                 f"max_stall_share allows {self._share:.1%}, and the last {len(self._window)} steps stalled {share:.1%}"
             )
@@ -76,15 +79,51 @@ class Budgets:
         """Close a step; the window of ``max_stall_share`` moves on."""
         if self._share is None:
             return
-        stalled = self._stalled_ns.get(TOTAL, 0) if step == self._step else 0
-        self._window.append((lasted_ns, stalled))
-        if len(self._window) == self._window.maxlen:
-            whole = sum(lasted for lasted, _ in self._window)
-            share = sum(stalled for _, stalled in self._window) / whole if whole > 0 else 0.0
+        spent = self._spent.get(step, {}).get(TOTAL)
+        self._window.append((lasted_ns, spent.stalled_ns if spent is not None else 0))
+        window = tuple(self._window)
+        if len(window) == self._window.maxlen:
+            whole = sum(lasted for lasted, _ in window)
+            share = sum(stalled for _, stalled in window) / whole if whole > 0 else 0.0
             self._over_share = share if share > self._share else None
+
+    def _begin(self, step: int) -> dict[str, _Spent]:
+        """Make room for a step; the one before stays, since other threads may still be in it."""
+        spent = self._spent.setdefault(step, {})
+        for old in [known for known in tuple(self._spent) if abs(known - step) > 1]:
+            self._spent.pop(old, None)
+        return spent
 
     def _counts(self, phase: Phase) -> list[tuple[str, int]]:
         return [(where, self._syncs[where]) for where in (phase.value, TOTAL) if where in self._syncs]
+
+
+class _Spent:
+    """How many syncs there were and how long they stalled, counted by any number of threads without a lock.
+
+    Each thread adds to a sum of its own; the numbers that syncs get come from one counter.
+    """
+
+    __slots__ = ("_by_thread", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._by_thread: dict[int, tuple[int, int]] = {}
+
+    def add(self, stall_ns: int) -> int:
+        """Count one more and return its number."""
+        ident = get_ident()
+        syncs, stalled_ns = self._by_thread.get(ident, (0, 0))
+        self._by_thread[ident] = (syncs + 1, stalled_ns + stall_ns)
+        return next(self._numbers)
+
+    @property
+    def syncs(self) -> int:
+        return sum(syncs for syncs, _ in tuple(self._by_thread.values()))
+
+    @property
+    def stalled_ns(self) -> int:
+        return sum(stalled_ns for _, stalled_ns in tuple(self._by_thread.values()))
 
 
 def _too_many(where: str, most: int, count: int) -> str:

@@ -5,6 +5,7 @@ The only stage that may raise into the program.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.scopes import open_reason
+from syncagent.printable import clean, has_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from syncagent.attribution.callsite import Point, Where
     from syncagent.config import Settings
@@ -36,15 +38,29 @@ class Policy:
 
     def __init__(self, settings: Settings, recorder: Recorder, current_step: Callable[[], int]) -> None:
         self.budgets = Budgets(settings)
+        self._settings = settings
         self._allowances = Allowances(settings)
         self._warmup = settings.warmup_steps
         self._min_stall_ns = settings.min_stall_ms * 1e6
         self._every_thread = settings.judge_threads == "all"
         self._recorder = recorder
-        self._step = current_step
+        self._step = self._steps_done = current_step
         self._warned: set[tuple[str, CallSite | None]] = set()
         self._listed: dict[tuple[object, ...], tuple[str | None, object]] = {}
         self.mode = settings.policy
+
+    def for_region(self, mode: str, steps_done: Callable[[], int]) -> Policy:
+        """Return such a policy for one more region.
+
+        Its budgets are unspent, its warm-up counts by ``steps_done``, and it judges every thread that is covered.  What
+        has been read (a baseline, packs) and which lines have been warned of is shared.
+        """
+        policy = copy.copy(self)
+        policy.budgets = Budgets(self._settings)
+        policy._steps_done = steps_done
+        policy._every_thread = True
+        policy.mode = mode
+        return policy
 
     @property
     def mode(self) -> str:
@@ -76,7 +92,7 @@ class Policy:
         if where.marks & SET_UP:
             return "torch sets itself up"
         if allowances.by_site:
-            reason = self._reason_at(op, where, frame, state)
+            reason = self._reason_at(kind, where, frame, state)
             if reason is not None:
                 return reason
         if raises and self._is_judged(state):
@@ -108,13 +124,15 @@ class Policy:
             return
         place = (site.file, site.line) if site is not None else ("<unknown>", 0)
         text = _message(op, site, self._step(), stall_ns, broken, None)
+        if site is not None and has_controls(site.file + site.source):
+            place = (clean(site.file), 0)  # Python would print the line itself, escapes and all
         # Under -W error this raises, and goes on doing so: the line is not told of, but stopped at.
         warnings.warn_explicit(HostSyncWarning(text), HostSyncWarning, *place)
         self._warned.add((op, site))
 
     def _is_judged(self, state: ThreadState) -> bool:
         """Is it a thread that trains, after the warm-up?"""
-        if self._step() < self._warmup:
+        if self._steps_done() < self._warmup:
             return False
         if self._every_thread or state.trains:
             return True
@@ -123,17 +141,28 @@ class Policy:
         owner = owner_of_backward(state, self._recorder.internals, self._recorder.states)
         return owner is None or owner.trains
 
-    def _reason_at(self, op: str, where: Where, frame: FrameType | None, state: ThreadState) -> str | None:
+    def _reason_at(self, kind: SyncKind, where: Where, frame: FrameType | None, state: ThreadState) -> str | None:
         """Look up what lists and the baseline say; the same lines are asked about once."""
         points = self._points(where, frame, state)
-        key = (op, *((id(code), offset) for code, offset in points))
+        baseline = self._allowances.baseline
+        forward = self._recorder.forward_point(state) if baseline is not None else None
+        key = (kind, *((id(code), offset) for code, offset in points), forward and (id(forward[0]), forward[1]))
         known = self._listed.get(key)
         if known is None:
             if len(self._listed) >= _CACHE_LIMIT:
                 self._listed.clear()
+            reason = self._allowances.sites(self._lines(points))
+            if reason is None and baseline is not None:
+                user, library = where.user or where.library, where.library if where.user else None
+                if baseline.knows(kind, *map(self._with_code, (user, library, forward))):
+                    reason = "baseline"
             # The points keep alive the code objects whose ids are in the key.
-            known = self._listed[key] = (self._allowances.sites(op, self._lines(points)), points)
+            known = self._listed[key] = (reason, (points, forward))
         return known[0]
+
+    def _with_code(self, point: Point | None) -> tuple[CallSite, CodeType] | None:
+        site = self._recorder.sites.resolve(point)
+        return (site, point[0]) if point is not None and site is not None else None
 
     def _points(self, where: Where, frame: FrameType | None, state: ThreadState) -> list[Point]:
         """Return the lines from the sync out to the user's; in the backward pass the user's forward line as well."""
@@ -168,7 +197,7 @@ def _message(op: str, site: CallSite | None, step: int, stall_ns: int, broken: s
     where = f"{site.file}:{site.line} ({site.source or site.function})" if site is not None else "an unknown line"
     to_allow = f"SYNCAGENT_ALLOW={site.file}:{site.line}" if site is not None else "SYNCAGENT_ALLOW"
     did = f"made the host wait {stall_ns / 1e6:.3g} ms for the GPU" if stall_ns else "makes the host wait for the GPU"
-    return (
+    return clean(
         f"{op} {did} in step {step} at {where}{f': {broken}' if broken else ''}. "
         f'If it is wanted, allow it with `with syncagent.allow("reason"):` around the line'
         f"{f', SYNCAGENT_ALLOW_PACKS={pack}' if pack else ''} or {to_allow}."

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent import reading, signals
 from syncagent.log import log_once
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Remote"]
 
 _EVERY_S = 1.0
-_LONGEST = 64
+_LONGEST = 1024
+_SHOWN = 64
 
 
 class Remote:
@@ -45,6 +47,7 @@ class Remote:
         number = getattr(signal, self._signal)
         self._before = signal.signal(number, self._signalled)
         self._installed = number
+        signals.reset_in_children(number, self.stop)
 
     def stop(self) -> None:
         """Give the signal back, unless somebody else has taken it since."""
@@ -63,9 +66,14 @@ class Remote:
             return
         self._due_s = time.monotonic() + _EVERY_S
         try:
-            with open(self._file, encoding="utf-8", errors="replace") as stream:
-                text = stream.read(_LONGEST).strip().lower()
-        except OSError:
+            text = reading.read(self._file, _LONGEST).decode("utf-8", "replace").strip().lower()
+        except FileNotFoundError:
+            return  # nobody has said anything yet
+        except (OSError, ValueError) as error:
+            log_once(
+                f"policy-file-{error}", f"the policy file {self._file!r} cannot be read, and the policy stays: "
+                f"{reading.reason(error) if isinstance(error, OSError) else error}",
+            )  # fmt: skip
             return
         if text and text != self._text:
             self._text = text
@@ -73,7 +81,7 @@ class Remote:
                 self._change(text, f"the file {self._file}")
             else:
                 log_once(
-                    f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text!r}, "
+                    f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text[:_SHOWN]!r}, "
                     "but it must be one of observe, warn, raise; it stays as it is",
                 )  # fmt: skip
 

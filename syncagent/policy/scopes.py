@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from syncagent.recorder import Recorder
     from syncagent.records import ThreadState
 
-__all__ = ["allow", "open_reason", "open_scopes", "scopes_by_thread"]
+__all__ = ["allow", "enter", "forget", "leave", "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward"]
 
-Scopes = tuple["str | None", ...]
-"""Reasons of the blocks that are open, outermost first; ``None`` for a ``first_only`` block that was open before."""
+Scopes = tuple[Any, ...]
+"""What is open, outermost first: the reasons of ``allow`` blocks, ``None`` for a ``first_only`` block that was open
+before, and regions, which are no strings."""
 
 _OPEN: ContextVar[Scopes] = ContextVar("syncagent_allowed", default=())
 scopes_by_thread: dict[int, Scopes] = {}
@@ -31,30 +32,36 @@ _entered: dict[tuple[int, int], tuple[object, object]] = {}
 """Blocks with ``first_only`` that have been open once; the values keep alive what the ids in the keys are of."""
 
 open_scopes = _OPEN.get
-"""The blocks that are open on this thread or in this task; not those of ``backward()``'s caller."""
+"""What is open on this thread or in this task; not what ``backward()``'s caller has open."""
 
 
 class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
     """Syncs inside are wanted: they are recorded with the reason and never warned of or raised.
 
     A context manager and a decorator, of coroutines too; it holds for this thread or asyncio task, and for the autograd
-    threads of a ``backward()`` inside it.  One object may be open several times.  With ``first_only`` it holds only the
+    threads of a ``backward()`` inside it, in every region (a watch inside a watch) that is opened inside as well.  One
+    object may be open several times.  With ``first_only`` it holds only the
     first time that this ``with`` statement, or this decorated function, is entered in the process: for what may wait
     once, while it sets itself up.
     """
 
     def __init__(self, reason: str | None = None, *, first_only: bool = False) -> None:
-        self.reason = reason or "allowed"
+        self.reason = str(reason) if reason else "allowed"
         self.first_only = first_only
         self._function: Any = None
 
     def __enter__(self) -> Self:
         again = self.first_only and self._was_entered(sys._getframe(1))
-        _set((*_OPEN.get(), None if again else self.reason))
+        enter(None if again else self.reason)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        _set(_OPEN.get()[:-1])
+        # The newest block that is open: in a generator it may end while a region is open that began after it.
+        scopes = _OPEN.get()
+        for place in reversed(range(len(scopes))):
+            if scopes[place] is None or isinstance(scopes[place], str):
+                _set(scopes[:place] + scopes[place + 1 :])
+                return
 
     def __call__(self, function: Any) -> Any:
         scope = type(self)(self.reason, first_only=self.first_only)
@@ -85,6 +92,27 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
         return _entered.setdefault(key, mine) is not mine
 
 
+def enter(scope: Any) -> None:
+    """Open a scope on this thread or in this task."""
+    _set((*_OPEN.get(), scope))
+
+
+def leave(scope: Any) -> None:
+    """Close a region here, wherever it stands, and others that have ended: they may have been closed elsewhere."""
+    _set(tuple(s for s in _OPEN.get() if s is None or isinstance(s, str) or (s is not scope and s.is_open)))
+
+
+def forget(scope: Any) -> None:
+    """Have a scope that has ended stand for no thread any more, wherever it was closed."""
+    for ident, scopes in tuple(scopes_by_thread.items()):
+        if any(other is scope for other in scopes) and scopes_by_thread.get(ident) is scopes:
+            rest = tuple(other for other in scopes if other is not scope)
+            if rest:
+                scopes_by_thread[ident] = rest
+            else:
+                scopes_by_thread.pop(ident, None)
+
+
 def _set(scopes: Scopes) -> None:
     _OPEN.set(scopes)
     if scopes:
@@ -97,11 +125,12 @@ def open_reason(recorder: Recorder, state: ThreadState) -> str | None:
     """Return the innermost open block's reason, on an autograd thread that of ``backward()``'s caller."""
     scopes = _OPEN.get()
     if not scopes and scopes_by_thread:
-        scopes = _scopes_of_backward(recorder, state)
-    return next((reason for reason in reversed(scopes) if reason is not None), None) if scopes else None
+        scopes = scopes_of_backward(recorder, state)
+    return next((scope for scope in reversed(scopes) if isinstance(scope, str)), None) if scopes else None
 
 
-def _scopes_of_backward(recorder: Recorder, state: ThreadState) -> Scopes:
+def scopes_of_backward(recorder: Recorder, state: ThreadState) -> Scopes:
+    """Return what the caller of the ``backward()`` in which this thread works has open."""
     internals = recorder.internals
     if internals.graph_task() == -1:
         return ()

@@ -16,7 +16,7 @@ __all__ = ["render", "render_changes"]
 
 def render(comparison: Comparison) -> str:
     """Every site that changed, under a heading for each verdict, and how many did not."""
-    verdicts: tuple[Verdict, ...] = ("new", "grown", "shrunk", "gone")
+    verdicts: tuple[Verdict, ...] = ("new", "grown", "changed", "shrunk", "gone")
     blocks = [
         f"{wording.plural(len(changes), 'site')} {verdict}\n{render_changes(changes)}"
         for verdict in verdicts
@@ -54,6 +54,8 @@ def _paragraph(change: Change) -> str:
         lines[0] += f" in {wording.clean(change.function)}"
     if change.source:
         lines.append(f"    {wording.clean(change.source)}")
+    if change.was:
+        lines.append(f"    was: {wording.clean(' '.join(change.was.split()))}")
     if change.forward:
         lines.append(f"    forward {wording.clean(change.forward)}")
     if change.library:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import ConfigError
-from syncagent.report import wording
+from syncagent.report import origins, wording
 
 if TYPE_CHECKING:
     from syncagent.report.model import EventRow, Report, SiteRow
@@ -49,7 +49,12 @@ def trace(report: Report) -> dict[str, Any]:
     drawn.sort(key=lambda item: item["ts"])
     return {
         "displayTimeUnit": "ms",
-        "otherData": {"start_ns": str(zero_ns), "started": report.run.started, "simulated": report.run.simulated},
+        "otherData": {
+            "start_ns": str(zero_ns),
+            "started": report.run.started,
+            "simulated": report.run.simulated,
+            origins.KEY: origins.of_run(report.run).to_dict(),
+        },
         "traceEvents": [*_names(report, threads), *drawn],
     }
 
@@ -65,6 +70,10 @@ def _slice(event: EventRow, site: SiteRow | None, zero_ns: int, track: int, cwd:
             args["forward"] = wording.place(site.forward.file, site.forward.line, cwd)
         if site.library:
             args["library"] = wording.place(site.library.file, site.library.line, cwd)
+        if site.stack:
+            args["stack of the longest"] = [
+                f"{wording.place(frame.file, frame.line, cwd)} {frame.function}" for frame in site.stack
+            ]
     return {
         "ph": "X",
         "cat": site.kind if site else "other",

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from syncagent import sites
 from syncagent.report import wording
 from syncagent.report.decode import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable
 
     from syncagent.report.model import Line, Report, SiteRow
+    from syncagent.sites import LineKey, SiteKey
 
 __all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
 
-Verdict = Literal["new", "grown", "shrunk", "gone", "same"]
+Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Change:
     library: str | None
     old: Measure | None
     new: Measure | None
+    was: str | None = None
+    """Where a little of the text is another now: what it was."""
 
     @property
     def latest(self) -> Measure:
@@ -77,7 +81,7 @@ class StepChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Every site of two reports, worst first within a verdict: new, grown, shrunk, gone, same."""
+    """Every site of two reports, worst first within a verdict: new, grown, changed, shrunk, gone, same."""
 
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
@@ -90,7 +94,7 @@ class Comparison:
         return tuple(change for change in self.changes if change.verdict in verdicts)
 
     def findings(self) -> tuple[Change, ...]:
-        """New and grown sites that nothing allows: what a check fails on."""
+        """New and grown sites that nothing allows: what a check fails on.  A site that has changed is none."""
         return tuple(change for change in self.of("new", "grown") if change.new and not change.new.allowed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,39 +102,51 @@ class Comparison:
         return {"schema": 1, **encode(self)}
 
 
-_ORDER: tuple[Verdict, ...] = ("new", "grown", "shrunk", "gone", "same")
+_ORDER: tuple[Verdict, ...] = ("new", "grown", "changed", "shrunk", "gone", "same")
 
 
 def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
-    """Match the sites of two reports by op, file, function and text of the line, since line numbers move.
+    """Match the sites of two reports by the key of :mod:`syncagent.sites`: neither line numbers nor ops are in it.
+
+    A site with no match has changed where one that is gone has the same kind, files and functions, and much the same
+    text; each site that is gone serves once.
 
     A site has grown when it syncs more often a step, by more than ``tolerance`` of what it was; where one of the
     reports has no steps, when it syncs more often at all.  A site that syncs less than once a step (set-up, logging)
     must also have a greater count, or every longer or shorter run would seem to change it.  Stalls are shown but decide
-    nothing: they differ from machine to machine.
+    nothing: they differ from machine to machine.  Nor do copies that waited only by the driver's state.
     """
-    before, after = _measures(old), _measures(new)
+    named, named_now = sites.naming(old.run.home, new.run.home)
+    before, after = _measures(old, named), _measures(new, named_now)
+    changed = sites.pair([key for key in before if key not in after], [key for key in after if key not in before])
+    for key, earlier in changed.items():
+        before[key] = before.pop(earlier)
     changes = []
     for key in dict.fromkeys((*before, *after)):
-        site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
+        (site, *_), cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
         was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
-        changes.append(_change(site, cwd, was, now, tolerance))
+        earlier_site = before[key][0][0] if key in changed else None
+        changes.append(_change(site, cwd, was, now, tolerance, earlier_site))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
     return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
 
 
-_ABSENT = (None, None)
-_Measures: TypeAlias = "dict[Hashable, tuple[SiteRow, Measure]]"
+_ABSENT: tuple[tuple[()], None] = ((), None)
+_Measures: TypeAlias = "dict[SiteKey, tuple[tuple[SiteRow, ...], Measure]]"
 
 
-def _measures(report: Report) -> _Measures:
+def _measures(report: Report, named: Callable[[Any], LineKey]) -> _Measures:
     """Sites by what does not move; several with the same key (the same text twice in a function) are added up."""
     found: _Measures = {}
-    cwd = report.run.cwd
     for site in report.sites:
-        key = _site_key(site, cwd)
-        first, seen = found.get(key, (site, None))
-        found[key] = (first, _measure(site) if seen is None else _sum(seen, _measure(site)))
+        if site.conditional:
+            continue
+        key = site.key(named)
+        if key in found:
+            rows, seen = found[key]
+            found[key] = ((*rows, site), _sum(seen, _measure(site)))
+        else:
+            found[key] = ((site,), _measure(site))
     return found
 
 
@@ -170,13 +186,11 @@ def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolera
     was, now = _step_ms(old), _step_ms(new)
     if was is None or now is None:
         return None
-    cwd = old.run.cwd
     fewer: dict[int, float] = {}
-    for site in old.sites:
-        key = _site_key(site, cwd)
-        part = _fewer_by(before[key][1], after.get(key, _ABSENT)[1])
+    for key, (rows, measure) in before.items():
+        part = _fewer_by(measure, after.get(key, _ABSENT)[1])
         if part > tolerance:
-            fewer[site.id] = part
+            fewer |= dict.fromkeys((row.id for row in rows), part)
     if old.cost is None or old.cost.abstained is not None:
         return StepChange(was, now, None)
     gone = {site for site, part in fewer.items() if part == 1.0}
@@ -200,20 +214,12 @@ def _fewer_by(was: Measure, now: Measure | None) -> float:
     return 1.0 - now.per_step / was.per_step if was.per_step and now.per_step is not None else 0.0
 
 
-def _site_key(site: SiteRow, cwd: str) -> Hashable:
-    return (site.op, _key(site, cwd), _key(site.forward, cwd), _key(site.library, cwd))
-
-
-def _key(line: Line | SiteRow | None, cwd: str) -> Hashable:
-    if line is None:
-        return None
-    # Without its text (a notebook's cell, a line made by exec) only the number tells one line from another.
-    return (wording.short_path(line.file, cwd), line.function, line.source or line.line)
-
-
-def _change(site: SiteRow, cwd: str, was: Measure | None, now: Measure | None, tolerance: float) -> Change:
+def _change(
+    site: SiteRow, cwd: str, was: Measure | None, now: Measure | None, tolerance: float, earlier: SiteRow | None
+) -> Change:
+    verdict = _verdict(was, now, tolerance)
     return Change(
-        verdict=_verdict(was, now, tolerance),
+        verdict="changed" if earlier is not None and verdict != "grown" else verdict,
         op=site.op,
         file=wording.short_path(site.file, cwd),
         function=site.function,
@@ -222,7 +228,19 @@ def _change(site: SiteRow, cwd: str, was: Measure | None, now: Measure | None, t
         library=_told(site.library, cwd),
         old=was,
         new=now,
+        was=_text(earlier, site) if earlier is not None else None,
     )
+
+
+def _text(earlier: SiteRow, site: SiteRow) -> str:
+    """What the text that has changed was: the user's, else the library's or the forward line's."""
+    pairs = ((earlier, site), (earlier.library, site.library), (earlier.forward, site.forward))
+    changed = (one for one, other in pairs if one and other and _whole(one) != _whole(other))
+    return _whole(next(changed, earlier))
+
+
+def _whole(line: Line | SiteRow) -> str:
+    return line.statement or line.source
 
 
 def _told(line: Line | None, cwd: str) -> str | None:
@@ -254,6 +272,12 @@ def _moved(was: float, now: float, tolerance: float) -> Verdict:
 
 def _notes(old: Report, new: Report) -> list[str]:
     notes = []
+    conditional = sum(site.count for site in new.sites if site.conditional)
+    if conditional:
+        notes.append(
+            f"left out: {wording.plural(conditional, 'sync')} that depended on the driver's state alone: another run "
+            "need not have them"
+        )
     if old.run.simulated != new.run.simulated:
         notes.append("one of the two runs was on a simulated device: compare counts, not stalls")
     elif old.run.device != new.run.device:

@@ -43,9 +43,9 @@ def decode(kind: type[T], values: Any, *, schema: int, name: str) -> T:
         raise SyncAgentError(f"{name} is not a syncagent report: it is not an object with keys")
     if "schema" not in values:
         raise SyncAgentError(f'{name} is not a syncagent report: it has no key "schema"')
-    if values["schema"] != schema:
+    if type(values["schema"]) is not int or values["schema"] != schema:
         raise SyncAgentError(
-            f"{name} has schema {values['schema']!r}, but this version of syncagent reads schema {schema} only"
+            f"{name} has schema {_shown(values['schema'])}, but this version of syncagent reads schema {schema} only"
         )
     try:
         decoded: T = _decode(kind, values, "")
@@ -77,11 +77,39 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise _MismatchError(f"{where} should be a list")
         return tuple(_decode(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise _MismatchError(f"{where} should be {_NAMES[kind]}")
-    return value
+    if kind is str:
+        return _text(value)
+    if kind is not bool:
+        _check_range(kind, value, where)
+    return kind(value)
+
+
+def _check_range(kind: type, value: float, where: str) -> None:
+    """Python's JSON has numbers of any length, and 1e999 is infinite: neither can be counted or drawn with."""
+    if not -_LARGEST <= value <= _LARGEST:
+        raise _MismatchError(f"{where} is out of range")
+    if kind is int and value < 0 and where.rpartition(".")[2] not in _SIGNED:
+        raise _MismatchError(f"{where} is a count, and cannot be negative")
+
+
+_LARGEST = 2**63
+_SIGNED = frozenset({"id", "site", "step", "start_ns", "end_ns"})
+"""Whole numbers that are no counts; a program may give its steps any number."""
+
+
+def _text(value: str) -> str:
+    """Names of files may hold bytes that are not UTF-8; what stands for them cannot be printed."""
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _shown(value: object) -> str:
+    shown = repr(value) if isinstance(value, (str, int, float, type(None))) else f"of type {type(value).__name__}"
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+
+_LONGEST = 40
 
 
 def _decode_fields(kind: Any, value: Any, where: str) -> Any:

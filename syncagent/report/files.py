@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncagent import reading, storage
+from syncagent.attribution import processes
+from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
-from syncagent.report.merge import merge
+from syncagent.log import log_once
+from syncagent.report import captured, origins, places, together
 from syncagent.report.model import Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["destination", "load", "load_merged", "render", "save", "suffix_format", "write_atomically"]
+__all__ = [
+    "destination", "load", "load_merged", "output_format", "render", "save", "save_beside", "suffix_format",
+    "write_atomically",
+]  # fmt: skip
 
 # The longer suffix first: ".trace.json" also ends in ".json".
 _FORMATS = {".trace.json": "trace", ".json": "json", ".html": "html", ".sarif": "sarif"}
@@ -28,7 +36,7 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
     """
     given = os.fspath(path)
     filled = given.replace("{rank}", str(rank or 0)).replace("{pid}", str(os.getpid()))
-    if filled.endswith("/") or (filled and Path(filled).is_dir()):
+    if filled.endswith("/") or os.path.isdir(filled):
         return Path(filled) / f"rank{rank or 0}.json", "json"
     form = suffix_format(filled)
     if form:
@@ -43,6 +51,17 @@ def suffix_format(path: str | Path) -> str | None:
     """The format that a file's name asks for; ``None`` where it asks for none."""
     name = Path(path).name
     return next((form for suffix, form in _FORMATS.items() if name.endswith(suffix) and name != suffix), None)
+
+
+def output_format(path: str | Path) -> str:
+    """The format that the name of an output asks for; raises ``ConfigError`` where it asks for none that there is."""
+    form = "text" if Path(path).suffix == ".txt" else suffix_format(path)
+    if form is None:
+        raise ConfigError(
+            f"the name {os.fspath(path)!r} does not say which format to write: it has to end in .txt, .json, .html, "
+            ".sarif or .trace.json, or --format has to say it"
+        )
+    return form
 
 
 def render(report: Report, form: str) -> str:
@@ -62,51 +81,114 @@ def render(report: Report, form: str) -> str:
     return _one_row_a_line(report.to_dict())
 
 
-def save(report: Report, path: str | Path) -> Path:
-    """Write a report; see ``Report.save``."""
+def save(report: Report, path: str | Path, *, mode: int | None = None) -> Path:
+    """Write a report; see ``Report.save``.  Without a ``mode``, it is the one that the environment says."""
+    saved = save_beside(report, path, mode=mode)
+    assert saved is not None
+    return saved
+
+
+def save_beside(report: Report, path: str | Path, *, mode: int | None = None, may_add: bool = True) -> Path | None:
+    """As :func:`save`; ``None`` where another process of the run has the name already and none must be added."""
+    mode = file_mode() if mode is None else mode
     file, form = destination(path, report.run.rank)
-    write_atomically(file, render(report, form))
-    return file
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write through a temporary file beside it, so that no reader ever sees half of it.  Missing folders are made."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    if report.run.process != processes.process_id():  # of another process, merged, or made by hand: saved as asked
+        write_atomically(file, render(report, form), mode=mode)
+        return file
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files may hold bytes that are not UTF-8; an escape in the report beats no report.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(file)
-    except OSError as error:
-        if file.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}") from None
+        placed = places.place(
+            file,
+            origins.of_run(report.run),
+            lambda part: render(replace(report, run=replace(report.run, part=part)), form),
+            mode=mode,
+            may_add=may_add,
+        )
+    except (OSError, ValueError) as error:
+        raise _unwritable(file, error) from None
+    if placed is None:
+        return None
+    if placed[1]:
+        log_once(
+            f"part-{placed[0]}",
+            "the report has a number in its name: another process of this run has saved its own without",
+            level="info",
+            report=placed[0],
+            other=file,
+        )
+    return placed[0]
+
+
+def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE) -> None:
+    """Write a file for its reader; what is wrong with its path is one sentence."""
+    try:
+        storage.write_atomically(file, text, mode=mode)
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
+    return ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}")
 
 
 def load(path: str | Path) -> Report:
     """Read one report file; whatever is wrong with it is said in one sentence."""
     name = os.fspath(path)
     try:
-        values = json.loads(Path(path).read_bytes())
+        content = reading.read(path, reading.REPORT_BYTES)
+        if captured.is_capture(content):
+            return captured.read(Path(path), content)
+        values = reading.from_json(content)
     except OSError as error:
         raise SyncAgentError(f"cannot read the report {name!r}: {_reason(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        if content.startswith(b'{"resourceSpans":'):
+            raise SyncAgentError(
+                f"{name!r} is a journal of spans, for an OpenTelemetry Collector, not a report"
+            ) from None
         raise SyncAgentError(f"{name!r} is not a syncagent report: it is not whole JSON ({error})") from None
     return Report.from_dict(values, name=repr(name))
 
 
 def load_merged(paths: Sequence[str | Path]) -> Report:
-    """Read reports of several ranks as one; a directory stands for all reports in it."""
-    files: list[Path] = []
+    """Read the reports of one run as one.
+
+    A directory stands for all reports in it; a file, also for those beside it that other processes of the same run have
+    saved under its name with a number.
+    """
+    found: list[together.Found] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.glob("*.json") if not file.name.endswith(".trace.json"))
-            if not inside:
-                raise SyncAgentError(f"there is no report in the directory {os.fspath(path)!r}: it has no .json file")
-            files += inside
+        if os.path.isdir(path):  # unlike Path.is_dir, never an error
+            found += _in_folder(path)
         else:
-            files.append(path)
-    return merge([load(file) for file in files])
+            found += _with_parts(path)
+    return together.add_up(found)
+
+
+def _in_folder(folder: Path) -> list[together.Found]:
+    """Its reports; where it has none, those of the run whose captures are the newest."""
+    reports = sorted(file for file in folder.glob("*.json") if not file.name.endswith(".trace.json"))
+    if reports:
+        return [(file, load(file)) for file in reports]
+    captures = [file for file in sorted(folder.glob("*.jsonl")) if origins.origin_of(file) is not None]
+    if not captures:
+        raise SyncAgentError(f"there is no report in the directory {os.fspath(folder)!r}: it has no .json file")
+    newest, others = together.newest_run([(file, load(file)) for file in captures])
+    if others:
+        file, report = newest[0]
+        note = f"of the newest run; {others:,} captures of earlier runs in {os.fspath(folder)!r} are left out"
+        newest[0] = file, replace(report, notes=(*report.notes, note))
+    return newest
+
+
+def _with_parts(file: Path) -> list[together.Found]:
+    report = load(file)
+    found = [(file, report)]
+    origin = origins.of_run(report.run)
+    for part in places.parts_of(file):
+        other = origins.origin_of(part)
+        if other is not None and other.part and origins.same_run(origin, other):
+            found.append((part, load(part)))
+    return found
 
 
 def _one_row_a_line(values: dict[str, Any]) -> str:
@@ -121,7 +203,7 @@ def _one_row_a_line(values: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, FileExistsError):
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
         return "a folder in this path is a file"
-    return (error.strerror or str(error)).lower()
+    return reading.reason(error) if isinstance(error, OSError) else str(error)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from syncagent.report import costs, wording
+from syncagent.report import costs, origins, wording
 from syncagent.report.model import Line
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="{key}" content="{origin}">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
 script-src 'unsafe-inline'">
 <title>{title}</title>
@@ -46,7 +48,13 @@ def render(report: Report) -> str:
     facts = [
         run.device or "no device",
         f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
-        wording.plural(len(run.ranks), "rank") if run.ranks else "" if run.rank is None else f"rank {run.rank}",
+        f"{run.processes:,} processes"
+        if run.processes
+        else wording.plural(len(run.ranks), "rank")
+        if run.ranks
+        else ""
+        if run.rank is None
+        else f"rank {run.rank}",
         run.host,
         f"torch {run.torch}" if run.torch else "",
         f"CUDA {run.cuda}" if run.cuda else "",
@@ -55,6 +63,8 @@ def render(report: Report) -> str:
     ]
     warning = "Simulated device: every time on this page is a CPU's, not a GPU's."
     return _PAGE.format(
+        key=origins.KEY,
+        origin=escape(json.dumps(origins.of_run(run).to_dict())),
         title=_text(f"{script}: host syncs"),
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
@@ -170,6 +180,9 @@ def _where(report: Report, site: SiteRow) -> str:
     told = " · ".join(f"{name} {_text(value)}" for name, value in facts if value)
     if told:
         parts.append(f"<div><small>{told}</small></div>")
+    if site.stack:
+        frames = "".join(_line(frame, cwd) for frame in site.stack)
+        parts.append(f"<details><summary>stack of the longest, innermost first</summary>{frames}</details>")
     if site.advice:
         parts.append(f'<div class="advice">→ {_text(site.advice)}</div>')
     return "".join(parts)

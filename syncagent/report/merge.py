@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from syncagent.report.model import CostRow, OpRow, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
+from syncagent.report.model import CostRow, OpRow, OpShare, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
+from syncagent.sites import naming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-__all__ = ["merge", "site_key"]
+    from syncagent.sites import LineKey
+
+__all__ = ["merge"]
 
 
-def site_key(site: SiteRow) -> Hashable:
-    """What makes two rows the same site: op, call, kind, phase, the line, and in backward and libraries their lines."""
-    return (
-        (site.op, site.api, site.kind, site.file, site.line, site.phase),
-        site.forward and (site.forward.file, site.forward.line),
-        site.library and (site.library.file, site.library.line),
-    )
+def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
+    """What makes two rows the same: the site's key, the number of its lines, and whether gates count it."""
+    lines = (site.line, site.forward and site.forward.line, site.library and site.library.line)
+    return (site.key(named), lines, site.conditional)
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -28,18 +29,23 @@ def merge(reports: Sequence[Report]) -> Report:
     Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
     the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
     the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
-    counts as the rank of its place in the sequence.
+    counts as the rank of its place in the sequence, or as the first one that is free.
     """
     if not reports:
         raise ValueError("merge needs a report")
     if len(reports) == 1:
         return reports[0]
-    ranked = [(index if part.run.rank is None else part.run.rank, part) for index, part in enumerate(reports)]
+    ranked = _ranked(reports)
+    processes = sum(part.run.processes or max(len(part.run.ranks), 1) for part in reports)
+    is_one_a_rank = all(part.run.processes == 0 and (part.run.ranks or part.run.rank is not None) for part in reports)
     ids: dict[Hashable, int] = {}
+    keys: dict[tuple[int, int], Hashable] = {}
     for part in reports:
+        named, _ = naming(part.run.home, reports[0].run.home)
         for site in part.sites:
-            ids.setdefault(site_key(site), len(ids))
-    new_id = {(id(part), site.id): ids[site_key(site)] for part in reports for site in part.sites}
+            keys[id(part), site.id] = key = _same(site, named)
+            ids.setdefault(key, len(ids))
+    new_id = {row: ids[key] for row, key in keys.items()}
     return Report(
         run=replace(
             reports[0].run,
@@ -51,7 +57,13 @@ def merge(reports: Sequence[Report]) -> Report:
             pid=None,
             steps=max(part.run.steps for part in reports),
             simulated=any(part.run.simulated for part in reports),
-            ranks=tuple(sorted({rank for rank, _ in ranked})),
+            ranks=(ranks := tuple(sorted({rank for rank, _ in ranked}))),
+            part=0,
+            process="",
+            run_id=reports[0].run.run_id if len({part.run.run_id for part in reports}) == 1 else "",
+            processes=0 if is_one_a_rank and processes == len(ranks) else processes,
+            ended=all(part.run.ended for part in reports),
+            gate=_merge_gates([part.run.gate for part in reports]),
         ),
         sensors=_merge_sensors(reports),
         overhead=Overhead(
@@ -66,7 +78,7 @@ def merge(reports: Sequence[Report]) -> Report:
             step_ms=_known_sum(part.totals.step_ms for part in reports),
             step_stall_ms=_known_sum(part.totals.step_stall_ms for part in reports),
         ),
-        sites=_merge_sites(ranked, ids),
+        sites=_merge_sites(ranked, keys, ids),
         ops=_merge_ops(reports),
         notes=tuple(_distinct(note for part in reports for note in part.notes)),
         events=tuple(
@@ -79,11 +91,31 @@ def merge(reports: Sequence[Report]) -> Report:
     )
 
 
-def _merge_sites(ranked: Sequence[tuple[int, Report]], ids: dict[Hashable, int]) -> tuple[SiteRow, ...]:
+def _ranked(reports: Sequence[Report]) -> list[tuple[int, Report]]:
+    taken = {part.run.rank for part in reports}
+    ranked = []
+    for index, part in enumerate(reports):
+        rank = part.run.rank
+        if rank is None:
+            rank = next(number for number in itertools.chain([index], itertools.count()) if number not in taken)
+            taken.add(rank)
+        ranked.append((rank, part))
+    return ranked
+
+
+def _merge_gates(gates: Sequence[str | None]) -> str | None:
+    """A gate holds only where it held in every rank."""
+    asked = {gate for gate in gates if gate is not None}
+    return "failed" if asked - {"held"} else "held" if asked else None
+
+
+def _merge_sites(
+    ranked: Sequence[tuple[int, Report]], keys: Mapping[tuple[int, int], Hashable], ids: Mapping[Hashable, int]
+) -> tuple[SiteRow, ...]:
     groups: dict[Hashable, list[tuple[int, SiteRow]]] = {}
     for rank, part in ranked:
         for site in part.sites:
-            groups.setdefault(site_key(site), []).append((rank, site))
+            groups.setdefault(keys[id(part), site.id], []).append((rank, site))
     steps = sum(part.run.steps for _, part in ranked)
     return tuple(_merge_site(rows, steps, ids[key]) for key, rows in groups.items())
 
@@ -95,8 +127,13 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
     for rank, site in rows:
         seen = shares.get(rank, RankShare(rank, 0, 0.0))
         shares[rank] = RankShare(rank, seen.count + site.count, seen.stall_ms + site.stall_ms)
+    ops = _merge_shares(sites)
+    longest = max(sites, key=lambda site: site.stall_ms)
     return replace(
-        sites[0],
+        longest,
+        op=ops[0].op,
+        api=ops[0].api,
+        ops=ops,
         id=row_id,
         count=count,
         per_step=count / steps if steps else None,
@@ -113,7 +150,20 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
         ranks=tuple(shares[rank] for rank in sorted(shares)),
+        stack=max(sites, key=lambda site: (bool(site.stack), site.stall_ms_max)).stack,
     )
+
+
+def _merge_shares(sites: Sequence[SiteRow]) -> tuple[OpShare, ...]:
+    """Return the part of each op; a report of an earlier version has one op in a row."""
+    found: dict[tuple[str, str | None], OpShare] = {}
+    for site in sites:
+        for share in site.ops or (OpShare(site.op, site.api, site.count, site.stall_ms),):
+            seen = found.get((share.op, share.api), OpShare(share.op, share.api, 0, 0.0))
+            found[share.op, share.api] = replace(
+                seen, count=seen.count + share.count, stall_ms=seen.stall_ms + share.stall_ms
+            )
+    return tuple(sorted(found.values(), key=lambda share: (-share.stall_ms, -share.count)))
 
 
 def _merge_ops(reports: Sequence[Report]) -> tuple[OpRow, ...]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncagent.report.decode import decode, encode
+from syncagent.sites import Home, LineKey, SiteKey, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EventRow",
     "Line",
     "OpRow",
+    "OpShare",
     "OrderRow",
     "Overhead",
     "RankShare",
@@ -59,6 +61,30 @@ class RunInfo:
     pid: int | None = None
     ranks: tuple[int, ...] = ()
     """The ranks that a merged report is made of; empty in a report of one process."""
+    gate: str | None = None
+    """Whether the gate that was asked for was in force for all of the run: ``held`` or ``failed``, with the reasons in
+    ``notes``; ``None`` where none was asked for."""
+    folder: str = ""
+    """The script's folder, from which sites are named."""
+    project: str = ""
+    """The folder of the project that the script is in, where it looks like one; see :mod:`syncagent.sites`."""
+    run_id: str = ""
+    """What all processes of one run share, and those of no other; empty where it is not known."""
+    process: str = ""
+    """A random name of the process, unlike that of any other."""
+    part: int = 0
+    """The number in the name of the file, where another process of the run had the name without one."""
+    processes: int = 0
+    """How many processes a merged report is made of, where they are not one for each rank; else 0."""
+    ended: bool = True
+    """False where the process did not end by itself, so that this is what its capture held."""
+    settings_file: str | None = None
+    """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
+
+    @property
+    def home(self) -> Home:
+        """From where its files are named."""
+        return Home(self.project, self.folder, self.cwd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +130,18 @@ class Line:
     line: int
     function: str
     source: str
+    statement: str = ""
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpShare:
+    """One op's part of a site."""
+
+    op: str
+    api: str | None
+    count: int
+    stall_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +155,10 @@ class RankShare:
 
 @dataclass(frozen=True, slots=True)
 class SiteRow:
-    """All syncs of one op, kind and phase at one line.
+    """All syncs of one kind at one line.
 
-    ``file`` is empty and ``line`` 0 where the line is not known.
+    ``file`` is empty and ``line`` 0 where the line is not known.  ``op``, ``api`` and ``phase`` are those that stalled
+    longest.
     """
 
     op: str
@@ -161,11 +200,23 @@ class SiteRow:
     """Names of the threads it was seen in, the first four."""
     allowed_count: int = 0
     violations: int = 0
-    """How many of them the policy warned of or raised after the wait."""
+    """How many of them the policy warned of or raised at; what it stopped before the wait has a stall of 0."""
     step_stall_ms: float | None = None
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()
     """The parts of a merged site; empty in a report of one process."""
+    statement: str = ""
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
+    ops: tuple[OpShare, ...] = ()
+    """All ops that waited there, the longest stall first."""
+    conditional: bool = False
+    """Whether they waited only by the driver's state, which another run need not find; no gate counts them."""
+    stack: tuple[Line, ...] = ()
+    """The whole stack of its longest sync, innermost first, where stacks were asked for."""
+
+    def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
+        """Return what the site is known by, its lines named by one of :func:`syncagent.sites.naming`."""
+        return key_of(self.kind, self, self.library, self.forward, named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +323,7 @@ class Report:
         """Share of step time that the site stalled; of the run's duration where no step was marked."""
         if self.totals.step_ms and site.step_stall_ms is not None:
             return site.step_stall_ms / self.totals.step_ms
-        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), 1)
+        whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), self.run.processes, 1)
         return site.stall_ms / whole_ms if whole_ms > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +346,8 @@ class Report:
         """Write the report in the format that the suffix names and return where it went.
 
         The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
-        a directory gets ``rank{rank}.json``.
+        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own there, the name
+        gets a number: ``x.1.json``.
         """
         from syncagent.report import files
 

@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from syncagent._version import __version__
 from syncagent.event import SyncKind
-from syncagent.report import wording
+from syncagent.report import origins, wording
+from syncagent.sites import line_key
 
 if TYPE_CHECKING:
-    from syncagent.report.model import Line, Report, SiteRow
+    from syncagent.report.model import Line, Report, RunInfo, SiteRow
 
 __all__ = ["log"]
 
@@ -52,7 +53,12 @@ def log(report: Report) -> dict[str, Any]:
                 **roots,
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(report, site) for site in report.sites],
-                "properties": {"simulated": run.simulated, "steps": run.steps, "dropped": report.dropped},
+                "properties": {
+                    "simulated": run.simulated,
+                    "steps": run.steps,
+                    "dropped": report.dropped,
+                    origins.KEY: origins.of_run(run).to_dict(),
+                },
             }
         ],
     }
@@ -87,7 +93,7 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
         "message": {"text": wording.clean(text)},
         "locations": [_location(site, report.run.cwd)] if site.file else [],
         # Lines move; the text of the line in its function stays, so a service knows a site again.
-        "partialFingerprints": {"syncagentSite/v1": _fingerprint(site, report.run.cwd)},
+        "partialFingerprints": {"syncagentSite/v2": _fingerprint(site, report.run)},
         "properties": {
             "count": site.count,
             "per_step": site.per_step,
@@ -107,6 +113,13 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     ]
     if related:
         result["relatedLocations"] = related
+    if site.stack:
+        result["stacks"] = [
+            {
+                "message": {"text": "the stack of the longest sync"},
+                "frames": [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file],
+            }
+        ]
     if site.allowed:
         result["suppressions"] = [{"kind": "external", "justification": wording.clean(site.allowed)}]
     return result
@@ -131,7 +144,8 @@ def _location(line: Line | SiteRow, cwd: str) -> dict[str, Any]:
     return location
 
 
-def _fingerprint(site: SiteRow, cwd: str) -> str:
-    forward = (site.forward.function, site.forward.source) if site.forward else ()
-    parts = (site.op, site.kind, wording.short_path(site.file, cwd), site.function, site.source, *forward)
+def _fingerprint(site: SiteRow, run: RunInfo) -> str:
+    """The site's key, as in :mod:`syncagent.sites`."""
+    key = site.key(lambda line: line_key(line, run.project or run.folder or run.cwd, cwd=run.cwd))
+    parts = (key.kind, *(part for line in (key.user, key.library, key.forward) for part in line or ("", "", "")))
     return hashlib.sha256("\0".join(parts).encode(errors="backslashreplace")).hexdigest()[:32]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from syncagent import stderr
 from syncagent.report import costs, wording
 from syncagent.report.model import Line
 from syncagent.report.wording import DASH as _DASH
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["emit", "render"]
 
 _WIDE = 110
-_ASCII = str.maketrans({_DASH: "-", "·": "|", "…": "~", "µ": "u", "→": "->"})
+_FRAMES = 4
+_ASCII = str.maketrans({_DASH: "-", "·": "|", "…": "~", "µ": "u", "→": "->", "←": "<-"})
 
 
 def emit(
@@ -36,7 +37,10 @@ def emit(
 
     ``where`` says where things went, such as ``{"report": "x.json"}``; each is a line at the end.
     """
-    stream = stream or sys.stderr
+    is_stderr = stream is None
+    stream = stderr.stream() if stream is None else stream
+    if stream is None:
+        return
     color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     text = render(report, width=Console(file=stream, force_jupyter=False).width, color=color, where=where, limit=limit)
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -44,8 +48,11 @@ def emit(
         text.encode(encoding)
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
-    stream.write(text)
-    stream.flush()
+    if is_stderr:
+        stderr.write(text)
+    else:
+        stream.write(text)
+        stream.flush()
 
 
 def render(
@@ -97,7 +104,9 @@ def _title(report: Report) -> Text:
         wording.clean(run.device or "no device"),
         f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
     ]
-    if run.ranks:
+    if run.processes:
+        facts.append(f"{run.processes:,} processes")
+    elif run.ranks:
         facts.append(wording.plural(len(run.ranks), "rank"))
     elif run.rank is not None:
         facts.append(f"rank {run.rank} of {run.world_size}" if run.world_size else f"rank {run.rank}")
@@ -201,6 +210,8 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
         context.append(f"{wording.count(site.violations)} against the policy")
     if context:
         lines.append(Text(" · ".join(context), "dim"))
+    if site.stack:
+        lines.append(_stack(site.stack, cwd))
     if site.advice:
         lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
     return lines
@@ -215,6 +226,13 @@ def _line(label: str, line: Line, cwd: str, width: int) -> list[Text]:
     source = Text(f"  {wording.clean(line.source)}", "italic")
     source.truncate(width, overflow="ellipsis")
     return [place, source]
+
+
+def _stack(stack: Sequence[Line], cwd: str) -> Text:
+    """The innermost frames on one line; the other formats have all of them."""
+    shown = [f"{wording.place(frame.file, frame.line, cwd)} {wording.clean(frame.function)}" for frame in stack]
+    more = f" ← {wording.count(len(shown) - _FRAMES)} more" if len(shown) > _FRAMES else ""
+    return Text(f"stack {' ← '.join(shown[:_FRAMES])}{more}", "dim")
 
 
 def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
+from syncagent.printable import clean
+
 __all__ = ["DASH", "clean", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
 
 DASH = "\N{EN DASH}"
@@ -64,9 +66,15 @@ def short_path(file: str, cwd: str = "") -> str:
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] in _PACKAGES:
             return "/".join(parts[index + 1 :])
-    base = cwd or os.getcwd()
-    prefix = base.rstrip("/") + "/"
-    return file.removeprefix(prefix)
+    base = cwd or _folder()
+    return file.removeprefix(base.rstrip("/") + "/") if base else file
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return ""
 
 
 def place(file: str, line: int, cwd: str = "") -> str:
@@ -75,12 +83,3 @@ def place(file: str, line: int, cwd: str = "") -> str:
         return "(line unknown)"
     name = clean(short_path(file, cwd))
     return f"{name}:{line}" if line else name
-
-
-def clean(text: str) -> str:
-    """One line that is safe to print: what is not printable, terminal escapes among it, is written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else " " if char == "\t" else char.encode("unicode_escape").decode() for char in text
-    )

@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["kernel_ns", "mode_ns"]
+__all__ = ["hurry", "kernel_ns", "mode_ns"]
 
 _CALLS, _ROUNDS = 100, 5
+_HURRY_S = 1.0
+_patience_s: float | None = None
+
+
+def hurry() -> None:
+    """Wait for no measurement for long from now on: the process is about to die.
+
+    A signal handler may have interrupted an import, whose lock the measuring thread would wait for.
+    """
+    global _patience_s
+    _patience_s = _HURRY_S
 
 
 @functools.cache
@@ -49,7 +60,9 @@ def _elsewhere(measure: Callable[[], float]) -> float:
     except RuntimeError:  # Python 3.12 and later start no thread once the interpreter ends
         run()
         return found[0]
-    thread.join()
+    thread.join(_patience_s)
+    if not found:
+        raise TimeoutError("the process ended before a call could be timed")
     return found[0]
 
 

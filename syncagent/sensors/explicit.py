@@ -1,4 +1,7 @@
-"""The calls by which a program asks to wait: wrapped by name while the agent is on."""
+"""The calls by which a program asks to wait: wrapped by name while the agent is on.
+
+Each counts, also where nothing was left to wait for: by that alone two runs of one program would differ.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +79,10 @@ class ExplicitSensor:
         def synchronize(*args: Any, **kwargs: Any) -> Any:
             state = recorder.thread_state()
             frame = sys._getframe(1)
-            if state.op is not None or (args and nothing_pending(args[0])):
+            if state.op is not None:
                 return original(*args, **kwargs)
-            allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state)
+            is_idle = bool(args) and nothing_pending(args[0])
+            allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
             about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             started = _now()
             state.op = shown
@@ -87,7 +91,8 @@ class ExplicitSensor:
             finally:
                 returned = _now()
                 state.op = None
-                recorder.settle(state, about, SyncKind.EXPLICIT, started, returned - started, returned)
+                stall_ns = 0 if is_idle else returned - started
+                recorder.settle(state, about, SyncKind.EXPLICIT, started, stall_ns, returned)
 
         synchronize.__wrapped__ = original  # type: ignore[attr-defined]
         synchronize.__name__ = getattr(original, "__name__", "synchronize")
@@ -115,7 +120,7 @@ class ExplicitSensor:
 
 
 def nothing_pending(waited_for: Any) -> bool:
-    """Has this stream or event nothing left to wait for?  Then ``synchronize`` on it is no host sync (1.3 µs)."""
+    """Has this stream or event nothing left to wait for?  Then ``synchronize`` on it stalls for nothing (1.3 µs)."""
     try:
         return bool(waited_for.query())
     except Exception:  # a device, which cannot be asked; or a stream that is being captured

@@ -19,12 +19,15 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.numbers import as_tensor
 from syncagent.sensors.own_time import own_time_taken_off
 from syncagent.sensors.redispatch import original
 from syncagent.sensors.rules import RULES, Rule, shown
 from syncagent.sensors.switch import Switch
+from syncagent.sensors.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,6 +70,8 @@ class KernelSensor:
         self._live = False
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
+        self.unhooked: list[str] = []
+        """Those among them that this torch has, so that their waits may go unseen."""
         self.elsewhere = 0
         """Calls on other backends that passed through, about: threads may count at the same time."""
         self.left_in_place = False
@@ -150,6 +155,7 @@ class KernelSensor:
                 try:
                     if has_kernel(rule.op, key) and not _left:
                         self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {key}")
+                        self.unhooked.append(rule.op)
                         continue
                     over: dict[str, bool] = {"allow_override": True} if _left else {}
                     name, kernel = rule.op.removeprefix("aten::"), self._kernel(rule, switch)
@@ -158,6 +164,8 @@ class KernelSensor:
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     self.without.append(f"{rule.op} is not hooked: {reason}")
+                    if _exists(rule):
+                        self.unhooked.append(rule.op)
 
     def _kernel(self, rule: Rule, switch: Switch | None = None) -> Any:
         """Build the kernel of one op; of an op of one tensor, one that does without the set of keys."""
@@ -193,11 +201,15 @@ class KernelSensor:
                 is_ours, below = routes[keyset.raw_repr()]
             except KeyError:
                 is_ours, below = route(keyset)
-            if is_ours and sensor._live:
-                return watch(below, args, kwargs)
-            sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
-            _computing.add(get_ident())
-            return call(below, *args, **kwargs)
+            try:
+                if is_ours and sensor._live:
+                    return watch(below, args, kwargs)
+                sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
+                _computing.add(get_ident())
+                return call(below, *args, **kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         def route(keyset: Any) -> tuple[bool, Any]:
             """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
@@ -226,18 +238,26 @@ class KernelSensor:
         sensor = self
 
         def kernel(value: Any) -> Any:
-            if value.layout is strided and not value.is_nested:
-                if is_ours(value):
-                    if sensor._live:
-                        return watch(ours, (value,), nothing)
-                    keyset = ours
+            try:
+                layout = value.layout
+            except AttributeError:  # a number that stands for a tensor
+                return kernel(as_tensor(value))
+            try:
+                if layout is strided and not value.is_nested:
+                    if is_ours(value):
+                        if sensor._live:
+                            return watch(ours, (value,), nothing)
+                        keyset = ours
+                    else:
+                        keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
                 else:
-                    keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
-            else:
-                keyset = torch._C._dispatch_keys(value) & below
-            sensor.elsewhere += 1
-            _computing.add(get_ident())
-            return call(keyset, value)
+                    keyset = torch._C._dispatch_keys(value) & below
+                sensor.elsewhere += 1
+                _computing.add(get_ident())
+                return call(keyset, value)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         kernel.with_keyset = False  # type: ignore[attr-defined]
         return kernel
@@ -274,7 +294,7 @@ class KernelSensor:
             named = kind if names_itself else sensor._kind(rule, args, kwargs) or kind
             if frame is not None and state.tallies:  # the line's syncs may only be added up
                 tally = state.tallies.get((name, named, id(frame.f_code), frame.f_lasti, open_scopes()))
-                if tally is not None and tally.step == current_step():
+                if tally is not None and tally.step == current_step() and not (open_reaches and is_other(tally, state)):
                     return summed(tally, state, below, args, kwargs)
             started = 0
             try:  # an interrupt may come at any point
@@ -283,8 +303,8 @@ class KernelSensor:
                 state.stall_ns = 0
                 policy = recorder.policy
                 allowed = None
-                if policy is not None and (not policy.is_passive or open_scopes() or scopes_by_thread):
-                    allowed = recorder.ask(name, kind, frame, state)  # which may raise
+                if policy is None or not policy.is_passive or open_scopes() or scopes_by_thread:
+                    allowed = recorder.ask(name, named, frame, state, args, sensor.name)  # which may raise
                 about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
@@ -308,9 +328,8 @@ class KernelSensor:
             state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any
         ) -> Any:
             """Run an op that waits inside of another, which names the sync."""
-            allowed = recorder.ask(state.op or "", kind, frame, state)
             if state.outer is not None and state.about is None:
-                state.about = sensor._describe_outer(state, kind, frame, allowed)
+                state.about = sensor._describe_outer(state, kind, frame, judged=True)  # which may raise
             inside_ns = state.stall_ns
             started = _now()
             try:
@@ -336,19 +355,25 @@ class KernelSensor:
                 return result
             finally:
                 returned = _now()
-                kind = state.kind
+                kind, is_late = state.kind, False
                 if kind is None and not raised and late is not None and returned - started > _LATE_NS:
-                    kind = sensor._if_late(rule, args, kwargs, returned - started)
+                    kind, is_late = sensor._if_late(rule, args, kwargs, returned - started), True
                     state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
                 elif raised and capturing():
                     kind = None
                 if kind is not None:
-                    about = state.about or sensor._describe_outer(state, kind, _caller(3), None)
+                    about = state.about or sensor._describe_outer(state, kind, _caller(3), judged=False)
                     state.op = None
-                    seen = settle(state, about, state.named, state.start_ns, state.stall_ns, returned)
+                    seen = settle(
+                        state, about, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late
+                    )
                     if about.allowed is not None:
                         recorder.tally(state, seen, _caller(3))
                 state.op = state.outer = None
+
+        def is_other(tally: Tally, state: ThreadState) -> bool:
+            """Do other regions cover this sync than those that were summed, of other threads or of a backward pass?"""
+            return tally.last is None or tally.last.regions != recorder.in_force(state)[0]
 
         def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
             """Run an allowed op whose line is known: it is only added up."""
@@ -366,12 +391,11 @@ class KernelSensor:
 
         return watch
 
-    def _describe_outer(
-        self, state: ThreadState, kind: SyncKind, frame: FrameType | None, allowed: str | None
-    ) -> About:
-        """Describe the outermost op, for a wait that was proven by one inside or too late."""
+    def _describe_outer(self, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool) -> About:
+        """Describe the outermost op, for a wait that was proven by one inside, and is judged first, or too late."""
         rule, args, kwargs = state.outer
-        state.named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+        state.named = named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind
+        allowed = self._recorder.ask(state.op or "", named, frame, state, args, self.name) if judged else None
         return self._recorder.describe(state, state.op or "", state.named, frame, args, self.name, allowed)
 
     def _kind(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -392,6 +416,14 @@ class KernelSensor:
 
     def _fault(self, rule: Rule, error: Exception) -> None:
         self._recorder.fault(f"the rule of {rule.op}", error)
+
+
+def _exists(rule: Rule) -> bool:
+    """Does this torch have the op?"""
+    import torch
+
+    name, _, overload = rule.op.removeprefix("aten::").partition(".")
+    return hasattr(getattr(torch.ops.aten, name, None), overload or "default")
 
 
 def _caller(depth: int = 1) -> FrameType | None:

@@ -34,6 +34,7 @@ def state() -> dict[str, Any]:
         "torch.compile": torch.compile,
         "how torch.optim reads numbers": getattr(optimizer, "_get_value", None),
         "this thread's switch": Switch().is_on,
+        "what torch.jit.trace records with": getattr(torch._C, "_create_graph_by_tracing", None),
         "function modes": _C._len_torch_function_stack(),
         "dispatch modes": _C._len_torch_dispatch_stack(),
         "the simulated device's observer": waits._observer,

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.records import OpSum
 from syncagent.sensors.internals import skip_in_dynamo
+from syncagent.sensors.numbers import restored
+from syncagent.sensors.stand_ins import StandIns
+from syncagent.sensors.tracebacks import leave_out_own_frames
+from syncagent.sensors.tracing import Tracing
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -35,6 +39,7 @@ class ModeSensor:
         self._recorder = recorder
         self._entered: list[tuple[_Stack, Any]] = []
         self._on: list[bool] = []
+        self._tracing: Tracing | None = None
 
     @property
     def live(self) -> bool:
@@ -47,6 +52,19 @@ class ModeSensor:
         for stack, mode in ((_function_stack(), api_mode), (_dispatch_stack(), op_mode)):
             stack.put_below(mode)
             self._entered.append((stack, mode))
+        on = self._on
+
+        def without_api_mode(function: Any, args: Any, kwargs: Any) -> Any:
+            stack = _function_stack()
+            was_there = stack.remove(api_mode)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if on and was_there:
+                    stack.put_below(api_mode)
+
+        self._tracing = Tracing(without_api_mode)
+        self._tracing.start()
 
     def stop(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
@@ -54,6 +72,8 @@ class ModeSensor:
         On another thread than the one that entered them they cannot be taken out; they stay, and do nothing.
         """
         self._on.clear()
+        if self._tracing is not None:
+            self._tracing.stop()
         while self._entered:
             stack, mode = self._entered.pop()
             stack.remove(mode)
@@ -74,6 +94,9 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
     unknown: Point = (_modes.__code__, -1)
     can_skip = skip_in_dynamo(_modes)
+    stand_ins = StandIns()
+    # Functions of torch that are written in Python come by way of this one, and are called a second time.
+    by_python = torch.overrides.handle_torch_function.__code__
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
     apart = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))
 
@@ -100,12 +123,22 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
                 state = recorder.thread_state()
             if state.api is not None:
                 return func(*args, **(kwargs or nothing))
+            frame: Any = sys._getframe(1)
+            if frame.f_code is by_python:
+                frame = frame.f_back.f_back
+            try:
+                call = stand_ins[id(frame.f_code), frame.f_lasti]
+            except KeyError:
+                call = stand_ins.of(frame)
             state.api = func
             state.api_point = unknown
             try:
                 if func is apart[0] or func is apart[1]:
                     return without_op_mode(func, args, kwargs)
-                return func(*args, **(kwargs or nothing))
+                return call(func, args, kwargs or nothing)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
             finally:
                 state.api = None
 
@@ -131,6 +164,12 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             try:
                 call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
                 return call(*args, **kwargs) if kwargs else call(*args)
+            except BaseException as error:
+                again = restored(func, args, kwargs, error)
+                if again is None:
+                    leave_out_own_frames(error)
+                    raise
+                return call(*again[0], **again[1])
             finally:
                 returned = _now()
                 try:

@@ -124,14 +124,16 @@ class MonitoredSensor:
         shown = self._shown(function)
         if shown is None:
             return
-        self._entered.at_ns = None
-        if not nothing_pending(getattr(function, "__self__", None) or argument):
-            recorder = self._recorder
-            frame, state = sys._getframe(1), recorder.thread_state()
-            allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state)
-            if state.op is None:  # else a wrapper further out times it
-                self._entered.about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
-            self._entered.at_ns = _now()
+        entered, recorder = self._entered, self._recorder
+        entered.at_ns = None
+        state = recorder.thread_state()
+        if state.op is not None:  # a wrapper further out has asked, and times it
+            return
+        frame = sys._getframe(1)
+        entered.is_idle = nothing_pending(getattr(function, "__self__", None) or argument)
+        allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
+        entered.about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
+        entered.at_ns = _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
         shown = self._shown(function)
@@ -143,7 +145,8 @@ class MonitoredSensor:
         recorder = self._recorder
         state = recorder.thread_state()
         if state.op is None:
-            recorder.settle(state, self._entered.about, SyncKind.EXPLICIT, started, returned - started, returned)
+            stall_ns = 0 if self._entered.is_idle else returned - started
+            recorder.settle(state, self._entered.about, SyncKind.EXPLICIT, started, stall_ns, returned)
 
 
 def _c_methods() -> dict[Any, str]:

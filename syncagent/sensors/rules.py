@@ -14,6 +14,7 @@ The evidence for the table is ``tests/gpu/results/``: every row was tried behind
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,17 +127,39 @@ def _indexed(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
 
 
 def _fills(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Is it one mask and one value on the host?  That becomes ``masked_fill`` and waits for nothing."""
+    """Is it one mask and one value on the host?  That becomes ``masked_fill``."""
     indices, values = _indices(args, kwargs), _argument(args, kwargs, 2, "values")
     if len(indices) != 1 or not _is_mask(indices[0]) or _argument(args, kwargs, 3, "accumulate", default=False):
         return False
     return not _on_device(values) and (not hasattr(values, "numel") or values.numel() == 1)
 
 
+def _mask_copied(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``masked_fill`` takes a mask on the host to the device first; with one that is there it waits for nothing."""
+    return SyncKind.COPY_H2D if _from_host(_indices(args, kwargs)[0]) else None
+
+
+def _adds_up_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Does it add up through a mask on the host that selects anything?
+
+    Then the indices that come of the mask are sorted, on the device, to which they are copied by a blocking copy; a
+    plain assignment copies them through pinned memory.
+    """
+    if not _argument(args, kwargs, 3, "accumulate", default=False) and not _is_deterministic():
+        return False
+    return any(_from_host(index) and _is_mask(index) and bool(index.any()) for index in _indices(args, kwargs))
+
+
+def _is_deterministic() -> bool:
+    """Has the program asked for deterministic algorithms?  Assignments are sorted, too, then."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.are_deterministic_algorithms_enabled())
+
+
 def _value_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
     """The part of an assignment that waits by itself: the value or an index is copied to the device."""
     if _fills(args, kwargs):
-        return None
+        return _mask_copied(args, kwargs)
     values = _argument(args, kwargs, 2, "values")
     if not hasattr(values, "is_cuda") or _from_host(values):
         return SyncKind.COPY_H2D
@@ -146,9 +169,11 @@ def _value_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind
 def _index_assigned(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
     """Assignment through indices."""
     if _fills(args, kwargs):
-        return None
+        return _mask_copied(args, kwargs)
     if any(_is_mask(index) and index.is_cuda for index in _indices(args, kwargs)):
         return SyncKind.DYNAMIC_SHAPE
+    if _adds_up_from_host(args, kwargs):
+        return SyncKind.COPY_H2D
     return _value_from_host(args, kwargs)
 
 
@@ -255,6 +280,22 @@ def _lengths_on_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKi
     return SyncKind.COPY_D2H if any(_on_device(value) for value in args) else None
 
 
+MODE_ROW = 2048
+"""Up to so many numbers in a row ``mode`` has a kernel of its own; a longer one is sorted by Thrust, row by row."""
+
+
+def _long_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+    values, dim = args[0], _argument(args, kwargs, 1, "dim", -1)
+    if not values.numel() or not values.dim():
+        return None
+    return SyncKind.OTHER if values.shape[dim] > MODE_ROW else None
+
+
+def _nested(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
+    """``to_padded_tensor``: the sizes of the rows, which are on the host, are copied to the device."""
+    return SyncKind.COPY_H2D if getattr(args[0], "is_nested", False) else None
+
+
 def _sparse_product(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
     """A product of two sparse matrices has to count its elements."""
     return SyncKind.DYNAMIC_SHAPE if str(args[1].layout) == str(args[2].layout) else None
@@ -284,9 +325,9 @@ def _rule(op: str, waits: Waits, evidence: str, *, proves: Waits | None = None, 
     return Rule(f"aten::{op}", waits, waits if proves is None else proves, evidence, host_us=host_us, **rest)
 
 
-def _whole(op: str, waits: Waits, evidence: str) -> Rule:
+def _whole(op: str, waits: Waits, evidence: str, **rest: Any) -> Rule:
     """For the simulated device and the modes only: on a GPU another op of this table, inside, is the proof."""
-    return _rule(op, waits, evidence, proves=_never, keys=())
+    return _rule(op, waits, evidence, proves=_never, keys=(), **rest)
 
 
 RULES: tuple[Rule, ...] = (
@@ -316,6 +357,9 @@ RULES: tuple[Rule, ...] = (
     _rule("histc.out", _range_unknown, "extremes copied back"),
     _whole("isin.Tensor_Tensor", _searched, "unique or a copy inside"),
     _whole("isin.Scalar_Tensor", _searched, "as isin.Tensor_Tensor"),
+    _whole("masked_scatter_backward", _always(_D), "masked_select inside"),
+    _rule("mode", _long_rows, "Thrust sorts and counts row after row, and waits without a synchronize that c10 sees"),
+    _rule("mode.values", _long_rows, "as mode"),
     _whole("_to_sparse", _nonempty(_D), "nonzero inside"),
     _whole("_to_sparse.sparse_dim", _nonempty(_D), "nonzero inside"),
     _whole("_to_sparse_csr", _nonempty(_D), "nonzero inside"),
@@ -359,6 +403,9 @@ RULES: tuple[Rule, ...] = (
     _rule("copy_", _copied, "waits for the copy, or in the driver for staging", late=_staged_late, hot=True),
     _whole("_to_copy", _converted, "copy_ inside"),
     _whole("_foreach_copy_", _some_copied, "copy_ inside"),
+    _whole("_nested_tensor_from_mask_left_aligned", _always(_S), "equal inside", shown="aten::equal"),
+    _whole("_nested_tensor_from_mask", _always(SyncKind.COPY_D2H), "copy_ inside", shown="aten::copy_"),
+    _whole("to_padded_tensor", _nested, "copy_ inside", shown="aten::copy_"),
     _whole("where.self", _scalar_from_host, "copy_ inside"),
     _whole("_ctc_loss", _lengths_on_device, "copy_ inside"),
     _whole("_ctc_loss.Tensor", _lengths_on_device, "copy_ inside"),

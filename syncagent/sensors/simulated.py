@@ -54,7 +54,7 @@ class SimulatedSensor:
         recorder = self._recorder
         state = recorder.thread_state()
         frame: FrameType | None = sys._getframe(1)
-        allowed = recorder.ask(op, kind, frame, state)
+        allowed = recorder.ask(op, kind, frame, state, args, self.name)
         return (state, kind, recorder.describe(state, op, kind, frame, args, self.name, allowed))
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:

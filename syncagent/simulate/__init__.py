@@ -1,8 +1,8 @@
 """A CUDA device for machines without one: real arithmetic on the CPU, queued and waited for as on a GPU.
 
-``install()`` makes ``torch.device("cuda")`` work.  Each op is queued on its stream's worker thread and returns before
-it has run; where CUDA would make the host wait, the host waits.  Timings are the CPU's.  What cannot be simulated
-raises :class:`SimulationError`.
+``install()`` makes ``torch.device("cuda")`` work, and ``borrow()`` for a while.  Each op is queued on its stream's
+worker thread and returns before it has run; where CUDA would make the host wait, the host waits.  Timings are the
+CPU's.  What cannot be simulated raises :class:`SimulationError`.
 
 Importing this package does not import torch.
 """
@@ -10,7 +10,7 @@ Importing this package does not import torch.
 from __future__ import annotations
 
 from syncagent.simulate.errors import SimulationError, SimulationWarning
-from syncagent.simulate.installation import install, install_or_end, installed, missing
+from syncagent.simulate.installation import borrow, install, install_or_end, installed, missing
 from syncagent.simulate.waits import WaitObserver, internal_waits
 from syncagent.simulate.waits import observe as observe_waits
 
@@ -18,6 +18,7 @@ __all__ = [
     "SimulationError",
     "SimulationWarning",
     "WaitObserver",
+    "borrow",
     "install",
     "install_or_end",
     "installed",

@@ -7,18 +7,20 @@ the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.simulate import patches
 from syncagent.simulate.lookups import LOSSES, aten, find
 from syncagent.simulate.tensor import SimulatedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["LISTS", "install", "unlisted"]
+__all__ = ["LISTS", "install", "install_kernels", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -158,10 +160,26 @@ _POLICIES = {
 _outside = find("_C._ExcludeDispatchKeyGuard") or (lambda _keys: torch.autocast("cuda", enabled=False))
 
 
+class _Casting(threading.local):
+    depth = 0
+
+
+_casting = _Casting()
+
+
+def is_casting() -> bool:
+    """Whether this thread is inside an op whose arguments autocast has taken care of."""
+    return _casting.depth > 0
+
+
 def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with _outside(_KEYS):
-            return policy(op, args, kwargs)
+        _casting.depth += 1
+        try:
+            with _outside(_KEYS):
+                return policy(op, args, kwargs)
+        finally:
+            _casting.depth -= 1
 
     return kernel
 
@@ -175,7 +193,7 @@ def unlisted(registered: Iterable[str]) -> list[str]:
     return [op for op in sorted(set(registered) - ours) if not re.search("dimname|names_", op, re.IGNORECASE)]
 
 
-def install(library: Any) -> None:
+def install_kernels(library: Any) -> None:
     """Put the lists on the AutocastCUDA key, for the ops that this torch has there."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
@@ -191,10 +209,15 @@ def install(library: Any) -> None:
     registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
     for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
         LOSSES[name] = f"autocast leaves {name} alone: what this torch makes of it is not known"
+
+
+def install() -> None:
+    """Have the cache of cast parameters forgotten when torch forgets its own."""
     forget = torch.clear_autocast_cache
 
     def clear_autocast_cache() -> None:
         _cast_parameters.clear()
         forget()
 
-    torch.clear_autocast_cache = clear_autocast_cache
+    patches.put(torch, "clear_autocast_cache", clear_autocast_cache)
+    patches.also(lambda: None, _cast_parameters.clear)

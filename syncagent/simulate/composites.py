@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function
 
+from syncagent.simulate import patches
 from syncagent.simulate.lookups import find
 
 __all__ = ["install"]
@@ -33,7 +34,7 @@ def _wrap_ctc_loss() -> None:
         return original(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
     ctc_loss.__module__ = "torch"
-    torch.ctc_loss = ctc_loss
+    patches.put(torch, "ctc_loss", ctc_loss)
 
 
 def install() -> None:

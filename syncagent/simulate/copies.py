@@ -38,6 +38,7 @@ class _Copy:
                 if target.box.values is None:
                     layout = target.layout
                     target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+                target.box.own_form = None
                 target = target.resolve()
             _run_copy(target, source.resolve() if isinstance(source, Placement) else source)
         except BaseException as error:

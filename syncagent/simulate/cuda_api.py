@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.event import SyncKind
-from syncagent.simulate import devices, engine, randomness, streams
+from syncagent.simulate import allocator, devices, engine, patches, randomness, streams
 from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.lookups import find, lost
 from syncagent.simulate.requirements import look_up
@@ -118,11 +118,14 @@ def _synchronizer(name: str) -> Callable[..., None]:
         _lazy_init()
         index = devices.index_of(device)
 
+        engines = list(devices.engines_of(index))
+
         def wait() -> None:
-            for each in devices.engines_of(index):
+            for each in engines:
                 each.wait()
 
-        reported(name, SyncKind.EXPLICIT, (), wait)
+        is_idle = all(each.finished >= each.submitted for each in engines)
+        reported(name, SyncKind.EXPLICIT, (), wait, is_idle=is_idle)
 
     return synchronize
 
@@ -158,6 +161,21 @@ def _host_memory() -> tuple[int, int]:
     """Free and total bytes.  The simulated device's memory is the host's: these figures are true ones."""
     page = os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+
+
+def _emptier(name: str) -> Callable[[], None]:
+    """``empty_cache``: the driver waits for all work on the device before it takes memory back."""
+
+    def empty_cache() -> None:
+        if allocator.release_unused():
+            reported(name, SyncKind.OTHER, (), _wait_for_all)
+
+    return empty_cache
+
+
+def _wait_for_all() -> None:
+    for each in _all_engines():
+        each.wait()
 
 
 # --- what has no simulation --------------------------------------------------------------------------------
@@ -216,7 +234,8 @@ def _names() -> dict[str, Any]:
     count, current = devices.count, devices.current
     return {
         # life
-        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized, "is_available": lambda: True,
+        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized,
+        "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
         # devices
         "device_count": count, "current_device": current, "set_device": _set_device, "device": _Device,
@@ -233,7 +252,7 @@ def _names() -> dict[str, Any]:
         "synchronize": _synchronizer("torch.cuda.synchronize"), "_sleep": _sleep,
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
-        "empty_cache": _nothing, "ipc_collect": _nothing, "reset_peak_memory_stats": _nothing,
+        "empty_cache": _emptier("torch.cuda.empty_cache"), "ipc_collect": _nothing, "reset_peak_memory_stats": _nothing,
         "reset_max_memory_allocated": _nothing, "reset_max_memory_cached": _nothing,
         "reset_accumulated_memory_stats": _nothing, "set_per_process_memory_fraction": _nothing,
         "memory_allocated": _no_figures(0), "max_memory_allocated": _no_figures(0), "memory_reserved": _no_figures(0),
@@ -261,13 +280,13 @@ def _accelerator_names() -> dict[str, Any]:
     names = _names()
     device = devices.shown(0)
     return {
-        "is_available": lambda: True, "device_count": names["device_count"],
+        "is_available": lambda: bool(devices.count()), "device_count": names["device_count"],
         "current_accelerator": lambda *_, **__: torch.device(device.type),
         "current_device_index": devices.current, "current_device_idx": devices.current,
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
         "current_stream": streams.current_stream, "set_stream": streams.set_stream,
         "synchronize": _synchronizer("torch.accelerator.synchronize"),
-        "empty_cache": _nothing, "memory_stats": names["memory_stats"], "memory_allocated": names["memory_allocated"],
+        "empty_cache": _emptier("torch.accelerator.empty_cache"), "memory_stats": names["memory_stats"], "memory_allocated": names["memory_allocated"],
         "max_memory_allocated": names["max_memory_allocated"], "memory_reserved": names["memory_reserved"],
         "max_memory_reserved": names["max_memory_reserved"], "reset_accumulated_memory_stats": _nothing,
         "reset_peak_memory_stats": _nothing,
@@ -290,7 +309,7 @@ def _forwarded(name: str) -> None:
         return result
 
     setting.__name__ = name
-    setattr(torch, name, setting)
+    patches.put(torch, name, setting)
 
 
 def install() -> None:
@@ -300,28 +319,46 @@ def install() -> None:
         if not hasattr(torch.cuda, name):
             lost(f"torch.cuda.{name}", "a call of it is not simulated")
             continue
-        setattr(torch.cuda, name, stand_in)
+        patches.put(torch.cuda, name, stand_in)
         for part in parts:
             if name in vars(part):
-                setattr(part, name, stand_in)
+                patches.put(part, name, stand_in)
     accelerator = look_up("accelerator")
     for name, stand_in in _accelerator_names().items():
         if hasattr(accelerator, name):
-            setattr(accelerator, name, stand_in)
+            patches.put(accelerator, name, stand_in)
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
-        torch.cuda._initialized = True
+        patches.put(torch.cuda, "_initialized", True)
     nvtx = look_up("cuda.nvtx")
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         if hasattr(nvtx, name):
-            setattr(nvtx, name, _nothing)
-    torch.Generator = randomness.Generator  # type: ignore[misc,assignment]
+            patches.put(nvtx, name, _nothing)
+    patches.put(torch, "Generator", randomness.Generator)
     # Builds with CUDA ask cuDNN about each tensor on the device.
-    torch.backends.cudnn.is_acceptable = lambda _tensor: False
+    patches.put(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)
     if find("_use_cudnn_rnn_flatten_weight") is not None:
-        torch._use_cudnn_rnn_flatten_weight = lambda: False
+        patches.put(torch, "_use_cudnn_rnn_flatten_weight", lambda: False)
     for name in ("set_num_threads", "set_flush_denormal"):
         _forwarded(name)
     # A worker that has finished a kernel needs the interpreter for the next one.  At Python's usual 5 ms between
     # switches a host that is busy in Python would starve the device.
-    sys.setswitchinterval(2e-4)
+    before = sys.getswitchinterval()
+    patches.also(lambda: sys.setswitchinterval(_SWITCH_S), lambda: _restore_switch_interval(before))
+    patches.also(_forget, _forget)
+
+
+_SWITCH_S = 2e-4
+
+
+def _restore_switch_interval(before: float) -> None:
+    if round(sys.getswitchinterval(), 6) == _SWITCH_S:
+        sys.setswitchinterval(before)
+
+
+def _forget() -> None:
+    """Begin as a process does that has not used the device."""
+    global _started
+    _started = False
+    for index in range(devices.most()):
+        randomness.default_state(index).set_seed(randomness.DEFAULT_SEED)

@@ -25,6 +25,8 @@ __all__ = [
     "current_engine",
     "exchange",
     "index_of",
+    "leave_thread",
+    "most",
     "set_count",
     "shown",
     "stand_in",
@@ -36,6 +38,7 @@ STAND_IN = "lazy"
 CPU = torch.device("cpu")
 META = torch.device("meta")
 
+_count = 0
 _shown: list[torch.device] = []
 _stand_ins: list[torch.device] = []
 _default_engines: list[Engine] = []
@@ -56,7 +59,10 @@ state = _ThreadState()
 
 
 def set_count(devices: int) -> None:
-    for index in range(devices):
+    """Have that many devices; with none, tensors that were made on one before are still computed with."""
+    global _count
+    _count = devices
+    for index in range(len(_shown), devices):
         _shown.append(torch.device("cuda", index))
         _stand_ins.append(torch.device(STAND_IN, index))
         _default_engines.append(Engine(f"cuda:{index} stream 0"))
@@ -65,7 +71,18 @@ def set_count(devices: int) -> None:
 
 
 def count() -> int:
+    return _count
+
+
+def most() -> int:
+    """How many there have been at most."""
     return len(_shown)
+
+
+def leave_thread() -> None:
+    """Have this thread be on no device or stream of its own choice."""
+    state.device = 0
+    state.streams.clear()
 
 
 def current() -> int:
@@ -112,8 +129,9 @@ def current_engine(index: int) -> Engine:
 
 
 def _check(index: int) -> None:
-    if not 0 <= index < len(_shown):
-        raise torch.AcceleratorError(f"CUDA error: invalid device ordinal (cuda:{index} of {len(_shown)} simulated)")
+    there = _count or len(_shown)
+    if not 0 <= index < there:
+        raise torch.AcceleratorError(f"CUDA error: invalid device ordinal (cuda:{index} of {there} simulated)")
 
 
 def index_of(device: Any) -> int:

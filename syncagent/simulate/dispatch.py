@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, randomness, shapes, tensor, waits
+from syncagent.simulate import autocast, devices, extensions, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Layout, Placement
 from syncagent.simulate.queues import order, queue, run_here
 from syncagent.simulate.rebinding import assume, behind, resize, set_placement
-from syncagent.simulate.tensor import SimulatedTensor, adopt, make, new_output
+from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["SPECIAL", "run", "run_generic"]
+__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "run", "run_generic", "run_whole"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
 """Ops that are not run by the general rule; copies.py and special.py fill it."""
 
+CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
+"""For ops of which the CPU's kernel gives some results in another form: from arguments and results, CUDA's results."""
+
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _shares_memory = find("_C._is_alias_of") or (lambda one, other: _address(one) == _address(other))
+_runs_on_cpu = find("_C._dispatch_has_computed_kernel_for_dispatch_key") or (lambda _name, _key: True)
+_AsCalled = find("_C._RestorePythonTLSSnapshot")
+_in_inference_mode = torch.is_inference_mode_enabled
 _known: dict[Any, OpFacts] = {}
 
 _UNSUPPORTED_NAMESPACES = {
@@ -41,10 +48,16 @@ _UNSUPPORTED_NAMESPACES = {
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:
     """Run an op that has a simulated tensor among its arguments, or makes one."""
+    facts = _known.get(op) or facts_of(op)
+    return facts.handler(facts, args, kwargs)
+
+
+def facts_of(op: Any) -> OpFacts:
+    """What is known of an op, and what runs it."""
     facts = _known.get(op)
     if facts is None:
         facts = _known[op] = _learn(op)
-    return facts.handler(facts, args, kwargs)
+    return facts
 
 
 tensor.dispatch = run
@@ -53,12 +66,18 @@ tensor.dispatch = run
 def _learn(op: Any) -> OpFacts:
     facts = OpFacts(op)
     special = SPECIAL.get(op)
+    body = extensions.python_body(op) if facts.extension else None
     if op.namespace in _UNSUPPORTED_NAMESPACES:
         facts.handler = _refuse
+    elif body is not None:
+        facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
     elif special is not None:
         facts.handler = special
+    elif not _runs_on_cpu(op.name(), "CPU"):
+        facts.handler = _refuse_without_kernel
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
         facts.handler = _of_others
+        facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
     elif facts.view is not None:
         facts.handler = _view if facts.view == "new" else _view_in_place
     else:
@@ -66,9 +85,18 @@ def _learn(op: Any) -> OpFacts:
     return facts
 
 
+def run_whole(op: Any) -> None:
+    """Run this op as one kernel, although torch could make it of others."""
+    SPECIAL[op] = run_generic
+
+
 def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
     what = _UNSUPPORTED_NAMESPACES[facts.op.namespace]
     raise SimulationError(f"{facts.name}: {what} is not simulated on the CUDA stand-in")
+
+
+def _refuse_without_kernel(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+    raise SimulationError(f"{facts.name} has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
 
 
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -76,6 +104,10 @@ def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
     Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
     """
+    if facts.reenters and _in_inference_mode() and not autocast.is_casting():
+        # The parts are run as they would have been without Python in between: with autocast, and with views known.
+        with _AsCalled():
+            return facts.op.decompose(*args, **kwargs)
     return facts.op.decompose(*args, **kwargs)
 
 
@@ -105,6 +137,16 @@ def _resolve(value: Any) -> Any:
         return value.view if value.view is not None and value.box.error is None else value.resolve()
     if kind is list:
         return [_resolve(x) for x in value]
+    return value
+
+
+def _resolve_kept(value: Any) -> Any:
+    """For a backward op: what the CPU's forward kernel has kept for it, in the form that the CPU's kernels use."""
+    if type(value) is Placement:
+        own = value.box.own_form
+        return value.resolve() if own is None or value.layout != value.box.layout else own
+    if type(value) is list:
+        return [_resolve_kept(x) for x in value]
     return value
 
 
@@ -166,11 +208,11 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
             spec = shapes.infer(facts.op, kept, named)
         except shapes.NoMetaKernelError:
             if not facts.pure_write or facts.outs:
-                waits.internal(f"{facts.name}: no meta kernel")
-                return _run_now(facts, index, kept, named, placements, args, kwargs)
-        except shapes.MetaError:
-            waits.internal(f"{facts.name}: the meta kernel refused the arguments")
-            return _run_now(facts, index, kept, named, placements, args, kwargs)
+                return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
+        except shapes.MetaError as error:
+            return _run_untold(facts, index, kept, named, placements, args, kwargs, error)
+        if facts.gives_numbers:  # a meta kernel has none that could be true
+            return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
     if facts.outs:
         _resize_outs(facts, spec, args, kwargs, kept, named)
     kept = _seed(facts, index, kept, named)
@@ -184,6 +226,23 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     written = _written(facts, kept, named)
     queue(engine, _Kernel(facts, kept, named, outputs, written), [p for p in outputs if p is not None] + written)
     return _returned(facts, args, kwargs, made)
+
+
+def _run_untold(
+    facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
+    args: Any, kwargs: Any, error: BaseException | None,
+) -> Any:  # fmt: skip
+    """Run an op at once, because nothing tells what its results will look like; torch's own ops have rules for that."""
+    started = time.perf_counter_ns()
+    result = _run_now(facts, index, kept, named, placements, args, kwargs)
+    returned = time.perf_counter_ns()
+    kind = extensions.wait_found(facts, error, kept, named, result) if facts.extension else None
+    if kind is None:
+        what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
+        waits.internal(f"{facts.name}: {what}")
+    else:
+        waits.reported_late(facts.shown, kind, args, started, returned)
+    return result
 
 
 class _Kernel:
@@ -203,11 +262,17 @@ class _Kernel:
 
     def __call__(self) -> None:
         try:
-            args = [_resolve(x) for x in self.args]
-            result = self.facts.op(*args, **{name: _resolve(x) for name, x in self.kwargs.items()})
+            resolve = _resolve_kept if self.facts.backward else _resolve
+            args = [resolve(x) for x in self.args]
+            result = self.facts.op(*args, **{name: resolve(x) for name, x in self.kwargs.items()})
+            for placement in self.written:
+                placement.box.own_form = None
             if self.outputs:
                 flat: list[Any] = []
                 _flatten(_fresh(self.facts, result), flat)
+                if self.facts.op in CUDA_FORM:
+                    self._keep_own_forms(flat)
+                    flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
                 for placement, values in zip(self.outputs, flat, strict=True):
                     if placement is not None:
                         _deliver(self.facts, placement, values, args)
@@ -220,19 +285,30 @@ class _Kernel:
                 placement.box.error = error
             raise
 
+    def _keep_own_forms(self, results: list[Any]) -> None:
+        for placement, values in zip(self.outputs, results, strict=True):
+            if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
+                placement.box.own_form = values
+
 
 def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
     if values is None:
-        # A gradient that was not asked for; meta kernels foretell one all the same, and nobody looks at it.
+        # A gradient that was not asked for; meta kernels announce one all the same, and nobody looks at it.
         placement.box.error = SimulationError(f"{facts.name} did not compute this result")
         return
     if tuple(values.shape) != layout.size:
-        raise SimulationError(
-            f"{facts.name} gave a result of shape {tuple(values.shape)} where {layout.size} was foretold"
+        # A result for the backward pass alone, which each backend computes in a form of its own (batch normalization in
+        # eval mode, for one): the CPU's backward kernel gets the CPU's, and whoever else reads it learns why he cannot.
+        placement.box.own_form = values
+        placement.box.error = SimulationError(
+            f"{facts.name}: this result has the shape {layout.size} on CUDA, but the CPU's kernel computes another one "
+            f"of shape {tuple(values.shape)} for its backward pass; it is not simulated"
         )
-    if values.dtype != layout.dtype:
+        return
+    if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
+        placement.box.own_form = values
         values = values.to(layout.dtype)
     moved = values.storage_offset() or (values.stride() != layout.stride and values.numel() > 1)
     if moved or _aliases(values, args):
@@ -268,8 +344,9 @@ def _run_now(
     hosts: list[Any] = []
 
     def kernel() -> Any:
-        resolved = [_resolve(x) for x in kept]
-        keywords = {name: _resolve(x) for name, x in named.items()}
+        resolve = _resolve_kept if facts.backward else _resolve
+        resolved = [resolve(x) for x in kept]
+        keywords = {name: resolve(x) for name, x in named.items()}
         result = facts.op(*resolved, **keywords)
         hosts.extend((resolved, keywords))
         flat: list[Any] = []
@@ -387,8 +464,8 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
         raise
     if isinstance(spec, Layout):
-        return make(behind(base, spec))
-    return [make(behind(base, layout)) for layout in spec]
+        return make_view(args[0], behind(base, spec))
+    return [make_view(args[0], behind(base, layout)) for layout in spec]
 
 
 def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Engine", "refuse_if_forked", "wait_for_all"]
+__all__ = ["Engine", "refuse_if_forked", "retire_all", "wait_for_all"]
 
 QUEUE_LIMIT = 1024
 """A launch waits for room beyond that many queued kernels, as CUDA's launch queue does; it bounds memory, too."""
@@ -47,6 +47,8 @@ class Engine:
 
     begin_thread: Callable[[], object] | None = None
     """What each worker thread does first; set once, at installation."""
+    idle_limit_s: float | None = None
+    """How long a worker thread stays that has nothing to do; set when the device is taken away."""
     as_device_error: Callable[[BaseException], BaseException] = staticmethod(lambda error: error)
     """Turns what a queued kernel raised into what the waiting thread gets; set once, at installation."""
 
@@ -133,11 +135,15 @@ class Engine:
             with changed:
                 while not queue:
                     self._idle = True
-                    changed.wait()
+                    if not changed.wait(Engine.idle_limit_s) and not queue:
+                        queue.append(None)
                 self._idle = False
                 entry = queue.popleft()
-            if entry is None:
-                return
+                if entry is None:
+                    if queue:
+                        continue
+                    self._thread = None  # the next kernel starts another
+                    return
             self._execute(entry)
             # A kernel holds its arguments: let go of them before the next one is waited for.
             del entry
@@ -165,19 +171,27 @@ class Engine:
     def resume(self) -> None:
         self._running.release()
 
+    def retire(self) -> None:
+        """Work off what is queued and end the thread; a kernel that comes later starts another."""
+        self._block(self.submitted)
+        with self._changed:
+            thread = self._thread
+            if thread is not None:
+                self._queue.append(None)
+                self._changed.notify_all()
+        if thread is not None:
+            thread.join()
+
     def close(self) -> None:
         """Work off what is queued and end the thread; kernels that come later run in the thread that brings them."""
         self._block(self.submitted)
-        with self._changed:
-            self._closed = True
-            self._queue.append(None)
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self._closed = True
+        self.retire()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _paused: list[Engine] = []
+_guarded: list[bool] = []
 _forked = False
 
 
@@ -195,6 +209,12 @@ def wait_for_all() -> None:
     """Wait for everything that any stream has been given so far."""
     for engine in list(_engines):
         engine.wait()
+
+
+def retire_all() -> None:
+    """End all worker threads; nothing that is queued is lost."""
+    for engine in list(_engines):
+        engine.retire()
 
 
 def _close_all() -> None:
@@ -222,6 +242,9 @@ def _after_fork_in_child() -> None:
 
 
 def guard_process() -> None:
-    """Take care of forks and of the end of the process; once, at installation."""
+    """Take care of forks and of the end of the process; once, at the first installation."""
+    if _guarded:
+        return
+    _guarded.append(True)
     atexit.register(_close_all)
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import handle_torch_function
 
-from syncagent.simulate import devices, dispatch, tensor
+from syncagent.simulate import devices, dispatch, patches, tensor
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import Absent, aten, find, lost
 from syncagent.simulate.memory import Layout, contiguous_stride, is_pinned, mark_pinned
@@ -48,6 +48,10 @@ def _make_empty(_op: Any, size: Any, kwargs: dict[str, Any], stride: Any = None)
     return empty(Layout(size, tuple(stride), 0, dtype), devices.index_of(kwargs.get("device")))
 
 
+_AS_ONE = ("silu_backward", "mish_backward")
+"""Ops that CPU and CUDA have kernels of their own for; for any other device torch makes them of others."""
+
+
 def install_kernels(library: Any) -> None:
     """Give the stand-in device the ops that make tensors of nothing and that torch has no general kernel for."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -59,6 +63,16 @@ def install_kernels(library: Any) -> None:
     def strided_kernel(size: Any, stride: Any, **kwargs: Any) -> Any:
         return _make_empty(None, size, kwargs, stride)
 
+    def copy_from_kernel(source: Any, target: Any, non_blocking: bool = False) -> Any:
+        """What ``copy_`` is, where C++ has put Python's dispatch aside: it makes a tensor of a list in an index."""
+        return dispatch.run(torch.ops.aten.copy_.default, (target, source, non_blocking), {})
+
+    library.impl("_copy_from", copy_from_kernel, "Lazy")
+    for name in _AS_ONE:
+        if has_kernel(f"aten::{name}", "CPU") and has_kernel(f"aten::{name}", "CompositeImplicitAutograd"):
+            op = getattr(torch.ops.aten, name).default
+            dispatch.run_whole(op)
+            library.impl(name, _factory_kernel(op), "Lazy")
     library.impl("empty.memory_format", empty_kernel, "Lazy")
     library.impl("empty_strided", strided_kernel, "Lazy")
     done = {"aten::empty.memory_format", "aten::empty_strided"}
@@ -97,6 +111,8 @@ def _with_device(original: Any) -> Any:
     def factory(*args: Any, **kwargs: Any) -> Any:
         if _mode_is_on():
             return handle_torch_function(factory, (), *args, **kwargs)
+        if not devices.count():
+            return original(*args, **kwargs)
         device = kwargs.get("device")
         if device is not None:
             kwargs["device"] = devices.translate(device)
@@ -117,6 +133,8 @@ def _by_way_of_cpu(original: Any) -> Any:
     def factory(data: Any, *args: Any, **kwargs: Any) -> Any:
         if _mode_is_on():
             return handle_torch_function(factory, (), data, *args, **kwargs)
+        if not devices.count():
+            return original(data, *args, **kwargs)
         pinned = kwargs.pop("pin_memory", False)
         device = devices.translate(kwargs.get("device"))
         on_device = isinstance(device, torch.device) and device.type == devices.STAND_IN
@@ -164,6 +182,8 @@ def _refusing(original: Any, what: str) -> Any:
     def factory(*args: Any, **kwargs: Any) -> Any:
         if _mode_is_on():
             return handle_torch_function(factory, (), *args, **kwargs)
+        if not devices.count():
+            return original(*args, **kwargs)
         device = devices.translate(kwargs.get("device"))
         on_device = isinstance(device, torch.device) and device.type == devices.STAND_IN
         if on_device or any(_holds_simulated(x) for x in args):
@@ -210,7 +230,7 @@ def wrap_functions() -> None:
                 lost(f"{holder.__name__}.{name}", "a call of it is not simulated")
                 continue
             wrapped = wrap(original)
-            setattr(holder, name, wrapped)
+            patches.put(holder, name, wrapped)
             if find_builtin and register_builtin:
                 builtin = find_builtin(original)
                 if builtin is not None:
@@ -218,7 +238,7 @@ def wrap_functions() -> None:
     # Which functions a default device applies to is remembered by object.
     constructors = find("utils._device._device_constructors")
     if constructors is not None:
-        constructors.cache_clear()
+        patches.also(constructors.cache_clear, constructors.cache_clear)
 
 
 # --- methods -----------------------------------------------------------------------------------------------
@@ -234,13 +254,17 @@ def _method(name: str, function: Any) -> None:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _mode_is_on():
             return handle_torch_function(method, (self,), self, *args, **kwargs)
+        if not devices.count() and not isinstance(self, SimulatedTensor):
+            return original(self, *args, **kwargs)  # kept by the program from when there was a device
         return function(self, *args, **kwargs)
 
     functools.update_wrapper(method, original)
     del method.__wrapped__  # type: ignore[attr-defined]
     method.__module__ = "torch"
     method.__qualname__ = f"Tensor.{name}"
-    setattr(torch.Tensor, name, method)
+    patches.put(torch.Tensor, name, method)
+    if name not in vars(SimulatedTensor):
+        setattr(SimulatedTensor, name, method)  # its own, for when the device is gone
 
 
 def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -278,6 +302,9 @@ def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: An
 
 
 def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    if isinstance(self, SimulatedTensor) and device is None and not devices.count():
+        made = torch.tensor(data, dtype=self.dtype if dtype is None else dtype, device=devices.CPU)
+        return made.to(devices.stand_in(self._sim.index)).requires_grad_(kwargs.get("requires_grad", False))
     return torch.tensor(
         data, dtype=self.dtype if dtype is None else dtype, device=self.device if device is None else device, **kwargs
     )
@@ -315,4 +342,6 @@ def wrap_methods() -> None:
         else:
             lost(f"torch.Tensor.{name}", "a call of it is not simulated")
     read_data = TensorBase.data.__get__
-    torch.Tensor.data = property(read_data, tensor.set_data)  # type: ignore[assignment]
+    data = property(read_data, tensor.set_data)
+    patches.put(torch.Tensor, "data", data)
+    SimulatedTensor.data = data  # type: ignore[assignment]

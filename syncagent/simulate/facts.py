@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from syncagent.sensors import rules
+from syncagent.simulate import extensions
 
 __all__ = ["OpFacts"]
 
@@ -24,12 +25,16 @@ class OpFacts:
     __slots__ = (
         "any_device",
         "arguments",
+        "backward",
+        "extension",
         "generator",
+        "gives_numbers",
         "handler",
         "name",
         "op",
         "outs",
         "pure_write",
+        "reenters",
         "returns",
         "rule",
         "seeded",
@@ -43,9 +48,17 @@ class OpFacts:
         self.op = op
         self.handler: Any = None
         """What runs this op; dispatch.py decides."""
+        self.reenters = False
+        """Whether its parts, where torch makes it of others, may be run as if the program had called them."""
         self.name: str = schema.name
         self.arguments = [argument.name for argument in schema.arguments]
-        self.any_device = self.name in _ANY_DEVICE
+        self.extension = extensions.is_one(op)
+        """Whether somebody else than torch brings it."""
+        self.any_device = self.name in _ANY_DEVICE or (self.extension and op.namespace != "torchvision")
+        self.gives_numbers = self.extension and any("Tensor" not in str(r.type) for r in schema.returns)
+        """Whether it returns something that is no tensor."""
+        self.backward = "backward" in self.name
+        """Whether it takes what a forward op has kept for it."""
         written = [
             (position, argument)
             for position, argument in enumerate(schema.arguments)
@@ -67,5 +80,7 @@ class OpFacts:
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
         overload = schema.overload_name
         self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)
+        if self.extension:
+            self.rule = extensions.wait_known(op)
         self.shown = self.name if self.rule is None else rules.shown(self.rule)
         """The op's name in a report."""

@@ -10,6 +10,8 @@ import torch
 from syncagent.simulate.engine import refuse_if_forked
 
 if TYPE_CHECKING:
+    import weakref
+
     from syncagent.simulate.engine import Engine
 
 __all__ = ["Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of"]
@@ -62,17 +64,32 @@ _addresses = _Addresses()
 class Box:
     """One device allocation.  Views share it."""
 
-    __slots__ = ("__weakref__", "_address", "_layout", "_nbytes", "error", "ticket", "values", "writer")
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_nbytes",
+        "error",
+        "held",
+        "layout",
+        "own_form",
+        "ticket",
+        "values",
+        "writer",
+    )
 
     def __init__(self, layout: Layout, values: torch.Tensor | None = None) -> None:
         self.values = values
         """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
         self.error: BaseException | None = None
         """What the kernel raised that should have filled the box, or wrote to it last."""
+        self.held: weakref.ref[Any] | None = None
+        """What the program's tensors over it keep: allocator.py."""
+        self.own_form: Any = None
+        """What the CPU's kernel gave instead of the result that CUDA's gives, for the CPU's backward kernel alone."""
         self.writer: Engine | None = None
         """The queue that writes to it last, and the ticket of the kernel there."""
         self.ticket = 0
-        self._layout = layout
+        self.layout = layout
         self._nbytes = -1
         self._address = 0
 
@@ -81,7 +98,7 @@ class Box:
         """Size that the host knows of; the worker may be behind."""
         if self._nbytes < 0:
             whole = self.values
-            self._nbytes = nbytes_of(self._layout) if whole is None else _storage_of(whole).nbytes()
+            self._nbytes = nbytes_of(self.layout) if whole is None else _storage_of(whole).nbytes()
         return self._nbytes
 
     @nbytes.setter

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.simulate import patches
 from syncagent.simulate.tensor import SimulatedTensor, set_data
 
 if TYPE_CHECKING:
@@ -41,4 +42,4 @@ def install() -> None:
     def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
         return original(self, fn if isinstance(fn, _Moving) else _Moving(fn), recurse)
 
-    torch.nn.Module._apply = apply  # type: ignore[method-assign]
+    patches.put(torch.nn.Module, "_apply", apply)

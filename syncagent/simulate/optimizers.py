@@ -6,7 +6,7 @@ import functools
 import sys
 from typing import Any
 
-from syncagent.simulate import devices
+from syncagent.simulate import devices, patches
 from syncagent.simulate.lookups import find
 from syncagent.simulate.tensor import SimulatedTensor
 
@@ -18,7 +18,7 @@ def install() -> None:
     for path in ("optim.optimizer._foreach_supported_types", "utils._foreach_utils._foreach_supported_types"):
         types = find(path)
         if types is not None:
-            types.append(SimulatedTensor)
+            patches.also(functools.partial(types.append, SimulatedTensor), functools.partial(_remove, types))
     original: Any = find("utils._foreach_utils._group_tensors_by_device_and_dtype")
     if original is None:
         return
@@ -31,7 +31,12 @@ def install() -> None:
     # Modules have taken the function by name.
     for name, module in list(sys.modules.items()):
         if name.startswith("torch.") and vars(module).get("_group_tensors_by_device_and_dtype") is original:
-            module._group_tensors_by_device_and_dtype = group  # type: ignore[attr-defined]
+            patches.put(module, "_group_tensors_by_device_and_dtype", group)
+
+
+def _remove(types: list[Any]) -> None:
+    if SimulatedTensor in types:
+        types.remove(SimulatedTensor)
 
 
 def _shown(device: Any) -> Any:

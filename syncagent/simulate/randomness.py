@@ -19,7 +19,7 @@ from syncagent.simulate import devices
 __all__ = ["CudaGenerator", "Generator", "RealGenerator", "default_state", "draw"]
 
 RealGenerator: Any = torch.Generator
-_DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
+DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
 _MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 _lock = threading.Lock()
 _tokens = itertools.count(0x51C_A6E27_0000_0000)
@@ -30,7 +30,7 @@ class State:
 
     __slots__ = ("__weakref__", "offset", "seed")
 
-    def __init__(self, seed: int = _DEFAULT_SEED) -> None:
+    def __init__(self, seed: int = DEFAULT_SEED) -> None:
         self.seed = seed
         self.offset = 0
 

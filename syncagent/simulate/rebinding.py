@@ -9,7 +9,7 @@ import torch
 from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Layout, Placement, nbytes_of
 from syncagent.simulate.queues import order, queue
-from syncagent.simulate.tensor import adopt, make
+from syncagent.simulate.tensor import adopt, make_view
 
 if TYPE_CHECKING:
     from syncagent.simulate.memory import Box
@@ -44,8 +44,9 @@ _set_base_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 
 def replace(target: SimulatedTensor, placement: Placement) -> None:
     """Make a tensor a view of any memory."""
-    _set_base_data(target, make(placement))
-    target._sim = placement
+    view = make_view(target, placement)
+    _set_base_data(target, view)
+    target._sim, target._held = placement, view._held
 
 
 def _grow(placement: Placement, nbytes: int) -> None:

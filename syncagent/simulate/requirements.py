@@ -26,11 +26,15 @@ REQUIRED: dict[str, str] = {
 """Without one of these there is no device.  Dotted name under ``torch``, and what it is needed for."""
 
 OPTIONAL: dict[str, str] = {
+    "_C._AutoDispatchBelowADInplaceOrView": "copies to the host fail inside inference_mode",
     "_C._ExcludeDispatchKeyGuard": "autocast is left by another way inside its kernels, which is slower",
+    "_C._RestorePythonTLSSnapshot": "autocast inside inference_mode does not reach the parts of an op",
+    "_C._dispatch_has_computed_kernel_for_dispatch_key": "an op that the CPU lacks is refused only when it runs",
     "_C._current_graph_task_id": "races between streams are not warned of",
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
     "_C._is_alias_of": "results and views are told apart by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
+    "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
     "_tensor_str._str": "tensors are printed without their device",
     "_utils._rebuild_parameter": "parameters on this device are not pickled",
     "_utils._rebuild_tensor_v2": "tensors on this device are not pickled",
@@ -40,6 +44,7 @@ OPTIONAL: dict[str, str] = {
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",
+    "serialization._package_registry": "torch.load tries this device even when it is gone",
     "serialization.register_package": "torch.load does not restore tensors to this device",
     "storage.TypedStorage": "tensors on this device are not pickled",
     "utils._device._device_constructors": "a default device that was used before stays as it was for factories",

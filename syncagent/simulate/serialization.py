@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate import copies, devices, queues, tensor
+from syncagent.simulate import copies, devices, patches, queues, tensor
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Box, Layout, Placement
@@ -128,19 +128,26 @@ def _refuse_pickling(_tensor: SimulatedTensor) -> Any:
     )
 
 
+def _unregister() -> None:
+    """Take back what ``register_package`` did: torch keeps a list, and has no word for this."""
+    registry = find("serialization._package_registry")
+    if registry is not None:
+        registry[:] = [entry for entry in registry if entry[1] is not _tag]
+
+
 def install() -> None:
     """Teach torch.save, torch.load and pickle."""
     rebuild_tensor = find("_utils._rebuild_tensor_v2")
     register, typed = find("serialization.register_package"), find("storage.TypedStorage")
     if all((rebuild_tensor, register, typed, find("_utils._rebuild_parameter"))):
         tensor.reduce = _reduce
-        register(1, _tag, _restore)
-        torch._utils._rebuild_tensor_v2 = _rebuild(rebuild_tensor)
+        patches.also(lambda: register(1, _tag, _restore), _unregister)
+        patches.put(torch._utils, "_rebuild_tensor_v2", _rebuild(rebuild_tensor))
     else:
         tensor.reduce = _refuse_pickling
     allowed = find("_weights_only_unpickler._get_allowed_globals")
     if allowed is not None:
-        allowed.cache_clear()  # it has looked the function up by name, once
+        patches.also(allowed.cache_clear, allowed.cache_clear)  # it has looked the function up by name, once
     for storage in filter(None, (torch.UntypedStorage, typed)):
-        storage.cuda = _storage_to_cuda(storage.cuda)
+        patches.put(storage, "cuda", _storage_to_cuda(storage.cuda))
     ForkingPickler.register(SimulatedTensor, _refuse_sharing)

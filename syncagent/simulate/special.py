@@ -11,7 +11,7 @@ from syncagent.simulate import devices, dispatch, queues, rebinding, shapes
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import Absent, aten
 from syncagent.simulate.memory import Layout, Placement, contiguous_stride
-from syncagent.simulate.tensor import SimulatedTensor, make, new_output
+from syncagent.simulate.tensor import SimulatedTensor, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def _runs(*ops: Any) -> Callable[[Any], Any]:
 @_runs(aten.detach.default, aten.alias.default)
 def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """Views that change nothing: by far the most frequent ones."""
-    return make(args[0]._sim)
+    return make_view(args[0], args[0]._sim)
 
 
 @_runs(aten.lift.default, aten.lift_fresh.default)
@@ -51,7 +51,7 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     layout = Layout(
         tuple(args[1]), tuple(args[2]), placement.layout.offset if offset is None else offset, placement.layout.dtype
     )
-    return make(Placement(placement.box, layout, placement.index))
+    return make_view(args[0], Placement(placement.box, layout, placement.index))
 
 
 @_runs(aten.as_strided_.default)
@@ -237,6 +237,29 @@ def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return factor
 
 
+# --- results that the CPU's kernel gives in another form -----------------------------------------------------------
+
+
+def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[Any]:
+    """CUDA's kernels hand on what they have normalized with; the CPU's hand on nothing."""
+    output, mean, inverse, *rest = results
+    if mean.numel() or not output.numel():
+        return results
+    mean = arguments["running_mean"].to(mean.dtype)
+    inverse = (arguments["running_var"].to(mean.dtype) + arguments["eps"]).rsqrt()
+    return [output, mean.clone(), inverse, *rest]
+
+
+for _op in (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_no_update",
+):
+    if hasattr(aten, _op):
+        dispatch.CUDA_FORM[getattr(aten, _op).default] = _batch_norm_in_eval
+
+
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
 
 
@@ -316,8 +339,7 @@ _unsupported(
 )  # fmt: skip
 _unsupported(
     "nested tensors",
-    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_tensor_from_mask,
-    aten._nested_tensor_from_mask_left_aligned, aten._nested_view_from_jagged,
+    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
 )  # fmt: skip
 _unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
 

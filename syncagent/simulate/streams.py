@@ -50,7 +50,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait for all work of this stream."""
-        reported("torch.cuda.Stream.synchronize", SyncKind.EXPLICIT, (self,), self.engine.wait)
+        reported("torch.cuda.Stream.synchronize", SyncKind.EXPLICIT, (self,), self.engine.wait, is_idle=self.query())
 
     def query(self) -> bool:
         """Whether all work of this stream is done."""
@@ -131,7 +131,7 @@ class Event:
         """Wait for the work before the mark."""
         engine, ticket = self._engine, self._ticket
         wait: Callable[[], None] = (lambda: None) if engine is None else (lambda: engine.wait(ticket))
-        reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait)
+        reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this mark to the other one; they are the CPU's."""

@@ -9,6 +9,7 @@ import torch
 from torch.overrides import handle_torch_function
 
 from syncagent.simulate import devices
+from syncagent.simulate.allocator import Held, hold
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of
@@ -16,7 +17,7 @@ from syncagent.simulate.memory import Box, Layout, Placement, layout_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SimulatedTensor", "adopt", "make", "new_output", "set_data"]
+__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
 _cpp_device = TensorBase.device.__get__
@@ -24,6 +25,7 @@ _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__
 _set_base_item = TensorBase.__setitem__
 _mode_is_on = find("_C._is_torch_function_mode_enabled") or (lambda: False)
+_in_inference_mode = torch.is_inference_mode_enabled
 # With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
@@ -48,6 +50,7 @@ class SimulatedTensor(torch.Tensor):
     """A tensor on a simulated CUDA device."""
 
     _sim: Placement
+    _held: Held
     # No detour through Python for each API call; modes see the calls all the same.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -132,7 +135,11 @@ class SimulatedTensor(torch.Tensor):
             return handle_torch_function(SimulatedTensor.tolist, (self,), self)
         return self.cpu().tolist()
 
-    def numpy(self, *_: Any, **__: Any) -> Any:
+    def numpy(self, *, force: bool = False) -> Any:
+        if _mode_is_on():
+            return handle_torch_function(SimulatedTensor.numpy, (self,), self, force=force)
+        if force:
+            return self.detach().cpu().resolve_conj().resolve_neg().numpy()
         raise TypeError(
             f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
             "memory first."
@@ -218,7 +225,9 @@ class SimulatedTensor(torch.Tensor):
             again = self.detach().clone(memory_format=torch.preserve_format)
         again.requires_grad_(self.requires_grad)
         memo[id(self)] = again
-        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_sim"})
+        again.__dict__.update(
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_sim", "_held"}}
+        )
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again
@@ -240,7 +249,7 @@ class SimulatedTensor(torch.Tensor):
 
 
 # The names under which modes see the calls that are Python functions here and C++ ones in torch.
-for _name in ("__getitem__", "__setitem__", "tolist"):
+for _name in ("__getitem__", "__setitem__", "numpy", "tolist"):
     _method = getattr(SimulatedTensor, _name)
     _method.__module__, _method.__qualname__ = "torch", f"Tensor.{_name}"
 
@@ -288,10 +297,11 @@ class Storage:
         return id(self._box)
 
 
-def make(placement: Placement) -> SimulatedTensor:
+def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> Any:
+    """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
     tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
-        SimulatedTensor,
+        kind,
         size,
         strides=stride,
         storage_offset=offset,
@@ -300,7 +310,17 @@ def make(placement: Placement) -> SimulatedTensor:
         _extra_dispatch_keys=_AUTOCAST_KEYS,
     )
     tensor._sim = placement
+    tensor._held = hold(placement.box, placement.index)
     return tensor
+
+
+def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
+    """A tensor that shares its base's memory: inside ``inference_mode`` or outside, a view is what its base is."""
+    inference = base.is_inference()
+    if inference == _in_inference_mode():
+        return make(placement)
+    with torch.inference_mode(inference):
+        return make(placement)
 
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:
@@ -323,7 +343,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     to_device, on_device = isinstance(data, SimulatedTensor), isinstance(tensor, SimulatedTensor)
     if to_device and on_device:
         _set_base_data(tensor, data)
-        tensor._sim = data._sim  # type: ignore[attr-defined]
+        tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]
         return
     if not to_device and not on_device:
         _set_base_data(tensor, data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from syncagent.simulate import devices, patches
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.tensor import SimulatedTensor
 
@@ -21,7 +22,7 @@ def _compile_is_off() -> bool:
 def _wrap_compile(original: Any) -> Any:
     @functools.wraps(original)
     def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001
-        if kwargs.get("disable") or _compile_is_off():
+        if kwargs.get("disable") or _compile_is_off() or not devices.count():
             return original(*args, **kwargs)
         raise SimulationError(
             "torch.compile is not simulated (it would write kernels for a GPU). Set TORCHDYNAMO_DISABLE=1 to run the "
@@ -36,14 +37,14 @@ def _wrap_parallel(cls: Any, limit: int) -> None:
 
     @functools.wraps(original)
     def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        devices = {p.device for p in module.parameters() if isinstance(p, SimulatedTensor)}
-        if devices and torch.cuda.device_count() > limit:
+        on_device = any(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
+        if on_device and torch.cuda.device_count() > limit:
             raise SimulationError(
                 f"torch.nn.parallel.{cls.__name__}: training on several CUDA devices is not simulated"
             )
         original(self, module, *args, **kwargs)
 
-    cls.__init__ = __init__
+    patches.put(cls, "__init__", __init__)
 
 
 def _wrap_dlpack(original: Any) -> Any:
@@ -55,7 +56,9 @@ def _wrap_dlpack(original: Any) -> Any:
 
 def install() -> None:
     """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
-    torch.utils.dlpack.to_dlpack = torch.to_dlpack = _wrap_dlpack(torch.to_dlpack)  # type: ignore[attr-defined]
-    torch.compile = _wrap_compile(torch.compile)
+    to_dlpack = _wrap_dlpack(torch.to_dlpack)  # type: ignore[attr-defined]
+    patches.put(torch.utils.dlpack, "to_dlpack", to_dlpack)
+    patches.put(torch, "to_dlpack", to_dlpack)
+    patches.put(torch, "compile", _wrap_compile(torch.compile))
     _wrap_parallel(torch.nn.parallel.DistributedDataParallel, 0)
     _wrap_parallel(torch.nn.DataParallel, 1)

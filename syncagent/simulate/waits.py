@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from syncagent.event import SyncKind
 
-__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported"]
+__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported", "reported_late"]
 
 T = TypeVar("T")
 
@@ -36,8 +36,11 @@ def observe(observer: WaitObserver | None) -> None:
     _observer = observer
 
 
-def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T]) -> T:
-    """Wait as CUDA would: what the host waits for includes the op itself, which runs on the device."""
+def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False) -> T:
+    """Wait as CUDA would: what the host waits for includes the op itself, which runs on the device.
+
+    ``is_idle`` says that there is nothing left to wait for.
+    """
     observer = _observer
     if observer is None:
         return wait()
@@ -46,7 +49,14 @@ def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[],
     try:
         return wait()
     finally:
-        observer.after(token, start, time.perf_counter_ns())
+        observer.after(token, start, start if is_idle else time.perf_counter_ns())
+
+
+def reported_late(op: str, kind: SyncKind, args: Sequence[object], started_ns: int, returned_ns: int) -> None:
+    """Report a wait that only the op's results have shown; the next one of the same op is known before."""
+    observer = _observer
+    if observer is not None:
+        observer.after(observer.before(op, kind, args), started_ns, returned_ns)
 
 
 def internal(reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from syncagent import redaction
 from syncagent.sinks.texts import Texts
 
 __all__ = ["in_words"]
@@ -47,4 +48,4 @@ def in_words(said: str) -> str:
     transient = _TRANSIENT.match(said)
     if transient is not None:
         said = " ".join((transient["why"], said[transient.end() :]))
-    return Texts().fit(" ".join(said.split()), REASON_MAX)
+    return Texts().fit(" ".join(redaction.text(said).split()), REASON_MAX)

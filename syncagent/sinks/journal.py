@@ -11,13 +11,14 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncagent.log import log_once
 from syncagent.pace import breathe
+from syncagent.sinks.folder import file_path, make_directory
+from syncagent.storage import DEFAULT_MODE, append_alone
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -26,29 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["JournalExporter", "encode", "journal_path"]
 
-DIRECTORY = ".syncagent"
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
 """Spans in a line: about as many as are encoded without a pause."""
 
 
 def journal_path(setting: str | None = None) -> Path:
-    """Where the journal goes: nothing is created yet.
-
-    ``setting`` names a file, or a directory if it is one or ends in a slash; ``{pid}`` and ``{rank}`` are filled in.
-    """
-    name = f"journal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
-    if not setting:
-        path = Path(DIRECTORY, name)
-    else:
-        filled = setting.replace("{pid}", str(os.getpid())).replace("{rank}", os.environ.get("RANK", "0"))
-        path = Path(filled).expanduser()
-        if filled.endswith(("/", os.sep)) or path.is_dir():
-            path /= name
-    try:
-        return path.absolute()  # the program may change its directory
-    except FileNotFoundError:  # which may be gone already
-        return path
+    """Where the journal goes; see :func:`file_path`."""
+    return file_path("journal", setting)
 
 
 class JournalExporter:
@@ -57,17 +43,19 @@ class JournalExporter:
     Appends each batch as one line, in one write, so that a process may be killed at any time.
 
     The file and its directory are made with the first batch.  Where that cannot be done, a new directory for temporary
-    files takes its place; ``path`` says where the journal really is.  A full file becomes ``NAME.1.jsonl``, replacing
-    the one before it: ``overwritten`` counts the spans that are gone with that.  Errors are logged once and cost the
-    batch, nothing else.
+    files takes its place; where another process writes that very file, the name gets a number (``NAME-2.jsonl``).
+    ``path`` says where the journal really is.  A full file becomes ``NAME.1.jsonl``, replacing the one before it:
+    ``overwritten`` counts the spans that are gone with that.  Errors are logged once and cost the batch, nothing else.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, mode: int = DEFAULT_MODE) -> None:
         self._wanted = path
+        self._mode = mode
         self._max_bytes = max_bytes
         self._file: int | None = None
         self._size = 0
         self._is_torn = False
+        self._owns_older = False
         self._is_shut = False
         self.path: Path | None = None
         """The file in use; ``None`` until something is written."""
@@ -114,30 +102,44 @@ class JournalExporter:
         self._is_torn = False
 
     def _open(self) -> None:
-        path = self.path
-        if path is None:
-            path = self._wanted
-            try:
-                _make_directory(path.parent)
-                self._file = _append_to(path)
-            except OSError as error:
-                path = Path(tempfile.mkdtemp(prefix="syncagent-")) / path.name
-                log_once("journal-moved", "the journal is elsewhere", path=path, wanted=self._wanted, reason=error)
-        if self._file is None:
-            self._file = _append_to(path)
-        self.path = path
+        try:
+            make_directory(self._wanted.parent)
+            self._open_alone(self._wanted)
+        except OSError as error:
+            elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
+            log_once("journal-moved", "the journal is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
+            self._open_alone(elsewhere)
+
+    def _open_alone(self, wanted: Path) -> None:
+        """Two writers of one file would rotate it away under each other, and nobody would count what is gone."""
+        self._file, self.path = append_alone(wanted, mode=self._mode)
+        if self.path != wanted:
+            log_once(
+                "journal-name",
+                "the journal has another name: another process writes the one that was asked for",
+                level="info",
+                journal=self.path,
+                wanted=wanted,
+            )
         self._size = os.fstat(self._file).st_size
+        self._is_torn = self._size > 0 and not _ends_a_line(self.path)
 
     def _rotate(self) -> None:
         assert self.path is not None
-        self._close()
-        self.path.replace(self.path.with_name(f"{self.path.stem}.1{self.path.suffix}"))
-        self._is_torn = False
-        if self._spans_before:
-            self.overwritten += self._spans_before
-            log_once("journal-full", "the journal is full and loses its oldest spans", path=self.path)
-        self._spans_before, self._spans = self._spans, 0
-        self._open()
+        before, full = self.path, self._file
+        older = before.with_name(f"{before.stem}.1{before.suffix}")
+        is_foreign = not self._owns_older and older.exists()
+        gone = _count_spans(older) if is_foreign else self._spans_before
+        before.replace(older)
+        self._file = None
+        if full is not None:
+            os.close(full)  # it was this process's until it had its new name
+        if gone:
+            self.overwritten += gone
+            log_once("journal-full", "the journal is full and loses its oldest spans", path=before)
+        self._open_alone(before)
+        self._owns_older = self.path == before
+        self._spans_before, self._spans = (self._spans if self._owns_older else 0), 0
 
     def _close(self) -> None:
         if self._file is not None:
@@ -254,14 +256,18 @@ def _filled(**fields: object) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _make_directory(directory: Path) -> None:
-    """Make it if need be; the agent's own directory keeps itself out of git."""
-    if directory.is_dir():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    if directory.name == DIRECTORY:
-        (directory / ".gitignore").write_text("*\n")
+def _ends_a_line(path: Path) -> bool:
+    """A process that was killed may have left half a line."""
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
 
 
-def _append_to(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+def _count_spans(path: Path) -> int:
+    """How many spans another process, which is gone, has left in a file; quotes in their own text are escaped."""
+    with path.open("rb") as stream:
+        count = 0
+        for line in stream:
+            count += line.count(b'"startTimeUnixNano":')
+            breathe()
+    return count

@@ -13,6 +13,8 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from syncagent.pace import breathe, keep_pace
 from syncagent.sinks.answers import Answers
 from syncagent.sinks.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
+from syncagent.sinks.randomness import keep_apart, mark_thread
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +54,7 @@ class MetricSender:
     ) -> None:
         self._answers = answers if answers is not None else Answers()
         self._exporter = exporter
+        keep_apart()
         self._collect = collect
         self._interval_s = interval_s
         self._pid = os.getpid()
@@ -59,7 +62,7 @@ class MetricSender:
         self._is_closing = self._is_done = False
         self._closing_since = 0.0
         self._trouble = Trouble(self._changed, on_trouble)
-        self._thread = threading.Thread(target=self._work, name="syncagent-metrics", daemon=True)
+        self._thread = AgentThread(target=self._work, name="syncagent-metrics")
         self._thread.start()
 
     def begin_close(self) -> None:
@@ -96,6 +99,7 @@ class MetricSender:
     def _work(self) -> None:
         # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        mark_thread()
         overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()

@@ -21,6 +21,7 @@ from syncagent._version import __version__
 from syncagent.event import Phase
 from syncagent.pace import breathe
 from syncagent.sinks import semconv
+from syncagent.sinks.randomness import keep_apart
 from syncagent.sinks.series import Series, SeriesTable
 from syncagent.sinks.texts import Texts
 
@@ -339,6 +340,7 @@ def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
         return None
     sink = _of_programs.get(provider)
     if sink is None:
+        keep_apart()
         sink = _of_programs[provider] = MetricSink(provider)
     return sink
 

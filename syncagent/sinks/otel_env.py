@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from syncagent import reading, redaction
 from syncagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,9 +89,8 @@ def _are_headers(value: str) -> bool:
 
 def _is_pem(value: str) -> bool:
     try:
-        with Path(value).open("rb") as file:
-            return b"-----BEGIN " in file.read(1_000_000)
-    except OSError:
+        return b"-----BEGIN " in reading.read(value, reading.MIB)
+    except (OSError, ValueError):
         return False
 
 
@@ -252,7 +251,7 @@ def protocol(environ: Mapping[str, str], signal: str = TRACES) -> str:
 
 
 def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
-    """Where spans (or metrics) go, for people to read: with the path added to a base address, without a password."""
+    """Where spans (or metrics) go, for people to read: with the path added to a base address, without secrets."""
     is_grpc = protocol(environ, signal) == GRPC
     default = "http://localhost:4317" if is_grpc else "http://localhost:4318"
     variable, value = _first(environ, otlp("ENDPOINT", signal)) or ("", default)
@@ -264,8 +263,8 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
     except ValueError:  # a port that is no number, a bracket left open
         is_valid = False
     if not is_valid or value != value.strip():
-        raise ConfigError(f"{variable}={_shown(_without_password(value))} is not allowed; allowed: {allowed}")
-    shown = _without_password(value)
+        raise ConfigError(f"{variable}={_shown(redaction.url(value))} is not allowed; allowed: {allowed}")
+    shown = redaction.url(value)
     if is_grpc or variable.endswith(f"{signal}_ENDPOINT"):
         return shown
     return shown.rstrip("/") + f"/v1/{signal.lower()}"
@@ -293,6 +292,7 @@ def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:
 
 
 def _shown(value: str) -> str:
+    value = redaction.text(value)
     return repr(value if len(value) <= _LONGEST else f"{value[:_LONGEST]}...")
 
 
@@ -301,10 +301,6 @@ _LONGEST = 200
 
 def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, str] | None:
     return next(((name, environ[name]) for name in variables if environ.get(name)), None)
-
-
-def _without_password(address: str) -> str:
-    return re.sub(r"(://|^)[^/@]*@", r"\1", address)
 
 
 def _has_grpc() -> bool:

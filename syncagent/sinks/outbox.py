@@ -20,6 +20,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from syncagent.pace import keep_pace
 from syncagent.sinks.answers import Answers
 from syncagent.sinks.complaints import in_words
+from syncagent.sinks.randomness import OwnIds, keep_apart, mark_thread
+from syncagent.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,7 +139,8 @@ class Outbox(SpanProcessor):
     def _start(self) -> None:
         # The exporter's loggers exist once its modules are imported.
         exporter = self._make_exporter()
-        self._thread = threading.Thread(target=self._work, args=(exporter,), name="syncagent-spans", daemon=True)
+        keep_apart()
+        self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -209,6 +212,7 @@ class Outbox(SpanProcessor):
     def _work(self, exporter: Exporter) -> None:
         # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        mark_thread()
         overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()
@@ -277,7 +281,8 @@ class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
     def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
-        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        ids: Any = OwnIds()
+        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None
         self.overwritten: Callable[[], int] = lambda: 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, TextIO
+
+from syncagent import stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ class Progress:
     name = "progress"
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = stream
         self._clock = clock
         self._began = clock()
         self._due = self._began + _FIRST_S
@@ -48,19 +49,27 @@ class Progress:
     def close(self) -> None:
         """Wipe the line."""
         if self._shown:
-            self._stream.write("\x1b[2K\r")
-            self._stream.flush()
+            self._write("\x1b[2K\r")
 
     def _show(self) -> None:
         now = self._clock()
-        if now < self._due or not self._stream.isatty():
+        if now < self._due or not self._is_terminal():
             return
         self._due = now + _EVERY_S
         self._shown = True
         elapsed_s = now - self._began
         share = self._stall_ns / 1e9 / elapsed_s
-        self._stream.write(
+        self._write(
             f"\x1b[2K\x1b[2m[syncagent] {int(elapsed_s) // 60}:{int(elapsed_s) % 60:02} · {self._steps:,} steps · "
             f"{self._syncs:,} syncs · {min(share, 1.0):.1%} of the time in stalls\x1b[0m\r"
         )
-        self._stream.flush()
+
+    def _is_terminal(self) -> bool:
+        return stderr.is_terminal() if self._stream is None else self._stream.isatty()
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            stderr.write(text)
+        else:
+            self._stream.write(text)
+            self._stream.flush()

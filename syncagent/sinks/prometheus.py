@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import weakref
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from syncagent.sinks import otel_env, semconv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from socketserver import BaseServer
 
     from opentelemetry.sdk.metrics.export import HistogramDataPoint, Metric, MetricsData
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.core import Metric as Family
 
     from syncagent.event import StepRecord, SyncEvent
+    from syncagent.sinks.web import Server
 
 __all__ = ["ScrapeEndpoint", "build_endpoint", "families"]
 
@@ -74,7 +73,7 @@ class ScrapeEndpoint:
         self._address = address
         self._lock = threading.Lock()
         self._is_opened = False
-        self._server: BaseServer | None = None
+        self._server: Server | None = None
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         if batch:
@@ -95,9 +94,7 @@ class ScrapeEndpoint:
             self._is_opened = True
             server, self._server = self._server, None
         if server is not None:
-            _servers.discard(server)
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     def collect(self) -> Iterator[Family]:
         """Answer a scrape; on the server's thread."""
@@ -111,17 +108,19 @@ class ScrapeEndpoint:
             if self._is_opened:
                 return
             self._is_opened = True
-            from prometheus_client import CollectorRegistry, start_http_server
+            from prometheus_client import CollectorRegistry, make_wsgi_app
+
+            from syncagent.sinks.web import Server
 
             registry = CollectorRegistry(auto_describe=False)
             registry.register(self)
             try:
-                self._server, thread = start_http_server(self._address.port, self._address.host, registry)
+                self._server = Server(
+                    self._address.host, self._address.port, make_wsgi_app(registry), "syncagent-prometheus"
+                )
             except (OSError, OverflowError) as error:
                 get_logger().error(f"{self._address} cannot be listened on: {error}. {_REMEDY}")
                 return
-            thread.name = "syncagent-prometheus"
-            _let_go_in_forked_children(self._server)
         get_logger().info(f"metrics can be scraped at http://{self._address.shown}/metrics")
 
 
@@ -161,27 +160,6 @@ class Address:
 
 HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
 PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
-
-_servers: weakref.WeakSet[BaseServer] = weakref.WeakSet()
-_is_registered = False
-
-
-def _let_go_in_forked_children(server: BaseServer) -> None:
-    """Children have the parent's socket: one that outlives it would keep its port, and answer nobody."""
-    global _is_registered
-    _servers.add(server)
-    if not _is_registered and hasattr(os, "register_at_fork"):
-        _is_registered = True
-        os.register_at_fork(after_in_child=_let_go)
-
-
-def _let_go() -> None:
-    for server in list(_servers):
-        _servers.discard(server)
-        try:
-            server.server_close()
-        except Exception:
-            pass  # the child has no use for it either way
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

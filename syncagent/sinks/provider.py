@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from syncagent import redaction
 from syncagent.errors import ConfigError
 from syncagent.log import get_logger, log_once
 from syncagent.sinks import otel_env, semconv
 from syncagent.sinks.answers import Answers
 from syncagent.sinks.texts import Texts
+from syncagent.storage import DEFAULT_MODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +54,7 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         said = {key: value for key, value in found.attributes.items() if value != ""}
         if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
             del said[semconv.SERVICE_NAME]
+        said = _without_secrets(said)
         if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
             said[semconv.SERVICE_NAME] = named
         return Resource(Texts().present({**own, **said}), found.schema_url)
@@ -59,7 +62,20 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
 
 
-def build_provider(resource: Resource, journal: Path | None) -> tuple[AgentTracerProvider, str]:
+def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource detector may have put the whole command line there."""
+    found = dict(attributes)
+    for name, value in attributes.items():
+        if name.startswith("process.command") or name == "process.executable.path":
+            is_list = isinstance(value, (list, tuple))
+            words = redaction.argv([str(word) for word in value] if is_list else str(value).split(" "))
+            found[name] = words if is_list else " ".join(words)
+    return found
+
+
+def build_provider(
+    resource: Resource, journal: Path | None, journal_mode: int = DEFAULT_MODE
+) -> tuple[AgentTracerProvider, str]:
     """A provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is, in words.
 
     A malformed variable raises ConfigError.
@@ -82,7 +98,7 @@ def build_provider(resource: Resource, journal: Path | None) -> tuple[AgentTrace
             return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
-        exporters = _Journals(journal)
+        exporters = _Journals(journal, journal_mode)
         provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
         provider._journal = exporters.path
         provider.overwritten = exporters.overwritten
@@ -191,8 +207,9 @@ def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
 class _Journals:
     """Makes journal exporters: a second one in a forked child, with a file of its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int) -> None:
         self._path = path
+        self._mode = mode
         self._pid = os.getpid()
         self._latest: JournalExporter | None = None
 
@@ -202,7 +219,7 @@ class _Journals:
         path = self._path
         if os.getpid() != self._pid:
             path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
-        self._latest = JournalExporter(path)
+        self._latest = JournalExporter(path, mode=self._mode)
         return self._latest
 
     def overwritten(self) -> int:

@@ -345,7 +345,7 @@ class SpanSink:
             semconv.RANK: event.rank,
             semconv.ALLOWED: event.allowed,
             semconv.VIOLATION: event.violation or None,
-            semconv.POLICY: self.policy,
+            semconv.POLICY: event.policy or self.policy,
             semconv.SENSOR: event.sensor,
             semconv.THREAD_NAME: event.thread,
             semconv.SHAPES: texts.fit_all(map(_shape, event.shapes)),

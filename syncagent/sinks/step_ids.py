@@ -90,7 +90,10 @@ class StepIds:
 
 
 class LaidOut:
-    """A tracer's generator of ids, but for those that are laid out for the next span.
+    """A tracer's generator of ids: those that are laid out for the next span, or else random ones.
+
+    The generator that it replaces is not asked for them: the SDK's draws from Python's global :mod:`random`, which the
+    program may have seeded.
 
     Stands in a tracer of our own: no span of the program's is made with it.
     """
@@ -101,11 +104,11 @@ class LaidOut:
 
     def generate_trace_id(self) -> int:
         laid, self.trace_id = self.trace_id, 0
-        return laid or int(self._own.generate_trace_id())
+        return laid or secrets.randbits(128) or 1
 
     def generate_span_id(self) -> int:
         laid, self.span_id = self.span_id, 0
-        return laid or int(self._own.generate_span_id())
+        return laid or secrets.randbits(64) or 1
 
     def is_trace_id_random(self) -> bool:
         """Hashed bits serve all that the flag promises."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from syncagent.event import Phase, SyncKind
-from syncagent.report.model import EventRow, Line, OpRow, Report, SiteRow, StepRow, Totals
+from syncagent.pace import breathe
+from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -18,14 +20,19 @@ if TYPE_CHECKING:
     from syncagent.event import CallSite, OpCount, StepRecord, SyncEvent
     from syncagent.report.model import Overhead, RunInfo, SensorStatus
 
-__all__ = ["OTHER", "Summary"]
+__all__ = ["OTHER", "Changes", "Since", "Summary"]
+
+T = TypeVar("T")
 
 OTHER = "other"
 """``op`` of the row that takes the syncs of all sites beyond the limit."""
 
 _SAMPLES = 512
 _THREADS = 4
+_OPS = 64
+"""So many ops of a site are told apart."""
 _PENDING = 50_000
+_Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
 class Summary:
@@ -59,6 +66,8 @@ class Summary:
         self._steps = 0
         self._step_ns = 0
         self._step_times: deque[StepRow] = deque(maxlen=newest)
+        self.recorded = 0
+        """How many events there were, of which the newest are kept."""
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         """Add some syncs."""
@@ -128,12 +137,19 @@ class Summary:
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
             training_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
         rows = tuple(site.row(steps, exact) for site in sites)
+        op_rows = _op_rows(ops, sites, run.duration_s * 1e3)
+        seen = sum(site.seen for site in sites)
         folded = next((row.count for row in rows if row.op == OTHER), 0)
-        if folded:
-            notes = (
-                *notes,
-                f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
-            )
+        left_out = [
+            folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
+            seen > len(newest) and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
+            steps > len(step_times)
+            and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
+            len(op_rows) > self._max_ops
+            and f"of {len(op_rows):,} ops, the {self._max_ops:,} that took most host time are kept",
+            not exact and f"a step had more than {_PENDING:,} syncs, so no stall is given as a share of step time",
+        ]
+        notes = (*notes, *(note for note in left_out if note))
         return Report(
             run=replace(run, steps=steps),
             sensors=tuple(sensors),
@@ -147,13 +163,44 @@ class Summary:
                 step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
             ),
             sites=rows,
-            ops=_op_rows(ops, rows, run.duration_s * 1e3)[: self._max_ops],
-            notes=tuple(notes),
+            ops=op_rows[: self._max_ops],
+            notes=notes,
             events=tuple(
                 EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
                 for event, site in newest
             ),
             step_times=step_times,
+        )
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """How many events and steps there were."""
+        return self.recorded, self._steps
+
+    def changes(self, since: Since) -> Changes:
+        """What is new since the last time; ``since`` is kept by the caller, and brought up to date."""
+        with self._lock:
+            sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
+            since.sites.update((site.id, site.sums()) for site in sites)
+            sites = [site.copy() for site in sites]
+            newest = _last(self._newest, self.recorded - since.events)
+            step_times = _last(self._step_times, self._steps - since.steps)
+            since.events, since.steps = self.recorded, self._steps
+            steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
+            stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
+            step_stall_ns = sum(site.step_ns for site in self._sites.values())
+        rows = []
+        for site in sites:
+            rows.append(site.row(steps, exact))
+            breathe()
+        return Changes(
+            sites=rows,
+            events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],
+            step_times=step_times,
+            steps=steps,
+            step_ms=step_ns / 1e6 if steps > 1 else None,
+            step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
+            stalled_ms=stalled_ns / 1e6,
         )
 
     def _add(self, event: SyncEvent) -> None:
@@ -169,16 +216,40 @@ class Summary:
         if len(self._pending) > _PENDING:
             self._lost_ns = max(self._lost_ns, self._pending.popleft()[1])
         self._newest.append((event, site.id))
+        self.recorded += 1
 
     def _site(self, event: SyncEvent) -> _Site:
+        # As syncagent.sites, but with the number of the line: a person wants to see each.
         lines = (_key(event.site), _key(event.forward_site), _key(event.library_site))
-        key = (event.op, event.api, event.kind, event.phase, lines)
+        key = (event.kind, event.conditional, lines)
         if key not in self._sites:
             if len(self._sites) < self._max_sites:
                 self._sites[key] = _Site(len(self._sites), event, event.module, event.ranges, event.allowed)
             else:
                 return self._sites.setdefault(OTHER, _Site(self._max_sites, None))
         return self._sites[key]
+
+
+@dataclass(slots=True)
+class Since:
+    """What a reader of :meth:`Summary.changes` knows already."""
+
+    sites: dict[int, Hashable] = field(default_factory=dict)
+    events: int = 0
+    steps: int = 0
+
+
+class Changes(NamedTuple):
+    """What has changed in a summary: whole rows, and the events and steps that are new and still kept."""
+
+    sites: list[SiteRow]
+    events: list[EventRow]
+    step_times: list[StepRow]
+    steps: int
+    step_ms: float | None
+    step_stall_ms: float | None
+    stalled_ms: float
+    """How long the training thread could not go on, as in ``totals.stall_share``."""
 
 
 @dataclass(slots=True)
@@ -201,11 +272,20 @@ class _Site:
     sampled: bool = False
     samples_ns: list[int] = field(default_factory=list)
     threads: tuple[str, ...] = ()
+    parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
+    """Count and stall of each op, call and phase."""
+    stack: tuple[CallSite, ...] = ()
+    stack_ns: int = -1
 
     def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
         self.seen += event.repeats
         self.count += weight * event.repeats
         self.stall_ns += event.stall_ns * weight
+        part: _Part = (event.op, event.api, event.phase)
+        if part not in self.parts and len(self.parts) >= _OPS:
+            part = (OTHER, None, Phase.OTHER)
+        count, stall_ns = self.parts.get(part, (0.0, 0.0))
+        self.parts[part] = (count + weight * event.repeats, stall_ns + event.stall_ns * weight)
         self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
         self.sampled = self.sampled or weight != 1.0
         self.violations += weight * event.repeats if event.violation else 0.0
@@ -219,27 +299,49 @@ class _Site:
             self.samples_ns[slot] = event.stall_ns
         if event.thread not in self.threads and len(self.threads) < _THREADS:
             self.threads += (event.thread,)
+        if event.stack and event.stall_ns > self.stack_ns:
+            self.stack, self.stack_ns = event.stack, event.stall_ns
         if event.module != self.module:
             self.module = _common_module(self.module, event.module)
         if event.ranges != self.ranges:
             self.ranges = _common_prefix(self.ranges, event.ranges)
 
+    def sums(self) -> Hashable:
+        """What changes with every sync, and with every step that it is counted into."""
+        return self.seen, self.stall_ns, self.step_ns
+
     def copy(self) -> _Site:
-        return replace(self, samples_ns=self.samples_ns.copy())
+        return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
+
+    def longest(self) -> tuple[str, str | None, Phase]:
+        """Return op, call and phase of those syncs that stalled longest together."""
+        if self.first is None:
+            return OTHER, None, Phase.OTHER
+        return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
+
+    def ops(self) -> tuple[OpShare, ...]:
+        """Return the part of each op."""
+        found: dict[tuple[str, str | None], tuple[float, float]] = {}
+        for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
+            before = found.get((op, api), (0.0, 0.0))
+            found[op, api] = before[0] + count, before[1] + stall_ns
+        shares = (OpShare(op, api, round(count), stall_ns / 1e6) for (op, api), (count, stall_ns) in found.items())
+        return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
     def row(self, steps: int, exact: bool) -> SiteRow:
         first = self.first
         site = _line(first.site if first else None)
         count = round(self.count)
+        op, api, phase = self.longest()
         return SiteRow(
-            op=first.op if first else OTHER,
-            api=first.api if first else None,
+            op=op,
+            api=api,
             kind=(first.kind if first else SyncKind.OTHER).value,
             file=site.file if site else "",
             line=site.line if site else 0,
             function=site.function if site else "",
             source=site.source if site else "",
-            phase=(first.phase if first else Phase.OTHER).value,
+            phase=phase.value,
             count=count,
             per_step=count / steps if steps else None,
             stall_ms=self.stall_ns / 1e6,
@@ -256,15 +358,21 @@ class _Site:
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
+            statement=site.statement if site else "",
+            ops=self.ops(),
+            conditional=first.conditional if first else False,
+            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
 
 
-def _op_rows(ops: Sequence[OpCount], sites: Sequence[SiteRow], duration_ms: float) -> tuple[OpRow, ...]:
+def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float) -> tuple[OpRow, ...]:
     """Ops by the host time that was work; the stalls of the same op at the same line are told apart."""
     stalls: dict[Hashable, float] = {}
-    for row in sites:
-        key = (row.op, row.file, row.line, row.phase == Phase.BACKWARD)
-        stalls[key] = stalls.get(key, 0.0) + row.stall_ms
+    for site in sites:
+        where = site.first.site if site.first else None
+        for (name, _, phase), (_, stall_ns) in site.parts.items():
+            key = (name, where.file if where else "", where.line if where else 0, phase is Phase.BACKWARD)
+            stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
         line = _line(op.site) or Line("", 0, "", "")
@@ -287,12 +395,17 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[SiteRow], duration_ms: floa
     return tuple(sorted(rows, key=lambda row: -row.busy_ms))
 
 
+def _last(values: deque[T], count: int) -> list[T]:
+    """The last so many of those that are still there."""
+    return list(itertools.islice(values, max(len(values) - count, 0), None))
+
+
 def _key(site: CallSite | None) -> Hashable:
     return site and (site.file, site.line)
 
 
 def _line(site: CallSite | None) -> Line | None:
-    return Line(site.file, site.line, site.function, site.source) if site else None
+    return Line(site.file, site.line, site.function, site.source, site.statement) if site else None
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:

@@ -31,7 +31,7 @@ def python(tmp_path):
 
 
 WRONG = {
-    "SYNCAGENT_POLICY": ("loud", "one of observe, warn, raise"),
+    "SYNCAGENT_JUDGE_THREADS": ("some", "one of training, all"),
     "SYNCAGENT_DETAIL": ("everything", "one of ops, syncs"),
     "SYNCAGENT_REPORT": ("report.txt", ".json, .html, .sarif or .trace.json"),
     "SYNCAGENT_ALLOW": ("my-module", "package.module, package.module:function, path/file.py or path/file.py:LINE"),
@@ -56,7 +56,7 @@ def test_a_wrong_variable_is_one_sentence_and_the_script_runs_unwatched(python, 
 
 def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
     """With the file's name."""
-    (tmp_path / "pyproject.toml").write_text("[tool.syncagent]\npolicy = 'loud'\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.syncagent]\ndetail = 'loud'\n")
     done = python("-c", SCRIPT)
     assert (done.stdout, done.returncode) == ("ran\n", 4)
     [sentence] = done.stderr.splitlines()
@@ -131,7 +131,7 @@ def test_a_program_that_uses_the_library_wrongly_keeps_working(python, tmp_path)
         "print(syncagent.stop().totals.syncs)\n"
         "first = syncagent.start(detail='syncs')\n"
         "print(syncagent.start(policy='raise') is first)\n"
-        "with syncagent.watch(detail='ops') as inner: print(inner is first, first.running)\n"
+        "with syncagent.watch(detail='ops') as inner: print(inner is syncagent.current(), first.running)\n"
         "print(first.running, syncagent.stop().run.policy, syncagent.current())\n"
         "print(syncagent.stop().sites)\n"
     )
@@ -139,7 +139,9 @@ def test_a_program_that_uses_the_library_wrongly_keeps_working(python, tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines() == ["0", "True", "True True", "True observe None", "()"]
     messages = done.stderr.splitlines()
-    assert len(messages) == 3
+    assert len(messages) == 4
     assert "stop() was called, but no agent is running" in messages[0]
     assert "so there is no host sync to see" in messages[1]
     assert "the settings of the second are not applied" in messages[2]
+    assert "policy=\"'raise', but 'observe' is in force\"" in messages[2]
+    assert "setting detail is 'ops' for a watch inside another, but it stays 'syncs'" in messages[3]

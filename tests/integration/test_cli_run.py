@@ -86,13 +86,13 @@ def test_a_script_runs_with_its_own_arguments_handlers_and_exit_code(syncagent, 
 
 
 def test_a_module_runs_as_python_would_run_it_and_keeps_its_traceback(syncagent, tmp_path):
-    """``run -m``; a ``watch()`` in the program joins the agent that is there."""
+    """``run -m``; a ``watch()`` in the program is a region of the agent that is there."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").write_text("")
     (tmp_path / "jobs" / "train.py").write_text(MODULE)
     done = syncagent("run", "--simulate", "--report", "seen-{pid}.json", "-m", "jobs.train", "--lr", "0.1")
     assert done.stdout.splitlines() == [
-        "True observe",
+        "True warn",
         "3",
         f"['--lr', '0.1'] __main__ jobs {tmp_path}",
     ]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -117,12 +118,37 @@ def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(envi
     for off in ({}, {"SYNCAGENT": ""}, {"SYNCAGENT": "0"}):
         unwatched = environment.run("python", "-c", code, **off)
         assert (unwatched.stdout, unwatched.stderr) == ("False False\n", "")
-    watched = environment.run("python", "-c", code, SYNCAGENT="1", SYNCAGENT_POLICY="nonsense")
+    watched = environment.run("python", "-c", code, SYNCAGENT="1", SYNCAGENT_DETAIL="nonsense")
     assert watched.stdout == "True True\n"
     assert watched.stderr == (
-        "syncagent: setting SYNCAGENT_POLICY is 'nonsense', but it must be one of observe, warn, raise. "
+        "syncagent: setting SYNCAGENT_DETAIL is 'nonsense', but it must be one of ops, syncs. "
         "The script runs unwatched.\n"
     )
+
+
+def test_the_simulated_device_alone_is_there_from_the_first_import_of_torch_on(environment):
+    """Nobody watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
+    code = """
+        import sys
+        print("syncagent.autostart" in sys.modules, "syncagent.agent" in sys.modules)
+        import torch
+        print(torch.cuda.is_available(), torch.ones(2, device="cuda").sum().item(), "syncagent.agent" in sys.modules)
+        import syncagent
+        print(syncagent.current())
+        with syncagent.watch(simulate=True) as agent:
+            torch.ones(2, device="cuda").sum().item()
+        print(len(agent.events()), torch.cuda.is_available())
+    """
+    done = environment.run("python", "-c", textwrap.dedent(code), SYNCAGENT_SIMULATE="1", SYNCAGENT_SUMMARY="0")
+    assert done.stdout.splitlines() == ["True False", "True 2.0 False", "None", "1 True"]
+    for value in ("", "0"):
+        off = environment.run("python", "-c", "import sys; print('syncagent' in sys.modules)", SYNCAGENT_SIMULATE=value)
+        assert (off.stdout, off.stderr) == ("False\n", "")
+    code = "print(1, flush=True)\ntry:\n    import torch\nexcept BaseException:\n    pass\nprint(2)"
+    with pytest.raises(AssertionError, match="(?s)1.*SYNCAGENT_SIMULATE|simulate is 'maybe'") as refused:
+        environment.run("python", "-c", code, SYNCAGENT_SIMULATE="maybe")
+    assert "2\n" not in str(refused.value).partition("syncagent")[0]
+    assert environment.run("python", "-c", "print(3)", SYNCAGENT_SIMULATE="maybe").stdout == "3\n"
 
 
 def test_the_command_is_installed(environment):

@@ -110,7 +110,7 @@ def test_watch_decorates_a_coroutine():
 
 
 def test_a_watched_function_may_call_itself():
-    """Only the outermost call ends the watch."""
+    """Only the outermost call ends the watch; the others are regions of it."""
     agents = []
 
     @syncagent.watch(detail="syncs")
@@ -122,20 +122,22 @@ def test_a_watched_function_may_call_itself():
             X.nonzero()
 
     down(2)
-    assert len(set(map(id, agents))) == 1
-    assert len(agents[0].events()) == 5
+    assert [len(agent.events()) for agent in agents] == [5, 3, 1]
+    assert [agent.running for agent in agents] == [False] * 3
 
 
-def test_a_watch_inside_a_watch_joins_it(messages):
-    """The inner one has the same agent and ends nothing; settings of its own are not applied, and that is said."""
+def test_a_watch_inside_a_watch_is_a_region_of_it(messages):
+    """It ends nothing and has the same sensors; that ``detail`` cannot change inside is said."""
     with syncagent.watch(detail="syncs") as outer:
         with syncagent.watch(detail="ops") as inner:
-            assert inner is outer
+            assert syncagent.current() is inner
             X.nonzero()
         assert syncagent.current() is outer
         X.unique()
     assert ops(outer) == ["aten::nonzero", "aten::_unique2"]
-    assert messages == ["an agent is running already; the settings of the second are not applied"]
+    assert ops(inner) == ["aten::nonzero"]
+    [message] = messages
+    assert "setting detail is 'ops' for a watch inside another, but it stays 'syncs'" in message
 
 
 def test_a_watch_may_be_used_again():

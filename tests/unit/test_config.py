@@ -79,6 +79,40 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert load() == Settings()
 
 
+IN_FILE = {
+    "policy": '"warn"', "min_stall_ms": "2.0", "warmup_steps": "5", "stall_share_window": "7", "judge_threads": '"all"',
+    "simulate": "true", "stacks": "true", "cost": "true", "cost_steps": "3", "max_events": "9", "file_mode": '"0640"',
+}  # fmt: skip
+CLEARED = {
+    "detail": '"ops"', "report": '"a.json"', "allow": '"a.b"', "allow_kinds": '"explicit"', "allow_packs": '"torch"',
+    "max_syncs_per_step": "3", "max_stall_ms_per_step": "3.0", "max_stall_share": "0.5", "policy_file": '"p"',
+    "policy_signal": '"usr1"', "baseline": '"b.json"', "user_code": '"mine"', "copies": '"off"', "journal": '"j"',
+    "summary": "true",
+}  # fmt: skip
+
+
+def test_each_setting_says_what_an_empty_variable_means():
+    """A list, a budget or what may be missing is empty then; what always has a value stays as it is."""
+    assert {name for name in NAMES if getattr(Settings(), name) in ((), None)} == set(CLEARED)
+    assert {*IN_FILE, *CLEARED} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", [*IN_FILE, *CLEARED])
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_clears_what_the_project_file_says_or_leaves_it(tmp_path, monkeypatch, name, empty):
+    """As shells that export an unset value leave it: a gate that the file asks for is not lost by that."""
+    file = project(tmp_path, f"[tool.syncagent]\n{name} = {(IN_FILE | CLEARED)[name]}\n")
+    assert getattr(load(), name) != getattr(Settings(), name)
+    monkeypatch.setenv(f"SYNCAGENT_{name.upper()}", empty)
+    settings = load()
+    if name in CLEARED:
+        assert getattr(settings, name) == getattr(Settings(), name)
+        assert settings.sources == {name: "environment"}
+    else:
+        assert getattr(settings, name) != getattr(Settings(), name)
+        assert settings.sources == {name: str(file)}
+
+
 def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
     """Keyword, environment and project file take the same values."""
     texts = {
@@ -88,6 +122,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "allow_kinds": "explicit,check", "allow_packs": "torch,mine", "max_syncs_per_step": "forward=2,total=5",
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
+        "file_mode": "0640", "capture": "seen.jsonl",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -101,7 +136,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
-        policy_signal="SIGUSR1", cost=True, cost_steps=8,
+        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl",
     )  # fmt: skip
 
 
@@ -143,6 +178,12 @@ def test_the_policy_decides_detail_and_copies_unless_they_are_given(policy, deta
     assert load({"policy": policy, "detail": detail, "copies": "off"}).copies_timed == "off"
 
 
+@pytest.mark.parametrize("value", ["640", "0640", "0o640", " 0640 ", 0o640])
+def test_a_file_mode_is_octal_as_for_chmod(value):
+    """A number is the mode itself, as in ``os.open``."""
+    assert load({"file_mode": value}).file_mode == 0o640
+
+
 # --- what is not allowed ----------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -157,6 +198,10 @@ WRONG = {
     "simulate": (["maybe", 2, 1.0], "a yes or no"),
     "stacks": (["maybe", None.__class__], "a yes or no"),
     "summary": (["maybe"], "a yes or no"),
+    "file_mode": (
+        ["0400", "0o1600", "0700", "rw", "0x1ff", "-1", "0888", 0o777, 0, True, 6.0],
+        "a file's mode in octal from 0600 to 0666, such as 0640",
+    ),
     "user_code": ([3, [3], [""]], "a list of names"),
     "baseline": ([3, " "], "a path"),
     "allow": (

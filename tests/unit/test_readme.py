@@ -37,7 +37,13 @@ def test_the_defaults_in_that_table_are_the_ones_in_force():
     shown = dict(re.findall(r"(?m)^\| `(\w+)` \| `?([\d,]+|observe|training|off)`? \|", section("Every setting")))
     defaults = {name: getattr(Settings(), name) for name in shown}
     words = {
-        name: "off" if value is False else f"{value:,}" if type(value) is int else value
+        name: "off"
+        if value is False
+        else f"{value:04o}"
+        if name == "file_mode"
+        else f"{value:,}"
+        if type(value) is int
+        else value
         for name, value in defaults.items()
     }
     assert shown == {name: f"{value:g}" if isinstance(value, float) else value for name, value in words.items()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from syncagent.cli import main
@@ -12,7 +14,10 @@ from syncagent.sinks.summary import Summary
 def saved(tmp_path):
     """Save a report of a run in which each of these source lines synced that often in its one step."""
 
+    known = {field.name for field in dataclasses.fields(RunInfo)}
+
     def save(name, rank=None, **lines):
+        run_fields = {name: lines.pop(name) for name in known & lines.keys()}
         summary = Summary()
         for number, (source, times) in enumerate(lines.items(), 1):
             site = CallSite("/proj/train.py", number, "main", source)
@@ -25,6 +30,7 @@ def saved(tmp_path):
         run = RunInfo(
             "2025-11-23T02:50:00Z", 1.0, None, None, "GPU", "h", rank, None, 1, "observe", "syncs", False, cwd="/proj"
         )
+        run = dataclasses.replace(run, **run_fields)
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         summary.snapshot(run, [SensorStatus("kernels", True, "")]).save(path)

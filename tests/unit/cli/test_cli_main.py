@@ -45,7 +45,7 @@ def test_no_verb_is_wrong_usage_and_shows_the_help(capsys):
         (["report"], "syncagent report: Missing argument 'PATH"),
         (["report", "--colour", "x.json"], "syncagent report: No such option"),
         (["compare", "x.json"], "syncagent compare: Missing argument 'NEW'"),
-        (["check", "x.json", "y.json", "--baseline", "z.json"], "syncagent check: Got unexpected extra argument"),
+        (["check", "--baseline", "z.json"], "syncagent check: Missing argument 'PATH"),
         (["run", "--colour", "x.py"], "syncagent run: No such option"),
     ],
     ids=" ".join,

@@ -38,7 +38,8 @@ def test_a_directory_stands_for_its_reports(verb, saved, capsys, tmp_path):
     ("words", "start"),
     [
         (["--output", "o.html"], "<!doctype html>"),
-        (["--output", "o.out"], "\n"),
+        (["--output", "o.txt"], "\n"),
+        (["--output", "o.out", "--format", "text"], "\n"),
         (["--output", "o.out", "--format", "json"], '{\n "schema": 1'),
     ],
 )
@@ -50,6 +51,42 @@ def test_output_is_written_to_a_file_whose_suffix_names_the_format(
     assert verb("report", path, *words) == 0
     assert capsys.readouterr().out == ""
     assert (tmp_path / words[1]).read_text().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["r.pdf", "r", "r.JSON", ".json", "r.trace", "r.jsonl", "folder/"])
+def test_an_output_whose_name_says_no_format_is_refused(verb, saved, capsys, tmp_path, monkeypatch, name):
+    """A page as r.pdf would be a file of text that nothing opens."""
+    path = saved("x.json")
+    monkeypatch.chdir(tmp_path)
+    assert verb("report", path, "--output", name) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"syncagent report: the name {name!r} does not say which format to write: it has to end in .txt, .json, .html, "
+        ".sarif or .trace.json, or --format has to say it\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_reports_of_two_scripts_are_refused(verb, saved, capsys):
+    assert verb("report", saved("a.json", rank=0, script="a.py"), saved("b.json", rank=1, script="b.py")) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "only reports of one run can be added up, and these are of two" in err
+    assert "'a.py'" in err
+    assert "'b.py'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_stands_for_all_processes_that_saved_under_its_name(verb, saved, capsys):
+    saved("x.json", run_id="one", process="a", loss_item=1)
+    saved("x.1.json", run_id="one", process="b", part=1, loss_item=2)
+    saved("x.2.json", run_id="before", process="c", part=2, loss_item=4)
+    saved("x.3.json", loss_item=8)
+    assert verb("report", saved("x.json", run_id="one", process="a", loss_item=1)) == 0
+    out = capsys.readouterr().out
+    assert "3 host syncs" in out
+    assert "2 processes" in out
 
 
 def test_a_bad_file_is_one_sentence_and_exit_code_2(verb, saved, capsys, tmp_path):

@@ -49,7 +49,7 @@ def script(tmp_path):
 def started(monkeypatch):
     """``started(*words)`` runs the verb up to where it gives way; returns the command line and what settings it set."""
 
-    class GivenWay(Exception):
+    class GivenWay(BaseException):  # as of a process that has gone: nothing catches it
         pass
 
     def give_way(_path, words, environment):

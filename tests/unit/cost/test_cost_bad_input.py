@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+import math
+import os
+import zlib
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from traced import MAIN, training
 
 from syncagent.cli import main
@@ -95,3 +101,84 @@ def test_a_bare_list_of_events_is_a_trace_too():
 def test_events_without_what_a_trace_has_are_told(tmp_path):
     with pytest.raises(SyncAgentError, match="an event lacks"):
         trace.from_values(events(cat="gpu_memcpy"), "bad")
+
+
+# --- whatever is in the file ------------------------------------------------------------------------------------------
+
+FILE = training(steps=4, kernels=4).file
+EVENTS = FILE["traceEvents"]
+KEYS = ["ph", "cat", "name", "ts", "dur", "pid", "tid", "args", "stream", "device", "correlation", "bytes"]
+ODD = st.sampled_from(
+    [
+        math.nan, math.inf, -math.inf, 1e308, 1e17, 10**400, "9" * 5000, 2**64, -1, 0, 0.5, "nan", "x", "\ud800",
+        "\x1b[2J", "\x9b2J", "", None, True, [], {}, [1], {"stream": 1}, "7", "M", "X",
+    ]
+)  # fmt: skip
+
+
+def asked(capsys, file, *options):
+    """The exit code; checked for what may never come."""
+    code = main(["cost", str(file), *options])
+    out, err = capsys.readouterr()
+    assert "error of syncagent's own" not in err
+    assert len(err.splitlines()) == (code == 2)
+    assert (out + err).replace("\n", "").isprintable()
+    out.encode()
+    return code, err
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(EVENTS) - 1), st.sampled_from(KEYS), ODD), min_size=1, max_size=3),
+    base_ns=st.just(0) | ODD,
+)
+def test_a_trace_with_wrong_values_is_priced_or_refused(changes, base_ns, tmp_path, capsys):
+    """With exit code 0 or 2, and never a traceback."""
+    events = copy.deepcopy(EVENTS)
+    for number, key, value in changes:
+        event = events[number]
+        place = event["args"] if key in KEYS[8:] and isinstance(event["args"], dict) else event
+        place[key] = value
+    (tmp_path / "x.json").write_text(json.dumps({**FILE, "traceEvents": events, "baseTimeNanoseconds": base_ns}))
+    for form in ("text", "json"):
+        assert asked(capsys, tmp_path / "x.json", "--format", form)[0] in {0, 2}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "huge"])
+def test_a_path_with_no_readable_trace_is_refused_at_once(kind, tmp_path, capsys):
+    path = tmp_path / "x.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        with path.open("wb") as stream:
+            stream.truncate(2**40)
+    assert asked(capsys, path)[0] == 2
+
+
+def test_what_unpacks_to_more_than_is_allowed_is_refused_before_it_is_unpacked(tmp_path, capsys):
+    """And may be allowed."""
+    packer = zlib.compressobj(wbits=31)
+    spaces = b" " * 2**20
+    packed = b"".join(packer.compress(spaces) for _ in range(40)) + packer.compress(json.dumps(FILE).encode())
+    (tmp_path / "x.json.gz").write_bytes(packed + packer.flush())
+    code, sentence = asked(capsys, tmp_path / "x.json.gz", "--memory", "0.1")
+    assert code == 2
+    assert "it has more than 25 MiB once it is unpacked; allow more with --memory GIB" in sentence
+    assert asked(capsys, tmp_path / "x.json.gz", "--memory", "0.5")[0] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says how much memory a process has")
+@pytest.mark.parametrize("unit", [b"[],", b'{"a":[]},', b"1.5,"])
+def test_what_takes_more_memory_than_is_allowed_is_refused(unit, tmp_path, capsys):
+    """Small text can be large values."""
+    (tmp_path / "x.json").write_bytes(b"[" + unit * (24_000_000 // len(unit)) + b"0]")
+    code, sentence = asked(capsys, tmp_path / "x.json", "--memory", "0.1")
+    assert code == 2
+    assert "that takes more than 0.1 GiB of memory; allow more with --memory GIB" in sentence

@@ -30,7 +30,8 @@ def raising(cpu_agent):
 
 
 def reasons(agent):
-    return [event.allowed for event in agent.events()]
+    """Why those that ran were allowed."""
+    return [event.allowed for event in agent.events() if not event.violation]
 
 
 # --- raise ------------------------------------------------------------------------------------------------------------
@@ -92,15 +93,25 @@ def test_a_forbidden_op_has_not_run(cpu_agent, detail, assign):
         assert x.tolist() == X.tolist()
 
 
-def test_a_forbidden_sync_is_not_recorded_and_leaves_no_trace(raising):
-    """It did not happen; the next sync is recorded under its own name."""
-    with pytest.raises(HostSyncError):
-        X[X > 0]
-    assert raising.events() == ()
+@DETAILS
+def test_a_forbidden_sync_is_recorded_once_without_a_stall(cpu_agent, detail, line_of):
+    """As what was stopped, whichever op inside would have waited; the next sync is recorded under its own name."""
+    agent = cpu_agent(policy="raise", detail=detail)
+    with pytest.raises(HostSyncError) as error:
+        X[X > 0]  # <- stopped
+    [stopped] = agent.events()
+    assert (stopped.op, stopped.kind, stopped.stall_ns) == ("aten::index", SyncKind.DYNAMIC_SHAPE, 0)
+    assert (stopped.violation, stopped.allowed, stopped.sensor) == (True, None, "kernels")
+    assert stopped.shapes[0] == (2, 2)
+    assert stopped.site.line == line_of("stopped")
+    assert (stopped.site, stopped.kind, stopped.op) == tuple(
+        getattr(error.value.event, name) for name in ("site", "kind", "op")
+    )
     with syncagent.allow("now it may"):
         X.unique()
-    [event] = raising.events()
-    assert (event.op, event.allowed) == ("aten::_unique2", "now it may")
+    event = agent.events()[-1]
+    assert (event.op, event.allowed, event.violation) == ("aten::_unique2", "now it may", False)
+    assert sum(row.violations for row in agent.report().sites) == 1
 
 
 def test_a_forbidden_sync_in_the_backward_pass_reaches_backwards_caller(cpu_agent, line_of):
@@ -459,7 +470,7 @@ def test_the_policy_sleeps_for_the_first_steps(cpu_agent, warmup):
         syncagent.step()
     sleeps = 3 if warmup is None else warmup
     assert found == [False] * sleeps + [True] * (5 - sleeps)
-    assert len(agent.events()) == sleeps
+    assert [event.violation for event in agent.events()] == found
 
 
 def test_sites_of_a_baseline_are_known_and_new_ones_are_not(cpu_agent, tmp_path):

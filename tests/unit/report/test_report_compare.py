@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from training_run import CWD, MASK, NONZERO, backward_sync, report_of, run_info, sync, whole_report
 
-from syncagent.event import CallSite
+from syncagent.event import CallSite, SyncKind
 from syncagent.report import changes
 from syncagent.report.compare import compare
 
@@ -27,12 +27,17 @@ class TestMatching:
         (change,) = compare(report_of(sync(at(1))), report_of(sync(at(9)))).changes
         assert (change.verdict, change.old.line, change.new.line) == ("same", 1, 9)
 
-    @pytest.mark.parametrize("other", [at(1, "y.item()"), at(1, file=f"{CWD}/b.py"), at(1, function="g")])
+    @pytest.mark.parametrize("other", [at(1, "del y[mask]"), at(1, file=f"{CWD}/b.py"), at(1, function="g")])
     def test_another_text_file_or_function_is_another_site(self, other):
         assert verdicts(report_of(sync(at(1))), report_of(sync(other))) == ["new", "gone"]
 
-    def test_another_op_is_another_site(self):
-        assert verdicts(report_of(sync()), report_of(sync(op="aten::item"))) == ["new", "gone"]
+    def test_another_kind_is_another_site_and_another_op_is_not(self):
+        assert verdicts(report_of(sync()), report_of(sync(kind=SyncKind.CHECK))) == ["new", "gone"]
+        assert verdicts(report_of(sync()), report_of(sync(op="aten::item", api=None))) == ["same"]
+
+    def test_a_file_of_the_same_name_in_another_folder_is_another_site(self):
+        other = sync(at(1, file=f"{CWD}/sub/a.py"))
+        assert verdicts(report_of(sync(at(1))), report_of(other)) == ["new", "gone"]
 
     def test_backward_syncs_are_told_apart_by_their_forward_line(self):
         old, new = report_of(backward_sync()), report_of(backward_sync(forward_site=NONZERO))

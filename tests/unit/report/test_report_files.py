@@ -62,6 +62,36 @@ class TestSave:
         whole_report().save(tmp_path / "x.json")
         assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
+    def test_only_its_owner_may_read_it_unless_asked_for(self, tmp_path, monkeypatch):
+        """Whatever the umask says; a file that was there before keeps nothing of its own mode."""
+        before = os.umask(0)
+        try:
+            (tmp_path / "x.json").write_text("")
+            modes = [whole_report().save(tmp_path / "x.json").stat().st_mode & 0o777]
+            os.umask(0o077)
+            monkeypatch.setenv("SYNCAGENT_FILE_MODE", "0644")
+            modes.append(whole_report().save(tmp_path / "y.json").stat().st_mode & 0o777)
+        finally:
+            os.umask(before)
+        assert modes == [0o600, 0o644]
+
+    def test_a_link_in_its_place_is_replaced_and_not_followed(self, tmp_path):
+        (tmp_path / "precious").write_text("precious")
+        (tmp_path / "x.json").symlink_to(tmp_path / "precious")
+        whole_report().save(tmp_path / "x.json")
+        assert (tmp_path / "precious").read_text() == "precious"
+        assert not (tmp_path / "x.json").is_symlink()
+
+    @pytest.mark.parametrize("name", ["n" * 300 + ".json", "n" * 250 + ".json", "a\0.json", "\udcff" * 200 + ".json"])
+    def test_a_name_that_cannot_be_is_refused_in_one_sentence(self, tmp_path, name):
+        """One that just fits is written: the temporary file's name is not made of it."""
+        path = tmp_path / name
+        if len(os.fsencode(name)) <= 255 and "\0" not in name:
+            assert whole_report().save(path) == path
+            return
+        with pytest.raises(ConfigError, match=r"^the report cannot be written to .*: (file name too long|embedded)"):
+            whole_report().save(path)
+
     def test_a_path_below_a_file_is_refused_in_one_sentence(self, tmp_path):
         (tmp_path / "file").write_text("")
         path = tmp_path / "file" / "x.json"

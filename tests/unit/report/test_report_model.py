@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from training_run import report_of, sync, whole_report
+from training_run import BACKWARD, MASK, report_of, sync, whole_report
 
 from syncagent.errors import SyncAgentError
 from syncagent.report.model import Report
@@ -87,7 +87,7 @@ class TestSchema:
 
 class TestOrder:
     def test_what_removing_a_site_gains_comes_before_its_stall(self):
-        report = report_of(sync(ms=9), sync(ms=5, op="aten::unique"), sync(ms=1, op="aten::item"))
+        report = report_of(sync(ms=9), sync(MASK, ms=5, op="aten::unique"), sync(BACKWARD, ms=1, op="aten::item"))
         costs = {"aten::nonzero": (None, None), "aten::unique": (2.0, 1.0), "aten::item": (1.0, 4.0)}
         rows = [replace(row, idle_ms=costs[row.op][0], gain_ms=costs[row.op][1]) for row in report.sites]
         assert [row.op for row in replace(report, sites=tuple(rows)).sites] == [

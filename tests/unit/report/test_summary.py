@@ -7,7 +7,7 @@ import pytest
 from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of, run_info, step, sync
 
 from syncagent.event import CallSite, OpCount, Phase, SyncKind
-from syncagent.report.model import RunInfo
+from syncagent.report.model import OpShare, RunInfo
 from syncagent.sinks.summary import Summary
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ class TestSites:
     @pytest.mark.parametrize(
         "other",
         [
-            {"op": "aten::unique"},
-            {"api": "torch.argwhere"},
             {"kind": SyncKind.OTHER},
-            {"phase": Phase.OPTIMIZER},
+            {"conditional": True},
             {"site": MASK},
             {"forward_site": MASK},
             {"library_site": MASK},
@@ -43,6 +41,20 @@ class TestSites:
     )
     def test_what_differs_makes_another_row(self, other):
         assert len(report_of(sync(), sync(**other)).sites) == 2
+
+    def test_ops_calls_and_phases_of_a_line_are_one_row_named_by_those_that_stalled_longest(self):
+        (row,) = report_of(
+            sync(ms=1),
+            sync(ms=3, op="aten::unique", api=None, phase=Phase.OPTIMIZER),
+            sync(ms=1, api="torch.argwhere"),
+            sync(ms=1),
+        ).sites
+        assert (row.op, row.api, row.phase, row.count, row.stall_ms) == ("aten::unique", None, "optimizer", 4, 6)
+        assert row.ops == (
+            OpShare("aten::unique", None, 1, 3.0),
+            OpShare("aten::nonzero", "torch.nonzero", 2, 2.0),
+            OpShare("aten::nonzero", "torch.argwhere", 1, 1.0),
+        )
 
     def test_the_worst_comes_first(self):
         rows = report_of(sync(NONZERO, ms=1), sync(MASK, ms=5), sync(BACKWARD, ms=2)).sites
@@ -221,3 +233,31 @@ def test_an_empty_summary_gives_an_empty_report():
     report = Summary().snapshot(run_info())
     assert isinstance(report.run, RunInfo)
     assert (report.sites, report.totals.syncs, report.dropped) == ((), 0, 0)
+
+
+class TestWhatIsLeftOut:
+    """Every list has its limit, and says so where it is reached."""
+
+    def notes(self, summary, ops=()):
+        return summary.snapshot(run_info(), ops=ops).notes
+
+    def test_nothing_is_said_below_the_limits(self):
+        summary = Summary(newest=2, max_sites=2, max_ops=1)
+        summary.events([sync(), sync(MASK)])
+        summary.step(step())
+        assert self.notes(summary, [OpCount("aten::add", NONZERO, Phase.FORWARD, 1, 1)]) == ()
+
+    def test_each_limit_that_is_reached_is_said(self, monkeypatch):
+        monkeypatch.setattr("syncagent.sinks.summary._PENDING", 5)
+        summary = Summary(newest=2, max_sites=1, max_ops=1)
+        for number in range(3):
+            summary.events([sync(MASK, at_ms=100 * number + 1)] * 3 + [sync(at_ms=100 * number + 2)] * 3)
+            summary.step(step(number, start_ms=100 * number, end_ms=100 * number + 100))
+        ops = [OpCount(name, NONZERO, Phase.FORWARD, 1, 1) for name in ("aten::add", "aten::mul")]
+        assert self.notes(summary, ops) == (
+            "9 syncs at sites beyond the first 1 are in one row, 'other'",
+            "the time line has the newest 2 of 18 syncs; the sums have all",
+            "the time line has the newest 2 of 3 steps; the sums have all",
+            "of 2 ops, the 1 that took most host time are kept",
+            "a step had more than 5 syncs, so no stall is given as a share of step time",
+        )

@@ -1,4 +1,4 @@
-"""Runs the tests in ``inside/`` in processes of their own: the simulated device cannot be taken out again."""
+"""Runs the tests in ``inside/`` in processes of their own, in which the simulated device stands in for CUDA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 INSIDE = Path(__file__).parent / "inside"
 
 
-PROCESSES = ("blocking_table rewrites", "amp checkpoints training", "data refusals streams tensors", "devices")
+PROCESSES = ("blocking_table rewrites", "amp checkpoints training", "data refusals streams tensors", "devices", "life")
 """Modules that share a process: each new one costs the seconds that torch takes to load."""
 
 

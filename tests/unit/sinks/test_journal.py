@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import math
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from syncagent import log
+from syncagent import log, storage
 from syncagent.sinks import journal
 from syncagent.sinks.journal import JournalExporter, encode, journal_path
 
@@ -120,6 +121,104 @@ def test_the_setting_names_a_file_or_a_directory(tmp_path, monkeypatch):
     assert journal_path("{rank}-{pid}.jsonl") == tmp_path / f"5-{os.getpid()}.jsonl"
     assert journal_path(str(tmp_path)).parent == tmp_path
     assert journal_path("new/").parent == tmp_path / "new"
+
+
+def test_it_is_private_to_its_owner_or_as_asked_for(tmp_path, spans):
+    for mode in (0o600, 0o640):
+        exporter = JournalExporter(tmp_path / f"{mode}.jsonl", mode=mode)
+        exporter.export(spans)
+        exporter.shutdown()
+        assert exporter.path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("there", ["link", "fifo"])
+def test_what_is_no_file_in_its_place_is_left_alone(tmp_path, monkeypatch, spans, capsys, there):
+    """It goes elsewhere, which is said."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    wanted = tmp_path / "j.jsonl"
+    (tmp_path / "precious").write_text("precious")
+    os.mkfifo(wanted) if there == "fifo" else wanted.symlink_to(tmp_path / "precious")
+    exporter = JournalExporter(wanted)
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert exporter.path.parent.parent == tmp_path
+    assert "the journal is elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({"RANK": "../../x"}, "0"),
+        ({"RANK": "1/../../x", "SLURM_PROCID": "7"}, "7"),
+        ({"OMPI_COMM_WORLD_RANK": "3"}, "3"),
+        ({}, "0"),
+    ],
+)
+def test_the_rank_in_its_name_is_the_launchers_number_and_nothing_else(monkeypatch, tmp_path, variables, rank):
+    """Whatever launcher; a rank that is none leads out of no folder."""
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert journal_path(f"{tmp_path}/j-{{rank}}.jsonl") == tmp_path / f"j-{rank}.jsonl"
+
+
+def spans_in(folder):
+    return sum(len(scope.spans) for file in folder.iterdir() for line in file.read_bytes().splitlines()
+               for resource in parse(line).resource_spans for scope in resource.scope_spans)  # fmt: skip
+
+
+def _write(path, spans, start, sizes):
+    exporter = JournalExporter(path, max_bytes=20_000)
+    start.wait(60)
+    for _ in range(60):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    sizes.put(exporter.overwritten)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_several_writers_with_one_name_every_span_is_kept_or_counted(tmp_path, spans, monkeypatch, locks):
+    """Each has a file of its own, also while they rotate, and where the file system knows no locks."""
+    if not locks:
+        monkeypatch.setattr(storage, "fcntl", None)
+    fork = multiprocessing.get_context("fork")
+    start, sizes = fork.Event(), fork.Queue()
+    path = tmp_path / "j.jsonl"
+    writers = [fork.Process(target=_write, args=(path, spans, start, sizes)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    start.set()
+    overwritten = [sizes.get(timeout=60) for _ in writers]
+    for writer in writers:
+        writer.join(60)
+    assert all(overwritten)
+    assert spans_in(tmp_path) + sum(overwritten) == 4 * 60 * len(spans)
+
+
+def test_a_second_writer_takes_another_name_and_says_so(tmp_path, spans, capsys):
+    one, two = JournalExporter(tmp_path / "j.jsonl"), JournalExporter(tmp_path / "j.jsonl")
+    for exporter in (one, two):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    assert (one.path.name, two.path.name) == ("j.jsonl", "j-2.jsonl")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "j-2.jsonl" in line
+    one.shutdown()
+    later = JournalExporter(tmp_path / "j.jsonl")
+    later.export(spans)
+    assert later.path.name == "j.jsonl"
+    assert len(later.path.read_bytes().splitlines()) == 2
+    for exporter in (two, later):
+        exporter.shutdown()
+
+
+def test_a_line_that_a_killed_process_left_is_ended_first(tmp_path, spans):
+    (tmp_path / "j.jsonl").write_bytes(b'{"resourceSpans": [')
+    exporter = JournalExporter(tmp_path / "j.jsonl")
+    exporter.export(spans)
+    exporter.shutdown()
+    assert parse((tmp_path / "j.jsonl").read_bytes().splitlines()[1]) == encode_spans(spans)
 
 
 def test_where_it_cannot_be_written_it_goes_to_the_temporary_directory(tmp_path, monkeypatch, spans, capsys):

@@ -270,15 +270,18 @@ class TestEndpoint:
     def test_a_forked_child_does_not_keep_the_port(self, endpoint):
         endpoint.step(step())
         leave, left = os.pipe()
+        begun, began = os.pipe()
         child = os.fork()
         if not child:
+            os.write(began, b".")
             os.read(leave, 1)
             os._exit(0)
         try:
+            os.read(begun, 1)
             endpoint.close()
             assert not is_open(endpoint.port)
         finally:
             os.write(left, b".")
             os.waitpid(child, 0)
-            os.close(leave)
-            os.close(left)
+            for one in (leave, left, begun, began):
+                os.close(one)

@@ -1,4 +1,4 @@
-"""Every module here runs in a process of its own in which the simulated device is installed: see ../test_inside.py."""
+"""Every module here runs in a process of its own, most with the simulated device installed: see ../test_inside.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness import Observed
 from syncagent import simulate
 
 torch.set_num_threads(1)
-if "in_devices.py" not in " ".join(sys.argv):
+if not any(name in " ".join(sys.argv) for name in ("in_devices.py", "in_life.py")):
     simulate.install()
 
 
@@ -28,4 +28,5 @@ def observed():
 @pytest.fixture(autouse=True)
 def _quiet_device():
     yield
-    torch.cuda.synchronize()
+    if simulate.installed():
+        torch.cuda.synchronize()

@@ -1,0 +1,86 @@
+"""The whole statement that a line is part of, as its file has it."""
+
+from __future__ import annotations
+
+import tokenize
+from typing import TYPE_CHECKING, NamedTuple
+
+from syncagent.reading import source_lines
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+__all__ = ["Statement", "statement_at", "statements_of"]
+
+_INSIDE_A_LINE = frozenset({"<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<module>"})
+"""Code whose first line may be in the middle of a statement: its file is read from the top."""
+_SKIPPED = frozenset({tokenize.NL, tokenize.COMMENT, tokenize.ENCODING})
+_SCOPES = 500
+_LONGEST = 2_000
+
+
+class Statement(NamedTuple):
+    """A simple statement, or the head of a compound one (``if x.item():``), without comments."""
+
+    first: int
+    last: int
+    text: str
+
+
+_read: dict[tuple[str, int], tuple[list[str], tuple[Statement, ...]]] = {}
+
+
+def statement_at(code: CodeType, line: int) -> str:
+    """Return the text of the statement at a line of this code; empty where the source is not to be had."""
+    return next((found.text for found in statements_of(code) if found.first <= line <= found.last), "")
+
+
+def statements_of(code: CodeType) -> tuple[Statement, ...]:
+    """Return the statements of a function, those of functions inside it included; of other code all in its file.
+
+    A file is read once, by its lines and without parsing it as a whole: this runs beside the training threads.
+    """
+    lines = source_lines(code.co_filename)
+    begin = 1 if code.co_name in _INSIDE_A_LINE else code.co_firstlineno
+    known = _read.get((code.co_filename, begin))
+    if known is None or known[0] is not lines:  # the file has been read again
+        if len(_read) >= _SCOPES:
+            _read.clear()
+        known = _read[code.co_filename, begin] = (lines, tuple(_statements(lines, begin)))
+    return known[1]
+
+
+def _statements(lines: list[str], begin: int) -> list[Statement]:
+    found: list[Statement] = []
+    start: tuple[int, int] | None = None
+    comments: dict[int, int] = {}
+    depth, outermost, has_head = 0, None, begin == 1
+    rest = iter(lines[begin - 1 :])
+    try:
+        for token in tokenize.generate_tokens(lambda: next(rest, "")):
+            kind = token.type
+            if kind == tokenize.INDENT:
+                depth += 1
+            elif kind == tokenize.DEDENT:
+                depth -= 1
+            elif kind == tokenize.COMMENT:
+                comments[token.start[0]] = token.start[1]
+            elif kind == tokenize.NEWLINE and start is not None:
+                first, last = start[0] + begin - 1, token.start[0] + begin - 1
+                found.append(Statement(first, last, _text(lines, first, last, start[1], comments, begin)))
+                start, comments = None, {}
+            elif start is None and kind not in _SKIPPED and kind != tokenize.NEWLINE:
+                outermost = depth if outermost is None else outermost
+                if has_head and depth <= outermost and begin > 1:
+                    break  # what follows the function
+                has_head = has_head or token.string != "@"
+                start = token.start
+    except (tokenize.TokenError, SyntaxError):  # what follows is none of ours, or not Python
+        pass
+    return found
+
+
+def _text(lines: list[str], first: int, last: int, column: int, comments: dict[int, int], begin: int) -> str:
+    parts = [lines[number - 1][: comments.get(number - begin + 1)] for number in range(first, last + 1)]
+    parts[0] = parts[0][column:]
+    return "\n".join(part.rstrip() for part in parts).strip()[:_LONGEST]

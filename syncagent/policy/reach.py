@@ -1,0 +1,77 @@
+"""Where a region (a watch inside a watch) holds, and which policy judges a sync there."""
+
+from __future__ import annotations
+
+from itertools import count
+from threading import get_ident
+from typing import TYPE_CHECKING
+
+from syncagent.policy.scopes import open_scopes, scopes_by_thread, scopes_of_backward
+
+if TYPE_CHECKING:
+    from syncagent.policy.judge import Policy
+    from syncagent.policy.scopes import Scopes
+    from syncagent.recorder import Recorder
+    from syncagent.records import ThreadState
+
+__all__ = ["Numbers", "Reach", "in_force", "innermost", "open_reaches"]
+
+Numbers = tuple[int, ...]
+"""The regions that cover a sync.  Read from the end, they are in the order in which their policies are asked for."""
+
+open_reaches: list[Reach] = []
+"""All that are open, the oldest first.  Empty in most programs, which is all that their hot path looks at."""
+_numbers = count(1)
+
+
+class Reach:
+    """Covers the thread or asyncio task that opened it and the backward passes called there.
+
+    With ``every_thread`` it covers other threads as well.  One that does not judge leaves that to what is around it.
+    """
+
+    def __init__(self, outer: Reach | None, policy: Policy, *, judges: bool = True, every_thread: bool = False) -> None:
+        self.number = next(_numbers)
+        self.numbers: Numbers = (*(outer.numbers if outer is not None else ()), self.number)
+        """This one and those around it, outermost first."""
+        self.outer = outer
+        self.judge: Policy | None = policy
+        """``None`` once it has failed: nothing is judged then."""
+        self.judges = judges
+        self.every_thread = every_thread
+        self.ident = get_ident()
+        self.is_open = True
+
+
+def innermost(scopes: Scopes) -> Reach | None:
+    """Return the innermost region among those scopes that has not ended."""
+    for scope in reversed(scopes):
+        if isinstance(scope, Reach) and scope.is_open:
+            return scope
+    return None
+
+
+def covering(recorder: Recorder, state: ThreadState) -> tuple[Reach | None, list[Reach]]:
+    """Return the innermost region of this thread or task, and those of other threads that cover it, newest first."""
+    own = innermost(open_scopes())
+    if own is None and scopes_by_thread:
+        own = innermost(scopes_of_backward(recorder, state))
+    # A copy of the list: others open and close regions meanwhile.
+    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != state.ident]
+    return own, others[::-1]
+
+
+def in_force(recorder: Recorder, state: ThreadState) -> tuple[Numbers, Policy | None]:
+    """Return the regions that cover a sync of this thread, and the policy that judges it: the innermost one's."""
+    own, others = covering(recorder, state)
+    numbers = own.numbers if own is not None else ()
+    if others:
+        numbers = (*(reach.number for reach in others[::-1] if reach.number not in numbers), *numbers)
+    while own is not None:
+        if own.judges and own.is_open:
+            return numbers, own.judge
+        own = own.outer
+    for reach in others:
+        if reach.judges:
+            return numbers, reach.judge
+    return numbers, recorder.policy

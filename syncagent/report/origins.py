@@ -1,0 +1,124 @@
+"""Which process of which run a file of the agent is from, whatever its format."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from syncagent import storage
+from syncagent.attribution.processes import JOB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from syncagent.report.model import RunInfo
+
+__all__ = ["KEY", "Origin", "of_run", "origin_of", "same_run"]
+
+KEY = "syncagent_origin"
+"""The key of an origin in the formats that have no place for a whole ``RunInfo``."""
+
+_MOST_BYTES = 64 * 1024 * 1024
+_HEADER_BYTES = 64 * 1024
+_APART_S = 60.0
+"""Ranks of one run start and end together; clocks of several machines may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The fields of ``RunInfo`` that tell one process's file from another's."""
+
+    run_id: str
+    process: str
+    part: int
+    script: str
+    rank: int | None
+    world_size: int | None
+    started: str
+    duration_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+
+def of_run(run: RunInfo) -> Origin:
+    """The origin of a report."""
+    return Origin(run.run_id, run.process, run.part, run.script, run.rank, run.world_size, run.started, run.duration_s)
+
+
+def same_run(one: Origin, other: Origin) -> bool:
+    """Are these files of processes of the same run?
+
+    Where nobody has told the ranks of a job which run they belong to, those that differ in their rank alone, and ran at
+    the same time, do.
+    """
+    if one.run_id and one.run_id == other.run_id:
+        return not one.run_id.startswith(JOB) or _overlap(one, other)
+    return (
+        None not in (one.rank, other.rank)
+        and one.rank != other.rank
+        and (one.world_size, one.script) == (other.world_size, other.script)
+        and _overlap(one, other)
+    )
+
+
+def origin_of(file: Path) -> Origin | None:
+    """Read where a file comes from; ``None`` where there is none, or one that the agent has not written."""
+    content = storage.read(file, most=_MOST_BYTES if file.suffix != ".jsonl" else _HEADER_BYTES)
+    if content is None:
+        return None
+    text = content.decode(errors="replace")
+    for pattern in _PLACES:
+        found = pattern.search(text)
+        if found is None:
+            continue
+        try:
+            values, _ = json.JSONDecoder().raw_decode(html.unescape(found[1]))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            return _origin(values)
+    return None
+
+
+_PLACES = (
+    re.compile(rf'<meta name="{KEY}" content="([^"]*)">'),
+    re.compile(rf'"{KEY}":\s*(\{{.*)', re.DOTALL),
+    re.compile(r'\A\s*\{\s*"schema":\s*\d+,\s*"run":\s*(\{.*)', re.DOTALL),
+)
+"""Where the formats have it: HTML, all other formats, a report's JSON.  No text of the program's can look like these:
+quotes are escaped in all of them."""
+
+
+def _origin(values: dict[str, Any]) -> Origin | None:
+    defaults: dict[str, Any] = {"run_id": "", "process": "", "part": 0, "script": "", "rank": None, "world_size": None}
+    kinds: dict[str, tuple[type, ...]] = {"part": (int,), "rank": (int, type(None)), "world_size": (int, type(None))}
+    found: dict[str, Any] = {}
+    for name, default in {**defaults, "started": "", "duration_s": 0.0}.items():
+        value = values.get(name, default)
+        if not isinstance(value, kinds.get(name, (int, float) if name == "duration_s" else (str,))):
+            return None
+        found[name] = value
+    return Origin(**found)
+
+
+def _overlap(one: Origin, other: Origin) -> bool:
+    spans = [_span(origin) for origin in (one, other)]
+    (began, ended), (other_began, other_ended) = spans
+    return began - _APART_S <= other_ended and other_began - _APART_S <= ended
+
+
+def _span(origin: Origin) -> tuple[float, float]:
+    """When the run began and ended, in seconds; forever where that is not known."""
+    try:
+        began = datetime.fromisoformat(origin.started.replace("Z", "+00:00"))
+    except ValueError:
+        return float("-inf"), float("inf")
+    seconds = (began if began.tzinfo else began.replace(tzinfo=timezone.utc)).timestamp()
+    return seconds, seconds + max(origin.duration_s, 0.0)

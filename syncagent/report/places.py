@@ -1,0 +1,110 @@
+"""Which file a process writes to, so that no process of a run takes the place of another: ``x.json``, ``x.1.json``."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from syncagent import storage
+from syncagent.report.origins import origin_of, same_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from syncagent.report.origins import Origin
+
+__all__ = ["SUFFIXES", "numbered", "parts_of", "place"]
+
+SUFFIXES = (".trace.json", ".json", ".html", ".sarif", ".jsonl")
+"""The longer one first: ".trace.json" also ends in ".json"."""
+
+_TRIES = 100
+
+
+def place(
+    file: Path, origin: Origin, text_of: Callable[[int], str], *, mode: int, may_add: bool = True
+) -> tuple[Path, int] | None:
+    """Write a file of this process and return where it went, and the number that its name got, or 0.
+
+    What another run has left there is replaced, its numbered files included.  What another process of the same run has
+    written stays: this one's name gets the first number that is free, or is not written at all where it must not be
+    added.  ``text_of`` makes the text, given the number.  Raises ``OSError``.
+    """
+    before = origin.process, os.path.abspath(file)
+    with storage.locked_folder(file.parent):
+        part = _added_before.get(before, 0)
+        own = origin_of(numbered(file, part)) if part else None
+        if own is not None and own.process == origin.process:  # it has saved before, on a signal
+            storage.write_atomically(numbered(file, part), text_of(part), mode=mode)
+            return numbered(file, part), part
+        for _ in range(_TRIES):
+            if not os.path.lexists(file):
+                try:
+                    storage.write_new(file, text_of(0), mode=mode)
+                except FileExistsError:
+                    continue
+                break
+            there = origin_of(file)
+            is_free = there is None or there.process == origin.process or not same_run(there, origin)
+            if is_free and not storage.is_locked(file):
+                storage.write_atomically(file, text_of(0), mode=mode)
+                break
+            if not may_add:
+                return None
+            part = _added_before[before] = _add(file, text_of, mode)
+            return numbered(file, part), part
+        _remove_parts_of_other_runs(file, origin)
+        return file, 0
+
+
+def numbered(file: Path, number: int) -> Path:
+    """The name with a number in it."""
+    suffix = _suffix(file.name)
+    return file.with_name(f"{file.name.removesuffix(suffix)}.{number}{suffix}")
+
+
+def parts_of(file: Path) -> list[Path]:
+    """The numbered files beside a file, in the order of their numbers."""
+    suffix = _suffix(file.name)
+    pattern = re.compile(rf"{re.escape(file.name.removesuffix(suffix))}\.([1-9]\d{{0,5}}){re.escape(suffix)}")
+    try:
+        names = os.listdir(file.parent)
+    except OSError:
+        return []
+    found = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
+    return [file.with_name(name) for _, name in sorted(found)]
+
+
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), os.path.splitext(name)[1])
+
+
+_added_before: dict[tuple[str, str], int] = {}
+
+
+def _add(file: Path, text_of: Callable[[int], str], mode: int) -> int:
+    last = parts_of(file)[-1:]
+    number = 1 + (_number(last[0]) if last else 0)
+    while True:
+        try:
+            storage.write_new(numbered(file, number), text_of(number), mode=mode)
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def _number(part: Path) -> int:
+    return int(part.name.removesuffix(_suffix(part.name)).rpartition(".")[2])
+
+
+def _remove_parts_of_other_runs(file: Path, origin: Origin) -> None:
+    for part in parts_of(file):
+        found = origin_of(part)
+        if found is not None and found.part and not same_run(found, origin):
+            try:
+                part.unlink()
+            except OSError:
+                pass  # it is not read either: it says which run it is of

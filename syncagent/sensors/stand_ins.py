@@ -1,0 +1,61 @@
+"""Calls a function so that whoever looks at Python's stack finds the program's own line above it, not one of ours.
+
+torch's warnings, Python's ``stacklevel`` and the lines in a traced graph go by the innermost frame.  A frame that has
+to be there carries the file, line, function and globals of the one that made the call: so a warning names the program's
+line, is filtered by its module and shown as often as without.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from syncagent.attribution.callsite import STAND_IN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    Call = Callable[..., Any]
+
+__all__ = ["StandIns"]
+
+_LIMIT = 10_000
+_NO_COLUMNS = 13
+"""The kind of entry in a table of lines that says nothing of columns (Objects/locations.md in CPython)."""
+
+
+class StandIns(dict[tuple[int, int], "Call"]):
+    """By a frame's code and instruction, what calls ``function(*args, **kwargs)`` in its name."""
+
+    def of(self, frame: FrameType) -> Call:
+        """Make the one for where a frame stands, the first time."""
+        code = frame.f_code
+        if len(self) >= _LIMIT:  # a program that makes code without end
+            self.clear()
+        made = FunctionType(_placed(code, frame.f_lineno), frame.f_globals, code.co_name)
+        made.__dict__["stands_for"] = code  # whose id is the key, and must stay its own
+        self[id(code), frame.f_lasti] = made
+        return made
+
+
+def _call(_syncagent_stand_in: Call, args: Any, kwargs: Any) -> Any:
+    return _syncagent_stand_in(*args, **kwargs)
+
+
+if _call.__code__.co_varnames[0] != STAND_IN:
+    raise AssertionError("what marks a frame as a stand-in is the name of its first argument")
+
+
+def _placed(code: CodeType, line: int | None) -> CodeType:
+    """The code of :func:`_call`, all of it on one line of another function."""
+    lines: dict[str, Any] = {"co_firstlineno": line or code.co_firstlineno}
+    size = len(_call.__code__.co_code)
+    if sys.version_info >= (3, 11):
+        lines["co_qualname"] = code.co_qualname
+        units = [min(8, size // 2 - start) for start in range(0, size // 2, 8)]
+        lines["co_linetable"] = b"".join(bytes((0x80 | _NO_COLUMNS << 3 | count - 1, 0)) for count in units)
+    else:
+        lines["co_linetable"] = b"".join(bytes((min(254, size - start), 0)) for start in range(0, size, 254))
+    return _call.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, **lines)

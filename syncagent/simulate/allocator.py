@@ -1,0 +1,158 @@
+"""What torch's caching allocator would hold on a GPU: enough to tell whether ``empty_cache`` gives anything back.
+
+Memory that a program has let go of stays with the allocator, in segments that it has from the driver.  ``empty_cache``
+returns the segments in which nothing is left, and the driver waits for the device before it takes one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from bisect import bisect_left, insort
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from syncagent.simulate.memory import nbytes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.simulate.memory import Box, Layout
+
+__all__ = ["Held", "hold", "release_unused"]
+
+# Sizes of c10/cuda/CUDACachingAllocator.h
+_BLOCK = 512
+_SMALL = 1 << 20
+_SMALL_SEGMENT = 2 << 20
+_LARGE_SEGMENT = 20 << 20
+_MIN_OF_ITS_OWN = 10 << 20
+_GRAIN = 2 << 20
+
+_UNREAD = 2000
+"""How many events may wait: reading them costs more than noting them, and is done in one go."""
+
+_numbers = itertools.count()
+_events: deque[tuple[int, int, Any]] = deque()
+"""What has happened and is not read yet: number and device of an allocation, and its layout where it was made."""
+_reading = threading.Lock()
+
+
+class Held:
+    """Lives as long as the program has a tensor over an allocation; that queued kernels still use it is of no account.
+
+    torch's allocator knows nothing of them either: it gives memory out again in the order of the stream.
+    """
+
+    __slots__ = ("__weakref__", "_index", "_number")
+
+    def __init__(self, layout: Layout, index: int) -> None:
+        self._number = next(_numbers)
+        self._index = index
+        _events.append((self._number, index, layout))
+        if len(_events) > _UNREAD:
+            _read()
+
+    def __del__(self, _note: Callable[[Any], None] = _events.append) -> None:
+        _note((self._number, self._index, None))
+
+
+def hold(box: Box, index: int) -> Held:
+    """What each tensor over this box keeps."""
+    known = box.held
+    held: Held | None = None if known is None else known()
+    if held is None:
+        held = Held(box.layout, index)
+        box.held = weakref.ref(held)
+    return held
+
+
+def release_unused() -> bool:
+    """Give back the segments that nothing is left in; say whether there were any."""
+    _read()
+    with _reading:
+        return any([pool.release_unused() for pool in _pools.values()])
+
+
+class _Pool:
+    """Segments for small or for large allocations on one device, as blocks that are free or taken."""
+
+    def __init__(self, *, small: bool) -> None:
+        self._small = small
+        self._free: list[tuple[int, int, int]] = []  # size, segment, offset: best fit first
+        self._begins: dict[tuple[int, int], int] = {}
+        self._ends: dict[tuple[int, int], int] = {}
+        self._segments: dict[int, int] = {}
+        self._made = itertools.count()
+
+    def take(self, size: int) -> tuple[int, int, int]:
+        at = bisect_left(self._free, (size, -1, -1))
+        if at < len(self._free):
+            whole, segment, offset = self._free[at]
+            self._forget(whole, segment, offset)
+        else:
+            segment, offset, whole = next(self._made), 0, self._segment_for(size)
+            self._segments[segment] = whole
+        rest = whole - size
+        if rest >= _BLOCK if self._small else rest > _SMALL:
+            self._add(rest, segment, offset + size)
+            return size, segment, offset
+        return whole, segment, offset
+
+    def give_back(self, size: int, segment: int, offset: int) -> None:
+        after = self._begins.get((segment, offset + size))
+        if after is not None:
+            self._forget(after, segment, offset + size)
+            size += after
+        before = self._ends.get((segment, offset))
+        if before is not None:
+            self._forget(before, segment, offset - before)
+            size, offset = size + before, offset - before
+        self._add(size, segment, offset)
+
+    def release_unused(self) -> bool:
+        unused = [block for block in self._free if block[0] == self._segments[block[1]]]
+        for size, segment, offset in unused:
+            self._forget(size, segment, offset)
+            del self._segments[segment]
+        return bool(unused)
+
+    def _segment_for(self, size: int) -> int:
+        if self._small:
+            return _SMALL_SEGMENT
+        return _LARGE_SEGMENT if size < _MIN_OF_ITS_OWN else -(-size // _GRAIN) * _GRAIN
+
+    def _add(self, size: int, segment: int, offset: int) -> None:
+        insort(self._free, (size, segment, offset))
+        self._begins[segment, offset] = size
+        self._ends[segment, offset + size] = size
+
+    def _forget(self, size: int, segment: int, offset: int) -> None:
+        del self._free[bisect_left(self._free, (size, segment, offset))]
+        del self._begins[segment, offset], self._ends[segment, offset + size]
+
+
+_pools: dict[tuple[int, bool], _Pool] = {}
+_taken: dict[int, tuple[_Pool, tuple[int, int, int]]] = {}
+
+
+def _read() -> None:
+    """Do with the segments what has happened to the tensors."""
+    if not _reading.acquire(blocking=False):
+        return  # another thread is at it
+    try:
+        for _ in range(len(_events)):
+            number, index, layout = _events.popleft()
+            if layout is None:
+                pool, block = _taken.pop(number, (None, None))
+                if pool is not None and block is not None:
+                    pool.give_back(*block)
+                continue
+            size = -(-nbytes_of(layout) // _BLOCK) * _BLOCK
+            if size:
+                small = size <= _SMALL
+                pool = _pools.setdefault((index, small), _Pool(small=small))
+                _taken[number] = pool, pool.take(size)
+    finally:
+        _reading.release()

@@ -1,0 +1,125 @@
+"""The nested tensors of ``nn.TransformerEncoder``: in eval mode with a padding mask it packs the batch, on CUDA too.
+
+Only what the encoder itself does with them is simulated; a program that uses nested tensors is told so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from syncagent.simulate import devices, dispatch, queues, tensor, waits
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.lookups import aten
+from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride
+from syncagent.simulate.tensor import SimulatedTensor, new_output
+
+if TYPE_CHECKING:
+    from syncagent.simulate.facts import OpFacts
+
+__all__ = ["NestedTensor", "install"]
+
+_KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
+"""Ops whose result has rows as long as those of the argument."""
+
+
+class NestedTensor(SimulatedTensor):
+    """Rows of different lengths on a simulated device.  What torch asks of its size it answers as if it were padded."""
+
+    @property
+    def is_nested(self) -> bool:  # type: ignore[override]
+        return True
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        return _run(func, args, kwargs or {})
+
+
+class _Kernel:
+    """A queued op, one of whose arguments, or whose result, is nested."""
+
+    def __init__(self, op: Any, args: Any, kwargs: Any, result: Placement) -> None:
+        self._op, self._args, self._kwargs, self._result = op, args, kwargs, result
+
+    def __call__(self) -> None:
+        box = self._result.box
+        try:
+            args = [_resolve(x) for x in self._args]
+            values = self._op(*args, **{name: _resolve(x) for name, x in self._kwargs.items()})
+        except BaseException as error:
+            box.error = error
+            raise
+        box.values = values
+        if values.is_nested:
+            self._result.view = values  # it has no strides to look at it by
+
+
+def _run(op: Any, args: Any, kwargs: Any) -> Any:
+    source = next(x for x in args if isinstance(x, NestedTensor))
+    if op in {aten.detach.default, aten.alias.default}:
+        return source
+    if op in _KEEPS_ROWS:
+        return _submit(op, args, kwargs, _like(source._sim.layout, source._sim.index))
+    if op is aten.to_padded_tensor.default:
+        return _padded(dispatch.facts_of(op), source, args, kwargs)
+    raise SimulationError(
+        f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does with a "
+        "padding mask; enable_nested_tensor=False makes it do without them"
+    )
+
+
+def _padded(facts: OpFacts, source: NestedTensor, args: Any, kwargs: Any) -> Any:
+    size = args[2] if len(args) > 2 else kwargs.get("output_size")
+    layout = source._sim.layout
+    if size is None or tuple(size) != layout.size:
+        raise SimulationError("to_padded_tensor to another size than that of the padded batch is not simulated on CUDA")
+    made = new_output(layout, source._sim.index)
+    return _reported(facts, args, kwargs, made)
+
+
+def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    source = args[0]
+    layout = source._sim.layout
+    return _reported(
+        facts, args, kwargs, _like(layout._replace(stride=contiguous_stride(layout.size), offset=0), source._sim.index)
+    )
+
+
+def _like(layout: Layout, index: int) -> NestedTensor:
+    return tensor.make(Placement(Box(layout), layout, index), NestedTensor)
+
+
+def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    """Queue the op and wait for it: the lengths of the rows go from one side to the other."""
+    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
+
+    def wait() -> SimulatedTensor:
+        _submit(facts.op, args, kwargs, made)
+        devices.current_engine(made._sim.index).wait()
+        return made
+
+    return wait() if kind is None else waits.reported(facts.shown, kind, args, wait)
+
+
+def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    index = made._sim.index
+    kept, named = [_placed(x) for x in args], {name: _placed(x) for name, x in kwargs.items()}
+    placements = [x for x in (*kept, *named.values()) if isinstance(x, Placement)]
+    engine = queues.order(op._schema.name, index, placements)
+    queues.queue(engine, _Kernel(op, kept, named, made._sim), [made._sim])
+    return made
+
+
+def _placed(value: Any) -> Any:
+    return value._sim if isinstance(value, SimulatedTensor) else value
+
+
+def _resolve(value: Any) -> Any:
+    return value.resolve() if isinstance(value, Placement) else value
+
+
+def install() -> None:
+    """Let the encoder pack a batch."""
+    dispatch.SPECIAL[aten._nested_tensor_from_mask.default] = _from_mask

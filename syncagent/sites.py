@@ -1,0 +1,267 @@
+"""What a sync site is known by: the one key of reports, baselines and the policy.
+
+It holds kind, user's line, library line and forward line, each as file relative to the project, function and text of
+the statement.  Neither line numbers nor ops are in it, so code may move, and formatters may do their work.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+import sysconfig
+from difflib import SequenceMatcher
+from functools import lru_cache
+from pathlib import PurePath
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "Frame",
+    "Home",
+    "LineKey",
+    "SiteKey",
+    "home_of_process",
+    "is_a_little_changed",
+    "key_of",
+    "line_key",
+    "naming",
+    "normal",
+    "pair",
+]
+
+ALIKE = 0.6
+"""How much of two statements has to be the same, by their words, for one to be the other with a little changed."""
+
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_MARKS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg")
+_CELL = re.compile(r"<ipython-input-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py|<python-input-\d+>|<stdin(-\d+)?>")
+_COMPREHENSION = re.compile(r"(\.<locals>)?\.?<(list|dict|set)comp>$")
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_STDLIB = re.compile(r".*/lib/python3\.\d+/(?P<inside>.+)")
+
+
+class AnyLine(Protocol):
+    """A line of an event or of a report."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def statement(self) -> str: ...
+
+
+class LineKey(NamedTuple):
+    """A line by what does not move."""
+
+    file: str
+    function: str
+    text: str
+
+
+class Frame(NamedTuple):
+    """A site without its texts: where one that has changed a little may be looked for."""
+
+    kind: str
+    places: tuple[tuple[str, str] | None, ...]
+
+
+class SiteKey(NamedTuple):
+    """A site; ``None`` for a line that it does not have."""
+
+    kind: str
+    user: LineKey | None
+    library: LineKey | None
+    forward: LineKey | None
+
+    @property
+    def frame(self) -> Frame:
+        """The same without the texts."""
+        lines = (self.user, self.library, self.forward)
+        return Frame(self.kind, tuple(line and (line.file, line.function) for line in lines))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of its lines: user, library, forward."""
+        return tuple(line.text if line else "" for line in (self.user, self.library, self.forward))
+
+
+class Home(NamedTuple):
+    """From where a run's files are named."""
+
+    project: str = ""
+    """The nearest folder at or above the script's that looks like a project's; empty where there is none."""
+    folder: str = ""
+    """The script's folder; of a module that of its package, without a script the working directory."""
+    cwd: str = ""
+
+
+def home_of_process() -> Home:
+    """Return where this process's own code is; best asked before the script changes its working directory."""
+    try:
+        cwd = os.getcwd()
+    except OSError:  # it is gone
+        cwd = ""
+    folder = _folder_of_script() or cwd
+    return Home(_project(folder), folder, cwd)
+
+
+def _folder_of_script() -> str:
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if not isinstance(file, str) or not os.path.isfile(file):
+        return ""
+    path = os.path.abspath(file)
+    if _package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
+        return ""  # pytest, torchrun: whatever they run is found from where they were called
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    up = name.count(".") if isinstance(name, str) else 0
+    folder = os.path.dirname(path)
+    for _ in range(up):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _project(folder: str) -> str:
+    try:
+        home = os.path.expanduser("~")
+        while folder and folder not in (home, os.path.dirname(folder)):
+            if any(os.path.exists(os.path.join(folder, mark)) for mark in _MARKS):
+                return folder
+            folder = os.path.dirname(folder)
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
+def naming(one: Home, other: Home) -> tuple[Callable[[AnyLine], LineKey], Callable[[AnyLine], LineKey]]:
+    """Return how to name the lines of two runs so that the names can be compared.
+
+    Where both have a project, files are named from there, so it does not matter where the script lies or was called;
+    else from the script's folder.  Reports of earlier versions know neither, nor whole statements: then from the
+    working directory, and by the text of the one line.
+    """
+    if not (one.folder and other.folder):
+        return (
+            lambda line: line_key(line, one.cwd, cwd=one.cwd, whole=False),
+            lambda line: line_key(line, other.cwd, cwd=other.cwd, whole=False),
+        )
+    roots = (one.project, other.project) if one.project and other.project else (one.folder, other.folder)
+    return (
+        lambda line: line_key(line, roots[0], cwd=one.cwd),
+        lambda line: line_key(line, roots[1], cwd=other.cwd),
+    )
+
+
+def line_key(line: AnyLine, root: str, *, cwd: str = "", whole: bool = True) -> LineKey:
+    """Return what a line is known by; without its text (code made by ``exec``) by its number, too."""
+    text = (line.statement if whole else "") or line.source
+    return LineKey(
+        _file(line.file, root, cwd),
+        _COMPREHENSION.sub("", line.function),
+        normal(text) if text else f"line {line.line}",
+    )
+
+
+def key_of(
+    kind: str,
+    user: AnyLine | None,
+    library: AnyLine | None,
+    forward: AnyLine | None,
+    named: Callable[[AnyLine], LineKey],
+) -> SiteKey:
+    """Return the key of a site, its lines named by one of :func:`naming`."""
+    return SiteKey(
+        str(kind),
+        named(user) if user is not None and user.file else None,
+        named(library) if library is not None else None,
+        named(forward) if forward is not None else None,
+    )
+
+
+def _file(file: str, root: str, cwd: str) -> str:
+    """Name a file from its package, from the standard library, or from the project; elsewhere it keeps its name."""
+    if _CELL.fullmatch(file):
+        return "<cell>"
+    if file.startswith("<"):
+        return file
+    inside = _package_path(file)
+    if inside is not None:
+        return inside
+    if not os.path.isabs(file):
+        file = os.path.normpath(os.path.join(cwd, file)) if cwd else file
+    of_python = _STDLIB.fullmatch(file)
+    if of_python is not None:
+        return of_python["inside"]
+    # What lies beside the project is named from there as well, as long as they have more in common than the top.
+    if os.path.isabs(root) and os.path.isabs(file) and os.path.commonpath((root, file)) != os.path.sep:
+        return os.path.relpath(file, root).replace(os.sep, "/")
+    return file
+
+
+def _package_path(file: str) -> str | None:
+    parts = PurePath(file).parts
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index] in _PACKAGES:
+            return "/".join(parts[index + 1 :])
+    return None
+
+
+def _scripts() -> str:
+    return (sysconfig.get_path("scripts") or "\0").rstrip("/") + "/"
+
+
+@lru_cache(maxsize=4_096)
+def normal(text: str) -> str:
+    """Return a statement as it is compared: formatted in one way, whatever its line breaks, quotes and brackets."""
+    for candidate in (text, f"{text} pass", f"{text.removeprefix('el')} pass", f"{text}\n pass"):
+        try:
+            return ast.unparse(ast.parse(candidate))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return " ".join(text.split()).rstrip(",").rstrip()
+
+
+def is_a_little_changed(one: SiteKey, other: SiteKey) -> bool:
+    """Are these two sites of one frame the same but for a little of their texts?"""
+    return one.frame == other.frame and likeness(one, other) >= ALIKE
+
+
+def likeness(one: SiteKey, other: SiteKey) -> float:
+    """Return how much of the texts of two sites is the same: 1 for all, by the line that differs most."""
+    return min(_likeness(*texts) for texts in zip(one.texts, other.texts, strict=True))
+
+
+@lru_cache(maxsize=4_096)
+def _likeness(one: str, other: str) -> float:
+    if one == other:
+        return 1.0
+    words, others = _WORDS.findall(one), _WORDS.findall(other)
+    return SequenceMatcher(None, words[:500], others[:500], autojunk=False).ratio()
+
+
+def pair(old: Iterable[SiteKey], new: Iterable[SiteKey]) -> dict[SiteKey, SiteKey]:
+    """Return which new site is which old one with a little changed, the likest first; each old one serves once."""
+    gone = list(old)
+    by_frame: dict[Frame, list[SiteKey]] = {}
+    for key in gone:
+        by_frame.setdefault(key.frame, []).append(key)
+    found = sorted(
+        ((likeness(key, other), key, other) for key in new for other in by_frame.get(key.frame, ())),
+        key=lambda match: -match[0],
+    )
+    pairs: dict[SiteKey, SiteKey] = {}
+    used: set[SiteKey] = set()
+    for alike, key, other in found:
+        if alike >= ALIKE and key not in pairs and other not in used:
+            pairs[key] = other
+            used.add(other)
+    return pairs

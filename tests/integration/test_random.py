@@ -1,0 +1,144 @@
+"""A program that has seeded its generators draws the same numbers with the agent as without it.
+
+The cases are children of one process that has loaded torch; see ``test_faults_processes``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.test_faults_processes import FORKER, Done
+
+SCRIPT = """\
+import atexit, hashlib, os, random, sys, threading, time
+import numpy
+
+{before}
+
+def states():
+    import torch
+    state = numpy.random.get_state()
+    drawn = repr((random.getstate(), state[1].tolist(), state[2:], torch.get_rng_state().tolist()))
+    return hashlib.sha256(drawn.encode()).hexdigest()[:16]
+
+random.seed(0)
+numpy.random.seed(0)
+if {watched}:
+    from syncagent import autostart
+    autostart.begin()  # its exit handler runs after the program's, and before that of the first lines
+import torch
+if not {watched}:
+    from syncagent import simulate
+    simulate.install()
+torch.manual_seed(0)
+
+def show(when):
+    print(when, states(), random.random(), float(numpy.random.rand()), torch.rand(1).item(),
+          hashlib.sha256(bytes(torch.cuda.get_rng_state().tolist())).hexdigest()[:16],
+          torch.rand(1, device="cuda").item(), flush=True)
+
+show("start")
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(6):
+    loss = model(torch.randn(8, 4, device="cuda")).relu()
+    kept = loss[loss > 0]
+    kept.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    for _ in range(40):  # more than a reservoir of examples takes
+        kept.sum().item()
+    torch.cuda.synchronize()
+    if {watched}:
+        import syncagent
+        syncagent.current().flush()  # delivers on this thread
+    {during}
+    print(step, states(), kept.sum().item(), flush=True)
+show("end")
+"""
+AT_EXIT = "atexit.register(lambda: print('exit', states(), random.random(), flush=True))"
+COLLECTOR = """
+import http.server
+class Collector(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response({status})
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{{server.server_port}}"
+"""
+OWN_PROVIDER = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporter = InMemorySpanExporter()
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+from opentelemetry.sdk.metrics import Histogram
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+by_instrument = {Histogram: ExponentialBucketHistogramAggregation()}
+metrics.set_meter_provider(MeterProvider([InMemoryMetricReader(preferred_aggregation=by_instrument)]))
+"""
+HTTP = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_LOGS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "50",
+        "OTEL_BSP_SCHEDULE_DELAY": "20", "SYNCAGENT_POLICY": "warn", "PYTHONWARNINGS": "ignore"}  # fmt: skip
+REFUSED = {**HTTP, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
+CASES = {
+    # name: (lines at the start, in each step, variables)
+    "alone": ("", "", {}),
+    "journal, ops": ("", "", {"SYNCAGENT_JOURNAL": "spans.jsonl", "SYNCAGENT_DETAIL": "ops"}),
+    "journal, syncs": ("", "", {"SYNCAGENT_JOURNAL": "spans.jsonl", "SYNCAGENT_DETAIL": "syncs"}),
+    "a page and a cost window": (
+        "", "", {"SYNCAGENT_REPORT": "report.html", "SYNCAGENT_DETAIL": "syncs", "SYNCAGENT_COST": "1"}
+    ),
+    "a collector that answers": (COLLECTOR.format(status=200), "time.sleep(0.1)", HTTP),
+    "a collector that is busy": (COLLECTOR.format(status=503), "time.sleep(0.3)", HTTP),
+    "gRPC without a collector": (
+        "", "time.sleep(0.3)",
+        {**REFUSED, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+    ),
+    "Prometheus": (
+        "", "time.sleep(0.1)",
+        {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"},
+    ),
+    "providers of the program's": (OWN_PROVIDER, "", {}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """``done(name)``: how that case ended."""
+    folder = tmp_path_factory.mktemp("random")
+    given = {}
+    for name, (before, during, variables) in CASES.items():
+        code = SCRIPT.format(before=AT_EXIT + before, during=during or "pass", watched=name != "alone")
+        if "providers" in name:
+            code = code.replace("autostart.begin()", "autostart.instrument({}, {'simulate': True})")
+        given[name] = {"code": code, "variables": variables}
+    (folder / "cases.json").write_text(json.dumps(given))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+    command = [sys.executable, "-c", FORKER, str(folder / "cases.json"), str(folder)]
+    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    results = json.loads((folder / "results.json").read_text())
+    return lambda name: Done(folder / name, results[name])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "alone"])
+def test_the_programs_random_numbers_are_what_they_are_without_the_agent(done, name):
+    """Those of random, numpy, torch's CPU and the simulated device: at the start, after each step, and at the exit."""
+    alone, found = done("alone"), done(name)
+    assert (alone.code, found.code) == (0, 0), found.err
+    assert len(alone.out.splitlines()) == 9
+    assert found.out == alone.out

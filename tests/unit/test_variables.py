@@ -1,0 +1,47 @@
+"""A variable that means nothing is said with the one that was meant."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from syncagent import config
+from syncagent.variables import unknown
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+
+NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setting.metadata]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SYNCAGENT_POLCY", "SYNCAGENT_POLICY"),
+        ("SYNCAGENT_policy", "SYNCAGENT_POLICY"),
+        ("SYNCAGENTPOLICY", "SYNCAGENT_POLICY"),
+        ("SYNCAGENT_ALLOWED_PACKS", "SYNCAGENT_ALLOW_PACKS"),
+        ("SYNCAGENT_BASE_LINE", "SYNCAGENT_BASELINE"),
+        ("SYNCAGENT_LOGLEVEL", "SYNCAGENT_LOG_LEVEL"),
+    ],
+)
+def test_the_nearest_name_is_given(variable, meant):
+    """And never the value, which may be a secret."""
+    [sentence] = config.load(environment={variable: "raise"}).warnings
+    assert sentence == f"the variable {variable} is no setting of syncagent; did you mean {meant}?"
+
+
+def test_a_name_like_no_other_is_said_without_a_guess():
+    assert unknown(NAMES, {"SYNCAGENT_COLOUR_SCHEME": "x"}) == [
+        "the variable SYNCAGENT_COLOUR_SCHEME is no setting of syncagent"
+    ]
+
+
+def test_settings_and_the_other_variables_that_are_read_are_known():
+    known = [
+        "SYNCAGENT",
+        "SYNCAGENT_LOG_LEVEL",
+        "SYNCAGENT_LOG_FORMAT",
+        *(f"SYNCAGENT_{name.upper()}" for name in NAMES),
+    ]
+    assert unknown(NAMES, dict.fromkeys(known, "1") | {"SYNC": "1", "MY_SYNCAGENT_X": "1"}) == []

@@ -6,6 +6,7 @@ kernels and modes as that number.  Few ops take it back in place of a tensor.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from syncagent.sensors.stand_ins import StandIns, ops_warn_at_once
@@ -24,13 +25,19 @@ _REFUSED = "Expected a value of type"
 
 def as_tensor(number: complex) -> Any:
     """Return the tensor on the host that torch had before it handed over a number."""
+    make, host, dtypes, cpu = _maker()
+    return make(host, number, dtype=dtypes[type(number)], device=cpu)
+
+
+@functools.cache
+def _maker() -> tuple[Call, Any, dict[type, Any], Any]:
+    """What makes one: the CPU's kernel itself, past the program's modes and whatever is recording a graph."""
     import torch
 
+    op = torch.ops.aten.scalar_tensor.default
+    make: Call = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
     dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
-    make = torch.ops.aten.scalar_tensor.default
-    # Straight to the CPU's kernel: no mode of the program's, and no graph that is being recorded, is to see it.
-    host = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    return make.redispatch(host, number, dtype=dtypes[type(number)], device=torch.device("cpu"))
+    return make, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), dtypes, torch.device("cpu")
 
 
 def restored(
@@ -62,16 +69,25 @@ def _with_tensors(value: Any) -> Any:
 
 
 def exactly(call: Call, op: Any) -> Call:
-    """Wrap what redispatches an op, so that it also takes the numbers that stand for tensors."""
+    """Wrap what redispatches an op, so that it also takes the numbers that stand for tensors.
+
+    Behind the first argument they are common (the copy that ``x + 1`` makes of the 1), and are looked for; elsewhere
+    they are rare, and the op's refusal tells of them.
+    """
+    import torch
+
     if ops_warn_at_once():
-        below = call
+        below, stand_ins = call, StandIns()
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return stand_ins.call(below, args, kwargs)
 
-        stand_ins = StandIns()
+    places = [i for i, a in enumerate(op._schema.arguments) if i and isinstance(a.type, torch.TensorType)]
 
     def with_tensors(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for place in places:
+            if place < len(args) and type(args[place]) in _NUMBERS:
+                args = (*args[:place], as_tensor(args[place]), *args[place + 1 :])
         try:
             return call(keyset, *args, **kwargs)
         except RuntimeError as error:

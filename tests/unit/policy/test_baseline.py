@@ -73,8 +73,10 @@ BEFORE = "def step(x):\n    total = x.sum().item()\n    return total\n"
 @pytest.mark.parametrize(
     "after",
     [
-        "import os\n\n"
-        "def step(x):\n    # moved\n    total = (\n        x.sum()\n        .item()\n    )\n    return total\n",
+        (
+            "import os\n\n"
+            "def step(x):\n    # moved\n    total = (\n        x.sum()\n        .item()\n    )\n    return total\n"
+        ),
         "def step(x):\n    total = x.sum(dim=None).item()\n    return total\n",
         "def step(x):\n    total: float = x.sum().item()\n    return total\n",
     ],

@@ -12,6 +12,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
+from syncagent.threads import AgentThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -113,7 +115,7 @@ class Engine:
                 self._execute(entry)
                 return self.submitted
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+                self._thread = AgentThread(target=self._work, name=self.name)
                 self._thread.start()
             while self.submitted - self.finished >= QUEUE_LIMIT:
                 self._waiters += 1

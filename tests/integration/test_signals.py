@@ -89,6 +89,16 @@ case(
     sys.exit(3)
     """,
 )
+case(
+    "waits for it",
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.sigwait([signal.SIGTERM]) == signal.SIGTERM
+    print("checkpoint saved", flush=True)
+    sys.exit(3)
+    """,
+)
 CHAINED = list(CASES)
 
 case(

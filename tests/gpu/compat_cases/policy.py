@@ -27,7 +27,7 @@ def _go_on(run: Run, net: Net, optimizer: Any) -> Any:
     with syncagent.allow("goes on"), run.syncs({ITEM: 3}, at=".item()"):
         losses = train(run, net, optimizer)
     if run.sees:
-        reasons = {event.allowed for event in run.events() if event.op == ITEM}
+        reasons = {event.allowed for event in run.events() if event.op == ITEM and not event.violation}
         run.check("goes on" in reasons and None not in reasons, f"allowed for {reasons}")
     return losses, net
 

@@ -242,7 +242,7 @@ def function_subclass(run: Run) -> Any:
         loss = (batch(run) @ weight).square().mean()
         loss.backward()
         optimizer.step()
-        with run.syncs({ITEM: 1}, at="super()"):
+        with run.syncs({ITEM: 1}, at="loss.item()"):
             losses.append(loss.item())
     return losses, list(Logging.called), type(weight).__name__, weight.as_subclass(torch.Tensor)
 
@@ -285,7 +285,7 @@ def dispatch_subclass(run: Run) -> Any:
         with torch.no_grad():
             weight.inner.sub_(weight.grad.inner, alpha=0.1)
         weight.grad = None
-        with run.syncs({ITEM: 1}, at="func("):
+        with run.syncs({ITEM: 1}, at="loss.item()"):
             losses.append(loss.item())
     return losses, list(Wrapped.ops), weight.inner
 
@@ -309,7 +309,7 @@ def user_modes(run: Run) -> Any:
 
     net = Net().to(run.device)
     x = batch(run)
-    with Ops(), Calls(), run.syncs({ITEM: 1}, at="func("):  # type: ignore[no-untyped-call]
+    with Ops(), Calls(), run.syncs({ITEM: 1}, at="out.item()"):  # type: ignore[no-untyped-call]
         out = net(x).sum()
         out.backward()
         value = out.item()

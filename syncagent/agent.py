@@ -203,6 +203,14 @@ class Agent:
 
     def _watch_failures(self, dropped: int) -> list[str]:
         """Return what keeps any gate from its syncs, the process's or a region's."""
+        failures = self._blind()
+        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
+        if dropped:
+            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
+        return failures
+
+    def _blind(self) -> list[str]:
+        """Return which sensors and hooks are missing that a gate needs."""
         failures = []
         if self.settings.simulate or self._has_cuda:
             needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
@@ -211,9 +219,6 @@ class Agent:
             unhooked = () if self.settings.simulate else self._kernels.unhooked
             if unhooked:
                 failures.append(f"not hooked: {', '.join(unhooked)}")
-        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
-        if dropped:
-            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
         return failures
 
     def _shared_notes(self, settings: config.Settings) -> list[str]:

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from syncagent import config
+from syncagent.errors import ConfigError
 from syncagent.log import log_once
 from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
@@ -257,7 +258,8 @@ class Regions:
         """Begin a region here.
 
         ``like`` is the policy of an earlier region with the same settings, whose lists and baseline have been read.
-        Raises :class:`~syncagent.ConfigError` for a pack or a baseline that cannot be read.
+        Raises :class:`~syncagent.ConfigError` for a pack or a baseline that cannot be read, and where a gate would have
+        no sensor to go by.
         """
         agent = self._agent
         outer = innermost(scopes.open_scopes())
@@ -272,6 +274,7 @@ class Regions:
             like = agent._new_policy(settings)
         begun = agent.steps.count
         region = Region(agent, settings, outer, like.for_region(mode, lambda: agent.steps.count - begun))
+        self._refuse_a_gate_that_cannot_hold(region)
         self._say_what_is_shared(region)
         with self._lock:
             self._known[region.number] = region
@@ -318,6 +321,13 @@ class Regions:
         own, others = covering(self._agent._recorder, self._agent._recorder.thread_state())
         return next((reach for reach in (own, *others) if isinstance(reach, Region)), None)
 
+    def _refuse_a_gate_that_cannot_hold(self, region: Region) -> None:
+        whys = "; ".join(self._agent._blind() if region.is_gate else ())
+        if whys:
+            raise ConfigError(
+                f"syncagent: setting policy is {region.policy!r}, but it cannot be in force here: {whys}."
+            )
+
     # --- what cannot change inside
 
     def _say_what_is_shared(self, region: Region) -> None:
@@ -344,10 +354,7 @@ class Regions:
         agent, policy = self._agent, region.policy
         if agent.settings.simulate or not agent._has_cuda or not region.judges:
             return
-        if not agent._kernels.live:
-            if policy != "observe" and agent.running:
-                self._say_gap(region, f"policy {policy!r} cannot be honoured in a region: the sensor kernels is off")
-        elif region.wants_copies:
+        if agent._kernels.live and region.wants_copies:
             copies, blind = agent.settings.copies_timed, f"policy {policy!r} of a region does not see copies"
             if copies == "off":
                 self._say_gap(region, f'{blind}: setting copies is "off" for the process')

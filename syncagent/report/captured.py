@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from syncagent import storage
+from syncagent import reading, storage
 from syncagent.errors import SyncAgentError
 from syncagent.report.model import SCHEMA, Report
 
@@ -78,8 +77,8 @@ def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = reading.from_json(text)
+        except ValueError:
             line = None
         if isinstance(line, dict):
             lines.append(line)

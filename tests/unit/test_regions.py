@@ -915,15 +915,15 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     assert not [note for note in region.report().notes if "copies" in note]
 
 
-def test_a_region_says_that_its_policy_cannot_be_honoured_without_kernels(cpu_agent, messages):
-    """They could not be put in place, say."""
+def test_a_region_whose_policy_cannot_be_in_force_does_not_open(cpu_agent):
+    """The kernels could not be put in place, say: as for the first watch, that is an error and no silence."""
     agent = cpu_agent(detail="syncs")
     agent._kernels.stop()
-    with raising() as region:
-        pass
-    sentence = "policy 'raise' cannot be honoured in a region: the sensor kernels is off"
-    assert any(sentence in note for note in region.report().notes)
-    assert messages == [sentence]
+    with pytest.raises(syncagent.ConfigError, match="the sensor kernels is not live"), raising():
+        pytest.fail("it has opened")
+    with syncagent.watch(policy="observe") as region:
+        assert region.running
+    assert syncagent.current() is agent
 
 
 def test_a_region_that_raises_is_a_gate_of_its_own(cpu_agent, tmp_path):

@@ -5,7 +5,7 @@ VENV ?= .venv
 PHOENIX ?= .venv-phoenix
 BIN := $(VENV)/bin
 
-.PHONY: help setup test test-telemetry test-stack matrix matrix-ends lint types demo telemetry-demo bench-startup clean
+.PHONY: help setup test test-units test-whole-scripts test-telemetry test-stack matrix matrix-ends lint types demo telemetry-demo bench-startup clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
@@ -30,8 +30,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 
 setup: $(VENV)/.ready
 
+# Two processes at once, about as long as each other; what each printed comes in one piece when it is done.
 test: setup
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --output-sync=target -j2 test-whole-scripts test-units
+
+test-units: setup
+	$(BIN)/python -m pytest tests/unit tests/integration/telemetry
+
+test-whole-scripts: setup
+	$(BIN)/python -m pytest tests/integration --ignore tests/integration/telemetry
 
 # What make test runs for seconds with two ranks; SOAK_RESULT=FILE.json keeps its figures.
 test-telemetry: export SOAK_RANKS ?= 8

@@ -566,7 +566,12 @@ class Agent:
         return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
 
     def _overhead(self) -> Overhead:
-        own_ns = max(self._recorder.own_cost_ns(self._kernels.elsewhere), 0)
+        from syncagent.sensors.calibration import UnmeasuredError
+
+        try:
+            own_ns = max(self._recorder.own_cost_ns(self._kernels.elsewhere), 0)
+        except UnmeasuredError:  # the process is being killed
+            return Overhead(None, None)
         ended = self._ended if self._ended is not None else time.perf_counter()
         duration_s = ended - self._began
         return Overhead(

@@ -56,7 +56,7 @@ def make_directory(directory: Path) -> None:
         return
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)  # whatever the umask says
     if directory.name == DIRECTORY:
-        storage.write_atomically(directory / ".gitignore", "*\n", mode=0o644)
+        storage.write_atomically(directory / ".gitignore", "*\n")
 
 
 def own_temporary_folder() -> Path:

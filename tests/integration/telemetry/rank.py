@@ -65,7 +65,7 @@ def main(rate, seconds):
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)
     report = agent.stop()
-    session._close(ends)
+    session._send_the_last(ends.provider, ends.metrics, ends.logs)
     [spans] = [sink for sink in ends.sinks if hasattr(sink, "without_span")]
     print(
         json.dumps(

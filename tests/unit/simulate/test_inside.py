@@ -17,7 +17,8 @@ PROCESSES = (
     "data refusals streams tensors",
     "devices",
     "evaluation memory",
-    "extensions inference_mode life",
+    "extensions inference_mode",
+    "life",
 )
 """Modules that share a process: each new one costs the seconds that torch takes to load."""
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
 PAGES = (
     "README.md", "examples/masked_loss/README.md", "examples/logging_item/README.md", "docs/stall_and_idle.md",
+    "docs/robustness.md",
 )  # fmt: skip
 
 
@@ -57,7 +58,48 @@ def oracle() -> str:
     return "\n".join(rows) + (
         f"\n\n{where(result)}. The truth: `tests/gpu/results/truth.json`, three passes that agree on every call. The "
         "driver's own waiting time: CUPTI callbacks.\n"
-        "Made with `python tests/gpu/oracle.py --detail ops|syncs --truth tests/gpu/results/truth.json --out FILE`."
+        "Made with `python tests/gpu/oracle.py --detail ops|syncs --truth tests/gpu/results/truth.json --out FILE`.\n\n"
+        f"{_later()}"
+    )
+
+
+def _later() -> str:
+    """A later run of the corpus, which had grown, with a truth of its own."""
+    result = load("oracle_syncs_h200")
+    totals, error = result["totals"], result["stall_error"]
+    return (
+        f"Again under `syncs` on another machine ({where(result)}), with a truth measured there: of "
+        f"{totals['cases']:,} calls {totals['waits']} wait, {totals['caught']} of them are reported and "
+        f"{totals['invented']} others; stall error "
+        f"{error['median_us']:.0f} µs at the median, {error['p90_us']:.0f} µs at p90, {error['p99_us']:,.0f} µs at p99 "
+        "(`tests/gpu/results/oracle_syncs_h200.json`)."
+    )
+
+
+def hot_path() -> str:
+    """The same benchmarks of the version before and of this one, in turn."""
+    result = load("hot_path")
+    before, after = result["before"], result["after"]
+    rows = ["| | before | now |", "|---|---|---|"]
+    for name in before["per_sync"]:
+        if "bare" not in name:
+            cells = [
+                ", ".join(
+                    f"{run['beyond_bare_us']:.1f} ({run['ci95_us'][0]:.1f} to {run['ci95_us'][1]:.1f})"
+                    for run in side["per_sync"][name]
+                )
+                for side in (before, after)
+            ]
+            rows.append(f"| one call, µs: {name} | {cells[0]} | {cells[1]} |")
+    for name in before["step"]:
+        cells = [
+            f"{found['ratio']:.3f} ({found['ci95'][0]:.3f} to {found['ci95'][1]:.3f})"
+            for found in (before["step"][name], after["step"][name])
+        ]
+        rows.append(f"| a host-bound step, times: {name} | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows) + (
+        "\n\nBeyond the call without the agent, two runs of each, with 95 % intervals. "
+        f"{where(result)}. {result['what']}."
     )
 
 
@@ -705,7 +747,7 @@ MAKERS = {
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
-    "busy": busy, "far": far, "again": again, "versions": versions,
+    "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
 }  # fmt: skip
 
 

@@ -199,6 +199,11 @@ class Agent:
             failures.append("the policy failed and is off")
         if self._has_cuda and (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
             failures.append("torch.compile is in use, and copies are no longer watched")
+        steps, warmup = self.steps.count, self.settings.warmup_steps
+        if not self.running and steps < warmup and self._summary.recorded:
+            failures.append(
+                f"the policy slept all the time: the first {warmup} steps pass (warmup_steps), and {steps} ended"
+            )
         return failures + self._watch_failures(dropped)
 
     def _watch_failures(self, dropped: int) -> list[str]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
 
 _PATIENCE_S = 2.0
+_TIMES = 3
+"""So often the end is registered; it runs once.  A Ctrl-C between the script's end and the first line of ours is raised
+there, and would otherwise cost the report."""
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -176,7 +179,7 @@ class _Run:
                 "torch", self._torch_imported, before=self._look_at_gate, cannot=self._could_not_start
             )
             sys.meta_path.insert(0, self._finder)
-        atexit.register(self.finish)
+        self._finish_at_exit()
 
     def use(self, providers: Mapping[str, object]) -> None:
         """Send to the program's own providers, if nothing has been sent elsewhere yet."""
@@ -185,7 +188,11 @@ class _Run:
             return
         self._providers = providers
         atexit.unregister(self.finish)  # the providers shut down at exit, too, and must come after
-        atexit.register(self.finish)
+        self._finish_at_exit()
+
+    def _finish_at_exit(self) -> None:
+        for _ in range(_TIMES):
+            atexit.register(self.finish)
 
     def end(self) -> None:
         if self._finder in sys.meta_path:
@@ -291,18 +298,19 @@ class _Run:
         """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""
         if self._finished or os.getpid() != self._pid or self._agent is None:
             return
-        self._finished = True
         from syncagent import running, session, signals
 
         try:
             with signals.holding_interrupts() as interrupts:
+                self._finished = True
                 if self._saving.acquire(timeout=_PATIENCE_S):  # a report of before must not take this one's place
                     self._saving.release()
                 report = running.release(self._agent)
                 self._shown = session.show(self._agent, report, self._session, quiet=self._is_child)
             session.send(self._agent, self._shown, self._session, is_interrupted=interrupts.count > 0)
         except KeyboardInterrupt:
-            pass  # the user does not want to wait
+            if not self._finished:
+                return  # it came before anything was done: the next registration of this function does it
         except Exception as error:
             _say(f"syncagent: the report could not be made: {error!r}")
         self._is_sent = True

@@ -29,6 +29,8 @@ class Opened(Protocol):
 
 def decorate(function: Function, begin: Callable[[], Opened]) -> Function:
     """Return the function with each call inside what ``begin`` opens; a generator opens it for its first value."""
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"a function can be decorated, or a coroutine or generator function, but not {function!r}")
     if inspect.isasyncgenfunction(function):
         wrap = _async_generator
     elif inspect.isgeneratorfunction(function):

@@ -29,6 +29,7 @@ REPORT_BYTES = 64 * MIB
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _CHUNK = MIB
+_RATIO, _SMALL = 100, 64 * MIB
 
 
 class TooLargeError(OSError):
@@ -69,9 +70,13 @@ def read(path: str | os.PathLike[str], most: int) -> bytes:
 def unpacked(content: bytes, most: int) -> bytes:
     """Return what is in a gzip file of one or more members, which may be at most ``most`` bytes.
 
+    One that unpacks to a hundred times its size, and is large then, is no trace or report: it would take the memory
+    before it is refused.
+
     Raises :class:`TooLargeError` before more than that has been unpacked, ``zlib.error`` for what is no gzip, and
     ``EOFError`` for what has no end.
     """
+    most = min(most, max(len(content) * _RATIO, _SMALL))
     return b"".join(_bounded(_unpacked(content), most, unit=" once it is unpacked"))
 
 

@@ -29,6 +29,8 @@ __all__ = ["current", "launch", "release", "start", "step", "stop", "watch"]
 
 _lock = threading.RLock()
 _current: Agent | None = None
+_joined = 0
+"""How often start() has joined an agent that was running already: so many stop() end nothing."""
 
 
 def current() -> Agent | Region | None:
@@ -42,9 +44,22 @@ def start(**settings: Any) -> Agent:
 
     While one is running it is returned as it is, and settings that differ from its own are not applied (the log says
     which).  Raises :class:`~syncagent.ConfigError` for a value that is not allowed, where torch is not installed, and
-    where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force.
+    where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force: also since another agent is running.
     """
-    return launch(config.load(settings))
+    global _joined
+    settled = config.load(settings)
+    with _lock:
+        running = _current
+        if running is not None and settled.sources.get("policy") == "keyword" and settled.is_gate:
+            same = (settled.policy, settled.baseline) == (running.policy, running.settings.baseline)
+            if not same:
+                raise ConfigError(
+                    f"syncagent: setting policy is {settled.policy!r}, but this process is watched already, under "
+                    f"{running.policy!r}; `with syncagent.watch(...)` has a policy of its own there."
+                )
+        agent = launch(settled)
+        _joined += running is not None
+    return agent
 
 
 def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> Agent:
@@ -104,9 +119,14 @@ def _say_what_differs(asked: config.Settings, in_force: config.Settings) -> None
 def stop() -> Report:
     """Stop the running agent, with the regions that are open, and return its report.
 
-    Without an agent, say so in the log and return an empty report.
+    Where ``start()`` has joined an agent that was running already, as under ``SYNCAGENT=1``, that one goes on, and its
+    report so far is returned.  Without an agent, say so in the log and return an empty report.
     """
+    global _joined
     agent = _current
+    if agent is not None and _joined:
+        _joined -= 1
+        return agent.report()
     if agent is None:
         log_once("stop-without-start", "stop() was called, but no agent is running")
         return Summary().snapshot(no_run("observe"))
@@ -117,10 +137,11 @@ def stop() -> Report:
 
 def release(agent: Agent | Region) -> Report:
     """Stop this very agent or region, whether it is still the current one or not, and return its report."""
-    global _current
+    global _current, _joined
     with _lock:
         if _current is agent:
             _current = None
+            _joined = 0
     return agent.stop()
 
 

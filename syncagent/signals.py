@@ -44,6 +44,7 @@ DEADLINE_S = 8.0
 STUCK_DEADLINE_S = 3.0
 """The same where the main thread is stuck: without the agent the process would be gone at once."""
 
+_TRIES = 3
 _SIGTERM = getattr(signal, "SIGTERM", 15)
 _DEFAULT = int(signal.SIG_DFL)  # what the C module takes
 _raw: Any = importlib.import_module("_signal")
@@ -152,11 +153,19 @@ class _Watch:
             self._is_over.wait(DEADLINE_S)
         self._die(number)
 
-    def _finish(self) -> None:
+    def _ends(self) -> bool:
         try:
             self._end()
-        except BaseException:
-            pass
+        except BaseException:  # a handler of the program's for yet another signal has raised
+            return False
+        return True
+
+    def _finish(self) -> None:
+        try:
+            with holding_interrupts():
+                for _ in range(_TRIES):
+                    if self._ends():
+                        break
         finally:
             self._is_over.set()
 
@@ -379,14 +388,16 @@ def _reset_child() -> None:
 
 
 class holding_interrupts:  # noqa: N801 - reads as a verb: with holding_interrupts()
-    """A Ctrl-C that comes inside is only counted, where Python's own handler would raise; a third one gets through.
+    """A Ctrl-C that comes inside is only counted, where Python's own handler would raise.
 
-    For the short time in which the report is made and shown, when the run is over.
+    For the short time in which the report is made and shown, when the run is over: people press it again and again
+    where a process does not end at once.  One gets through after a while, for the case that something hangs.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._holds = False
+        self._began_s = time.monotonic()
 
     def __enter__(self) -> holding_interrupts:  # noqa: PYI034 - Self is new in Python 3.11
         if threading.current_thread() is threading.main_thread():
@@ -401,8 +412,5 @@ class holding_interrupts:  # noqa: N801 - reads as a verb: with holding_interrup
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > _PATIENCE:
+        if time.monotonic() - self._began_s > DEADLINE_S:
             signal.default_int_handler(number, frame)
-
-
-_PATIENCE = 2

@@ -73,7 +73,7 @@ def _unfit(report: Report) -> Iterator[str]:
     """Say why a report without a finding would prove nothing."""
     if not report.run.ended:
         yield "it is the capture of a process that did not end by itself; what it did not reach cannot be checked"
-    if report.run.gate == gate.FAILED:
+    if report.run.gate not in {None, gate.HELD}:
         whys = [note.removeprefix(gate.NOTE) for note in report.notes if note.startswith(gate.NOTE)]
         yield f"the gate of its run did not hold ({'; '.join(whys) or 'for a reason that is not known'})"
     if report.run.device is None:

@@ -31,7 +31,7 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return _written(value) if isinstance(value, str) else value
 
 
 def decode(kind: type[T], values: Any, *, schema: int, name: str) -> T:
@@ -80,7 +80,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise _MismatchError(f"{where} should be {_NAMES[kind]}")
     if kind is str:
-        return _text(value)
+        if _written(value) != value:
+            raise _MismatchError(f"{where} has a lone surrogate, which is no character")
+        return value
     if kind is not bool:
         _check_range(kind, value, where)
     return kind(value)
@@ -99,8 +101,8 @@ _SIGNED = frozenset({"id", "site", "step", "start_ns", "end_ns"})
 """Whole numbers that are no counts; a program may give its steps any number."""
 
 
-def _text(value: str) -> str:
-    """Names of files may hold bytes that are not UTF-8; what stands for them cannot be printed."""
+def _written(value: str) -> str:
+    """Names of files may hold bytes that are not UTF-8: Python has lone surrogates for them, which no text may hold."""
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

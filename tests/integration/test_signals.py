@@ -281,6 +281,20 @@ time.sleep(10)
 """,
         {},
     )
+for _name, _first in (("Ctrl-C, five times", "SIGINT"), ("SIGTERM, then Ctrl-C", "SIGTERM")):
+    CASES[_name] = (
+        begin()
+        + f"""
+x.nonzero()
+def impatient():
+    for number in (signal.{_first}, *[signal.SIGINT] * 4):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+threading.Thread(target=impatient, daemon=True).start()
+time.sleep(10)
+""",
+        {},
+    )
 CASES["Ctrl-C while the report is made"] = (
     begin(
         """
@@ -389,6 +403,15 @@ def test_who_does_not_wait_for_the_spans_has_the_report_and_the_table(done, name
     if name.startswith("Ctrl-C"):
         assert "the rest given up)" in found.err
         assert any("was interrupted" in note for note in found.report["notes"])
+
+
+@pytest.mark.parametrize(("name", "code"), [("Ctrl-C, five times", -signal.SIGINT), ("SIGTERM, then Ctrl-C", TERM)])
+def test_an_impatient_user_loses_neither_the_report_nor_the_table(done, name, code):
+    """Nor does the process abort: an interrupt in the middle of the end used to leave a thread in torch."""
+    found = done(name)
+    assert found.code == code
+    assert has_table(found)
+    assert found.report["totals"]["syncs"] >= 3
 
 
 def test_an_interrupt_in_the_middle_of_the_table_comes_after_it(done):

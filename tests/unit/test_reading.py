@@ -83,6 +83,11 @@ def test_gzip_is_unpacked_up_to_its_bound():
         reading.unpacked(packed, 3_000_000)
 
 
+def test_gzip_that_unpacks_to_a_hundred_times_its_size_is_refused_early():
+    with pytest.raises(reading.TooLargeError, match="more than 64 MiB once it is unpacked"):
+        reading.unpacked(gzip.compress(b" " * 100_000_000), 10**9)
+
+
 @pytest.mark.parametrize("end", [5, 12, 40])
 def test_gzip_without_an_end_is_told_from_what_is_no_gzip(end):
     with pytest.raises(EOFError):

@@ -1062,3 +1062,10 @@ def test_a_region_that_cannot_be_opened_does_not_stop_the_program(cpu_agent, mon
     assert watched is agent
     assert agent.running
     assert any("a watch inside another could not begin" in note for note in agent.report().notes)
+
+
+def test_what_is_no_function_is_not_decorated():
+    """A class would be one no longer, and a property would never be asked."""
+    for thing in (type("Thing", (), {}), property(lambda self: None)):
+        with pytest.raises(TypeError, match="a function can be decorated"):
+            syncagent.watch()(thing)

@@ -70,6 +70,7 @@ def test_several_reports_are_checked_as_ranks_of_one_run(verb, saved, tmp_path):
     ("run", "why"),
     [
         ({"gate": "failed"}, "the gate of its run did not hold (for a reason that is not known)"),
+        ({"gate": "weird"}, "the gate of its run did not hold (for a reason that is not known)"),
         ({"device": None}, "its run saw no CUDA device, so there was no host sync to see"),
     ],
 )

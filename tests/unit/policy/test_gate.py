@@ -234,3 +234,30 @@ def test_nor_is_anybody_warned_of_it(late, cpu_agent, host):
         warnings.simplefilter("error", HostSyncWarning)
         torch.zeros(4).copy_(host(torch.ones(4)), non_blocking=True)
     assert [event.conditional for event in agent.events()] == [True]
+
+
+def test_a_gate_that_slept_all_the_time_did_not_hold(cpu_agent):
+    """Without an optimizer nothing marks a step, and the warm-up never ends."""
+    agent = cpu_agent(policy="raise", warmup_steps=3)
+    X.nonzero()
+    report = syncagent.running.release(agent)
+    assert report.run.gate == "failed"
+    assert reasons(report) == ["the policy slept all the time: the first 3 steps pass (warmup_steps), and 0 ended"]
+    agent = cpu_agent(policy="raise", warmup_steps=3)
+    assert syncagent.running.release(agent).run.gate == "held"  # there was nothing to judge
+    agent = cpu_agent(policy="raise", warmup_steps=1)
+    syncagent.step()
+    assert syncagent.running.release(agent).run.gate == "held"
+
+
+def test_start_cannot_put_a_gate_into_a_process_that_is_watched(cpu_agent):
+    """A region can."""
+    agent = cpu_agent(policy="observe")
+    with pytest.raises(ConfigError, match="policy is 'raise', but this process is watched already, under 'observe'"):
+        syncagent.start(policy="raise")
+    assert syncagent.start() is agent
+    X.nonzero()
+    assert syncagent.stop().totals.syncs == 1
+    assert syncagent.current() is agent  # what start() has joined goes on
+    syncagent.stop()
+    assert syncagent.current() is None

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -181,3 +182,18 @@ def test_a_full_disk_is_one_sentence_and_exit_code_two(monkeypatch, capsys, good
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["report", good, "--format", "json"]) == 2
         assert "no space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["source", "file", "op"])
+def test_a_lone_surrogate_is_no_text(tmp_path, capsys, key):
+    """It cannot be printed; what the agent writes has an escape in its place."""
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(changed(("sites", 0, key), "\ud800")), encoding="utf-8")
+    assert main(("check", str(path), "--baseline", str(path))) == 2
+    assert f"sites[0].{key} has a lone surrogate" in capsys.readouterr().err
+
+
+def test_names_of_files_that_are_not_utf_8_are_escaped_when_they_are_written(tmp_path):
+    report = whole_report()
+    odd = replace(report, run=replace(report.run, script="tr\udcffain.py"))
+    assert type(report).load(odd.save(tmp_path / "odd.json")).run.script == "tr\\udcffain.py"

@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PHOENIX ?= .venv-phoenix
 BIN := $(VENV)/bin
+# Hundreds of processes import the package: each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup test test-units test-whole-scripts test-telemetry test-stack matrix matrix-ends lint types demo telemetry-demo bench-startup clean
 

@@ -147,18 +147,19 @@ def test_a_program_that_uses_the_library_wrongly_keeps_working(python, tmp_path)
         "import syncagent\n"
         "print(syncagent.stop().totals.syncs)\n"
         "first = syncagent.start(detail='syncs')\n"
-        "print(syncagent.start(policy='raise') is first)\n"
+        "print(syncagent.start(copies='all') is first)\n"
         "with syncagent.watch(detail='ops') as inner: print(inner is syncagent.current(), first.running)\n"
-        "print(first.running, syncagent.stop().run.policy, syncagent.current())\n"
+        "print(first.running, syncagent.stop().run.policy, syncagent.current() is first)\n"
+        "print(syncagent.stop().run.policy, syncagent.current())\n"
         "print(syncagent.stop().sites)\n"
     )
     done = python("-c", code, SYNCAGENT="0")
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["0", "True", "True True", "True observe None", "()"]
+    assert done.stdout.splitlines() == ["0", "True", "True True", "True observe True", "observe None", "()"]
     messages = done.stderr.splitlines()
     assert len(messages) == 4
     assert "stop() was called, but no agent is running" in messages[0]
     assert "so there is no host sync to see" in messages[1]
     assert "the settings of the second are not applied" in messages[2]
-    assert "policy=\"'raise', but 'observe' is in force\"" in messages[2]
+    assert "copies=\"'all', but None is in force\"" in messages[2]
     assert "setting detail is 'ops' for a watch inside another, but it stays 'syncs'" in messages[3]

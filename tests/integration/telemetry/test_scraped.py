@@ -16,7 +16,7 @@ import torch
 x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
 for _ in range(5):
     x[x > 0]
-for _ in range(100):  # until the agent's thread has counted them
+for _ in range(600):  # until the agent's thread has counted them
     time.sleep(0.1)
     try:
         text = urllib.request.urlopen(sys.argv[1], timeout=10).read().decode()

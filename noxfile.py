@@ -76,13 +76,14 @@ nox.options.sessions = [
 
 
 def _install(session: nox.Session, torch: str, *extra: str) -> None:
-    session.install("numpy", f"torch=={torch}")
+    session.install("numpy", "pip", f"torch=={torch}")  # tests of the packages want a pip, which uv leaves out
     session.install("-c", "constraints.txt", "-e", ".[dev]", *extra)
 
 
 def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *, keep: bool = True) -> None:
     """Run pytest and note what came of it, also where tests failed."""
-    junit = Path(session.create_tmp()) / "junit.xml"
+    # Not in create_tmp(): that becomes the folder for temporary files, and those would lie inside this repository.
+    junit = Path(session.virtualenv.location) / "junit.xml"
     junit.unlink(missing_ok=True)
     began = time.monotonic()
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
@@ -125,7 +126,7 @@ def sim_newest(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """All tests with the lowest version of each dependency that pyproject.toml allows."""
     pins = minimum.pins(ROOT / "pyproject.toml")
-    session.install("numpy", pins.pop("torch"))
+    session.install("numpy", "pip", pins.pop("torch"))
     session.install("-e", ".[dev]", *pins.values())
     _test(session, "minimum versions", TORCHES[0], tuple(session.posargs), keep=not session.posargs)
 

@@ -354,7 +354,9 @@ class _AfterImport:
         if name != self._name:
             return None
         # It stays until the module has run: libraries ask importlib.util.find_spec whether there is a torch.
-        others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        # Those before it have been asked; there may be two of its kind, which must not ask each other.
+        place = sys.meta_path.index(self) + 1 if self in sys.meta_path else 0
+        others = [finder for finder in sys.meta_path[place:] if hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         load = getattr(spec and spec.loader, "exec_module", None)
         if spec is None or load is None:

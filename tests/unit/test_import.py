@@ -47,3 +47,15 @@ def test_a_name_that_does_not_exist_is_said_as_python_says_it():
     """With the module's name and the attribute's."""
     with pytest.raises(AttributeError, match=r"^module 'syncagent' has no attribute 'wach'$"):
         syncagent.wach
+
+
+def test_two_who_wait_for_one_import_do_not_ask_each_other(tmp_path):
+    """As under opentelemetry-instrument with SYNCAGENT_SIMULATE=1: both are called, once, the later asked first."""
+    (tmp_path / "awaited.py").write_text("")
+    code = (
+        "import sys; from syncagent.autostart import _AfterImport; said = []\n"
+        "sys.meta_path[:0] = [_AfterImport('awaited', lambda name=name: said.append(name)) for name in 'ab']\n"
+        "import awaited; print(*sorted(said), [f for f in sys.meta_path if isinstance(f, _AfterImport)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "a b []\n"

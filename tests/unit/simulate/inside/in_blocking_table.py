@@ -271,6 +271,7 @@ NOT_SIMULATED = {
     "T.nested.nested_tensor([g,g])": "nested tensors",
 }
 
+NO_META = "aten::_transformer_encoder_layer_fwd: no meta kernel"
 OTHERWISE_THAN_ON_A_GPU: dict[str, str] = {}
 """Expression -> why it waits although a GPU would not, or the reverse."""
 
@@ -331,7 +332,9 @@ def test_it_returns_at_once_as_on_an_h100(line, names, observed):
     assert not reported
     if waited:
         assert simulate.internal_waits() - before, "waited without any reason"
-        assert line in OTHERWISE_THAN_ON_A_GPU, simulate.internal_waits() - before
+        reasons = simulate.internal_waits() - before
+        # Old versions cannot tell the shape beforehand: the device waits on its own account, and nobody is told.
+        assert line in OTHERWISE_THAN_ON_A_GPU or set(reasons) == {NO_META}, reasons
 
 
 @pytest.mark.parametrize("line", NOT_SIMULATED)

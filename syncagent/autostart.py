@@ -219,7 +219,7 @@ class _Run:
             self._could_not_start(error)
 
     def _look_at_gate(self) -> None:
-        """Before torch is imported: what is wrong with a gate is told at once."""
+        """Before torch is imported: what is wrong with a gate is said at once."""
         if self._settings.is_gate:
             try:
                 from syncagent.policy import gate

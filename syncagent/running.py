@@ -130,6 +130,10 @@ def stop() -> Report:
     if agent is None:
         log_once("stop-without-start", "stop() was called, but no agent is running")
         return Summary().snapshot(no_run("observe"))
+    return _end(agent)
+
+
+def _end(agent: Agent) -> Report:
     report = release(agent)
     agent.save(report)
     return report
@@ -231,7 +235,7 @@ class _Opened:
         if isinstance(self.what, Region):
             self.what.close()
         elif self._ends and self.what is _current:
-            stop()
+            _end(self.what)  # whoever has joined it meanwhile
 
 
 _ENTERED: ContextVar[tuple[tuple[watch, _Opened], ...]] = ContextVar("syncagent_entered", default=())

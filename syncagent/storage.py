@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from syncagent import reading
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -105,13 +107,9 @@ def read(file: Path, *, most: int) -> bytes | None:
     Never waits, as opening a pipe would.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | _CLOEXEC)
+        with open(reading.open_regular(file), "rb") as stream:
+            return stream.read(most)
     except (OSError, ValueError):
-        return None
-    try:
-        with open(descriptor, "rb") as stream:
-            return stream.read(most) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except OSError:
         return None
 
 

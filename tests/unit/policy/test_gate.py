@@ -261,3 +261,10 @@ def test_start_cannot_put_a_gate_into_a_process_that_is_watched(cpu_agent):
     assert syncagent.current() is agent  # what start() has joined goes on
     syncagent.stop()
     assert syncagent.current() is None
+
+
+def test_a_watch_ends_what_it_began_though_start_has_joined_it(cpu_device):
+    with syncagent.watch() as agent:
+        assert syncagent.start() is agent
+    assert syncagent.current() is None
+    assert not agent.running

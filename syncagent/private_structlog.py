@@ -31,8 +31,9 @@ def structlog() -> Any:
         return importlib.import_module("structlog")
     finally:
         sys.meta_path.remove(hidden)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "structlog"]:
-            del sys.modules[name]
+        for name in list(sys.modules):  # a copy, made in one piece: other threads import meanwhile
+            if name.partition(".")[0] == "structlog":
+                sys.modules.pop(name, None)
 
 
 class _Hidden:

@@ -41,3 +41,37 @@ def test_a_structlog_that_the_program_has_loaded_is_taken():
         assert private_structlog.structlog() is structlog
     finally:
         private_structlog.structlog.cache_clear()
+
+
+BESIDE_IMPORTS = """\
+import random, sys, threading, types
+from syncagent.private_structlog import structlog as load
+
+def import_and_forget():
+    n = 0
+    while not is_over:
+        n += 1
+        sys.modules[f"other{n}"] = types.ModuleType("other")
+        sys.modules.pop(f"other{n - 50}", None)
+
+is_over = False
+for name in range(20_000):  # the more there are, the longer they take to be gone through
+    sys.modules[f"many{name}"] = types.ModuleType("many")
+sys.setswitchinterval(1e-6)
+thread = threading.Thread(target=import_and_forget)
+thread.start()
+try:
+    for _ in range(5):
+        load.cache_clear()
+        load()
+finally:
+    is_over = True
+    thread.join()
+print("structlog" in sys.modules)
+"""
+
+
+def test_other_threads_may_import_while_it_is_loaded():
+    """As at the end of a script: the main thread loads the report while the agent's logs its first line."""
+    done = subprocess.run([sys.executable, "-c", BESIDE_IMPORTS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -34,6 +34,11 @@ _SENTENCES = (
     (r"(?i)connection refused", "connection refused"),
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
     (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
+    # All that the gRPC exporter says before 1.43, whatever the matter is.
+    (
+        r"StatusCode\.UNAVAILABLE( encountered while exporting .*, retrying in [\d.]+s\.?)?$",
+        "it cannot be reached over gRPC; is that an HTTP port? (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)",
+    ),
 )
 _TRANSIENT = re.compile(
     r"^Transient error (?P<why>.*?) encountered while exporting .*?retrying in [\d.]+s\.?\s*", re.DOTALL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,18 @@ from syncagent.sinks.spans import SpanSink
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit/sinks"))
 from sink_records import step, sync
 
+EXPORTER = tuple(map(int, version("opentelemetry-exporter-otlp-proto-http").split(".")[:2]))
+TELLS_WHY_UNAVAILABLE = EXPORTER >= (1, 43)
+"""Whether the gRPC exporter says more than ``StatusCode.UNAVAILABLE``."""
+MAY_TRY_AS_IT_SHUTS_DOWN = EXPORTER < (1, 41)
+"""Whether the HTTP exporter, told to shut down while it waits, may send once more at once."""
+
 PROTOCOLS = {"http": "http/protobuf", "grpc": "grpc"}
 BAD = [
     ("http", "cut", "closes the connection"),
     ("http", "short", "closes the connection"),
     ("http", "401", "credentials"),
-    ("grpc", "refuse", "connection refused"),
+    ("grpc", "refuse", "connection refused" if TELLS_WHY_UNAVAILABLE else "cannot be reached over gRPC"),
     ("grpc", "500", "INTERNAL"),
     ("grpc", "401", "credentials"),
     ("grpc", "hang", "no answer within 1 s"),
@@ -191,9 +198,10 @@ def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long(rece
     until(lambda: collector.requests())
     run.provider.close(1.0)
     stats = run.provider.stats()
-    assert stats["exported"] == 0
-    assert stats["failed"] + stats["dropped"] == 3
-    assert len(collector.requests()) == 1
+    assert sum(stats.values()) == 3
+    if not MAY_TRY_AS_IT_SHUTS_DOWN:
+        assert stats["exported"] == 0
+        assert len(collector.requests()) == 1
 
 
 def test_one_that_hangs_costs_a_bounded_queue(receiver, monkeypatch):

@@ -5,8 +5,7 @@
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
     nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/test_packs.py      with pytest's own arguments
 
-Each session that runs to its end writes a line to tests/matrix/results.json; `python tests/gpu/tables.py` makes the
-README's table of versions of it.
+Each session that runs to its end writes a line to tests/matrix/results.json, and the README's table of versions anew.
 """
 
 from __future__ import annotations
@@ -93,6 +92,7 @@ def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *,
         if keep and junit.exists():
             result = results.of_run(junit, torch=torch, python=python, seconds=time.monotonic() - began)
             results.note(key, result)
+            session.run("python", "tests/gpu/tables.py")  # at once: the next session's tests compare them
 
 
 @nox.session

@@ -297,6 +297,15 @@ def kept(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    """The same of a run that has measured the truth itself; of a call that nobody says to wait, that alone."""
+    always = {key: row[key] for key in ("family", "blocks", "reported")}
+    if not (row["blocks"] or row["reported"]):
+        return always
+    measured = {key: row[key] for key in ("driver_us", "stall_us", "error_us") if key in row}
+    return {**always, "times_ms": row["times_ms"], "events": row["events"][:_EVENTS_KEPT], **measured}
+
+
 def _short(rows: list[Any]) -> str:
     """Show the longest, in their order."""
     longest = sorted(rows, key=lambda row: -row[-1])[:5]
@@ -333,7 +342,8 @@ def main() -> int:
     tell(results)
     if options.truth is not None:  # which has the rest
         results["truth"] = options.truth.name
-        save(options.out, {**results, "cases": {name: kept(row) for name, row in results["cases"].items()}})
+    shortened = brief if options.truth is None else kept
+    save(options.out, {**results, "cases": {name: shortened(row) for name, row in results["cases"].items()}})
     return code
 
 

@@ -64,15 +64,23 @@ def oracle() -> str:
 
 
 def _later() -> str:
-    """A later run of the corpus, which had grown, with a truth of its own."""
-    result = load("oracle_syncs_h200")
-    totals, error = result["totals"], result["stall_error"]
+    """Later runs of the corpus, which had grown, each with a truth of its own."""
+    runs = {detail: load(f"oracle_{detail}_h200") for detail in ("syncs", "ops")}
+    told = []
+    for detail, result in runs.items():
+        totals, error, silent = result["totals"], result["stall_error"], physically_silent(result)
+        waits = totals["waits"] + len(result["not_waiting_under_agent"])
+        quiet = f", {len(silent)} do not wait under the agent" if silent else ""
+        told.append(
+            f"Under `{detail}` {totals['caught']} of the {waits} that wait are reported{quiet}, and "
+            f"{totals['invented']} others; stall error {error['median_us']:.0f} µs at the median, "
+            f"{error['p90_us']:.0f} µs at p90, {error['p99_us']:,.0f} µs at p99 "
+            f"(`tests/gpu/results/oracle_{detail}_h200.json`)."
+        )
+    result = runs["syncs"]
     return (
-        f"Again under `syncs` on another machine ({where(result)}), with a truth measured there: of "
-        f"{totals['cases']:,} calls {totals['waits']} wait, {totals['caught']} of them are reported and "
-        f"{totals['invented']} others; stall error "
-        f"{error['median_us']:.0f} µs at the median, {error['p90_us']:.0f} µs at p90, {error['p99_us']:,.0f} µs at p99 "
-        "(`tests/gpu/results/oracle_syncs_h200.json`)."
+        f"Again on another machine ({where(result)}), {result['totals']['cases']:,} calls, with a truth that each run "
+        f"measured itself. {' '.join(told)}"
     )
 
 

@@ -9,12 +9,12 @@ from syncagent._version import __version__
 
 TYPE_CHECKING = False  # typing is not imported at the start of every interpreter
 if TYPE_CHECKING:
-    from syncagent.agent import Agent
+    from syncagent.api import current, start, step, stop, watch
     from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning, SyncAgentError
-    from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
+    from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
     from syncagent.policy import allow
     from syncagent.report.model import Report
-    from syncagent.running import current, start, step, stop, watch
+    from syncagent.runtime.agent import Agent
 
 __all__ = [
     "Agent", "CallSite", "ConfigError", "HostSyncError", "HostSyncWarning", "Phase", "Report", "SyncAgentError",
@@ -22,10 +22,10 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Agent": "syncagent.agent",
-    **dict.fromkeys(("current", "start", "step", "stop", "watch"), "syncagent.running"),
+    "Agent": "syncagent.runtime.agent",
+    **dict.fromkeys(("current", "start", "step", "stop", "watch"), "syncagent.api"),
     **dict.fromkeys(("ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"), "syncagent.errors"),
-    **dict.fromkeys(("CallSite", "Phase", "SyncEvent", "SyncKind"), "syncagent.event"),
+    **dict.fromkeys(("CallSite", "Phase", "SyncEvent", "SyncKind"), "syncagent.events"),
     "allow": "syncagent.policy",
     "Report": "syncagent.report.model",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from syncagent.event import SyncEvent
+    from syncagent.events import SyncEvent
 
 __all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"]
 

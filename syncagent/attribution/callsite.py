@@ -12,12 +12,12 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
-from syncagent._compat import qualified_name
 from syncagent.attribution import handlers
 from syncagent.attribution.importable import belongs_to
 from syncagent.attribution.statements import statement_at
-from syncagent.event import CallSite
-from syncagent.reading import source_lines
+from syncagent.events import CallSite
+from syncagent.support.compat import qualified_name
+from syncagent.support.reading import source_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

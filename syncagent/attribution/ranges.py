@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.recorder import Recorder
+    from syncagent.recording.recorder import Recorder
 
 __all__ = ["Ranges", "labels"]
 

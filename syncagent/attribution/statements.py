@@ -5,8 +5,8 @@ from __future__ import annotations
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple
 
-from syncagent.pace import breathe
-from syncagent.reading import source_lines
+from syncagent.support.pace import breathe
+from syncagent.support.reading import source_lines
 
 if TYPE_CHECKING:
     from types import CodeType

@@ -11,7 +11,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from syncagent.faults import Faults
+from syncagent.support.faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ class Steps:
     def start(self) -> None:
         import torch
 
-        from syncagent.sensors.internals import skip_in_dynamo
+        from syncagent.torchbridge.internals import skip_in_dynamo
 
         def stepped(optimizer: Any, *_: Any) -> None:
             self._safely(self._optimizer_stepped, optimizer)

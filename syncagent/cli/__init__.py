@@ -12,8 +12,8 @@ import click
 from syncagent._version import __version__
 from syncagent.cli import check, compare, cost, report, run, selftest
 from syncagent.errors import SyncAgentError
-from syncagent.printable import clean
-from syncagent.reading import reason
+from syncagent.support.printable import clean
+from syncagent.support.reading import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

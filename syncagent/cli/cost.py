@@ -38,7 +38,7 @@ def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
     """
     from syncagent.cli.memory import GIB, at_most
     from syncagent.errors import SyncAgentError
-    from syncagent.reading import TooLargeError
+    from syncagent.support.reading import TooLargeError
 
     advice = "allow more with --memory GIB"
     try:
@@ -71,8 +71,8 @@ def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
 
 def _of_report(path: str, values: dict[str, object], form: str) -> int:
     from syncagent.errors import SyncAgentError
-    from syncagent.report import text
     from syncagent.report.decode import encode
+    from syncagent.report.formats import text
     from syncagent.report.model import Report
 
     report = Report.from_dict(values, name=repr(path))

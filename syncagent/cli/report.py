@@ -26,8 +26,9 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     Each PATH is a report's .json file, a capture (.jsonl), or a directory of them. What other processes of the same run
     have saved beside a file, with a number in its name, belongs to it.
     """
-    from syncagent import config
-    from syncagent.report import files, text
+    from syncagent.report import files
+    from syncagent.report.formats import text
+    from syncagent.settings import config
 
     mode = config.file_mode()
     form = form or (files.output_format(output) if output else "text")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syncagent import config
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
+from syncagent.settings import config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["command"]
 
-_ROOT = str(Path(config.__file__).resolve().parents[1])
+_ROOT = str(Path(config.__file__).resolve().parents[2])
 _PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
@@ -131,7 +131,7 @@ def _run_here(words: list[str], environment: dict[str, str], *, module: bool) ->
     """Without the ``.pth`` (a checkout on PYTHONPATH): the script runs in this very process."""
     import runpy
 
-    from syncagent import autostart
+    from syncagent.runtime import autostart
 
     os.environ.update(environment)
     autostart.begin()

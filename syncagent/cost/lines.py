@@ -10,7 +10,7 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from syncagent import reading
+from syncagent.support import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

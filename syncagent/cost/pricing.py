@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from syncagent.config import Settings
     from syncagent.cost.window import Window
-    from syncagent.event import SyncEvent
-    from syncagent.faults import Faults
+    from syncagent.events import SyncEvent
     from syncagent.report.model import Report
+    from syncagent.settings.config import Settings
+    from syncagent.support.faults import Faults
 
 __all__ = ["Pricing"]
 

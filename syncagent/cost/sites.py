@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from syncagent.cost.program import Wait
     from syncagent.cost.trace import Trace
-    from syncagent.event import SyncEvent
+    from syncagent.events import SyncEvent
 
 __all__ = ["Place", "branches", "from_events", "from_trace"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from syncagent import reading
 from syncagent.errors import SyncAgentError
+from syncagent.support import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -126,7 +126,7 @@ def read(path: str | Path) -> Trace:
 def load(name: str, most: int = MOST_BYTES) -> Any:
     """Return the JSON in a file, gzipped or not.
 
-    Raises :class:`~syncagent.reading.TooLargeError` where it has more than ``most`` bytes once it is unpacked.
+    Raises :class:`~syncagent.support.reading.TooLargeError` where it has more than ``most`` bytes once it is unpacked.
     """
     try:
         content = reading.read(name, most)

@@ -7,19 +7,18 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from syncagent.cost import sites
+from syncagent.cost import profiling, sites
 from syncagent.cost import trace as traces
 from syncagent.cost.price import price
 from syncagent.errors import SyncAgentError
-from syncagent.log import get_logger
-from syncagent.sensors import profiling
+from syncagent.support.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from syncagent.cost.price import Price
-    from syncagent.event import SyncEvent
-    from syncagent.faults import Faults
+    from syncagent.events import SyncEvent
+    from syncagent.support.faults import Faults
 
 __all__ = ["Window"]
 

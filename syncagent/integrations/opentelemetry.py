@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from syncagent import autostart
+from syncagent.runtime import autostart
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +33,7 @@ class SyncAgentInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # their mo
     def _instrument(self, **kwargs: Any) -> None:
         import os
 
-        from syncagent.sinks.otel_env import is_disabled
+        from syncagent.telemetry.otel_env import is_disabled
 
         kwargs.pop("auto_instrumentation_version", None)
         if not is_disabled(os.environ):

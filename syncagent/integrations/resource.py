@@ -8,8 +8,8 @@ from __future__ import annotations
 from opentelemetry.sdk.resources import Resource, ResourceDetector
 
 from syncagent.attribution import ranks
-from syncagent.sinks import semconv
-from syncagent.sinks.step_ids import whose
+from syncagent.telemetry import semconv
+from syncagent.telemetry.step_ids import whose
 
 __all__ = ["RankDetector"]
 

@@ -12,8 +12,8 @@ from syncagent.policy.baseline import Baseline
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from syncagent.config import Settings
-    from syncagent.event import CallSite, SyncKind
+    from syncagent.events import CallSite, SyncKind
+    from syncagent.settings.config import Settings
 
 __all__ = ["Allowances", "Entry"]
 

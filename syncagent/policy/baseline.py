@@ -11,7 +11,7 @@ from syncagent.sites import SiteKey, home_of_process, is_a_little_changed, key_o
 if TYPE_CHECKING:
     from types import CodeType
 
-    from syncagent.event import CallSite, SyncKind
+    from syncagent.events import CallSite, SyncKind
     from syncagent.sites import Frame
 
 __all__ = ["Baseline"]

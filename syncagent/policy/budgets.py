@@ -11,8 +11,8 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from syncagent.config import Settings
-    from syncagent.event import Phase
+    from syncagent.events import Phase
+    from syncagent.settings.config import Settings
 
 __all__ = ["Budgets"]
 

@@ -10,23 +10,23 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from syncagent.attribution.autograd import owner_of_backward
+from syncagent.attribution.backward import owner_of_backward
 from syncagent.attribution.callsite import SET_UP
 from syncagent.errors import HostSyncError, HostSyncWarning
-from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.scopes import open_reason
-from syncagent.printable import clean, has_controls
+from syncagent.support.printable import clean, has_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
     from syncagent.attribution.callsite import Point, Where
-    from syncagent.config import Settings
-    from syncagent.recorder import Recorder
-    from syncagent.records import ThreadState
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import ThreadState
+    from syncagent.settings.config import Settings
 
 __all__ = ["Policy"]
 

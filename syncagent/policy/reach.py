@@ -11,8 +11,8 @@ from syncagent.policy.scopes import open_scopes, scopes_by_thread, scopes_of_bac
 if TYPE_CHECKING:
     from syncagent.policy.judge import Policy
     from syncagent.policy.scopes import Scopes
-    from syncagent.recorder import Recorder
-    from syncagent.records import ThreadState
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import ThreadState
 
 __all__ = ["Numbers", "Reach", "in_force", "innermost", "open_reaches"]
 

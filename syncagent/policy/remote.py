@@ -7,13 +7,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent import reading, signals
-from syncagent.log import log_once
+from syncagent.runtime import signals
+from syncagent.support import reading
+from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.config import Settings
+    from syncagent.settings.config import Settings
 
 __all__ = ["Remote"]
 

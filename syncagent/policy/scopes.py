@@ -9,15 +9,15 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.autograd import owner_of_backward
+from syncagent.attribution.backward import owner_of_backward
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
-    from syncagent.recorder import Recorder
-    from syncagent.records import ThreadState
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import ThreadState
 
 __all__ = ["allow", "enter", "forget", "leave", "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward"]
 

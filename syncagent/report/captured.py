@@ -1,12 +1,12 @@
-"""A report out of a capture (``syncagent.sinks.capture``): of a process that was killed, or that still runs."""
+"""A report out of a capture (``syncagent.capture.writer``): of a process that was killed, or that still runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from syncagent import reading, storage
 from syncagent.errors import SyncAgentError
 from syncagent.report.model import SCHEMA, Report
+from syncagent.support import reading, storage
 
 if TYPE_CHECKING:
     from pathlib import Path

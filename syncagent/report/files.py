@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent import reading, storage
 from syncagent.attribution import processes
-from syncagent.config import file_mode
 from syncagent.errors import ConfigError, SyncAgentError
-from syncagent.log import log_once
 from syncagent.report import captured, origins, places, together
 from syncagent.report.model import Report
+from syncagent.settings.config import file_mode
+from syncagent.support import reading, storage
+from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,15 +68,15 @@ def output_format(path: str | Path) -> str:
 def render(report: Report, form: str) -> str:
     """The text of a report file in the given format."""
     if form == "html":
-        from syncagent.report import html
+        from syncagent.report.formats import html
 
         return html.render(report)
     if form == "sarif":
-        from syncagent.report import sarif
+        from syncagent.report.formats import sarif
 
         return json.dumps(sarif.log(report), indent=1) + "\n"
     if form == "trace":
-        from syncagent.report import chrome_trace
+        from syncagent.report.formats import chrome_trace
 
         return json.dumps(chrome_trace.trace(report)) + "\n"
     return _one_row_a_line(report.to_dict())

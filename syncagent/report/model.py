@@ -115,7 +115,7 @@ class Totals:
     syncs: int
     stall_ms: float
     stall_share: float
-    """Share of the run's duration that the training thread was stalled, 0 to 1; see ``syncagent.sinks.summary``."""
+    """Share of the run's duration that the training thread was stalled, 0 to 1; see ``syncagent.report.summary``."""
     step_ms: float | None = None
     """Summed duration of the steps; ``None`` where no step was marked."""
     step_stall_ms: float | None = None
@@ -124,7 +124,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of Python, as in ``syncagent.event.CallSite``."""
+    """A line of Python, as in ``syncagent.events.CallSite``."""
 
     file: str
     line: int

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from syncagent import storage
 from syncagent.attribution.processes import JOB
+from syncagent.support import storage
 
 if TYPE_CHECKING:
     from pathlib import Path

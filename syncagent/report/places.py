@@ -6,8 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from syncagent import storage
 from syncagent.report.origins import origin_of, same_run
+from syncagent.support import storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-from syncagent.printable import clean
+from syncagent.support.printable import clean
 
 __all__ = ["DASH", "clean", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
 

@@ -50,8 +50,8 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     import torch
 
     import syncagent
-    from syncagent.sensors import leftovers
-    from syncagent.sensors.delay import Delay
+    from syncagent.selftest import patch_audit as leftovers
+    from syncagent.selftest.delay import Delay
 
     delay = Delay(_DELAY_MS)
     cases = [case for case in CASES if applies(case, simulated=simulated)]

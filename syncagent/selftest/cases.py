@@ -6,7 +6,7 @@ import linecache
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 
 if TYPE_CHECKING:
     from types import CodeType

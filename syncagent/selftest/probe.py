@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from syncagent.selftest.cases import FILE, compiled, line_of, namespace
 
 if TYPE_CHECKING:
-    from syncagent.agent import Agent
-    from syncagent.event import SyncEvent
-    from syncagent.regions import Region
+    from syncagent.events import SyncEvent
+    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.regions import Region
     from syncagent.selftest.cases import Case
-    from syncagent.sensors.delay import Delay
+    from syncagent.selftest.delay import Delay
 
 __all__ = ["ATTEMPTS", "BROKEN", "OK", "UNCLEAR", "Shot", "Verdict", "applies", "failure", "fire", "judge", "probe"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import syncagent
 from syncagent.errors import HostSyncError
+from syncagent.selftest import patch_audit as leftovers
 from syncagent.selftest.cases import FILE, READ, compiled, line_of, namespace
 from syncagent.selftest.probe import ATTEMPTS, BROKEN, OK
-from syncagent.sensors import leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
 
+    from syncagent.selftest.delay import Delay
     from syncagent.selftest.probe import Verdict
-    from syncagent.sensors.delay import Delay
 
 __all__ = ["Promise", "allows", "every_kind", "forbids", "leaves_nothing", "makes_spans"]
 

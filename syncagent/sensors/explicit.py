@@ -9,12 +9,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.recorder import Recorder
+    from syncagent.recording.recorder import Recorder
 
 __all__ = ["ExplicitSensor", "nothing_pending"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from syncagent.sensors.switch import compile_in_use
+from syncagent.torchbridge.switch import compile_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
-from syncagent.sensors.internals import skip_in_dynamo
-from syncagent.sensors.numbers import as_tensor
-from syncagent.sensors.own_time import own_time_taken_off
-from syncagent.sensors.redispatch import original
-from syncagent.sensors.rules import RULES, Rule, shown
-from syncagent.sensors.switch import Switch
-from syncagent.sensors.tracebacks import leave_out_own_frames
+from syncagent.rules.own_time import own_time_taken_off
+from syncagent.rules.rules import RULES, Rule, shown
+from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.numbers import as_tensor
+from syncagent.torchbridge.redispatch import original
+from syncagent.torchbridge.switch import Switch
+from syncagent.torchbridge.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import FrameType
 
-    from syncagent.event import SyncKind
-    from syncagent.recorder import Recorder
-    from syncagent.records import About, Tally, ThreadState
-    from syncagent.sensors.rules import Waits
+    from syncagent.events import SyncKind
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import About, Tally, ThreadState
+    from syncagent.rules.rules import Waits
 
     Call = Callable[..., Any]
 

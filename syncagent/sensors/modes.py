@@ -10,19 +10,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.records import OpSum
-from syncagent.sensors.internals import skip_in_dynamo
-from syncagent.sensors.numbers import restored
-from syncagent.sensors.stand_ins import StandIns, ops_warn_at_once
-from syncagent.sensors.tracebacks import leave_out_own_frames
-from syncagent.sensors.tracing import Tracing
+from syncagent.recording.records import OpSum
+from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.numbers import restored
+from syncagent.torchbridge.stand_ins import StandIns, ops_warn_at_once
+from syncagent.torchbridge.tracebacks import leave_out_own_frames
+from syncagent.torchbridge.tracing import Tracing
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.attribution.callsite import Point
-    from syncagent.recorder import Recorder
-    from syncagent.records import ThreadState
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import ThreadState
 
 __all__ = ["ModeSensor"]
 

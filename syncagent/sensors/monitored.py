@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import HostSyncError, HostSyncWarning
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 from syncagent.sensors.explicit import nothing_pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import CodeType
 
-    from syncagent.recorder import Recorder
+    from syncagent.recording.recorder import Recorder
 
 __all__ = ["MonitoredSensor"]
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from syncagent.event import SyncKind
-    from syncagent.recorder import Recorder
+    from syncagent.events import SyncKind
+    from syncagent.recording.recorder import Recorder
 
 __all__ = ["SimulatedSensor"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.sensors import rules
+from syncagent.rules import rules
 from syncagent.simulate import devices, dispatch, queues, shapes, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.lookups import aten

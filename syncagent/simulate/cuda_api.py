@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness, streams
 from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.lookups import find, lost

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from syncagent.threads import AgentThread
+from syncagent.support.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

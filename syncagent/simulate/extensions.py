@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.event import SyncKind
-from syncagent.sensors.rules import Rule
+from syncagent.events import SyncKind
+from syncagent.rules.rules import Rule
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Placement
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from syncagent.sensors import rules
+from syncagent.rules import rules
 from syncagent.simulate import extensions
 
 __all__ = ["OpFacts"]

@@ -125,7 +125,7 @@ def install_or_end() -> None:
     try:
         install()
     except Exception as error:
-        from syncagent.refusal import refuse_to_start
+        from syncagent.support.refusal import refuse_to_start
 
         refuse_to_start(f"simulate=1 cannot be honoured: {_in_words(error)}")
 

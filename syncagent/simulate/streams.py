@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 from syncagent.simulate import devices
 from syncagent.simulate.engine import refuse_if_forked
 from syncagent.simulate.errors import SimulationError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from syncagent.event import SyncKind
+    from syncagent.events import SyncKind
 
 __all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported", "reported_late"]
 

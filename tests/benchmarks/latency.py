@@ -195,7 +195,8 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
 
 
 def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, Any]:
-    from syncagent import config, session
+    from syncagent.runtime import script as session
+    from syncagent.settings import config
     from tests.benchmarks.per_sync import begin
 
     os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)

@@ -120,7 +120,8 @@ def main() -> int:
 def measure(
     options: argparse.Namespace, reads: Sequence[Callable[[Any], object]], tensor: Any, folder: str, bare_mb: float
 ) -> dict[str, Any]:
-    from syncagent import config, session
+    from syncagent.runtime import script as session
+    from syncagent.settings import config
     from tests.benchmarks.per_sync import begin
 
     journal = str(Path(folder, "journal.jsonl")) if options.spans == "journal" else "off"

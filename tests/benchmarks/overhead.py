@@ -42,15 +42,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from syncagent import config, pipeline, session
-from syncagent.sinks.ration import Ration
-from syncagent.sinks.spans import SpanSink
+from syncagent.delivery import pipeline
+from syncagent.runtime import script as session
+from syncagent.settings import config
+from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.spans import SpanSink
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from syncagent.agent import Agent
+    from syncagent.runtime.agent import Agent
 
     Step = Callable[..., float]
     Around = Callable[[], contextlib.AbstractContextManager[Agent | None]]

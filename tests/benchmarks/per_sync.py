@@ -29,17 +29,17 @@ import opentelemetry.trace  # noqa: F401 - as in a run that makes spans: the age
 import torch
 
 import syncagent
-from syncagent import config
-from syncagent.agent import Agent
-from syncagent.event import SyncKind
-from syncagent.pipeline import Pipeline
-from syncagent.sensors.internals import look_up
+from syncagent.delivery.pipeline import Pipeline
+from syncagent.events import SyncKind
+from syncagent.runtime.agent import Agent
 from syncagent.sensors.kernels import KernelSensor
+from syncagent.settings import config
+from syncagent.torchbridge.internals import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from syncagent.sinks import Sink
+    from syncagent.delivery.sink import Sink
 
 __all__ = ["begin", "bootstrap", "finish", "write"]
 

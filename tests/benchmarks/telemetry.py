@@ -161,8 +161,9 @@ def drained(sinks: tuple[Any, ...], per_step: int) -> dict[str, Any]:
 
 
 def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    from syncagent import config, session
-    from syncagent.sinks.metrics import MetricSink
+    from syncagent.runtime import script as session
+    from syncagent.settings import config
+    from syncagent.telemetry.metrics import MetricSink
 
     per_step = int(1_000 * _STEP_S)
     yield {"case": "summary alone"} | drained((), per_step)
@@ -180,11 +181,11 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
 
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: none is rationed."""
-    from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-    from syncagent.sinks.provider import build_provider, build_resource
-    from syncagent.sinks.ration import Ration
-    from syncagent.sinks.spans import SpanSink
-    from syncagent.sinks.step_ids import whose
+    from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+    from syncagent.telemetry.provider import build_provider, build_resource
+    from syncagent.telemetry.ration import Ration
+    from syncagent.telemetry.spans import SpanSink
+    from syncagent.telemetry.step_ids import whose
 
     def run(journal: Path | None) -> dict[str, Any]:
         provider, _ = build_provider(build_resource({}), journal)
@@ -235,7 +236,8 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
     """A job at a rate: bytes an event, spans a second, and whether every sync is counted at the collector."""
     import torch
 
-    from syncagent import config, session
+    from syncagent.runtime import script as session
+    from syncagent.settings import config
     from tests.benchmarks.per_sync import begin
 
     with collector(cores[1]) as told:

@@ -39,7 +39,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 
 import syncagent
-from syncagent.sensors.rules import RULES
+from syncagent.rules.rules import RULES
 from tests.gpu.compat_cases import (  # the modules for the cases that they hold
     CASES,
     HERE,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
-    from syncagent.event import SyncEvent
+    from syncagent.events import SyncEvent
     from tests.gpu.compat_cases import Case, Window
 
 __all__ = ["main"]
@@ -391,8 +391,8 @@ def _cores() -> int:
 
 def pretend() -> None:
     """Have every agent take ops of the CPU for waits, and ask no driver for anything."""
-    from syncagent.sensors import internals
     from syncagent.sensors.kernels import KernelSensor
+    from syncagent.torchbridge import internals
 
     look_up = internals.look_up
     internals.look_up = lambda **_: look_up(simulated=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cost_programs
 from cost_pairs import block_ms
 
-from syncagent.sensors.profiling import Capture
+from syncagent.cost.profiling import Capture
 
 
 def measured(step) -> list[float]:

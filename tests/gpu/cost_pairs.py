@@ -151,7 +151,8 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
     from torch.profiler import ProfilerActivity, profile
 
     import syncagent
-    from syncagent import config, running
+    from syncagent import api as running
+    from syncagent.settings import config
 
     agent = running.launch(config.load({"detail": "syncs", "copies": "all", "report": None}))
     marks: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.errors import SyncAgentError
-from syncagent.sensors import cupti
+from tests.gpu import cupti
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -81,7 +81,9 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
     """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
-    from syncagent import config, running, session
+    from syncagent import api as running
+    from syncagent.runtime import script as session
+    from syncagent.settings import config
 
     found: dict[str, list[float]] = {"bare": [], "ops": [], "syncs": []}
     with tempfile.TemporaryDirectory() as folder:

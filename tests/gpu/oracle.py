@@ -34,8 +34,8 @@ from tests.gpu.explore import choose, environment, save
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from syncagent.agent import Agent
-    from syncagent.event import SyncEvent
+    from syncagent.events import SyncEvent
+    from syncagent.runtime.agent import Agent
     from tests.gpu.corpus import Case
 
 __all__ = ["main"]

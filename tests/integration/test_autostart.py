@@ -72,7 +72,7 @@ def test_without_the_variable_nothing_of_the_agent_is_imported(python, value):
 @pytest.mark.parametrize("value", ["off", "No", "FALSE"])
 def test_the_variable_can_say_no_in_words(python, value):
     """Not only as a number."""
-    done = python("-c", "import sys; print('syncagent.agent' in sys.modules)", SYNCAGENT=value)
+    done = python("-c", "import sys; print('syncagent.runtime.agent' in sys.modules)", SYNCAGENT=value)
     assert (done.stdout, done.stderr, done.returncode) == ("False\n", "", 0)
 
 
@@ -85,7 +85,7 @@ def test_a_script_that_never_imports_torch_is_left_alone(python):
 def test_a_module_that_only_sounds_like_torch_starts_nothing(python, script):
     """``import torchlike`` is none of the agent's business."""
     script("value = 3", name="torchlike.py")
-    code = "import torchlike, sys; print(torchlike.value, 'syncagent.agent' in sys.modules)"
+    code = "import torchlike, sys; print(torchlike.value, 'syncagent.runtime.agent' in sys.modules)"
     done = python("-c", code, SYNCAGENT="1")
     assert (done.stdout, done.stderr) == ("3 False\n", "")
 
@@ -119,7 +119,7 @@ class Squares(Dataset):
     def __getitem__(self, index):
         value = torch.tensor(float(index)) ** 2
         assert torch.tensor([value, 1.0]).nonzero().numel()
-        return value, "syncagent.running" in sys.modules and sys.modules["syncagent.running"].current() is not None
+        return value, "syncagent.api" in sys.modules and sys.modules["syncagent.api"].current() is not None
 
 if __name__ == "__main__":
     for method in ("fork", "spawn"):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from syncagent import config
+from syncagent.settings import config
 
 PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
 

@@ -57,7 +57,7 @@ for number in range(40):
             if number % 4 == 1:
                 threading.Thread(target=lambda: torch.ones(2).sum().item()).start()
             if number % 4 == 2:
-                from syncagent.log import log_once
+                from syncagent.support.log import log_once
                 log_once("child", "of the child")
             code = 0
         finally:

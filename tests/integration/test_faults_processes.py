@@ -16,7 +16,7 @@ import textwrap
 
 import pytest
 
-from syncagent import config
+from syncagent.settings import config
 
 PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
 
@@ -78,7 +78,7 @@ exec(compile(code, "train.py", "exec"))
 
 BEGIN = """\
 import os, signal, sys, threading, time
-from syncagent import autostart
+from syncagent.runtime import autostart
 import syncagent
 {patch}
 autostart.begin()
@@ -201,25 +201,25 @@ RAISES = """
 """
 STAGES = {
     # stage: (module, class in it, attribute, whether the report is saved all the same)
-    "table": ("syncagent.report.text", "", "render", True),
-    "table's stream": ("syncagent.report.text", "", "emit", True),
+    "table": ("syncagent.report.formats.text", "", "render", True),
+    "table's stream": ("syncagent.report.formats.text", "", "emit", True),
     "JSON": ("syncagent.report.model", "Report", "to_dict", False),
-    "page": ("syncagent.report.html", "", "render", False),
-    "SARIF": ("syncagent.report.sarif", "", "log", False),
-    "trace": ("syncagent.report.chrome_trace", "", "trace", False),
+    "page": ("syncagent.report.formats.html", "", "render", False),
+    "SARIF": ("syncagent.report.formats.sarif", "", "log", False),
+    "trace": ("syncagent.report.formats.chrome_trace", "", "trace", False),
     "file": ("syncagent.report.files", "", "save_beside", False),
-    "snapshot": ("syncagent.sinks.summary", "Summary", "snapshot", None),
-    "provider": ("syncagent.sinks.provider", "", "build_provider", True),
-    "journal's place": ("syncagent.sinks.journal", "", "journal_path", True),
-    "provider's end": ("syncagent.sinks.outbox", "AgentTracerProvider", "close", True),
-    "provider's account": ("syncagent.sinks.outbox", "AgentTracerProvider", "stats", True),
-    "outbox": ("syncagent.sinks.outbox", "Outbox", "on_end", True),
-    "exporter": ("syncagent.sinks.journal", "JournalExporter", "export", True),
-    "encoding": ("syncagent.sinks.journal", "", "encode", True),
-    "spans of syncs": ("syncagent.sinks.spans", "SpanSink", "events", True),
-    "spans of steps": ("syncagent.sinks.spans", "SpanSink", "close", True),
-    "progress": ("syncagent.sinks.progress", "Progress", "events", True),
-    "capture": ("syncagent.sinks.capture", "Capture", "_write_news", True),
+    "snapshot": ("syncagent.report.summary", "Summary", "snapshot", None),
+    "provider": ("syncagent.telemetry.provider", "", "build_provider", True),
+    "journal's place": ("syncagent.telemetry.journal", "", "journal_path", True),
+    "provider's end": ("syncagent.telemetry.outbox", "AgentTracerProvider", "close", True),
+    "provider's account": ("syncagent.telemetry.outbox", "AgentTracerProvider", "stats", True),
+    "outbox": ("syncagent.telemetry.outbox", "Outbox", "on_end", True),
+    "exporter": ("syncagent.telemetry.journal", "JournalExporter", "export", True),
+    "encoding": ("syncagent.telemetry.journal", "", "encode", True),
+    "spans of syncs": ("syncagent.telemetry.spans", "SpanSink", "events", True),
+    "spans of steps": ("syncagent.telemetry.spans", "SpanSink", "close", True),
+    "progress": ("syncagent.delivery.progress", "Progress", "events", True),
+    "capture": ("syncagent.capture.writer", "Capture", "_write_news", True),
 }
 for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items()):
     _error = ("RuntimeError", "KeyError", "MemoryError", "RecursionError", "Exception")[_number % 5]
@@ -278,13 +278,14 @@ sys.exit(7)
 
 SIMULATED = """\
 import json, os, sys
-from syncagent import log, running, simulate
+from syncagent import api as running, simulate
+from syncagent.support import log
 import syncagent
-from syncagent import recorder
+from syncagent.recording import recorder
 from syncagent.attribution.steps import Steps
 from syncagent.policy import Policy
 from syncagent.sensors import simulated, modes
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
 simulate.install()
 import torch
 del os.environ["SYNCAGENT_REPORT"]

@@ -115,7 +115,7 @@ def test_the_sdist_can_be_tested_and_holds_nothing_that_git_ignores(sdist):
 
 def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(environment):
     """A setting that is not allowed is told in one sentence, and the program runs on."""
-    code = "import sys; print('syncagent.autostart' in sys.modules, 'syncagent' in sys.modules)"
+    code = "import sys; print('syncagent.runtime.autostart' in sys.modules, 'syncagent' in sys.modules)"
     for off in ({}, {"SYNCAGENT": ""}, {"SYNCAGENT": "0"}):
         unwatched = environment.run("python", "-c", code, **off)
         assert (unwatched.stdout, unwatched.stderr) == ("False False\n", "")
@@ -131,9 +131,10 @@ def test_the_simulated_device_alone_is_there_from_the_first_import_of_torch_on(e
     """Nobody watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
     code = """
         import sys
-        print("syncagent.autostart" in sys.modules, "syncagent.agent" in sys.modules)
+        print("syncagent.runtime.autostart" in sys.modules, "syncagent.runtime.agent" in sys.modules)
         import torch
-        print(torch.cuda.is_available(), torch.ones(2, device="cuda").sum().item(), "syncagent.agent" in sys.modules)
+        there = torch.cuda.is_available(), torch.ones(2, device="cuda").sum().item()
+        print(*there, "syncagent.runtime.agent" in sys.modules)
         import syncagent
         print(syncagent.current())
         with syncagent.watch(simulate=True) as agent:

@@ -29,7 +29,7 @@ def states():
 random.seed(0)
 numpy.random.seed(0)
 if {watched}:
-    from syncagent import autostart
+    from syncagent.runtime import autostart
     autostart.begin()  # its exit handler runs after the program's, and before that of the first lines
 import torch
 if not {watched}:

@@ -157,7 +157,7 @@ case(
 case(
     "holds what the report needs",
     """
-    from syncagent import agent
+    from syncagent.runtime import agent
     def hang(self, report):
         while True:
             time.sleep(1)

@@ -16,7 +16,7 @@ import pytest
 from places import OTEL, TRAIN
 from span_metrics import SpanMetrics, spans
 
-from syncagent.sinks.metrics import MetricSink
+from syncagent.telemetry.metrics import MetricSink
 
 import services  # isort: skip
 

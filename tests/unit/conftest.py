@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import syncagent.agent
-import syncagent.running
-from syncagent import config
+import syncagent.api
+import syncagent.runtime.agent
+from syncagent.settings import config
 
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
 
@@ -87,14 +87,14 @@ def no_settings(monkeypatch, tmp_path):
 @pytest.fixture
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
-    from syncagent.sensors.internals import look_up
+    from syncagent.rules.rules import RULES
     from syncagent.sensors.kernels import KernelSensor
-    from syncagent.sensors.rules import RULES
+    from syncagent.torchbridge.internals import look_up
 
     rules = tuple(host.rule(rule) for rule in RULES)
     forget_compiled_code()
 
-    class CpuAgent(syncagent.agent.Agent):
+    class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
             self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
@@ -104,10 +104,10 @@ def cpu_device(monkeypatch, no_settings, host):
         def _say_if_there_is_no_gpu(self):
             """There is one: the CPU stands for it."""
 
-    monkeypatch.setattr(syncagent.running, "Agent", CpuAgent)
+    monkeypatch.setattr(syncagent.api, "Agent", CpuAgent)
     yield
-    while (running := syncagent.running.current()) is not None:
-        syncagent.running.release(running)
+    while (running := syncagent.api.current()) is not None:
+        syncagent.api.release(running)
     leave_all_modes()
 
 
@@ -134,7 +134,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.running.launch(config.load({"warmup_steps": 0, **settings}), sinks)
+        return syncagent.api.launch(config.load({"warmup_steps": 0, **settings}), sinks)
 
     return begin
 

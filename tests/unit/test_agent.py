@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import log
-from syncagent.sampling import CopySampling
-from syncagent.sinks import summary
+from syncagent.report import summary
+from syncagent.sensors.sampling import CopySampling
+from syncagent.support import log
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
@@ -35,7 +35,7 @@ def messages(monkeypatch):
             said.append(message)
 
     monkeypatch.setattr(log, "get_logger", Logger)
-    monkeypatch.setattr(syncagent.agent, "get_logger", Logger)
+    monkeypatch.setattr(syncagent.runtime.agent, "get_logger", Logger)
     return said
 
 
@@ -429,9 +429,9 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
 
         def close(self): ...
 
-    from syncagent import config
+    from syncagent.settings import config
 
-    agent = syncagent.running.launch(config.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.api.launch(config.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

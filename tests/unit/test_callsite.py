@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from syncagent import CallSite, Phase, config
+from syncagent import CallSite, Phase
+from syncagent.settings import config
 
 PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
 ONE = torch.ones(1)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from syncagent._compat import StrEnum, current_frames, load_toml, qualified_name
+from syncagent.support.compat import StrEnum, current_frames, load_toml, qualified_name
 
 
 class Colour(StrEnum):

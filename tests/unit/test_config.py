@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from syncagent import ConfigError, SyncAgentError
-from syncagent.config import Settings, load
+from syncagent.settings.config import Settings, load
 
 NAMES = [setting.name for setting in fields(Settings) if "parse" in setting.metadata]
 

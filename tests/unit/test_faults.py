@@ -19,16 +19,19 @@ from torch.optim import optimizer as torch_optimizer
 from torch.profiler import record_function
 
 import syncagent
-import syncagent.running
-from syncagent import config, log
-from syncagent.attribution import apis, autograd, callsite, modules, ranks
+import syncagent.api
+from syncagent.attribution import apis, callsite, modules, ranks
+from syncagent.attribution import backward as autograd
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 from syncagent.policy import Policy
-from syncagent.recorder import Recorder
-from syncagent.sensors import calibration, explicit, internals, kernels, modes, monitored
-from syncagent.sinks.summary import Summary
+from syncagent.recording.recorder import Recorder
+from syncagent.report.summary import Summary
+from syncagent.sensors import calibration, explicit, kernels, modes, monitored
+from syncagent.settings import config
+from syncagent.support import log
+from syncagent.torchbridge import internals
 
 pytestmark = [
     pytest.mark.usefixtures("cpu_device"),
@@ -139,7 +142,7 @@ class Broken:
 def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     """Train under an agent; check what must hold whatever breaks, and return the report and what was logged."""
     before = shape_of_the_process()
-    agent = syncagent.running.launch(config.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
+    agent = syncagent.api.launch(config.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
     result = train()
     agent.events()
     agent.flush()
@@ -335,7 +338,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
         def __str__(self):
             raise Fault("injected")
 
-    agent = syncagent.running.launch(config.load({"detail": "syncs"}), ())
+    agent = syncagent.api.launch(config.load({"detail": "syncs"}), ())
     for _ in range(2):
         with record_function(Odd("odd")):
             torch.ones(2).nonzero()
@@ -457,10 +460,10 @@ class Hanging(Taken):
 @pytest.mark.parametrize("call", ["events", "close"])
 def test_a_sink_that_hangs_neither_holds_up_training_nor_the_end(alone, capsys, monkeypatch, call):
     """``stop`` comes back, with a report that says what hangs and how much was not delivered."""
-    monkeypatch.setattr("syncagent.pipeline._PATIENCE_S", 0.5, raising=False)
+    monkeypatch.setattr("syncagent.delivery.pipeline._PATIENCE_S", 0.5, raising=False)
     sink = Hanging(call)
     try:
-        agent = syncagent.running.launch(config.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
+        agent = syncagent.api.launch(config.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
         assert same(train(), alone)
         if call == "events":
             assert sink.inside.wait(10)
@@ -499,7 +502,7 @@ def test_a_steady_clock_that_is_none_gives_no_negative_stall(alone, capsys, monk
     backwards = iter(range(10**15, 0, -1_000_000))
     for module in ("kernels", "modes", "explicit", "monitored"):
         monkeypatch.setattr(f"syncagent.sensors.{module}._now", lambda: next(backwards), raising=False)
-    monkeypatch.setattr("syncagent.recorder._now", lambda: next(backwards), raising=False)
+    monkeypatch.setattr("syncagent.recording.recorder._now", lambda: next(backwards), raising=False)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: next(backwards))
     taken = Taken()
     report, said = watched(alone, capsys, sinks=(taken,), detail=detail)
@@ -593,7 +596,7 @@ def test_asyncio_tasks_are_watched_as_they_take_turns():
 
 def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     """The modes of the thread that started it stay where they are, and do nothing."""
-    agent = syncagent.running.launch(config.load({"detail": "ops"}), ())
+    agent = syncagent.api.launch(config.load({"detail": "ops"}), ())
     stopper = threading.Thread(target=syncagent.stop)
     stopper.start()
     stopper.join()
@@ -604,9 +607,9 @@ def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
 
 def test_a_part_that_nobody_asks_for_is_not_missed(alone, monkeypatch, capsys):
     """What names the call is only for reading: a sync without it is still one."""
-    import syncagent.pipeline
+    import syncagent.delivery.pipeline
 
-    monkeypatch.setattr(syncagent.pipeline, "api_name", Broken(Fault))
+    monkeypatch.setattr(syncagent.delivery.pipeline, "api_name", Broken(Fault))
     report, said = watched(alone, capsys)
     assert report.totals.syncs + report.dropped > 0
     assert shows_a_loss(report)

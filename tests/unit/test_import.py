@@ -21,7 +21,7 @@ with syncagent.allow("nothing runs"):
 facts["current"] = syncagent.current()
 watched = syncagent.watch(policy="warn")(lambda: None)
 facts["used"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
-import syncagent.cli, syncagent.autostart, syncagent.config
+import syncagent.cli, syncagent.runtime.autostart, syncagent.settings.config
 facts["parts"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
 print(json.dumps(facts))
 """
@@ -53,7 +53,7 @@ def test_two_who_wait_for_one_import_do_not_ask_each_other(tmp_path):
     """As under opentelemetry-instrument with SYNCAGENT_SIMULATE=1: both are called, once, the later asked first."""
     (tmp_path / "awaited.py").write_text("")
     code = (
-        "import sys; from syncagent.autostart import _AfterImport; said = []\n"
+        "import sys; from syncagent.runtime.autostart import _AfterImport; said = []\n"
         "sys.meta_path[:0] = [_AfterImport('awaited', lambda name=name: said.append(name)) for name in 'ab']\n"
         "import awaited; print(*sorted(said), [f for f in sys.meta_path if isinstance(f, _AfterImport)])"
     )

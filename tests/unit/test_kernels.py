@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from syncagent import SyncKind, allow, config
+from syncagent import SyncKind, allow
 from syncagent.policy import Policy
-from syncagent.recorder import Recorder
+from syncagent.recording.recorder import Recorder
+from syncagent.rules.rules import RULES, STAGED_BYTES, Rule
 from syncagent.sensors import kernels
-from syncagent.sensors.internals import look_up
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.sensors.rules import RULES, STAGED_BYTES, Rule
+from syncagent.settings import config
+from syncagent.torchbridge.internals import look_up
 
 SHAPE, SCALAR, CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 H2D, D2H = SyncKind.COPY_H2D, SyncKind.COPY_D2H
@@ -313,7 +314,7 @@ def test_results_are_the_same_with_and_without(cpu_agent, name):
 
 
 def syncagent_release(agent):
-    from syncagent.running import release
+    from syncagent.api import release
 
     release(agent)
 

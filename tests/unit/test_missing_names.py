@@ -32,7 +32,7 @@ UNSAID = {"_C._dispatch_has_kernel_for_dispatch_key", "_C._dispatch_keys", "Even
 PROGRAM = """
 import json, os, sys, traceback
 import torch
-import syncagent.agent
+import syncagent.runtime.agent
 from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():  # loads what each child would load at its first op
     torch.ones(2).sum()

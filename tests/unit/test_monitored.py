@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from syncagent import HostSyncError, config
-from syncagent.recorder import Recorder
+from syncagent import HostSyncError
+from syncagent.recording.recorder import Recorder
 from syncagent.sensors import monitored
-from syncagent.sensors.internals import look_up
+from syncagent.settings import config
+from syncagent.torchbridge.internals import look_up
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
 TARGETS = {list.__dict__["sort"]: "list.sort"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.attribution import ranks
-from syncagent.sinks import semconv
+from syncagent.telemetry import semconv
 
 STACK = Path(__file__).parents[2] / "otel"
 DASHBOARDS = {
@@ -357,7 +357,7 @@ class TestKubernetes:
     def test_its_settings_are_the_agents(self):
         from dataclasses import fields
 
-        from syncagent.config import Settings
+        from syncagent.settings.config import Settings
 
         known = {"SYNCAGENT"} | {f"SYNCAGENT_{field.name.upper()}" for field in fields(Settings)}
         assert set(re.findall(r"name: (SYNCAGENT\w*)", text("kubernetes/pytorchjob.yaml"))) <= known

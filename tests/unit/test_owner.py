@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from syncagent.attribution import autograd
-from syncagent.attribution.autograd import owner_of_backward
-from syncagent.records import ThreadState
-from syncagent.sensors.internals import UNKNOWN
+from syncagent.attribution import backward as autograd
+from syncagent.attribution.backward import owner_of_backward
+from syncagent.recording.records import ThreadState
+from syncagent.torchbridge.internals import UNKNOWN
 
 
 def other_state():

@@ -13,10 +13,10 @@ from types import ModuleType
 
 import pytest
 
-from syncagent import config
-from syncagent.event import CallSite
+from syncagent.events import CallSite
 from syncagent.policy import packs
 from syncagent.policy.allowances import Entry
+from syncagent.settings import config
 
 EVERY = [(name, entry) for name, entries in packs.PACKS.items() for entry in entries]
 

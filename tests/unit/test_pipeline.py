@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import log, pipeline, recorder
-from syncagent.faults import Faults
-from syncagent.running import release
+from syncagent.api import release
+from syncagent.delivery import pipeline
+from syncagent.recording import recorder
+from syncagent.support import log
+from syncagent.support.faults import Faults
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.printable import clean, has_controls
+from syncagent.support.printable import clean, has_controls
 
 HARMFUL = ["\x1b[31m", "\x9b31m", "\x07", "\x00", "\x7f", "\r", "\n", "\u202e", "\u2066", "\u2028", "\u200f", "\x85"]
 

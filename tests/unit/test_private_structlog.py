@@ -8,7 +8,7 @@ import sys
 SCRIPT = """\
 import random, sys
 random.seed(0)
-from syncagent.log import get_logger
+from syncagent.support.log import get_logger
 get_logger().warning("said", value=1)
 try:
     1 / 0
@@ -18,7 +18,7 @@ print(random.random() == random.Random(0).random())
 print([name for name in sys.modules if name.partition(".")[0] in ("structlog", "rich")])
 import structlog
 print(structlog.dev.rich is not None)
-from syncagent.private_structlog import structlog as load
+from syncagent.support.private_structlog import structlog as load
 print(load() is structlog)
 """
 
@@ -34,7 +34,7 @@ def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another
 def test_a_structlog_that_the_program_has_loaded_is_taken():
     import structlog
 
-    from syncagent import private_structlog
+    from syncagent.support import private_structlog
 
     private_structlog.structlog.cache_clear()
     try:
@@ -45,7 +45,7 @@ def test_a_structlog_that_the_program_has_loaded_is_taken():
 
 BESIDE_IMPORTS = """\
 import random, sys, threading, types
-from syncagent.private_structlog import structlog as load
+from syncagent.support.private_structlog import structlog as load
 
 def import_and_forget():
     n = 0

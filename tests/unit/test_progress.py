@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from syncagent.event import Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.sinks.progress import Progress
+from syncagent.delivery.progress import Progress
+from syncagent.events import Phase, StepRecord, SyncEvent, SyncKind
 
 WIPE = "\x1b[2K"
 

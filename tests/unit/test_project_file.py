@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from syncagent import config, project_file, trust
+from syncagent.settings import config, project_file
+from syncagent.support import trust
 
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
 STRANGER = 65534

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from syncagent import reading
+from syncagent.support import reading
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from dataclasses import fields
 
 import pytest
 
-from syncagent.config import Settings
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 from syncagent.policy import packs
+from syncagent.settings.config import Settings
 from tests.gpu import tables
 
 README = (tables.ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncagent import redaction
-from syncagent.redaction import REDACTED
+from syncagent.support import redaction
+from syncagent.support.redaction import REDACTED
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.~+/"
 SECRETS = st.text(ALPHABET, min_size=8, max_size=30).map("s3cr3T".__add__)

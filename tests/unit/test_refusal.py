@@ -8,7 +8,7 @@ import atexit, sys
 print("before", end="")
 {first}
 try:
-    from syncagent.refusal import refuse_to_start
+    from syncagent.support.refusal import refuse_to_start
     refuse_to_start("the baseline is not there.")
 except BaseException:
     print("swallowed")

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import HostSyncError, HostSyncWarning, log
+from syncagent import HostSyncError, HostSyncWarning
 from syncagent.policy import scopes
 from syncagent.policy.reach import open_reaches
-from syncagent.regions import Region
+from syncagent.runtime.regions import Region
+from syncagent.support import log
 from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -45,7 +46,7 @@ def messages(monkeypatch):
         def error(self, message, **_values):
             said.append(message)
 
-    for module in (log, syncagent.agent, syncagent.sinks.log):
+    for module in (log, syncagent.runtime.agent, syncagent.telemetry.violations):
         monkeypatch.setattr(module, "get_logger", Logger)
     return said
 
@@ -908,7 +909,7 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     with raising(judge_threads="all"):
         pass
     assert ["on other threads than its own" in message for message in messages] == [True]
-    syncagent.running.release(agent)
+    syncagent.api.release(agent)
     cpu_agent(detail="syncs", copies="all")
     with raising(judge_threads="all") as region:
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.selftest import promises
 from syncagent.selftest.cases import CASES, FILE, READ, line_of
 from syncagent.selftest.probe import Shot, judge

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import syncagent
-from syncagent import ConfigError, config
-from syncagent.event import CallSite
+from syncagent import ConfigError
+from syncagent.events import CallSite
+from syncagent.settings import config
 
 PACKAGE = Path(syncagent.__file__).parent
 NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setting.metadata]
@@ -185,7 +186,7 @@ def test_a_working_directory_that_is_gone_has_no_project_file(tmp_path, monkeypa
 def test_settings_that_are_taken_can_be_used(name, text):
     """What a wrong one would break is built from each that is right: the summary and the policy."""
     from syncagent.policy import Policy
-    from syncagent.sinks.summary import Summary
+    from syncagent.report.summary import Summary
 
     found = settled(environment={f"SYNCAGENT_{name.upper()}": text})
     if found is None or found.baseline is not None:
@@ -201,8 +202,8 @@ def test_settings_that_are_taken_can_be_used(name, text):
 
 
 def recorder():
-    from syncagent.recorder import Recorder
-    from syncagent.sensors.internals import look_up
+    from syncagent.recording.recorder import Recorder
+    from syncagent.torchbridge.internals import look_up
 
     return Recorder(config.Settings(), look_up(simulated=True), lambda: 0)
 
@@ -335,7 +336,7 @@ def test_the_selftest_runs_what_stands_in_its_own_table():
 def test_text_in_settings_is_never_formatted_from_inside(tmp_path):
     """``{rank}`` and ``{pid}`` are filled in; any other brace is a letter."""
     from syncagent.report.files import destination
-    from syncagent.sinks.journal import journal_path
+    from syncagent.telemetry.journal import journal_path
 
     odd = f"{tmp_path}/{{0.__class__}}-{{rank}}.json"
     assert destination(odd, 3)[0].name == "{0.__class__}-3.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.event import CallSite
+from syncagent.events import CallSite
 from syncagent.sites import Home, is_a_little_changed, key_of, line_key, naming, normal, pair
 
 HERE = Home("/home/ada/proj", "/home/ada/proj/jobs", "/home/ada")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncagent import storage
+from syncagent.support import storage
 
 
 def without_links(*_args, **_kwargs):

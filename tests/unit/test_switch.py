@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from syncagent import config
-from syncagent.recorder import Recorder
-from syncagent.sensors.internals import look_up
+from syncagent.recording.recorder import Recorder
+from syncagent.rules.rules import RULES
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.sensors.rules import RULES
-from syncagent.sensors.switch import Switch, compile_in_use
+from syncagent.settings import config
+from syncagent.torchbridge.internals import look_up
+from syncagent.torchbridge.switch import Switch, compile_in_use
 from tests.unit.tools import on_thread
 
 X = torch.ones(3)

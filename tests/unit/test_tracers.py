@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from syncagent.sensors.numbers import as_tensor
+from syncagent.torchbridge.numbers import as_tensor
 
 X = torch.tensor([1.0, 0.0, 2.0])
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 from opentelemetry import baggage, context
 
-from syncagent import config, recorder
-from syncagent.recorder import Recorder
-from syncagent.sensors.internals import look_up
+from syncagent.recording import recorder
+from syncagent.recording.recorder import Recorder
+from syncagent.settings import config
+from syncagent.torchbridge.internals import look_up
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from syncagent import config
-from syncagent.variables import unknown
+from syncagent.settings import config
+from syncagent.settings.variables import unknown
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 

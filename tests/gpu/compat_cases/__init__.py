@@ -20,8 +20,8 @@ import syncagent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from syncagent.agent import Agent
-    from syncagent.event import SyncEvent
+    from syncagent.events import SyncEvent
+    from syncagent.runtime.agent import Agent
 
 __all__ = ["CASES", "HERE", "MODES", "Case", "Net", "Run", "SkipCase", "batch", "case", "content", "train"]
 

@@ -12,12 +12,12 @@ import threading
 import time
 
 from syncagent.errors import ConfigError
-from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.log import get_logger
-from syncagent.sinks import semconv
-from syncagent.sinks.journal import journal_path
-from syncagent.sinks.provider import build_provider, build_resource
-from syncagent.sinks.spans import SpanSink
+from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.support.log import get_logger
+from syncagent.telemetry import semconv
+from syncagent.telemetry.journal import journal_path
+from syncagent.telemetry.provider import build_provider, build_resource
+from syncagent.telemetry.spans import SpanSink
 
 
 def sync(step: int, start_ns: int, op: str, kind: SyncKind, line: int) -> SyncEvent:

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 
-from syncagent import config, session
+from syncagent.runtime import script as session
+from syncagent.settings import config
 from tests.benchmarks.memory import rss_mb
 from tests.benchmarks.per_sync import begin
 

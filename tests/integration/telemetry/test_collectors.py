@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from syncagent.sinks.metrics import MetricSink
-from syncagent.sinks.provider import build_metric_sender, build_provider, build_resource
-from syncagent.sinks.spans import SpanSink
+from syncagent.telemetry.metrics import MetricSink
+from syncagent.telemetry.provider import build_metric_sender, build_provider, build_resource
+from syncagent.telemetry.spans import SpanSink
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit/sinks"))
 from sink_records import step, sync

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from syncagent.cli import main
-from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.report.model import RunInfo, SensorStatus
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
 
 
 @pytest.fixture

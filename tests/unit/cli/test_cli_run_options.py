@@ -10,8 +10,8 @@ from dataclasses import fields
 
 import pytest
 
-from syncagent import config
 from syncagent.cli import main
+from syncagent.settings import config
 
 SETTINGS = [setting for setting in fields(config.Settings) if "parse" in setting.metadata]
 FLAGS = {setting.name for setting in SETTINGS if str(setting.type).startswith("bool")}
@@ -214,7 +214,11 @@ class TestInRealProcesses:
             ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
             ("raise KeyboardInterrupt", 130, "KeyboardInterrupt\n"),
             ("import click\nraise click.UsageError('mine')", 1, "click.exceptions.UsageError: mine\n"),
-            ("from syncagent import config\nconfig.load({'policy': 'x'})", 1, "one of observe, warn, raise.\n"),
+            (
+                "from syncagent.settings import config\nconfig.load({'policy': 'x'})",
+                1,
+                "one of observe, warn, raise.\n",
+            ),
             ("raise BrokenPipeError", 1, "BrokenPipeError\n"),
         ],
     )

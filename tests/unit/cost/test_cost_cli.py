@@ -10,7 +10,7 @@ from traced import training
 
 from syncagent.cli import main
 from syncagent.report.model import CostRow, OrderRow
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
 
 
 def written(tmp_path, traced):

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from syncagent.cost import trace
+from syncagent.cost import profiling, trace
+from syncagent.cost.profiling import Capture
 from syncagent.errors import SyncAgentError
-from syncagent.sensors import profiling
-from syncagent.sensors.profiling import Capture
 
 
 def work():

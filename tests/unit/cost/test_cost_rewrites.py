@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from syncagent.cost.rewrites import REWRITES
-from syncagent.event import SyncKind
+from syncagent.events import SyncKind
 
 
 def outcome(rewrite, code, device="cpu"):

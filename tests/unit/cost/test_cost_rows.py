@@ -8,9 +8,10 @@ import pytest
 from tests_of_reports import report_of, sync
 
 from syncagent.cost import rows
-from syncagent.event import CallSite
-from syncagent.report import changes, html, text
+from syncagent.events import CallSite
+from syncagent.report import changes
 from syncagent.report.compare import compare
+from syncagent.report.formats import html, text
 from syncagent.report.merge import merge
 from syncagent.report.model import CostRow, OrderRow
 

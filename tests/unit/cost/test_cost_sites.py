@@ -10,7 +10,7 @@ from traced import AUTOGRAD, MAIN, Traced, training
 
 from syncagent.cost import sites, trace
 from syncagent.cost.program import build
-from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 
 
 def waits_of(traced):

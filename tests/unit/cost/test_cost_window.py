@@ -10,12 +10,12 @@ import pytest
 from traced import training
 
 import syncagent
-from syncagent.agent import Agent
-from syncagent.config import load
 from syncagent.cost import window as windows
 from syncagent.cost.window import Window
-from syncagent.event import CallSite, Phase, SyncEvent, SyncKind
-from syncagent.faults import Faults
+from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
+from syncagent.runtime.agent import Agent
+from syncagent.settings.config import load
+from syncagent.support.faults import Faults
 
 ITEM = CallSite("train.py", 12, "train", "losses.append(loss.item())")
 

@@ -12,7 +12,7 @@ import torch
 
 import syncagent
 from syncagent import ConfigError, HostSyncError
-from syncagent.event import CallSite
+from syncagent.events import CallSite
 from syncagent.policy.allowances import Entry
 from tests.unit.tools import forbidden
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import HostSyncError, HostSyncWarning, Phase, config
+from syncagent import HostSyncError, HostSyncWarning, Phase
 from syncagent.policy.budgets import Budgets
+from syncagent.settings import config
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 

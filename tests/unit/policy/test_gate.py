@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import ConfigError, HostSyncWarning, config
+from syncagent import ConfigError, HostSyncWarning
 from syncagent.policy import gate
+from syncagent.rules.rules import RULES
 from syncagent.sensors import kernels
 from syncagent.sensors.explicit import ExplicitSensor
-from syncagent.sensors.rules import RULES
+from syncagent.settings import config
 from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -31,7 +32,7 @@ def fail(*_args, **_kwargs):
 @pytest.fixture
 def baseline(cpu_agent, tmp_path):
     """The path of a report without a sync."""
-    return str(syncagent.running.release(cpu_agent()).save(tmp_path / "base.json"))
+    return str(syncagent.api.release(cpu_agent()).save(tmp_path / "base.json"))
 
 
 def reasons(report):
@@ -240,14 +241,14 @@ def test_a_gate_that_slept_all_the_time_did_not_hold(cpu_agent):
     """Without an optimizer nothing marks a step, and the warm-up never ends."""
     agent = cpu_agent(policy="raise", warmup_steps=3)
     X.nonzero()
-    report = syncagent.running.release(agent)
+    report = syncagent.api.release(agent)
     assert report.run.gate == "failed"
     assert reasons(report) == ["the policy slept all the time: the first 3 steps pass (warmup_steps), and 0 ended"]
     agent = cpu_agent(policy="raise", warmup_steps=3)
-    assert syncagent.running.release(agent).run.gate == "held"  # there was nothing to judge
+    assert syncagent.api.release(agent).run.gate == "held"  # there was nothing to judge
     agent = cpu_agent(policy="raise", warmup_steps=1)
     syncagent.step()
-    assert syncagent.running.release(agent).run.gate == "held"
+    assert syncagent.api.release(agent).run.gate == "held"
 
 
 def test_start_cannot_put_a_gate_into_a_process_that_is_watched(cpu_agent):

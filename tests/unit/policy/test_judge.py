@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncagent
 from syncagent import ConfigError, HostSyncError, HostSyncWarning
-from syncagent.running import release
+from syncagent.api import release
 from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -176,7 +176,8 @@ def test_the_log_tells_of_a_site_at_counts_that_grow(cpu_agent, capsys):
 
 def test_what_was_added_up_counts_in_the_log_and_in_the_report(cpu_agent, capsys, monkeypatch):
     """Where violations come faster than they can be delivered, no count is lost."""
-    from syncagent import pipeline, recorder
+    from syncagent.delivery import pipeline
+    from syncagent.recording import recorder
 
     monkeypatch.setattr(pipeline, "_INTERVAL_S", 3600.0)
     monkeypatch.setattr(recorder, "_BUFFER", 5)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from training_run import CWD, MASK, NONZERO, backward_sync, report_of, run_info, sync, whole_report
 
-from syncagent.event import CallSite, SyncKind
+from syncagent.events import CallSite, SyncKind
 from syncagent.report import changes
 from syncagent.report.compare import compare
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 from training_run import CWD, report_of, sync, whole_report
 
-from syncagent.event import CallSite
-from syncagent.report import html
+from syncagent.events import CallSite
+from syncagent.report.formats import html
 from syncagent.report.merge import merge
 
 VOID = {"meta", "br"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from training_run import KERNELS, MASK, NONZERO, backward_sync, report_of, sync, whole_report
 
-from syncagent.event import CallSite
+from syncagent.events import CallSite
 from syncagent.report.merge import merge
 from syncagent.report.model import RankShare, Report
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 from training_run import report_of, run_info, sync
 
-from syncagent import storage
 from syncagent.attribution import processes
 from syncagent.report import files, origins, places
 from syncagent.report.model import Report
+from syncagent.support import storage
 
 NAMES = ["r.json", "r.html", "r.sarif", "r.trace.json"]
 
@@ -151,7 +151,7 @@ def test_what_other_processes_of_the_run_have_saved_can_be_told(tmp_path, saved)
 
 
 def test_a_number_that_was_added_is_said(saved, capsys, monkeypatch):
-    from syncagent import log
+    from syncagent.support import log
 
     monkeypatch.setattr(log, "_said", set())
     log.get_logger.cache_clear()

@@ -6,8 +6,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 from training_run import CWD, report_of, sync, whole_report
 
-from syncagent.event import CallSite, SyncKind
-from syncagent.report import sarif
+from syncagent.events import CallSite, SyncKind
+from syncagent.report.formats import sarif
 
 
 def check_essentials(log):

@@ -6,8 +6,8 @@ import json
 
 from training_run import NONZERO, report_of, sync
 
-from syncagent.event import CallSite
-from syncagent.report import text
+from syncagent.events import CallSite
+from syncagent.report.formats import text
 from syncagent.report.merge import merge
 from syncagent.report.model import Report
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from training_run import CUPTI, CWD, LOSS, MASK, report_of, sync, whole_report
 
-from syncagent.event import CallSite
-from syncagent.report import text
+from syncagent.events import CallSite
+from syncagent.report.formats import text
 from syncagent.report.merge import merge
 
 HOSTILE = [

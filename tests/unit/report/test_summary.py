@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of, run_info, step, sync
 
-from syncagent.event import CallSite, OpCount, Phase, SyncKind
+from syncagent.events import CallSite, OpCount, Phase, SyncKind
 from syncagent.report.model import OpShare, RunInfo
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
 
 if TYPE_CHECKING:
-    from syncagent.sinks import Sink
+    from syncagent.delivery.sink import Sink
 
 
 def test_it_is_a_sink():
@@ -248,7 +248,7 @@ class TestWhatIsLeftOut:
         assert self.notes(summary, [OpCount("aten::add", NONZERO, Phase.FORWARD, 1, 1)]) == ()
 
     def test_each_limit_that_is_reached_is_said(self, monkeypatch):
-        monkeypatch.setattr("syncagent.sinks.summary._PENDING", 5)
+        monkeypatch.setattr("syncagent.report.summary._PENDING", 5)
         summary = Summary(newest=2, max_sites=1, max_ops=1)
         for number in range(3):
             summary.events([sync(MASK, at_ms=100 * number + 1)] * 3 + [sync(at_ms=100 * number + 2)] * 3)

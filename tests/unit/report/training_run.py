@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from syncagent.event import CallSite, OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
 
 CWD = "/home/ada/proj"
 LOSS = f"{CWD}/loss.py"

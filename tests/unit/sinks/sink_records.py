@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 
 T0 = 1_700_000_000_000_000_000
 MS = 1_000_000

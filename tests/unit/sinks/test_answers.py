@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from syncagent.sinks.answers import Answers
+from syncagent.telemetry.answers import Answers
 
 
 def heard(status, value=None):

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 import sink_records
 
-from syncagent import log, storage
+from syncagent.capture import writer as capture
+from syncagent.capture.writer import Capture, Facts
+from syncagent.delivery import folder
 from syncagent.errors import SyncAgentError
-from syncagent.event import CallSite
+from syncagent.events import CallSite
 from syncagent.report import captured, files
 from syncagent.report.model import RunInfo, SensorStatus
-from syncagent.sinks import capture, folder
-from syncagent.sinks.capture import Capture, Facts
-from syncagent.sinks.summary import Summary
+from syncagent.report.summary import Summary
+from syncagent.support import log, storage
 
 SENSORS = (SensorStatus("kernels", live=True, cannot_see="nothing"),)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.sinks.complaints import REASON_MAX, in_words
+from syncagent.telemetry.complaints import REASON_MAX, in_words
 
 # As said by the exporters of 1.45.2 to a port that speaks something else, or that is not there.
 SAID = {

@@ -22,9 +22,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from syncagent import log, storage
-from syncagent.sinks import journal
-from syncagent.sinks.journal import JournalExporter, encode, journal_path
+from syncagent.support import log, storage
+from syncagent.telemetry import journal
+from syncagent.telemetry.journal import JournalExporter, encode, journal_path
 
 
 @pytest.fixture(autouse=True)

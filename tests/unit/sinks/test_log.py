@@ -10,8 +10,8 @@ import sys
 import pytest
 import structlog
 
-from syncagent import log
-from syncagent.log import get_logger, log_once
+from syncagent.support import log
+from syncagent.support.log import get_logger, log_once
 
 
 @pytest.fixture(autouse=True)

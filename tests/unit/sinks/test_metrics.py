@@ -15,12 +15,12 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from sink_records import step, sync
 
-from syncagent.event import CallSite, Phase
-from syncagent.sinks import metrics
-from syncagent.sinks.metrics import STALL_BOUNDS_S, MetricSink
-from syncagent.sinks.ration import Ration
-from syncagent.sinks.spans import SpanSink
-from syncagent.sinks.step_ids import Whose
+from syncagent.events import CallSite, Phase
+from syncagent.telemetry import metrics
+from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
+from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.spans import SpanSink
+from syncagent.telemetry.step_ids import Whose
 
 
 def read(parts):

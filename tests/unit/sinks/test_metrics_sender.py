@@ -11,10 +11,10 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import Resource
 
 from syncagent.errors import ConfigError
-from syncagent.sinks import metric_sender, provider
-from syncagent.sinks.answers import Answers
-from syncagent.sinks.metric_sender import MetricSender
-from syncagent.sinks.provider import build_metric_sender
+from syncagent.telemetry import metric_sender, provider
+from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.metric_sender import MetricSender
+from syncagent.telemetry.provider import build_metric_sender
 
 DATA = object()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from syncagent.errors import ConfigError
-from syncagent.sinks import otel_env
+from syncagent.telemetry import otel_env
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}
 BAD = [

@@ -13,8 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from syncagent.sinks.answers import Answers
-from syncagent.sinks.outbox import AgentTracerProvider, Outbox
+from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
 FOREVER_MS = 30_000
 

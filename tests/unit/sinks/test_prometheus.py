@@ -24,9 +24,9 @@ from opentelemetry.sdk.resources import Resource
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
-from syncagent.event import CallSite
-from syncagent.sinks.metrics import MetricSink
-from syncagent.sinks.prometheus import Address, ScrapeEndpoint, build_endpoint, families
+from syncagent.events import CallSite
+from syncagent.telemetry.metrics import MetricSink
+from syncagent.telemetry.prometheus import Address, ScrapeEndpoint, build_endpoint, families
 
 pytest.importorskip("prometheus_client")
 

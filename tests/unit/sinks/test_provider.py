@@ -14,10 +14,10 @@ from opentelemetry.sdk import trace as sdk_trace
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
-from syncagent.sinks import provider as providers
-from syncagent.sinks.provider import build_provider, build_resource
-from syncagent.sinks.spans import SpanSink
-from syncagent.sinks.texts import TEXT_MAX
+from syncagent.telemetry import provider as providers
+from syncagent.telemetry.provider import build_provider, build_resource
+from syncagent.telemetry.spans import SpanSink
+from syncagent.telemetry.texts import TEXT_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ class Detector(ResourceDetector):
         return Resource({"host.name": "node7", "service.name": "found", "host.rack": 3})
 """
 DETECT = """
-from syncagent.sinks.provider import build_resource
+from syncagent.telemetry.provider import build_resource
 found = build_resource({"syncagent.rank": 3}).attributes
 print(*(found[name] for name in ("service.name", "host.name", "host.rack", "syncagent.rank")))
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from syncagent.event import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.sinks.ration import FIRST, LINES, MOST, Ration
+from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.telemetry.ration import FIRST, LINES, MOST, Ration
 
 S = 1_000_000_000
 

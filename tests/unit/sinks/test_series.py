@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from syncagent.sinks.series import SeriesTable
+from syncagent.telemetry.series import SeriesTable
 
 BOUNDS = (0.001, 0.1)
 BEGAN_NS = time.time_ns()

@@ -19,11 +19,11 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from sink_records import MS, T0, step, sync
 
-from syncagent.event import CallSite, Phase, SyncKind
-from syncagent.sinks import spans, texts
-from syncagent.sinks.ration import Ration
-from syncagent.sinks.spans import SpanSink
-from syncagent.sinks.step_ids import StepIds, Whose
+from syncagent.events import CallSite, Phase, SyncKind
+from syncagent.telemetry import spans, texts
+from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.spans import SpanSink
+from syncagent.telemetry.step_ids import StepIds, Whose
 
 
 class Spans:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
-from syncagent import log
-from syncagent.sinks.step_ids import StepIds, Whose, whose
+from syncagent.support import log
+from syncagent.telemetry.step_ids import StepIds, Whose, whose
 
 
 def ids(key="job", **attributes):
@@ -61,7 +61,7 @@ def test_the_job_may_be_known_later_than_the_first_step(monkeypatch):
     """Ray Train and Lightning write it into the environment of the running script."""
     now = {"key": None}
     made = StepIds(lambda: Whose({}, now["key"]))
-    monkeypatch.setattr("syncagent.sinks.step_ids._FRESH_S", 0.0)
+    monkeypatch.setattr("syncagent.telemetry.step_ids._FRESH_S", 0.0)
     made.trace_id(0)
     now["key"] = "job"
     made._due = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from syncagent.sinks.texts import ITEMS_MAX, TEXT_MAX, Texts
+from syncagent.telemetry.texts import ITEMS_MAX, TEXT_MAX, Texts
 
 
 def test_control_characters_are_spelt_out():

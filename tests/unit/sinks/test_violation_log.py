@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from sink_records import MS, T0, step, sync
 
-from syncagent.sinks.log import ViolationLog
-from syncagent.sinks.spans import SpanSink
+from syncagent.telemetry.spans import SpanSink
+from syncagent.telemetry.violations import ViolationLog
 
 
 def violate(sampler=DEFAULT_ON, count=1, **fields):

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from syncagent.sinks import web
+from syncagent.telemetry import web
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts descriptors as Linux lists them")
 

@@ -1,0 +1,1 @@
+"""The run's own file, which is readable after a kill."""

@@ -1,0 +1,254 @@
+"""The capture: what was seen so far, on disk each second, so that a process that is killed has a report.
+
+A line of JSON each: a header, the run, each site once with all that is known of it and from then on its sums, the
+totals, and the newest steps and syncs.  ``syncagent.report.captured`` reads it back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from syncagent._version import __version__
+from syncagent.delivery.folder import DIRECTORY, file_path, is_off, make_directory, own_temporary_folder, remove_old
+from syncagent.report import origins, places
+from syncagent.report.captured import SUMS, VERSION
+from syncagent.report.decode import encode
+from syncagent.report.model import SCHEMA
+from syncagent.report.summary import Since
+from syncagent.support import storage
+from syncagent.support.log import log_once
+from syncagent.support.pace import breathe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.report.model import RunInfo, SensorStatus
+    from syncagent.report.summary import Changes, Summary
+
+__all__ = ["Capture", "Facts", "build"]
+
+MAX_BYTES = 16 * 1024 * 1024
+_INTERVAL_S = 1.0
+_SHARE = 0.01
+"""How much of the time the agent's thread may spend on it; where it takes more, it is written less often."""
+_PATIENCE_S = 2.0
+_EVENTS_AT_ONCE = 200
+_MOST_EVENTS = 10_000
+
+
+class Facts(NamedTuple):
+    """What a report has besides the sums."""
+
+    run: RunInfo
+    sensors: tuple[SensorStatus, ...]
+    dropped: int
+    notes: Sequence[str]
+
+
+def build(setting: str | None, mode: int, *, by_default: bool) -> Capture | None:
+    """The capture that the setting asks for, if any."""
+    if is_off(setting) or (setting is None and not by_default):
+        return None
+    return Capture(file_path("capture", setting), mode=mode)
+
+
+class Capture:
+    """A sink that writes what the summary has added up; the agent's thread calls ``tick`` several times a second.
+
+    Nothing is written before the first sync.  A file that is full is written anew, without the older syncs and steps.
+    What goes wrong is raised once, and then it is off.
+    """
+
+    name = "capture"
+
+    def __init__(self, path: Path, *, mode: int = storage.DEFAULT_MODE, max_bytes: int = MAX_BYTES) -> None:
+        self._wanted = path
+        self._mode = mode
+        self._max_bytes = max_bytes
+        self.summary: Summary | None = None
+        """The agent's; nothing is written without one."""
+        self.facts: Callable[[], Facts] | None = None
+        self.path: Path | None = None
+        """The file in use; ``None`` until something is written."""
+        self._file: int | None = None
+        self._size = 0
+        self._is_off = False
+        self._writing = threading.Lock()
+        """Between the agent's thread and one that ends the agent, if need be from a signal handler."""
+        self._since = Since()
+        self._texts: dict[int, dict[str, Any]] = {}
+        self._due_s = 0.0
+        self._known: Facts | None = None
+        self._part = 0
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        """The summary has them."""
+
+    def step(self, record: StepRecord) -> None:
+        """The summary has it."""
+
+    def flush(self) -> None:
+        """Write what is new, whenever that was done last."""
+        self._due_s = 0.0
+        self.tick()
+
+    def close(self) -> None:
+        """Write the rest, and that the process has ended by itself."""
+        if not self._writing.acquire(timeout=_PATIENCE_S):
+            return  # a disk that hangs
+        try:
+            self._due_s = 0.0
+            self._update()
+            if self._file is not None:
+                self._write([_line(type="end", t=time.time())])
+        finally:
+            self._is_off = True
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._writing.release()
+
+    def tick(self) -> None:
+        """Write what is new if it is time to, and nobody else is just doing it."""
+        if self._is_off or time.monotonic() < self._due_s or not self._writing.acquire(blocking=False):
+            return
+        try:
+            self._update()
+        finally:
+            self._writing.release()
+
+    def _update(self) -> None:
+        summary = self.summary
+        if self._is_off or summary is None or self.facts is None or not summary.recorded:
+            return
+        if (self._since.events, self._since.steps) == summary.seen:
+            return
+        cpu_s = time.thread_time()
+        try:
+            self._write_news(summary, self.facts())
+        except BaseException:
+            self._is_off = True
+            raise
+        self._due_s = time.monotonic() + max(_INTERVAL_S, (time.thread_time() - cpu_s) / _SHARE)
+
+    def _write_news(self, summary: Summary, facts: Facts) -> None:
+        facts = facts._replace(run=replace(facts.run, part=self._part))
+        if self._file is None:
+            self._open(summary, facts)
+            return
+        lines = [*self._facts_lines(facts), *self._lines(summary.changes(self._since), facts, _EVENTS_AT_ONCE)]
+        if self._size + sum(map(len, lines)) > self._max_bytes:
+            self._rewrite(summary, facts)
+        else:
+            self._write(lines)
+
+    def _open(self, summary: Summary, facts: Facts) -> None:
+        try:
+            self._open_at(self._wanted, summary, facts)
+        except OSError as error:
+            elsewhere = own_temporary_folder() / self._wanted.name
+            log_once("capture-moved", "the capture is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
+            self._open_at(elsewhere, summary, facts)
+
+    def _open_at(self, wanted: Path, summary: Summary, facts: Facts) -> None:
+        make_directory(wanted.parent)
+        if wanted.parent.name == DIRECTORY or wanted is not self._wanted:
+            remove_old("capture", wanted.parent)
+        placed = places.place(
+            wanted,
+            origins.of_run(facts.run),
+            lambda part: self._whole(summary, facts._replace(run=replace(facts.run, part=part))),
+            mode=self._mode,
+        )
+        assert placed is not None
+        path, self._part = placed
+        if self._part:
+            log_once(
+                "capture-part",
+                "the capture has a number in its name: another process writes the one without",
+                level="info",
+                capture=path,
+                other=wanted,
+            )
+        self._continue(path)
+
+    def _rewrite(self, summary: Summary, facts: Facts) -> None:
+        assert self.path is not None
+        text = self._whole(summary, facts)
+        self._max_bytes = max(self._max_bytes, 2 * len(text))
+        storage.write_atomically(self.path, text, mode=self._mode)
+        self._continue(self.path)
+
+    def _continue(self, path: Path) -> None:
+        """Go on behind what has just been written there."""
+        before, self._file = self._file, None
+        if before is not None:
+            os.close(before)
+        self._file = storage.append_to(path, mode=self._mode)
+        storage.lock(self._file)  # says that the process is still running
+        self._size = os.fstat(self._file).st_size
+        self.path = path
+
+    def _whole(self, summary: Summary, facts: Facts) -> str:
+        """The whole file, as of now."""
+        self._since, self._texts, self._known = Since(), {}, None
+        header = _line(
+            type="header", capture=VERSION, syncagent=__version__, schema=SCHEMA,
+            **{origins.KEY: origins.of_run(facts.run).to_dict()},
+        )  # fmt: skip
+        changes = summary.changes(self._since)
+        return b"".join((header, *self._facts_lines(facts), *self._lines(changes, facts, _MOST_EVENTS))).decode()
+
+    def _facts_lines(self, facts: Facts) -> Iterator[bytes]:
+        """What hardly ever changes, where it has."""
+        known = facts._replace(run=replace(facts.run, duration_s=0.0, steps=0), dropped=0)
+        if known != self._known:
+            self._known = known
+            yield _line(
+                type="run", t=time.time(), run=encode(facts.run), sensors=encode(facts.sensors),
+                notes=list(facts.notes),
+            )  # fmt: skip
+
+    def _lines(self, changes: Changes, facts: Facts, most: int) -> Iterator[bytes]:
+        """The totals last: what stands before them is as of the same moment."""
+        now = time.time()
+        for row in changes.sites:
+            values = encode(row)
+            sums = {name: values.pop(name) for name in SUMS}
+            site = values.pop("id")
+            if self._texts.get(site) != values:
+                self._texts[site] = values
+                yield _line(type="site", t=now, site=site, **values, **sums)
+            else:
+                yield _line(type="sums", t=now, site=site, **sums)
+            breathe()
+        for event in changes.events[-most:]:
+            yield _line(type="event", **encode(event))
+            breathe()
+        for step in changes.step_times[-most:]:
+            yield _line(type="step", **encode(step))
+            breathe()
+        yield _line(
+            type="totals", t=now, duration_s=facts.run.duration_s, steps=changes.steps, step_ms=changes.step_ms,
+            step_stall_ms=changes.step_stall_ms, stalled_ms=changes.stalled_ms, events=self._since.events,
+            dropped=facts.dropped,
+        )  # fmt: skip
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        assert self._file is not None
+        rest = memoryview(b"".join(lines))
+        while rest:
+            written = os.write(self._file, rest)
+            self._size += written
+            rest = rest[written:]
+
+
+def _line(**values: Any) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"

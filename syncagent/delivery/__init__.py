@@ -1,0 +1,1 @@
+"""The agent's thread: takes the records of all threads and hands whole events to the sinks."""

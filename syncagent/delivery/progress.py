@@ -1,0 +1,75 @@
+"""One quiet line on a terminal, so that a long run shows it is being watched."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from syncagent.support import stderr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from syncagent.events import StepRecord, SyncEvent
+
+__all__ = ["Progress"]
+
+_FIRST_S = 60.0
+_EVERY_S = 10.0
+
+
+class Progress:
+    """Rewrites one line every ten seconds once a run has lasted a minute; writes nothing where stderr is no terminal.
+
+    The cursor is left at the start of the line, so that whatever the program prints next covers it.
+    """
+
+    name = "progress"
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._began = clock()
+        self._due = self._began + _FIRST_S
+        self._syncs = self._steps = self._stall_ns = 0
+        self._shown = False
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        self._syncs += sum(event.repeats for event in batch)
+        self._stall_ns += sum(event.stall_ns for event in batch)
+        self._show()
+
+    def step(self, record: StepRecord) -> None:  # noqa: ARG002 - only that there was one
+        self._steps += 1
+        self._show()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._shown:
+            self._write("\x1b[2K\r")
+
+    def _show(self) -> None:
+        now = self._clock()
+        if now < self._due or not self._is_terminal():
+            return
+        self._due = now + _EVERY_S
+        self._shown = True
+        elapsed_s = now - self._began
+        share = self._stall_ns / 1e9 / elapsed_s
+        self._write(
+            f"\x1b[2K\x1b[2m[syncagent] {int(elapsed_s) // 60}:{int(elapsed_s) % 60:02} · {self._steps:,} steps · "
+            f"{self._syncs:,} syncs · {min(share, 1.0):.1%} of the time in stalls\x1b[0m\r"
+        )
+
+    def _is_terminal(self) -> bool:
+        return stderr.is_terminal() if self._stream is None else self._stream.isatty()
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            stderr.write(text)
+        else:
+            self._stream.write(text)
+            self._stream.flush()

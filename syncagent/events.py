@@ -1,0 +1,147 @@
+"""The one record that travels through the program: a host sync, where it was and how long it held the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from syncagent.support.compat import StrEnum
+
+__all__ = ["CallSite", "OpCount", "Phase", "StepRecord", "SyncEvent", "SyncKind"]
+
+
+class SyncKind(StrEnum):
+    """Why the host had to wait for the GPU."""
+
+    DYNAMIC_SHAPE = "dynamic_shape"
+    """The size of the result depends on values on the GPU: ``nonzero``, ``unique``, boolean masks."""
+
+    SCALAR_READ = "scalar_read"
+    """Python needs a value: ``item``, ``float``, ``if tensor:``, ``equal``."""
+
+    COPY_D2H = "copy_d2h"
+    """A copy from the GPU to host memory that the host waits for."""
+
+    COPY_H2D = "copy_h2d"
+    """A copy from host memory to the GPU that the host waits for."""
+
+    CHECK = "check"
+    """An error flag or an argument check reads values from the GPU: ``linalg``, distributions."""
+
+    EXPLICIT = "explicit"
+    """The program asked for it: ``torch.cuda.synchronize`` and its like."""
+
+    OTHER = "other"
+
+
+class Phase(StrEnum):
+    """Which part of a training step the sync belongs to."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """A line of Python.
+
+    ``line`` counts from 1 and is 0 where it is unknown; ``source`` is the stripped text of that line, empty where the
+    source is not to be had.
+    """
+
+    file: str
+    line: int
+    function: str
+    source: str = ""
+    statement: str = field(default="", compare=False, repr=False)
+    """The whole statement, or the head of a compound one, where it is more than ``source``."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncEvent:
+    """One host sync.
+
+    Times are nanoseconds; ``start_ns`` counts from the Unix epoch.  Whatever could not be found out is ``None`` or
+    empty, never guessed.
+    """
+
+    op: str
+    """The dispatcher's name of the outermost op that waited (``aten::nonzero``), or the callable for explicit syncs
+    (``torch.cuda.synchronize``)."""
+    api: str | None
+    """What Python called (``torch.Tensor.__getitem__``), where known."""
+    kind: SyncKind
+    start_ns: int
+    stall_ns: int
+    site: CallSite | None
+    """The innermost line of the user's own code; in the backward pass, the line that called ``backward()``."""
+    phase: Phase
+    step: int
+    """The step it happened in, counted from 0."""
+    rank: int | None
+    device: str
+    stream: int
+    """The CUDA stream's handle; 0 is the default stream."""
+    thread: str
+    sensor: str
+    """The sensor that saw it: ``kernels``, ``explicit``, ``modes``, ``simulated``."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the op's tensor arguments, the first four at most."""
+    allowed: str | None = None
+    """Why the policy lets it pass (an allowance's reason); ``None`` where nothing allows it."""
+    ranges: tuple[str, ...] = ()
+    """Labels of the enclosing ``torch.profiler.record_function`` ranges, outermost first."""
+    module: str | None = None
+    """Path of the ``nn.Module`` whose forward is running, such as ``layers.3.attn`` (``detail="ops"``)."""
+    forward_site: CallSite | None = None
+    """In the backward pass: the line of the forward pass that made the autograd node."""
+    stack: tuple[CallSite, ...] = ()
+    """The whole stack, innermost first, where it was asked for."""
+    library_site: CallSite | None = None
+    """The line inside a library (torch.optim, transformers) that made the call, where the user's is further out."""
+    user_span: object | None = None
+    """The user's own OpenTelemetry span (``opentelemetry.trace.Span``) that was active at the time, if any."""
+    user_context: object | None = None
+    """The context (``opentelemetry.context.Context``) it was active in, with the user's baggage, if there was one."""
+    violation: bool = False
+    """Whether the policy warned of it or raised; what it stopped before the wait has a stall of 0."""
+    conditional: bool = False
+    """Whether it waited only by the driver's state, which another run need not find; no gate counts it."""
+    repeats: int = 1
+    """How many syncs this record stands for: those of an allowed line are added up after the first hundred, all but
+    the first of each step, and any where more come than can be delivered.  ``stall_ns`` is their sum then."""
+    longest_ns: int | None = None
+    """The longest stall of its line so far, where the record stands for many."""
+    regions: tuple[int, ...] = ()
+    """Numbers of the regions (a watch inside a watch) that it happened in."""
+    policy: str | None = None
+    """The policy of the region that judged it; ``None`` where the process's did."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A training step that has ended.  Times are nanoseconds since the Unix epoch."""
+
+    step: int
+    start_ns: int
+    end_ns: int
+    rank: int | None = None
+    user_span: object | None = None
+    """The user's own OpenTelemetry span that was active when the step ended, if any."""
+    user_context: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpCount:
+    """Host time of one op at one site under ``detail="ops"``; times in nanoseconds, summed over ``count`` calls."""
+
+    op: str
+    site: CallSite | None
+    phase: Phase
+    count: int
+    host_ns: int
+    """Host time inside the op, stalls included."""

@@ -1,0 +1,427 @@
+"""Exact counts and sums for every site, in bounded memory, from which a report is made."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+
+from syncagent.events import Phase, SyncKind
+from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
+from syncagent.support.pace import breathe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from syncagent.events import CallSite, OpCount, StepRecord, SyncEvent
+    from syncagent.report.model import Overhead, RunInfo, SensorStatus
+
+__all__ = ["OTHER", "Changes", "Since", "Summary"]
+
+T = TypeVar("T")
+
+OTHER = "other"
+"""``op`` of the row that takes the syncs of all sites beyond the limit."""
+
+_SAMPLES = 512
+_THREADS = 4
+_OPS = 64
+"""So many ops of a site are told apart."""
+_PENDING = 50_000
+_Part: TypeAlias = "tuple[str, str | None, Phase]"
+
+
+class Summary:
+    """A sink that adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
+
+    name = "summary"
+
+    def __init__(
+        self,
+        *,
+        newest: int = 10_000,
+        max_sites: int = 2_000,
+        max_ops: int = 1_000,
+        scale: Callable[[SyncEvent], float] | None = None,
+    ) -> None:
+        """``scale`` says how many syncs an event stands for where only some were recorded; by default each is one."""
+        self._max_sites = max_sites
+        self._max_ops = max_ops
+        self._scale = scale
+        # Between the draining thread and readers; no training thread ever takes it.  A signal handler that makes a
+        # report may have interrupted the very thread that holds it.
+        self._lock = threading.RLock()
+        self._random = random.Random(0)  # noqa: S311  (a sample, not a secret; seeded, so that reports are repeatable)
+        self._sites: dict[Hashable, _Site] = {}
+        self._newest: deque[tuple[SyncEvent, int]] = deque(maxlen=newest)
+        self._thread_ns: dict[str, float] = {}
+        self._backward_ns = 0.0
+        self._pending: deque[tuple[_Site, int, float]] = deque()
+        self._lost_ns = 0
+        self._steps_exact = True
+        self._steps = 0
+        self._step_ns = 0
+        self._step_times: deque[StepRow] = deque(maxlen=newest)
+        self.recorded = 0
+        """How many events there were, of which the newest are kept."""
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        """Add some syncs."""
+        with self._lock:
+            for event in batch:
+                self._add(event)
+
+    def step(self, record: StepRecord) -> None:
+        """Count a step and credit it with the stalls that began inside it.
+
+        The first step is counted but not timed: it holds the program's start.
+        """
+        with self._lock:
+            self._steps += 1
+            is_first = self._steps == 1
+            if not is_first:
+                self._step_ns += record.end_ns - record.start_ns
+            self._step_times.append(StepRow(record.step, record.start_ns, record.end_ns, record.rank))
+            # More syncs in one step than are kept: then no figure within steps is better than a wrong one.
+            self._steps_exact = self._steps_exact and self._lost_ns < record.start_ns
+            later = []
+            for site, start_ns, stall_ns in self._pending:
+                if start_ns >= record.end_ns:
+                    later.append((site, start_ns, stall_ns))
+                elif start_ns >= record.start_ns and not is_first:
+                    site.step_ns += stall_ns
+            self._pending.clear()
+            self._pending.extend(later)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is open; a report can still be made."""
+
+    def newest(self) -> tuple[SyncEvent, ...]:
+        """The newest syncs, oldest of them first."""
+        with self._lock:
+            return tuple(event for event, _ in self._newest)
+
+    def since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
+        """The newest syncs that began at ``start_ns`` (since the Unix epoch) or later, each with its row's ``id``."""
+        with self._lock:
+            return tuple(pair for pair in self._newest if pair[0].start_ns >= start_ns)
+
+    def snapshot(
+        self,
+        run: RunInfo,
+        sensors: Sequence[SensorStatus] = (),
+        overhead: Overhead | None = None,
+        dropped: int = 0,
+        ops: Sequence[OpCount] = (),
+        notes: Sequence[str] = (),
+    ) -> Report:
+        """A report of everything so far; ``run.steps`` is replaced by the steps counted here.
+
+        ``totals.stall_share`` is the share of the run that the training thread could not go on: the stalls of the one
+        thread that waited longest outside the backward pass, plus all stalls in the backward pass, which runs in
+        autograd's threads while that thread stands in ``backward()``; 1 at most.  Other threads wait at the same time
+        as the training thread, so their stalls are in ``stall_ms`` but not in the share.
+        """
+        from syncagent.report.model import Overhead
+
+        with self._lock:
+            sites = [site.copy() for site in self._sites.values()]
+            newest, step_times = list(self._newest), tuple(self._step_times)
+            steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
+            training_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
+        rows = tuple(site.row(steps, exact) for site in sites)
+        op_rows = _op_rows(ops, sites, run.duration_s * 1e3)
+        seen = sum(site.seen for site in sites)
+        folded = next((row.count for row in rows if row.op == OTHER), 0)
+        left_out = [
+            folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
+            seen > len(newest) and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
+            steps > len(step_times)
+            and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
+            len(op_rows) > self._max_ops
+            and f"of {len(op_rows):,} ops, the {self._max_ops:,} that took most host time are kept",
+            not exact and f"a step had more than {_PENDING:,} syncs, so no stall is given as a share of step time",
+        ]
+        notes = (*notes, *(note for note in left_out if note))
+        return Report(
+            run=replace(run, steps=steps),
+            sensors=tuple(sensors),
+            overhead=overhead or Overhead(None, None),
+            dropped=dropped,
+            totals=Totals(
+                syncs=sum(row.count for row in rows),
+                stall_ms=sum(row.stall_ms for row in rows),
+                stall_share=min(training_ns / 1e9 / run.duration_s, 1.0) if run.duration_s > 0 else 0.0,
+                step_ms=step_ns / 1e6 if steps > 1 else None,
+                step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
+            ),
+            sites=rows,
+            ops=op_rows[: self._max_ops],
+            notes=notes,
+            events=tuple(
+                EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
+                for event, site in newest
+            ),
+            step_times=step_times,
+        )
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """How many events and steps there were."""
+        return self.recorded, self._steps
+
+    def changes(self, since: Since) -> Changes:
+        """What is new since the last time; ``since`` is kept by the caller, and brought up to date."""
+        with self._lock:
+            sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
+            since.sites.update((site.id, site.sums()) for site in sites)
+            sites = [site.copy() for site in sites]
+            newest = _last(self._newest, self.recorded - since.events)
+            step_times = _last(self._step_times, self._steps - since.steps)
+            since.events, since.steps = self.recorded, self._steps
+            steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
+            stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
+            step_stall_ns = sum(site.step_ns for site in self._sites.values())
+        rows = []
+        for site in sites:
+            rows.append(site.row(steps, exact))
+            breathe()
+        return Changes(
+            sites=rows,
+            events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],
+            step_times=step_times,
+            steps=steps,
+            step_ms=step_ns / 1e6 if steps > 1 else None,
+            step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
+            stalled_ms=stalled_ns / 1e6,
+        )
+
+    def _add(self, event: SyncEvent) -> None:
+        weight = 1.0 if self._scale is None else self._scale(event)
+        site = self._site(event)
+        site.add(event, weight, self._random)
+        stall_ns = event.stall_ns * weight
+        if event.phase is Phase.BACKWARD:
+            self._backward_ns += stall_ns
+        elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_sites:
+            self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + stall_ns
+        self._pending.append((site, event.start_ns, stall_ns))
+        if len(self._pending) > _PENDING:
+            self._lost_ns = max(self._lost_ns, self._pending.popleft()[1])
+        self._newest.append((event, site.id))
+        self.recorded += 1
+
+    def _site(self, event: SyncEvent) -> _Site:
+        # As syncagent.sites, but with the number of the line: a person wants to see each.
+        lines = (_key(event.site), _key(event.forward_site), _key(event.library_site))
+        key = (event.kind, event.conditional, lines)
+        if key not in self._sites:
+            if len(self._sites) < self._max_sites:
+                self._sites[key] = _Site(len(self._sites), event, event.module, event.ranges, event.allowed)
+            else:
+                return self._sites.setdefault(OTHER, _Site(self._max_sites, None))
+        return self._sites[key]
+
+
+@dataclass(slots=True)
+class Since:
+    """What a reader of :meth:`Summary.changes` knows already."""
+
+    sites: dict[int, Hashable] = field(default_factory=dict)
+    events: int = 0
+    steps: int = 0
+
+
+class Changes(NamedTuple):
+    """What has changed in a summary: whole rows, and the events and steps that are new and still kept."""
+
+    sites: list[SiteRow]
+    events: list[EventRow]
+    step_times: list[StepRow]
+    steps: int
+    step_ms: float | None
+    step_stall_ms: float | None
+    stalled_ms: float
+    """How long the training thread could not go on, as in ``totals.stall_share``."""
+
+
+@dataclass(slots=True)
+class _Site:
+    """The running sums of one site."""
+
+    id: int
+    first: SyncEvent | None
+    """The event that opened the site; ``None`` for the row of all others."""
+    module: str | None = None
+    ranges: tuple[str, ...] = ()
+    allowed: str | None = None
+    seen: int = 0
+    count: float = 0.0
+    stall_ns: float = 0.0
+    max_ns: int = 0
+    step_ns: float = 0.0
+    allowed_count: float = 0.0
+    violations: float = 0.0
+    sampled: bool = False
+    samples_ns: list[int] = field(default_factory=list)
+    threads: tuple[str, ...] = ()
+    parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
+    """Count and stall of each op, call and phase."""
+    stack: tuple[CallSite, ...] = ()
+    stack_ns: int = -1
+
+    def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
+        self.seen += event.repeats
+        self.count += weight * event.repeats
+        self.stall_ns += event.stall_ns * weight
+        part: _Part = (event.op, event.api, event.phase)
+        if part not in self.parts and len(self.parts) >= _OPS:
+            part = (OTHER, None, Phase.OTHER)
+        count, stall_ns = self.parts.get(part, (0.0, 0.0))
+        self.parts[part] = (count + weight * event.repeats, stall_ns + event.stall_ns * weight)
+        self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
+        self.sampled = self.sampled or weight != 1.0
+        self.violations += weight * event.repeats if event.violation else 0.0
+        if event.allowed is not None:
+            self.allowed_count += weight * event.repeats
+        if event.repeats > 1:
+            pass  # single stalls are not known
+        elif len(self.samples_ns) < _SAMPLES:
+            self.samples_ns.append(event.stall_ns)
+        elif (slot := int(dice.random() * self.seen)) < _SAMPLES:  # Vitter's algorithm R: each is as likely to stay.
+            self.samples_ns[slot] = event.stall_ns
+        if event.thread not in self.threads and len(self.threads) < _THREADS:
+            self.threads += (event.thread,)
+        if event.stack and event.stall_ns > self.stack_ns:
+            self.stack, self.stack_ns = event.stack, event.stall_ns
+        if event.module != self.module:
+            self.module = _common_module(self.module, event.module)
+        if event.ranges != self.ranges:
+            self.ranges = _common_prefix(self.ranges, event.ranges)
+
+    def sums(self) -> Hashable:
+        """What changes with every sync, and with every step that it is counted into."""
+        return self.seen, self.stall_ns, self.step_ns
+
+    def copy(self) -> _Site:
+        return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
+
+    def longest(self) -> tuple[str, str | None, Phase]:
+        """Return op, call and phase of those syncs that stalled longest together."""
+        if self.first is None:
+            return OTHER, None, Phase.OTHER
+        return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
+
+    def ops(self) -> tuple[OpShare, ...]:
+        """Return the part of each op."""
+        found: dict[tuple[str, str | None], tuple[float, float]] = {}
+        for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
+            before = found.get((op, api), (0.0, 0.0))
+            found[op, api] = before[0] + count, before[1] + stall_ns
+        shares = (OpShare(op, api, round(count), stall_ns / 1e6) for (op, api), (count, stall_ns) in found.items())
+        return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
+
+    def row(self, steps: int, exact: bool) -> SiteRow:
+        first = self.first
+        site = _line(first.site if first else None)
+        count = round(self.count)
+        op, api, phase = self.longest()
+        return SiteRow(
+            op=op,
+            api=api,
+            kind=(first.kind if first else SyncKind.OTHER).value,
+            file=site.file if site else "",
+            line=site.line if site else 0,
+            function=site.function if site else "",
+            source=site.source if site else "",
+            phase=phase.value,
+            count=count,
+            per_step=count / steps if steps else None,
+            stall_ms=self.stall_ns / 1e6,
+            stall_ms_p50=statistics.median(self.samples_ns) / 1e6 if self.samples_ns else 0.0,
+            stall_ms_max=self.max_ns / 1e6,
+            sampled=self.sampled,
+            allowed=self.allowed if self.allowed_count == self.count else None,
+            id=self.id,
+            module=self.module,
+            ranges=self.ranges,
+            forward=_line(first.forward_site if first else None),
+            library=_line(first.library_site if first else None),
+            threads=self.threads,
+            allowed_count=round(self.allowed_count),
+            violations=round(self.violations),
+            step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
+            statement=site.statement if site else "",
+            ops=self.ops(),
+            conditional=first.conditional if first else False,
+            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
+        )
+
+
+def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float) -> tuple[OpRow, ...]:
+    """Ops by the host time that was work; the stalls of the same op at the same line are told apart."""
+    stalls: dict[Hashable, float] = {}
+    for site in sites:
+        where = site.first.site if site.first else None
+        for (name, _, phase), (_, stall_ns) in site.parts.items():
+            key = (name, where.file if where else "", where.line if where else 0, phase is Phase.BACKWARD)
+            stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
+    rows = []
+    for op in ops:
+        line = _line(op.site) or Line("", 0, "", "")
+        host_ms = op.host_ns / 1e6
+        stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
+        rows.append(
+            OpRow(
+                op=op.op,
+                file=line.file,
+                line=line.line,
+                function=line.function,
+                source=line.source,
+                phase=op.phase.value,
+                count=op.count,
+                host_ms=host_ms,
+                stall_ms=stall_ms,
+                share=(host_ms - stall_ms) / duration_ms if duration_ms > 0 else None,
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: -row.busy_ms))
+
+
+def _last(values: deque[T], count: int) -> list[T]:
+    """The last so many of those that are still there."""
+    return list(itertools.islice(values, max(len(values) - count, 0), None))
+
+
+def _key(site: CallSite | None) -> Hashable:
+    return site and (site.file, site.line)
+
+
+def _line(site: CallSite | None) -> Line | None:
+    return Line(site.file, site.line, site.function, site.source, site.statement) if site else None
+
+
+def _common_module(one: str | None, other: str | None) -> str | None:
+    """``layers.0.attn`` and ``layers.1.attn`` give ``layers.*.attn``; paths of unlike length keep what they share."""
+    if one is None or other is None:
+        return None
+    ones, others = one.split("."), other.split(".")
+    if len(ones) == len(others):
+        return ".".join(a if a == b else "*" for a, b in zip(ones, others, strict=True))
+    return ".".join((*_common_prefix(tuple(ones), tuple(others)), "*"))
+
+
+def _common_prefix(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return one[:length]

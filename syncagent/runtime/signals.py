@@ -1,0 +1,416 @@
+"""SIGTERM: what was seen is saved first, then the process ends as it would have without the agent.
+
+The program does not see that the signal is caught.  It is shown SIG_DFL, so that it takes the same decisions as ever:
+to install a handler of its own where there is none, to call the one it found, to put that one back and send itself the
+signal again.
+
+- While the default is in force, the report is saved on the main thread, and the process then dies by the signal.  A
+  main thread that does not come back from C within a moment is not waited for: another thread saves instead.  Both have
+  a deadline, since the interrupted code may hold any lock.
+- While a handler of the program's is installed, the report is saved on another thread as soon as the signal arrives; it
+  is up to the handler whether and how the process ends.
+- Process 1 of a container does not die of a signal that has its default: there the report is saved, and the watch goes
+  on.
+- In a forked child the signal has its default again, from the first moment on.
+
+What cannot be done from Python: while the main thread computes in C *and* holds the GIL, nothing of this runs, and the
+process dies once it has let go of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.support.threads import AgentThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+__all__ = ["catch_sigterm", "holding_interrupts", "release_sigterm", "reset_in_children"]
+
+GRACE_S = 0.25
+"""How long the main thread may take to come back from C before another thread takes over."""
+DEADLINE_S = 8.0
+"""How long the end may take altogether: the report, the table, and sending what is left."""
+STUCK_DEADLINE_S = 3.0
+"""The same where the main thread is stuck: without the agent the process would be gone at once."""
+
+_TRIES = 3
+_SIGTERM = getattr(signal, "SIGTERM", 15)
+_DEFAULT = int(signal.SIG_DFL)  # what the C module takes
+_raw: Any = importlib.import_module("_signal")
+"""The C module: it shows and takes handlers as they are, while :mod:`signal` makes enum members of integers."""
+
+
+class _Default(int):
+    """A handler that is shown to the program as SIG_DFL, since it is an integer of that value."""
+
+    watch: _Watch
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.watch.on_main_thread(number)
+
+
+class _Watch:
+    """Catches SIGTERM in one process: a handler on the main thread, and a thread that hears of each signal at once."""
+
+    def __init__(self, end: Callable[[], None], save: Callable[[], None]) -> None:
+        self.pid = os.getpid()
+        self._end = end
+        self._save = save
+        self._die = _killer()
+        self.handler = _Default(0)
+        self.handler.watch = self
+        self._claimed = threading.Lock()
+        self._is_ending = False
+        self._is_over = threading.Event()
+        self._hears, self._told = socket.socketpair()
+        self._hears.setblocking(True)
+        self._told.setblocking(False)
+        if hasattr(socket, "SO_PASSCRED"):
+            # A process that was forked without Python's knowledge would write here, too.
+            self._hears.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.fd = self._told.fileno()
+        self.is_on = False
+
+    def start(self) -> None:
+        """Raise where this cannot be done; nothing has changed then."""
+        before = _raw.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
+        if before != -1:
+            _raw.set_wakeup_fd(before)
+            self.close()
+            raise OSError("the program is woken up by signals itself")
+        try:
+            AgentThread(target=self._listen, name="syncagent-signals").start()
+        except RuntimeError:
+            _raw.set_wakeup_fd(-1)
+            self.close()
+            raise
+        self.is_on = True
+        self.take_default()
+
+    def take_default(self) -> None:
+        """Stand in for SIG_DFL, where that is in force; only the main thread can."""
+        if self.is_on and type(handler := _raw.getsignal(_SIGTERM)) is int and handler == _DEFAULT:
+            _raw.signal(_SIGTERM, self.handler)
+            if self.pid == 1:  # for that process the default is to ignore it: no call of the program's may fail
+                signal.siginterrupt(_SIGTERM, False)
+
+    def give_back(self) -> None:
+        """Have SIG_DFL in force again."""
+        if self.is_installed():
+            _raw.signal(_SIGTERM, _DEFAULT)
+
+    def is_installed(self) -> bool:
+        return _raw.getsignal(_SIGTERM) is self.handler
+
+    def stop(self) -> None:
+        self.is_on = False
+        self.give_back()
+        if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
+            _raw.set_wakeup_fd(before)
+        self.close()
+
+    def close(self) -> None:
+        try:
+            self._hears.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        except OSError:
+            pass
+        self._hears.close()
+        self._told.close()
+
+    def forget(self) -> None:
+        """In a forked child: the other end of the sockets is the parent's."""
+        self.is_on = False
+        self.give_back()
+        if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
+            _raw.set_wakeup_fd(before)
+        self._hears.close()
+        self._told.close()
+
+    # --- when the signal comes
+
+    def on_main_thread(self, number: int) -> None:
+        """Called by the interpreter, between any two instructions of the main thread."""
+        if os.getpid() == 1:
+            return  # the other thread saves
+        if self._is_ending:
+            return  # a second signal, before the first has been dealt with
+        if self._claimed.acquire(blocking=False):
+            self._is_ending = True
+            self._finish()
+        else:
+            # Another thread is at it already, and it has a deadline.
+            self._is_over.wait(DEADLINE_S)
+        self._die(number)
+
+    def _ends(self) -> bool:
+        try:
+            self._end()
+        except BaseException:  # a handler of the program's for yet another signal has raised
+            return False
+        return True
+
+    def _finish(self) -> None:
+        try:
+            with holding_interrupts():
+                for _ in range(_TRIES):
+                    if self._ends():
+                        break
+        finally:
+            self._is_over.set()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                numbers = self._receive()
+            except OSError:
+                return
+            if not numbers:
+                return
+            if _SIGTERM in numbers:
+                try:
+                    self._heard()
+                except Exception:
+                    pass
+
+    def _receive(self) -> bytes:
+        """Wait for the numbers of signals that came to this very process; empty once the sockets are closed."""
+        if not hasattr(socket, "SO_PASSCRED"):
+            return self._hears.recv(256)
+        while True:
+            numbers, about, _, _ = self._hears.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("3i")))
+            senders = [
+                struct.unpack("3i", data[:12])[0]
+                for level, kind, data in about
+                if (level, kind) == (socket.SOL_SOCKET, getattr(socket, "SCM_CREDENTIALS", 2)) and len(data) >= 12
+            ]
+            if not numbers or not senders or senders[0] == os.getpid():
+                return numbers
+
+    def _heard(self) -> None:
+        if os.getpid() == 1 or not self.is_installed():
+            self._save()
+            return
+        deadline_s = DEADLINE_S
+        began = time.monotonic()
+        while not self._is_ending and time.monotonic() - began < GRACE_S:
+            time.sleep(0.01)
+        if self._claimed.acquire(blocking=False):
+            deadline_s = STUCK_DEADLINE_S
+            try:
+                AgentThread(target=self._finish, name="syncagent-end").start()
+            except RuntimeError:
+                deadline_s = 0.0
+        if self._is_over.wait(deadline_s) and deadline_s == DEADLINE_S:
+            time.sleep(GRACE_S)  # the main thread does the rest
+        self._die(_SIGTERM)
+
+
+_watch: _Watch | None = None
+
+
+def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
+    """Have ``end`` called before SIGTERM kills this process, and ``save`` where the signal is not to end it.
+
+    Returns whether that could be arranged by now: only the main thread can, so that others leave it to that, and only
+    while nobody else is woken up by signals.
+    """
+    global _watch
+    if _watch is not None:
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        _soon_on_main_thread(lambda: catch_sigterm(end, save))
+        return False
+    try:
+        watch = _Watch(end, save)
+        watch.start()
+    except Exception:
+        return False
+    _watch = watch
+    _stand_between()
+    reset_in_children(_SIGTERM, _forget)
+    return True
+
+
+def _soon_on_main_thread(call: Callable[[], object]) -> None:
+    """Have the interpreter call that on the main thread, once it executes Python there."""
+    import ctypes
+
+    def on_main_thread(_: object) -> int:
+        try:
+            call()
+        except Exception:
+            pass  # in the middle of the program's code
+        return 0
+
+    pending = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(on_main_thread)
+    _pending.append(pending)  # kept alive
+    ctypes.pythonapi.Py_AddPendingCall(pending, None)
+
+
+_pending: list[Any] = []
+
+
+def release_sigterm() -> None:
+    """Undo :func:`catch_sigterm`; on another thread than the main one the signal stays caught, and is passed on."""
+    global _watch
+    if _watch is None or threading.current_thread() is not threading.main_thread():
+        return
+    watch, _watch = _watch, None
+    _children.pop(_SIGTERM, None)
+    watch.stop()
+
+
+def _forget() -> None:
+    global _watch
+    watch, _watch = _watch, None
+    if watch is not None:
+        watch.forget()
+
+
+def _killer() -> Callable[[int], None]:
+    """Return what ends this process by a signal's default action, on whichever thread it is called.
+
+    ``signal.signal`` works on the main thread only.
+    """
+    import ctypes
+
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+    def die(number: int) -> None:
+        set_handler(number, None)
+        os.kill(os.getpid(), number)
+        time.sleep(1.0)
+        os._exit(128 + number)  # it did not come: as a shell would report it
+
+    return die
+
+
+# --- the program's view of its signals
+
+
+def _stand_between() -> None:
+    """Have the default that a program sets again be ours again, and stand back where it wants to be woken up itself."""
+    if hasattr(signal.signal, "_syncagent"):
+        return
+    set_handler, set_wakeup_fd = signal.signal, signal.set_wakeup_fd
+
+    @functools.wraps(set_handler)
+    def program_signal(signalnum: Any, handler: Any) -> Any:
+        before = set_handler(signalnum, handler)
+        if _watch is not None and signalnum == _SIGTERM:
+            _watch.take_default()
+        return before
+
+    @functools.wraps(set_wakeup_fd)
+    def program_set_wakeup_fd(fd: Any, /, **options: Any) -> Any:
+        before = set_wakeup_fd(fd, **options)
+        watch = _watch
+        if watch is None:
+            return before
+        if before == watch.fd:
+            before = -1
+        if fd == -1:
+            set_wakeup_fd(watch.fd, warn_on_full_buffer=False)
+            watch.is_on = True
+            watch.take_default()
+        elif fd != watch.fd:
+            # asyncio and others: without the other thread, a main thread that is stuck in C would never die.
+            watch.is_on = False
+            watch.give_back()
+        return before
+
+    program_signal._syncagent = True  # type: ignore[attr-defined]
+    signal.signal = program_signal
+    signal.set_wakeup_fd = program_set_wakeup_fd
+
+
+# --- forks
+
+_children: dict[int, Callable[[], None]] = {}
+_has_fork_handlers = False
+
+
+class _Masks(threading.local):
+    before: set[Any] | None = None
+
+
+_masks = _Masks()
+
+
+def reset_in_children(number: int, reset: Callable[[], None]) -> None:
+    """Have ``reset`` called in every forked child, before a signal of that number can arrive there."""
+    global _has_fork_handlers
+    _children[number] = reset
+    if not _has_fork_handlers and hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
+        _has_fork_handlers = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_reset_child)
+
+
+def _before_fork() -> None:
+    # The child begins with the mask of the thread that forks.  A signal that came to it before its own handlers are in
+    # place would be noted by Python and then forgotten.
+    if _children:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, tuple(_children))
+
+
+def _unblock() -> None:
+    before, _masks.before = _masks.before, None
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _reset_child() -> None:
+    resets = tuple(_children.values())
+    _children.clear()
+    try:
+        for reset in resets:
+            try:
+                reset()
+            except Exception:
+                pass
+    finally:
+        _unblock()
+
+
+# --- Ctrl-C
+
+
+class holding_interrupts:  # noqa: N801 - reads as a verb: with holding_interrupts()
+    """A Ctrl-C that comes inside is only counted, where Python's own handler would raise.
+
+    For the short time in which the report is made and shown, when the run is over: people press it again and again
+    where a process does not end at once.  One gets through after a while, for the case that something hangs.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._holds = False
+        self._began_s = time.monotonic()
+
+    def __enter__(self) -> holding_interrupts:  # noqa: PYI034 - Self is new in Python 3.11
+        if threading.current_thread() is threading.main_thread():
+            self._holds = _raw.getsignal(signal.SIGINT) is signal.default_int_handler
+            if self._holds:
+                _raw.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._holds and _raw.getsignal(signal.SIGINT) == self._interrupted:
+            _raw.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if time.monotonic() - self._began_s > DEADLINE_S:
+            signal.default_int_handler(number, frame)

@@ -1,0 +1,213 @@
+"""Files that the agent writes: private to their owner, and never through a link that somebody laid there before."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from syncagent.support import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+__all__ = [
+    "DEFAULT_MODE", "append_alone", "append_to", "is_locked", "lock", "locked_folder", "read", "write_atomically",
+    "write_new",
+]  # fmt: skip
+
+DEFAULT_MODE = 0o600
+"""Reports, journals and captures hold source lines, paths and arguments."""
+
+fcntl: ModuleType | None
+try:
+    fcntl = import_module("fcntl")
+except ImportError:  # not on this system
+    fcntl = None
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+
+
+def write_atomically(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
+    """Write through a temporary file beside ``file``, so that no reader ever sees half of it.
+
+    Missing folders are made.  The temporary file has a name that nobody can guess and is always a new one: a link that
+    stands in its place is never followed.  Raises ``OSError``; nothing is left behind then.
+    """
+    temporary = _written(file, text, mode)
+    try:
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_new(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
+    """As :func:`write_atomically`, where nothing has that name yet: of several processes, one succeeds.
+
+    Raises ``FileExistsError`` in the others.
+    """
+    temporary = _written(file, text, mode)
+    try:
+        try:
+            os.link(temporary, file, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):  # a file system without links
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, mode))
+            try:
+                temporary.replace(file)
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _written(file: Path, text: str, mode: int) -> Path:
+    """Write a temporary file beside ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Not derived from the file's name, which may already be as long as the file system allows.
+    temporary = file.parent / f".syncagent-{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC, mode)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            # Names of files may hold bytes that are not UTF-8; an escape in the report is better than no report.
+            os.fchmod(descriptor, mode)  # whatever the umask says
+            stream.write(text)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def append_to(file: Path, *, mode: int = DEFAULT_MODE) -> int:
+    """Open a file for appending, made with ``mode`` if it is new, and return its descriptor.
+
+    Raises ``OSError``, also where the last part of the path is a link or is not a regular file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | _NOFOLLOW | _CLOEXEC
+    descriptor = os.open(file, flags, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{os.fspath(file)!r} is not a regular file")
+    return descriptor
+
+
+def read(file: Path, *, most: int) -> bytes | None:
+    """The first ``most`` bytes of a file; ``None`` where it is not there, no regular file or cannot be read.
+
+    Never waits, as opening a pipe would.
+    """
+    try:
+        with open(reading.open_regular(file), "rb") as stream:
+            return stream.read(most)
+    except (OSError, ValueError):
+        return None
+
+
+def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
+    """As :func:`append_to`, for a file that no other process opens in this way; return its descriptor and path.
+
+    Where another process has the file, the name gets a number, ``NAME-2``; the file is this one's until it is closed.
+    """
+    number = 1
+    while number < _MOST_WRITERS:
+        path = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
+        descriptor, is_new = _made_or_found(path, mode)
+        held = lock(descriptor)
+        try:
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except FileNotFoundError:  # renamed between the two calls, being full
+            is_there = False
+        if is_there and (held or (held is None and is_new)):
+            return descriptor, path
+        os.close(descriptor)
+        if held is None:
+            # Nobody can say who else has it.
+            path = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
+            return append_to(path, mode=mode), path
+        number += not held
+    raise OSError(f"{_MOST_WRITERS:,} processes have a file of the name {file.name!r}")
+
+
+def _made_or_found(path: Path, mode: int) -> tuple[int, bool]:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _CLOEXEC, mode), True
+    except FileExistsError:
+        return append_to(path, mode=mode), False
+
+
+_MOST_WRITERS = 10_000
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file for this process, without waiting; false where another has, ``None`` where files have no locks.
+
+    The lock ends with the process at the latest.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def is_locked(file: Path) -> bool:
+    """Is there a process that has locked this file?  False where nobody can say."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | _CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if fcntl is None:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+_PATIENCE_S = 5.0
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Have a folder, which is made if need be, to oneself among the processes that ask for it.
+
+    Waits for five seconds at most, and goes on without where it cannot be had: some file systems know no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | _CLOEXEC)
+    except OSError:  # may be written to and not be read
+        yield
+        return
+    try:
+        ending_s = time.monotonic() + _PATIENCE_S
+        while fcntl is not None and time.monotonic() < ending_s:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)

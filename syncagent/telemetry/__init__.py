@@ -1,0 +1,1 @@
+"""Spans, metrics and log records by OpenTelemetry."""

@@ -1,0 +1,273 @@
+"""A file of spans as OTLP JSON, one request a line: what the Collector's ``otlpjsonfile`` receiver reads.
+
+Written by hand and not with opentelemetry-exporter-otlp-json-file, whose releases each pin one version of the SDK, and
+not through protobuf, whose reflection takes several times as long under the GIL.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncagent.delivery.folder import file_path, make_directory
+from syncagent.support.log import log_once
+from syncagent.support.pace import breathe
+from syncagent.support.storage import DEFAULT_MODE, append_alone
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExportResult
+    from opentelemetry.trace import Link, SpanContext
+
+__all__ = ["JournalExporter", "encode", "journal_path"]
+
+MAX_BYTES = 64 * 1024 * 1024
+_FEW = 8
+"""Spans in a line: about as many as are encoded without a pause."""
+
+
+def journal_path(setting: str | None = None) -> Path:
+    """Where the journal goes; see :func:`file_path`."""
+    return file_path("journal", setting)
+
+
+class JournalExporter:
+    """A ``SpanExporter`` in all but its base class, whose import fails where an OTEL_* variable is malformed.
+
+    Appends each batch as one line, in one write, so that a process may be killed at any time.
+
+    The file and its directory are made with the first batch.  Where that cannot be done, a new directory for temporary
+    files takes its place; where another process writes that very file, the name gets a number (``NAME-2.jsonl``).
+    ``path`` says where the journal really is.  A full file becomes ``NAME.1.jsonl``, replacing the one before it:
+    ``overwritten`` counts the spans that are gone with that.  Errors are logged once and cost the batch, nothing else.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, mode: int = DEFAULT_MODE) -> None:
+        self._wanted = path
+        self._mode = mode
+        self._max_bytes = max_bytes
+        self._file: int | None = None
+        self._size = 0
+        self._is_torn = False
+        self._owns_older = False
+        self._is_shut = False
+        self.path: Path | None = None
+        """The file in use; ``None`` until something is written."""
+        self.failed_writes = 0
+        self._spans = self._spans_before = 0
+        self.overwritten = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        if self._is_shut or not spans:
+            return SpanExportResult.FAILURE if self._is_shut else SpanExportResult.SUCCESS
+        try:
+            for first in range(0, len(spans), _FEW):
+                few = spans[first : first + _FEW]
+                self._write(json.dumps(encode(few), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+                self._spans += len(few)
+                breathe()
+        except Exception as error:
+            self.failed_writes += 1
+            log_once("journal", "the journal lacks spans", path=self.path or self._wanted, reason=error)
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        self._is_shut = True
+        self._close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
+        return True  # nothing is held back
+
+    def _write(self, line: bytes) -> None:
+        if self._file is None:
+            self._open()
+        if self._size and self._size + len(line) > self._max_bytes:
+            self._rotate()
+        assert self._file is not None
+        rest = memoryview(b"\n" + line if self._is_torn else line)
+        self._is_torn = True  # until the last byte is written
+        while rest:
+            written = os.write(self._file, rest)
+            self._size += written
+            rest = rest[written:]
+        self._is_torn = False
+
+    def _open(self) -> None:
+        try:
+            make_directory(self._wanted.parent)
+            self._open_alone(self._wanted)
+        except OSError as error:
+            elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
+            log_once("journal-moved", "the journal is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
+            self._open_alone(elsewhere)
+
+    def _open_alone(self, wanted: Path) -> None:
+        """Two writers of one file would rotate it away under each other, and nobody would count what is gone."""
+        self._file, self.path = append_alone(wanted, mode=self._mode)
+        if self.path != wanted:
+            log_once(
+                "journal-name",
+                "the journal has another name: another process writes the one that was asked for",
+                level="info",
+                journal=self.path,
+                wanted=wanted,
+            )
+        self._size = os.fstat(self._file).st_size
+        self._is_torn = self._size > 0 and not _ends_a_line(self.path)
+
+    def _rotate(self) -> None:
+        assert self.path is not None
+        before, full = self.path, self._file
+        older = before.with_name(f"{before.stem}.1{before.suffix}")
+        is_foreign = not self._owns_older and older.exists()
+        gone = _count_spans(older) if is_foreign else self._spans_before
+        before.replace(older)
+        self._file = None
+        if full is not None:
+            os.close(full)  # it was this process's until it had its new name
+        if gone:
+            self.overwritten += gone
+            log_once("journal-full", "the journal is full and loses its oldest spans", path=before)
+        self._open_alone(before)
+        self._owns_older = self.path == before
+        self._spans_before, self._spans = (self._spans if self._owns_older else 0), 0
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """An ``ExportTraceServiceRequest`` in OTLP's own dialect of JSON: ids in hexadecimal, 64-bit integers as text.
+
+    https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding
+    """
+    groups: dict[tuple[int, int], list[ReadableSpan]] = {}
+    for span in spans:
+        groups.setdefault((id(span.resource), id(span.instrumentation_scope)), []).append(span)
+    resources: dict[int, dict[str, Any]] = {}
+    for (resource_id, _), members in groups.items():
+        resource, scope = members[0].resource, members[0].instrumentation_scope
+        entry = resources.setdefault(
+            resource_id,
+            {"resource": _filled(attributes=_pairs(resource.attributes)), "scopeSpans": []}
+            | _filled(schemaUrl=resource.schema_url),
+        )
+        entry["scopeSpans"].append(
+            _filled(
+                scope=scope
+                and _filled(name=scope.name, version=scope.version, attributes=_pairs(scope.attributes or {})),
+                spans=[_span(span) for span in members],
+                schemaUrl=scope and scope.schema_url,
+            )
+        )
+    return {"resourceSpans": list(resources.values())}
+
+
+def _span(span: ReadableSpan) -> dict[str, Any]:
+    context = span.get_span_context()
+    assert context is not None
+    return _filled(
+        traceId=f"{context.trace_id:032x}",
+        spanId=f"{context.span_id:016x}",
+        traceState=context.trace_state.to_header(),
+        parentSpanId=span.parent and f"{span.parent.span_id:016x}",
+        name=span.name,
+        kind=span.kind.value + 1,  # the API counts from 0, the protocol has 0 for unspecified
+        startTimeUnixNano=str(span.start_time or 0),
+        endTimeUnixNano=str(span.end_time or 0),
+        attributes=_pairs(span.attributes or {}),
+        droppedAttributesCount=span.dropped_attributes,
+        events=[
+            _filled(
+                name=event.name,
+                timeUnixNano=str(event.timestamp),
+                attributes=_pairs(event.attributes or {}),
+                droppedAttributesCount=event.dropped_attributes,
+            )
+            for event in span.events
+        ],
+        droppedEventsCount=span.dropped_events,
+        links=[_link(link) for link in span.links],
+        droppedLinksCount=span.dropped_links,
+        flags=_flags(span.parent),
+    ) | {"status": _filled(code=span.status.status_code.value, message=span.status.description)}
+
+
+def _link(link: Link) -> dict[str, Any]:
+    return _filled(
+        traceId=f"{link.context.trace_id:032x}",
+        spanId=f"{link.context.span_id:016x}",
+        traceState=link.context.trace_state.to_header(),
+        attributes=_pairs(link.attributes or {}),
+        droppedAttributesCount=link.dropped_attributes,
+        flags=_flags(link.context),
+    )
+
+
+def _flags(context: SpanContext | None) -> int:
+    """0x100: it is known whether that span is another process's; 0x200: it is."""
+    return 0x300 if context is not None and context.is_remote else 0x100
+
+
+def _pairs(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+
+
+def _value(value: object) -> dict[str, Any]:
+    match value:
+        case None:
+            return {}
+        case bool():
+            return {"boolValue": value}
+        case str():
+            return {"stringValue": value}
+        case int():
+            return {"intValue": str(value)}
+        case float():
+            return {"doubleValue": value if math.isfinite(value) else _not_finite(value)}
+        case bytes():
+            return {"bytesValue": base64.b64encode(value).decode()}
+        case Mapping():
+            return {"kvlistValue": {"values": _pairs(value)}}
+        case Sequence():
+            return {"arrayValue": {"values": [_value(item) for item in value]}}
+    return {"stringValue": str(value)}
+
+
+def _not_finite(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _filled(**fields: object) -> dict[str, Any]:
+    """Without the fields that have their default."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def _ends_a_line(path: Path) -> bool:
+    """A process that was killed may have left half a line."""
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
+
+
+def _count_spans(path: Path) -> int:
+    """How many spans another process, which is gone, has left in a file; quotes in their own text are escaped."""
+    with path.open("rb") as stream:
+        count = 0
+        for line in stream:
+            count += line.count(b'"startTimeUnixNano":')
+            breathe()
+    return count

@@ -1,0 +1,150 @@
+"""The thread that exports metrics now and then and once at the end, bounded in time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.sdk.metrics.export import MetricExportResult
+
+from syncagent.support.pace import breathe, keep_pace
+from syncagent.support.threads import AgentThread
+from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
+from syncagent.telemetry.randomness import keep_apart, mark_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+__all__ = ["MetricSender", "Sends"]
+
+PATIENCE_S = 15.0
+"""How long exports may fail before that is said: nothing is lost by then, and spans have said it if they fare alike."""
+
+
+class Sends(Protocol):
+    """What is needed of the SDK's MetricExporter."""
+
+    def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
+    def shutdown(self) -> None: ...
+
+
+class MetricSender:
+    """Exports what ``collect`` returns every ``interval_s``.
+
+    Each export has everything since the start, so that one that fails costs nothing but the time until the next; one is
+    left out while the other side has asked to be left alone (``answers``).
+    ``on_trouble`` is called at most once, with a reason: when exports have failed for a while, or the last one did.
+    In a forked child it does nothing: what was counted is the parent's.
+    """
+
+    def __init__(
+        self,
+        exporter: Sends,
+        collect: Callable[[], Sequence[MetricsData]],
+        *,
+        interval_s: float = 60.0,
+        on_trouble: Callable[[str], None] = lambda _reason: None,
+        answers: Answers | None = None,
+    ) -> None:
+        self._answers = answers if answers is not None else Answers()
+        self._exporter = exporter
+        keep_apart()
+        self._collect = collect
+        self._interval_s = interval_s
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._is_closing = self._is_done = False
+        self._closing_since = 0.0
+        self._trouble = Trouble(self._changed, on_trouble)
+        self._thread = AgentThread(target=self._work, name="syncagent-metrics")
+        self._thread.start()
+
+    def begin_close(self) -> None:
+        """Have the last export made; does not wait for it."""
+        if os.getpid() == self._pid:
+            with self._changed:
+                if not self._is_closing:
+                    self._closing_since = time.monotonic()
+                self._is_closing = True
+                self._changed.notify_all()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Wait for the last export, for that long: less if the other side has shown that it is in trouble.
+
+        What has passed since ``begin_close`` counts: spans may have waited for the same collector meanwhile.
+        """
+        if os.getpid() != self._pid:
+            return
+        self.begin_close()
+        began = self._closing_since
+        timeout_s += time.monotonic() - began
+        with self._changed:
+            while not self._is_done:
+                left = self._trouble.left_s(began, timeout_s)
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            in_time, failed = self._is_done, self._trouble.since is not None
+        if failed or not in_time:
+            self._trouble.tell("no answer in time")
+        if in_time:
+            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+
+    def _work(self) -> None:
+        # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        mark_thread()
+        overheard = _Overheard(self._trouble.overhear)
+        overheard.attach()
+        keep_pace()
+        try:
+            is_last = False
+            while not is_last:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closing, self._interval_s)
+                    is_last = self._is_closing
+                pause_s = self._answers.left_s()
+                if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
+                    time.sleep(pause_s)
+                if not self._answers.left_s():
+                    self._send()
+        finally:
+            with self._changed:
+                self._is_done = True
+                self._changed.notify_all()
+            try:
+                self._exporter.shutdown()
+            except Exception as error:
+                self._trouble.overhear(_describe(error))
+            overheard.detach()
+
+    def _send(self) -> None:
+        reason = "the exporter reported a failure"
+        try:
+            is_sent = all(map(self._export, self._collect()))
+        except Exception as error:
+            is_sent, reason = False, _describe(error)
+        now = time.monotonic()
+        with self._changed:
+            if is_sent:
+                self._trouble.is_over()
+                return
+            self._trouble.overhear(reason)
+            since = self._trouble.since or now
+            is_time = now - since >= PATIENCE_S and not self._is_closing
+        if is_time:
+            self._trouble.tell(reason)
+
+    def _export(self, part: MetricsData) -> bool:
+        breathe()
+        is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
+        refused, why = self._answers.refused()
+        if refused:
+            self._trouble.tell(f"it does not take some: {why}")
+        return is_sent

@@ -1,0 +1,392 @@
+"""Adds up syncs and steps as OpenTelemetry metrics: exact counts for every sync, in a bounded number of series.
+
+The SDK's own instruments take 20 to 30 µs a measurement, so nothing is handed to them sync by sync where that can be
+helped: series are kept here, in plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+from syncagent._version import __version__
+from syncagent.events import Phase
+from syncagent.support.pace import breathe
+from syncagent.telemetry import semconv
+from syncagent.telemetry.randomness import keep_apart
+from syncagent.telemetry.series import Series, SeriesTable
+from syncagent.telemetry.texts import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
+    from opentelemetry.sdk.metrics.export import Metric, MetricsData, NumberDataPoint
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.trace import SpanContext
+    from opentelemetry.util.types import AttributeValue
+
+    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.telemetry.spans import SpanSink
+
+__all__ = ["MetricSink", "of_program"]
+
+STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
+STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
+
+_FULL = "buffer full"
+_RECORDS_MAX = 100
+"""Measurements that a program's own histogram is given for one record that stands for many syncs."""
+_PART = 25
+"""Series in one request: the exporter encodes them in one go, some 0.07 ms each, without a pause for others."""
+_SLICE_NS = 1_000_000_000
+_SLICES = 10
+
+_STALL = (semconv.STALL_DURATION, "s", "How long the host waited in one sync")
+_SYNCS = (semconv.SYNCS, "{sync}", "Host syncs")
+_STEP = (semconv.STEP_DURATION, "s", "Training steps, without the first, which holds the program's start")
+_RATIO = (semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time for which the training thread waited")
+_DROPPED = (semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
+_FOLDED = (semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
+_SPANS_DROPPED = (semconv.SPANS_DROPPED, "{span}", "Spans that did not arrive")
+_SPANS_WITHHELD = (semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, so as to send tens a second")
+_CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut")
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    series: list[Series]
+    steps: Series
+    ratio: float | None
+    dropped: dict[str, int]
+    folded: int
+    cut: int
+    withheld: Mapping[str, int]
+    spans_lost: Mapping[str, int]
+    time_ns: int = field(default_factory=time.time_ns)
+
+
+class MetricSink:
+    """Counts each sync once, whether it has a span or not.
+
+    A series is one op, kind, phase and line, allowed or not, against the policy or not.  ``max_series`` have theirs
+    (:mod:`syncagent.telemetry.series` says which); the syncs of all others are in one whose op is ``other``, and how
+    many series that are is ``syncagent.series.folded``.
+
+    - A record that stands for many syncs (``repeats``) counts as that many, each as long as their mean: counts and
+      sums are exact, the histogram's buckets show the mean.
+    - Copies that were sampled are scaled up, as in the report.
+    - ``syncagent.step.stall_ratio`` is over the newest ten seconds of steps (ten steps, where each takes longer) and is
+      reckoned as the report's share: the thread that waited longest, and the backward pass.
+    - The first step is in neither of the step's metrics, as in the report: it holds the program's start.
+
+    With a ``meter_provider``, instruments of its own are fed: counters as it asks for them, the two histograms as
+    records come.  A record that stands for many is given to the histogram a hundred times at most, so that there, and
+    only there, counts fall short; ``syncagent.syncs`` has them all.
+    """
+
+    name = "metrics"
+
+    def __init__(
+        self, meter_provider: MeterProvider | None = None, *, max_series: int = 200, exemplars: bool = True
+    ) -> None:
+        """``exemplars`` is about the agent's own histograms: those of a meter provider go by its filter."""
+        self._has_exemplars = exemplars
+        self.lost: Mapping[str, int] = {}
+        """What was dropped, by reason; the agent's own account."""
+        self.scale: Callable[[SyncEvent], float] | None = None
+        """How many syncs an event stands for where only some were recorded."""
+        self.texts = Texts()
+        self.spans: SpanSink | None = None
+        """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
+        self.spans_lost: Callable[[], Mapping[str, int]] = dict
+        """How many spans did not arrive, by reason."""
+        self._lost_before: Mapping[str, int] = {}
+        self._withheld_before: Mapping[str, int] = {}
+        self._cut_before = 0
+        self._max_series = max_series  # threads that are told apart, too
+        # Between the draining thread and whoever exports; no training thread ever takes it.  A signal handler that ends
+        # the run may have interrupted the very thread that holds it.
+        self._lock = threading.RLock()
+        self._began_ns = time.time_ns()
+        self._table = SeriesTable(STALL_BOUNDS_S, max_series, self._began_ns)
+        self._steps = Series({}, STEP_BOUNDS_S, self._began_ns)
+        self._has_begun = False
+        self._thread_ns: dict[str, float] = {}
+        self._backward_ns = 0.0
+        self._slices: deque[list[float]] = deque(maxlen=_SLICES)
+        self._stall_histogram: Histogram | None = None
+        self._step_histogram: Histogram | None = None
+        if meter_provider is not None:
+            self._instruments(meter_provider)
+
+    # --- a sink's part
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        for event in batch:
+            count = event.repeats
+            total_s = max(event.stall_ns, 0) / 1e9
+            if self.scale is not None and (weight := self.scale(event)) != 1.0:
+                count, total_s = round(count * weight), total_s * weight
+            if count < 1:
+                continue
+            longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
+            span = None if self.spans is None else self.spans.span_of(event)
+            example = (
+                None if span is None or not self._has_exemplars else (event.start_ns + max(event.stall_ns, 0), span)
+            )
+            with self._lock:
+                series = self._of(event, count)
+                series.add(total_s, count, longest_s, example)
+                if event.phase is Phase.BACKWARD:
+                    self._backward_ns += total_s * 1e9
+                elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
+                    self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + total_s * 1e9
+            if self._stall_histogram is not None:  # without the lock: the SDK has its own, and calls back under them
+                context = _context_of(span, event.user_context)
+                for _ in range(min(count, _RECORDS_MAX)):
+                    self._stall_histogram.record(total_s / count, series.attributes, context)
+                    breathe()
+
+    def step(self, record: StepRecord) -> None:
+        duration_ns = max(record.end_ns - record.start_ns, 0)
+        span = None if self.spans is None else self.spans.span_of(record)
+        with self._lock:
+            stall_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
+            self._thread_ns.clear()
+            self._backward_ns = 0.0
+            is_first, self._has_begun = not self._has_begun, True
+            if is_first:
+                return
+            example = None if span is None or not self._has_exemplars else (record.end_ns, span)
+            self._steps.add(duration_ns / 1e9, 1, span=example)
+            if not self._slices or self._slices[-1][0] >= _SLICE_NS:
+                self._slices.append([0.0, 0.0])
+            self._slices[-1][0] += duration_ns
+            self._slices[-1][1] += stall_ns
+        if self._step_histogram is not None:
+            self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
+
+    def flush(self) -> None:
+        """Nothing is held back: whoever exports asks."""
+
+    def close(self) -> None:
+        """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
+        with self._lock:
+            self._lost_before, self.lost = self._dropped(), {}
+            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.texts.cut
+            self.spans = None
+            self._has_begun = False
+            self._thread_ns.clear()
+            self._backward_ns = 0.0
+
+    # --- what is exported
+
+    def data(self, resource: Resource) -> list[MetricsData]:
+        """Everything since the start as the SDK's own records, cumulative, in parts; none where nothing happened."""
+        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        now = self._snapshot()
+        if not (now.series or now.steps.count or any(now.dropped.values())):
+            return []
+        scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
+        parts = [self._rest(now)]
+        for first in range(0, len(now.series), _PART):
+            series = self._syncs(now.series[first : first + _PART], now.time_ns)
+            if first:
+                parts.append(series)
+            else:
+                parts[0] = series + parts[0]
+        return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
+
+    def _syncs(self, series: Sequence[Series], now_ns: int) -> list[Metric]:
+        from opentelemetry.sdk.metrics.export import NumberDataPoint
+
+        counts = [NumberDataPoint(one.attributes, one.began_ns, now_ns, one.count) for one in series]
+        return [_sum(_SYNCS, counts), _histogram(_STALL, series, now_ns)]
+
+    def _rest(self, now: _Snapshot) -> list[Metric]:
+        from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
+
+        metrics = [
+            self._counter(_DROPPED, _by({_FULL: 0} | now.dropped), now.time_ns),
+            self._counter(_FOLDED, [({}, now.folded)], now.time_ns),
+            self._counter(_CUT, [({}, now.cut)], now.time_ns),
+        ]
+        if now.withheld:
+            metrics.append(self._counter(_SPANS_WITHHELD, _by(now.withheld), now.time_ns))
+        if now.spans_lost:
+            metrics.append(self._counter(_SPANS_DROPPED, _by(now.spans_lost), now.time_ns))
+        if now.steps.count:
+            metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
+        if now.ratio is not None:
+            name, unit, description = _RATIO
+            points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
+            metrics.append(Metric(name, description, unit, Gauge(points)))
+        return metrics
+
+    def _counter(
+        self, about: tuple[str, str, str], values: Iterable[tuple[dict[str, AttributeValue], int]], now_ns: int
+    ) -> Metric:
+        from opentelemetry.sdk.metrics.export import NumberDataPoint
+
+        return _sum(about, [NumberDataPoint(labels, self._began_ns, now_ns, value) for labels, value in values])
+
+    def _instruments(self, provider: MeterProvider) -> None:
+        from opentelemetry.metrics import Observation
+
+        meter = provider.get_meter(semconv.INSTRUMENTATION, __version__)
+
+        def syncs(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(one.count, one.attributes) for one in self._snapshot().series]
+
+        def ratio(_options: CallbackOptions) -> list[Observation]:
+            now = self._snapshot().ratio
+            return [] if now is None else [Observation(now)]
+
+        def dropped(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for labels, value in _by({_FULL: 0} | self._snapshot().dropped)]
+
+        def folded(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(self._table.folded)]
+
+        def cut(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(self._snapshot().cut)]
+
+        def withheld(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for labels, value in _by(self._snapshot().withheld)]
+
+        meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
+        meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
+        meter.create_observable_counter(_DROPPED[0], [dropped], _DROPPED[1], _DROPPED[2])
+        meter.create_observable_counter(_FOLDED[0], [folded], _FOLDED[1], _FOLDED[2])
+        meter.create_observable_counter(_CUT[0], [cut], _CUT[1], _CUT[2])
+        meter.create_observable_counter(_SPANS_WITHHELD[0], [withheld], _SPANS_WITHHELD[1], _SPANS_WITHHELD[2])
+        self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
+        self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
+
+    # --- the parts
+
+    def _of(self, event: SyncEvent, count: int) -> Series:
+        site = event.site
+        line = None if site is None else (site.file, site.line, site.function)
+        key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
+
+        def describe() -> dict[str, AttributeValue]:
+            return self.texts.present(
+                {
+                    semconv.OP: event.op,
+                    semconv.KIND: event.kind.value,
+                    semconv.PHASE: event.phase.value,
+                    semconv.VIOLATION: event.violation,
+                    semconv.ALLOWED: event.allowed is not None,
+                    semconv.CODE_FILE_PATH: None if site is None else site.file,
+                    semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
+                    semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                }
+            )
+
+        return self._table.of(key, count, describe)
+
+    def _dropped(self) -> dict[str, int]:
+        return dict(Counter(self._lost_before) + Counter(self.lost))
+
+    def _withheld(self) -> dict[str, int]:
+        withheld = Counter(self._withheld_before)
+        withheld.update({} if self.spans is None else self.spans.without_span())
+        return dict(withheld)
+
+    def _cut(self) -> int:
+        return self._cut_before + self.texts.cut + (0 if self.spans is None else self.spans.texts.cut)
+
+    def _snapshot(self) -> _Snapshot:
+        with self._lock:
+            step_ns, stall_ns = (sum(part) for part in zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
+            return _Snapshot(
+                self._table.taken(),
+                self._steps.taken(),
+                min(stall_ns / step_ns, 1.0) if step_ns else None,
+                self._dropped(),
+                self._table.folded,
+                self._cut(),
+                self._withheld(),
+                self.spans_lost(),
+            )
+
+
+_of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
+
+
+def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
+    """The sink for a meter provider of the program's, or else for its global one, if it has set that.
+
+    The same for each watch: an instrument can be registered once, and counts must not start anew.
+    """
+    api = sys.modules.get("opentelemetry.metrics")
+    if api is None:
+        return None
+    provider = provider if provider is not None else api.get_meter_provider()
+    assert provider is not None
+    if type(provider).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
+        return None
+    sink = _of_programs.get(provider)
+    if sink is None:
+        keep_apart()
+        sink = _of_programs[provider] = MetricSink(provider)
+    return sink
+
+
+def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
+    """Zero, too, is worth saying: whoever alerts on it needs a series to look at."""
+    return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
+
+
+def _context_of(span: SpanContext | None, user: object | None) -> Context | None:
+    """What the SDK takes the exemplar from: our span, or else the user's own that was active at the time."""
+    if span is not None:
+        return set_span_in_context(NonRecordingSpan(span), Context())
+    return user if isinstance(user, Context) else Context()
+
+
+def _sum(about: tuple[str, str, str], points: Sequence[NumberDataPoint]) -> Metric:
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, Metric, Sum
+
+    name, unit, description = about
+    return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True))
+
+
+def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: int) -> Metric:
+    from opentelemetry.sdk.metrics import Exemplar
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint, Metric
+
+    name, unit, description = about
+    points = []
+    for one in series:
+        points.append(
+            HistogramDataPoint(
+                attributes=one.attributes,
+                start_time_unix_nano=one.began_ns,
+                time_unix_nano=now_ns,
+                count=one.count,
+                sum=one.total_s,
+                bucket_counts=one.buckets,
+                explicit_bounds=one.bounds,
+                min=one.min_s,
+                max=one.max_s,
+                exemplars=[
+                    Exemplar({}, value, end_ns, span.span_id, span.trace_id)
+                    for value, end_ns, span in one.examples.values()
+                ],
+            )
+        )
+        breathe()
+    return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))

@@ -1,0 +1,346 @@
+"""A queue of finished spans (or log records) and the thread that sends them, both bounded, with an account of each.
+
+The SDK's BatchSpanProcessor does the same and says neither what it dropped nor ends in time: its shutdown waits up to
+30 s for a collector that hangs, and at exit no other thread can be started to cut that short.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+
+from syncagent.support.pace import keep_pace
+from syncagent.support.threads import AgentThread
+from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.complaints import in_words
+from syncagent.telemetry.randomness import OwnIds, keep_apart, mark_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from enum import Enum
+    from pathlib import Path
+
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble"]
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long the end of the run may wait for spans to be sent."""
+
+GRACE_S = 2.0
+"""The same once something has gone wrong: time for one retry."""
+
+_LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
+"""What exporters log through.  Silenced for records of the sending thread only: the program may have its own."""
+
+
+class Exporter(Protocol):
+    """What is needed of the SDK's SpanExporter, or of its LogRecordExporter."""
+
+    def export(self, batch: Sequence[Any], /) -> Enum: ...
+    def shutdown(self) -> None: ...
+
+
+class Trouble:
+    """Since when the other side has been in trouble, and the sentence that says so, once.
+
+    ``changed`` guards it: whoever waits for the sending to end is told of the first complaint.
+    """
+
+    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], None]) -> None:
+        self._changed = changed
+        self._on_trouble = on_trouble
+        self._has_told = False
+        self.since: float | None = None
+        """``time.monotonic()``; ``None`` while all is well."""
+        self._complaint: str | None = None
+
+    def overhear(self, message: str) -> None:
+        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
+        with self._changed:
+            self._complaint = self._complaint or message
+            self.since = self.since or time.monotonic()
+            self._changed.notify_all()
+
+    def is_over(self) -> None:
+        self.since = self._complaint = None
+
+    def left_s(self, began: float, timeout_s: float) -> float:
+        """Return for how long to wait on: to the timeout, or a grace after the trouble began if that is sooner."""
+        grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
+        return began + min(timeout_s, grace) - time.monotonic()
+
+    def tell(self, reason: str) -> None:
+        """Something is lost; the exporter's first complaint says best why."""
+        with self._changed:
+            if self._has_told:
+                return
+            self._has_told = True
+            reason = self._complaint or reason
+        self._on_trouble(in_words(reason))
+
+
+class Outbox(SpanProcessor):
+    """Queues spans as they end and has them exported in batches on a thread of its own.
+
+    ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
+    at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
+    be left alone (``answers``) nothing is sent, and what it refused meanwhile is sent again later.
+    """
+
+    def __init__(
+        self,
+        make_exporter: Callable[[], Exporter],
+        *,
+        max_queue: int = 2048,
+        max_batch: int = 32,
+        delay_s: float = 5.0,
+        on_trouble: Callable[[str], None] = lambda _reason: None,
+        answers: Answers | None = None,
+    ) -> None:
+        self._answers = answers if answers is not None else Answers()
+        self._make_exporter = make_exporter
+        self._max_queue = max_queue
+        self._max_batch = min(max_batch, max_queue)
+        self._delay_s = delay_s
+        self._on_trouble = on_trouble
+        self._reset()
+        self._start()
+        after_fork = weakref.WeakMethod(self._reset)
+
+        def in_child() -> None:
+            reset = after_fork()
+            if reset is not None:
+                reset()
+
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=in_child)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[Any] = deque()
+        self._due = 0.0
+        self._sending = 0
+        self._exported = self._failed = self._dropped = 0
+        self._is_closing = self._is_abandoned = False
+        self._flushing = 0
+        self._trouble = Trouble(self._changed, self._on_trouble)
+        self._thread: threading.Thread | None = None
+
+    def _start(self) -> None:
+        # The exporter's loggers exist once its modules are imported.
+        exporter = self._make_exporter()
+        keep_apart()
+        self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
+        self._thread.start()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context and span.context.trace_flags.sampled:
+            self.put(span)
+
+    def put(self, span: Any) -> None:
+        with self._changed:
+            if self._is_closing:
+                self._dropped += 1
+                return
+            if len(self._queue) >= self._max_queue:
+                self._queue.popleft()
+                self._dropped += 1
+            self._queue.append(span)
+            waiting = len(self._queue)
+            if waiting == 1:
+                self._due = time.monotonic() + self._delay_s
+            if waiting == 1 or waiting >= self._max_batch:
+                self._changed.notify_all()
+        if self._thread is None:  # a forked child
+            try:
+                self._start()
+            except Exception as error:
+                self._trouble.tell(f"no thread to send them: {error}")
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Have everything sent now; say whether that was done in time."""
+        with self._changed:
+            self._flushing += 1
+            self._changed.notify_all()
+            is_done = self._changed.wait_for(lambda: not self._queue and not self._sending, timeout_millis / 1e3)
+            self._flushing -= 1
+            return is_done
+
+    def shutdown(self) -> None:
+        self.close()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is left, but come back in that time: sooner if the other side has shown that it is in trouble."""
+        with self._changed:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            self._changed.notify_all()
+            began = time.monotonic()
+            while self._queue or self._sending:
+                left = self._trouble.left_s(began, timeout_s)
+                if self._thread is None or left <= 0:
+                    break
+                self._changed.wait(left)
+            lost = len(self._queue) + self._sending
+            self._is_abandoned = True
+            self._failed += self._sending
+            self._dropped += len(self._queue)
+            self._sending = 0
+            self._queue.clear()
+            self._changed.notify_all()
+        if lost:
+            self._trouble.tell(f"no answer within {timeout_s:g} s")
+        elif self._thread is not None:
+            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+
+    def stats(self) -> dict[str, int]:
+        """How many spans the other side took, how many it did not, and how many were never offered to it."""
+        with self._changed:
+            return {"exported": self._exported, "failed": self._failed, "dropped": self._dropped}
+
+    def _work(self, exporter: Exporter) -> None:
+        # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        mark_thread()
+        overheard = _Overheard(self._trouble.overhear)
+        overheard.attach()
+        keep_pace()
+        try:
+            while batch := self._next_batch():
+                self._send(exporter, batch)
+            exporter.shutdown()
+        except Exception as error:
+            self._trouble.tell(_describe(error))
+        finally:
+            overheard.detach()
+
+    def _next_batch(self) -> list[Any]:
+        """Wait until a batch is due; empty when it is all over."""
+        with self._changed:
+            while True:
+                if self._is_abandoned or (self._is_closing and not self._queue):
+                    return []
+                wait_s = self._due - time.monotonic() if self._queue else None
+                is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
+                pause_s = self._answers.left_s()
+                if wait_s is not None and pause_s > 0:
+                    wait_s = max(pause_s, 0.0 if is_due else wait_s)
+                elif wait_s is not None and (is_due or wait_s <= 0):
+                    self._sending = min(len(self._queue), self._max_batch)
+                    batch = [self._queue.popleft() for _ in range(self._sending)]
+                    self._due = time.monotonic() + self._delay_s
+                    return batch
+                self._changed.wait(wait_s)
+
+    def _send(self, exporter: Exporter, batch: list[Any]) -> None:
+        reason = "the exporter reported a failure"
+        try:
+            is_sent = exporter.export(batch).name == "SUCCESS"
+        except Exception as error:
+            is_sent, reason = False, _describe(error)
+        with self._changed:
+            if self._is_abandoned:
+                return  # counted when it was given up
+            self._sending, is_lost = 0, False
+            if is_sent:
+                refused, why = self._answers.refused()
+                refused = min(refused, len(batch))
+                self._exported += len(batch) - refused
+                self._failed += refused
+                self._trouble.is_over()
+                if refused:
+                    is_lost, reason = True, f"it does not take some: {why}"
+            else:
+                self._trouble.since = self._trouble.since or time.monotonic()
+                is_lost = not self._take_back(batch)
+            self._changed.notify_all()
+        if is_lost:
+            self._trouble.tell(reason)
+
+    def _take_back(self, batch: list[Any]) -> bool:
+        """Queue again what the other side wants later; say whether all of it could be."""
+        room = self._max_queue - len(self._queue) if self._answers.left_s() else 0
+        kept = batch[-room:] if room > 0 else []
+        self._queue.extendleft(reversed(kept))
+        self._failed += len(batch) - len(kept)
+        return len(kept) == len(batch)
+
+
+class AgentTracerProvider(TracerProvider):
+    """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
+
+    def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
+        ids: Any = OwnIds()
+        super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
+        self._outbox = outbox
+        self._journal: Callable[[], Path | None] = lambda: None
+        self.overwritten: Callable[[], int] = lambda: 0
+        """How many spans of the journal have been overwritten since it was full."""
+        if outbox is not None:
+            self.add_span_processor(outbox)
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal's file, once something has been written to it."""
+        return self._journal()
+
+    def stats(self) -> dict[str, int]:
+        return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
+
+    def lost(self) -> dict[str, int]:
+        """How many spans did not arrive, by reason; empty where none are sent."""
+        if self._outbox is None:
+            return {}
+        stats = self._outbox.stats()
+        return {"not delivered": stats["failed"], "queue full": stats["dropped"]}
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is left within that time, and stop."""
+        if self._outbox is not None:
+            self._outbox.close(timeout_s)
+
+    def shutdown(self) -> None:
+        self.close()
+
+
+class _Overheard(logging.Filter):
+    """Hands over what is logged on this thread instead of letting it through."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__()
+        self._take = take
+        self._thread = threading.get_ident()
+        self._loggers: list[logging.Logger] = []
+
+    def attach(self) -> None:
+        for name, logger in list(logging.root.manager.loggerDict.items()):
+            if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
+                # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
+                logger.filters.insert(0, self)
+                self._loggers.append(logger)
+
+    def detach(self) -> None:
+        for logger in self._loggers:
+            logger.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread:
+            return True
+        if record.levelno >= logging.WARNING:
+            self._take(record.getMessage())
+        return False
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

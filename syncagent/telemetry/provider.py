@@ -1,0 +1,308 @@
+"""What the command line and autostart send through, as the ``OTEL_*`` variables ask; library users bring their own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from syncagent.errors import ConfigError
+from syncagent.support import redaction
+from syncagent.support.log import get_logger, log_once
+from syncagent.support.storage import DEFAULT_MODE
+from syncagent.telemetry import otel_env, semconv
+from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.texts import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.resources import Resource
+
+    from syncagent.telemetry.journal import JournalExporter
+    from syncagent.telemetry.metric_sender import MetricSender, Sends
+    from syncagent.telemetry.outbox import AgentTracerProvider, Exporter, Outbox
+
+__all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
+
+JOURNAL_DELAY_S = 1.0
+"""How much of a run may be missing from the journal when the process is killed."""
+
+
+def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
+    """What is known of the process, and ``run_resource`` (``syncagent.rank``, ``syncagent.world_size``).
+
+    What the resource detectors find that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names counts more, and so does what
+    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say.  A malformed variable raises ConfigError.
+    """
+    otel_env.check_resource(os.environ)
+    try:
+        from opentelemetry.sdk.resources import Resource
+
+        own: dict[str, Any] = {
+            semconv.SERVICE_NAME: _script_name(),
+            semconv.HOST_NAME: socket.gethostname(),
+            semconv.PROCESS_PID: os.getpid(),
+            **run_resource,
+        }
+        found = Resource.create()
+        said = {key: value for key, value in found.attributes.items() if value != ""}
+        if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
+            del said[semconv.SERVICE_NAME]
+        said = _without_secrets(said)
+        if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
+            said[semconv.SERVICE_NAME] = named
+        return Resource(Texts().present({**own, **said}), found.schema_url)
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+
+
+def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource detector may have put the whole command line there."""
+    found = dict(attributes)
+    for name, value in attributes.items():
+        if name.startswith("process.command") or name == "process.executable.path":
+            is_list = isinstance(value, (list, tuple))
+            words = redaction.argv([str(word) for word in value] if is_list else str(value).split(" "))
+            found[name] = words if is_list else " ".join(words)
+    return found
+
+
+def build_provider(
+    resource: Resource, journal: Path | None, journal_mode: int = DEFAULT_MODE
+) -> tuple[AgentTracerProvider, str]:
+    """A provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is, in words.
+
+    A malformed variable raises ConfigError.
+    """
+    otel_env.check(os.environ)
+    try:
+        # Checked first, imported now: the SDK reads some variables at import.
+        from syncagent.telemetry.outbox import AgentTracerProvider
+
+        if otel_env.is_disabled(os.environ):
+            return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
+        chosen = otel_env.exporter(os.environ)
+        if chosen == "none":
+            return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
+        if chosen == "otlp":
+            target = otel_env.endpoint(os.environ)
+            answers = Answers()
+            make = _otlp_exporter(otel_env.protocol(os.environ), answers)
+            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), answers)
+            return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
+        if journal is None:
+            return _silent(resource), "nowhere: no OTLP endpoint and no journal"
+        exporters = _Journals(journal, journal_mode)
+        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
+        provider._journal = exporters.path
+        provider.overwritten = exporters.overwritten
+    except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+    return provider, f"journal {journal}"
+
+
+_TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+
+
+def build_metric_sender(
+    resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]]
+) -> MetricSender | None:
+    """A sender of metrics where the ``OTEL_*`` variables name an endpoint for them; there is no journal of metrics.
+
+    A malformed variable raises ConfigError.
+    """
+    environ = os.environ
+    if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != "otlp":
+        return None
+    otel_env.check_metrics(environ)
+    target = otel_env.endpoint(environ, otel_env.METRICS)
+    if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
+        log_once("temporality", f"{_TEMPORALITY} is not obeyed: metrics are sent cumulative, so that none is lost")
+    try:
+        from syncagent.telemetry.metric_sender import MetricSender
+
+        answers = Answers()
+        return MetricSender(
+            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), answers),
+            lambda: collect(resource),
+            interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
+            on_trouble=lambda why: _say_metrics_lost(target, why),
+            answers=answers,
+        )
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
+
+
+def _session(answers: Answers, signal: str) -> dict[str, Any]:
+    """What an exporter is given so that its answers are heard; nothing where the program brings its own sessions."""
+    own = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
+    is_own = any(os.environ.get(name) for name in (own, own.replace("CREDENTIAL", f"{signal}_CREDENTIAL")))
+    return {} if is_own else {"session": answers.session()}
+
+
+def _metric_exporter(protocol: str, answers: Answers) -> Sends:
+    if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
+        module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
+        exporter: Sends = module.OTLPMetricExporter()
+        return exporter
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
+
+
+def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
+    """A logger provider and what it sends through, where OTEL_LOGS_EXPORTER asks for it: an endpoint alone may be one
+    that takes no logs.
+
+    A malformed variable raises ConfigError.
+    """
+    environ = os.environ
+    if otel_env.is_disabled(environ) or not environ.get("OTEL_LOGS_EXPORTER", "").strip():
+        return None
+    otel_env.check_logs(environ)
+    if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
+        return None
+    target, answers = otel_env.endpoint(environ, otel_env.LOGS), Answers()
+    try:
+        from opentelemetry.sdk._logs import LoggerProvider
+
+        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
+        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers, otel_env.LOG_BATCHES)
+        provider = LoggerProvider(resource, shutdown_on_exit=False)
+        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
+    except Exception as error:
+        raise ConfigError(f"OpenTelemetry logs cannot be set up as the OTEL_* variables ask: {error}") from error
+    return provider, outbox
+
+
+class _LogProcessor:
+    """A LogRecordProcessor; ``emit`` is what the SDK before 1.35 calls."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.on_emit = self.emit = outbox.put
+        self.force_flush = outbox.force_flush
+        self.shutdown = outbox.close
+
+
+def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+    package = "grpc" if protocol == otel_env.GRPC else "http"
+
+    def make() -> Exporter:
+        module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
+        session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
+        exporter: Exporter = module.OTLPLogExporter(**session)
+        return exporter
+
+    return make
+
+
+class _Journals:
+    """Makes journal exporters: a second one in a forked child, with a file of its own."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self._path = path
+        self._mode = mode
+        self._pid = os.getpid()
+        self._latest: JournalExporter | None = None
+
+    def __call__(self) -> JournalExporter:
+        from syncagent.telemetry.journal import JournalExporter
+
+        path = self._path
+        if os.getpid() != self._pid:
+            path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
+        self._latest = JournalExporter(path, mode=self._mode)
+        return self._latest
+
+    def overwritten(self) -> int:
+        return 0 if self._latest is None else self._latest.overwritten
+
+    def path(self) -> Path | None:
+        return None if self._latest is None else self._latest.path
+
+
+def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+    def make() -> Exporter:
+        if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
+            module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+            exporter: Exporter = module.OTLPSpanExporter()
+            return exporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
+
+    return make
+
+
+def _outbox(
+    make_exporter: Callable[[], Exporter],
+    delay_s: float,
+    on_trouble: Callable[[str], None] = lambda _reason: None,
+    answers: Answers | None = None,
+    batches: str = otel_env.SPAN_BATCHES,
+) -> Outbox:
+    from syncagent.telemetry.outbox import Outbox
+
+    return Outbox(
+        make_exporter,
+        max_queue=otel_env.positive_int(os.environ, f"{batches}_MAX_QUEUE_SIZE", 2048),
+        max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
+        delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
+        on_trouble=on_trouble,
+        answers=answers,
+    )
+
+
+def _silent(resource: Resource) -> AgentTracerProvider:
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+    from syncagent.telemetry.outbox import AgentTracerProvider
+
+    return AgentTracerProvider(resource, None, ALWAYS_OFF)
+
+
+_in_trouble: set[str] = set()
+"""Hosts of which it has been said that spans do not reach them."""
+
+
+def _say_metrics_lost(target: str, reason: str) -> None:
+    if _host(target) not in _in_trouble:
+        get_logger().warning("metrics do not arrive; training goes on, this is said once", to=target, reason=reason)
+
+
+def _say_logs_lost(target: str, reason: str) -> None:
+    if _host(target) not in _in_trouble:
+        get_logger().warning(
+            "log records are being lost; training goes on, this is said once", to=target, reason=reason
+        )
+
+
+def _host(target: str) -> str:
+    return urlsplit(target if "://" in target else f"//{target}").hostname or ""
+
+
+def _say_lost(target: str, reason: str) -> None:
+    _in_trouble.add(_host(target))
+    get_logger().warning("spans are being lost; training goes on, this is said once", to=target, reason=reason)
+
+
+def _say_lacking(reason: str) -> None:
+    log_once("journal", "the journal lacks spans", reason=reason)
+
+
+def _script_name() -> str:
+    """``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before the script begins."""
+    arguments = getattr(sys, "argv", None) or [""]
+    first: str = arguments[0]
+    if first == "-m":
+        after = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
+        return after[0] if after else "python"
+    return Path(first).stem if first not in {"", "-", "-c"} else "python"

@@ -1,0 +1,133 @@
+"""Counts and histograms in a bounded number of series: the sites with the most syncs, and one for all the rest."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from syncagent.telemetry import semconv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from opentelemetry.trace import SpanContext
+    from opentelemetry.util.types import AttributeValue
+
+    Attributes = dict[str, AttributeValue]
+
+__all__ = ["OTHER", "Series", "SeriesTable"]
+
+OTHER = "other"
+"""``syncagent.op`` of the series that takes the syncs of all series beyond the limit."""
+
+_FOLDED_MAX = 10_000
+"""Folded series are told apart up to so many."""
+_LEAST = 128
+"""Syncs after which it is asked whether a folded series should have its own."""
+
+
+@dataclass(slots=True)
+class Series:
+    """A count and a histogram; ``bounds`` and sums are seconds, ``began_ns`` is since the Unix epoch."""
+
+    attributes: Attributes
+    bounds: Sequence[float]
+    began_ns: int
+    buckets: list[int] = field(default_factory=list)
+    count: int = 0
+    total_s: float = 0.0
+    min_s: float = float("inf")
+    max_s: float = 0.0
+    examples: dict[int, tuple[float, int, SpanContext]] = field(default_factory=dict)
+    """The newest value of each bucket that has a span, since the last export; its end and its span."""
+
+    def __post_init__(self) -> None:
+        self.buckets = self.buckets or [0] * (len(self.bounds) + 1)
+
+    def add(
+        self, total_s: float, count: int, max_s: float | None = None, span: tuple[int, SpanContext] | None = None
+    ) -> None:
+        """Add ``count`` values whose sum is given: each counts as their mean.  ``span`` is one's, with its end."""
+        mean_s = total_s / count
+        bucket = bisect_left(self.bounds, mean_s)
+        self.buckets[bucket] += count
+        if span is not None:
+            self.examples[bucket] = (mean_s, *span)
+        self.count += count
+        self.total_s += total_s
+        self.min_s = min(self.min_s, mean_s)
+        self.max_s = max(self.max_s, mean_s if max_s is None else max_s)
+
+    def absorb(self, other: Series) -> None:
+        """Add all that another has counted."""
+        self.buckets = [sum(pair) for pair in zip(self.buckets, other.buckets, strict=True)]
+        self.count += other.count
+        self.total_s += other.total_s
+        self.min_s = min(self.min_s, other.min_s)
+        self.max_s = max(self.max_s, other.max_s)
+
+    def taken(self) -> Series:
+        """A copy, which takes the examples with it."""
+        examples, self.examples = self.examples, {}
+        return replace(self, buckets=self.buckets.copy(), examples=examples)
+
+
+class SeriesTable:
+    """The first ``most`` keys have a series each; the rest is in one, whose op is ``other``.
+
+    A folded key that by and by has twice the syncs of the one with the fewest takes its place: what that one has
+    counted goes to ``other``, so that the sum over all series is exact at any time.  What the new one had counted stays
+    in ``other``; its own series begins then.
+    """
+
+    def __init__(self, bounds: Sequence[float], most: int, began_ns: int) -> None:
+        self._bounds = bounds
+        self._most = most
+        self._began_ns = began_ns
+        self._series: dict[Hashable, Series] = {}
+        self._other: Series | None = None
+        self._folded: dict[int, int] = {}
+
+    @property
+    def folded(self) -> int:
+        """How many series are in the one for the rest."""
+        return len(self._folded)
+
+    def of(self, key: Hashable, count: int, describe: Callable[[], Attributes]) -> Series:
+        """The series that ``count`` syncs are to be added to."""
+        series = self._series.get(key)
+        if series is not None:
+            return series
+        if len(self._series) < self._most:
+            series = self._series[key] = Series(describe(), self._bounds, self._began_ns)
+            return series
+        if self._other is None:
+            self._other = Series({semconv.OP: OTHER}, self._bounds, self._began_ns)
+        if self._is_hot(hash(key), count):
+            self._fold_the_coldest(self._other)
+            del self._folded[hash(key)]
+            series = self._series[key] = Series(describe(), self._bounds, time.time_ns())
+            return series
+        return self._other
+
+    def taken(self) -> list[Series]:
+        """Copies of all, which take their examples with them."""
+        rest = [] if self._other is None else [self._other]
+        return [series.taken() for series in (*self._series.values(), *rest)]
+
+    def _is_hot(self, key: int, count: int) -> bool:
+        before = self._folded.get(key)
+        if before is None and len(self._folded) >= _FOLDED_MAX:
+            return False
+        before = before or 0
+        now = self._folded[key] = before + count
+        if now < _LEAST or now.bit_length() == before.bit_length():  # asked each time it has doubled
+            return False
+        return now >= 2 * min(series.count for series in self._series.values())
+
+    def _fold_the_coldest(self, other: Series) -> None:
+        coldest = min(self._series, key=lambda key: self._series[key].count)
+        other.absorb(self._series.pop(coldest))
+        self._folded[hash(coldest)] = 0

@@ -1,0 +1,439 @@
+"""Builds OpenTelemetry spans out of finished records: one trace a training step, one span a sync."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from syncagent._version import __version__
+from syncagent.support.pace import breathe
+from syncagent.telemetry import semconv
+from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.step_ids import LaidOut, StepIds
+from syncagent.telemetry.texts import Texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.util.types import AttributeValue
+
+    from syncagent.events import CallSite, StepRecord, SyncEvent
+    from syncagent.telemetry.step_ids import Whose
+
+__all__ = ["SpanSink"]
+
+HELD_MAX = 512
+"""Events held back for their step's end, over all steps; more than that and they go out before it."""
+
+OPEN_MAX = 16
+"""Steps begun whose record has not come; the oldest is ended when there are more."""
+
+ENDED_MAX = 8
+"""Ended steps that are remembered for syncs that arrive late."""
+
+VERDICTS_MAX = 256
+"""Spans of the user's in one step for which the sampler's word is kept."""
+
+NAME_MAX = 256
+"""Characters of a span's name."""
+
+_CODE = (semconv.CODE_FILE_PATH, semconv.CODE_LINE_NUMBER, semconv.CODE_FUNCTION_NAME)
+_FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORWARD_FUNCTION_NAME)
+_LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
+
+_SDK = "opentelemetry.sdk."
+_SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+
+
+class SpanSink:
+    """One trace a training step: ``train.step`` and, inside it, a span for each sync, with the records' own times.
+
+    A step's spans are built when its record comes.  They are built earlier, the record's end still to come, when too
+    many events are held, when a later step's events arrive first, and on ``flush``.
+
+    - The ranks of a job have the same trace for a step, each with a ``train.step`` of its own: see
+      :mod:`syncagent.telemetry.step_ids`.
+    - The user's own active span becomes the parent of ``train.step``, which then starts no earlier than its parent.
+      What else is in the user's context, baggage say, is in the context of our spans.
+    - A sync that ran under another span of the user's than the step did is that span's child.
+    - A sync that began before ``train.step`` could (before the user's span was opened, say) gets a trace of its own
+      that links to the step: times of children always lie within those of their parents.
+    - A sync of a step that has already ended still becomes its child; it may outlive it.
+    - The provider's sampler is asked once for a step, before anything is spent on its syncs.
+    - In a long run not every sync has a span, nor every step: see :mod:`syncagent.telemetry.ration`.
+
+    The provider belongs to the caller: it is neither flushed nor shut down here.  Without one, the global provider is
+    used, also if it is set later.
+    """
+
+    name = "spans"
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        *,
+        min_stall_ms: float = 0.0,
+        policy: str = "observe",
+        whose: Callable[[], Whose] | None = None,
+        ration: Ration | None = None,
+        version: str = __version__,
+    ) -> None:
+        """``whose`` is asked now and then for what stands on every span and for what the trace ids are made from."""
+        self._provider = tracer_provider
+        self._version = version
+        self._laid_out: LaidOut | None = None
+        self._takes_all = False
+        """The sampler wants every trace that has no parent."""
+        self._tracer = self._own_tracer()
+        self._ids = StepIds(whose)
+        self._min_stall_ns = min_stall_ms * 1e6
+        self.policy = policy
+        """The policy in force, which each span carries."""
+        self.ration = ration if ration is not None else Ration()
+        self.ration.draw = self._ids.trace_id
+        self.unsampled = 0
+        """Syncs without a span, since the sampler wanted none of their step."""
+        self.short = 0
+        """Syncs without a span, since they were shorter than ``min_stall_ms``."""
+        self.texts = Texts()
+        self._steps: dict[int, _Step] = {}
+        self._ended: dict[int, _Step] = {}
+        self._held = 0
+        self._contexts: dict[int, trace.SpanContext] = {}
+
+    def events(self, batch: Sequence[SyncEvent]) -> None:
+        self._contexts.clear()
+        newest = max((event.step for event in batch), default=0)
+        for step in [step for step in self._steps.values() if step.number < newest]:
+            self._emit(step)
+        for event in batch:
+            step, late = self._step_of(event)
+            step.syncs += event.repeats
+            step.stall_ns += event.stall_ns
+            if event.stall_ns < self._min_stall_ns:
+                self.short += event.repeats
+                continue
+            if not self._is_sampled(step, event):
+                self.unsampled += event.repeats
+                continue
+            if not self.ration.wants(event):
+                continue
+            if late and step.root is None:
+                self.ration.withheld += 1
+                continue
+            held = _Held(event, self._lay_out(step, event))
+            if late and step.root is not None:
+                self._emit_sync(step, step.root, held)
+                continue
+            step.held.append(held)
+            self._held += 1
+            if self._held >= HELD_MAX:
+                self.flush()
+
+    def step(self, record: StepRecord) -> None:
+        self._contexts.clear()
+        self._end_step(record)
+        self._ids.ended(record.step)
+
+    def span_of(self, record: SyncEvent | StepRecord) -> trace.SpanContext | None:
+        """Which span a record has or is about to get: known only for what the latest call handed over."""
+        return self._contexts.get(id(record))
+
+    def without_span(self) -> dict[str, int]:
+        """How many syncs have no span, by reason: with the spans, these are all syncs."""
+        return {"rationed": self.ration.withheld, "not sampled": self.unsampled, "short": self.short}
+
+    def flush(self) -> None:
+        for step in self._steps.values():
+            self._emit(step)
+
+    def close(self) -> None:
+        self.flush()
+        while self._steps:
+            self._finish_oldest()
+        self._contexts.clear()
+
+    # --- which spans
+
+    def _own_tracer(self) -> trace.Tracer:
+        """A tracer of our own, so that ids can be laid out for it; a proxy while the program has no provider."""
+        provider = self._provider if self._provider is not None else trace.get_tracer_provider()
+        if not isinstance(provider, trace.ProxyTracerProvider):
+            self._provider = provider
+        tracer = provider.get_tracer(semconv.INSTRUMENTATION, self._version)
+        own = getattr(tracer, "id_generator", None)
+        if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
+            self._laid_out = own if isinstance(own, LaidOut) else LaidOut(own)
+            tracer.id_generator = self._laid_out  # type: ignore[attr-defined]
+            self._takes_all = _takes_all(tracer)
+        return tracer
+
+    def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
+        """The event's step, and whether it has ended.  Users who count steps by hand may use a number again."""
+        step = self._steps.get(event.step)
+        if step is not None:
+            return step, False
+        ended = self._ended.get(event.step)
+        if ended is not None and event.start_ns < ended.end_ns:
+            return ended, True
+        if len(self._steps) >= OPEN_MAX:
+            self._finish_oldest()
+        step = self._steps[event.step] = self._new_step(event.step)
+        return step, False
+
+    def _new_step(self, number: int) -> _Step:
+        if self._provider is None:
+            self._tracer = self._own_tracer()
+        return _Step(number, self._ids.lap(number))
+
+    def _trace_id(self, step: _Step) -> int:
+        """The step's trace, made once it is asked for: most steps of a long run get no span."""
+        if not step.trace_id:
+            step.trace_id = self._ids.trace_id(step.number, step.lap)
+        return step.trace_id
+
+    def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
+        """Ask the SDK's samplers, which keep no count; any other is asked by the tracer alone, once a span."""
+        if self._takes_all and record.user_span is None and step.user is None:
+            return True
+        parent = step.user_for(record)
+        key = 0 if parent is None else parent.get_span_context().span_id
+        if (known := step.sampled.get(key)) is not None:
+            return known
+        sampler: Any = getattr(self._tracer, "sampler", None)
+        if self._laid_out is None or not type(sampler).__module__.startswith(_SDK):
+            return True
+        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
+        decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
+        if len(step.sampled) >= VERDICTS_MAX:
+            step.sampled.clear()
+        step.sampled[key] = bool(decision.is_recording())
+        return step.sampled[key]
+
+    def _lay_out(self, step: _Step, event: SyncEvent) -> int:
+        """Draw the id of a span that is built later, so that metrics and logs can name it now."""
+        if self._laid_out is None:
+            return 0
+        span_id = secrets.randbits(64) or 1
+        parent = _user_span(event) or step.root or step.user
+        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
+        if parent is None or parent.get_span_context().trace_flags.sampled:
+            self._contexts[id(event)] = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
+        return span_id
+
+    # --- building them
+
+    def _end_step(self, record: StepRecord) -> None:
+        step = self._steps.pop(record.step, None)
+        if step is None:
+            ended = self._ended.get(record.step)
+            if ended is not None and record.start_ns < ended.end_ns:
+                return  # it was ended for want of this record
+            step = self._new_step(record.step)
+        has_spans = bool(step.held) or step.root is not None
+        if not has_spans and not self._is_sampled(step, record):
+            return
+        if self.ration.wants_step(record) or has_spans:
+            self._emit(step, record)
+            root = step.root.get_span_context() if step.root is not None else None
+            if root is not None and root.trace_flags.sampled:
+                self._contexts[id(record)] = root
+            self._finish(step)
+        else:
+            self.ration.withheld_steps += 1
+
+    def _emit(self, step: _Step, record: StepRecord | None = None) -> None:
+        """Build the spans of what is held, and the step's own if it has none yet."""
+        root = step.root
+        if root is None:
+            if record is None and not step.held:
+                return
+            root = self._open(step, record)
+        for held in step.held:
+            self._emit_sync(step, root, held)
+            breathe()
+        self._held -= len(step.held)
+        step.held = []
+        if record is not None:
+            step.end_ns = max(step.end_ns, record.end_ns)
+
+    def _open(self, step: _Step, record: StepRecord | None) -> trace.Span:
+        about = record if record is not None else step.held[0].event
+        step.parent = _user_span(about)
+        starts = [held.event.start_ns for held in step.held if not step.is_foreign(held.event)]
+        if record is not None:
+            starts.append(record.start_ns)
+        step.start_ns = min(starts)
+        parent_start = getattr(step.parent, "start_time", None)
+        if isinstance(parent_start, int):
+            step.start_ns = max(step.start_ns, parent_start)
+        step.end_ns = step.start_ns
+        attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self.policy}
+        if step.parent is None and self._laid_out is not None:
+            self._laid_out.trace_id = self._trace_id(step)
+        step.root = self._tracer.start_span(
+            semconv.STEP_SPAN,
+            context=_context(step.parent, about.user_context),
+            attributes=self.texts.present({**attributes, **self._ids.whose().attributes}),
+            start_time=step.start_ns,
+        )
+        return step.root
+
+    def _emit_sync(self, step: _Step, root: trace.Span, held: _Held) -> None:
+        event = held.event
+        end_ns = event.start_ns + max(event.stall_ns, 0)
+        links = []
+        root_context = root.get_span_context()
+        if step.is_foreign(event):
+            parent = _user_span(event)
+        elif event.start_ns < step.start_ns and root_context.trace_flags.sampled:
+            parent = None
+            links = [trace.Link(root_context)]
+        else:
+            parent = root
+            step.end_ns = max(step.end_ns, end_ns)
+        if self._laid_out is not None:
+            self._laid_out.span_id = held.span_id
+            self._laid_out.trace_id = 0 if parent is not None else self._stray_id(step, root_context)
+        span = self._tracer.start_span(
+            self.texts.fit(event.op, NAME_MAX),
+            context=_context(parent, event.user_context),
+            attributes=self._attributes(event),
+            links=links,
+            start_time=event.start_ns,
+        )
+        span.end(end_ns)
+
+    def _stray_id(self, step: _Step, root: trace.SpanContext) -> int:
+        """A trace of its own: the step's, where that is not the step's either since the user has a span around it."""
+        trace_id = self._trace_id(step)
+        return trace_id if root.trace_id != trace_id else 0
+
+    def _finish_oldest(self) -> None:
+        step = self._steps.pop(next(iter(self._steps)))
+        self._emit(step)
+        self._finish(step)
+
+    def _finish(self, step: _Step) -> None:
+        if step.root is None:
+            return  # every sync of it was too short for a span, and no record came
+        step.root.set_attribute(semconv.STEP_SYNCS, step.syncs)
+        step.root.set_attribute(semconv.STEP_STALL_MS, step.stall_ns / 1e6)
+        step.root.end(step.end_ns)
+        self._ended.pop(step.number, None)
+        self._ended[step.number] = step
+        if len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+
+    def _attributes(self, event: SyncEvent) -> dict[str, AttributeValue]:
+        texts = self.texts
+        attributes: dict[str, AttributeValue | None] = {
+            semconv.CODE_STACKTRACE: _stacktrace(event.stack),
+            semconv.SOURCE: None if event.site is None else event.site.source,
+            semconv.OP: event.op,
+            semconv.API: event.api,
+            semconv.KIND: event.kind.value,
+            semconv.PHASE: event.phase.value,
+            semconv.STEP: event.step,
+            semconv.DEVICE: event.device,
+            semconv.STREAM: event.stream,
+            semconv.STALL_MS: event.stall_ns / 1e6,
+            semconv.RANK: event.rank,
+            semconv.ALLOWED: event.allowed,
+            semconv.VIOLATION: event.violation or None,
+            semconv.POLICY: event.policy or self.policy,
+            semconv.SENSOR: event.sensor,
+            semconv.THREAD_NAME: event.thread,
+            semconv.SHAPES: texts.fit_all(map(_shape, event.shapes)),
+            semconv.RANGES: texts.fit_all(event.ranges),
+            semconv.MODULE: event.module,
+        }
+        for site, names in (
+            (event.site, _CODE),
+            (event.forward_site, _FORWARD),
+            (event.library_site, _LIBRARY),
+        ):
+            if site is not None:
+                attributes.update(zip(names, (site.file, site.line or None, site.function), strict=True))
+        attributes.update(self._ids.whose().attributes)
+        return texts.present(attributes)
+
+
+class _Held(NamedTuple):
+    """A sync whose span is still to be built, and the id laid out for it; 0 where none can be."""
+
+    event: SyncEvent
+    span_id: int
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step whose spans are not all out yet."""
+
+    number: int
+    lap: int
+    trace_id: int = 0
+    sampled: dict[int, bool] = field(default_factory=dict)
+    """What the sampler said, by the id of the user's span that would be the parent; 0 for none."""
+    user: trace.Span | None = None
+    """The first span of the user's that a record of this step came with."""
+    held: list[_Held] = field(default_factory=list)
+    syncs: int = 0
+    stall_ns: int = 0
+    root: trace.Span | None = None
+    parent: trace.Span | None = None
+    start_ns: int = 0
+    end_ns: int = 0
+
+    def user_for(self, record: SyncEvent | StepRecord) -> trace.Span | None:
+        """The user's span that decides on the record's: autograd's threads do not have that of the forward pass."""
+        own = _user_span(record)
+        self.user = self.user or own
+        return own or self.user
+
+    def is_foreign(self, event: SyncEvent) -> bool:
+        """Whether the sync ran under a span of the user's that is not the step's parent."""
+        own = _user_span(event)
+        if own is None:
+            return False
+        return self.parent is None or own.get_span_context() != self.parent.get_span_context()
+
+
+def _takes_all(tracer: trace.Tracer) -> bool:
+    """Is its sampler one of those of the SDK that take every trace, as by default?"""
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
+
+    return getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
+
+
+def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:
+    span = record.user_span
+    return span if isinstance(span, trace.Span) and span.get_span_context().is_valid else None
+
+
+def _context(parent: trace.Span | None, user: object | None) -> Context:
+    """The user's context (baggage, say) with that parent; what is active on the draining thread has no say."""
+    base = user if isinstance(user, Context) else Context()
+    if parent is None:
+        return trace.set_span_in_context(trace.INVALID_SPAN, base) if base else base
+    return trace.set_span_in_context(parent, base)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _stacktrace(stack: tuple[CallSite, ...]) -> str | None:
+    """The stack as Python prints it, the most recent call last."""
+    if not stack:
+        return None
+    lines = []
+    for site in reversed(stack):
+        lines.append(f'  File "{site.file}", line {site.line}, in {site.function}')
+        if site.source:
+            lines.append(f"    {site.source}")
+    return "\n".join(lines)

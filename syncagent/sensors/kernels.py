@@ -415,7 +415,7 @@ class KernelSensor:
             return None
 
     def _is_refused(self, capturing: Callable[[], bool]) -> bool:
-        """Has an op that raised been refused by a graph capture?  The program has to see that error, never one of ours."""
+        """Was an op that raised refused by a graph capture?  The program has to see that error, never one of ours."""
         try:
             return capturing()
         except Exception as error:

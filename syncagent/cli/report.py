@@ -28,9 +28,9 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     """
     from syncagent.report import files
     from syncagent.report.formats import text
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
-    mode = config.file_mode()
+    mode = sources.file_mode()
     form = form or (files.output_format(output) if output else "text")
     report = files.load_merged(paths)
     if output:

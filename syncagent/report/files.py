@@ -12,7 +12,7 @@ from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.report import captured, origins, places, together
 from syncagent.report.model import Report
-from syncagent.settings.config import file_mode
+from syncagent.settings.sources import file_mode
 from syncagent.support import reading, storage
 from syncagent.support.log import log_once
 

@@ -31,9 +31,9 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     """
     from syncagent.report import files
     from syncagent.report.formats import render, text
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
-    mode = config.file_mode()
+    mode = sources.file_mode()
     form = form or (_format_of(output) if output else report_formats.TEXT)
     report = files.load_merged(paths)
     if not output and form == report_formats.TEXT:

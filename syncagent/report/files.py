@@ -12,7 +12,7 @@ from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.report import captured, origins, places, together
 from syncagent.report.formats import render
 from syncagent.report.model import Report
-from syncagent.settings.config import file_mode
+from syncagent.settings.sources import file_mode
 from syncagent.support import reading, report_formats, storage
 from syncagent.support.log import log_once
 
@@ -34,8 +34,8 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
     filled = given.replace("{rank}", str(rank or 0)).replace("{pid}", str(os.getpid()))
     if filled.endswith("/") or os.path.isdir(filled):
         return Path(filled) / f"rank{rank or 0}.json", "json"
-    form = report_formats.format_of(filled)
-    if form is None or form == report_formats.TEXT:
+    form = report_formats.saved_format_of(filled)
+    if form is None:
         raise ConfigError(
             f"a report cannot be saved as {given!r}: the name has to end in {report_formats.saved_suffixes()}, "
             "or be a directory"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["SUFFIXES", "TEXT", "format_of", "saved_suffixes"]
+__all__ = ["SUFFIXES", "TEXT", "format_of", "saved_format_of", "saved_suffixes"]
 
 TEXT = "text"
 """The only format that a run cannot be told to save: the file does not say which process wrote it, so the processes of
@@ -29,6 +29,12 @@ def format_of(path: str) -> str | None:
     name = os.path.basename(path)
     fitting = [form for form, suffix in SUFFIXES.items() if name.endswith(suffix) and name != suffix]
     return max(fitting, key=lambda form: len(SUFFIXES[form]), default=None)
+
+
+def saved_format_of(path: str) -> str | None:
+    """As :func:`format_of`, for a report that a run is to save."""
+    form = format_of(path)
+    return None if form == TEXT else form
 
 
 def saved_suffixes() -> str:

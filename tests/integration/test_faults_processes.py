@@ -16,9 +16,9 @@ import textwrap
 
 import pytest
 
-from syncagent.settings import config
+from syncagent.settings import sources
 
-PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
+PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
 
 FORKER = """\
 import gc, importlib, json, os, signal, sys, time

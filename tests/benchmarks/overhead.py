@@ -44,7 +44,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from syncagent.delivery import pipeline
 from syncagent.runtime import script as session
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.telemetry.ration import Ration
 from syncagent.telemetry.spans import SpanSink
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
@@ -197,7 +197,7 @@ class Variants:
         def around() -> Iterator[Agent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
-            ends = session.begin(config.load(chosen, {}))
+            ends = session.begin(sources.load(chosen, {}))
             for sink in ends.sinks:
                 if isinstance(sink, SpanSink):
                     sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it

@@ -22,7 +22,7 @@ from syncagent.report.model import SCHEMA
 from syncagent.report.summary import Since
 from syncagent.support import storage
 from syncagent.support.log import log_once
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -228,13 +228,13 @@ class Capture:
                 yield _line(type="site", t=now, site=site, **values, **sums)
             else:
                 yield _line(type="sums", t=now, site=site, **sums)
-            breathe()
+            yield_gil()
         for event in changes.events[-most:]:
             yield _line(type="event", **encode(event))
-            breathe()
+            yield_gil()
         for step in changes.step_times[-most:]:
             yield _line(type="step", **encode(step))
-            breathe()
+            yield_gil()
         yield _line(
             type="totals", t=now, duration_s=facts.run.duration_s, steps=changes.steps, step_ms=changes.step_ms,
             step_stall_ms=changes.step_stall_ms, stalled_ms=changes.stalled_ms, events=self._since.events,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from syncagent.attribution.apis import api_name
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import span_in
-from syncagent.support.pace import STRETCH_NS, breathe, keep_pace
+from syncagent.support.pace import STRETCH_NS, keep_pace, yield_gil
+from syncagent.support.randomness import own_randomness
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.randomness import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -139,7 +139,7 @@ class Pipeline:
         before, self._drainer = self._drainer, get_ident()
         began_ns = time.perf_counter_ns()
         try:
-            with drawing():
+            with own_randomness():
                 self._drain()
             self.drained_ns = began_ns
         finally:
@@ -219,7 +219,7 @@ class Pipeline:
             buffer = state.buffer
             # Only this thread takes from the left; the owner may go on appending.
             for _ in range(len(buffer)):
-                breathe()
+                yield_gil()
                 seen = buffer.popleft()
                 try:
                     events.append(self._event(seen, state))
@@ -287,7 +287,7 @@ class Pipeline:
     def _give(self, events: Sequence[SyncEvent]) -> None:
         for first in range(0, len(events), _FEW):
             self._each("events", events[first : first + _FEW])
-            breathe()
+            yield_gil()
 
     def _each(self, call: str, *args: object) -> None:
         """Call every sink; one that fails is switched off, and said so once."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from syncagent.events import Phase, SyncKind
 from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -192,7 +192,7 @@ class Summary:
         rows = []
         for site in sites:
             rows.append(site.row(steps, exact))
-            breathe()
+            yield_gil()
         return Changes(
             sites=rows,
             events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],

@@ -182,9 +182,9 @@ def _provider(settings: Settings, resource: Resource) -> tuple[AgentTracerProvid
 
 def _span_sink(settings: Settings, provider: Any) -> Sink:
     from syncagent.telemetry.spans import SpanSink
-    from syncagent.telemetry.step_ids import whose
+    from syncagent.telemetry.step_ids import process_identity
 
-    return SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, whose=whose)
+    return SpanSink(provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, identity=process_identity)
 
 
 def _logs(resource: Resource) -> tuple[Any, Outbox] | None:

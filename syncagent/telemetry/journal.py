@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.delivery.folder import file_path, make_directory
 from syncagent.support.log import log_once
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 from syncagent.support.storage import DEFAULT_MODE, append_alone
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class JournalExporter:
                 few = spans[first : first + _FEW]
                 self._write(json.dumps(encode(few), separators=(",", ":"), allow_nan=False).encode() + b"\n")
                 self._spans += len(few)
-                breathe()
+                yield_gil()
         except Exception as error:
             self.failed_writes += 1
             log_once("journal", "the journal lacks spans", path=self.path or self._wanted, reason=error)
@@ -269,5 +269,5 @@ def _count_spans(path: Path) -> int:
         count = 0
         for line in stream:
             count += line.count(b'"startTimeUnixNano":')
-            breathe()
+            yield_gil()
     return count

@@ -19,11 +19,11 @@ from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
 from syncagent.events import Phase
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
+from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.telemetry import semconv
-from syncagent.telemetry.randomness import keep_apart
+from syncagent.telemetry.attributes import AttributeSanitizer
 from syncagent.telemetry.series import Series, SeriesTable
-from syncagent.telemetry.texts import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ class MetricSink:
         """What was dropped, by reason; the agent's own account."""
         self.scale: Callable[[SyncEvent], float] | None = None
         """How many syncs an event stands for where only some were recorded."""
-        self.texts = Texts()
+        self.sanitizer = AttributeSanitizer()
         self.spans: SpanSink | None = None
         """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
         self.spans_lost: Callable[[], Mapping[str, int]] = dict
@@ -154,7 +154,7 @@ class MetricSink:
                 context = _context_of(span, event.user_context)
                 for _ in range(min(count, _RECORDS_MAX)):
                     self._stall_histogram.record(total_s / count, series.attributes, context)
-                    breathe()
+                    yield_gil()
 
     def step(self, record: StepRecord) -> None:
         duration_ns = max(record.end_ns - record.start_ns, 0)
@@ -182,7 +182,7 @@ class MetricSink:
         """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
         with self._lock:
             self._lost_before, self.lost = self._dropped(), {}
-            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.texts.cut
+            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.sanitizer.cut
             self.spans = None
             self._has_begun = False
             self._thread_ns.clear()
@@ -282,7 +282,7 @@ class MetricSink:
         key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
 
         def describe() -> dict[str, AttributeValue]:
-            return self.texts.present(
+            return self.sanitizer.clean(
                 {
                     semconv.OP: event.op,
                     semconv.KIND: event.kind.value,
@@ -306,7 +306,7 @@ class MetricSink:
         return dict(withheld)
 
     def _cut(self) -> int:
-        return self._cut_before + self.texts.cut + (0 if self.spans is None else self.spans.texts.cut)
+        return self._cut_before + self.sanitizer.cut + (0 if self.spans is None else self.spans.sanitizer.cut)
 
     def _snapshot(self) -> _Snapshot:
         with self._lock:
@@ -340,7 +340,7 @@ def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
         return None
     sink = _of_programs.get(provider)
     if sink is None:
-        keep_apart()
+        isolate_opentelemetry()
         sink = _of_programs[provider] = MetricSink(provider)
     return sink
 
@@ -388,5 +388,5 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
                 ],
             )
         )
-        breathe()
+        yield_gil()
     return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from syncagent._version import __version__
 from syncagent.support.log import log_once
 from syncagent.telemetry import semconv
-from syncagent.telemetry.texts import Texts
+from syncagent.telemetry.attributes import AttributeSanitizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ def _record(event: SyncEvent, span: SpanContext | None, counted: Mapping[str, At
         severity_text="WARN",
         body=MESSAGE,
         event_name=semconv.VIOLATION,
-        attributes=Texts().present(
+        attributes=AttributeSanitizer().clean(
             {
                 semconv.OP: event.op,
                 semconv.KIND: event.kind.value,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import ConfigError
 from syncagent.support.log import get_logger
-from syncagent.support.pace import breathe, keep_pace
+from syncagent.support.pace import keep_pace, yield_gil
 from syncagent.telemetry import otel_env, semconv
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class _Paced(list[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for sample in super().__iter__():
-            breathe()
+            yield_gil()
             yield sample
 
 
@@ -208,7 +208,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         histogram = HistogramMetricFamily(name, description, labels=labels)
         for point in points:
             histogram.add_metric(values(point), _buckets(point), point.sum)
-            breathe()
+            yield_gil()
         return histogram
     if isinstance(first.data, Sum):
         plain: CounterMetricFamily | GaugeMetricFamily = CounterMetricFamily(name, description, labels=labels)
@@ -217,7 +217,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         plain = GaugeMetricFamily(name + ratio, description, labels=labels)
     for point in points:
         plain.add_metric(values(point), point.value)
-        breathe()
+        yield_gil()
     return plain
 
 

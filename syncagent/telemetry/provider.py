@@ -15,8 +15,8 @@ from syncagent.support import redaction
 from syncagent.support.log import get_logger, log_once
 from syncagent.support.storage import DEFAULT_MODE
 from syncagent.telemetry import otel_env, semconv
-from syncagent.telemetry.answers import Answers
-from syncagent.telemetry.texts import Texts
+from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +57,7 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         said = _without_secrets(said)
         if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
             said[semconv.SERVICE_NAME] = named
-        return Resource(Texts().present({**own, **said}), found.schema_url)
+        return Resource(AttributeSanitizer().clean({**own, **said}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
 
@@ -92,9 +92,9 @@ def build_provider(
             return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
         if chosen == "otlp":
             target = otel_env.endpoint(os.environ)
-            answers = Answers()
-            make = _otlp_exporter(otel_env.protocol(os.environ), answers)
-            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), answers)
+            responses = CollectorResponses()
+            make = _otlp_exporter(otel_env.protocol(os.environ), responses)
+            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), responses)
             return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
@@ -129,33 +129,33 @@ def build_metric_sender(
     try:
         from syncagent.telemetry.metric_sender import MetricSender
 
-        answers = Answers()
+        responses = CollectorResponses()
         return MetricSender(
-            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), answers),
+            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), responses),
             lambda: collect(resource),
             interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
             on_trouble=lambda why: _say_metrics_lost(target, why),
-            answers=answers,
+            responses=responses,
         )
     except Exception as error:
         raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
 
 
-def _session(answers: Answers, signal: str) -> dict[str, Any]:
+def _session(responses: CollectorResponses, signal: str) -> dict[str, Any]:
     """What an exporter is given so that its answers are heard; nothing where the program brings its own sessions."""
     own = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
     is_own = any(os.environ.get(name) for name in (own, own.replace("CREDENTIAL", f"{signal}_CREDENTIAL")))
-    return {} if is_own else {"session": answers.session()}
+    return {} if is_own else {"session": responses.session()}
 
 
-def _metric_exporter(protocol: str, answers: Answers) -> Sends:
+def _metric_exporter(protocol: str, responses: CollectorResponses) -> Sends:
     if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
         module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
         exporter: Sends = module.OTLPMetricExporter()
         return exporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
+    return OTLPMetricExporter(**_session(responses, otel_env.METRICS))
 
 
 def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
@@ -170,12 +170,12 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
     otel_env.check_logs(environ)
     if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
         return None
-    target, answers = otel_env.endpoint(environ, otel_env.LOGS), Answers()
+    target, responses = otel_env.endpoint(environ, otel_env.LOGS), CollectorResponses()
     try:
         from opentelemetry.sdk._logs import LoggerProvider
 
-        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
-        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers, otel_env.LOG_BATCHES)
+        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), responses)
+        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), responses, otel_env.LOG_BATCHES)
         provider = LoggerProvider(resource, shutdown_on_exit=False)
         provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
     except Exception as error:
@@ -192,12 +192,12 @@ class _LogProcessor:
         self.shutdown = outbox.close
 
 
-def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+def _log_exporter(protocol: str, responses: CollectorResponses) -> Callable[[], Exporter]:
     package = "grpc" if protocol == otel_env.GRPC else "http"
 
     def make() -> Exporter:
         module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
-        session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
+        session = {} if protocol == otel_env.GRPC else _session(responses, otel_env.LOGS)
         exporter: Exporter = module.OTLPLogExporter(**session)
         return exporter
 
@@ -229,7 +229,7 @@ class _Journals:
         return None if self._latest is None else self._latest.path
 
 
-def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
+def _otlp_exporter(protocol: str, responses: CollectorResponses) -> Callable[[], Exporter]:
     def make() -> Exporter:
         if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
             module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
@@ -237,7 +237,7 @@ def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
             return exporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
+        return OTLPSpanExporter(**_session(responses, otel_env.TRACES))
 
     return make
 
@@ -246,7 +246,7 @@ def _outbox(
     make_exporter: Callable[[], Exporter],
     delay_s: float,
     on_trouble: Callable[[str], None] = lambda _reason: None,
-    answers: Answers | None = None,
+    responses: CollectorResponses | None = None,
     batches: str = otel_env.SPAN_BATCHES,
 ) -> Outbox:
     from syncagent.telemetry.outbox import Outbox
@@ -257,7 +257,7 @@ def _outbox(
         max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
         delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
         on_trouble=on_trouble,
-        answers=answers,
+        responses=responses,
     )
 
 

@@ -45,7 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from syncagent.delivery import pipeline
 from syncagent.runtime import script as session
 from syncagent.settings import config
-from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 
@@ -200,7 +200,7 @@ class Variants:
             ends = session.begin(config.load(chosen, {}))
             for sink in ends.sinks:
                 if isinstance(sink, SpanSink):
-                    sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
+                    sink.budget = SpanBudget(first=0)  # as in a long run: the spans that its start gives are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
             place = self._made % (len(_ORDER) // 2)
             agent.steps.current = _BEHIND + _WINDOW * place - _WARM

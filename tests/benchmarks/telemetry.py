@@ -183,13 +183,13 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: none is rationed."""
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_provider, build_resource
-    from syncagent.telemetry.ration import Ration
+    from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
-    from syncagent.telemetry.step_ids import whose
+    from syncagent.telemetry.step_ids import process_identity
 
     def run(journal: Path | None) -> dict[str, Any]:
         provider, _ = build_provider(build_resource({}), journal)
-        sink = SpanSink(provider, whose=whose, ration=Ration(first=10**9))
+        sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
         site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
         began_ns, began_s = time.time_ns(), time.process_time()
         for step in range(count // 21):

@@ -18,9 +18,9 @@ from sink_records import step, sync
 from syncagent.events import CallSite, Phase
 from syncagent.telemetry import metrics
 from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
-from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
-from syncagent.telemetry.step_ids import Whose
+from syncagent.telemetry.step_ids import ProcessIdentity
 
 
 def read(parts):
@@ -221,7 +221,7 @@ class TestExemplars:
         all_of, exporter = counted(), InMemorySpanExporter()
         provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        all_of.sink.spans = SpanSink(provider, ration=Ration(first=2), whose=lambda: Whose({}, "job"))
+        all_of.sink.spans = SpanSink(provider, budget=SpanBudget(first=2), identity=lambda: ProcessIdentity({}, "job"))
         return all_of, exporter
 
     def run(self, all_of, stalls):
@@ -280,7 +280,7 @@ class TestWhatIsNotSent:
         all_of = counted()
         for _ in range(2):
             provider = TracerProvider(shutdown_on_exit=False)
-            all_of.sink.spans = SpanSink(provider, ration=Ration(first=1), min_stall_ms=1.0)
+            all_of.sink.spans = SpanSink(provider, budget=SpanBudget(first=1), min_stall_ms=1.0)
             events = [sync(0, 5), sync(1, 5), sync(2, 4), sync(3, 0.5)]
             for sink in (all_of.sink.spans, all_of.sink):
                 sink.events(events)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from syncagent.events import CallSite, OpCount, StepRecord, SyncEvent
     from syncagent.report.model import Overhead, RunInfo, SensorStatus
 
-__all__ = ["OTHER", "Changes", "Since", "Summary"]
+__all__ = ["OTHER", "Changes", "Facts", "Since", "Summary"]
 
 T = TypeVar("T")
 
@@ -36,9 +36,7 @@ _Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
 class Summary:
-    """A sink that adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
-
-    name = "summary"
+    """Adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
 
     def __init__(
         self,
@@ -96,12 +94,6 @@ class Summary:
                     site.step_ns += stall_ns
             self._pending.clear()
             self._pending.extend(later)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open; a report can still be made."""
 
     def newest(self) -> tuple[SyncEvent, ...]:
         """The newest syncs, oldest of them first."""
@@ -237,6 +229,15 @@ class Since:
     sites: dict[int, Hashable] = field(default_factory=dict)
     events: int = 0
     steps: int = 0
+
+
+class Facts(NamedTuple):
+    """What a report has besides the sums."""
+
+    run: RunInfo
+    sensors: tuple[SensorStatus, ...]
+    dropped: int
+    notes: Sequence[str]
 
 
 class Changes(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent.delivery.folder import file_path, make_directory
+from syncagent.delivery.folder import make_directory
 from syncagent.support.log import log_once
 from syncagent.support.pace import yield_gil
 from syncagent.support.storage import DEFAULT_MODE, append_alone
@@ -25,16 +25,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExportResult
     from opentelemetry.trace import Link, SpanContext
 
-__all__ = ["JournalExporter", "encode", "journal_path"]
+__all__ = ["JournalExporter", "encode"]
 
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
 """Spans in a line: about as many as are encoded without a pause."""
-
-
-def journal_path(setting: str | None = None) -> Path:
-    """Where the journal goes; see :func:`file_path`."""
-    return file_path("journal", setting)
 
 
 class JournalExporter:

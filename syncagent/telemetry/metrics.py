@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
+from syncagent.delivery.sink import Sink
 from syncagent.events import Phase
 from syncagent.support.pace import yield_gil
 from syncagent.support.randomness import isolate_opentelemetry
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
     from opentelemetry.util.types import AttributeValue
 
+    from syncagent.delivery.sink import Source
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.telemetry.spans import SpanSink
 
@@ -74,7 +76,7 @@ class _Snapshot:
     time_ns: int = field(default_factory=time.time_ns)
 
 
-class MetricSink:
+class MetricSink(Sink):
     """Counts each sync once, whether it has a span or not.
 
     A series is one op, kind, phase and line, allowed or not, against the policy or not.  ``max_series`` have theirs
@@ -96,16 +98,19 @@ class MetricSink:
     name = "metrics"
 
     def __init__(
-        self, meter_provider: MeterProvider | None = None, *, max_series: int = 200, exemplars: bool = True
+        self,
+        meter_provider: MeterProvider | None = None,
+        *,
+        spans: SpanSink | None = None,
+        max_series: int = 200,
+        exemplars: bool = True,
     ) -> None:
         """``exemplars`` is about the agent's own histograms: those of a meter provider go by its filter."""
         self._has_exemplars = exemplars
-        self.lost: Mapping[str, int] = {}
-        """What was dropped, by reason; the agent's own account."""
-        self.scale: Callable[[SyncEvent], float] | None = None
-        """How many syncs an event stands for where only some were recorded."""
+        self._lost: Mapping[str, int] = {}
+        self._scale: Callable[[SyncEvent], float] | None = None
         self.sanitizer = AttributeSanitizer()
-        self.spans: SpanSink | None = None
+        self.spans = spans
         """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
         self.spans_lost: Callable[[], Mapping[str, int]] = dict
         """How many spans did not arrive, by reason."""
@@ -130,11 +135,14 @@ class MetricSink:
 
     # --- a sink's part
 
+    def connect(self, source: Source) -> None:
+        self._lost, self._scale = source.lost, source.scale
+
     def events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
             count = event.repeats
             total_s = max(event.stall_ns, 0) / 1e9
-            if self.scale is not None and (weight := self.scale(event)) != 1.0:
+            if self._scale is not None and (weight := self._scale(event)) != 1.0:
                 count, total_s = round(count * weight), total_s * weight
             if count < 1:
                 continue
@@ -175,13 +183,10 @@ class MetricSink:
         if self._step_histogram is not None:
             self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
 
-    def flush(self) -> None:
-        """Nothing is held back: whoever exports asks."""
-
     def close(self) -> None:
         """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
         with self._lock:
-            self._lost_before, self.lost = self._dropped(), {}
+            self._lost_before, self._lost = self._dropped(), {}
             self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.sanitizer.cut
             self.spans = None
             self._has_begun = False
@@ -298,7 +303,7 @@ class MetricSink:
         return self._table.of(key, count, describe)
 
     def _dropped(self) -> dict[str, int]:
-        return dict(Counter(self._lost_before) + Counter(self.lost))
+        return dict(Counter(self._lost_before) + Counter(self._lost))
 
     def _withheld(self) -> dict[str, int]:
         withheld = Counter(self._withheld_before)
@@ -326,7 +331,7 @@ class MetricSink:
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
 
 
-def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
+def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = None) -> MetricSink | None:
     """The sink for a meter provider of the program's, or else for its global one, if it has set that.
 
     The same for each watch: an instrument can be registered once, and counts must not start anew.
@@ -342,6 +347,7 @@ def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
     if sink is None:
         isolate_opentelemetry()
         sink = _of_programs[provider] = MetricSink(provider)
+    sink.spans = spans
     return sink
 
 

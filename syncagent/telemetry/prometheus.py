@@ -8,6 +8,7 @@ import threading
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.support.log import get_logger
 from syncagent.support.pace import keep_pace, yield_gil
@@ -55,7 +56,7 @@ def build_endpoint(
     return ScrapeEndpoint(collect, resource, address)
 
 
-class ScrapeEndpoint:
+class ScrapeEndpoint(Sink):
     """Serves what ``collect`` returns at ``http://host:port/metrics``, from the first sync or step on.
 
     A sink only so as to know when that is: a launcher such as torchrun imports torch and never trains, and would take
@@ -81,9 +82,6 @@ class ScrapeEndpoint:
 
     def step(self, record: StepRecord) -> None:  # noqa: ARG002 - a sink's signature
         self._open()
-
-    def flush(self) -> None:
-        """Nothing is held back: whoever scrapes asks."""
 
     def begin_close(self) -> None:
         """There is no last export to begin."""

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from syncagent._version import __version__
+from syncagent.delivery.sink import Sink
 from syncagent.support.pace import yield_gil
 from syncagent.telemetry import semconv
 from syncagent.telemetry.attributes import AttributeSanitizer
@@ -49,7 +50,7 @@ _SDK = "opentelemetry.sdk."
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
-class SpanSink:
+class SpanSink(Sink):
     """One trace a training step: ``train.step`` and, inside it, a span for each sync, with the records' own times.
 
     A step's spans are built when its record comes.  They are built earlier, the record's end still to come, when too
@@ -91,8 +92,7 @@ class SpanSink:
         self._tracer = self._own_tracer()
         self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
-        self.policy = policy
-        """The policy in force, which each span carries."""
+        self._policy = policy
         self.budget = budget if budget is not None else SpanBudget()
         self.budget.draw = self._ids.trace_id
         self.unsampled = 0
@@ -138,6 +138,9 @@ class SpanSink:
         self._contexts.clear()
         self._end_step(record)
         self._ids.ended(record.step)
+
+    def policy_changed(self, policy: str) -> None:
+        self._policy = policy
 
     def span_of(self, record: SyncEvent | StepRecord) -> trace.SpanContext | None:
         """Which span a record has or is about to get: known only for what the latest call handed over."""
@@ -272,7 +275,7 @@ class SpanSink:
         if isinstance(parent_start, int):
             step.start_ns = max(step.start_ns, parent_start)
         step.end_ns = step.start_ns
-        attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self.policy}
+        attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self._policy}
         if step.parent is None and self._preset_ids is not None:
             self._preset_ids.trace_id = self._trace_id(step)
         step.root = self._tracer.start_span(
@@ -345,7 +348,7 @@ class SpanSink:
             semconv.RANK: event.rank,
             semconv.ALLOWED: event.allowed,
             semconv.VIOLATION: event.violation or None,
-            semconv.POLICY: event.policy or self.policy,
+            semconv.POLICY: event.policy or self._policy,
             semconv.SENSOR: event.sensor,
             semconv.THREAD_NAME: event.thread,
             semconv.SHAPES: sanitizer.clean_texts(map(_shape, event.shapes)),

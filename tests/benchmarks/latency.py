@@ -190,7 +190,7 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
         if mode == "collector up":
             with urllib.request.urlopen(str(endpoint)) as answer:
                 received = int(answer.read())
-        [budget] = [sink.budget for sink in ends.sinks if hasattr(sink, "budget")]
+        budget = ends.spans.budget
         return load, _account(warm, load, report, ends.provider.stats(), received, budget)
 
 

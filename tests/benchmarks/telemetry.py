@@ -171,7 +171,7 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
     with collector(cores[1]):
         ends = session.begin(config.load({"detail": "syncs"}, {}))
         yield {"case": "and spans, rationed"} | drained(ends.sinks, per_step)
-        session._send_the_last(ends.provider, ends.metrics, ends.logs)
+        ends.close()
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -257,7 +257,7 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
                 agent.steps.mark(None)
         lasted_s = time.perf_counter() - began
         report = agent.stop()
-        session._send_the_last(ends.provider, ends.metrics, ends.logs)
+        ends.close()
         taken = told()
     bytes_ = taken["bytes"]
     return {

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from sink_records import step, sync
+from sink_records import source, step, sync
 
 from syncagent.events import CallSite, Phase
 from syncagent.telemetry import metrics
@@ -126,7 +126,7 @@ def test_any_number_of_repeats_is_counted_at_once():
 
 def test_what_was_sampled_is_scaled_up(counted):
     all_of = counted()
-    all_of.sink.scale = lambda event: 16.0 if event.op == "aten::copy_" else 1.0
+    all_of.sink.connect(source(scale=lambda event: 16.0 if event.op == "aten::copy_" else 1.0))
     all_of.sink.events([sync(op="aten::copy_"), sync(op="aten::copy_", repeats=2), sync()])
     points = all_of.points()
     assert [point.value for point in points[SYNCS]] == [48, 1]
@@ -190,7 +190,8 @@ def test_the_ratio_forgets_and_never_exceeds_one(counted):
 
 def test_what_was_dropped_is_counted_by_reason(counted):
     all_of = counted()
-    lost = all_of.sink.lost = {}
+    lost = {}
+    all_of.sink.connect(source(lost))
     all_of.sink.events([sync()])
     assert [(dict(point.attributes), point.value) for point in all_of.points()[DROPPED]] == [
         ({"syncagent.reason": "buffer full"}, 0)
@@ -198,7 +199,7 @@ def test_what_was_dropped_is_counted_by_reason(counted):
     lost["buffer full"] = 7
     assert all_of.points()[DROPPED][0].value == 7
     all_of.sink.close()
-    all_of.sink.lost = {"buffer full": 2}  # the program watches once more
+    all_of.sink.connect(source({"buffer full": 2}))  # the program watches once more
     assert all_of.points()[DROPPED][0].value == 9
 
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
@@ -223,14 +224,10 @@ class MetricSink(Sink):
         from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
 
         metrics = [
-            self._counter(_DROPPED, _by({_FULL: 0} | now.dropped), now.time_ns),
-            self._counter(_FOLDED, [({}, now.folded)], now.time_ns),
-            self._counter(_CUT, [({}, now.cut)], now.time_ns),
+            _sum(about, [NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
+            for about, values in _counters(now).items()
+            if values
         ]
-        if now.withheld:
-            metrics.append(self._counter(_SPANS_WITHHELD, _by(now.withheld), now.time_ns))
-        if now.spans_lost:
-            metrics.append(self._counter(_SPANS_DROPPED, _by(now.spans_lost), now.time_ns))
         if now.steps.count:
             metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
         if now.ratio is not None:
@@ -238,13 +235,6 @@ class MetricSink(Sink):
             points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
             metrics.append(Metric(name, description, unit, Gauge(points)))
         return metrics
-
-    def _counter(
-        self, about: tuple[str, str, str], values: Iterable[tuple[dict[str, AttributeValue], int]], now_ns: int
-    ) -> Metric:
-        from opentelemetry.sdk.metrics.export import NumberDataPoint
-
-        return _sum(about, [NumberDataPoint(labels, self._began_ns, now_ns, value) for labels, value in values])
 
     def _instruments(self, provider: MeterProvider) -> None:
         from opentelemetry.metrics import Observation
@@ -258,24 +248,13 @@ class MetricSink(Sink):
             now = self._snapshot().ratio
             return [] if now is None else [Observation(now)]
 
-        def dropped(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _by({_FULL: 0} | self._snapshot().dropped)]
-
-        def folded(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(self._table.folded)]
-
-        def cut(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(self._snapshot().cut)]
-
-        def withheld(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _by(self._snapshot().withheld)]
+        def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for labels, value in _counters(self._snapshot())[about]]
 
         meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
-        meter.create_observable_counter(_DROPPED[0], [dropped], _DROPPED[1], _DROPPED[2])
-        meter.create_observable_counter(_FOLDED[0], [folded], _FOLDED[1], _FOLDED[2])
-        meter.create_observable_counter(_CUT[0], [cut], _CUT[1], _CUT[2])
-        meter.create_observable_counter(_SPANS_WITHHELD[0], [withheld], _SPANS_WITHHELD[1], _SPANS_WITHHELD[2])
+        for about in (_DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
+            meter.create_observable_counter(about[0], [partial(counted, about)], about[1], about[2])
         self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
         self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
 
@@ -349,6 +328,17 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
         sink = _of_programs[provider] = MetricSink(provider)
     sink.spans = spans
     return sink
+
+
+def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str, AttributeValue], int]]]:
+    """The counters beside the syncs' own, each with its values by attributes."""
+    return {
+        _DROPPED: _by({_FULL: 0} | now.dropped),
+        _FOLDED: [({}, now.folded)],
+        _CUT: [({}, now.cut)],
+        _SPANS_WITHHELD: _by(now.withheld),
+        _SPANS_DROPPED: _by(now.spans_lost),
+    }
 
 
 def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:

@@ -189,11 +189,11 @@ def test_a_malformed_variable_is_a_config_error(environ, variable):
 
 def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(capsys, monkeypatch):
     monkeypatch.setattr(provider, "_in_trouble", set())
-    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
     assert "metrics do not arrive" in capsys.readouterr().err
-    provider._say_lost("http://one:4318/v1/traces", "refused")
+    provider._warn_once("TRACES", "http://one:4318/v1/traces", "refused")
     assert "spans are being lost" in capsys.readouterr().err
-    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
     assert capsys.readouterr().err == ""
 
 

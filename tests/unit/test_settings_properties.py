@@ -296,8 +296,8 @@ RUNS_TEXT = {"eval", "exec", "__import__", "compile"}
 UNPICKLES = {("pickle", "load"), ("pickle", "loads"), ("marshal", "loads"), ("yaml", "load"), ("shelve", "open")}
 KNOWN = {
     # what runs text, and why that is none from outside
-    ("autostart.py", "exec"): "a constant, so that CPython notes an interrupt again",
-    ("_compat.py", "compile"): "the source of a loaded file is parsed for the names in it, and not run",
+    ("runtime/autostart.py", "exec"): "a constant, so that CPython notes an interrupt again",
+    ("support/compat.py", "compile"): "the source of a loaded file is parsed for the names in it, and not run",
 }
 
 

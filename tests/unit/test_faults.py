@@ -24,6 +24,7 @@ from syncagent.attribution import apis, callsite, modules, ranks
 from syncagent.attribution import backward as autograd
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
+from syncagent.delivery.sink import Sink
 from syncagent.events import SyncKind
 from syncagent.policy import Policy
 from syncagent.recording.recorder import Recorder
@@ -381,7 +382,7 @@ def test_a_policy_that_gives_a_nonsensical_reason_stops_nothing(alone, monkeypat
 # --- sinks ------------------------------------------------------------------------------------------------------------
 
 
-class Taken:
+class Taken(Sink):
     """A sink that keeps what it gets."""
 
     name = "taken"

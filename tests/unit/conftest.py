@@ -15,7 +15,8 @@ import pytest
 
 import syncagent.api
 import syncagent.runtime.agent
-from syncagent.settings import config
+from syncagent.settings import sources
+from syncagent.telemetry.violations import ViolationLog
 from tests import processes
 
 
@@ -133,7 +134,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.api.launch(config.load({"warmup_steps": 0, **settings}), sinks)
+        return syncagent.api.launch(sources.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
 
     return begin
 

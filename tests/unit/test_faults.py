@@ -26,12 +26,13 @@ from syncagent.attribution import apis, callsite, modules, ranks
 from syncagent.attribution import backward as autograd
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
+from syncagent.delivery.sink import Sink
 from syncagent.events import SyncKind
 from syncagent.policy import Policy
 from syncagent.recording.recorder import Recorder
 from syncagent.report.summary import Summary
 from syncagent.sensors import calibration, explicit, kernels, modes, monitored
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.support import log
 from syncagent.torchbridge import internals
 
@@ -169,7 +170,7 @@ class Broken:
 def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     """Train under an agent; check what must hold whatever breaks, and return the report and what was logged."""
     before = shape_of_the_process()
-    agent = syncagent.api.launch(config.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
+    agent = syncagent.api.launch(sources.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
     result = train()
     agent.events()
     agent.flush()
@@ -399,7 +400,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
         def __str__(self):
             raise Fault("injected")
 
-    agent = syncagent.api.launch(config.load({"detail": "syncs"}), ())
+    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), ())
     for _ in range(2):
         with record_function(Odd("odd")):
             torch.ones(2).nonzero()
@@ -445,7 +446,7 @@ def test_a_policy_that_gives_a_nonsensical_reason_stops_nothing(alone, monkeypat
 # --- sinks ------------------------------------------------------------------------------------------------------------
 
 
-class Taken:
+class Taken(Sink):
     """A sink that keeps what it gets."""
 
     name = "taken"
@@ -527,7 +528,7 @@ def test_a_sink_that_hangs_neither_holds_up_training_nor_the_end(alone, capsys, 
     monkeypatch.setattr("syncagent.delivery.pipeline._PATIENCE_S", 0.5, raising=False)
     sink = Hanging(call)
     try:
-        agent = syncagent.api.launch(config.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
+        agent = syncagent.api.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
         assert same(train(), alone)
         if call == "events":
             assert sink.inside.wait(10)
@@ -660,7 +661,7 @@ def test_asyncio_tasks_are_watched_as_they_take_turns():
 
 def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     """The modes of the thread that started it stay where they are, and do nothing."""
-    agent = syncagent.api.launch(config.load({"detail": "ops"}), ())
+    agent = syncagent.api.launch(sources.load({"detail": "ops"}), ())
     stopper = threading.Thread(target=syncagent.stop)
     stopper.start()
     stopper.join()

@@ -318,7 +318,9 @@ for holder, name in POINTS:
         log._said.clear()
         setattr(holder, name, broken)
         try:
-            syncagent.start(detail="syncs" if error is MemoryError else "ops")
+            judged = {"policy": "warn", "warmup_steps": 0, "allow": "elsewhere"} if holder is Policy else {}
+            has_modes = error is RuntimeError or holder is modes.ModeSensor
+            syncagent.start(detail="ops" if has_modes else "syncs", **judged)
             same = train() == alone
             report = syncagent.stop()
             json.dumps(report.to_dict(), allow_nan=False)

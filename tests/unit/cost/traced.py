@@ -38,9 +38,7 @@ class Traced:
     def wait(self, stream: int = 7, back_us: float = 5.0, tid=MAIN) -> None:
         self.correlation += 1
         end = max(self.now + 1.0, self.ready.get(stream, 0.0)) + back_us
-        self.event(
-            "cuda_runtime", "cudaStreamSynchronize", self.now, end - self.now, tid, correlation=self.correlation
-        )
+        self.event("cuda_runtime", "cudaStreamSynchronize", self.now, end - self.now, tid, correlation=self.correlation)
         self.event("cuda_sync", "Stream Sync", self.now, 1.0, stream, 0, stream=stream, correlation=self.correlation)
         self.now = end
 

@@ -23,6 +23,9 @@ from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
 from syncagent.rules.own_time import own_time_taken_off
 from syncagent.rules.rules import RULES, Rule, shown
+from syncagent.sensors.base import Sensor
+from syncagent.sensors.copies import CopyWatch
+from syncagent.sensors.host_scalars import HostScalars
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor
 from syncagent.torchbridge.redispatch import original
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import About, Tally, ThreadState
     from syncagent.rules.rules import Waits
+    from syncagent.sensors.base import Conditions
 
     Call = Callable[..., Any]
 
@@ -54,26 +58,37 @@ _LATE_NS = 500_000
 """Shorter calls are not asked whether they came back late."""
 
 
-class KernelSensor:
+class KernelSensor(Sensor):
     """Times what waits on the GPU, wherever it is called from."""
 
     name = "kernels"
 
-    def __init__(self, recorder: Recorder, rules: Iterable[Rule] = RULES, *, device_key: str | None = None) -> None:
+    needed_by_gates = True
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        conditions: Conditions,
+        rules: Iterable[Rule] = RULES,
+        *,
+        device_key: str | None = None,
+    ) -> None:
         """``device_key`` replaces every rule's dispatch keys: tests watch CPU ops through the same dispatcher."""
-        self._recorder = recorder
+        super().__init__(recorder, conditions)
         self._rules = tuple(rule for rule in rules if rule.keys)
         self._device_key = device_key
         self._switch = Switch()
+        self._host_scalars = HostScalars()
+        self.copies = CopyWatch(recorder, conditions, self)
         self._libraries: list[Any] = []
         self._hot = "off"
         self._live = False
+        self._gave_way = False
         self.without: list[str] = []
         """One sentence for each op that could not be hooked."""
         self.unhooked: list[str] = []
         """Those among them that this torch has, so that their waits may go unseen."""
-        self.elsewhere = 0
-        """Calls on other backends that passed through, about: threads may count at the same time."""
+        self.passed_through = 0  # about: threads may count at the same time
         self.left_in_place = False
 
     @property
@@ -85,13 +100,33 @@ class KernelSensor:
         lost = "; ".join(self.without)
         return "waits inside extensions that call CUDA themselves" + (f"; {lost}" if lost else "")
 
-    def start(self, *, hot: bool) -> None:
-        """Put the kernels in place; ``hot`` ones (``copy_``) for every thread and for good only if asked for."""
+    @property
+    def detail(self) -> str:
+        return self.copies.detail
+
+    @property
+    def gaps(self) -> list[str]:
+        return [f"not hooked: {', '.join(self.unhooked)}"] if self.unhooked else []
+
+    @property
+    def notes(self) -> list[str]:
+        left = (
+            "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
+            "kernel off safely while they do"
+        )
+        return [left] if self.left_in_place else []
+
+    def start(self) -> None:
+        """Put the kernels in place; ``hot`` ones (``copy_``) for every thread and for good only if all are wanted."""
+        self._recorder.faults.guard("the way past item()", self._host_scalars.start, None)
         self._live = True
+        self._gave_way = False
+        hot = self.copies.always
         self._put(rule for rule in self._rules if hot or not rule.hot)
         _take_off(_left)  # they lie below the new ones now, and nothing is dispatched to them
         _left.clear()
         self._hot = "always" if hot else "off"
+        self.copies.start()
 
     def arm_hot(self) -> None:
         """Watch the hot ops on this thread from now on, unless torch.compile is in use (1 µs after the first time)."""
@@ -114,8 +149,8 @@ class KernelSensor:
 
     @property
     def gave_way(self) -> bool:
-        """Whether the hot ops are no longer watched since torch.compile is in use."""
-        return self._hot == "switched" and self._switch.compiles
+        """Whether the hot ops are no longer watched since torch.compile is in use, or were not at the end."""
+        return self._gave_way or (self._hot == "switched" and self._switch.compiles)
 
     def stop(self) -> None:
         """Restore every kernel; while other threads compute, leave them where they are, passing calls on.
@@ -123,7 +158,9 @@ class KernelSensor:
         Taking a kernel off while another thread dispatches the same op is a race in torch: the op fails with
         ``fallthrough_kernel was executed``.  The next agent's kernels take the place of those that were left.
         """
+        self._recorder.faults.guard("the way past item()", self._host_scalars.stop, None)
         self._live = False
+        self._gave_way = self.gave_way
         if self._hot == "switched":
             self._switch.release()
         self._hot = "off"
@@ -204,7 +241,7 @@ class KernelSensor:
             try:
                 if is_ours and sensor._live:
                     return watch(below, args, kwargs)
-                sensor.elsewhere += 1  # the op runs on another backend or does not leave it, or the watch is over
+                sensor.passed_through += 1  # the op runs on another backend or does not leave it, or the watch is over
                 _computing.add(get_ident())
                 return call(below, *args, **kwargs)
             except BaseException as error:
@@ -252,7 +289,7 @@ class KernelSensor:
                         keyset = host if value.is_cpu else torch._C._dispatch_keys(value) & below
                 else:
                     keyset = torch._C._dispatch_keys(value) & below
-                sensor.elsewhere += 1
+                sensor.passed_through += 1
                 _computing.add(get_ident())
                 return call(keyset, value)
             except BaseException as error:

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.recording.records import OpSum
+from syncagent.sensors.base import Sensor
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import restored
 from syncagent.torchbridge.stand_ins import StandIns, ops_warn_at_once
@@ -23,27 +24,52 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["ModeSensor"]
 
 _now = time.perf_counter_ns
 
 
-class ModeSensor:
+class ModeSensor(Sensor):
     """Wraps every op of the thread that starts it."""
 
     name = "modes"
+    starts_on_thread = True
     cannot_see = "ops of threads other than the one that started the agent, and ops inside compiled code"
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
         self._entered: list[tuple[_Stack, Any]] = []
         self._on: list[bool] = []
         self._tracing: Tracing | None = None
 
+    @classmethod
+    def is_listed(cls, conditions: Conditions) -> bool:  # noqa: ARG003 - under all
+        return True
+
+    @classmethod
+    def is_wanted(cls, conditions: Conditions) -> bool:
+        return conditions.every_op
+
     @property
     def live(self) -> bool:
         return bool(self._entered)
+
+    @property
+    def detail(self) -> str:
+        return "" if self._conditions.every_op else 'off: detail is "syncs"'
+
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        import torch
+        from torch import _C
+
+        return {
+            "what torch.jit.trace records with": getattr(torch._C, "_create_graph_by_tracing", None),
+            "function modes": _C._len_torch_function_stack(),
+            "dispatch modes": _C._len_torch_dispatch_stack(),
+        }
 
     def start(self) -> None:
         """Enter both modes on this thread."""

@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,7 @@ from syncagent.delivery.pipeline import Pipeline
 from syncagent.events import SyncKind
 from syncagent.runtime.agent import Agent
 from syncagent.sensors.kernels import KernelSensor
+from syncagent.sensors.registry import SENSORS, SensorSet
 from syncagent.settings import config
 from syncagent.torchbridge.internals import look_up
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from syncagent.delivery.sink import Sink
+    from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["begin", "bootstrap", "finish", "write"]
 
@@ -69,18 +73,17 @@ class _OnCpu(Agent):
     def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
         self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
-        self._kernels = KernelSensor(self._recorder, device_key=self.key)
-        self._has_cuda = True
+        key = self.key
+
+        class Kernels(KernelSensor):
+            def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+                super().__init__(recorder, conditions, device_key=key)
+
+        kinds = [Kernels if kind is KernelSensor else kind for kind in SENSORS]
+        self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
     def _say_if_there_is_no_gpu(self) -> None:
         """There is one: the CPU stands for it."""
-
-    def _run_info(self) -> Any:
-        self._has_cuda = False  # there is no device to ask for its name
-        try:
-            return super()._run_info()
-        finally:
-            self._has_cuda = True
 
 
 class _OnNeither(_OnCpu):

@@ -89,17 +89,23 @@ def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
     from syncagent.rules.rules import RULES
     from syncagent.sensors.kernels import KernelSensor
+    from syncagent.sensors.registry import SENSORS, SensorSet
     from syncagent.torchbridge.internals import look_up
 
     rules = tuple(host.rule(rule) for rule in RULES)
     forget_compiled_code()
 
+    class CpuKernels(KernelSensor):
+        def __init__(self, recorder, conditions):
+            super().__init__(recorder, conditions, rules, device_key="CPU")
+
+    kinds = [CpuKernels if kind is KernelSensor else kind for kind in SENSORS]
+
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
             self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
-            self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
-            self._has_cuda = True
+            self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
         def _say_if_there_is_no_gpu(self):
             """There is one: the CPU stands for it."""

@@ -13,7 +13,7 @@ import torch
 
 import syncagent
 from syncagent.report import summary
-from syncagent.sensors.sampling import CopySampling
+from syncagent.sensors.copies import CopySampling
 from syncagent.support import log
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])

@@ -318,8 +318,8 @@ def test_a_rule_that_goes_wrong_leaves_the_op_alone(alone, monkeypatch, capsys, 
     broken = Broken(wrong if wrong is Fault else NONSENSE[wrong])
     real = kernels.KernelSensor.__init__
 
-    def with_broken_rules(self, recorder, rules=kernels.RULES, *, device_key=None):
-        real(self, recorder, [replace(rule, **{part: broken}) for rule in rules], device_key=device_key)
+    def with_broken_rules(self, recorder, conditions, rules=kernels.RULES, *, device_key=None):
+        real(self, recorder, conditions, [replace(rule, **{part: broken}) for rule in rules], device_key=device_key)
 
     monkeypatch.setattr(kernels, "_LATE_NS", -1)
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_broken_rules)

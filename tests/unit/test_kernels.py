@@ -16,6 +16,7 @@ from syncagent.policy import Policy
 from syncagent.recording.recorder import Recorder
 from syncagent.rules.rules import RULES, STAGED_BYTES, Rule
 from syncagent.sensors import kernels
+from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import config
 from syncagent.torchbridge.internals import look_up
@@ -99,8 +100,9 @@ def sensor(host):
 
     def make(rules=RULES, *, hot=False, detail="syncs"):
         recorder = Recorder(config.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
-        made.append(KernelSensor(recorder, [host.rule(rule) for rule in rules], device_key="CPU"))
-        made[-1].start(hot=hot)
+        conditions = Conditions(copies="all" if hot else "off")
+        made.append(KernelSensor(recorder, conditions, [host.rule(rule) for rule in rules], device_key="CPU"))
+        made[-1].start()
         return made[-1]
 
     yield make
@@ -141,8 +143,8 @@ def test_a_copy_that_stays_on_the_device_is_passed_on_unasked(source):
 
     rule = Rule("aten::copy_", proves, proves, "as in the table", keys=("Meta",), hot=True)
     recorder = Recorder(config.load({}, {}), look_up(simulated=True), lambda: 0)
-    sensor = KernelSensor(recorder, [rule])
-    sensor.start(hot=True)
+    sensor = KernelSensor(recorder, Conditions(copies="all"), [rule])
+    sensor.start()
     try:
         torch.empty(3, device="meta").copy_(torch.empty(3, device=source))
     finally:
@@ -282,8 +284,8 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 def test_ops_of_other_devices_pass_through(host):
     """The kernels stand where calls for every backend come by; those for others are theirs alone."""
     recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    watching = KernelSensor(recorder)  # watches CUDA, and there is none
-    watching.start(hot=True)
+    watching = KernelSensor(recorder, Conditions(copies="all"))  # watches CUDA, and there is none
+    watching.start()
     try:
         for call, _, _ in WAITS.values():
             call()

@@ -14,7 +14,6 @@ from syncagent import ConfigError, HostSyncWarning
 from syncagent.policy import gate
 from syncagent.rules.rules import RULES
 from syncagent.sensors import kernels
-from syncagent.sensors.explicit import ExplicitSensor
 from syncagent.settings import config
 from tests.unit.tools import forbidden
 
@@ -57,9 +56,9 @@ def test_a_gate_needs_every_op_that_this_torch_has(cpu_agent, monkeypatch):
     """An op of another version of torch is no hole."""
     real = kernels.KernelSensor.__init__
 
-    def with_more_rules(self, recorder, rules=RULES, *, device_key=None):
+    def with_more_rules(self, recorder, conditions, rules=RULES, *, device_key=None):
         gone = replace(next(rule for rule in rules if rule.op == "aten::nonzero"), op="aten::was_once_there")
-        real(self, recorder, [*rules, gone], device_key=device_key)
+        real(self, recorder, conditions, [*rules, gone], device_key=device_key)
 
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_more_rules)
     agent = cpu_agent(policy="raise")
@@ -172,23 +171,27 @@ class Waitable:
         return sum(range(1000))
 
 
-def test_an_explicit_wait_counts_with_and_without_work_to_wait_for(cpu_agent):
+@pytest.fixture
+def waitables(monkeypatch):
+    """Agents that start now take these for CUDA's events."""
+    monkeypatch.setattr(torch.cuda, "Event", Waitable)
+
+
+def test_an_explicit_wait_counts_with_and_without_work_to_wait_for(waitables, cpu_agent):
     """Which of the two it is, the race with the GPU decides; without, the stall is 0."""
     agent = cpu_agent()
-    synchronize = ExplicitSensor(agent._recorder)._timed(Waitable.synchronize, "torch.cuda.Event.synchronize")
     for done in (True, False):
-        assert synchronize(Waitable(done=done)) == 499500
+        assert Waitable(done=done).synchronize() == 499500
     idle, busy = agent.events()
     assert (idle.op, idle.kind, idle.stall_ns) == ("torch.cuda.Event.synchronize", "explicit", 0)
     assert busy.stall_ns > 0
 
 
-def test_an_explicit_wait_is_judged_with_and_without_work_to_wait_for(cpu_agent):
+def test_an_explicit_wait_is_judged_with_and_without_work_to_wait_for(waitables, cpu_agent):
     """And recorded once, where it was stopped."""
     agent = cpu_agent(policy="raise")
-    synchronize = ExplicitSensor(agent._recorder)._timed(Waitable.synchronize, "torch.cuda.Event.synchronize")
     for done in (True, False):
-        assert forbidden(lambda done=done: synchronize(Waitable(done=done)))
+        assert forbidden(Waitable(done=done).synchronize)
     assert [(event.violation, event.stall_ns, event.sensor) for event in agent.events()] == [(True, 0, "explicit")] * 2
 
 
@@ -202,9 +205,9 @@ def late(monkeypatch, host):
 
     real = kernels.KernelSensor.__init__
 
-    def with_late_rules(self, recorder, rules=RULES, *, device_key=None):
+    def with_late_rules(self, recorder, conditions, rules=RULES, *, device_key=None):
         rules = [replace(rule, late=is_late) if rule.op == "aten::copy_" else rule for rule in rules]
-        real(self, recorder, rules, device_key=device_key)
+        real(self, recorder, conditions, rules, device_key=device_key)
 
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_late_rules)
 

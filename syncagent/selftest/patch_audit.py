@@ -16,7 +16,7 @@ def state() -> dict[str, Any]:
     from torch.optim import optimizer
     from torch.profiler import record_function
 
-    from syncagent.rules.rules import RULES
+    from syncagent.rules.table import RULES
     from syncagent.sensors import explicit
     from syncagent.simulate import waits
     from syncagent.torchbridge.switch import Switch

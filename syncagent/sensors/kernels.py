@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
-from syncagent.rules.own_time import own_time_taken_off
-from syncagent.rules.rules import RULES, Rule, shown
+from syncagent.rules.host_time import own_time_taken_off
+from syncagent.rules.table import RULES
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.copies import CopyWatch
 from syncagent.sensors.host_scalars import HostScalars
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from syncagent.events import SyncKind
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import About, Tally, ThreadState
-    from syncagent.rules.rules import Waits
+    from syncagent.rules.rule import Rule, Waits
     from syncagent.sensors.base import Conditions
 
     Call = Callable[..., Any]
@@ -217,7 +217,7 @@ class KernelSensor(Sensor):
                 pass  # a torch without one of the names that it leans on: the other does all it does, for more
         skip_in_dynamo(watch)
         skip_in_dynamo(kernel)
-        kernel.__name__ = f"syncagent_{shown(rule).removeprefix('aten::')}"
+        kernel.__name__ = f"syncagent_{rule.reported_op.removeprefix('aten::')}"
         return kernel
 
     def _kernel_of_any(
@@ -305,7 +305,7 @@ class KernelSensor(Sensor):
         current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
         capturing = recorder.internals.capturing
         sensor = self
-        name, late = shown(rule), rule.late
+        name, late = rule.reported_op, rule.late
         proves = rule.proves if switch is None else _of_data(rule.proves)  # above, tensors without data come by as well
         names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
         always: SyncKind | None = getattr(proves, "always", None)

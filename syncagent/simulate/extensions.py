@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.events import SyncKind
-from syncagent.rules.rules import Rule
+from syncagent.rules.rule import Rule
 from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Placement
 

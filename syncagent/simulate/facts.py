@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from syncagent.rules import rules
+from syncagent.rules import table
 from syncagent.simulate import extensions
 
 __all__ = ["OpFacts"]
@@ -79,8 +79,8 @@ class OpFacts:
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
         overload = schema.overload_name
-        self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)
+        self.rule = table.find(f"{self.name}.{overload}" if overload else self.name)
         if self.extension:
             self.rule = extensions.wait_known(op)
-        self.shown = self.name if self.rule is None else rules.shown(self.rule)
+        self.shown = self.name if self.rule is None else self.rule.reported_op
         """The op's name in a report."""

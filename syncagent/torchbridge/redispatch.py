@@ -9,7 +9,7 @@ from syncagent.torchbridge import numbers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.rules.rules import Rule
+    from syncagent.rules.rule import Rule
 
     Call = Callable[..., Any]
 

@@ -87,7 +87,7 @@ def no_settings(monkeypatch, tmp_path):
 @pytest.fixture
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
-    from syncagent.rules.rules import RULES
+    from syncagent.rules.table import RULES
     from syncagent.sensors.kernels import KernelSensor
     from syncagent.sensors.registry import SENSORS, SensorSet
     from syncagent.torchbridge.internals import look_up

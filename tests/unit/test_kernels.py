@@ -14,7 +14,9 @@ import torch
 from syncagent import SyncKind, allow
 from syncagent.policy import Policy
 from syncagent.recording.recorder import Recorder
-from syncagent.rules.rules import RULES, STAGED_BYTES, Rule
+from syncagent.rules.predicates import STAGED_BYTES
+from syncagent.rules.rule import Rule
+from syncagent.rules.table import RULES
 from syncagent.sensors import kernels
 from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor

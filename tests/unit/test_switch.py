@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from syncagent.recording.recorder import Recorder
-from syncagent.rules.rules import RULES
+from syncagent.rules.table import RULES
 from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import config

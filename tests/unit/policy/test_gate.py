@@ -12,7 +12,7 @@ import torch
 import syncagent
 from syncagent import ConfigError, HostSyncWarning
 from syncagent.policy import gate
-from syncagent.rules.rules import RULES
+from syncagent.rules.table import RULES
 from syncagent.sensors import kernels
 from syncagent.settings import config
 from tests.unit.tools import forbidden

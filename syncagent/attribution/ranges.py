@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import Patches
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from syncagent.recording.recorder import Recorder
 
-__all__ = ["Ranges", "labels"]
+__all__ = ["Ranges", "footprint", "labels"]
 
 
 def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
@@ -26,7 +28,7 @@ class Ranges:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._original: tuple[Any, Any] | None = None
+        self._patches = Patches()
 
     def start(self) -> None:
         from torch.profiler import record_function
@@ -64,16 +66,18 @@ class Ranges:
             self._recorder.fault("the watch for labels of record_function", error, "failed and is off")
             self.stop()
 
-        self._original = (enter, leave)
-        record_function.__enter__ = entered  # type: ignore[method-assign]
-        record_function.__exit__ = left  # type: ignore[method-assign]
+        self._patches.put(record_function, "__enter__", entered)
+        self._patches.put(record_function, "__exit__", left)
 
     def stop(self) -> None:
-        if self._original is not None:
-            from torch.profiler import record_function
+        self._patches.restore()
 
-            record_function.__enter__, record_function.__exit__ = self._original  # type: ignore[method-assign]
-            self._original = None
+
+def footprint() -> dict[str, object]:
+    """Return what is changed in torch, as it is now."""
+    from torch.profiler import record_function
+
+    return {"torch.profiler.record_function": (record_function.__enter__, record_function.__exit__)}
 
 
 def _take_out(open_ones: list[Any], label: Any) -> None:

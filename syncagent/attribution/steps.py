@@ -7,18 +7,21 @@ as it does in the user's own loop counter.  ``syncagent.step()`` takes over for 
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     StepEnded = Callable[[int, int, int], None]
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "footprint"]
 
 _IMPATIENCE = 8
 """After so many steps of others without one of the leader, another optimizer leads."""
@@ -37,16 +40,13 @@ class Steps:
         self._others = 0
         self._stepped = False
         self._hook: Any = None
-        self._scaler: Any = None
-        self._scaler_update: Any = None
+        self._patches = Patches()
         self.without: list[str] = []
         """One sentence for each name of torch that was not there."""
         self._safely = (faults or Faults()).shield("the count of steps")
 
     def start(self) -> None:
         import torch
-
-        from syncagent.torchbridge.internals import skip_in_dynamo
 
         def stepped(optimizer: Any, *_: Any) -> None:
             self._safely(self._optimizer_stepped, optimizer)
@@ -60,30 +60,26 @@ class Steps:
             )
         else:
             self._hook = register(stepped)
-        scaler: Any = getattr(getattr(torch, "amp", None), "GradScaler", None)
-        original = getattr(scaler, "update", None)
-        if original is None:
+        if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._scaler_wrapper):
             self.without.append(
                 f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
             )
-            return
-        self._scaler, self._scaler_update = scaler, original
-        steps = self
 
-        def update(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, *args, **kwargs)
-            steps._safely(steps._scaler_updated)
+    def _scaler_wrapper(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(scaler, *args, **kwargs)
+            if self._patches:  # the program's own patch may call this beyond the agent's end
+                self._safely(self._scaler_updated)
             return result
 
-        update.__wrapped__ = original  # type: ignore[attr-defined]
-        scaler.update = update
+        return update
 
     def stop(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        if self._scaler_update is not None:
-            self._scaler.update = self._scaler_update
-        self._hook = self._scaler_update = None
+        self._hook = None
+        self._patches.restore()
 
     def mark(self, step: int | None) -> None:
         """End the running step by hand; ``step`` is the number of the one that begins."""
@@ -116,3 +112,14 @@ class Steps:
         self.current = ended + 1 if following is None else following
         self._began_ns = now
         self._ended(ended, began, now)
+
+
+def footprint() -> dict[str, object]:
+    """Return what is changed in torch, as it is now."""
+    import torch
+    from torch.optim import optimizer
+
+    return {
+        "torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"),
+        "optimizers' hooks": len(getattr(optimizer, "_global_optimizer_post_hooks", ())),
+    }

@@ -47,9 +47,9 @@ class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
     def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
-        from syncagent.sensors import calibration
         from syncagent.sensors.base import Conditions
         from syncagent.sensors.registry import SensorSet
+        from syncagent.torchbridge import calibration
         from syncagent.torchbridge.internals import UNKNOWN, look_up
 
         self.settings = settings
@@ -344,7 +344,7 @@ class Agent:
 
         May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
         """
-        from syncagent.sensors import calibration
+        from syncagent.torchbridge import calibration
 
         calibration.hurry()
         if self._ended is None:
@@ -480,7 +480,7 @@ class Agent:
         )
 
     def _overhead(self) -> Overhead:
-        from syncagent.sensors.calibration import UnmeasuredError
+        from syncagent.torchbridge.calibration import UnmeasuredError
 
         try:
             own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through), 0)

@@ -142,5 +142,7 @@ class Sensor(ABC):
         """A sentence for each thing that the reader of the report has to know."""
         return []
 
-    passed_through = 0
-    """Calls that came by and were passed on unrecorded, whose cost belongs to the agent's overhead."""
+    @property
+    def passed_through(self) -> int:
+        """How many calls came by and were passed on unrecorded; their cost belongs to the agent's overhead."""
+        return 0

@@ -13,8 +13,9 @@ import syncagent
 from syncagent import ConfigError, HostSyncWarning
 from syncagent.policy import gate
 from syncagent.rules.table import RULES
-from syncagent.sensors import kernels
+from syncagent.sensors import hooked_op, kernels
 from syncagent.settings import config
+from syncagent.torchbridge.dispatcher import Hooks
 from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -64,12 +65,12 @@ def test_a_gate_needs_every_op_that_this_torch_has(cpu_agent, monkeypatch):
     agent = cpu_agent(policy="raise")
     assert agent.report().run.gate == "held"
     syncagent.stop()
-    build = kernels.KernelSensor._kernel
+    build = Hooks._kernel
 
     def cannot_hook(self, rule, switch=None):
         return fail() if rule.op == "aten::nonzero" else build(self, rule, switch)
 
-    monkeypatch.setattr(kernels.KernelSensor, "_kernel", cannot_hook)
+    monkeypatch.setattr(Hooks, "_kernel", cannot_hook)
     with pytest.raises(ConfigError, match="not hooked: aten::nonzero"):
         cpu_agent(policy="raise")
 
@@ -198,7 +199,7 @@ def test_an_explicit_wait_is_judged_with_and_without_work_to_wait_for(waitables,
 @pytest.fixture
 def late(monkeypatch, host):
     """Copies to the device wait by the driver's state alone."""
-    monkeypatch.setattr(kernels, "_LATE_NS", -1)
+    monkeypatch.setattr(hooked_op, "_LATE_NS", -1)
 
     def is_late(args, _kwargs, _lasted_ns):
         return syncagent.SyncKind.COPY_H2D if args[1] in host else None

@@ -97,7 +97,8 @@ def cpu_device(monkeypatch, no_settings, host):
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
-            self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
+            # A torch that is built for CUDA may have no driver here.
+            self._recorder.locator.internals = look_up(simulated=True)
             self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
             self._has_cuda = True
 

@@ -202,7 +202,7 @@ def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
         X.nonzero()
         del own.local.state  # as when a thread has ended and a new one has been given its number
         agent.events()
-    assert len(own.states) <= 2
+    assert len(own.threads.all) <= 2
     assert agent.report().totals.syncs == 20
 
 

@@ -18,12 +18,13 @@ from syncagent.attribution.statements import statement_at
 from syncagent.events import CallSite
 from syncagent.support.compat import qualified_name
 from syncagent.support.reading import source_lines
+from syncagent.torchbridge.stand_ins import is_stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "STAND_IN", "CallSites", "Where"]
+__all__ = ["NOWHERE", "CallSites", "Where"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
@@ -59,9 +60,6 @@ _SETTING_UP = (
     "_inductor/cudagraph_trees.py", "_inductor/cudagraph_utils.py", "cuda/graphs.py",
 )  # fmt: skip
 """Files of torch that compile, tune or capture: what waits below them is torch's own doing, and happens once."""
-
-STAND_IN = "_syncagent_stand_in"
-"""First local variable of the frames that stand for the one above them (``sensors/stand_ins.py``)."""
 
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
@@ -152,7 +150,7 @@ class CallSites:
             bits = self._classify(frame.f_code)
             if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
                 break
-            if not frame.f_code.co_filename.startswith(self._agent) and not _is_stand_in(frame.f_code):
+            if not frame.f_code.co_filename.startswith(self._agent) and not is_stand_in(frame.f_code):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return points
@@ -162,7 +160,7 @@ class CallSites:
         points: list[Point] = []
         while frame is not None:
             file = frame.f_code.co_filename
-            if _is_stand_in(frame.f_code):
+            if is_stand_in(frame.f_code):
                 pass
             elif file.startswith(self._sensors):
                 while points and self._classify(points[-1][0]) & _PLUMBING:
@@ -198,7 +196,7 @@ class CallSites:
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
-        if _is_stand_in(code):
+        if is_stand_in(code):
             return _PLUMBING
         if file.startswith("<"):
             # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
@@ -256,10 +254,6 @@ class CallSites:
                 code,
             )
         return known[0]
-
-
-def _is_stand_in(code: CodeType) -> bool:
-    return code.co_varnames[:1] == (STAND_IN,)
 
 
 def _is_dunder(name: str) -> bool:

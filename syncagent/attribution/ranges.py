@@ -9,7 +9,8 @@ from syncagent.torchbridge.patches import Patches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.recording.recorder import Recorder
+    from syncagent.attribution.threads import Threads
+    from syncagent.support.faults import Faults
 
 __all__ = ["Ranges", "footprint", "labels"]
 
@@ -26,8 +27,9 @@ class Ranges:
     sync.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, threads: Threads[Any], faults: Faults) -> None:
+        self._threads = threads
+        self._faults = faults
         self._patches = Patches()
 
     def start(self) -> None:
@@ -35,7 +37,7 @@ class Ranges:
 
         enter: Any = record_function.__enter__
         leave: Any = record_function.__exit__
-        local, thread_state = self._recorder.local, self._recorder.thread_state
+        local, current = self._threads.local, self._threads.current
 
         def entered(self: Any) -> Any:
             result = enter(self)  # which may raise
@@ -43,7 +45,7 @@ class Ranges:
                 try:
                     open_ones = local.state.open_ranges
                 except AttributeError:
-                    open_ones = thread_state().open_ranges
+                    open_ones = current().open_ranges
                 open_ones.append(self)
             except Exception as error:
                 failed(error)
@@ -63,7 +65,7 @@ class Ranges:
             return leave(self, *error)
 
         def failed(error: Exception) -> None:
-            self._recorder.fault("the watch for labels of record_function", error, "failed and is off")
+            self._faults.add("the watch for labels of record_function", error)
             self.stop()
 
         self._patches.put(record_function, "__enter__", entered)

@@ -9,14 +9,14 @@ from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.sites import SiteKey, home_of_process, is_a_little_changed, key_of, naming, normal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import CodeType
 
+    from syncagent.attribution.callsite import Point
     from syncagent.events import CallSite, SyncKind
     from syncagent.sites import Frame
 
 __all__ = ["Baseline"]
-
-Line = tuple["CallSite", "CodeType"]
 
 
 class Baseline:
@@ -46,20 +46,21 @@ class Baseline:
             self._by_frame.setdefault(key.frame, []).append(key)
         self._stands_for: dict[SiteKey, SiteKey] = {}
 
-    def knows(self, kind: SyncKind, user: Line | None, library: Line | None, forward: Line | None) -> bool:
-        """Is this one of the report's sites?"""
-        lines = (user, library, forward)
-        shown, behind, before = (line[0] if line is not None else None for line in lines)
-        key = key_of(kind, shown, behind, before, self._named)
+    def knows(
+        self, kind: SyncKind, points: Sequence[Point | None], resolve: Callable[[Point | None], CallSite | None]
+    ) -> bool:
+        """Is this one of the report's sites?  ``points`` are its user's, library and forward line."""
+        user, library, forward = map(resolve, points)
+        key = key_of(kind, user, library, forward, self._named)
         if key in self._keys:
             return True
         for known in self._by_frame.get(key.frame, ()):
             if self._stands_for.get(known, key) != key or not is_a_little_changed(known, key):
                 continue
             changed = [
-                (text, line) for text, now, line in zip(known.texts, key.texts, lines, strict=True) if text != now
+                (text, point) for text, now, point in zip(known.texts, key.texts, points, strict=True) if text != now
             ]
-            if all(line is not None and self._is_gone(text, line[1]) for text, line in changed):
+            if all(point is not None and self._is_gone(text, point[0]) for text, point in changed):
                 return self._stands_for.setdefault(known, key) == key
         return False
 

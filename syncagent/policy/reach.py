@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from syncagent.policy.scopes import open_scopes, scopes_by_thread, scopes_of_backward
 
 if TYPE_CHECKING:
+    from syncagent.attribution.locator import Locator
+    from syncagent.attribution.threads import WatchedThread
     from syncagent.policy.judge import Policy
     from syncagent.policy.scopes import Scopes
-    from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import ThreadState
 
 __all__ = ["Numbers", "Reach", "in_force", "innermost", "open_reaches"]
 
@@ -51,19 +51,22 @@ def innermost(scopes: Scopes) -> Reach | None:
     return None
 
 
-def covering(recorder: Recorder, state: ThreadState) -> tuple[Reach | None, list[Reach]]:
+def covering(locator: Locator, thread: WatchedThread) -> tuple[Reach | None, list[Reach]]:
     """Return the innermost region of this thread or task, and those of other threads that cover it, newest first."""
     own = innermost(open_scopes())
     if own is None and scopes_by_thread:
-        own = innermost(scopes_of_backward(recorder, state))
+        own = innermost(scopes_of_backward(locator, thread))
     # A copy of the list: others open and close regions meanwhile.
-    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != state.ident]
+    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != thread.ident]
     return own, others[::-1]
 
 
-def in_force(recorder: Recorder, state: ThreadState) -> tuple[Numbers, Policy | None]:
-    """Return the regions that cover a sync of this thread, and the policy that judges it: the innermost one's."""
-    own, others = covering(recorder, state)
+def in_force(locator: Locator, thread: WatchedThread, of_process: Policy | None) -> tuple[Numbers, Policy | None]:
+    """Return the regions that cover a sync of this thread, and the policy that judges it.
+
+    That is the innermost region's; ``of_process`` where no region judges.
+    """
+    own, others = covering(locator, thread)
     numbers = own.numbers if own is not None else ()
     if others:
         numbers = (*(reach.number for reach in others[::-1] if reach.number not in numbers), *numbers)
@@ -74,4 +77,4 @@ def in_force(recorder: Recorder, state: ThreadState) -> tuple[Numbers, Policy | 
     for reach in others:
         if reach.judges:
             return numbers, reach.judge
-    return numbers, recorder.policy
+    return numbers, of_process

@@ -7,8 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.runtime import signals
-from syncagent.support import reading
+from syncagent.support import forks, reading
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Remote:
         number = getattr(signal, self._signal)
         self._before = signal.signal(number, self._signalled)
         self._installed = number
-        signals.reset_in_children(number, self.stop)
+        forks.reset_in_children(number, self.stop)
 
     def stop(self) -> None:
         """Give the signal back, unless somebody else has taken it since."""

@@ -9,15 +9,13 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.backward import owner_of_backward
-
 if TYPE_CHECKING:
     from types import FrameType
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
-    from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import ThreadState
+    from syncagent.attribution.locator import Locator
+    from syncagent.attribution.threads import WatchedThread
 
 __all__ = ["allow", "enter", "forget", "leave", "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward"]
 
@@ -121,22 +119,22 @@ def _set(scopes: Scopes) -> None:
         scopes_by_thread.pop(get_ident(), None)
 
 
-def open_reason(recorder: Recorder, state: ThreadState) -> str | None:
+def open_reason(locator: Locator, thread: WatchedThread) -> str | None:
     """Return the innermost open block's reason, on an autograd thread that of ``backward()``'s caller."""
     scopes = _OPEN.get()
     if not scopes and scopes_by_thread:
-        scopes = scopes_of_backward(recorder, state)
+        scopes = scopes_of_backward(locator, thread)
     return next((scope for scope in reversed(scopes) if isinstance(scope, str)), None) if scopes else None
 
 
-def scopes_of_backward(recorder: Recorder, state: ThreadState) -> Scopes:
+def scopes_of_backward(locator: Locator, thread: WatchedThread) -> Scopes:
     """Return what the caller of the ``backward()`` in which this thread works has open."""
-    internals = recorder.internals
+    internals = locator.internals
     if internals.graph_task() == -1:
         return ()
     context: Any = internals.backward_context()
     if context is not None:
         scopes: Scopes = context.get(_OPEN, ())
         return scopes
-    owner = owner_of_backward(state, internals, recorder.states)
+    owner = locator.owner_of_backward(thread)
     return scopes_by_thread.get(owner.ident, ()) if owner is not None else ()

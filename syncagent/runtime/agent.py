@@ -66,7 +66,7 @@ class Agent:
         self._policy = self._new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder)
+        self._ranges = Ranges(self._recorder.threads, self._faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
@@ -207,7 +207,7 @@ class Agent:
         return sum(tuple(self._pipeline.lost.values()))
 
     def _new_policy(self, settings: config.Settings) -> Policy:
-        return Policy(settings, self._recorder, lambda: self.steps.current)
+        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -292,7 +292,7 @@ class Agent:
             self.notes += self.steps.without
             if modes:
                 self.enter_modes()
-            self._recorder.thread_state().trains = True
+            self._recorder.threads.current().trains = True
             self._on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
@@ -386,7 +386,7 @@ class Agent:
 
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
-        self._recorder.forget_threads()
+        self._recorder.threads.forget()
         self.give_device_back = None  # the child is in the midst of what its parent began
         self.regions.forget()
         self._pipeline.forget()
@@ -417,9 +417,9 @@ class Agent:
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
         # Once a step all of this is cold: there are few calls here, and they are made only where they have work.
         try:
-            state: ThreadState = self._recorder.local.state
+            state: ThreadState = self._recorder.threads.local.state
         except AttributeError:
-            state = self._recorder.thread_state()
+            state = self._recorder.threads.current()
         state.trains = True
         self._pipeline.steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         budgets = self._policy.budgets

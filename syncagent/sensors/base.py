@@ -51,12 +51,12 @@ class Sensor(ABC):
     A sensor patches or hooks something in :meth:`start` and undoes it in :meth:`stop`.  Around a call that waits, on
     the thread that waits, it does this::
 
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         if state.op is not None:  # a sensor further out is timing this wait
             return original(*args)
         frame = sys._getframe(1)
         allowed = recorder.ask(op, kind, frame, state, args, self.name)  # may raise HostSyncError in the caller's frame
-        about = recorder.describe(state, op, kind, frame, args, self.name, allowed)
+        context = recorder.describe(state, op, kind, frame, args, self.name, allowed)
         started = time.perf_counter_ns()
         state.op = op
         try:
@@ -64,7 +64,7 @@ class Sensor(ABC):
         finally:
             returned = time.perf_counter_ns()
             state.op = None
-            recorder.settle(state, about, kind, started, returned - started, returned)
+            recorder.settle(state, context, kind, started, returned - started, returned)
 
     All that can be done before the wait is done before it, since the GPU is at work meanwhile.  This is the training
     thread: no lock that another thread may hold, no formatting, no file.  Only ``ask`` may raise into the program; a

@@ -69,7 +69,7 @@ class CopyWatch:
     def start(self) -> None:
         """Begin on the thread that starts the agent: the first steps are sampled."""
         if self._setting == "sampled" and self._kernels is not None:
-            self._recorder.thread_state().copies_armed = True
+            self._recorder.threads.current().copies_armed = True
             self._recorder.faults.guard("the watch for copies", self._kernels.arm_hot, None)
 
     def update(self, state: ThreadState, step: int, *, wanted: bool) -> None:

@@ -81,13 +81,13 @@ class ExplicitSensor(Sensor):
 
         @functools.wraps(original)
         def synchronize(*args: Any, **kwargs: Any) -> Any:
-            state = recorder.thread_state()
+            state = recorder.threads.current()
             frame = sys._getframe(1)
             if state.op is not None or not patches:  # the program's own patch may call this beyond the agent's end
                 return original(*args, **kwargs)
             is_idle = bool(args) and nothing_pending(args[0])
             allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
-            about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
+            context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             started = _now()
             state.op = shown
             try:
@@ -96,7 +96,7 @@ class ExplicitSensor(Sensor):
                 returned = _now()
                 state.op = None
                 stall_ns = 0 if is_idle else returned - started
-                recorder.settle(state, about, SyncKind.EXPLICIT, started, stall_ns, returned)
+                recorder.settle(state, context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
         return synchronize
 
@@ -111,14 +111,14 @@ class ExplicitSensor(Sensor):
             if not patches:
                 return original(*args, **kwargs)
 
-            state = recorder.thread_state()
+            state = recorder.threads.current()
             before = memory_reserved()
             started = _now()
             result = original(*args, **kwargs)
             returned = _now()
             if memory_reserved() < before:
-                about = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
-                recorder.settle(state, about, SyncKind.OTHER, started, returned - started, returned)
+                context = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
+                recorder.settle(state, context, SyncKind.OTHER, started, returned - started, returned)
             return result
 
         return empty_cache

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from syncagent.events import SyncKind
     from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import About, Tally, ThreadState
+    from syncagent.recording.records import SyncContext, Tally, ThreadState
     from syncagent.rules.rule import Rule, Waits
 
     Call = Callable[..., Any]
@@ -40,9 +40,9 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
 
     ``above_backends``: the kernel stands so high in the dispatcher that tensors without data come by as well.
     """
-    local = recorder.local
+    local = recorder.threads.local
     current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
-    capturing = recorder.internals.capturing
+    capturing = recorder.locator.internals.capturing
     name, late = rule.reported_op, rule.late
     proves = _of_data(rule.proves) if above_backends else rule.proves
     names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
@@ -53,7 +53,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         try:
             state: ThreadState = local.state
         except AttributeError:
-            state = recorder.thread_state()
+            state = recorder.threads.current()
         kind = always
         if kind is None:
             try:
@@ -80,7 +80,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             allowed = None
             if policy is None or not policy.is_passive or open_scopes() or scopes_by_thread:
                 allowed = recorder.ask(name, named, frame, state, args, _SENSOR)  # which may raise
-            about = state.about = describe(state, name, named, frame, args, _SENSOR, allowed)
+            context = state.context = describe(state, name, named, frame, args, _SENSOR, allowed)
             started = _now()
             result = call(below, *args, **kwargs)
             returned = _now()
@@ -89,20 +89,20 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             state.op = None
             if started and not capturing():
                 now = _now()
-                settle(state, about, named, started, now - started, now)
+                settle(state, context, named, started, now - started, now)
             raise
         whole_ns, inside_ns = returned - started, state.stall_ns
         # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
         stall_ns = inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
-        seen = settle(state, about, named, started, stall_ns, returned)
+        seen = settle(state, context, named, started, stall_ns, returned)
         if allowed is not None:
             recorder.tally(state, seen, frame)
         return result
 
     def inside(state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any) -> Any:
         """Run an op that waits inside of another, which names the sync."""
-        if state.outer is not None and state.about is None:
-            state.about = _describe_outer(recorder, state, kind, frame, judged=True)  # which may raise
+        if state.outer is not None and state.context is None:
+            state.context = _describe_outer(recorder, state, kind, frame, judged=True)  # which may raise
         inside_ns = state.stall_ns
         started = _now()
         try:
@@ -119,7 +119,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         raised = True
         started = _now()
         try:
-            state.kind = state.about = None
+            state.kind = state.context = None
             state.op, state.outer = name, (rule, args, kwargs)
             state.passes += 1
             state.stall_ns = 0
@@ -135,10 +135,12 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             elif raised and capturing():
                 kind = None
             if kind is not None:
-                about = state.about or _describe_outer(recorder, state, kind, _caller(3), judged=False)
+                context = state.context or _describe_outer(recorder, state, kind, _caller(3), judged=False)
                 state.op = None
-                seen = settle(state, about, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late)
-                if about.allowed is not None:
+                seen = settle(
+                    state, context, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late
+                )
+                if context.allowed is not None:
                     recorder.tally(state, seen, _caller(3))
             state.op = state.outer = None
 
@@ -165,7 +167,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
 
 def _describe_outer(
     recorder: Recorder, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool
-) -> About:
+) -> SyncContext:
     """Describe the outermost op, for a wait that was proven by one inside, and is judged first, or too late."""
     rule, args, kwargs = state.outer
     state.named = named = kind if rule.waits is rule.proves else _kind(recorder, rule, args, kwargs) or kind

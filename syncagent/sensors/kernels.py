@@ -127,4 +127,4 @@ class KernelSensor(Sensor):
         if self._hot == "switched":
             self._switch.release()
         self._hot = "off"
-        self._hooks.take_off(state.ident for state in self._recorder.states)
+        self._hooks.take_off(state.ident for state in self._recorder.threads.all)

@@ -104,7 +104,7 @@ def cpu_device(monkeypatch, no_settings, host):
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
-            self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
+            self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
             self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
         def _say_if_there_is_no_gpu(self):

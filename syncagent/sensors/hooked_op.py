@@ -87,7 +87,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             state.op = None
         except BaseException:  # where the op raised, it has waited, unless a graph capture refused it
             state.op = None
-            if started and not capturing():
+            if started and not is_refused():
                 now = _now()
                 settle(state, context, named, started, now - started, now)
             raise
@@ -98,6 +98,14 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         if allowed is not None:
             recorder.tally(state, seen, frame)
         return result
+
+    def is_refused() -> bool:
+        """Has an op that raised been refused by a graph capture?  The program has to see that error, never one of ours."""
+        try:
+            return capturing()
+        except Exception as error:
+            recorder.fault("the look for a graph capture", error)
+            return False
 
     def inside(state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any) -> Any:
         """Run an op that waits inside of another, which names the sync."""
@@ -132,7 +140,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             if kind is None and not raised and late is not None and returned - started > _LATE_NS:
                 kind, is_late = _if_late(recorder, rule, args, kwargs, returned - started), True
                 state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
-            elif raised and capturing():
+            elif raised and is_refused():
                 kind = None
             if kind is not None:
                 context = state.context or _describe_outer(recorder, state, kind, _caller(3), judged=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import Patches
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ class Ranges:
     def __init__(self, threads: Threads[Any], faults: Faults) -> None:
         self._threads = threads
         self._faults = faults
-        self._original: tuple[Any, Any] | None = None
+        self._patches = Patches()
 
     def start(self) -> None:
         from torch.profiler import record_function
@@ -66,16 +68,11 @@ class Ranges:
             self._faults.add("the watch for labels of record_function", error)
             self.stop()
 
-        self._original = (enter, leave)
-        record_function.__enter__ = entered  # type: ignore[method-assign]
-        record_function.__exit__ = left  # type: ignore[method-assign]
+        self._patches.put(record_function, "__enter__", entered)
+        self._patches.put(record_function, "__exit__", left)
 
     def stop(self) -> None:
-        if self._original is not None:
-            from torch.profiler import record_function
-
-            record_function.__enter__, record_function.__exit__ = self._original  # type: ignore[method-assign]
-            self._original = None
+        self._patches.restore()
 
 
 def _take_out(open_ones: list[Any], label: Any) -> None:

@@ -7,11 +7,13 @@ as it does in the user's own loop counter.  ``syncagent.step()`` takes over for 
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +39,7 @@ class Steps:
         self._others = 0
         self._stepped = False
         self._hook: Any = None
-        self._scaler: Any = None
-        self._scaler_update: Any = None
+        self._patches = Patches()
         self.without: list[str] = []
         """One sentence for each name of torch that was not there."""
         self._safely = (faults or Faults()).shield("the count of steps")
@@ -60,30 +61,25 @@ class Steps:
             )
         else:
             self._hook = register(stepped)
-        scaler: Any = getattr(getattr(torch, "amp", None), "GradScaler", None)
-        original = getattr(scaler, "update", None)
-        if original is None:
+        if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._wrap_update):
             self.without.append(
                 f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
             )
-            return
-        self._scaler, self._scaler_update = scaler, original
-        steps = self
 
-        def update(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, *args, **kwargs)
-            steps._safely(steps._scaler_updated)
+    def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(scaler, *args, **kwargs)
+            self._safely(self._scaler_updated)
             return result
 
-        update.__wrapped__ = original  # type: ignore[attr-defined]
-        scaler.update = update
+        return update
 
     def stop(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        if self._scaler_update is not None:
-            self._scaler.update = self._scaler_update
-        self._hook = self._scaler_update = None
+            self._hook = None
+        self._patches.restore()
 
     def mark(self, step: int | None) -> None:
         """End the running step by hand; ``step`` is the number of the one that begins."""

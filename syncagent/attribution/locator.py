@@ -1,8 +1,7 @@
 """Says where a sync comes from: the user's line, the library's, the forward line of a backward op, and the phase.
 
 Autograd's own threads have no Python frame of the user's.  Two things lead back from there: the sequence number of the
-autograd node (:mod:`~syncagent.attribution.forwards`), and the context that ``backward()`` hands to those threads, in
-which its caller stands (:data:`~syncagent.attribution.threads.OWNER`).
+autograd node, and the context that ``backward()`` hands to those threads, which names its caller.
 """
 
 from __future__ import annotations

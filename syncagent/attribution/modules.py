@@ -46,9 +46,8 @@ class ModulePaths:
 
 
 def _is_at(root: Any, name: str, module: Any) -> bool:
-    here = root
-    for part in name.split("."):
-        here = here._modules.get(part)
-        if here is None:
-            return False
-    return here is module
+    try:
+        found: Any = root.get_submodule(name)
+    except AttributeError:
+        return False
+    return found is module

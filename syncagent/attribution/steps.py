@@ -60,12 +60,12 @@ class Steps:
             )
         else:
             self._hook = register(stepped)
-        if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._scaler_wrapper):
+        if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._wrap_update):
             self.without.append(
                 f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
             )
 
-    def _scaler_wrapper(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(scaler, *args, **kwargs)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from syncagent.attribution.forwards import ForwardSites
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,13 +13,54 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point, Where
     from syncagent.support.faults import Faults
 
-__all__ = ["OWNER", "Threads", "WatchedThread"]
+__all__ = ["OWNER", "ForwardSites", "Threads", "WatchedThread"]
 
 OWNER: ContextVar[WatchedThread | None] = ContextVar("syncagent_owner", default=None)
 """The thread that this context belongs to.  Autograd's threads get the context of the thread that called
 ``backward()``."""
 
+_SLOTS = 1 << 16
+_new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 _TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
+
+
+class Forward(NamedTuple):
+    """A forward op that made an autograd node."""
+
+    sequence: int
+    where: Where
+    module: str | None
+
+
+class ForwardSites:
+    """The newest 65,536 forward ops of a thread that made an autograd node, by the node's sequence number.
+
+    The op can read that number as it runs, and so can the node in the backward pass.
+    """
+
+    __slots__ = ("_ring",)
+
+    def __init__(self) -> None:
+        self._ring: list[Forward | None] = []
+
+    def remember(self, sequence: int, where: Where, module: str | None) -> None:
+        if not self._ring:  # half a megabyte, which most threads never need
+            self._ring = [None] * _SLOTS
+        self._ring[sequence % _SLOTS] = _new(Forward, (sequence, where, module))
+
+    def remember_if_new(self, sequence: int, where: Where) -> None:
+        """Remember the op unless its node is known already: what a sync remembered says more."""
+        ring = self._ring
+        if not ring:
+            self.remember(sequence, where, None)
+            return
+        found = ring[sequence % _SLOTS]
+        if found is None or found[0] != sequence:
+            ring[sequence % _SLOTS] = _new(Forward, (sequence, where, None))
+
+    def find(self, sequence: int) -> Forward | None:
+        found = self._ring[sequence % _SLOTS] if self._ring else None
+        return found if found is not None and found.sequence == sequence else None
 
 
 class WatchedThread:

@@ -100,7 +100,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         return result
 
     def is_refused() -> bool:
-        """Has an op that raised been refused by a graph capture?  The program has to see that error, never one of ours."""
+        """Has a graph capture refused an op that raised?  The program has to see that error, never one of ours."""
         try:
             return capturing()
         except Exception as error:

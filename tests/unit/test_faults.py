@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 import syncagent
 import syncagent.api
-from syncagent.attribution import apis, callsite, forwards, modules, ranks
+from syncagent.attribution import apis, callsite, modules, ranks, threads
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.events import SyncKind
@@ -190,8 +190,8 @@ POINTS = {
     "call sites of ops": (callsite.CallSites, "innermost", 1),
     "code of frames": (callsite.CallSites, "_classify", SEVERAL),
     "lines of source": (callsite.CallSites, "resolve", SEVERAL),
-    "forward sites kept": (forwards.ForwardSites, "remember", SEVERAL),
-    "forward sites found": (forwards.ForwardSites, "find", SEVERAL),
+    "forward sites kept": (threads.ForwardSites, "remember", SEVERAL),
+    "forward sites found": (threads.ForwardSites, "find", SEVERAL),
     "module paths": (modules.ModulePaths, "path", 1),
     "ranges start": (Ranges, "start", 1),
     "ranges stop": (Ranges, "stop", 1),

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support.faults import Faults
-from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.internals import optimizer_hooks, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
@@ -117,9 +117,5 @@ class Steps:
 def footprint() -> dict[str, object]:
     """Return what is changed in torch, as it is now."""
     import torch
-    from torch.optim import optimizer
 
-    return {
-        "torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"),
-        "optimizers' hooks": len(getattr(optimizer, "_global_optimizer_post_hooks", ())),
-    }
+    return {"torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"), "optimizers' hooks": optimizer_hooks()}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "find"]
 
-_D, _S, _C = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
+_D, _S, _CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 _PUT = "aten::index_put_"
 _SPARSE, _CSR = ("SparseCUDA",), ("SparseCsrCUDA",)
 
@@ -112,22 +112,22 @@ RULES: tuple[Rule, ...] = (
     _whole("logspace.Tensor_Scalar", reads(_S, 0), "end point read back"),
     _whole("logspace.Scalar_Tensor", reads(_S, 1), "end point read back"),
     # checks
-    _rule("_linalg_check_errors", always(_C), "info flags read back", host_us=40),
-    _rule("_linalg_eigh", always(_C), "cuSOLVER's convergence is waited for", host_us=1180),
-    _rule("_linalg_eigh.eigenvalues", always(_C), "as _linalg_eigh", host_us=1180),
-    _rule("_linalg_svd", always(_C), "cuSOLVER's convergence is waited for", host_us=2430),
-    _rule("_linalg_svd.U", always(_C), "as _linalg_svd", host_us=2430),
-    _rule("_linalg_eigvals", always(_C), "computed on the host", host_us=5000),
-    _rule("linalg_eig", always(_C), "computed on the host", host_us=4600),
-    _rule("linalg_ldl_factor_ex", always(_C), "cuSOLVER's pivots are waited for", host_us=1120),
-    _rule("linalg_ldl_factor_ex.out", always(_C), "as linalg_ldl_factor_ex", host_us=1120),
-    _rule("linalg_ldl_solve", always(_C), "pivots copied back", host_us=980),
-    _rule("linalg_ldl_solve.out", always(_C), "as linalg_ldl_solve", host_us=980),
-    _whole("linalg_lstsq", always(_C), "info flags read back"),
-    _whole("linalg_pinv.atol_rtol_tensor", always(_C), "SVD inside"),
+    _rule("_linalg_check_errors", always(_CHECK), "info flags read back", host_us=40),
+    _rule("_linalg_eigh", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=1180),
+    _rule("_linalg_eigh.eigenvalues", always(_CHECK), "as _linalg_eigh", host_us=1180),
+    _rule("_linalg_svd", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=2430),
+    _rule("_linalg_svd.U", always(_CHECK), "as _linalg_svd", host_us=2430),
+    _rule("_linalg_eigvals", always(_CHECK), "computed on the host", host_us=5000),
+    _rule("linalg_eig", always(_CHECK), "computed on the host", host_us=4600),
+    _rule("linalg_ldl_factor_ex", always(_CHECK), "cuSOLVER's pivots are waited for", host_us=1120),
+    _rule("linalg_ldl_factor_ex.out", always(_CHECK), "as linalg_ldl_factor_ex", host_us=1120),
+    _rule("linalg_ldl_solve", always(_CHECK), "pivots copied back", host_us=980),
+    _rule("linalg_ldl_solve.out", always(_CHECK), "as linalg_ldl_solve", host_us=980),
+    _whole("linalg_lstsq", always(_CHECK), "info flags read back"),
+    _whole("linalg_pinv.atol_rtol_tensor", always(_CHECK), "SVD inside"),
     _whole("linalg_matrix_exp", nonempty(_D), "norms copied back to choose the degree"),
-    _rule("normal.Tensor_Tensor", reads(_C, 1), "std >= 0 checked", proves=never),
-    _rule("normal.float_Tensor", reads(_C, 1), "std >= 0 checked", proves=never),
+    _rule("normal.Tensor_Tensor", reads(_CHECK, 1), "std >= 0 checked", proves=never),
+    _rule("normal.float_Tensor", reads(_CHECK, 1), "std >= 0 checked", proves=never),
     # copies
     _rule("copy_", copied, "waits for the copy, or in the driver for staging", late=staged_late, hot=True, host_us=45),
     _whole("_to_copy", converted, "copy_ inside"),

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.support import forks
 from syncagent.support.threads import AgentThread
+from syncagent.torchbridge.patches import Patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -301,9 +302,13 @@ def _killer() -> Callable[[int], None]:
 # --- the program's view of its signals
 
 
+_between = Patches()
+"""Stays for good: handlers that it has passed on may be in force for as long as the process lives."""
+
+
 def _stand_between() -> None:
     """Have the default that a program sets again be ours again, and stand back where it wants to be woken up itself."""
-    if hasattr(signal.signal, "_syncagent"):
+    if _between.are_owned:
         return
     set_handler, set_wakeup_fd = signal.signal, signal.set_wakeup_fd
 
@@ -332,9 +337,8 @@ def _stand_between() -> None:
             watch.give_back()
         return before
 
-    program_signal._syncagent = True  # type: ignore[attr-defined]
-    signal.signal = program_signal
-    signal.set_wakeup_fd = program_set_wakeup_fd
+    _between.put(signal, "signal", program_signal)
+    _between.put(signal, "set_wakeup_fd", program_set_wakeup_fd)
 
 
 # --- Ctrl-C

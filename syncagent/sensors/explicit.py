@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.events import SyncKind
 from syncagent.sensors.base import Sensor
+from syncagent.torchbridge.explicit_calls import EMPTY_CACHE, SYNCHRONIZE
 from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
@@ -23,21 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ExplicitSensor", "nothing_pending"]
 
 _now = time.perf_counter_ns
-
-_TARGETS = (
-    # (where the attribute lives, its name, how the sync is named).  torch.cuda.synchronize looks its C function up at
-    # each call, so a reference to it that was taken before the agent came is seen too.
-    ("_C", "_cuda_synchronize", "torch.cuda.synchronize"),
-    ("_C", "_accelerator_synchronizeDevice", "torch.accelerator.synchronize"),
-    ("cuda.Stream", "synchronize", "torch.cuda.Stream.synchronize"),
-    ("cuda.Event", "synchronize", "torch.cuda.Event.synchronize"),
-)
-
-_EMPTYING = (
-    # cudaFree waits for the device, so giving cached memory back does; with nothing cached it does not.
-    ("_C", "_cuda_emptyCache", "torch.cuda.empty_cache"),
-    ("_C", "_accelerator_emptyCache", "torch.accelerator.empty_cache"),
-)
 
 
 class ExplicitSensor(Sensor):
@@ -62,7 +48,7 @@ class ExplicitSensor(Sensor):
     def start(self) -> None:
         import torch
 
-        for targets, wrapper_of in ((_TARGETS, self._timed), (_EMPTYING, self._freeing)):
+        for targets, wrapper_of in ((SYNCHRONIZE, self._timed), (EMPTY_CACHE, self._freeing)):
             for place, attribute, shown in targets:
                 if not self._patches.wrap(find(torch, place), attribute, functools.partial(wrapper_of, shown)):
                     self.without.append(f"{shown}: torch.{place}.{attribute} is not in this torch")
@@ -74,7 +60,7 @@ class ExplicitSensor(Sensor):
     def footprint(cls) -> dict[str, object]:
         import torch
 
-        return {shown: find(torch, f"{place}.{name}") for place, name, shown in (*_TARGETS, *_EMPTYING)}
+        return {shown: find(torch, f"{place}.{name}") for place, name, shown in (*SYNCHRONIZE, *EMPTY_CACHE)}
 
     def _timed(self, shown: str, original: Callable[..., Any]) -> Callable[..., Any]:
         recorder, patches = self._recorder, self._patches

@@ -33,12 +33,15 @@ SENSORS: tuple[type[Sensor], ...] = (
 
 
 class SensorSet:
-    """The sensors of one agent: which there are, which of them run, and what the report says of them."""
+    """The sensors of one agent: which there are, which of them run, and what the report says of them.
 
-    def __init__(self, recorder: Recorder, conditions: Conditions, kinds: Iterable[type[Sensor]] = SENSORS) -> None:
+    ``kinds`` takes the place of :data:`SENSORS`.
+    """
+
+    def __init__(self, recorder: Recorder, conditions: Conditions, kinds: Iterable[type[Sensor]] | None = None) -> None:
         self.conditions = conditions
         self._faults = recorder.faults
-        self._sensors = [kind(recorder, conditions) for kind in kinds if kind.is_listed(conditions)]
+        self._sensors = [kind(recorder, conditions) for kind in kinds or SENSORS if kind.is_listed(conditions)]
         watches = (sensor.copies for sensor in self._sensors if isinstance(sensor, KernelSensor))
         self.copies = next(watches, None) or CopyWatch(recorder, conditions, None)
         self._final: tuple[SensorStatus, ...] | None = None

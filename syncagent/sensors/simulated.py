@@ -64,7 +64,7 @@ class SimulatedSensor(Sensor):
     def footprint(cls) -> dict[str, object]:
         from syncagent.simulate import waits
 
-        return {"the simulated device's observer": waits._observer}
+        return {"the simulated device's observer": waits.current_observer()}
 
     def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
         """Ask the policy before the device waits; what it returns comes back in :meth:`after`."""

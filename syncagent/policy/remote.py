@@ -7,13 +7,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.settings.schema import parse
 from syncagent.support import forks, reading
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Remote"]
 
@@ -25,7 +26,9 @@ _SHOWN = 64
 class Remote:
     """Calls ``change(policy, by)`` when the file's text changes or the signal arrives."""
 
-    def __init__(self, settings: Settings, mode: Callable[[], str], change: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, settings: Settings, mode: Callable[[], PolicyName], change: Callable[[PolicyName, str], None]
+    ) -> None:
         self._file = settings.policy_file
         self._signal = settings.policy_signal
         self._mode = mode
@@ -78,7 +81,7 @@ class Remote:
         if text and text != self._text:
             self._text = text
             if text in {"observe", "warn", "raise"}:
-                self._change(text, f"the file {self._file}")
+                self._change(parse("policy", text), f"the file {self._file}")
             else:
                 log_once(
                     f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text[:_SHOWN]!r}, "

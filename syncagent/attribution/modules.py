@@ -1,4 +1,4 @@
-"""The path of the ``nn.Module`` whose forward is running, read off the frames: no hook on any module is needed."""
+"""Finds the path of the ``nn.Module`` that is running its forward, from the frames: no module needs a hook."""
 
 from __future__ import annotations
 

@@ -16,15 +16,14 @@ __all__ = ["Ranges", "footprint", "labels"]
 
 
 def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
-    """Return the names of ranges that are open."""
+    """Return the names of open ranges."""
     return tuple(str(label.name) for label in open_ones)
 
 
 class Ranges:
     """Wraps enter and exit of the public class ``record_function`` while it is on.
 
-    Every optimizer opens two ranges a step, so all that is done here is to keep them; their names are asked for at a
-    sync.
+    Every optimizer opens two ranges per step, so the objects are only kept here; their names are read at a sync.
     """
 
     def __init__(self, threads: Threads[Any], faults: Faults) -> None:
@@ -59,7 +58,7 @@ class Ranges:
                 else:
                     _take_out(open_ones, self)
             except AttributeError:
-                pass  # it was opened before the agent came
+                pass  # it was opened before the agent started
             except Exception as own_error:
                 failed(own_error)
             return leave(self, *error)
@@ -83,7 +82,7 @@ def footprint() -> dict[str, object]:
 
 
 def _take_out(open_ones: list[Any], label: Any) -> None:
-    """Close a range that was not the last one opened, and those opened inside of it."""
+    """Close a range that was not the last one opened, and those opened inside it."""
     for place in range(len(open_ones) - 1, -1, -1):
         if open_ones[place] is label:
             del open_ones[place:]

@@ -1,11 +1,11 @@
-"""The whole statement that a line is part of, as its file has it."""
+"""Finds the whole statement that a line is part of, in its source file."""
 
 from __future__ import annotations
 
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple
 
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 from syncagent.support.reading import source_lines
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
                 first, last = start[0] + begin - 1, token.start[0] + begin - 1
                 found.append(Statement(first, last, _text(lines, first, last, start[1], comments, begin)))
                 start, comments = None, {}
-                breathe()
+                yield_gil()
             elif start is None and kind not in _SKIPPED and kind != tokenize.NEWLINE:
                 outermost = depth if outermost is None else outermost
                 if has_head and depth <= outermost and begin > 1:
                     break  # what follows the function
                 has_head = has_head or token.string != "@"
                 start = token.start
-    except (tokenize.TokenError, SyntaxError):  # what follows is none of ours, or not Python
+    except (tokenize.TokenError, SyntaxError):  # the rest of the file is another function's, or not Python
         pass
     return found
 

@@ -1,8 +1,8 @@
-"""Where one training step ends and the next begins, without the user's help: optimizers say so.
+"""Counts training steps without the user's help, by the steps of optimizers.
 
 The optimizer that steps first leads: each of its steps ends a training step, so a second optimizer (a GAN's) does not
-count double and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends one,
-as it does in the user's own loop counter.  ``syncagent.step()`` takes over for good once it is called.
+count double, and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends a
+training step, as it does in the user's own loop.  Once ``syncagent.step()`` has been called, it alone ends steps.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Steps", "footprint"]
 
 _IMPATIENCE = 8
-"""After so many steps of others without one of the leader, another optimizer leads."""
+"""After so many steps of other optimizers without one of the leader's, another one leads."""
 
 
 class Steps:
-    """Counts steps and tells ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) about each."""
+    """Counts steps and calls ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) after each."""
 
     def __init__(self, ended: StepEnded, faults: Faults | None = None) -> None:
         self.current = 0
@@ -62,7 +62,7 @@ class Steps:
             self._hook = register(stepped)
         if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._wrap_update):
             self.without.append(
-                f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
+                f"torch {torch.__version__} has no torch.amp.GradScaler.update: skipped steps are not counted"
             )
 
     def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,7 +106,7 @@ class Steps:
         self._stepped = False
 
     def _end(self, following: int | None) -> None:
-        now = max(time.perf_counter_ns(), self._began_ns)  # whatever the clock does
+        now = max(time.perf_counter_ns(), self._began_ns)  # in case the clock goes back
         ended, began = self.current, self._began_ns
         self.count += 1
         self.current = ended + 1 if following is None else following

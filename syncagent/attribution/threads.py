@@ -49,7 +49,7 @@ class ForwardSites:
         self._ring[sequence % _SLOTS] = _new(Forward, (sequence, where, module))
 
     def remember_if_new(self, sequence: int, where: Where) -> None:
-        """Remember the op unless its node is known already: what a sync remembered says more."""
+        """Remember the op unless its node is known already: what a sync has remembered is more precise."""
         ring = self._ring
         if not ring:
             self.remember(sequence, where, None)
@@ -133,10 +133,9 @@ class Threads(Generic[T]):
             OWNER.set(state)
             for other in self.all:  # the number of a thread that has ended is given to the next
                 other.ended = other.ended or other.ident == state.ident
-            try:
-                state.name = _thread_name(state.ident, state.native_id)
-            except Exception as error:
-                self._faults.add("looking up a thread's name", error, "failed")
+            state.name = self._faults.guard(
+                "looking up a thread's name", lambda: _thread_name(state.ident, state.native_id), state.name
+            )
             try:
                 self.retire(state)
             except Exception as error:
@@ -154,19 +153,19 @@ class Threads(Generic[T]):
                 self._ended.add_sums(state)
 
     def with_ended(self) -> tuple[T, ...]:
-        """Return all threads that have sums; one entry stands for all that have ended."""
+        """Return all threads; one further entry holds the sums of those that have been let go of."""
         return (self._ended, *self.all)
 
     def forget(self) -> None:
         """In a forked child: the threads, and what they saw, are the parent's."""
-        self._lock = threading.RLock()  # another thread, which is gone now, may have held it
+        self._lock = threading.RLock()  # a thread that the child does not have may have held it
         self.all = []
         if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
             del self.local.state
 
 
 def _is_alive(native_id: int) -> bool:
-    """Does this thread still run?  The system knows autograd's threads too, which Python loses sight of when idle."""
+    """Ask the system whether this thread still runs: Python loses sight of autograd's threads when they are idle."""
     return not _TASKS or os.path.exists(f"{_TASKS}/{native_id}")
 
 

@@ -1,4 +1,4 @@
-"""A baseline: the sites of an earlier report, which may pass."""
+"""The baseline: sites of an earlier report, whose syncs are allowed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Baseline"]
 
 
 class Baseline:
-    """Knows the sites of a report, by the key that ``syncagent check`` goes by.
+    """Knows the sites of a report, by the same key as ``syncagent check``.
 
-    One whose statement has changed a little is known as well, if the statement that the report has is no longer in the
-    function: beside it, a similar one would be new.  Each site of the report stands for one such change.
+    A site whose statement has changed a little is known as well, unless the old statement is still in the function:
+    then the similar one is new.  Each site of the report accounts for one such change.
     """
 
     def __init__(self, path: str) -> None:
-        """Read the report; raises :class:`ConfigError` where that is none."""
+        """Read the report.  Raises :class:`ConfigError` if it is not one."""
         from syncagent.report import files
 
         try:
@@ -49,7 +49,7 @@ class Baseline:
     def knows(
         self, kind: SyncKind, points: Sequence[Point | None], resolve: Callable[[Point | None], CallSite | None]
     ) -> bool:
-        """Is this one of the report's sites?  ``points`` are its user's, library and forward line."""
+        """Return whether the report has this site; ``points`` are the user's, the library's and the forward line."""
         user, library, forward = map(resolve, points)
         key = key_of(kind, user, library, forward, self._named)
         if key in self._keys:
@@ -65,7 +65,7 @@ class Baseline:
         return False
 
     def _is_gone(self, text: str, code: CodeType) -> bool:
-        """Is the statement no longer in this function?  Without the source nobody can say."""
+        """Return whether the statement is no longer in this function; ``False`` without the source."""
         statements = statements_of(code)
         if not statements:
             return False

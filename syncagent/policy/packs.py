@@ -1,4 +1,4 @@
-"""Allow-packs: where common libraries wait for the GPU by design, and why that is fine.
+"""Allow-packs: places where common libraries wait for the GPU by design, and why that is fine.
 
 An entry is in a pack when its user cannot remove the sync without changing the library, or when it happens rarely by
 design: at a checkpoint, a log line, an evaluation, once at the start.  What an option of the library turns off is left
@@ -305,9 +305,9 @@ def pack(name: str) -> tuple[Allowance, ...]:
 
 
 def gone(names: Iterable[str]) -> list[str]:
-    """One sentence for each entry of these built-in packs whose function the library that is in use does not have.
+    """Return a sentence for each entry of these built-in packs that the library in use has no function for.
 
-    Only modules that the program has imported are looked at: nothing waits in the others.
+    Only modules that the program has imported are checked: nothing can wait in the others.
     """
     sentences = []
     for name in names:
@@ -329,7 +329,7 @@ def gone(names: Iterable[str]) -> list[str]:
 
 
 def _entries(found: Any) -> tuple[Allowance, ...]:
-    """Check what another distribution's entry point gave."""
+    """Check the entries that another distribution brings."""
     entries = []
     for item in found() if callable(found) else found:
         where, reason = item

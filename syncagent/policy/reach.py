@@ -1,4 +1,4 @@
-"""Where a region (a watch inside a watch) holds, and which policy judges a sync there."""
+"""Which regions (watches inside a watch) cover a sync, and which policy judges it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["Numbers", "Reach", "in_force", "innermost", "open_reaches"]
 
 Numbers = tuple[int, ...]
-"""The regions that cover a sync.  Read from the end, they are in the order in which their policies are asked for."""
+"""The regions that cover a sync, by number; the last one's policy comes first."""
 
 open_reaches: list[Reach] = []
-"""All that are open, the oldest first.  Empty in most programs, which is all that their hot path looks at."""
+"""All open regions, the oldest first.  Empty in most programs: all that their hot path checks."""
 _numbers = count(1)
 
 
 class Reach:
-    """Covers the thread or asyncio task that opened it and the backward passes called there.
+    """What a region covers: the thread or asyncio task that opened it, and the backward passes called there.
 
-    With ``every_thread`` it covers other threads as well.  One that does not judge leaves that to what is around it.
+    With ``every_thread`` it covers other threads as well.  A region that does not judge leaves that to the one around
+    it.
     """
 
     def __init__(self, outer: Reach | None, policy: Policy, *, judges: bool = True, every_thread: bool = False) -> None:
@@ -44,7 +45,7 @@ class Reach:
 
 
 def innermost(scopes: Scopes) -> Reach | None:
-    """Return the innermost region among those scopes that has not ended."""
+    """Return the innermost open region among those scopes."""
     for scope in reversed(scopes):
         if isinstance(scope, Reach) and scope.is_open:
             return scope

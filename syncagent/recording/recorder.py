@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.policy import Policy
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
     from syncagent.torchbridge.internals import Internals
 
 __all__ = ["Recorder", "span_in"]
@@ -48,7 +48,7 @@ _NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
 _BUFFER = 16_384
 _SHAPES = 4
 _FAILURES = 20
-"""After so many syncs that could not be attributed, none is any more."""
+"""After so many syncs that could not be attributed, attribution is off."""
 _WHOLE = 100
 """Syncs of an allowed line that are kept one by one; further ones are summed."""
 _TALLIES = 4_096
@@ -66,11 +66,11 @@ class Recorder:
         self.locator = Locator(CallSites(settings.user_code), internals, self.threads)
         self.current_step = current_step
         self.policy: Policy | None = None
-        """Has its word before a wait and after; it may raise."""
+        """Judges each sync before the wait and after it; it may raise."""
         self.crossing_ns: tuple[Callable[[], float], Callable[[], float]] = (lambda: 0.0, lambda: 0.0)
         """Cost of one call through a kernel, and of one through both modes, beyond the agent's own code."""
         self.user_context: Callable[[], Any] = self._seek_user_context
-        """Reads OpenTelemetry's context, in which the user's active span stands; empty or ``None`` where there is none.
+        """Returns OpenTelemetry's current context, which holds the user's active span; empty or ``None`` without one.
         The span itself is found later, by :func:`span_in`."""
         self._failures = 0
         self._modules = ModulePaths() if settings.wraps_every_op else None
@@ -127,7 +127,7 @@ class Recorder:
         sensor: str,
         allowed: str | None = None,
     ) -> SyncContext:
-        """Take down what is known of a sync; best before it waits, since the GPU is at work meanwhile."""
+        """Describe a sync; best before it waits, while the GPU is still busy."""
         began_ns = _now()
         locator = self.locator
         internals = locator.internals
@@ -164,7 +164,7 @@ class Recorder:
                     allowed, labels(state.open_ranges), module, None, self._stack(frame),
                 )  # fmt: skip
                 if key is not None:
-                    if len(state.contexts) >= _CONTEXTS:  # sizes that are never the same
+                    if len(state.contexts) >= _CONTEXTS:  # shapes that keep changing
                         state.contexts.clear()
                     state.contexts[key] = context
             if grads and op != _NO_NODE and _requires_grad(args):
@@ -210,20 +210,10 @@ class Recorder:
             stall_ns = max(stall_ns, 0)
             if context.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
                 broken = self._verdict(policy, state, context.phase, stall_ns)
-            seen = _new(
-                Observation,
-                (
-                    context,
-                    kind,
-                    self.current_step(),
-                    start_ns,
-                    stall_ns,
-                    state.user_context,
-                    broken is not None,
-                    conditional,
-                    regions,
-                ),
-            )
+            seen = _new(Observation, (
+                context, kind, self.current_step(), start_ns, stall_ns, state.user_context, broken is not None,
+                conditional, regions,
+            ))  # fmt: skip
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
             else:
@@ -331,14 +321,14 @@ class Recorder:
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:
-        """Keep a mistake of our own for the report; the program never sees it."""
+        """Keep an error of the agent's own for the report; the program never sees it."""
         self.faults.add(part, error, what)
 
     # --- sums over all threads
 
     @property
     def set_up(self) -> int:
-        """How many waits were torch's own, while it compiled, tuned or captured."""
+        """Number of waits that were torch's own, while it compiled, tuned or captured."""
         return sum(state.set_up for state in self.threads.with_ended())
 
     def op_sums(self) -> dict[OpKey, OpSum]:
@@ -373,7 +363,7 @@ def _requires_grad(args: Sequence[Any]) -> bool:
 def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], ...]]:
     """Return the number of the device, -1 where the arguments do not say, and the shapes of the tensors among them."""
     try:
-        (value,) = args  # most calls have one argument, a tensor
+        (value,) = args  # most calls have a single argument, a tensor
         return value.get_device(), (value.shape,)
     except (ValueError, AttributeError):
         pass
@@ -392,7 +382,7 @@ def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], .
 def _reader_of_context(module: Any) -> Callable[[], Any]:
     """Return what reads OpenTelemetry's current context: its ``get_current``, or what that comes down to.
 
-    That is two Python calls less, of code that has left the caches when a sync comes.
+    This saves two Python calls per sync, into code that is no longer in the CPU's caches.
     """
     variable = getattr(getattr(module, "_RUNTIME_CONTEXT", None), "_current_context", None)
     read: Callable[[], Any] = variable.get if isinstance(variable, ContextVar) else module.get_current

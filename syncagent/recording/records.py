@@ -54,13 +54,13 @@ class SyncContext(NamedTuple):
 
 
 SETTING_UP = SyncContext("", None, NOWHERE, Phase.OTHER, 0, 0, "", (), "torch sets itself up", (), None, None, ())
-"""torch compiles, tunes or captures: no line of the program's could do without such a wait."""
+"""Stands for a wait while torch compiles, tunes or captures, which no change of the program would remove."""
 
 
 class Observation(NamedTuple):
     """A sync as the training thread leaves it; times are ``perf_counter_ns``.
 
-    ``user_context`` is OpenTelemetry's, with the user's span in it; ``regions`` are the numbers of those that cover it.
+    ``user_context`` is OpenTelemetry's, with the user's span in it; ``regions`` are numbers of regions around it.
     """
 
     context: SyncContext
@@ -84,9 +84,9 @@ class Tally:
 
     def __init__(self) -> None:
         self.seen = 0
-        """Syncs of this line that were kept whole."""
+        """Syncs of this line that were kept one by one."""
         self.step = -1
-        """The step in which the next ones are only added up: after the first hundred, and the first of that step."""
+        """The step in which further syncs are only summed: once a hundred were kept, and the first of that step."""
         self.count = self.stall_ns = self.max_ns = 0
         self.delivered_count = self.delivered_ns = 0
         self.last: Observation | None = None
@@ -110,18 +110,18 @@ class ThreadState(WatchedThread):
         self.sums: dict[tuple[Any, ...], Tally] = {}
         """Syncs that came while ``buffer`` was full."""
         self.tallies: dict[tuple[Any, ...], Tally] = {}
-        """Syncs of allowed lines, by op, kind, the line that called it (identity of the code, offset) and the scopes
-        that were open; at the end of keys whose sums are complete, the regions that covered them."""
+        """Syncs of allowed lines, by op, kind, calling line (identity of the code, offset) and open scopes.  Once the
+        regions around a line have changed, the old regions are added to the key of the old sums."""
         self.contexts: dict[tuple[Any, ...], SyncContext] = {}
         """Those that a line's next sync is likely to share."""
         # The outermost hooked op that is running, and what is known of its wait so far.
         self.op: str | None = None
         self.outer: Any = None
-        """The rule and the arguments of that op, where the arguments do not prove that it waits."""
+        """Rule and arguments of that op, where the arguments alone do not prove that it waits."""
         self.kind: SyncKind | None = None
-        """What the op inside that waited first says of its wait."""
+        """Why the first inner op had to wait."""
         self.named: Any = None
-        """What the outermost op says of it."""
+        """The same as the outermost op names it."""
         self.start_ns = 0
         self.stall_ns = 0
         self.context: SyncContext | None = None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from syncagent.recording.recorder import Recorder
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
 
 __all__ = ["Conditions", "Sensor"]
 

@@ -15,7 +15,8 @@ import pytest
 
 import syncagent.api
 import syncagent.runtime.agent
-from syncagent.settings import config
+from syncagent.settings import sources
+from syncagent.telemetry.violations import ViolationLog
 
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
 
@@ -90,10 +91,12 @@ def cpu_device(monkeypatch, no_settings, host):
     from syncagent.rules.table import RULES
     from syncagent.sensors.kernels import KernelSensor
     from syncagent.sensors.registry import SENSORS, SensorSet
-    from syncagent.torchbridge.internals import look_up
+    from syncagent.torchbridge import internals
 
     rules = tuple(host.rule(rule) for rule in RULES)
     forget_compiled_code()
+    look_up = internals.look_up  # a torch built for CUDA may have no driver here: it is not asked
+    monkeypatch.setattr(internals, "look_up", lambda **_: look_up(simulated=True))
 
     class CpuKernels(KernelSensor):
         def __init__(self, recorder, conditions):
@@ -104,7 +107,6 @@ def cpu_device(monkeypatch, no_settings, host):
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
-            self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
             self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
         def _say_if_there_is_no_gpu(self):
@@ -140,7 +142,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.api.launch(config.load({"warmup_steps": 0, **settings}), sinks)
+        return syncagent.api.launch(sources.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
 
     return begin
 

@@ -18,7 +18,7 @@ from syncagent.selftest import patch_audit
 from syncagent.sensors import registry
 from syncagent.sensors.base import Conditions, Sensor
 from syncagent.sensors.registry import SENSORS, SensorSet
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 from syncagent.torchbridge.patches import Patches
 from tests.unit.tools import forbidden
@@ -140,7 +140,7 @@ def test_a_rule_is_for_an_op_that_this_torch_or_another_has():
 
 
 def sensors(**conditions):
-    recorder = Recorder(config.load({}, {}), look_up(simulated=True), lambda: 0)
+    recorder = Recorder(sources.load({}, {}), look_up(simulated=True), lambda: 0)
     return SensorSet(recorder, Conditions(**conditions))
 
 

@@ -33,8 +33,8 @@ def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
     """Replay a trace of torch.profiler without its syncs, one, several and all, and say what a step gains.
 
     The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); functions are known where it was made with
-    with_stack=True, and lines where their source is here. A report that was made with SYNCAGENT_COST=1 has its price
-    already, which is shown.
+    with_stack=True, and lines where their source is here. A report that was made with SYNCAGENT_COST=1 has its
+    cost already, which is shown.
     """
     from syncagent.cli.memory import GIB, at_most
     from syncagent.errors import SyncAgentError
@@ -49,15 +49,15 @@ def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
 
 
 def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
-    from syncagent.cost import sites, text, trace
-    from syncagent.cost.price import price
+    from syncagent.cost import sites, terminal, trace
+    from syncagent.cost.estimate import estimate
     from syncagent.errors import SyncAgentError
 
     values = trace.load(path, most)
     if isinstance(values, dict) and "schema" in values and "traceEvents" not in values:
         return _of_report(path, values, form)
     try:
-        found = price(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
+        found = estimate(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
     except ZeroDivisionError:
         raise SyncAgentError(f"{path!r} has steps that take no time") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -65,7 +65,7 @@ def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
     if form == "json":
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        sys.stdout.write(text.render(found))
+        sys.stdout.write(terminal.render(found))
     return 0
 
 
@@ -77,7 +77,7 @@ def _of_report(path: str, values: dict[str, object], form: str) -> int:
 
     report = Report.from_dict(values, name=repr(path))
     if report.cost is None:
-        raise SyncAgentError(f"{path!r} has no price: run it with SYNCAGENT_COST=1")
+        raise SyncAgentError(f"{path!r} has no cost: run it with SYNCAGENT_COST=1")
     if form == "text":
         text.emit(report, sys.stdout)
         return 0

@@ -127,7 +127,7 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
     return found[1:]
 
 
-class _Hiccups:
+class _ProfilerPauses:
     """How long the profiler itself held the host up between two moments."""
 
     def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
@@ -175,7 +175,7 @@ class _Builder:
         self._trace = trace
         self._bounds = bounds
         self._groups = _groups(trace)
-        self._hiccups = _Hiccups(trace.hiccups)
+        self._profiler_pauses = _ProfilerPauses(trace.profiler_pauses)
         self._calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
         self._following: dict[int, Call] = {}
         latest: dict[int, Call] = {}
@@ -214,7 +214,7 @@ class _Builder:
         if until <= since:
             return 0.0
         self._until[group] = until
-        return max(until - since - self._hiccups.between(since, until), 0.0)
+        return max(until - since - self._profiler_pauses.between(since, until), 0.0)
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]

@@ -98,7 +98,7 @@ class Trace:
     thread_names: dict[int, str] = field(default_factory=dict)
     base_ns: int = 0
     """What the trace's times count from (ns since the Unix epoch)."""
-    hiccups: list[tuple[float, float]] = field(default_factory=list)
+    profiler_pauses: list[tuple[float, float]] = field(default_factory=list)
     """When the profiler held the host up to get memory for itself."""
 
     @cached_property
@@ -181,7 +181,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     syncs: dict[int, Mapping[str, Any]] = {}
     spans: list[tuple[float, float, int, str, str]] = []
     thread_names: dict[int, str] = {}
-    hiccups: list[tuple[float, float]] = []
+    profiler_pauses: list[tuple[float, float]] = []
     processes: set[Any] = set()
     devices: set[Any] = set()
     categories: set[str] = set()
@@ -209,7 +209,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
             syncs[arguments["correlation"]] = arguments
         elif category == "overhead":
             if "Request" in str(event["name"]):  # flushes run on a thread of the profiler's
-                hiccups.append(_span(event))
+                profiler_pauses.append(_span(event))
         elif category in {"user_annotation", "cpu_op", "python_function"}:
             spans.append((*_span(event), event["tid"], category, str(event["name"])))
     _refuse(name, categories, processes, devices, ops=bool(ops), calls=bool(raw))
@@ -218,7 +218,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     launched = [op for call in calls if (op := call.op) is not None]
     if not launched:
         raise SyncAgentError(f"{name!r} ties no work of the GPU to the calls that launched it: the trace is cut off")
-    trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(hiccups))
+    trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(profiler_pauses))
     trace.bounds = _bounds(trace)
     return trace
 

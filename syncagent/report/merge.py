@@ -26,8 +26,8 @@ def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
 def merge(reports: Sequence[Report]) -> Report:
     """One report out of those of several ranks.
 
-    Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
-    the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
+    Counts, stalls and drops are sums.  Costs, which are per step, are means over the ranks that know them; the cost of
+    the whole is that of the rank whose step gains least.  ``per_step`` is the rate of one rank: the summed count over
     the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
     counts as the rank of its place in the sequence, or as the first one that is free.
     """
@@ -224,10 +224,10 @@ def _known_mean(values: Iterable[float | None]) -> float | None:
 
 def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
     known = [part for part in reports if part.cost is not None]
-    priced = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
+    measured = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
     if not known:
         return None
-    part = min(priced, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if priced else known[0]
+    part = min(measured, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if measured else known[0]
     assert part.cost is not None
     order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in part.cost.order)
     return replace(part.cost, order=order)

@@ -94,14 +94,14 @@ class SensorStatus:
     name: str
     live: bool
     cannot_see: str
-    """What it misses by its nature; empty where nothing is known to escape it."""
+    """What it misses by its nature; empty where it has no known blind spot."""
     detail: str = ""
     """Why it is not live, or what it is armed for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What the agent itself cost, as measured; ``None`` where it was not measured."""
+    """The overhead of the agent; ``None`` where it was not measured."""
 
     agent_ms_per_step: float | None
     share: float | None
@@ -169,7 +169,7 @@ class SiteRow:
     allowed: str | None
     """Reason, where every sync of this site was allowed."""
     idle_ms: float | None = None
-    """GPU time without work a step, from the end of this site's waits to the next launch; ``None`` until measured."""
+    """GPU time without work per step, from the end of this site's waits to the next launch; ``None`` until measured."""
     gain_ms: float | None = None
     """What a step would gain if this site did not wait; ``None`` until measured, and where the line needs a rewrite."""
     advice: str | None = None
@@ -254,16 +254,16 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """One entry of the best order to mend; ``site`` is the ``id`` of its row."""
+    """One entry of the best order of fixes; ``site`` is the ``id`` of its row."""
 
     site: int
     gain_ms: float
-    """A step, of this site and all before it together."""
+    """Per step, of this fix and all before it together."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """The price of the syncs, from a window of a few steps; see :mod:`syncagent.cost`.  Times are ms a step."""
+    """What the syncs cost, from a window of a few steps; see :mod:`syncagent.cost`.  Times are ms per step."""
 
     steps: int
     step_ms: float | None
@@ -273,7 +273,7 @@ class CostRow:
     gain_all_ms: float | None
     """What a step would gain if nothing waited."""
     abstained: str | None
-    """Why there is no price."""
+    """Why the cost is not known; ``None`` where it is."""
     order: tuple[OrderRow, ...] = ()
     notes: tuple[str, ...] = ()
 

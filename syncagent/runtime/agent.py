@@ -15,7 +15,7 @@ from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.capture.writer import Capture, Facts
-from syncagent.cost.pricing import Pricing
+from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, packs
@@ -92,7 +92,7 @@ class Agent:
         self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
         self._pipeline.policy_of = self.regions.policy_of
         self._captures = self._connect(sinks)
-        self._pricing = Pricing(settings, self._events_since, self._faults)
+        self._cost = CostMeasurement(settings, self._events_since, self._faults)
         self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
         self._began = time.perf_counter()
@@ -148,7 +148,7 @@ class Agent:
         ops = guard("the count of ops", self._pipeline.ops, no_ops)
         run, notes = self._with_gate(run, dropped)
         try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self._is_gate else None)
@@ -248,12 +248,12 @@ class Agent:
         Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
         The report has the price of the window that was asked for last.
         Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
-        which slows the very steps that are to be priced.
+        which slows the very steps that are to be measured.
         """
         steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
-        self._pricing.ask(steps, begin=1)
+        self._cost.ask(steps, begin=1)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
         self._drain()
@@ -346,7 +346,7 @@ class Agent:
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
-                self._faults.guard("the cost window", lambda: self._pricing.ask(self.settings.cost_steps), None)
+                self._faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
@@ -381,7 +381,7 @@ class Agent:
             self._ended = time.perf_counter()
             self._final_sensors = self._sensors_or_none()
             self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
-            self._faults.guard("the end of the cost window", self._pricing.end, None)
+            self._faults.guard("the end of the cost window", self._cost.end, None)
             none: tuple[Region, ...] = ()
             regions = self._faults.guard("the end of regions", self.regions.end_all, none)
             self._turn_off()
@@ -477,8 +477,8 @@ class Agent:
             budgets.step_ended(step, end_ns - start_ns)
         if open_reaches:
             self.regions.step_ended(step, end_ns - start_ns)
-        if self._pricing.window is not None:
-            self._pricing.window.step_ended(self.steps.current)
+        if self._cost.window is not None:
+            self._cost.window.step_ended(self.steps.current)
         if self._sampling.has_work:
             self._see_to_copies(state)
 
@@ -492,7 +492,7 @@ class Agent:
 
     def _see_to_copies(self, state: ThreadState) -> None:
         """Watch this thread's copies where this step is one of those that are sampled, or else somebody wants them."""
-        sampled = state.trains and (self._sampling.watches(self.steps.current) or self._pricing.capturing)
+        sampled = state.trains and (self._sampling.watches(self.steps.current) or self._cost.capturing)
         wanted = (bool(open_reaches) and self.regions.want_copies()) or sampled
         if wanted or state.copies_armed:
             state.copies_armed = wanted

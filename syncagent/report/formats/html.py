@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from syncagent.report import costs, origins, wording
+from syncagent.report import origins, wording
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,7 +33,7 @@ def render(report: Report) -> str:
         script=wording.short_path(run.script, run.cwd) or "syncagent",
         facts=_facts(run),
         tiles=_tiles(report),
-        costs=costs.sentences(report),
+        cost=wording.cost(report),
         columns=[*(["gain", "idle"] if gains else []), *_NUMBERS, "op", "phase", "where"],
         context_of=_context,
     )

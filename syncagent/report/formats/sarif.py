@@ -84,7 +84,7 @@ def _rule(kind: SyncKind) -> dict[str, Any]:
 def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     kind = SyncKind(site.kind) if site.kind in set(SyncKind) else SyncKind.OTHER
     share = report.share(site)
-    rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} a step"
+    rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} per step"
     text = (
         f"{site.op} stalled the host for {wording.duration(site.stall_ms)} in "
         f"{wording.plural(site.count, 'sync')}{rate} ({site.phase})."

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncagent.events import CallSite
-from syncagent.report import costs, wording
+from syncagent.report import wording
 from syncagent.report.model import OpShare
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
@@ -89,7 +89,7 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
         if len(report.sites) > limit:
             blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
         blocks.append(Text(_share_meaning(report), "dim"))
-        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(costs.sentences(report))]
+        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(wording.cost(report))]
     else:
         blocks += _nothing_seen(report)
     if report.ops:
@@ -127,8 +127,8 @@ def _stalled(report: Report) -> Text:
 def _share_meaning(report: Report) -> str:
     if report.totals.step_ms and report.totals.step_stall_ms is not None:
         whole = wording.duration(report.totals.step_ms)
-        return f"share: of {whole} step time, the first step and what is outside of steps apart"
-    return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
+        return f"share: fraction of step time ({whole} in total, first step excluded)"
+    return f"share: fraction of the run ({wording.duration(report.run.duration_s * 1e3)}); no steps were marked"
 
 
 def _table() -> Table:
@@ -140,7 +140,7 @@ def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
     wide = width >= _WIDE
     sites = report.sites[:limit]
     rows = [_numbers(report, site) for site in sites]
-    names = ["gain", "idle", "stall", "share", "count", "a step", "median"]
+    names = ["gain", "idle", "stall", "share", "count", "per step", "median"]
     if all(site.gain_ms is None and site.idle_ms is None for site in sites):
         names = names[2:]
         rows = [row[2:] for row in rows]
@@ -283,7 +283,7 @@ def _nothing_seen(report: Report) -> list[RenderableType]:
     blind = "".join(f"; {wording.clean(s.name)} cannot see {wording.clean(s.cannot_see)}" for s in live if s.cannot_see)
     return [
         Text(f"No host sync was seen: nothing {steps}made the host wait for the GPU.", "green"),
-        Text(f"Live sensors: {names}{blind or '; nothing is known to escape them'}."),
+        Text(f"Live sensors: {names}{blind or '; they have no known blind spots'}."),
     ]
 
 
@@ -297,7 +297,7 @@ def _sensors(report: Report) -> list[RenderableType]:
         table.add_row(
             wording.clean(sensor.name),
             Text("live", "green") if sensor.live else Text("off", "yellow"),
-            Text(" · ".join(facts) or "nothing that is known"),
+            Text(" · ".join(facts) or "no known blind spots"),
         )
     return [table] if report.sensors else [Text("No sensor is on record.", "yellow")]
 
@@ -306,10 +306,10 @@ def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:
     cost = report.overhead
     figures = []
     if cost.agent_ms_per_step is not None:
-        figures.append(f"{wording.duration(cost.agent_ms_per_step)} a step")
+        figures.append(f"{wording.duration(cost.agent_ms_per_step)} per step")
     if cost.share is not None:
         figures.append(wording.share(cost.share))
-    lines = {"agent": ", ".join(figures) or "its own cost was not measured"}
+    lines = {"agent": ", ".join(figures) or "overhead not measured"}
     if report.dropped:
         lines["dropped"] = f"{wording.plural(report.dropped, 'sync')} noticed but not recorded: the counts are too low"
     lines |= {wording.clean(name): wording.clean(value) for name, value in where.items()}

@@ -43,7 +43,7 @@ def test_it_fits_the_width_and_says_everything(width):
         "net.py:22 in forward",
         "kernels  live  coalesce on sparse tensors",
         "cupti    off   not asked for",
-        "agent: 120 µs a step, 0.8 %",
+        "agent: 120 µs per step, 0.8 %",
         "dropped: 3 syncs noticed but not recorded",
         "note: copies were timed on every 10th step",
         "report: x.json",

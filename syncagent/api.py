@@ -13,7 +13,7 @@ from syncagent.runtime.agent import Agent, no_run
 from syncagent.runtime.autostart import simulates_throughout
 from syncagent.runtime.decorating import decorate
 from syncagent.runtime.regions import Region
-from syncagent.runtime.script import user_sinks
+from syncagent.runtime.sinks import of_program
 from syncagent.settings import schema, sources
 from syncagent.support.log import log_once
 
@@ -76,7 +76,7 @@ def launch(settings: schema.Settings, sinks: tuple[Sink, ...] | None = None, *, 
         give_back = _device(settings) if settings.simulate else None
         try:
             if sinks is None:
-                sinks = user_sinks(settings)
+                sinks = of_program(settings).sinks
             agent = Agent(settings, sinks)
         except BaseException:
             if give_back is not None:

@@ -210,7 +210,7 @@ STAGES = {
     "file": ("syncagent.report.files", "", "save_beside", False),
     "snapshot": ("syncagent.report.summary", "Summary", "snapshot", None),
     "provider": ("syncagent.telemetry.provider", "", "build_provider", True),
-    "journal's place": ("syncagent.telemetry.journal", "", "journal_path", True),
+    "journal's place": ("syncagent.runtime.sinks", "", "file_path", True),
     "provider's end": ("syncagent.telemetry.outbox", "AgentTracerProvider", "close", True),
     "provider's account": ("syncagent.telemetry.outbox", "AgentTracerProvider", "stats", True),
     "outbox": ("syncagent.telemetry.outbox", "Outbox", "on_end", True),

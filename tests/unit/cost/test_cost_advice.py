@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from syncagent.cost import advice
-from syncagent.cost.rewrites import REWRITES
+from syncagent.cost.advice import REWRITES
 from syncagent.cost.sites import WaitSite
 
 

@@ -32,16 +32,16 @@ _MOST_ORDERED = 40
 
 @dataclass(frozen=True, slots=True)
 class SiteCost:
-    """One site.  Times are milliseconds a step."""
+    """What one site costs.  Times are milliseconds per step."""
 
     site: WaitSite
     count: float
-    """Waits a step."""
+    """Waits per step."""
     idle_ms: float
-    """GPU time without work, from the end of its waits until the next launch."""
+    """GPU time without work, from the end of its waits to the next launch."""
     gain_ms: float | None
-    """Step time without its waits, all others left; ``None`` where the line would have to be rewritten, or the replay
-    abstains."""
+    """How much faster a step is without its waits, all others in place; ``None`` where the line would have to be
+    rewritten, or the cost is not known."""
     reason: str | None
     """Why ``gain_ms`` is ``None``."""
     gain_if_rewritten_ms: float | None
@@ -68,12 +68,12 @@ class CostEstimate:
     step_ms: float
     """Replayed."""
     measured_step_ms: float
-    """Without a profiler where that was measured, else in the trace."""
+    """Without a profiler if that was measured, else in the trace."""
     unprofiled: bool
     host_scale: float
-    """What the profiled host's times were multiplied by."""
+    """The factor between the host's times in the replay and under the profiler."""
     gain_all_ms: float | None
-    """Step time without any of the waits."""
+    """How much faster a step is without any of the waits."""
     order: tuple[Fix, ...] = ()
     sites: tuple[SiteCost, ...] = ()
     abstained: str | None = None

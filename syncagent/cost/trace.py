@@ -36,7 +36,7 @@ _AWAIT = frozenset({"cudaStreamWaitEvent", "cuStreamWaitEvent"})
 
 
 MOST_BYTES = 1024 * reading.MIB
-"""Of a trace as JSON: some three million events, which take several times as much memory."""
+"""The largest trace as JSON: some three million events, which take several times as much memory."""
 
 
 @dataclass(slots=True)
@@ -71,9 +71,9 @@ class Call:
     waits_for: str | None = None
     """``stream``, ``device`` or ``event``."""
     stream: int | None = None
-    """Of a wait, a record, and a stream's wait for an event: the stream, where the trace says."""
+    """The stream of a wait, a record or a stream's wait for an event, where the trace says."""
     record: int | None = None
-    """Of a wait for an event: the correlation of the call that recorded it, where the trace says."""
+    """The correlation of the call that recorded the event that is waited for, where the trace says."""
 
     @property
     def records(self) -> bool:
@@ -92,14 +92,14 @@ class Trace:
     calls: list[Call]
     ops: list[Op]
     bounds: list[float] = field(default_factory=list)
-    """Where steps begin and end (µs), one more than there are steps; empty where the trace does not say."""
+    """Where steps begin and end (µs): one more than there are steps, or empty where the trace does not say."""
     spans: list[tuple[float, float, int, str, str]] = field(default_factory=list)
     """Ranges of host threads (start, end, thread, category, name), by start: annotations, ops, Python functions."""
     thread_names: dict[int, str] = field(default_factory=dict)
     base_ns: int = 0
-    """What the trace's times count from (ns since the Unix epoch)."""
+    """The origin of the trace's times (ns since the Unix epoch)."""
     profiler_pauses: list[tuple[float, float]] = field(default_factory=list)
-    """When the profiler held the host up to get memory for itself."""
+    """When the profiler blocked the host to get memory for itself."""
 
     @cached_property
     def ends(self) -> list[float]:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Window"]
 
 _PLAIN_STEPS, _MOST_PLAIN, _PLAIN_S = 10, 60, 0.5
-"""Steps timed without the profiler: ten at least, and for half a second, but sixty at most."""
+"""Steps timed without the profiler: at least ten and for half a second, but at most sixty."""
 
 
 class Window:
-    """Moves on when a step ends; all of it runs on the thread in which steps end.
+    """Advances when a step ends, and runs on the thread in which steps end.
 
     ``begin`` says after how many steps it opens.  Nothing that fails in here reaches the program: the window then
     closes and ``why`` says why there is no estimate.
@@ -59,7 +59,7 @@ class Window:
         return self._state == "capturing"
 
     def step_ended(self, following: int) -> None:
-        """Take note of a step's end, ``following`` being the number of the one that begins."""
+        """Advance at the end of a step; ``following`` is the number of the one that begins."""
         if self._state == "done":
             return
         try:

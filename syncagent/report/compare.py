@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from syncagent import sites
 from syncagent.report import wording
 from syncagent.report.decode import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from syncagent.events import CallSite
     from syncagent.report.model import Report, SiteRow
     from syncagent.sites import LineKey, SiteKey
+
+    _Sites = dict[SiteKey, list[SiteRow]]
 
 __all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
 
@@ -119,54 +121,40 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     driver's state.
     """
     named, named_now = sites.naming(old.run.home, new.run.home)
-    before, after = _measures(old, named), _measures(new, named_now)
+    before, after = _by_key(old, named), _by_key(new, named_now)
     changed = sites.pair([key for key in before if key not in after], [key for key in after if key not in before])
     for key, earlier in changed.items():
         before[key] = before.pop(earlier)
     changes = []
     for key in dict.fromkeys((*before, *after)):
-        (site, *_), cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
-        was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
-        earlier_site = before[key][0][0] if key in changed else None
-        changes.append(_change(site, cwd, was, now, tolerance, earlier_site))
+        site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
+        earlier_site = before[key][0] if key in changed else None
+        changes.append(_change(site, cwd, _measure(before.get(key)), _measure(after.get(key)), tolerance, earlier_site))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
     return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
 
 
-_ABSENT: tuple[tuple[()], None] = ((), None)
-_Measures: TypeAlias = "dict[SiteKey, tuple[tuple[SiteRow, ...], Measure]]"
-
-
-def _measures(report: Report, named: Callable[[Any], LineKey]) -> _Measures:
-    """Sites by what does not move; several with the same key (the same text twice in a function) are added up."""
-    found: _Measures = {}
+def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:
+    """Sites by what does not move; several have the same key where a function has the same text twice."""
+    found: _Sites = {}
     for site in report.sites:
-        if site.conditional:
-            continue
-        key = site.key(named)
-        if key in found:
-            rows, seen = found[key]
-            found[key] = ((*rows, site), _sum(seen, _measure(site)))
-        else:
-            found[key] = ((site,), _measure(site))
+        if not site.conditional:
+            found.setdefault(site.key(named), []).append(site)
     return found
 
 
-def _measure(site: SiteRow) -> Measure:
-    return Measure(site.line, site.count, site.per_step, site.stall_ms, bool(site.allowed), site.gain_ms)
-
-
-def _sum(one: Measure, other: Measure) -> Measure:
-    known = one.per_step is not None and other.per_step is not None
+def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
+    if not rows:
+        return None
+    rates = [site.per_step for site in rows if site.per_step is not None]
+    gains = [site.gain_ms for site in rows if site.gain_ms is not None]
     return Measure(
-        line=one.line,
-        count=one.count + other.count,
-        per_step=(one.per_step or 0.0) + (other.per_step or 0.0) if known else None,
-        stall_ms=one.stall_ms + other.stall_ms,
-        allowed=one.allowed and other.allowed,
-        gain_ms=None
-        if one.gain_ms is None and other.gain_ms is None
-        else (one.gain_ms or 0.0) + (other.gain_ms or 0.0),
+        line=rows[0].line,
+        count=sum(site.count for site in rows),
+        per_step=sum(rates) if len(rates) == len(rows) else None,
+        stall_ms=sum(site.stall_ms for site in rows),
+        allowed=all(site.allowed for site in rows),
+        gain_ms=sum(gains) if gains else None,
     )
 
 
@@ -178,7 +166,7 @@ def _step_ms(report: Report) -> float | None:
     return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
 
 
-def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolerance: float) -> StepChange | None:
+def _steps(old: Report, new: Report, before: _Sites, after: _Sites, tolerance: float) -> StepChange | None:
     """What the sites that are gone or wait less often were predicted to gain, and what a step gained.
 
     Gains do not add up: fix one site, and the wait moves to the next.  So the prediction is the cumulative gain of the
@@ -189,8 +177,8 @@ def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolera
     if was is None or now is None:
         return None
     fewer: dict[int, float] = {}
-    for key, (rows, measure) in before.items():
-        part = _fewer_by(measure, after.get(key, _ABSENT)[1])
+    for key, rows in before.items():
+        part = _fewer_by(_measure(rows), _measure(after.get(key)))
         if part > tolerance:
             fewer |= dict.fromkeys((row.id for row in rows), part)
     if old.cost is None or old.cost.abstained is not None:
@@ -208,11 +196,11 @@ def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolera
     return StepChange(was, now, max([predicted, *single]), mended=len(fewer), unpriced=unpriced)
 
 
-def _fewer_by(was: Measure, now: Measure | None) -> float:
+def _fewer_by(was: Measure | None, now: Measure | None) -> float:
     """The fraction of a site's waits per step that is gone."""
     if now is None:
         return 1.0
-    return 1.0 - now.per_step / was.per_step if was.per_step and now.per_step is not None else 0.0
+    return 1.0 - now.per_step / was.per_step if was and was.per_step and now.per_step is not None else 0.0
 
 
 def _change(

@@ -49,10 +49,6 @@ class CostMeasurement:
         """Whether every sync is to be seen now."""
         return self.window is not None and self.window.capturing
 
-    def captured(self, step: int) -> bool:
-        """Whether that step is one of the window's."""
-        return self.window is not None and step in self.window.numbers
-
     def end(self) -> None:
         """The run is over."""
         if self.window is not None:

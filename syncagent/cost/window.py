@@ -48,8 +48,6 @@ class Window:
         self._path: str | None = None
         self._events: Sequence[tuple[SyncEvent, int]] = ()
         self._estimate: CostEstimate | None = None
-        self.numbers: set[int] = set()
-        """The numbers of the steps that are captured."""
         most = _MOST_PLAIN + steps + 1
         self.why: str | None = f"the run ended before the window: it opens after {begin} steps and takes up to {most}"
 
@@ -58,8 +56,8 @@ class Window:
         """Whether every sync is to be seen now."""
         return self._state == "capturing"
 
-    def step_ended(self, following: int) -> None:
-        """Advance at the end of a step; ``following`` is the number of the one that begins."""
+    def step_ended(self) -> None:
+        """Advance at the end of a step."""
         if self._state == "done":
             return
         try:
@@ -67,8 +65,6 @@ class Window:
         except Exception as error:
             self._faults.add("the cost window", error, "failed and is closed")
             self.close(f"the window failed: {error}")
-        if self.capturing:
-            self.numbers.add(following)
 
     def _advance(self) -> None:
         self._seen += 1

@@ -459,7 +459,7 @@ class Agent:
         if open_reaches:
             self.regions.step_ended(step, end_ns - start_ns)
         if self._cost.window is not None:
-            self._cost.window.step_ended(self.steps.current)
+            self._cost.window.step_ended()
         if self._sampling.has_work:
             self._see_to_copies(state)
 

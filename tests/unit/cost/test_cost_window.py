@@ -63,8 +63,8 @@ def events_of(traced):
 
 
 def run(window, steps):
-    for number in range(steps):
-        window.step_ended(number + 1)
+    for _ in range(steps):
+        window.step_ended()
 
 
 @pytest.fixture
@@ -205,8 +205,8 @@ class TestAgent:
         events = [event for event, _ in events_of(traced)]
         agent._summary.events(events)
         agent._cost.window._events_since = lambda _: agent._summary.since(0)
-        for number in range(30):
-            agent._cost.window.step_ended(number + 1)
+        for _ in range(30):
+            agent._cost.window.step_ended()
         report = agent.report()
         (site,) = report.sites
         assert report.cost.abstained is None

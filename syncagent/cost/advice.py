@@ -176,7 +176,7 @@ def advise(site: WaitSite, gain_ms: float, step_ms: float) -> str:
         other_work = "; that also changes the GPU's work, which this gain leaves out"
     else:
         worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
-        instead = ". To be rid of the wait all the same: "
+        instead = ". To avoid the wait anyway: "
         other_work = "; the GPU's work changes with it, and only that can make the step faster (or slower)"
     if rewrite is None:
         return worth

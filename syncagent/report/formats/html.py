@@ -99,7 +99,7 @@ def _context(site: SiteRow) -> list[str]:
         "range": " > ".join(site.ranges),
         "called as": site.api,
         "ops": ", ".join(ops),
-        "waits": "only by the driver's state" if site.conditional else "",
+        "waits": "depending on the driver's state" if site.conditional else "",
         "threads": ", ".join(site.threads) if site.threads not in {(), ("MainThread",)} else "",
         "allowed": site.allowed,
         "ranks": ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in site.ranks),

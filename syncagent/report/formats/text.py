@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -13,7 +14,6 @@ from rich.text import Text
 
 from syncagent.events import CallSite
 from syncagent.report import wording
-from syncagent.report.model import OpShare
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
 
@@ -194,8 +194,11 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.library:
         lines += _line("library", site.library, cwd, width)
     context = [f"module {wording.clean(site.module)}"] if site.module else []
-    if len({share.op for share in site.ops}) > 1:
-        context.append(", ".join(f"{wording.clean(share.op)} {wording.count(share.count)}" for share in _by_op(site)))
+    counts: Counter[str] = Counter()
+    for share in site.ops:
+        counts[share.op] += share.count
+    if len(counts) > 1:
+        context.append(", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items()))
     if site.ranges:
         context.append(f"range {' > '.join(map(wording.clean, site.ranges))}")
     if len(site.ranks) > 1:
@@ -210,7 +213,7 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     elif site.allowed_count:
         context.append(f"{wording.count(site.allowed_count)} of them allowed")
     if site.conditional:
-        context.append("only by the driver's state")
+        context.append("depends on the driver's state")
     if site.violations:
         context.append(f"{wording.count(site.violations)} against the policy")
     if context:
@@ -220,15 +223,6 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.advice:
         lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
     return lines
-
-
-def _by_op(site: SiteRow) -> list[OpShare]:
-    """The parts of its ops, however they were called; the longest first."""
-    found: dict[str, OpShare] = {}
-    for share in site.ops:
-        seen = found.get(share.op, OpShare(share.op, None, 0, 0.0))
-        found[share.op] = OpShare(share.op, None, seen.count + share.count, seen.stall_ms + share.stall_ms)
-    return list(found.values())
 
 
 def _line(label: str, line: CallSite, cwd: str, width: int) -> list[Text]:
@@ -299,7 +293,7 @@ def _sensors(report: Report) -> list[RenderableType]:
             Text("live", "green") if sensor.live else Text("off", "yellow"),
             Text(" · ".join(facts) or "no known blind spots"),
         )
-    return [table] if report.sensors else [Text("No sensor is on record.", "yellow")]
+    return [table] if report.sensors else [Text("The report lists no sensor.", "yellow")]
 
 
 def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:

@@ -30,4 +30,4 @@ class HostSyncError(RuntimeError):
 
 
 class HostSyncWarning(UserWarning):
-    """A host sync that the policy warns of; it points at the user's line."""
+    """A host sync that the policy warns of; the warning points at the user's line."""

@@ -23,11 +23,10 @@ from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
-from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
+from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.regions import Regions
 from syncagent.runtime.sinks import all_sinks
-from syncagent.sensors.sampling import CopySampling
 from syncagent.settings import parsing, schema
 from syncagent.sites import Home, home_of_process
 from syncagent.support import redaction
@@ -49,16 +48,10 @@ __all__ = ["Agent", "no_run"]
 class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
-    def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
-        import torch
-
-        from syncagent.sensors import calibration
-        from syncagent.sensors.explicit import ExplicitSensor
-        from syncagent.sensors.host_scalars import HostScalars
-        from syncagent.sensors.kernels import KernelSensor
-        from syncagent.sensors.modes import ModeSensor
-        from syncagent.sensors.monitored import MonitoredSensor
-        from syncagent.sensors.simulated import SimulatedSensor
+    def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
+        from syncagent.sensors.base import Conditions
+        from syncagent.sensors.registry import SensorSet
+        from syncagent.torchbridge import calibration
         from syncagent.torchbridge.internals import UNKNOWN, look_up
 
         self.settings = settings
@@ -75,14 +68,8 @@ class Agent:
         self._policy = self._new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder)
-        self._kernels = KernelSensor(self._recorder)
-        self._explicit = ExplicitSensor(self._recorder)
-        self._host_scalars = HostScalars()
-        self._monitored = MonitoredSensor(self._recorder)
-        self._modes = ModeSensor(self._recorder)
-        self._simulated = SimulatedSensor(self._recorder)
-        self._sampling = CopySampling(on=settings.copies_timed == "sampled")
+        self._ranges = Ranges(self._recorder.threads, self._faults)
+        self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         self.regions = Regions(self)
@@ -92,17 +79,15 @@ class Agent:
         self._pipeline = Pipeline(self._buffers, taking, self._faults, self._each_round)
         self._pipeline.connect(Source(self._buffers.lost, self._weight, self._summary, self._facts))
         self._cost = CostMeasurement(settings, self._events_since, self._faults)
-        self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
         self._ended: float | None = None
-        self._final_sensors: tuple[SensorStatus, ...] | None = None
         self._undo: list[tuple[str, Callable[[], None]]] = []
         self.give_device_back: Callable[[], None] | None = None
         """Takes the simulated device away, which was put in for this agent."""
         self._home = self._faults.guard("the project's folder", home_of_process, Home())
-        self._is_gate, self._gave_way = settings.is_gate, False
+        self._is_gate = settings.is_gate
         self._gate_lifted: list[str] = []
         self.notes: list[str] = list(settings.warnings)
 
@@ -129,7 +114,7 @@ class Agent:
         dropped = self._lost
         guard = self._faults.guard
         run = guard("the description of the run", self._run_info, no_run(self._policy.mode))
-        sensors = self._sensors_or_none()
+        sensors = self.sensors.statuses()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
         ops = guard("the count of ops", self._buffers.ops, no_ops)
@@ -145,7 +130,7 @@ class Agent:
         """What the capture has besides the sums; without what takes long to find out."""
         dropped = self._lost
         run, notes = self._with_gate(self._run_info(), dropped)
-        return Facts(run, self._sensor_statuses(), dropped, notes)
+        return Facts(run, self.sensors.statuses(), dropped, notes)
 
     def _with_gate(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
         """Say whether the gate held so far, if there is one; return the notes as well."""
@@ -157,12 +142,7 @@ class Agent:
         return run, [*notes, *(gate.NOTE + why for why in failures)]
 
     def _all_notes(self) -> list[str]:
-        notes = self._shared_notes(self.settings)
-        if self._kernels.left_in_place:
-            notes.append(
-                "the kernels are still on their ops and pass calls on: other threads compute, and torch cannot take a "
-                "kernel off safely while they do"
-            )
+        notes = [*self._shared_notes(self.settings), *self.sensors.notes]
         if self._recorder.set_up:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
         if self._buffers.lost:
@@ -186,7 +166,7 @@ class Agent:
         failures = [*self._gate_lifted]
         if self._recorder.policy is None and self.running:
             failures.append("the policy failed and is off")
-        if self._has_cuda and (self._gave_way or self._kernels.gave_way) and self._policy.mode == "raise":
+        if self.sensors.copies.gave_way and self._policy.mode == "raise":
             failures.append("torch.compile is in use, and copies are no longer watched")
         steps, warmup = self.steps.count, self.settings.warmup_steps
         if not self.running and steps < warmup and self._summary.recorded:
@@ -197,22 +177,10 @@ class Agent:
 
     def _watch_failures(self, dropped: int) -> list[str]:
         """Return what keeps any gate from its syncs, the process's or a region's."""
-        failures = self._blind()
+        failures = self.sensors.blind_spots()
         failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
         if dropped:
             failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
-        return failures
-
-    def _blind(self) -> list[str]:
-        """Return which sensors and hooks are missing that a gate needs."""
-        failures = []
-        if self.settings.simulate or self._has_cuda:
-            needed = ("simulated",) if self.settings.simulate else ("kernels", "explicit")
-            dead = [s.name for s in self._sensors_or_none() if s.name in needed and not s.live]
-            failures += [f"the sensor {name} is not live" for name in dead]
-            unhooked = () if self.settings.simulate else self._kernels.unhooked
-            if unhooked:
-                failures.append(f"not hooked: {', '.join(unhooked)}")
         return failures
 
     def _shared_notes(self, settings: schema.Settings) -> list[str]:
@@ -227,7 +195,7 @@ class Agent:
         return sum(tuple(self._buffers.lost.values()))
 
     def _new_policy(self, settings: schema.Settings) -> Policy:
-        return Policy(settings, self._recorder, lambda: self.steps.current)
+        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
         """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
@@ -268,14 +236,8 @@ class Agent:
             self._gate_lifted.append(f"the policy was changed to {policy} by {by}")
         self._is_gate = self._is_gate or is_gate
         self._pipeline.policy_changed(policy)
-        if self.settings.copies is None and self.settings.copies_timed == "sampled":
-            # Under raise nothing that is forbidden may slip through unsampled.
-            self._sampling.change(self.steps.current + 1, on=policy != "raise")  # seen to when the step ends
+        self.sensors.copies.policy_changed(policy, self.steps.current + 1)
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
-
-    def _sensors_or_none(self) -> tuple[SensorStatus, ...]:
-        none: tuple[SensorStatus, ...] = ()
-        return self._faults.guard("the list of sensors", self._sensor_statuses, none)
 
     def _each_round(self) -> None:
         self._remote.poll()
@@ -304,17 +266,7 @@ class Agent:
         """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
         try:
             self._say_where_settings_are_from()
-            if self.settings.simulate:
-                self._on("the simulated device's sensor", self._simulated.start, self._simulated.stop)
-            elif self._has_cuda:
-                self._on("the sensor explicit", self._explicit.start, self._explicit.stop)
-                self._on("the sensor monitored", self._monitored.start, self._monitored.stop)
-                self._on("the way past item()", self._host_scalars.start, self._host_scalars.stop)
-                hot = self.settings.copies_timed == "all"
-                self._on("the sensor kernels", lambda: self._kernels.start(hot=hot), self._kernels.stop)
-                if self.settings.copies_timed == "sampled":
-                    self._recorder.thread_state().copies_armed = True
-                    self._faults.guard("the watch for copies", self._kernels.arm_hot, None)
+            self.sensors.start(self._on)
             if not self.settings.simulate:
                 self._say_if_there_is_no_gpu()
             self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
@@ -322,7 +274,7 @@ class Agent:
             self.notes += self.steps.without
             if modes:
                 self.enter_modes()
-            self._recorder.thread_state().trains = True
+            self._recorder.threads.current().trains = True
             self._on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
@@ -344,24 +296,23 @@ class Agent:
 
     def _say_if_there_is_no_gpu(self) -> None:
         # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
-        if self._has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
+        has_cuda = self.sensors.conditions.has_cuda
+        if has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
             return
-        why = "there is no NVIDIA driver here" if self._has_cuda else "this torch is built without CUDA"
+        why = "there is no NVIDIA driver here" if has_cuda else "this torch is built without CUDA"
         note = f"{why}, so there is no host sync to see; {_SIMULATION}"
         log_once("no-gpu", note)
         self.notes.append(note)
 
     def enter_modes(self) -> None:
-        """Put both modes around the ops of this thread, if ``detail`` asks for them."""
-        if self.settings.wraps_every_op:
-            self._on("the sensor modes", self._modes.start, self._modes.stop)
+        """Start the sensors that watch one thread on this one, if ``detail`` asks for them."""
+        self.sensors.start_on_thread(self._on)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
         if self._ended is None:
             self._ended = time.perf_counter()
-            self._final_sensors = self._sensors_or_none()
-            self._gave_way = self._faults.guard("the list of sensors", lambda: self._kernels.gave_way, True)
+            self.sensors.conclude()
             self._faults.guard("the end of the cost window", self._cost.end, None)
             none: tuple[Region, ...] = ()
             regions = self._faults.guard("the end of regions", self.regions.end_all, none)
@@ -375,12 +326,12 @@ class Agent:
 
         May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
         """
-        from syncagent.sensors import calibration
+        from syncagent.torchbridge import calibration
 
         calibration.hurry()
         if self._ended is None:
             self._ended = time.perf_counter()
-            self._final_sensors = self._sensors_or_none()
+            self.sensors.conclude()
         none: tuple[Region, ...] = ()
         regions = self._faults.guard("the end of regions", self.regions.end_all, none)
         self._faults.guard("the pipeline", self._pipeline.stop, None)
@@ -417,7 +368,7 @@ class Agent:
 
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
-        self._recorder.forget_threads()
+        self._recorder.threads.forget()
         self.give_device_back = None  # the child is in the midst of what its parent began
         self.regions.forget()
         self._pipeline.forget()
@@ -448,9 +399,9 @@ class Agent:
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
         # Once a step all of this is cold: there are few calls here, and they are made only where they have work.
         try:
-            state: ThreadState = self._recorder.local.state
+            state: ThreadState = self._recorder.threads.local.state
         except AttributeError:
-            state = self._recorder.thread_state()
+            state = self._recorder.threads.current()
         state.trains = True
         self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         budgets = self._policy.budgets
@@ -460,41 +411,17 @@ class Agent:
             self.regions.step_ended(step, end_ns - start_ns)
         if self._cost.window is not None:
             self._cost.window.step_ended()
-        if self._sampling.has_work:
-            self._see_to_copies(state)
+        if self.sensors.copies.has_work:
+            self.watch_copies(state)
 
-    @property
-    def _samples_copies(self) -> bool:
-        return self._sampling.has_work and self._kernels.live
-
-    def _watch_copies(self) -> None:
-        """See to the copies of this thread as a region begins or ends on it."""
-        self._see_to_copies(self._recorder.thread_state())
-
-    def _see_to_copies(self, state: ThreadState) -> None:
-        """Watch this thread's copies where this step is one of those that are sampled, or else somebody wants them."""
-        sampled = state.trains and (self._sampling.watches(self.steps.current) or self._cost.capturing)
-        wanted = (bool(open_reaches) and self.regions.want_copies()) or sampled
-        if wanted or state.copies_armed:
-            state.copies_armed = wanted
-            self._arm_copies(wanted=wanted)
-
-    def _arm_copies(self, *, wanted: bool) -> None:
-        if not self._kernels.live:
-            return
-        if wanted and not self._kernels.hot_armed:
-            self._kernels.arm_hot()
-        elif not wanted and self._kernels.hot_armed:
-            self._kernels.disarm_hot()
+    def watch_copies(self, state: ThreadState) -> None:
+        """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
+        self.sensors.copies.update(state, self.steps.current, wanted=wanted)
 
     def _weight(self, event: SyncEvent) -> float:
-        if event.op != "aten::copy_" or event.sensor != "kernels":
-            return 1.0
-        if event.regions and self.regions.saw_all_copies(event):
-            return 1.0
-        if not self._sampling.watches(event.step):
-            return 1.0  # watched for the sake of a cost window, or of a region in another task of this thread
-        return self._sampling.weight(event.step)
+        weight = self.sensors.copies.weight(event)
+        return 1.0 if weight != 1.0 and event.regions and self.regions.saw_all_copies(event) else weight
 
     # --- the report's parts
 
@@ -507,7 +434,7 @@ class Agent:
             from syncagent.simulate.cuda_api import NAME
 
             self._device = NAME  # the device itself may be gone by now
-        elif self._device is None and self._has_cuda and torch.cuda.is_initialized():
+        elif self._device is None and self.sensors.conditions.has_cuda and torch.cuda.is_initialized():
             self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         self._seek_rank()
         return RunInfo(
@@ -534,30 +461,11 @@ class Agent:
             settings_file=self.settings.file,
         )
 
-    def _sensor_statuses(self) -> tuple[SensorStatus, ...]:
-        if self._final_sensors is not None:
-            return self._final_sensors
-        copies = self.settings.copies_timed
-        detail = {
-            "kernels": "copies: not watched since torch.compile is in use; SYNCAGENT_COPIES=all watches them"
-            if self._kernels.gave_way
-            else {
-                "all": "copies: every one",
-                "sampled": CopySampling.words,
-                "off": "copies: not watched",
-            }[copies],
-            "modes": "" if self.settings.wraps_every_op else 'off: detail is "syncs"',
-        }
-        sensors = (
-            (self._simulated,) if self.settings.simulate else (self._kernels, self._explicit, self._monitored)
-        ) + (self._modes,)
-        return tuple(SensorStatus(s.name, s.live, s.cannot_see, detail.get(s.name, "")) for s in sensors)
-
     def _overhead(self) -> Overhead:
-        from syncagent.sensors.calibration import UnmeasuredError
+        from syncagent.torchbridge.calibration import UnmeasuredError
 
         try:
-            own_ns = max(self._recorder.own_cost_ns(self._kernels.elsewhere), 0)
+            own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through), 0)
         except UnmeasuredError:  # the process is being killed
             return Overhead(None, None)
         ended = self._ended if self._ended is not None else time.perf_counter()

@@ -140,9 +140,9 @@ class Region(Reach):
             duration_s=(ended_ns - self.began_ns) / 1e9,
             policy=self.policy,
         )
-        sensors = agent._sensors_or_none()
+        sensors = agent.sensors.statuses()
         notes = [*self.notes, *agent._shared_notes(self.settings)]
-        if self._all_copies_from_ns is not None and not agent._kernels.gave_way:
+        if self._all_copies_from_ns is not None and not agent.sensors.copies.gave_way:
             detail = "copies: every one on the region's thread"
             sensors = tuple(replace(one, detail=detail) if one.name == "kernels" else one for one in sensors)
         dropped = (self._lost if self._lost is not None else agent._lost) - self._lost_before
@@ -319,11 +319,11 @@ class Regions(Sink):
         """Return the innermost region that covers the caller."""
         if not open_reaches:
             return None
-        own, others = covering(self._agent._recorder, self._agent._recorder.thread_state())
+        own, others = covering(self._agent._recorder.locator, self._agent._recorder.threads.current())
         return next((reach for reach in (own, *others) if isinstance(reach, Region)), None)
 
     def _refuse_a_gate_that_cannot_hold(self, region: Region) -> None:
-        whys = "; ".join(self._agent._blind() if region.is_gate else ())
+        whys = "; ".join(self._agent.sensors.blind_spots() if region.is_gate else ())
         if whys:
             raise ConfigError(
                 f"syncagent: setting policy is {region.policy!r}, but it cannot be in force here: {whys}."
@@ -352,17 +352,10 @@ class Regions(Sink):
 
     def _say_what_it_cannot_see(self, region: Region) -> None:
         """Say where the policy is blind: whoever relies on it has to know."""
-        agent, policy = self._agent, region.policy
-        if agent.settings.simulate or not agent._has_cuda or not region.judges:
-            return
-        if agent._kernels.live and region.wants_copies:
-            copies, blind = agent.settings.copies_timed, f"policy {policy!r} of a region does not see copies"
-            if copies == "off":
-                self._say_gap(region, f'{blind}: setting copies is "off" for the process')
-            elif copies == "sampled" and agent._kernels.gave_way:
-                self._say_gap(region, f"{blind} since torch.compile is in use; SYNCAGENT_COPIES=all watches them")
-            elif copies == "sampled" and region.every_thread:
-                self._say_gap(region, f"{blind} on other threads than its own; SYNCAGENT_COPIES=all watches them")
+        if region.judges and region.wants_copies:
+            why = self._agent.sensors.copies.unseen(every_thread=region.every_thread)
+            if why is not None:
+                self._say_gap(region, f"policy {region.policy!r} of a region does not see copies{why}")
 
     @staticmethod
     def _say_gap(region: Region, sentence: str) -> None:
@@ -395,8 +388,8 @@ class Regions(Sink):
 
     def look_after_copies(self, region: Region) -> None:
         """Watch every copy of this thread where they are sampled otherwise, as long as a region wants that."""
-        if self._agent._samples_copies and region.ident == threading.get_ident():
-            self._agent._watch_copies()
+        if self._agent.sensors.copies.can_change and region.ident == threading.get_ident():
+            self._agent.watch_copies(self._agent._recorder.threads.current())
 
     def saw_all_copies(self, event: SyncEvent) -> bool:
         """Whether a region that covers this sync saw all copies, so that this one stands for itself alone."""
@@ -429,12 +422,12 @@ class Regions(Sink):
             region.delivered()
             self._known.pop(region.number, None)
         numbers = {region.number for region in ended}
-        for state in self._agent._recorder.states:
+        for state in self._agent._recorder.threads.all:
             for key, tally in tuple(state.tallies.items()):
-                if tally.count == tally.told_count and tally.last is not None and numbers & {*tally.last.regions}:
+                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
                     state.tallies.pop(key, None)
             for sum_key, tally in tuple(state.sums.items()):
-                if tally.count == tally.told_count and tally.last is not None and numbers & {*tally.last.regions}:
+                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
                     state.sums.pop(sum_key, None)
 
     def events(self, batch: Sequence[SyncEvent]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import SyncKind
+from syncagent.sensors.base import Sensor
 from syncagent.sensors.explicit import nothing_pending
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["MonitoredSensor"]
 
@@ -28,13 +30,13 @@ _NAME = "synchronize"
 _TOOL_IDS = (4, 3, 5)  # 0 to 2 are spoken for: debugger, coverage, profiler
 
 
-class MonitoredSensor:
+class MonitoredSensor(Sensor):
     """Times calls of given C methods, from Python code of any thread."""
 
     name = "monitored"
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
         self._targets: Mapping[Any, str] = {}
         self._tool: int | None = None
         self._entered = threading.local()
@@ -86,6 +88,11 @@ class MonitoredSensor:
             monitoring.free_tool_id(self._tool)
             self._tool = None
 
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        monitoring: Any = getattr(sys, "monitoring", None)
+        return {"tools of sys.monitoring": [monitoring.get_tool(number) for number in range(6)]} if monitoring else {}
+
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""
         wanted = (HostSyncError, HostSyncWarning)  # by names that stay while the interpreter is torn down
@@ -130,13 +137,13 @@ class MonitoredSensor:
             return
         entered, recorder = self._entered, self._recorder
         entered.at_ns = None
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         if state.op is not None:  # a wrapper further out has asked, and times it
             return
         frame = sys._getframe(1)
         entered.is_idle = nothing_pending(getattr(function, "__self__", None) or argument)
         allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
-        entered.about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
+        entered.context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
         entered.at_ns = _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
@@ -147,10 +154,10 @@ class MonitoredSensor:
         returned = _now()
         self._entered.at_ns = None
         recorder = self._recorder
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         if state.op is None:
             stall_ns = 0 if self._entered.is_idle else returned - started
-            recorder.settle(state, self._entered.about, SyncKind.EXPLICIT, started, stall_ns, returned)
+            recorder.settle(state, self._entered.context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
 
 def _c_methods() -> dict[Any, str]:

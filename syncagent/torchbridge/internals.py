@@ -1,6 +1,6 @@
-"""The names of torch that are not public and that the agent leans on: each looked up once, and what is lost without.
+"""The names of torch that are not public and that the agent needs: each looked up once, and what is lost without it.
 
-Nothing else in the package, apart from the sensors beside this file and the simulated device, touches them.
+Only this room and the simulated device touch such names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["UNKNOWN", "Internals", "look_up", "skip_in_dynamo"]
+__all__ = [
+    "UNKNOWN",
+    "Internals",
+    "keep_busy",
+    "look_up",
+    "op_name",
+    "optimizer_hooks",
+    "skip_in_dynamo",
+    "when_cuda_is_used",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +29,8 @@ class Internals:
 
     graph_task: Callable[[], int]
     """Id of the backward pass that runs on this thread; -1 outside of one."""
-    autograd_node: Callable[[], Any]
-    """The autograd node that is being executed on this thread, or ``None``."""
+    node_sequence: Callable[[], int]
+    """Sequence number of the autograd node that is being executed on this thread; -1 where there is none."""
     next_sequence: Callable[[], int]
     """Number that the next autograd node made on this thread will get."""
     backward_context: Callable[[], Any]
@@ -40,7 +49,7 @@ class Internals:
 
 UNKNOWN = Internals(
     graph_task=lambda: -1,
-    autograd_node=lambda: None,
+    node_sequence=lambda: -1,
     next_sequence=lambda: 0,
     backward_context=lambda: None,
     raw_stream=lambda _device: 0,
@@ -74,6 +83,12 @@ def look_up(*, simulated: bool = False) -> Internals:
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
 
+    current_node = need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None)
+
+    def node_sequence() -> int:
+        node = current_node()
+        return node._sequence_nr() if node is not None else -1
+
     # A build without CUDA has none of the next three, and needs none.
     is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
     cuda = is_built() and not simulated
@@ -81,7 +96,7 @@ def look_up(*, simulated: bool = False) -> Internals:
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
         graph_task=need("_C._current_graph_task_id", "phase backward cannot be told", lambda: -1),
-        autograd_node=need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None),
+        node_sequence=node_sequence,
         next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
         backward_context=backward_context,
         raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not told apart", unknown) if cuda else unknown,
@@ -122,3 +137,22 @@ def when_cuda_is_used(then: Callable[[], None]) -> None:
         then()
     else:
         lazily(then)
+
+
+def optimizer_hooks() -> int:
+    """Return how many hooks run after every step of any optimizer."""
+    from torch.optim import optimizer
+
+    return len(getattr(optimizer, "_global_optimizer_post_hooks", ()))
+
+
+def op_name(op: Any) -> str:
+    """Return the dispatcher's name of an op (``aten::add``), without its overload."""
+    return str(op._schema.name)
+
+
+def keep_busy(cycles: int) -> None:
+    """Queue a kernel that keeps the current stream busy for so many cycles of the GPU's clock."""
+    import torch
+
+    torch.cuda._sleep(cycles)

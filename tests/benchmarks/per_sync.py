@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,7 @@ import syncagent
 from syncagent.events import SyncKind
 from syncagent.runtime.agent import Agent
 from syncagent.sensors.kernels import KernelSensor
+from syncagent.sensors.registry import SENSORS, SensorSet
 from syncagent.settings import schema, sources
 from syncagent.torchbridge.internals import look_up
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from syncagent.delivery.sink import Sink
+    from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["begin", "bootstrap", "finish", "write"]
 
@@ -67,19 +71,18 @@ class _OnCpu(Agent):
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
-        self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
-        self._kernels = KernelSensor(self._recorder, device_key=self.key)
-        self._has_cuda = True
+        self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
+        key = self.key
+
+        class Kernels(KernelSensor):
+            def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+                super().__init__(recorder, conditions, device_key=key)
+
+        kinds = [Kernels if kind is KernelSensor else kind for kind in SENSORS]
+        self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
     def _say_if_there_is_no_gpu(self) -> None:
         """There is one: the CPU stands for it."""
-
-    def _run_info(self) -> Any:
-        self._has_cuda = False  # there is no device to ask for its name
-        try:
-            return super()._run_info()
-        finally:
-            self._has_cuda = True
 
 
 class _OnNeither(_OnCpu):
@@ -313,20 +316,20 @@ def pieces(device: str) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         recorder, policy = agent._recorder, agent._policy
-        state, listing_state = recorder.thread_state(), listing._recorder.thread_state()
+        state, listing_state = recorder.threads.current(), listing._recorder.threads.current()
         frame, op, kind = sys._getframe(), "aten::_local_scalar_dense", SyncKind.SCALAR_READ
         times = (_now(), 1, _now())
         args = (tensor,)
-        about = recorder.describe(state, op, kind, frame, args, "kernels")
+        context = recorder.describe(state, op, kind, frame, args, "kernels")
         parts: dict[str, Callable[[], Any]] = {
             "an empty call": lambda: None,
             "policy: nothing is allowed": lambda: policy.judge(op, kind, frame, state),
             "policy: one line is allowed": lambda: listing._policy.judge(op, kind, frame, listing_state),
-            "recorder: the line": lambda: recorder.locate(state, frame),
+            "recorder: the line": lambda: recorder.locator.locate(state, frame),
             "recorder: what is known before the wait": lambda: recorder.describe(
                 state, op, kind, frame, args, "kernels"
             ),
-            "recorder: the record": lambda: recorder.settle(state, about, kind, *times),
+            "recorder: the record": lambda: recorder.settle(state, context, kind, *times),
             "the clock": _now,
         }
         for name, part in parts.items():

@@ -17,8 +17,7 @@ import syncagent.api
 import syncagent.runtime.agent
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
-
-LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
+from tests import processes
 
 
 class OnDevice:
@@ -79,17 +78,17 @@ def host():
 @pytest.fixture
 def no_settings(monkeypatch, tmp_path):
     """No setting, rank or pyproject.toml of the person who runs the tests."""
-    for name in tuple(os.environ):
-        if name.startswith(LAUNCHERS) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}:
-            monkeypatch.delenv(name)
+    for name in filter(processes.is_setting, tuple(os.environ)):
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
-    from syncagent.rules.rules import RULES
+    from syncagent.rules.table import RULES
     from syncagent.sensors.kernels import KernelSensor
+    from syncagent.sensors.registry import SENSORS, SensorSet
     from syncagent.torchbridge import internals
 
     rules = tuple(host.rule(rule) for rule in RULES)
@@ -97,11 +96,16 @@ def cpu_device(monkeypatch, no_settings, host):
     look_up = internals.look_up  # a torch built for CUDA may have no driver here: it is not asked
     monkeypatch.setattr(internals, "look_up", lambda **_: look_up(simulated=True))
 
+    class CpuKernels(KernelSensor):
+        def __init__(self, recorder, conditions):
+            super().__init__(recorder, conditions, rules, device_key="CPU")
+
+    kinds = [CpuKernels if kind is KernelSensor else kind for kind in SENSORS]
+
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
-            self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
-            self._has_cuda = True
+            self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
         def _say_if_there_is_no_gpu(self):
             """There is one: the CPU stands for it."""

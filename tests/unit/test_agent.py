@@ -14,7 +14,7 @@ import torch
 import syncagent
 from syncagent.delivery.sink import Sink
 from syncagent.report import summary
-from syncagent.sensors.sampling import CopySampling
+from syncagent.sensors.copies import CopySampling
 from syncagent.support import log
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -405,7 +405,7 @@ def _in_the_child(queue, agent):
         "result": X.nonzero().tolist(),
     }
     agent._pipeline.drain()
-    found["events"] = len(agent._recorder.thread_state().buffer)
+    found["events"] = len(agent._recorder.threads.current().buffer)
     with syncagent.watch(detail="syncs") as own:
         X.unique()
     found["own"] = [event.op for event in own.events()]

@@ -9,6 +9,7 @@ import pytest
 from syncagent import HostSyncError
 from syncagent.recording.recorder import Recorder
 from syncagent.sensors import monitored
+from syncagent.sensors.base import Conditions
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 
@@ -29,13 +30,13 @@ def sort_bound():
 def sensor(monkeypatch):
     monkeypatch.setattr(monitored, "_NAME", "sort")
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    made = monitored.MonitoredSensor(recorder)
+    made = monitored.MonitoredSensor(recorder, Conditions())
     yield made
     made.stop()
 
 
 def seen(sensor):
-    return [(o.about.op, o.about.where.user[0].co_name) for s in sensor._recorder.states for o in s.buffer]
+    return [(o.context.op, o.context.where.user[0].co_name) for s in sensor._recorder.threads.all for o in s.buffer]
 
 
 def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor):

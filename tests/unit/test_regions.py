@@ -21,6 +21,7 @@ from syncagent import HostSyncError, HostSyncWarning
 from syncagent.policy import scopes
 from syncagent.policy.reach import open_reaches
 from syncagent.runtime.regions import Region
+from syncagent.sensors.kernels import KernelSensor
 from syncagent.support import log
 from tests.unit.tools import forbidden, on_thread
 
@@ -464,17 +465,17 @@ def test_the_autograd_threads_of_a_backward_inside_are_covered(cpu_agent, knows_
     """Whether torch hands them the caller's context, or the caller has to be looked for."""
     agent = cpu_agent()
     recorder = agent._recorder
-    caller = recorder.thread_state()
-    real = recorder.internals
+    caller = recorder.threads.current()
+    real = recorder.locator.internals
 
     def in_backward():
         context = here if knows_context else None
-        recorder.internals = replace(real, graph_task=lambda: 7, backward_context=lambda: context)
-        recorder.thread_state().owner = (7, caller)
+        recorder.locator.internals = replace(real, graph_task=lambda: 7, backward_context=lambda: context)
+        recorder.threads.current().owner = (7, caller)
         try:
             return forbidden(X.nonzero)
         finally:
-            recorder.internals = real
+            recorder.locator.internals = real
 
     with raising() as region:
         here = contextvars.copy_context()
@@ -916,10 +917,10 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     assert not [note for note in region.report().notes if "copies" in note]
 
 
-def test_a_region_whose_policy_cannot_be_in_force_does_not_open(cpu_agent):
+def test_a_region_whose_policy_cannot_be_in_force_does_not_open(cpu_agent, monkeypatch):
     """The kernels could not be put in place, say: as for the first watch, that is an error and no silence."""
+    monkeypatch.setattr(KernelSensor, "start", lambda _self: None)
     agent = cpu_agent(detail="syncs")
-    agent._kernels.stop()
     with pytest.raises(syncagent.ConfigError, match="the sensor kernels is not live"), raising():
         pytest.fail("it has opened")
     with syncagent.watch(policy="observe") as region:
@@ -1014,7 +1015,7 @@ def test_regions_that_have_ended_are_let_go_of(cpu_agent):
     agent.regions.retire(agent._pipeline.drained_ns)
     gc.collect()
     assert [ref for ref in refs if ref() is not None] == []
-    assert agent._recorder.thread_state().tallies == {}
+    assert agent._recorder.threads.current().tallies == {}
 
 
 def test_a_region_is_owed_what_was_seen_in_it_though_it_has_ended(cpu_agent):

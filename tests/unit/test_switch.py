@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from syncagent.recording.recorder import Recorder
-from syncagent.rules.rules import RULES
+from syncagent.rules.table import RULES
+from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
@@ -21,8 +22,8 @@ def watching(cpu_device, host):
     """A sensor of copies alone, which is not armed yet."""
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     rules = [host.rule(rule) for rule in RULES if rule.hot]
-    sensor = KernelSensor(recorder, rules, device_key="CPU")
-    sensor.start(hot=False)
+    sensor = KernelSensor(recorder, Conditions(), rules, device_key="CPU")
+    sensor.start()
     yield sensor
     sensor.disarm_hot()
     sensor.stop()
@@ -32,7 +33,7 @@ def copies(sensor, host, times=1):
     """Copy from the host that often; return how many copies were seen in all threads so far."""
     for _ in range(times):
         X.clone().copy_(host(torch.zeros(3)))
-    return sum(len(state.buffer) for state in sensor._recorder.states)
+    return sum(len(state.buffer) for state in sensor._recorder.threads.all)
 
 
 def test_copies_are_seen_while_it_is_on(watching, host):
@@ -79,7 +80,7 @@ def test_a_fake_tensors_copy_is_no_copy(watching):
     watching.arm_hot()
     with FakeTensorMode():
         assert torch.ones(3).copy_(torch.zeros(3)).shape == (3,)
-    assert [len(state.buffer) for state in watching._recorder.states] in ([], [0])
+    assert [len(state.buffer) for state in watching._recorder.threads.all] in ([], [0])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")

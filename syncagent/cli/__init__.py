@@ -77,7 +77,7 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
         return _refuse(error.format_message(), context)
     except SyncAgentError as error:
         return _refuse(str(error), context)
-    except BrokenPipeError:  # nobody reads on (`| head`)
+    except BrokenPipeError:  # the reader has gone (`| head`)
         _let_go_of_output()
         return _BROKEN_PIPE
     except OSError as error:

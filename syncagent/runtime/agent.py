@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.cost.pricing import Pricing
+from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
@@ -78,7 +78,7 @@ class Agent:
         taking = all_sinks(self._summary, self.regions, sinks)
         self._pipeline = Pipeline(self._buffers, taking, self._faults, self._each_round)
         self._pipeline.connect(Source(self._buffers.lost, self._weight, self._summary, self._facts))
-        self._pricing = Pricing(settings, self._events_since, self._faults)
+        self._cost = CostMeasurement(settings, self._events_since, self._faults)
         self._device: str | None = None
         self._began = time.perf_counter()
         self._started = datetime.now(timezone.utc)
@@ -120,7 +120,7 @@ class Agent:
         ops = guard("the count of ops", self._buffers.ops, no_ops)
         run, notes = self._with_gate(run, dropped)
         try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self._faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self._is_gate else None)
@@ -203,12 +203,12 @@ class Agent:
         Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
         The report has the price of the window that was asked for last.
         Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
-        which slows the very steps that are to be priced.
+        which slows the very steps that are to be measured.
         """
         steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
-        self._pricing.ask(steps, begin=1)
+        self._cost.ask(steps, begin=1)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
         self._drain()
@@ -279,7 +279,7 @@ class Agent:
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
-                self._faults.guard("the cost window", lambda: self._pricing.ask(self.settings.cost_steps), None)
+                self._faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
@@ -313,7 +313,7 @@ class Agent:
         if self._ended is None:
             self._ended = time.perf_counter()
             self.sensors.conclude()
-            self._faults.guard("the end of the cost window", self._pricing.end, None)
+            self._faults.guard("the end of the cost window", self._cost.end, None)
             none: tuple[Region, ...] = ()
             regions = self._faults.guard("the end of regions", self.regions.end_all, none)
             self._turn_off()
@@ -409,14 +409,14 @@ class Agent:
             budgets.step_ended(step, end_ns - start_ns)
         if open_reaches:
             self.regions.step_ended(step, end_ns - start_ns)
-        if self._pricing.window is not None:
-            self._pricing.window.step_ended(self.steps.current)
+        if self._cost.window is not None:
+            self._cost.window.step_ended()
         if self.sensors.copies.has_work:
             self.watch_copies(state)
 
     def watch_copies(self, state: ThreadState) -> None:
         """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
-        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._pricing.capturing)
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
         self.sensors.copies.update(state, self.steps.current, wanted=wanted)
 
     def _weight(self, event: SyncEvent) -> float:

@@ -396,6 +396,6 @@ def _when_cuda_is_used(then: Callable[[], None]) -> None:
 
 def _no_mode_active() -> bool:
     """Modes can only be entered in the middle of a program where the user has none open."""
-    from syncagent.torchbridge.mode_stacks import none_active
+    from syncagent.torchbridge.modes import none_active
 
     return none_active()

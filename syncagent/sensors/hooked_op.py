@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
-from syncagent.rules.host_time import own_time_taken_off
+from syncagent.rules.rule import own_time_taken_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

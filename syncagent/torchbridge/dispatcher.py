@@ -14,9 +14,9 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
-from syncagent.torchbridge.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

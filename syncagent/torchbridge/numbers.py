@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from syncagent.torchbridge.stand_ins import StandIns, ops_warn_at_once
+from syncagent.torchbridge.frames import StandIns, ops_warn_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,6 +24,7 @@ from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
 from syncagent.report.summary import Summary
+from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
 from syncagent.sensors.sampling import CopySampling
 from syncagent.settings import parsing, schema
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from syncagent.runtime.regions import Region
     from syncagent.settings.schema import PolicyName
 
-__all__ = ["Agent", "no_run"]
+__all__ = ["ProcessAgent", "no_run"]
 
 
-class Agent:
-    """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
+class ProcessAgent(Agent):
+    """Watches this process; one runs at a time."""
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
         import torch
@@ -63,8 +64,8 @@ class Agent:
         self.settings = settings
         self._faults = Faults()
         nobody = ranks.Rank(None, None, None)
-        self.rank = self._faults.guard("the rank", ranks.read, nobody)
-        self._seeks_rank = self.rank is not nobody
+        self._rank = self._faults.guard("the rank", ranks.read, nobody)
+        self._seeks_rank = self._rank is not nobody
         self._rank_due_s = 0.0
         self._internals = self._faults.guard(
             "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
@@ -126,18 +127,20 @@ class Agent:
         return self._ended is None
 
     @property
+    def rank(self) -> ranks.Rank:
+        return self._rank
+
+    @property
     def faults(self) -> Faults:
         """What of the agent itself has failed."""
         return self._faults
 
     def events(self) -> tuple[SyncEvent, ...]:
-        """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
         self._drain()
         none: tuple[SyncEvent, ...] = ()
         return self._faults.guard("the newest syncs", self._summary.newest, none)
 
     def report(self) -> Report:
-        """Return what was seen so far."""
         self._drain()
         dropped = self._lost
         guard = self._faults.guard
@@ -243,13 +246,6 @@ class Agent:
         return Policy(settings, self._recorder, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
-        """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
-
-        Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
-        The report has the price of the window that was asked for last.
-        Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
-        which slows the very steps that are to be priced.
-        """
         steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
@@ -261,10 +257,6 @@ class Agent:
 
     @property
     def policy(self) -> PolicyName:
-        """What happens at a sync that nothing allows: ``observe``, ``warn`` or ``raise``.
-
-        May be set while the job runs; a value that is not allowed raises :class:`~syncagent.ConfigError`.
-        """
         return self._policy.mode
 
     @policy.setter
@@ -308,7 +300,7 @@ class Agent:
         if not self._seeks_rank or self.rank.rank is not None:
             return
         try:
-            self.rank = _rank_by_now()
+            self._rank = _rank_by_now()
             self._pipeline.rank = self.rank.rank
         except Exception as error:
             self._seeks_rank = False
@@ -408,11 +400,6 @@ class Agent:
         return self.report()
 
     def save(self, report: Report, path: str | None = None) -> str | None:
-        """Save the report where the settings say and return where; a path that cannot be written is logged.
-
-        ``path`` is where a region's report goes.  A process without a rank that never used CUDA, such as one that only
-        starts others, saves nothing where one of the others has saved its own.
-        """
         path = path or self.settings.report
         if path is None:
             return None
@@ -431,7 +418,6 @@ class Agent:
         return None
 
     def flush(self) -> None:
-        """Deliver everything that was seen so far to every sink."""
         self._pipeline.flush()
 
     def after_fork_in_child(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
+__all__ = ["begin", "instrument", "uninstrument"]
 
 _PATIENCE_S = 2.0
 _TIMES = 3
@@ -57,14 +57,9 @@ def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() not in _OFF
 
 
-def simulates_throughout() -> bool:
-    """Whether this whole process was asked to run on the simulated device."""
-    return _is_on("SYNCAGENT_SIMULATE")
-
-
 def _simulate_unwatched() -> None:
     global _awaits_torch
-    if _awaits_torch or not simulates_throughout() or is_launcher():
+    if _awaits_torch or not _is_on("SYNCAGENT_SIMULATE") or is_launcher():
         return
     _awaits_torch = True
     if "torch" in sys.modules:
@@ -249,12 +244,11 @@ class _Run:
     def _start(self, *, modes: bool) -> None:
         import threading
 
-        from syncagent import api as running
+        from syncagent.runtime import process, signals
         from syncagent.runtime import script as session
-        from syncagent.runtime import signals
 
         self._session = session.begin(self._settings, self._providers)
-        self._agent = running.launch(self._settings, self._session.sinks, modes=modes)
+        self._agent = process.launch(self._settings, self._session.sinks, modes=modes)
         self._finished = False
         self._shown, self._is_sent = None, False
         self._saving = threading.Lock()
@@ -301,16 +295,15 @@ class _Run:
         """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""
         if self._finished or os.getpid() != self._pid or self._agent is None:
             return
-        from syncagent import api as running
+        from syncagent.runtime import process, signals
         from syncagent.runtime import script as session
-        from syncagent.runtime import signals
 
         try:
             with signals.holding_interrupts() as interrupts:
                 self._finished = True
                 if self._saving.acquire(timeout=_PATIENCE_S):  # a report of before must not take this one's place
                     self._saving.release()
-                report = running.release(self._agent)
+                report = process.release(self._agent)
                 self._shown = session.show(self._agent, report, self._session, quiet=self._is_child)
             session.send(self._agent, self._shown, self._session, is_interrupted=interrupts.count > 0)
         except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
+from syncagent.runtime.handle import Agent
 from syncagent.settings import schema
 from syncagent.support.log import log_once
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from syncagent.attribution.steps import Steps
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.model import Report
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.agent import ProcessAgent
     from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Region", "Regions"]
@@ -49,10 +50,10 @@ _JUDGING = (
 """A region that is given one of these has a policy of its own."""
 
 
-class Region(Reach):
-    """What ``with syncagent.watch(...)`` gives inside another watch; it is asked as the agent is."""
+class Region(Reach, Agent):
+    """What ``with syncagent.watch(...)`` gives inside another watch."""
 
-    def __init__(self, agent: Agent, settings: Settings, outer: Reach | None, policy: Policy) -> None:
+    def __init__(self, agent: ProcessAgent, settings: Settings, outer: Reach | None, policy: Policy) -> None:
         given = {name for name, source in settings.sources.items() if source == "keyword"}
         super().__init__(
             outer,
@@ -81,12 +82,10 @@ class Region(Reach):
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
         return self.is_open
 
     @property
     def rank(self) -> Rank:
-        """The rank of this process."""
         return self._agent.rank
 
     @property
@@ -101,7 +100,6 @@ class Region(Reach):
 
     @property
     def policy(self) -> PolicyName:
-        """What happens at a sync in here that nothing allows: ``observe``, ``warn`` or ``raise``; may be set."""
         if self.judges:
             return self._policy.mode
         return self.outer.policy if isinstance(self.outer, Region) else self._agent.policy
@@ -117,13 +115,11 @@ class Region(Reach):
             self._agent.regions.look_after_copies(self)
 
     def events(self) -> tuple[SyncEvent, ...]:
-        """Return the newest syncs inside (``max_events`` of them), oldest first."""
         self._agent._drain()
         none: tuple[SyncEvent, ...] = ()
         return self._agent.faults.guard("the newest syncs of a region", self._summary.newest, none)
 
     def report(self) -> Report:
-        """Return what was seen inside so far: the steps that ended in here, their time, the sites, the sums."""
         from syncagent.runtime.agent import no_run
 
         self._agent._drain()
@@ -152,20 +148,16 @@ class Region(Reach):
         return self._summary.snapshot(run, sensors, Overhead(None, None), dropped, (), notes)
 
     def stop(self) -> Report:
-        """End the region, unless it has ended, and return its report."""
         self._agent.regions.end(self)
         return self.report()
 
     def save(self, report: Report) -> str | None:
-        """Save a report where the setting ``report`` says and return where; a path that cannot be written is logged."""
         return self._agent.save(report, self.settings.report) if self.settings.report is not None else None
 
     def flush(self) -> None:
-        """Deliver everything that was seen so far to every sink."""
         self._agent.flush()
 
     def measure_cost(self, steps: int = 5) -> None:
-        """Price the syncs of the steps that follow, in the process's report: see :meth:`Agent.measure_cost`."""
         self._agent.measure_cost(steps)
 
     # --- while it is open
@@ -246,7 +238,7 @@ class Regions:
 
     name = "regions"
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: ProcessAgent) -> None:
         self._agent = agent
         self._lock = threading.RLock()  # never taken where a sync is recorded
         self._known: dict[int, Region] = {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from syncagent.delivery.sink import Sink
     from syncagent.report.model import Report
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.handle import Agent
     from syncagent.settings.schema import Settings
     from syncagent.telemetry.metric_sender import MetricSender
     from syncagent.telemetry.outbox import AgentTracerProvider, Outbox

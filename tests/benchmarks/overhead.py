@@ -52,10 +52,10 @@ from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.agent import ProcessAgent
 
     Step = Callable[..., float]
-    Around = Callable[[], contextlib.AbstractContextManager[Agent | None]]
+    Around = Callable[[], contextlib.AbstractContextManager[ProcessAgent | None]]
 
 _WINDOW = 16
 _ORDER = (False, True, True, False, True, False, False, True)
@@ -194,7 +194,7 @@ class Variants:
 
     def watched(self, detail: str) -> Around:
         @contextlib.contextmanager
-        def around() -> Iterator[Agent | None]:
+        def around() -> Iterator[ProcessAgent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
             ends = session.begin(sources.load(chosen, {}))
@@ -230,7 +230,7 @@ class Variants:
             yield
 
 
-def leave_records(agent: Agent) -> None:
+def leave_records(agent: ProcessAgent) -> None:
     """Do as if more steps had just ended, each with its sync."""
     [state] = [state for state in agent._recorder.states if state.buffer]
     number, start_ns, end_ns, context = agent._pipeline.steps[0]

@@ -31,7 +31,7 @@ import torch
 import syncagent
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.events import SyncKind
-from syncagent.runtime.agent import Agent
+from syncagent.runtime.agent import ProcessAgent
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import schema, sources
 from syncagent.torchbridge.internals import look_up
@@ -61,7 +61,7 @@ _synchronize: Callable[[], None] | None = getattr(torch._C, "_cuda_synchronize",
 # --- an agent to measure (other benchmarks use these, too) ------------------------------------------------------------
 
 
-class _OnCpu(Agent):
+class _OnCpu(ProcessAgent):
     """Watches the CPU's kernels, so that a benchmark can be worked on without a GPU."""
 
     key = "CPU"
@@ -89,7 +89,7 @@ class _OnNeither(_OnCpu):
     key = "CUDA"
 
 
-_AGENTS = {"cuda": Agent, "cpu": _OnCpu, "neither": _OnNeither}
+_AGENTS = {"cuda": ProcessAgent, "cpu": _OnCpu, "neither": _OnNeither}
 
 
 class _ByHand(Pipeline):
@@ -99,7 +99,7 @@ class _ByHand(Pipeline):
         """Start no thread."""
 
 
-def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> Agent:
+def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> ProcessAgent:
     """Start an agent that no variable of the environment has a say in."""
     loaded = sources.load({"detail": "syncs", **settings}, {})
     agent = _AGENTS[device](loaded, sinks)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import syncagent.api
 import syncagent.runtime.agent
+import syncagent.runtime.process
 from syncagent.settings import sources
 
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
@@ -94,7 +94,7 @@ def cpu_device(monkeypatch, no_settings, host):
     rules = tuple(host.rule(rule) for rule in RULES)
     forget_compiled_code()
 
-    class CpuAgent(syncagent.runtime.agent.Agent):
+    class CpuAgent(syncagent.runtime.agent.ProcessAgent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
             self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
@@ -104,10 +104,10 @@ def cpu_device(monkeypatch, no_settings, host):
         def _say_if_there_is_no_gpu(self):
             """There is one: the CPU stands for it."""
 
-    monkeypatch.setattr(syncagent.api, "Agent", CpuAgent)
+    monkeypatch.setattr(syncagent.runtime.process, "ProcessAgent", CpuAgent)
     yield
-    while (running := syncagent.api.current()) is not None:
-        syncagent.api.release(running)
+    while (running := syncagent.current()) is not None:
+        syncagent.runtime.process.release(running)
     leave_all_modes()
 
 
@@ -134,7 +134,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.api.launch(sources.load({"warmup_steps": 0, **settings}), sinks)
+        return syncagent.runtime.process.launch(sources.load({"warmup_steps": 0, **settings}), sinks)
 
     return begin
 

@@ -431,7 +431,7 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
 
     from syncagent.settings import sources
 
-    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

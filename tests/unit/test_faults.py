@@ -19,7 +19,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.profiler import record_function
 
 import syncagent
-import syncagent.api
+import syncagent.runtime.process
 from syncagent.attribution import apis, callsite, modules, ranks
 from syncagent.attribution import backward as autograd
 from syncagent.attribution.ranges import Ranges
@@ -142,7 +142,7 @@ class Broken:
 def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     """Train under an agent; check what must hold whatever breaks, and return the report and what was logged."""
     before = shape_of_the_process()
-    agent = syncagent.api.launch(sources.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
+    agent = syncagent.runtime.process.launch(sources.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
     result = train()
     agent.events()
     agent.flush()
@@ -338,7 +338,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
         def __str__(self):
             raise Fault("injected")
 
-    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), ())
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs"}), ())
     for _ in range(2):
         with record_function(Odd("odd")):
             torch.ones(2).nonzero()
@@ -463,7 +463,7 @@ def test_a_sink_that_hangs_neither_holds_up_training_nor_the_end(alone, capsys, 
     monkeypatch.setattr("syncagent.delivery.pipeline._PATIENCE_S", 0.5, raising=False)
     sink = Hanging(call)
     try:
-        agent = syncagent.api.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
+        agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
         assert same(train(), alone)
         if call == "events":
             assert sink.inside.wait(10)
@@ -596,7 +596,7 @@ def test_asyncio_tasks_are_watched_as_they_take_turns():
 
 def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     """The modes of the thread that started it stay where they are, and do nothing."""
-    agent = syncagent.api.launch(sources.load({"detail": "ops"}), ())
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "ops"}), ())
     stopper = threading.Thread(target=syncagent.stop)
     stopper.start()
     stopper.join()

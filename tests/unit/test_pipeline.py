@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import syncagent
-from syncagent.api import release
 from syncagent.delivery import pipeline
 from syncagent.recording import recorder
+from syncagent.runtime.process import release
 from syncagent.support import log
 from syncagent.support.faults import Faults
 

@@ -909,7 +909,7 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     with raising(judge_threads="all"):
         pass
     assert ["on other threads than its own" in message for message in messages] == [True]
-    syncagent.api.release(agent)
+    syncagent.runtime.process.release(agent)
     cpu_agent(detail="syncs", copies="all")
     with raising(judge_threads="all") as region:
         pass

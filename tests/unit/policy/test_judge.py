@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncagent
 from syncagent import ConfigError, HostSyncError, HostSyncWarning
-from syncagent.api import release
+from syncagent.runtime.process import release
 from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])

@@ -6,14 +6,12 @@ tests/unit/test_typing.py checks this file under mypy, and under pyright where i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from typing_extensions import assert_type
 
 import syncagent
-
-if TYPE_CHECKING:
-    from typing_extensions import assert_type
-
-    from syncagent.attribution.ranks import Rank
+from syncagent.attribution.ranks import Rank
 
 
 @syncagent.watch(policy="warn", warmup_steps=0)

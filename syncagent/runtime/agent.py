@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING
 from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.capture.writer import Capture, Facts
 from syncagent.cost.pricing import Pricing
+from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
+from syncagent.delivery.sink import Source
 from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
-from syncagent.report.summary import Summary
+from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
+from syncagent.runtime.sinks import all_sinks
 from syncagent.sensors.sampling import CopySampling
 from syncagent.settings import parsing, schema
 from syncagent.sites import Home, home_of_process
 from syncagent.support import redaction
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger, log_once
-from syncagent.telemetry.violations import ViolationLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,14 +86,12 @@ class ProcessAgent(Agent):
         self._sampling = CopySampling(on=settings.copies_timed == "sampled")
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        if not any(isinstance(sink, ViolationLog) for sink in sinks):
-            sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
         self.regions = Regions(self)
         """Those that are open: see :mod:`syncagent.runtime.regions`."""
-        taking: tuple[Sink, ...] = (self._summary, self.regions, *sinks)
-        self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
-        self._pipeline.policy_of = self.regions.policy_of
-        self._captures = self._connect(sinks)
+        self._buffers = BufferReader(self._recorder, self.rank.rank, policy_of=self.regions.policy_of)
+        taking = all_sinks(self._summary, self.regions, sinks)
+        self._pipeline = Pipeline(self._buffers, taking, self._faults, self._each_round)
+        self._pipeline.connect(Source(self._buffers.lost, self._weight, self._summary, self._facts))
         self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
@@ -107,18 +106,6 @@ class ProcessAgent(Agent):
         self._is_gate, self._gave_way = settings.is_gate, False
         self._gate_lifted: list[str] = []
         self.notes: list[str] = list(settings.warnings)
-
-    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
-        """Give the sinks what they want of the agent's; return the captures among them."""
-        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
-        for sink in sinks:
-            if hasattr(sink, "lost") and hasattr(sink, "scale"):
-                sink.lost, sink.scale = self._pipeline.lost, self._weight
-            if hasattr(sink, "spans"):
-                sink.spans = spans
-            if isinstance(sink, Capture):
-                sink.summary, sink.facts = self._summary, self._facts
-        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
@@ -148,7 +135,7 @@ class ProcessAgent(Agent):
         sensors = self._sensors_or_none()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
-        ops = guard("the count of ops", self._pipeline.ops, no_ops)
+        ops = guard("the count of ops", self._buffers.ops, no_ops)
         run, notes = self._with_gate(run, dropped)
         try:
             return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
@@ -181,8 +168,8 @@ class ProcessAgent(Agent):
             )
         if self._recorder.set_up:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
-        if self._pipeline.lost:
-            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        if self._buffers.lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
         return notes
 
     def gate_cannot_hold(self) -> str | None:
@@ -240,7 +227,7 @@ class ProcessAgent(Agent):
 
     @property
     def _lost(self) -> int:
-        return sum(tuple(self._pipeline.lost.values()))
+        return sum(tuple(self._buffers.lost.values()))
 
     def _new_policy(self, settings: schema.Settings) -> Policy:
         return Policy(settings, self._recorder, lambda: self.steps.current)
@@ -284,12 +271,6 @@ class ProcessAgent(Agent):
 
     def _each_round(self) -> None:
         self._remote.poll()
-        for capture in tuple(self._captures):
-            try:
-                capture.tick()
-            except Exception as error:
-                self._captures.remove(capture)
-                self._faults.add("the capture", error)
         self.regions.retire(self._pipeline.drained_ns)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
@@ -301,7 +282,7 @@ class ProcessAgent(Agent):
             return
         try:
             self._rank = _rank_by_now()
-            self._pipeline.rank = self.rank.rank
+            self._buffers.rank = self.rank.rank
         except Exception as error:
             self._seeks_rank = False
             self._faults.add("the rank", error)
@@ -457,7 +438,7 @@ class ProcessAgent(Agent):
         except AttributeError:
             state = self._recorder.thread_state()
         state.trains = True
-        self._pipeline.steps.append((step, start_ns, end_ns, self._recorder.user_context()))
+        self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)

@@ -280,7 +280,7 @@ class _Run:
         if self._shown is None:
             self._shown = session.show(self._agent, self._agent.conclude(), self._session, quiet=self._is_child)
         session.send(self._agent, self._shown, self._session)
-        self._session.flush()
+        self._session.flush_program()
 
     def _save(self) -> None:
         """Save the report as it is now, on whichever thread; the watch goes on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from syncagent.errors import ConfigError
 from syncagent.report.summary import Summary
 from syncagent.runtime.agent import ProcessAgent, no_run
-from syncagent.runtime.script import user_sinks
+from syncagent.runtime.sinks import of_program
 from syncagent.settings.schema import parse
 from syncagent.support.log import log_once
 
@@ -51,7 +51,7 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
         remove_device = _install_device(settings) if settings.simulate else None
         try:
-            agent = ProcessAgent(settings, user_sinks(settings) if sinks is None else sinks)
+            agent = ProcessAgent(settings, of_program(settings).sinks if sinks is None else sinks)
         except BaseException:
             if remove_device is not None:
                 remove_device()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
@@ -233,7 +234,7 @@ class Region(Reach, Agent):
             self._policy.budgets.step_ended(step, lasted_ns)
 
 
-class Regions:
+class Regions(Sink):
     """The regions of one agent; as a sink, it hands each of them what belongs to it."""
 
     name = "regions"
@@ -392,7 +393,7 @@ class Regions:
     def saw_all_copies(self, event: SyncEvent) -> bool:
         """Whether a region that covers this sync saw all copies, so that this one stands for itself alone."""
         known = [region for number in event.regions if (region := self._known.get(number)) is not None]
-        moment_ns = event.start_ns - self._agent._pipeline.epoch_ns(0)
+        moment_ns = event.start_ns - self._agent._buffers.epoch_ns(0)
         return any(region.saw_all_copies(moment_ns) for region in known)
 
     # --- once a step, and on the agent's thread
@@ -441,16 +442,10 @@ class Regions:
 
     def step(self, record: StepRecord) -> None:
         for region in tuple(self._known.values()):
-            began_ns = self._agent._pipeline.epoch_ns(region.began_ns)
+            began_ns = self._agent._buffers.epoch_ns(region.began_ns)
             ended_ns = self._ended_ns(region)
             if record.end_ns >= began_ns and (ended_ns is None or record.end_ns <= ended_ns):
                 region.step(record, began_ns)
 
     def _ended_ns(self, region: Region) -> int | None:
-        return None if region.ended_ns is None else self._agent._pipeline.epoch_ns(region.ended_ns)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open; reports can still be made."""
+        return None if region.ended_ns is None else self._agent._buffers.epoch_ns(region.ended_ns)

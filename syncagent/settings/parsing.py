@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from syncagent.errors import ConfigError
 from syncagent.events import Phase, SyncKind
+from syncagent.support import report_formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,8 +193,8 @@ def path(name: str, value: object) -> str:
 def report_path(name: str, value: object) -> str:
     target = path(name, value)
     is_folder = target.endswith(("/", os.sep)) or os.path.isdir(target)
-    if not is_folder and not re.search(r"[^/\\]\.(json|html|sarif)$", target):
-        raise rejected(name, target, "a path that ends in .json, .html, .sarif or .trace.json, or a directory")
+    if not is_folder and report_formats.saved_format_of(target) is None:
+        raise rejected(name, target, f"a path that ends in {report_formats.saved_suffixes()}, or a directory")
     return target
 
 

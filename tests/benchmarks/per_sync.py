@@ -29,7 +29,6 @@ import opentelemetry.trace  # noqa: F401 - as in a run that makes spans: the age
 import torch
 
 import syncagent
-from syncagent.delivery.pipeline import Pipeline
 from syncagent.events import SyncKind
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.sensors.kernels import KernelSensor
@@ -92,19 +91,12 @@ class _OnNeither(_OnCpu):
 _AGENTS = {"cuda": ProcessAgent, "cpu": _OnCpu, "neither": _OnNeither}
 
 
-class _ByHand(Pipeline):
-    """Delivers when it is told to, not on a thread of its own."""
-
-    def start(self) -> None:
-        """Start no thread."""
-
-
 def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> ProcessAgent:
     """Start an agent that no variable of the environment has a say in."""
     loaded = sources.load({"detail": "syncs", **settings}, {})
     agent = _AGENTS[device](loaded, sinks)
     if by_hand:
-        agent._pipeline = _ByHand(agent._recorder, (agent._summary, *sinks), agent.rank.rank)
+        agent._pipeline.start = lambda: None  # type: ignore[method-assign]  # delivers when it is told to
     agent.start()
     return agent
 

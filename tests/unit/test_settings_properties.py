@@ -335,9 +335,9 @@ def test_the_selftest_runs_what_stands_in_its_own_table():
 
 def test_text_in_settings_is_never_formatted_from_inside(tmp_path):
     """``{rank}`` and ``{pid}`` are filled in; any other brace is a letter."""
+    from syncagent.delivery.folder import file_path
     from syncagent.report.files import destination
-    from syncagent.telemetry.journal import journal_path
 
     odd = f"{tmp_path}/{{0.__class__}}-{{rank}}.json"
     assert destination(odd, 3)[0].name == "{0.__class__}-3.json"
-    assert journal_path(odd).name == f"{{0.__class__}}-{os.environ.get('RANK', '0')}.json"
+    assert file_path("journal", odd).name == f"{{0.__class__}}-{os.environ.get('RANK', '0')}.json"

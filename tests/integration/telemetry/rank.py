@@ -66,8 +66,7 @@ def main(rate, seconds):
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)
     report = agent.stop()
-    session._send_the_last(ends.provider, ends.metrics, ends.logs)
-    [spans] = [sink for sink in ends.sinks if hasattr(sink, "without_span")]
+    ends.close()
     print(
         json.dumps(
             {
@@ -80,7 +79,7 @@ def main(rate, seconds):
                 "cpu_s": time.process_time(),
                 "rss_mb": samples,
                 "spans": ends.provider.stats(),
-                "without_span": spans.without_span(),
+                "without_span": ends.spans.without_span(),
             }
         )
     )

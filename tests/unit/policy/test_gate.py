@@ -145,7 +145,7 @@ def test_a_rule_or_a_record_that_fails_is_a_hole(cpu_agent, monkeypatch):
 def test_dropped_syncs_leave_a_gates_report_unfit(cpu_agent):
     """Their sites may be missing in it."""
     agent = cpu_agent(policy="raise")
-    agent._pipeline.lost["buffer full"] = 3
+    agent._buffers.lost["buffer full"] = 3
     assert reasons(agent.report()) == ["3 syncs were dropped, and their sites may be missing here"]
 
 

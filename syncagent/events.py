@@ -1,4 +1,4 @@
-"""The one record that travels through the program: a host sync, where it was and how long it held the host."""
+"""The records that travel through the program: a host sync, where it happened and how long it stalled the host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SyncKind(StrEnum):
     """An error flag or an argument check reads values from the GPU: ``linalg``, distributions."""
 
     EXPLICIT = "explicit"
-    """The program asked for it: ``torch.cuda.synchronize`` and its like."""
+    """The program asked for it, as by ``torch.cuda.synchronize``."""
 
     OTHER = "other"
 
@@ -47,7 +47,7 @@ class CallSite:
     """A line of Python.
 
     ``line`` counts from 1 and is 0 where it is unknown; ``source`` is the stripped text of that line, empty where the
-    source is not to be had.
+    source cannot be read.
     """
 
     file: str
@@ -65,7 +65,7 @@ class CallSite:
 class SyncEvent:
     """One host sync.
 
-    Times are nanoseconds; ``start_ns`` counts from the Unix epoch.  Whatever could not be found out is ``None`` or
+    Times are nanoseconds; ``start_ns`` counts from the Unix epoch.  Whatever could not be determined is ``None`` or
     empty, never guessed.
     """
 
@@ -92,7 +92,7 @@ class SyncEvent:
     shapes: tuple[tuple[int, ...], ...] = ()
     """Shapes of the op's tensor arguments, the first four at most."""
     allowed: str | None = None
-    """Why the policy lets it pass (an allowance's reason); ``None`` where nothing allows it."""
+    """Why the policy allows it (an allowance's reason); ``None`` where nothing does."""
     ranges: tuple[str, ...] = ()
     """Labels of the enclosing ``torch.profiler.record_function`` ranges, outermost first."""
     module: str | None = None
@@ -100,7 +100,7 @@ class SyncEvent:
     forward_site: CallSite | None = None
     """In the backward pass: the line of the forward pass that made the autograd node."""
     stack: tuple[CallSite, ...] = ()
-    """The whole stack, innermost first, where it was asked for."""
+    """The whole stack, innermost first, if the setting ``stacks`` asks for it."""
     library_site: CallSite | None = None
     """The line inside a library (torch.optim, transformers) that made the call, where the user's is further out."""
     user_span: object | None = None
@@ -108,12 +108,12 @@ class SyncEvent:
     user_context: object | None = None
     """The context (``opentelemetry.context.Context``) it was active in, with the user's baggage, if there was one."""
     violation: bool = False
-    """Whether the policy warned of it or raised; what it stopped before the wait has a stall of 0."""
+    """Whether the policy warned of it or raised; a sync that it stopped before the wait has a stall of 0."""
     conditional: bool = False
-    """Whether it waited only by the driver's state, which another run need not find; no gate counts it."""
+    """Whether it waited only because of the driver's state, which may differ in the next run; no gate counts it."""
     repeats: int = 1
-    """How many syncs this record stands for: those of an allowed line are added up after the first hundred, all but
-    the first of each step, and any where more come than can be delivered.  ``stall_ns`` is their sum then."""
+    """How many syncs this record stands for, with ``stall_ns`` their sum.  Syncs of an allowed line are summed after
+    the first hundred, except the first of each step; so are all syncs that come faster than they can be delivered."""
     longest_ns: int | None = None
     """The longest stall of its line so far, where the record stands for many."""
     regions: tuple[int, ...] = ()

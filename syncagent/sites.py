@@ -1,7 +1,7 @@
-"""What a sync site is known by: the one key of reports, baselines and the policy.
+"""The key that identifies a sync site in reports, baselines and the policy.
 
-It holds kind, user's line, library line and forward line, each as file relative to the project, function and text of
-the statement.  Neither line numbers nor ops are in it, so code may move, and formatters may do their work.
+It consists of kind, user's line, library line and forward line, each as file relative to the project, function and text
+of the statement.  It has neither line numbers nor ops, so code may move and be formatted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import sys
 import sysconfig
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ALIKE = 0.6
-"""How much of two statements has to be the same, by their words, for one to be the other with a little changed."""
+"""The share of words that two statements must have in common for one to be a changed version of the other."""
 
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _MARKS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg")
@@ -60,7 +60,7 @@ class AnyLine(Protocol):
 
 
 class LineKey(NamedTuple):
-    """A line by what does not move."""
+    """A line, identified without its number."""
 
     file: str
     function: str
@@ -68,14 +68,14 @@ class LineKey(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A site without its texts: where one that has changed a little may be looked for."""
+    """A site without its texts; changed versions of a site have the same frame."""
 
     kind: str
     places: tuple[tuple[str, str] | None, ...]
 
 
 class SiteKey(NamedTuple):
-    """A site; ``None`` for a line that it does not have."""
+    """Identifies a site; ``None`` for a line that it does not have."""
 
     kind: str
     user: LineKey | None
@@ -95,20 +95,20 @@ class SiteKey(NamedTuple):
 
 
 class Home(NamedTuple):
-    """From where a run's files are named."""
+    """The folders that the names of a run's files are relative to."""
 
     project: str = ""
-    """The nearest folder at or above the script's that looks like a project's; empty where there is none."""
+    """The nearest folder at or above the script's that looks like a project; empty if there is none."""
     folder: str = ""
-    """The script's folder; of a module that of its package, without a script the working directory."""
+    """The script's folder; for a module, the one that holds its package; without a script, the working directory."""
     cwd: str = ""
 
 
 def home_of_process() -> Home:
-    """Return where this process's own code is; best asked before the script changes its working directory."""
+    """Return the folders of this process; best called before the script changes its working directory."""
     try:
         cwd = os.getcwd()
-    except OSError:  # it is gone
+    except OSError:  # it has been deleted
         cwd = ""
     folder = _folder_of_script() or cwd
     return Home(_project(folder), folder, cwd)
@@ -121,7 +121,7 @@ def _folder_of_script() -> str:
         return ""
     path = os.path.abspath(file)
     if _package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
-        return ""  # pytest, torchrun: whatever they run is found from where they were called
+        return ""  # pytest, torchrun: files are named from where these were called
     name = getattr(getattr(main, "__spec__", None), "name", None)
     up = name.count(".") if isinstance(name, str) else 0
     folder = os.path.dirname(path)
@@ -145,24 +145,22 @@ def _project(folder: str) -> str:
 def naming(one: Home, other: Home) -> tuple[Callable[[AnyLine], LineKey], Callable[[AnyLine], LineKey]]:
     """Return how to name the lines of two runs so that the names can be compared.
 
-    Where both have a project, files are named from there, so it does not matter where the script lies or was called;
-    else from the script's folder.  Reports of earlier versions know neither, nor whole statements: then from the
-    working directory, and by the text of the one line.
+    If both have a project, files are named from there, so that it does not matter where the script is or was called;
+    otherwise from the script's folder.  Reports of earlier versions have neither, nor whole statements: then files are
+    named from the working directory, and lines by their own text.
     """
-    if not (one.folder and other.folder):
-        return (
-            lambda line: line_key(line, one.cwd, cwd=one.cwd, whole=False),
-            lambda line: line_key(line, other.cwd, cwd=other.cwd, whole=False),
-        )
-    roots = (one.project, other.project) if one.project and other.project else (one.folder, other.folder)
+    whole = bool(one.folder and other.folder)
+    roots = (one.folder, other.folder) if whole else (one.cwd, other.cwd)
+    if whole and one.project and other.project:
+        roots = (one.project, other.project)
     return (
-        lambda line: line_key(line, roots[0], cwd=one.cwd),
-        lambda line: line_key(line, roots[1], cwd=other.cwd),
+        partial(line_key, root=roots[0], cwd=one.cwd, whole=whole),
+        partial(line_key, root=roots[1], cwd=other.cwd, whole=whole),
     )
 
 
 def line_key(line: AnyLine, root: str, *, cwd: str = "", whole: bool = True) -> LineKey:
-    """Return what a line is known by; without its text (code made by ``exec``) by its number, too."""
+    """Return the key of a line; a line without text (code made by ``exec``) is identified by its number."""
     text = (line.statement if whole else "") or line.source
     return LineKey(
         _file(line.file, root, cwd),
@@ -188,7 +186,7 @@ def key_of(
 
 
 def _file(file: str, root: str, cwd: str) -> str:
-    """Name a file from its package, from the standard library, or from the project; elsewhere it keeps its name."""
+    """Name a file relative to its package, the standard library or the project; others keep their path."""
     if _CELL.fullmatch(file):
         return "<cell>"
     if file.startswith("<"):
@@ -201,7 +199,7 @@ def _file(file: str, root: str, cwd: str) -> str:
     of_python = _STDLIB.fullmatch(file)
     if of_python is not None:
         return of_python["inside"]
-    # What lies beside the project is named from there as well, as long as they have more in common than the top.
+    # A file beside the project is also named relative to it, as long as they share more than the root folder.
     if os.path.isabs(root) and os.path.isabs(file) and os.path.commonpath((root, file)) != os.path.sep:
         return os.path.relpath(file, root).replace(os.sep, "/")
     return file
@@ -221,7 +219,7 @@ def _scripts() -> str:
 
 @lru_cache(maxsize=4_096)
 def normal(text: str) -> str:
-    """Return a statement as it is compared: formatted in one way, whatever its line breaks, quotes and brackets."""
+    """Return a statement in the form that is compared: whatever its line breaks, quotes and brackets."""
     for candidate in (text, f"{text} pass", f"{text.removeprefix('el')} pass", f"{text}\n pass"):
         try:
             return ast.unparse(ast.parse(candidate))
@@ -231,12 +229,12 @@ def normal(text: str) -> str:
 
 
 def is_a_little_changed(one: SiteKey, other: SiteKey) -> bool:
-    """Are these two sites of one frame the same but for a little of their texts?"""
+    """Return whether two sites are in the same place and their texts differ only a little."""
     return one.frame == other.frame and likeness(one, other) >= ALIKE
 
 
 def likeness(one: SiteKey, other: SiteKey) -> float:
-    """Return how much of the texts of two sites is the same: 1 for all, by the line that differs most."""
+    """Return how similar the texts of two sites are, from 0 to 1, by the line that differs most."""
     return min(_likeness(*texts) for texts in zip(one.texts, other.texts, strict=True))
 
 
@@ -249,7 +247,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def pair(old: Iterable[SiteKey], new: Iterable[SiteKey]) -> dict[SiteKey, SiteKey]:
-    """Return which new site is which old one with a little changed, the likest first; each old one serves once."""
+    """Match new sites with old ones that they are changed versions of, the most similar first; each is used once."""
     gone = list(old)
     by_frame: dict[Frame, list[SiteKey]] = {}
     for key in gone:

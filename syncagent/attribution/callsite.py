@@ -1,4 +1,4 @@
-"""Whose line was it: from the frames of a call to the user's line, cheaply on the training thread, in full later.
+"""Finds the line of the user's code that made a call: cheaply on the training thread, in full later.
 
 On the training thread only code objects and instruction offsets are taken (:class:`Where`); line numbers, names and
 source text are looked up on the agent's own thread.
@@ -18,12 +18,13 @@ from syncagent.attribution.statements import statement_at
 from syncagent.events import CallSite
 from syncagent.support.compat import qualified_name
 from syncagent.support.reading import source_lines
+from syncagent.torchbridge.stand_ins import is_stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "STAND_IN", "CallSites", "Where"]
+__all__ = ["NOWHERE", "CallSites", "Where"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
@@ -51,17 +52,14 @@ _TORCH_PLUMBING = (
     "utils/_contextlib.py", "utils/_device.py", "utils/_python_dispatch.py", "nn/modules/module.py", "nn/functional.py",
     "autograd/", "_dynamo/", "cuda/", "_library/", "_higher_order_ops/", "serialization.py", "storage.py",
 )  # fmt: skip
-"""Files of torch that only pass a call on: naming them tells a reader nothing."""
+"""Files of torch that only pass a call on: their names would not help a reader."""
 
 _SETTING_UP = (
     "_dynamo/convert_frame.py", "_dynamo/output_graph.py", "_inductor/compile_fx.py", "_inductor/select_algorithm.py",
     "_inductor/autotune_process.py", "_inductor/runtime/triton_heuristics.py", "_inductor/runtime/benchmarking.py",
     "_inductor/cudagraph_trees.py", "_inductor/cudagraph_utils.py", "cuda/graphs.py",
 )  # fmt: skip
-"""Files of torch that compile, tune or capture: what waits below them is torch's own doing, and happens once."""
-
-STAND_IN = "_syncagent_stand_in"
-"""First local variable of the frames that stand for the one above them (``sensors/stand_ins.py``)."""
+"""Files of torch that compile, tune or capture: waits below them are torch's own, and happen once."""
 
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
@@ -80,7 +78,7 @@ class CallSites:
         self._passing: dict[tuple[int, int], bool] = {}
         self._sites: dict[tuple[int, int], tuple[CallSite, CodeType]] = {}
         self._agent = os.path.dirname(os.path.dirname(_absolute(__file__))) + os.sep
-        self._sensors = os.path.join(self._agent, "sensors") + os.sep
+        self._hooks = tuple(os.path.join(self._agent, room) + os.sep for room in ("sensors", "torchbridge"))
         self._installed = _folders(
             *site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"),
             sysconfig.get_path("platlib"),
@@ -93,7 +91,7 @@ class CallSites:
     # --- on the training thread
 
     def capture(self, frame: FrameType | None) -> Where:
-        """Walk outwards from ``frame`` to the user's line, and on for what encloses it."""
+        """Walk outwards from ``frame`` to the user's line, and on to the outermost frame for the marks."""
         user, user_offset, library, library_offset, marks = self.walk(frame)
         return Where(
             (user, user_offset) if user is not None else None,
@@ -102,7 +100,7 @@ class CallSites:
         )
 
     def walk(self, frame: FrameType | None) -> tuple[CodeType | None, int, CodeType | None, int, int]:
-        """As :meth:`capture`, in one tuple: code and offset of the user's frame, those of the library's, the marks."""
+        """Do as :meth:`capture`, and return one tuple: user's code and offset, library's code and offset, marks."""
         bits_of = self._bits
         library: CodeType | None = None
         library_offset = marks = 0
@@ -146,25 +144,25 @@ class CallSites:
         return None
 
     def inside_user(self, frame: FrameType | None) -> list[Point]:
-        """Take the frames of others that the user's line has called, innermost first."""
+        """Return the frames of libraries between the call and the user's line, innermost first."""
         points: list[Point] = []
         while frame is not None:
             bits = self._classify(frame.f_code)
             if bits & _USER and not (bits & _HANDLER and self._passes_on(frame)):
                 break
-            if not frame.f_code.co_filename.startswith(self._agent) and not _is_stand_in(frame.f_code):
+            if not frame.f_code.co_filename.startswith(self._agent) and not is_stand_in(frame.f_code):
                 points.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
         return points
 
     def stack(self, frame: FrameType | None) -> tuple[Point, ...]:
-        """Take every frame that is not the agent's own, innermost first, from where the program made the call."""
+        """Return every frame but the agent's own, innermost first, beginning where the program made the call."""
         points: list[Point] = []
         while frame is not None:
             file = frame.f_code.co_filename
-            if _is_stand_in(frame.f_code):
+            if is_stand_in(frame.f_code):
                 pass
-            elif file.startswith(self._sensors):
+            elif file.startswith(self._hooks):
                 while points and self._classify(points[-1][0]) & _PLUMBING:
                     points.pop()  # how a mode passed the call on
             elif not file.startswith(self._agent):
@@ -173,7 +171,7 @@ class CallSites:
         return tuple(points)
 
     def _passes_on(self, frame: FrameType) -> bool:
-        """Is this handler, a mode's or a subclass's, just passing on the call that it was given?"""
+        """Return whether this handler of a mode or a tensor subclass only passes on the call that it was given."""
         key = (id(frame.f_code), frame.f_lasti)
         known = self._passing.get(key)
         if known is None:
@@ -186,8 +184,8 @@ class CallSites:
         known = self._bits.get(id(code))
         if known is not None:
             return known
-        if len(self._bits) >= _CACHE_LIMIT:  # a program that makes code without end
-            self._bits = {}  # another thread may be looking at the old one: it goes on with what it has
+        if len(self._bits) >= _CACHE_LIMIT:  # a program that keeps generating code
+            self._bits = {}  # replaced: another thread may be reading the old one
             self._alive = []
         bits = self._bits_of(code)
         if bits & _USER and handlers.is_handler(code):
@@ -198,13 +196,14 @@ class CallSites:
 
     def _bits_of(self, code: CodeType) -> int:
         file = code.co_filename
-        if _is_stand_in(code):
+        if is_stand_in(code):
             return _PLUMBING
         if file.startswith("<"):
-            # Generated code is nobody's: frozen modules, torch.fx graphs, what dataclasses and attrs write.  <string>,
-            # <stdin> and notebook cells are the user's.
+            # Generated code belongs to no one: frozen modules, torch.fx graphs, what dataclasses and attrs write.
+            # <string>, <stdin> and notebook cells are the user's.
             generated = file.startswith(("<frozen", "<eval_with_key>", "<__array_function__", "<attrs generated"))
-            return _PLUMBING if generated or (file == "<string>" and _is_dunder(code.co_name)) else _USER
+            is_dunder = code.co_name.startswith("__") and code.co_name.endswith("__")
+            return _PLUMBING if generated or (file == "<string>" and is_dunder) else _USER
         if file.startswith(self._agent):
             return _PLUMBING
         path = _absolute(file)
@@ -258,18 +257,10 @@ class CallSites:
         return known[0]
 
 
-def _is_stand_in(code: CodeType) -> bool:
-    return code.co_varnames[:1] == (STAND_IN,)
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
 def _absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
-    except OSError:  # a relative one, and the working directory is gone
+    except OSError:  # it is relative, and the working directory has been deleted
         return path
 
 
@@ -278,7 +269,7 @@ def _folders(*paths: str | None) -> tuple[str, ...]:
 
 
 def _line(code: CodeType, offset: int) -> int:
-    """Return the line of the instruction at byte ``offset``; 0 where the code object does not say."""
+    """Return the line of the instruction at byte ``offset``; the first line where the code object has none for it."""
     if offset < 0:
         return code.co_firstlineno
     for start, end, line in code.co_lines():

@@ -1,8 +1,8 @@
-"""Whether a mode's or a tensor subclass's handler is just passing on the call that it was given.
+"""Decides whether the handler of a mode or a tensor subclass only passes on the call that it was given.
 
-``__torch_function__`` and ``__torch_dispatch__`` of a program's own stand between the line that called and the op.
-Where such a frame calls the function that it was given, or gives it to another, the line that matters is the caller's;
-where it does work of its own, it is the handler's.  The bytecode tells which, without the source.
+A program's own ``__torch_function__`` or ``__torch_dispatch__`` stands between the calling line and the op.  Where such
+a frame calls the function that it was given, or hands it to another function, the line to report is the caller's; where
+it does work of its own, it is the handler's.  The bytecode shows which, without the source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_handler(code: CodeType) -> bool:
 
 
 def passes_on(code: CodeType, offset: int) -> bool:
-    """Is the handler's ``func`` part of the call at this instruction, as what is called or as an argument?"""
+    """Return whether the call at this instruction calls the handler's ``func``, or passes it as an argument."""
     function = code.co_varnames[1]
     instructions = [instruction for instruction in dis.get_instructions(code) if instruction.opname != "PRECALL"]
     return any(
@@ -36,7 +36,7 @@ def passes_on(code: CodeType, offset: int) -> bool:
 
 
 def _loads(instruction: dis.Instruction, name: str) -> int:
-    """How deep under the top of the stack the instruction puts a variable; 0 where it does not."""
+    """Return how deep below the top of the stack the instruction puts a variable; 0 if it does not."""
     if not instruction.opname.startswith("LOAD_"):
         return 0
     pushed = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)  # 3.13 pushes pairs
@@ -44,7 +44,7 @@ def _loads(instruction: dis.Instruction, name: str) -> int:
 
 
 def _consumer(instructions: Sequence[dis.Instruction], depth: int) -> range:
-    """Follow the stack in a straight line to the call that takes a value ``depth`` deep, and return its bytes."""
+    """Follow the stack to the call that takes the value ``depth`` deep, and return the range of its bytes."""
     at_label: dict[int, int] = {}
     for instruction, following in itertools.zip_longest(instructions, instructions[1:]):
         depth = at_label.get(instruction.offset, depth)
@@ -58,7 +58,7 @@ def _consumer(instructions: Sequence[dis.Instruction], depth: int) -> range:
         if is_call and _CALL_IN_TWO:
             depth -= instruction.arg or 0 if instruction.opname == "CALL" else 0
         if depth <= 1 and is_call:
-            # Python 3.11 may say that it is at the end of a call, not at its beginning.
+            # In Python 3.11 the current instruction may be the end of a call instead of its beginning.
             return range(instruction.offset, following.offset if following else instruction.offset + 1)
         if depth < 1:
             break

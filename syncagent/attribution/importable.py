@@ -1,4 +1,4 @@
-"""Whether a file belongs to a package or module, by where imports begin and not by any folder of that name above it."""
+"""Decides whether a file belongs to a package or module, by the folders that modules are imported from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 def belongs_to(path: str, module: str) -> bool:
-    """Is the file ``package.module`` itself, or below it?
+    """Return whether the file is ``package.module`` itself, or below it.
 
-    A checkout in a folder that is named like its package holds scripts, tests and often ``.venv`` with every library;
-    they are none of the package's.
+    The names of the folders above are not enough: a checkout that is named like its package also holds scripts, tests
+    and often a ``.venv`` with every library, which do not belong to the package.
     """
     inside = module.replace(".", "/")
     path = path.replace(os.sep, "/")
@@ -28,7 +28,7 @@ def belongs_to(path: str, module: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _below_roots(path: str, roots: tuple[str, ...]) -> tuple[str, ...]:
-    """The file as seen from each folder that modules are imported from."""
+    """Return the file's path below each folder that modules are imported from."""
     for mark in _INSTALLED:
         before, found, name = path.rpartition(mark)
         if found and before:

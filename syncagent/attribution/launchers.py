@@ -1,4 +1,4 @@
-"""Processes that only start the ranks of a job: torchrun and its like, however they were called."""
+"""Recognizes processes that only start the ranks of a job, such as torchrun, however they were called."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OPTIONS_WITH_VALUE = "WX"
 
 
 def is_launcher(words: Sequence[str] | None = None) -> bool:
-    """Is this a process that only starts the ranks?  It imports torch, and has nothing of its own to report.
+    """Return whether this process only starts the ranks: it imports torch, but has no syncs of its own to report.
 
     ``words`` is the interpreter's command line, by default that of this process.
     """
@@ -61,10 +61,10 @@ def _is_launching(module: str) -> bool:
 
 
 def _program(words: list[str]) -> tuple[str, str, str]:
-    """The module or the script that an interpreter was asked to run, and its first argument; empty where there is none.
+    """Return the module or the script that an interpreter was asked to run, and its first argument; empty if missing.
 
-    https://docs.python.org/3/using/cmdline.html: single letters may stand together (``-um``), and the value of the last
-    of them may follow without a space (``-mtorch.distributed.run``).
+    https://docs.python.org/3/using/cmdline.html: single letters may be combined (``-um``), and the value of the last
+    one may follow without a space (``-mtorch.distributed.run``).
     """
     while words:
         word = words.pop(0)

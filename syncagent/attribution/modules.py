@@ -1,4 +1,4 @@
-"""The path of the ``nn.Module`` whose forward is running, read off the frames: no hook on any module is needed."""
+"""Finds the path of the ``nn.Module`` that is running its forward, from the frames: no module needs a hook."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ class ModulePaths:
 
 
 def _is_at(root: Any, name: str, module: Any) -> bool:
-    here = root
-    for part in name.split("."):
-        here = here._modules.get(part)
-        if here is None:
-            return False
-    return here is module
+    try:
+        found: Any = root.get_submodule(name)
+    except AttributeError:
+        return False
+    return found is module

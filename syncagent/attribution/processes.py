@@ -1,8 +1,8 @@
-"""Which run this process belongs to, and which process of it this is: what tells the files of two processes apart.
+"""Which run this process belongs to, and which process of the run it is, so that each writes files of its own.
 
-The first process of a run that imports torch puts a random id into the environment, which all that it starts inherit:
-ranks, spawned and forked children.  Ranks that somebody else has started know each other by their job, and children
-that multiprocessing has started by their parent.
+The first process of a run that imports torch puts a random id into the environment, and all processes that it starts
+inherit it: ranks, spawned and forked children.  Ranks that another program has started recognize each other by their
+job, and children that multiprocessing has started by their parent.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 __all__ = ["VARIABLE", "join_run", "process_id", "run_id"]
 
 VARIABLE = "SYNCAGENT_RUN"
-"""Not a setting: how processes of one run know each other."""
+"""Not a setting: how processes of one run recognize each other."""
 
 JOB = "job-"
-"""What the ids begin with that come from a job's name, which the next run of that job may have as well."""
+"""Prefix of ids that come from a job's name, which the next run of that job may share."""
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
@@ -29,7 +29,7 @@ _process: tuple[int, str] | None = None
 
 
 def join_run() -> None:
-    """See to it that all processes that this one starts from now on belong to the same run.  Never raises."""
+    """Make all processes that this one starts from now on belong to the same run.  Never raises."""
     global _made_by
     if _inherited() is None:
         try:
@@ -40,10 +40,10 @@ def join_run() -> None:
 
 
 def run_id() -> str:
-    """The id of the run that this process belongs to.
+    """Return the id of the run that this process belongs to.
 
-    A run that the launcher has restarted is another one.  Asked again at the end, as Ray Train and others say only
-    while the script runs which job this is.
+    A run that the launcher has restarted is another one.  The answer may change while the script runs: Ray Train and
+    others say only then which job this is.
     """
     join_run()
     inherited = _inherited()
@@ -60,7 +60,7 @@ def run_id() -> str:
 
 
 def process_id() -> str:
-    """A random name of this process; numbers of processes come again, on other machines and in other containers."""
+    """Return a random name of this process; process numbers are reused, also on other machines and in containers."""
     global _process
     if _process is None or _process[0] != os.getpid():
         _process = (os.getpid(), os.urandom(8).hex())
@@ -81,8 +81,9 @@ def _spans_machines() -> bool:
 
 
 def _of_job() -> str | None:
-    """An id from the launcher's name for the job, where there are several ranks: a lone process of an allocation may be
-    one of many that were started in it one after another.
+    """Return an id made from the launcher's name for the job, where there are several ranks.
+
+    A single process in an allocation may be one of many that were started in it one after another.
     """
     world = any(name in os.environ for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if not world:  # spares every interpreter the import
@@ -95,7 +96,7 @@ def _of_job() -> str | None:
 
 
 def _of_parent() -> str | None:
-    """An id for the children of a process that is not watched itself."""
+    """Return an id for the children of a process that is not watched itself."""
     multiprocessing = sys.modules.get("multiprocessing.process")
     parent = multiprocessing.parent_process() if multiprocessing is not None else None
     if parent is None:

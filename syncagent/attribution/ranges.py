@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import Patches
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.recording.recorder import Recorder
+    from syncagent.attribution.threads import Threads
+    from syncagent.support.faults import Faults
 
 __all__ = ["Ranges", "labels"]
 
 
 def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
-    """Return the names of ranges that are open."""
+    """Return the names of open ranges."""
     return tuple(str(label.name) for label in open_ones)
 
 
 class Ranges:
     """Wraps enter and exit of the public class ``record_function`` while it is on.
 
-    Every optimizer opens two ranges a step, so all that is done here is to keep them; their names are asked for at a
-    sync.
+    Every optimizer opens two ranges per step, so the objects are only kept here; their names are read at a sync.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._original: tuple[Any, Any] | None = None
+    def __init__(self, threads: Threads[Any], faults: Faults) -> None:
+        self._threads = threads
+        self._faults = faults
+        self._patches = Patches()
 
     def start(self) -> None:
         from torch.profiler import record_function
 
         enter: Any = record_function.__enter__
         leave: Any = record_function.__exit__
-        local, thread_state = self._recorder.local, self._recorder.thread_state
+        local, current = self._threads.local, self._threads.current
 
         def entered(self: Any) -> Any:
             result = enter(self)  # which may raise
@@ -41,7 +44,7 @@ class Ranges:
                 try:
                     open_ones = local.state.open_ranges
                 except AttributeError:
-                    open_ones = thread_state().open_ranges
+                    open_ones = current().open_ranges
                 open_ones.append(self)
             except Exception as error:
                 failed(error)
@@ -55,29 +58,24 @@ class Ranges:
                 else:
                     _take_out(open_ones, self)
             except AttributeError:
-                pass  # it was opened before the agent came
+                pass  # it was opened before the agent started
             except Exception as own_error:
                 failed(own_error)
             return leave(self, *error)
 
         def failed(error: Exception) -> None:
-            self._recorder.fault("the watch for labels of record_function", error, "failed and is off")
+            self._faults.add("the watch for labels of record_function", error)
             self.stop()
 
-        self._original = (enter, leave)
-        record_function.__enter__ = entered  # type: ignore[method-assign]
-        record_function.__exit__ = left  # type: ignore[method-assign]
+        self._patches.put(record_function, "__enter__", entered)
+        self._patches.put(record_function, "__exit__", left)
 
     def stop(self) -> None:
-        if self._original is not None:
-            from torch.profiler import record_function
-
-            record_function.__enter__, record_function.__exit__ = self._original  # type: ignore[method-assign]
-            self._original = None
+        self._patches.restore()
 
 
 def _take_out(open_ones: list[Any], label: Any) -> None:
-    """Close a range that was not the last one opened, and those opened inside of it."""
+    """Close a range that was not the last one opened, and those opened inside it."""
     for place in range(len(open_ones) - 1, -1, -1):
         if open_ones[place] is label:
             del open_ones[place:]

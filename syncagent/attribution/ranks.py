@@ -37,13 +37,13 @@ _NAMES = (
     "FLUX_JOB_ID",
 )
 _IN_KUBERNETES = ("JOB_UID", "JOB_NAME")
-"""The usual names for what a pod is told of its job; elsewhere JOB_NAME is anything (Jenkins')."""
+"""The usual names by which a pod learns of its job; elsewhere JOB_NAME may mean anything (in Jenkins, say)."""
 _ATTEMPT = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "MASTER_PORT")
-"""What tells a restart from the run before it, and two jobs within one allocation from each other."""
+"""What distinguishes a restart from the run before it, and two jobs in one allocation from each other."""
 
 
 class Rank(NamedTuple):
-    """Rank, local rank and number of processes; ``None`` where nobody says."""
+    """Rank, local rank and number of processes; ``None`` where the environment does not say."""
 
     rank: int | None
     local_rank: int | None
@@ -56,8 +56,8 @@ class Job(NamedTuple):
     id: str | None
     """Its name, as the launcher has it."""
     key: str | None
-    """What all processes of this run of the job know, and those of no other: from it the ids of their traces come.
-    ``None`` where there is no such thing."""
+    """A text that all processes of this run of the job share, and no others: the ids of their traces are made from it.
+    ``None`` where there is none."""
 
 
 def read(environment: Mapping[str, str] | None = None) -> Rank:
@@ -69,8 +69,8 @@ def read(environment: Mapping[str, str] | None = None) -> Rank:
 def job(environment: Mapping[str, str] | None = None) -> Job:
     """Read which job this is.
 
-    Without any name, processes of one machine know each other by their parent, the launcher; those of several machines
-    do not: an address and a port are those of the job before, too.
+    Without a name, processes on one machine recognize each other by their parent, the launcher.  On several machines
+    they cannot: the previous job may have had the same address and port.
     """
     environment = os.environ if environment is None else environment
     name = _named(environment)
@@ -100,20 +100,20 @@ def _resource(text: str) -> dict[str, str]:
 
 
 def is_on_one_machine(environment: Mapping[str, str] | None = None) -> bool:
-    """Does the launcher say that all ranks, of which there are several, are on this machine?"""
+    """Return whether there are several ranks and the launcher says that all of them are on this machine."""
     environment = os.environ if environment is None else environment
     world, local = _number(environment, _WORLD), _number(environment, _LOCAL_WORLD)
     return world is not None and world > 1 and world == local
 
 
 def parent() -> str | None:
-    """The process that started this one, as nothing else that ever ran is called; ``None`` where it cannot be known."""
+    """Return a unique name of the process that started this one; ``None`` where it cannot be determined."""
     return _parent(os.getpid())
 
 
 @functools.cache
 def _parent(_pid: int) -> str | None:
-    """The process that started this one, told from any other that ever had its number; it may be gone later."""
+    """Name the parent, distinct from any other process that ever had its number; cached, since it may end."""
     parent = os.getppid()
     try:
         with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""The whole statement that a line is part of, as its file has it."""
+"""Finds the whole statement that a line is part of, in its source file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
                     break  # what follows the function
                 has_head = has_head or token.string != "@"
                 start = token.start
-    except (tokenize.TokenError, SyntaxError):  # what follows is none of ours, or not Python
+    except (tokenize.TokenError, SyntaxError):  # the rest of the file is another function's, or not Python
         pass
     return found
 

@@ -1,17 +1,19 @@
-"""Where one training step ends and the next begins, without the user's help: optimizers say so.
+"""Counts training steps without the user's help, by the steps of optimizers.
 
 The optimizer that steps first leads: each of its steps ends a training step, so a second optimizer (a GAN's) does not
-count double and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends one,
-as it does in the user's own loop counter.  ``syncagent.step()`` takes over for good once it is called.
+count double, and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends a
+training step, as it does in the user's own loop.  Once ``syncagent.step()`` has been called, it alone ends steps.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Steps"]
 
 _IMPATIENCE = 8
-"""After so many steps of others without one of the leader, another optimizer leads."""
+"""After so many steps of other optimizers without one of the leader's, another one leads."""
 
 
 class Steps:
-    """Counts steps and tells ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) about each."""
+    """Counts steps and calls ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) after each."""
 
     def __init__(self, ended: StepEnded, faults: Faults | None = None) -> None:
         self.current = 0
@@ -37,8 +39,7 @@ class Steps:
         self._others = 0
         self._stepped = False
         self._hook: Any = None
-        self._scaler: Any = None
-        self._scaler_update: Any = None
+        self._patches = Patches()
         self.without: list[str] = []
         """One sentence for each name of torch that was not there."""
         self._safely = (faults or Faults()).shield("the count of steps")
@@ -60,30 +61,25 @@ class Steps:
             )
         else:
             self._hook = register(stepped)
-        scaler: Any = getattr(getattr(torch, "amp", None), "GradScaler", None)
-        original = getattr(scaler, "update", None)
-        if original is None:
+        if not self._patches.wrap(find(torch, "amp.GradScaler"), "update", self._wrap_update):
             self.without.append(
-                f"torch {torch.__version__} has no torch.amp.GradScaler.update: a skipped step is not told"
+                f"torch {torch.__version__} has no torch.amp.GradScaler.update: skipped steps are not counted"
             )
-            return
-        self._scaler, self._scaler_update = scaler, original
-        steps = self
 
-        def update(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, *args, **kwargs)
-            steps._safely(steps._scaler_updated)
+    def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(scaler, *args, **kwargs)
+            self._safely(self._scaler_updated)
             return result
 
-        update.__wrapped__ = original  # type: ignore[attr-defined]
-        scaler.update = update
+        return update
 
     def stop(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        if self._scaler_update is not None:
-            self._scaler.update = self._scaler_update
-        self._hook = self._scaler_update = None
+            self._hook = None
+        self._patches.restore()
 
     def mark(self, step: int | None) -> None:
         """End the running step by hand; ``step`` is the number of the one that begins."""
@@ -110,7 +106,7 @@ class Steps:
         self._stepped = False
 
     def _end(self, following: int | None) -> None:
-        now = max(time.perf_counter_ns(), self._began_ns)  # whatever the clock does
+        now = max(time.perf_counter_ns(), self._began_ns)  # in case the clock goes back
         ended, began = self.current, self._began_ns
         self.count += 1
         self.current = ended + 1 if following is None else following

@@ -49,7 +49,7 @@ class BufferReader:
 
     def waiting(self) -> int:
         """Return how many syncs and steps are in the buffers."""
-        return len(self.ended_steps) + sum(len(state.buffer) for state in self._recorder.states)
+        return len(self.ended_steps) + sum(len(state.buffer) for state in self._recorder.threads.all)
 
     def take_steps(self) -> list[StepRecord]:
         """Take the steps that have ended, in their order."""
@@ -58,7 +58,7 @@ class BufferReader:
     def take_events(self) -> list[SyncEvent]:
         """Take the syncs of all threads, in order of their start."""
         events: list[SyncEvent] = []
-        for state in self._recorder.states:
+        for state in self._recorder.threads.all:
             buffer = state.buffer
             # Only this thread takes from the left; the owner may go on appending.
             for _ in range(len(buffer)):
@@ -81,12 +81,12 @@ class BufferReader:
 
     def retire_threads(self) -> None:
         """Let go of threads that have ended; one thread alone is not looked at."""
-        if len(self._recorder.states) > 1:
-            self._recorder.retire_threads()
+        if len(self._recorder.threads.all) > 1:
+            self._recorder.threads.retire()
 
     def ops(self) -> tuple[OpCount, ...]:
         """Return host time by op and line, over all threads."""
-        resolve = self._recorder.sites.resolve
+        resolve = self._recorder.locator.sites.resolve
         return tuple(
             OpCount(
                 entry.op._schema.name,
@@ -111,44 +111,44 @@ class BufferReader:
         """Make one event of the syncs of a line that were only added up since the last time."""
         events = []
         for tally in (*state.tallies.values(), *state.sums.values()):
-            count, stall_ns = tally.count - tally.told_count, tally.stall_ns - tally.told_ns
+            count, stall_ns = tally.count - tally.delivered_count, tally.stall_ns - tally.delivered_ns
             if count and tally.last is not None:
-                tally.told_count += count
-                tally.told_ns += stall_ns
+                tally.delivered_count += count
+                tally.delivered_ns += stall_ns
                 event = self._event(tally.last, state)
                 events.append(replace(event, repeats=count, stall_ns=stall_ns, longest_ns=tally.max_ns))
         return events
 
     def _event(self, seen: Observation, state: ThreadState) -> SyncEvent:
         if not (isinstance(seen.kind, SyncKind) and isinstance(seen.start_ns, int) and isinstance(seen.stall_ns, int)):
-            raise TypeError(f"{seen.about.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
-        resolve = self._recorder.sites.resolve
-        about = seen.about
-        user, library, _ = about.where
-        forward = resolve(about.forward.user or about.forward.library) if about.forward is not None else None
+            raise TypeError(f"{seen.context.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
+        resolve = self._recorder.locator.sites.resolve
+        context = seen.context
+        user, library, _ = context.where
+        forward = resolve(context.forward.user or context.forward.library) if context.forward is not None else None
         return SyncEvent(
-            op=about.op,
-            api=api_name(about.api),
+            op=context.op,
+            api=api_name(context.api),
             kind=seen.kind,
             start_ns=seen.start_ns + self._anchor_ns,
             stall_ns=seen.stall_ns,
             site=resolve(user or library),
-            phase=about.phase,
+            phase=context.phase,
             step=seen.step,
             rank=self.rank,
-            device=f"{self._device_name}:{about.device}",
-            stream=about.stream,
+            device=f"{self._device_name}:{context.device}",
+            stream=context.stream,
             thread=state.name,
-            sensor=about.sensor,
-            shapes=tuple(tuple(shape) for shape in about.shapes),
-            allowed=about.allowed,
-            ranges=about.ranges,
-            module=about.module,
+            sensor=context.sensor,
+            shapes=tuple(tuple(shape) for shape in context.shapes),
+            allowed=context.allowed,
+            ranges=context.ranges,
+            module=context.module,
             forward_site=forward,
-            stack=tuple(site for site in map(resolve, about.stack) if site is not None),
+            stack=tuple(site for site in map(resolve, context.stack) if site is not None),
             library_site=resolve(library) if user is not None else None,
-            user_span=span_in(seen.context),
-            user_context=seen.context or None,
+            user_span=span_in(seen.user_context),
+            user_context=seen.user_context or None,
             violation=seen.violation,
             regions=seen.regions,
             policy=self._policy_of(seen.regions) if seen.regions else None,

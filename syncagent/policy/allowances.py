@@ -1,4 +1,4 @@
-"""What may pass by settings: lines, functions, files and modules, kinds, packs for libraries; and the baseline."""
+"""What settings allow: lines, functions, files, modules and kinds, packs for libraries, and the baseline."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Allowances:
-    """Everything that settings allow.  Raises :class:`ConfigError` for a pack or a baseline that cannot be read."""
+    """Everything that settings allow.  Raises :class:`ConfigError` for a pack or baseline that cannot be read."""
 
     def __init__(self, settings: Settings) -> None:
         self.kinds: frozenset[str] = frozenset(settings.allow_kinds)
@@ -55,7 +55,7 @@ class Allowances:
             self._entries += _pack(name)
         self.baseline = Baseline(settings.baseline) if settings.baseline else None
         self.by_site = bool(self._entries or self.baseline)
-        """Whether the lines of a sync have to be looked at."""
+        """Whether the lines of a sync matter."""
 
     def kind(self, kind: SyncKind) -> str | None:
         """Return the reason why every sync of that kind may pass."""

@@ -1,4 +1,4 @@
-"""A baseline: the sites of an earlier report, which may pass."""
+"""The baseline: sites of an earlier report, whose syncs are allowed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.sites import SiteKey, home_of_process, is_a_little_changed, key_of, naming, normal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import CodeType
 
+    from syncagent.attribution.callsite import Point
     from syncagent.events import CallSite, SyncKind
     from syncagent.sites import Frame
 
 __all__ = ["Baseline"]
 
-Line = tuple["CallSite", "CodeType"]
-
 
 class Baseline:
-    """Knows the sites of a report, by the key that ``syncagent check`` goes by.
+    """Knows the sites of a report, by the same key as ``syncagent check``.
 
-    One whose statement has changed a little is known as well, if the statement that the report has is no longer in the
-    function: beside it, a similar one would be new.  Each site of the report stands for one such change.
+    A site whose statement has changed a little is known as well, unless the old statement is still in the function:
+    then the similar one is new.  Each site of the report accounts for one such change.
     """
 
     def __init__(self, path: str) -> None:
-        """Read the report; raises :class:`ConfigError` where that is none."""
+        """Read the report.  Raises :class:`ConfigError` if it is not one."""
         from syncagent.report import files
 
         try:
@@ -46,25 +46,26 @@ class Baseline:
             self._by_frame.setdefault(key.frame, []).append(key)
         self._stands_for: dict[SiteKey, SiteKey] = {}
 
-    def knows(self, kind: SyncKind, user: Line | None, library: Line | None, forward: Line | None) -> bool:
-        """Is this one of the report's sites?"""
-        lines = (user, library, forward)
-        shown, behind, before = (line[0] if line is not None else None for line in lines)
-        key = key_of(kind, shown, behind, before, self._named)
+    def knows(
+        self, kind: SyncKind, points: Sequence[Point | None], resolve: Callable[[Point | None], CallSite | None]
+    ) -> bool:
+        """Return whether the report has this site; ``points`` are the user's, the library's and the forward line."""
+        user, library, forward = map(resolve, points)
+        key = key_of(kind, user, library, forward, self._named)
         if key in self._keys:
             return True
         for known in self._by_frame.get(key.frame, ()):
             if self._stands_for.get(known, key) != key or not is_a_little_changed(known, key):
                 continue
             changed = [
-                (text, line) for text, now, line in zip(known.texts, key.texts, lines, strict=True) if text != now
+                (text, point) for text, now, point in zip(known.texts, key.texts, points, strict=True) if text != now
             ]
-            if all(line is not None and self._is_gone(text, line[1]) for text, line in changed):
+            if all(point is not None and self._is_gone(text, point[0]) for text, point in changed):
                 return self._stands_for.setdefault(known, key) == key
         return False
 
     def _is_gone(self, text: str, code: CodeType) -> bool:
-        """Is the statement no longer in this function?  Without the source nobody can say."""
+        """Return whether the statement is no longer in this function; ``False`` without the source."""
         statements = statements_of(code)
         if not statements:
             return False

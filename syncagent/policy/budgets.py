@@ -1,6 +1,6 @@
-"""Budgets: so many syncs, or so much stall, are fine in a step; what goes beyond is judged, and no single sync before.
+"""Budgets: how many syncs, or how much stall, a step may have before the policy acts.
 
-The alternative to judging each sync by itself.  Allowed syncs do not count.
+This is the alternative to judging each sync by itself.  Allowed syncs do not count.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ TOTAL = "total"
 
 
 class Budgets:
-    """Counts what a step has spent, over all threads that are judged."""
+    """Counts syncs and stall per step, over all threads that are judged."""
 
     def __init__(self, settings: Settings) -> None:
         self._syncs = dict(settings.max_syncs_per_step)
         self._stall_ms = dict(settings.max_stall_ms_per_step)
         self._share = settings.max_stall_share
         self.has_window = self._share is not None
-        """Whether a step's end means anything here."""
+        """Whether :meth:`step_ended` has to be called."""
         self._window: deque[tuple[int, int]] = deque(maxlen=settings.stall_share_window)
         self._spent: dict[int, dict[str, _Spent]] = {}
         """By step and by phase (or total)."""
@@ -39,7 +39,7 @@ class Budgets:
         return bool(self._syncs or self._stall_ms or self._share is not None)
 
     def before(self, phase: Phase, step: int) -> str | None:
-        """Say which budget one more sync would break, as far as that is known before it waits."""
+        """Return which budget one more sync would exceed, as far as that is known before it waits."""
         spent = self._spent.get(step)
         for where, most in self._counts(phase):
             number = (spent[where].syncs if spent is not None and where in spent else 0) + 1
@@ -48,7 +48,7 @@ class Budgets:
         return None
 
     def after(self, phase: Phase, step: int, stall_ns: int) -> str | None:
-        """Count a sync, and say which budget it has broken."""
+        """Count a sync, and return which budget it has exceeded, if any."""
         spent = self._spent.get(step)
         if spent is None:
             spent = self._begin(step)
@@ -76,7 +76,7 @@ class Budgets:
         return None
 
     def step_ended(self, step: int, lasted_ns: int) -> None:
-        """Close a step; the window of ``max_stall_share`` moves on."""
+        """Close a step, which lasted ``lasted_ns``: the window of ``max_stall_share`` moves on."""
         if self._share is None:
             return
         spent = self._spent.get(step, {}).get(TOTAL)
@@ -88,7 +88,7 @@ class Budgets:
             self._over_share = share if share > self._share else None
 
     def _begin(self, step: int) -> dict[str, _Spent]:
-        """Make room for a step; the one before stays, since other threads may still be in it."""
+        """Begin a step; the previous one stays, since other threads may still be in it."""
         spent = self._spent.setdefault(step, {})
         for old in [known for known in tuple(self._spent) if abs(known - step) > 1]:
             self._spent.pop(old, None)

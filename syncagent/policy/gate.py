@@ -1,7 +1,7 @@
-"""Gates, which stop a job or fail its check: what they need to be in force, and whether they were.
+"""Gates, which stop a job or fail its check: what they need, and whether they held.
 
-A gate is ``raise``, or ``warn`` with a baseline.  It fails closed: a job whose gate cannot be in force does not start,
-and the report of one whose gate failed on the way says so.
+A gate is ``raise``, or ``warn`` with a baseline.  It fails closed: a job whose gate cannot be enforced does not start,
+and if the gate fails while the job runs, the report says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["FAILED", "HELD", "NOTE", "check", "that_matter"]
 
 HELD, FAILED = "held", "failed"
 NOTE = "the gate did not hold: "
-"""How a note begins that says why."""
+"""How the notes begin that give the reasons."""
 
 _PARTS = (
     "the policy", "attribution", "recording", "adding up", "the rule of ", "the sensor ",
@@ -27,12 +27,12 @@ _PARTS = (
     "the watch for steps", "draining", "reading what a thread left", "sink summary", "delivery", "the report",
     "the description of the run", "the list of sensors",
 )  # fmt: skip
-"""Parts of the agent without which syncs are missed, judged wrongly or not reported."""
+"""Parts of the agent without which syncs would be missed, judged wrongly or not reported."""
 _HARMLESS = ("the policy's remote control", "the sensor modes")
 
 
 def check(settings: Settings) -> None:
-    """Read what the policy goes by; raises :class:`~syncagent.ConfigError` for a pack or baseline that is not there."""
+    """Read packs and baseline.  Raises :class:`~syncagent.ConfigError` for one that does not exist."""
     Allowances(settings)
 
 

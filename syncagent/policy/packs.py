@@ -1,4 +1,4 @@
-"""Allow-packs: where common libraries wait for the GPU by design, and why that is fine.
+"""Allow-packs: places where common libraries wait for the GPU by design, and why that is fine.
 
 An entry is in a pack when its user cannot remove the sync without changing the library, or when it happens rarely by
 design: at a checkpoint, a log line, an evaluation, once at the start.  What an option of the library turns off is left
@@ -74,290 +74,208 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 _WHERE = re.compile(r"{name}(\.{name})*(:{part}(\.{part})*)?".format(name=r"[^\W\d]\w*", part=r"([^\W\d]\w*|<\w+>)"))
 
-_TORCH = (
-    Allowance(
-        "torch.amp.grad_scaler:GradScaler._maybe_opt_step",
-        "whether a gradient overflowed decides on the host whether the optimizer steps: one read a step, none with "
-        "fused=True.",
-    ),
-    Allowance("torch.amp.grad_scaler:GradScaler.state_dict", "the scale is read when a checkpoint is made."),
-    Allowance(
-        "torch.optim.lbfgs:LBFGS.step", "the line search compares losses on the host to choose the length of a step."
-    ),
-    Allowance(
-        "torch.optim._adafactor:_single_tensor_adafactor",
-        "Adafactor scales each update by norms that it reads on the host.",
-    ),
-    Allowance(
-        "torch.optim._adafactor:_multi_tensor_adafactor",
-        "Adafactor scales each update by norms that it reads on the host.",
-    ),
-    Allowance(
-        "torch.optim._functional:sparse_adam",
-        "only the GPU knows how many rows are left when the doubles of a sparse gradient are added up.",
-    ),
-    Allowance(
-        "torch.optim.lr_scheduler:ReduceLROnPlateau.step",
-        "the scheduler compares the metric that it is given on the host, once an epoch.",
-    ),
-    Allowance(
-        "torch.optim.swa_utils:AveragedModel.update_parameters",
-        "the average asks its own counter whether it is the first.",
-    ),
-    Allowance("torch.optim.optimizer:Optimizer.load_state_dict", "loading a checkpoint copies it to the GPU."),
-    Allowance("torch.nn.modules.module:Module.load_state_dict", "loading a checkpoint copies it to the GPU."),
-    Allowance(
-        "torch.nn.utils.clip_grad:_get_total_norm",
-        "error_if_nonfinite=True asks for an answer on the host, once a step; without it nothing is read.",
-    ),
-    Allowance(
-        "torch.nn.utils.rnn:pack_padded_sequence",
-        "the order of the sequences is found on the host, where their lengths have to be, and copied to the GPU.",
-    ),
-    Allowance(
-        "torch.nn.utils.rnn:pad_packed_sequence",
-        "the order of the sequences is copied back to the host, where their lengths are.",
-    ),
-    Allowance(
-        "torch.nn.modules.adaptive:AdaptiveLogSoftmaxWithLoss.forward",
-        "the rows of each cluster are chosen by a mask, and only the GPU knows how many there are.",
-    ),
-    Allowance("torch.serialization:save", "a file is written by the host, so a checkpoint has to be copied there."),
-    Allowance("torch.serialization:load", "loading a checkpoint copies it to the GPU."),
-    Allowance(
-        "torch.autograd.profiler:profile.__exit__", "the profiler waits for the kernels that it recorded, once a trace."
-    ),
-    Allowance("torch.cuda.graphs:graph.__enter__", "a capture begins with an idle GPU, once a graph."),
-    Allowance("torch.cuda.graphs:make_graphed_callables", "a capture begins with an idle GPU, once a graph."),
-    Allowance(
-        "torch._inductor.runtime.benchmarking", "the compiler times its candidates when it compiles, not afterwards."
-    ),
-)
-
-_STAGES_AGREE = "stages agree on how they exchange tensors, before the first step."
-_OBJECTS = "the size of a pickled object must be known on the host to make room for it."
-_OFFLOAD = "parameters that are kept on the host need their gradients there before they step; only when offloading."
-_CHECKPOINT = "the state is gathered and copied to the host for a checkpoint."
-
-_TORCH_DISTRIBUTED = (
-    *(
-        Allowance(f"torch.distributed.distributed_c10d:{function}", _OBJECTS)
-        for function in (
-            "all_gather_object",
-            "gather_object",
-            "broadcast_object_list",
-            "scatter_object_list",
-            "send_object_list",
-            "recv_object_list",
-        )
-    ),
-    Allowance(
-        "torch.distributed.utils:_verify_param_shape_across_processes", "ranks compare shapes once, when wrapped."
-    ),
-    Allowance("torch.distributed.utils:_sync_module_states", "rank 0 sends its parameters once, when wrapped."),
-    Allowance(
-        "torch.nn.modules._functions:SyncBatchNorm.forward",
-        "ranks whose batch is empty are dropped by a mask, once a layer; no option spares it.",
-    ),
-    Allowance(
-        "torch.nn.parallel.distributed:DistributedDataParallel._check_global_requires_backward_grad_sync",
-        "with uneven inputs (join) the ranks agree in each step on whether they still synchronize.",
-    ),
-    Allowance(
-        "torch.nn.parallel.distributed:DistributedDataParallel._find_common_rank",
-        "with uneven inputs (join) the ranks agree on one that has the newest parameters.",
-    ),
-    Allowance(
-        "torch.distributed.algorithms.join:Join._get_num_nonjoined_procs",
-        "with uneven inputs (join) a rank without data asks how many others still have some.",
-    ),
-    Allowance(
-        "torch.distributed.algorithms.join:Join.notify_join_context",
-        "with uneven inputs (join) the ranks agree in each step on whether one of them stopped.",
-    ),
-    Allowance(
-        "torch.distributed.algorithms.model_averaging.utils:average_parameters",
-        "parameters are averaged every so many steps, and no other collective may be under way.",
-    ),
-    Allowance(
-        "torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:powerSGD_hook.<locals>.decompress",
-        "the hook waits for a bucket that it decompressed, and has no option that spares it.",
-    ),
-    Allowance(
-        "torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:batched_powerSGD_hook.<locals>.decompress",
-        "the hook waits for a bucket that it decompressed, and has no option that spares it.",
-    ),
-    Allowance(
-        "torch.distributed.fsdp._exec_order_utils:_ExecOrderData._check_order",
-        "in the first iteration the ranks compare the order in which they gather parameters.",
-    ),
-    Allowance(
-        "torch.distributed.fsdp._runtime_utils:_unshard",
-        "the rate limiter holds the host back so that gathered parameters do not fill the memory.",
-    ),
-    Allowance("torch.distributed.fsdp._runtime_utils:_post_backward_final_callback", _OFFLOAD),
-    Allowance("torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel.clip_grad_norm_", _OFFLOAD),
-    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param_group:FSDPParamGroup.finalize_backward", _OFFLOAD),
-    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam._init_sharded_param", _OFFLOAD),
-    Allowance("torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam.reset_sharded_param", _OFFLOAD),
-    Allowance(
-        "torch.distributed.fsdp._unshard_param_utils:_unshard_fsdp_state_params",
-        "whole parameters are summoned for a checkpoint or an export, after the GPU is done with the shards.",
-    ),
-    Allowance("torch.distributed.fsdp._state_dict_utils", _CHECKPOINT),
-    Allowance("torch.distributed.fsdp._optim_utils", _CHECKPOINT),
-    Allowance("torch.distributed._state_dict_utils", _CHECKPOINT),
-    Allowance("torch.distributed.checkpoint", _CHECKPOINT),
-    Allowance(
-        "torch.distributed.optim.zero_redundancy_optimizer:ZeroRedundancyOptimizer.consolidate_state_dict", _CHECKPOINT
-    ),
-    Allowance("torch.distributed.pipelining.schedules:_PipelineSchedule._warmup_p2p", _STAGES_AGREE, until="2.15"),
-    Allowance(
-        "torch.distributed.pipelining.schedules:_PipelineSchedule._initialize_pipeline_distributed_state",
-        _STAGES_AGREE,
-        since="2.15",
-    ),
-)
-
-_TRANSFORMERS = (
-    Allowance(
-        "transformers.trainer:Trainer._maybe_log_save_evaluate",
-        "losses are read to be logged, and checkpoints and evaluations made, in steps of logging_steps, save_steps and "
-        "eval_steps.",
-    ),
-    Allowance(
-        "transformers.trainer:Trainer._get_num_items_in_batch",
-        "the number of labels in a batch is counted on the host and copied to the GPU: one number a step.",
-    ),
-    Allowance("transformers.trainer:Trainer._finalize_training", "the last losses are read when training is over."),
-    Allowance(
-        "transformers.trainer:Trainer.evaluation_loop",
-        "an evaluation brings its predictions to the host, every eval_steps; what the model waits for passes too.",
-    ),
-    Allowance("transformers.trainer:Trainer.save_model", _CHECKPOINT),
-    Allowance("transformers.trainer:Trainer._save_checkpoint", _CHECKPOINT),
-    Allowance("transformers.modeling_utils:PreTrainedModel.save_pretrained", _CHECKPOINT),
-    Allowance(
-        "transformers.generation.utils:GenerationMixin._has_unfinished_sequences",
-        "each new token may be the last, and only then is the host to stop.",
-    ),
-    Allowance(
-        "transformers.optimization:Adafactor.step",
-        "Adafactor compares the size of each parameter with a bound on the host.",
-    ),
-)
-
-_ACCELERATE = (
-    Allowance("accelerate.accelerator:Accelerator.check_trigger", "all ranks have to learn whether one of them stops."),
-    Allowance("accelerate.accelerator:Accelerator.save_state", _CHECKPOINT),
-    Allowance("accelerate.accelerator:Accelerator.load_state", "loading a checkpoint copies it to the GPU."),
-    Allowance("accelerate.accelerator:Accelerator.save_model", _CHECKPOINT),
-    Allowance("accelerate.accelerator:Accelerator.get_state_dict", _CHECKPOINT),
-    Allowance("accelerate.utils.operations:gather_object", _OBJECTS),
-    Allowance("accelerate.utils.operations:broadcast_object_list", _OBJECTS),
-    Allowance(
-        "accelerate.utils.operations:pad_across_processes",
-        "the ranks compare shapes on the host before they gather tensors of different size, as evaluations do.",
-    ),
-    Allowance("accelerate.utils.random:synchronize_rng_states", "the ranks take over one random state, once an epoch."),
-    Allowance(
-        "accelerate.utils.deepspeed:DeepSpeedEngineWrapper.get_global_grad_norm",
-        "the norm that DeepSpeed clipped by is handed over as a number: one read a step.",
-    ),
-)
-
-_LIGHTNING_NAMES = {
-    "pytorch": ("lightning.pytorch", "pytorch_lightning"),
-    "fabric": ("lightning.fabric", "lightning_fabric"),
+_TABLES = {
+    "torch": """
+torch.amp.grad_scaler:GradScaler._maybe_opt_step
+    whether a gradient overflowed decides on the host whether the optimizer steps: one read a step, none with
+    fused=True.
+torch.amp.grad_scaler:GradScaler.state_dict
+    the scale is read when a checkpoint is made.
+torch.optim.lbfgs:LBFGS.step
+    the line search compares losses on the host to choose the length of a step.
+torch.optim._adafactor:_single_tensor_adafactor
+torch.optim._adafactor:_multi_tensor_adafactor
+    Adafactor scales each update by norms that it reads on the host.
+torch.optim._functional:sparse_adam
+    only the GPU knows how many rows are left when the doubles of a sparse gradient are added up.
+torch.optim.lr_scheduler:ReduceLROnPlateau.step
+    the scheduler compares the metric that it is given on the host, once an epoch.
+torch.optim.swa_utils:AveragedModel.update_parameters
+    the average asks its own counter whether it is the first.
+torch.optim.optimizer:Optimizer.load_state_dict
+torch.nn.modules.module:Module.load_state_dict
+    loading a checkpoint copies it to the GPU.
+torch.nn.utils.clip_grad:_get_total_norm
+    error_if_nonfinite=True asks for an answer on the host, once a step; without it nothing is read.
+torch.nn.utils.rnn:pack_padded_sequence
+    the order of the sequences is found on the host, where their lengths have to be, and copied to the GPU.
+torch.nn.utils.rnn:pad_packed_sequence
+    the order of the sequences is copied back to the host, where their lengths are.
+torch.nn.modules.adaptive:AdaptiveLogSoftmaxWithLoss.forward
+    the rows of each cluster are chosen by a mask, and only the GPU knows how many there are.
+torch.serialization:save
+    a file is written by the host, so a checkpoint has to be copied there.
+torch.serialization:load
+    loading a checkpoint copies it to the GPU.
+torch.autograd.profiler:profile.__exit__
+    the profiler waits for the kernels that it recorded, once a trace.
+torch.cuda.graphs:graph.__enter__
+torch.cuda.graphs:make_graphed_callables
+    a capture begins with an idle GPU, once a graph.
+torch._inductor.runtime.benchmarking
+    the compiler times its candidates when it compiles, not afterwards.
+""",
+    "torch.distributed": """
+torch.distributed.distributed_c10d:all_gather_object
+torch.distributed.distributed_c10d:gather_object
+torch.distributed.distributed_c10d:broadcast_object_list
+torch.distributed.distributed_c10d:scatter_object_list
+torch.distributed.distributed_c10d:send_object_list
+torch.distributed.distributed_c10d:recv_object_list
+    the size of a pickled object must be known on the host to make room for it.
+torch.distributed.utils:_verify_param_shape_across_processes
+    ranks compare shapes once, when wrapped.
+torch.distributed.utils:_sync_module_states
+    rank 0 sends its parameters once, when wrapped.
+torch.nn.modules._functions:SyncBatchNorm.forward
+    ranks whose batch is empty are dropped by a mask, once a layer; no option spares it.
+torch.nn.parallel.distributed:DistributedDataParallel._check_global_requires_backward_grad_sync
+    with uneven inputs (join) the ranks agree in each step on whether they still synchronize.
+torch.nn.parallel.distributed:DistributedDataParallel._find_common_rank
+    with uneven inputs (join) the ranks agree on one that has the newest parameters.
+torch.distributed.algorithms.join:Join._get_num_nonjoined_procs
+    with uneven inputs (join) a rank without data asks how many others still have some.
+torch.distributed.algorithms.join:Join.notify_join_context
+    with uneven inputs (join) the ranks agree in each step on whether one of them stopped.
+torch.distributed.algorithms.model_averaging.utils:average_parameters
+    parameters are averaged every so many steps, and no other collective may be under way.
+torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:powerSGD_hook.<locals>.decompress
+torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:batched_powerSGD_hook.<locals>.decompress
+    the hook waits for a bucket that it decompressed, and has no option that spares it.
+torch.distributed.fsdp._exec_order_utils:_ExecOrderData._check_order
+    in the first iteration the ranks compare the order in which they gather parameters.
+torch.distributed.fsdp._runtime_utils:_unshard
+    the rate limiter holds the host back so that gathered parameters do not fill the memory.
+torch.distributed.fsdp._runtime_utils:_post_backward_final_callback
+torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel.clip_grad_norm_
+torch.distributed.fsdp._fully_shard._fsdp_param_group:FSDPParamGroup.finalize_backward
+torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam._init_sharded_param
+torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam.reset_sharded_param
+    parameters that are kept on the host need their gradients there before they step; only when offloading.
+torch.distributed.fsdp._unshard_param_utils:_unshard_fsdp_state_params
+    whole parameters are summoned for a checkpoint or an export, after the GPU is done with the shards.
+torch.distributed.fsdp._state_dict_utils
+torch.distributed.fsdp._optim_utils
+torch.distributed._state_dict_utils
+torch.distributed.checkpoint
+torch.distributed.optim.zero_redundancy_optimizer:ZeroRedundancyOptimizer.consolidate_state_dict
+    the state is gathered and copied to the host for a checkpoint.
+torch.distributed.pipelining.schedules:_PipelineSchedule._warmup_p2p  until 2.15
+torch.distributed.pipelining.schedules:_PipelineSchedule._initialize_pipeline_distributed_state  since 2.15
+    stages agree on how they exchange tensors, before the first step.
+""",
+    "transformers": """
+transformers.trainer:Trainer._maybe_log_save_evaluate
+    losses are read to be logged, and checkpoints and evaluations made, in steps of logging_steps, save_steps
+    and eval_steps.
+transformers.trainer:Trainer._get_num_items_in_batch
+    the number of labels in a batch is counted on the host and copied to the GPU: one number a step.
+transformers.trainer:Trainer._finalize_training
+    the last losses are read when training is over.
+transformers.trainer:Trainer.evaluation_loop
+    an evaluation brings its predictions to the host, every eval_steps; what the model waits for passes too.
+transformers.trainer:Trainer.save_model
+transformers.trainer:Trainer._save_checkpoint
+transformers.modeling_utils:PreTrainedModel.save_pretrained
+    the state is gathered and copied to the host for a checkpoint.
+transformers.generation.utils:GenerationMixin._has_unfinished_sequences
+    each new token may be the last, and only then is the host to stop.
+transformers.optimization:Adafactor.step
+    Adafactor compares the size of each parameter with a bound on the host.
+""",
+    "accelerate": """
+accelerate.accelerator:Accelerator.check_trigger
+    all ranks have to learn whether one of them stops.
+accelerate.accelerator:Accelerator.save_state
+    the state is gathered and copied to the host for a checkpoint.
+accelerate.accelerator:Accelerator.load_state
+    loading a checkpoint copies it to the GPU.
+accelerate.accelerator:Accelerator.save_model
+accelerate.accelerator:Accelerator.get_state_dict
+    the state is gathered and copied to the host for a checkpoint.
+accelerate.utils.operations:gather_object
+accelerate.utils.operations:broadcast_object_list
+    the size of a pickled object must be known on the host to make room for it.
+accelerate.utils.operations:pad_across_processes
+    the ranks compare shapes on the host before they gather tensors of different size, as evaluations do.
+accelerate.utils.random:synchronize_rng_states
+    the ranks take over one random state, once an epoch.
+accelerate.utils.deepspeed:DeepSpeedEngineWrapper.get_global_grad_norm
+    the norm that DeepSpeed clipped by is handed over as a number: one read a step.
+""",
+    "lightning": """
+lightning.pytorch.trainer.connectors.logger_connector.logger_connector:_LoggerConnector.log_metrics
+    loggers get numbers, every log_every_n_steps.
+lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor
+    with several ranks each step asks whether one of them was told to end, and no option spares it.
+lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.teardown
+    results go to the host after training.
+lightning.pytorch.loops.evaluation_loop:_EvaluationLoop._print_results
+    results are printed after an evaluation.
+lightning.pytorch.loops.evaluation_loop:_EvaluationLoop.teardown
+    results go to the host after an evaluation.
+lightning.pytorch.trainer.trainer:Trainer.save_checkpoint
+    the state is gathered and copied to the host for a checkpoint.
+lightning.pytorch.callbacks.model_checkpoint:ModelCheckpoint._save_topk_checkpoint
+    the watched metric is compared with the best ones when a checkpoint is due.
+lightning.pytorch.callbacks.model_checkpoint:ModelCheckpoint._save_last_checkpoint
+    the watched metric becomes part of a file's name when a checkpoint is due.
+lightning.pytorch.callbacks.early_stopping:EarlyStopping._run_early_stopping_check
+    the watched metric is compared with the best one, after each validation.
+lightning.pytorch.tuner.lr_finder:_LRCallback.on_train_batch_end
+    the search for a learning rate follows the loss, in a short run before training.
+lightning.pytorch.tuner.lr_finder:_LRFinder.suggestion
+    the search for a learning rate ends with the losses on the host.
+lightning.pytorch.utilities.data:has_len_all_ranks
+    the ranks add up the lengths of their loaders, once a loader.
+lightning.pytorch.strategies.strategy:Strategy.teardown
+    the model goes back to the host after training.
+lightning.pytorch.strategies.ddp:DDPStrategy.broadcast
+lightning.pytorch.strategies.fsdp:FSDPStrategy.broadcast
+lightning.pytorch.strategies.model_parallel:ModelParallelStrategy.broadcast
+lightning.fabric.strategies.ddp:DDPStrategy.broadcast
+lightning.fabric.strategies.fsdp:FSDPStrategy.broadcast
+lightning.fabric.strategies.model_parallel:ModelParallelStrategy.broadcast
+    the size of a pickled object must be known on the host to make room for it.
+lightning.fabric.utilities.distributed:_gather_all_tensors
+    the ranks compare shapes on the host before they gather tensors of different size.
+lightning.fabric.accelerators.cuda:_clear_cuda_memory
+    memory is freed before training and after it.
+lightning.fabric.fabric:Fabric.save
+    the state is gathered and copied to the host for a checkpoint.
+""",
+    "torchmetrics": """
+torchmetrics.metric:Metric._wrap_compute.<locals>.wrapped_func
+    a metric's value may need its states on the host: update() in the loop, compute() at the end of an epoch.
+torchmetrics.utilities.data:_bincount
+    torch.bincount reads the range of its input on the host, and metrics that count have no other way.
+torchmetrics.utilities.distributed:gather_all_tensors
+    the ranks compare shapes on the host before they gather states, once a compute().
+torchmetrics.collections:MetricCollection._merge_compute_groups
+    after the first update metrics with equal states are found, once.
+torchmetrics.wrappers.tracker:MetricTracker.best_metric
+    the best value is read when asked for.
+torchmetrics.utilities.plot
+    a plot is drawn by the host.
+""",
 }
-"""The same modules under the names of the two distributions."""
+"""By pack: the places, and below them the reason why waiting there is fine."""
 
-_LIGHTNING = tuple(
-    Allowance(f"{name}.{where}", reason)
-    for part, where, reason in (
-        (
-            "pytorch", "trainer.connectors.logger_connector.logger_connector:_LoggerConnector.log_metrics",
-            "loggers get numbers, every log_every_n_steps.",
-        ),
-        (
-            "pytorch", "loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor",
-            "with several ranks each step asks whether one of them was told to end, and no option spares it.",
-        ),
-        ("pytorch", "loops.training_epoch_loop:_TrainingEpochLoop.teardown", "results go to the host after training."),
-        ("pytorch", "loops.evaluation_loop:_EvaluationLoop._print_results", "results are printed after an evaluation."),
-        ("pytorch", "loops.evaluation_loop:_EvaluationLoop.teardown", "results go to the host after an evaluation."),
-        ("pytorch", "trainer.trainer:Trainer.save_checkpoint", _CHECKPOINT),
-        (
-            "pytorch", "callbacks.model_checkpoint:ModelCheckpoint._save_topk_checkpoint",
-            "the watched metric is compared with the best ones when a checkpoint is due.",
-        ),
-        (
-            "pytorch", "callbacks.model_checkpoint:ModelCheckpoint._save_last_checkpoint",
-            "the watched metric becomes part of a file's name when a checkpoint is due.",
-        ),
-        (
-            "pytorch", "callbacks.early_stopping:EarlyStopping._run_early_stopping_check",
-            "the watched metric is compared with the best one, after each validation.",
-        ),
-        (
-            "pytorch", "tuner.lr_finder:_LRCallback.on_train_batch_end",
-            "the search for a learning rate follows the loss, in a short run before training.",
-        ),
-        (
-            "pytorch", "tuner.lr_finder:_LRFinder.suggestion",
-            "the search for a learning rate ends with the losses on the host.",
-        ),
-        (
-            "pytorch", "utilities.data:has_len_all_ranks",
-            "the ranks add up the lengths of their loaders, once a loader.",
-        ),
-        ("pytorch", "strategies.strategy:Strategy.teardown", "the model goes back to the host after training."),
-        ("pytorch", "strategies.ddp:DDPStrategy.broadcast", _OBJECTS),
-        ("pytorch", "strategies.fsdp:FSDPStrategy.broadcast", _OBJECTS),
-        ("pytorch", "strategies.model_parallel:ModelParallelStrategy.broadcast", _OBJECTS),
-        ("fabric", "strategies.ddp:DDPStrategy.broadcast", _OBJECTS),
-        ("fabric", "strategies.fsdp:FSDPStrategy.broadcast", _OBJECTS),
-        ("fabric", "strategies.model_parallel:ModelParallelStrategy.broadcast", _OBJECTS),
-        (
-            "fabric", "utilities.distributed:_gather_all_tensors",
-            "the ranks compare shapes on the host before they gather tensors of different size.",
-        ),
-        ("fabric", "accelerators.cuda:_clear_cuda_memory", "memory is freed before training and after it."),
-        ("fabric", "fabric:Fabric.save", _CHECKPOINT),
-    )
-    for name in _LIGHTNING_NAMES[part]
-)  # fmt: skip
+_SECOND_NAMES = (("lightning.pytorch.", "pytorch_lightning."), ("lightning.fabric.", "lightning_fabric."))
+"""The same modules in the other distributions of the library."""
 
-_TORCHMETRICS = (
-    Allowance(
-        "torchmetrics.metric:Metric._wrap_compute.<locals>.wrapped_func",
-        "a metric's value may need its states on the host: update() in the loop, compute() at the end of an epoch.",
-    ),
-    Allowance(
-        "torchmetrics.utilities.data:_bincount",
-        "torch.bincount reads the range of its input on the host, and metrics that count have no other way.",
-    ),
-    Allowance(
-        "torchmetrics.utilities.distributed:gather_all_tensors",
-        "the ranks compare shapes on the host before they gather states, once a compute().",
-    ),
-    Allowance(
-        "torchmetrics.collections:MetricCollection._merge_compute_groups",
-        "after the first update metrics with equal states are found, once.",
-    ),
-    Allowance("torchmetrics.wrappers.tracker:MetricTracker.best_metric", "the best value is read when asked for."),
-    Allowance("torchmetrics.utilities.plot", "a plot is drawn by the host."),
-)
+
+def _parse(table: str) -> Iterable[Allowance]:
+    for places, reason in re.findall(r"((?:^\S.*\n)+)((?:^ .*\n)+)", table, re.MULTILINE):
+        for place in places.splitlines():
+            where, *bounds = place.split()  # "since" and "until" with the library's version, for a few
+            versions = dict(zip(bounds[::2], bounds[1::2], strict=True))
+            for name in (where, *(where.replace(*names, 1) for names in _SECOND_NAMES if where.startswith(names[0]))):
+                yield Allowance(name, " ".join(reason.split()), **versions)
+
 
 PACKS: Mapping[str, tuple[Allowance, ...]] = MappingProxyType(
-    {
-        "torch": _TORCH,
-        "torch.distributed": _TORCH_DISTRIBUTED,
-        "transformers": _TRANSFORMERS,
-        "accelerate": _ACCELERATE,
-        "lightning": _LIGHTNING,
-        "torchmetrics": _TORCHMETRICS,
-    }
+    {name: tuple(_parse(table)) for name, table in _TABLES.items()}
 )
 """The built-in packs.  None includes another: the Trainer of transformers goes through accelerate and torch."""
 
@@ -387,9 +305,9 @@ def pack(name: str) -> tuple[Allowance, ...]:
 
 
 def gone(names: Iterable[str]) -> list[str]:
-    """One sentence for each entry of these built-in packs whose function the library that is in use does not have.
+    """Return a sentence for each entry of these built-in packs that the library in use has no function for.
 
-    Only modules that the program has imported are looked at: nothing waits in the others.
+    Only modules that the program has imported are checked: nothing can wait in the others.
     """
     sentences = []
     for name in names:
@@ -411,7 +329,7 @@ def gone(names: Iterable[str]) -> list[str]:
 
 
 def _entries(found: Any) -> tuple[Allowance, ...]:
-    """Check what another distribution's entry point gave."""
+    """Check the entries that another distribution brings."""
     entries = []
     for item in found() if callable(found) else found:
         where, reason = item

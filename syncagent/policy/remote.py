@@ -1,4 +1,4 @@
-"""Changing the policy of a job that nobody can restart: by a file that is read each second, or by a signal."""
+"""Changes the policy of a running job, by a file that is read each second or by a signal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.runtime import signals
 from syncagent.settings.schema import parse
-from syncagent.support import reading
+from syncagent.support import forks, reading
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _SHOWN = 64
 
 
 class Remote:
-    """Calls ``change(policy, by)`` when the file's text changes or the signal comes."""
+    """Calls ``change(policy, by)`` when the file's text changes or the signal arrives."""
 
     def __init__(
         self, settings: Settings, mode: Callable[[], PolicyName], change: Callable[[PolicyName, str], None]
@@ -51,18 +50,18 @@ class Remote:
         number = getattr(signal, self._signal)
         self._before = signal.signal(number, self._signalled)
         self._installed = number
-        signals.reset_in_children(number, self.stop)
+        forks.reset_in_children(number, self.stop)
 
     def stop(self) -> None:
-        """Give the signal back, unless somebody else has taken it since."""
+        """Restore the signal's handler, unless it has been replaced since."""
         if self._installed is None or threading.current_thread() is not threading.main_thread():
-            return  # the handler stays, and nobody asks it
+            return  # the handler stays, but has no effect any more
         number, self._installed = self._installed, None
         if signal.getsignal(number) == self._signalled:
             signal.signal(number, self._before if self._before is not None else signal.SIG_DFL)
 
     def poll(self) -> None:
-        """Do as the signals say; read the file, a second after the last time.  One that is not there says nothing."""
+        """Act on signals that have arrived, and read the file if the last time was a second ago; it need not exist."""
         while self._signals:
             self._signals -= 1
             self._change("warn" if self._mode() == "observe" else "observe", f"the signal {self._signal}")
@@ -72,7 +71,7 @@ class Remote:
         try:
             text = reading.read(self._file, _LONGEST).decode("utf-8", "replace").strip().lower()
         except FileNotFoundError:
-            return  # nobody has said anything yet
+            return  # not written yet
         except (OSError, ValueError) as error:
             log_once(
                 f"policy-file-{error}", f"the policy file {self._file!r} cannot be read, and the policy stays: "
@@ -90,7 +89,7 @@ class Remote:
                 )  # fmt: skip
 
     def _signalled(self, number: int, frame: Any) -> None:
-        # Anything may be interrupted here: what it means is seen to on the agent's own thread.
+        # Anything may be interrupted here: the agent's own thread acts on it.
         self._signals += 1
         if callable(self._before):
             self._before(number, frame)

@@ -1,4 +1,4 @@
-"""``syncagent.allow``: the stretch of a program in which syncs are wanted."""
+"""``syncagent.allow``: marks a part of the program in which syncs are wanted."""
 
 from __future__ import annotations
 
@@ -9,40 +9,37 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.backward import owner_of_backward
-
 if TYPE_CHECKING:
     from types import FrameType
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
-    from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import ThreadState
+    from syncagent.attribution.locator import Locator
+    from syncagent.attribution.threads import WatchedThread
 
 __all__ = ["allow", "enter", "forget", "leave", "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward"]
 
 Scopes = tuple[Any, ...]
-"""What is open, outermost first: the reasons of ``allow`` blocks, ``None`` for a ``first_only`` block that was open
-before, and regions, which are no strings."""
+"""What is open, outermost first: the reasons of ``allow`` blocks, ``None`` for a ``first_only`` block that was entered
+before, and regions (:class:`~syncagent.policy.reach.Reach`)."""
 
 _OPEN: ContextVar[Scopes] = ContextVar("syncagent_allowed", default=())
 scopes_by_thread: dict[int, Scopes] = {}
 """The same by thread, for autograd's threads under a torch (2.11) that does not hand them the caller's context."""
 _entered: dict[tuple[int, int], tuple[object, object]] = {}
-"""Blocks with ``first_only`` that have been open once; the values keep alive what the ids in the keys are of."""
+"""Blocks with ``first_only`` that were entered; the values keep the objects alive whose ids are in the keys."""
 
 open_scopes = _OPEN.get
-"""What is open on this thread or in this task; not what ``backward()``'s caller has open."""
+"""Returns what is open on this thread or in this task, without what the caller of ``backward()`` has open."""
 
 
 class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
     """Syncs inside are wanted: they are recorded with the reason and never warned of or raised.
 
-    A context manager and a decorator, of coroutines too; it holds for this thread or asyncio task, and for the autograd
-    threads of a ``backward()`` inside it, in every region (a watch inside a watch) that is opened inside as well.  One
-    object may be open several times.  With ``first_only`` it holds only the
-    first time that this ``with`` statement, or this decorated function, is entered in the process: for what may wait
-    once, while it sets itself up.
+    A context manager and a decorator, also of coroutines.  It holds for this thread or asyncio task, for the autograd
+    threads of a ``backward()`` inside it, and in every region (a watch inside a watch) that is opened inside.  One
+    object may be open several times.  With ``first_only`` it holds only the first time that this ``with`` statement, or
+    this decorated function, is entered in the process: for code that may wait once, while it sets itself up.
     """
 
     def __init__(self, reason: str | None = None, *, first_only: bool = False) -> None:
@@ -83,7 +80,7 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
         return allowed
 
     def _was_entered(self, frame: FrameType) -> bool:
-        """Was this statement or function entered before?  Remembers that it is now."""
+        """Return whether this statement or function was entered before, and remember that it is now."""
         if self._function is not None:
             key, keeps = (id(self._function), 0), self._function
         else:
@@ -98,12 +95,12 @@ def enter(scope: Any) -> None:
 
 
 def leave(scope: Any) -> None:
-    """Close a region here, wherever it stands, and others that have ended: they may have been closed elsewhere."""
+    """Close a region on this thread, and others that have ended and may have been closed on another one."""
     _set(tuple(s for s in _OPEN.get() if s is None or isinstance(s, str) or (s is not scope and s.is_open)))
 
 
 def forget(scope: Any) -> None:
-    """Have a scope that has ended stand for no thread any more, wherever it was closed."""
+    """Remove a scope that has ended from all threads, wherever it was closed."""
     for ident, scopes in tuple(scopes_by_thread.items()):
         if any(other is scope for other in scopes) and scopes_by_thread.get(ident) is scopes:
             rest = tuple(other for other in scopes if other is not scope)
@@ -121,22 +118,22 @@ def _set(scopes: Scopes) -> None:
         scopes_by_thread.pop(get_ident(), None)
 
 
-def open_reason(recorder: Recorder, state: ThreadState) -> str | None:
+def open_reason(locator: Locator, thread: WatchedThread) -> str | None:
     """Return the innermost open block's reason, on an autograd thread that of ``backward()``'s caller."""
     scopes = _OPEN.get()
     if not scopes and scopes_by_thread:
-        scopes = scopes_of_backward(recorder, state)
+        scopes = scopes_of_backward(locator, thread)
     return next((scope for scope in reversed(scopes) if isinstance(scope, str)), None) if scopes else None
 
 
-def scopes_of_backward(recorder: Recorder, state: ThreadState) -> Scopes:
+def scopes_of_backward(locator: Locator, thread: WatchedThread) -> Scopes:
     """Return what the caller of the ``backward()`` in which this thread works has open."""
-    internals = recorder.internals
+    internals = locator.internals
     if internals.graph_task() == -1:
         return ()
     context: Any = internals.backward_context()
     if context is not None:
         scopes: Scopes = context.get(_OPEN, ())
         return scopes
-    owner = owner_of_backward(state, internals, recorder.states)
+    owner = locator.owner_of_backward(thread)
     return scopes_by_thread.get(owner.ident, ()) if owner is not None else ()

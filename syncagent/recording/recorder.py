@@ -6,22 +6,30 @@ elsewhere.
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.backward import OWNER, backward_frame, owner_of_backward
-from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, OPTIMIZER, SET_UP, CallSites, Point, Where
+from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, SET_UP, CallSites, Point, Where
+from syncagent.attribution.locator import Locator, phase_outside_backward
 from syncagent.attribution.modules import ModulePaths
 from syncagent.attribution.ranges import labels
+from syncagent.attribution.threads import Threads
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import Phase, SyncKind
 from syncagent.policy.reach import Numbers, in_force, open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
-from syncagent.recording.records import SETTING_UP, About, Observation, OpKey, OpSum, Tally, ThreadState
+from syncagent.recording.records import (
+    SETTING_UP,
+    Observation,
+    OpKey,
+    OpSum,
+    SyncContext,
+    Tally,
+    ThreadState,
+    add_up,
+)
 from syncagent.support.faults import Faults
 
 if TYPE_CHECKING:
@@ -32,25 +40,19 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import Settings
     from syncagent.torchbridge.internals import Internals
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "span_in"]
 
 _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time
 _NO_NODE = "aten::_local_scalar_dense"  # never makes an autograd node
-_OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
-_COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
 _BUFFER = 16_384
 _SHAPES = 4
 _FAILURES = 20
-"""After so many syncs that could not be attributed, none is any more."""
+"""After so many syncs that could not be attributed, attribution is off."""
 _WHOLE = 100
+"""Syncs of an allowed line that are kept one by one; further ones are summed."""
 _TALLIES = 4_096
-_ABOUTS = 4_096
-_TASKS = "/proc/self/task" if os.path.isdir("/proc/self/task") else ""
-
-
-class _OffError(Exception):
-    """Attribution has failed too often and is not tried any more."""
+_CONTEXTS = 4_096
 
 
 class Recorder:
@@ -59,26 +61,20 @@ class Recorder:
     def __init__(
         self, settings: Settings, internals: Internals, current_step: Callable[[], int], faults: Faults | None = None
     ) -> None:
-        self.internals = internals
-        self.sites = CallSites(settings.user_code)
-        self.states: list[ThreadState] = []
-        self.local = threading.local()
+        self.faults = faults if faults is not None else Faults()
+        self.threads = Threads(ThreadState, self.faults)
+        self.locator = Locator(CallSites(settings.user_code), internals, self.threads)
+        self.current_step = current_step
         self.policy: Policy | None = None
-        """Has its word before a wait and after; it may raise."""
+        """Judges each sync before the wait and after it; it may raise."""
         self.crossing_ns: tuple[Callable[[], float], Callable[[], float]] = (lambda: 0.0, lambda: 0.0)
         """Cost of one call through a kernel, and of one through both modes, beyond the agent's own code."""
-        self.faults = faults if faults is not None else Faults()
         self.user_context: Callable[[], Any] = self._seek_user_context
-        """Reads OpenTelemetry's context, in which the user's active span stands; empty or ``None`` where there is none.
+        """Returns OpenTelemetry's current context, which holds the user's active span; empty or ``None`` without one.
         The span itself is found later, by :func:`span_in`."""
         self._failures = 0
-        self._states_lock = threading.RLock()  # between threads that are new, and the draining thread
-        self._retired: dict[OpKey, OpSum] = {}
-        self._retired_cost_ns = self._retired_set_up = 0
-        self._retired_passes = 0
         self._modules = ModulePaths() if settings.wraps_every_op else None
         self._stacks = settings.stacks
-        self.current_step = current_step
 
     def _seek_user_context(self) -> Any:
         module = sys.modules.get("opentelemetry.context")
@@ -87,52 +83,7 @@ class Recorder:
         self.user_context = _reader_of_context(module)
         return self.user_context()
 
-    def thread_state(self) -> ThreadState:
-        """Return this thread's state, made at its first use."""
-        try:
-            state: ThreadState = self.local.state
-        except AttributeError:
-            state = self.local.state = ThreadState()
-            OWNER.set(state)
-            for other in self.states:  # the number of a thread that has ended is given to the next
-                other.ended = other.ended or other.ident == state.ident
-            try:
-                state.name = _thread_name(state.ident, state.native_id)
-            except Exception as error:
-                self.fault("looking up a thread's name", error)
-            try:
-                self.retire_threads(state)
-            except Exception as error:
-                self.states = [*self.states, state]
-                self.fault("letting go of threads that have ended", error)
-        return state
-
-    def retire_threads(self, *new: ThreadState) -> None:
-        """Let go of threads that have ended and whose buffers are empty, keeping their sums; add ``new`` ones."""
-        with self._states_lock:
-            # The buffer is looked at last: a thread may leave a sync behind and end between the two looks.
-            gone = [s for s in self.states if (s.ended or not _is_alive(s.native_id)) and not s.has_news()]
-            # The list is replaced, not changed, so that readers need no lock.
-            self.states = [*(state for state in self.states if state not in gone), *new]
-            for state in gone:
-                _add_up(self._retired, state.ops)
-                self._retired_cost_ns += state.own_ns
-                self._retired_set_up += state.set_up
-                self._retired_passes += state.passes
-
-    def op_sums(self) -> dict[OpKey, OpSum]:
-        """Return the op counts of all threads."""
-        total: dict[OpKey, OpSum] = {}
-        for sums in (self._retired, *(state.ops for state in self.states)):
-            _add_up(total, sums)
-        return total
-
-    def forget_threads(self) -> None:
-        """In a forked child: the threads, and what they saw, are the parent's."""
-        self._states_lock = threading.RLock()  # another thread, which is gone now, may have held it
-        self.states = []
-        if hasattr(self.local, "state"):  # the sensors hold on to ``local`` itself
-            del self.local.state
+    # --- a sync: ask, describe, wait, settle
 
     def ask(
         self,
@@ -143,9 +94,10 @@ class Recorder:
         args: Sequence[Any] = (),
         sensor: str = "policy",
     ) -> str | None:
-        """Have the policy judge a sync before it waits; what it raises comes out here, and nothing else.
+        """Have the policy judge a sync before it waits, and return the reason why it is allowed, if there is one.
 
-        A sync that is stopped here is recorded, with no stall: nobody else hears of it.
+        What the policy raises comes out here, and nothing else.  A sync that is stopped here is recorded with no stall,
+        since no sensor will see it.
         """
         state.where = None
         policy = self.policy  # another thread may switch it off
@@ -157,22 +109,13 @@ class Recorder:
         try:
             return policy.judge(op, kind, frame, state)
         except HostSyncError:
-            about = self.describe(state, op, kind, frame, args, sensor)
-            self._keep(state, about, kind, asked_ns, 0, violation=True)
+            self._keep_stopped(state, self.describe(state, op, kind, frame, args, sensor), kind, asked_ns)
             raise
         except Exception as error:
             self._policy_failed(error, policy)
             return None
         finally:
             state.own_ns += _now() - asked_ns
-
-    def in_force(self, state: ThreadState) -> tuple[Numbers, Policy | None]:
-        """Return the regions that cover this thread, and the policy that judges it."""
-        try:
-            return in_force(self, state)
-        except Exception as error:
-            self.fault("the look-up of regions", error, "failed for a sync")
-            return (), self.policy
 
     def describe(
         self,
@@ -183,64 +126,65 @@ class Recorder:
         args: Sequence[Any],
         sensor: str,
         allowed: str | None = None,
-    ) -> About:
-        """Take down what is known of a sync; best before it waits, since the GPU is at work meanwhile."""
+    ) -> SyncContext:
+        """Describe a sync; best before it waits, while the GPU is still busy."""
         began_ns = _now()
-        internals = self.internals
+        locator = self.locator
+        internals = locator.internals
         try:
             if self._failures >= _FAILURES:
-                raise _OffError  # noqa: TRY301
+                return _unattributed(op, sensor, allowed)
             device, shapes = _device_and_shapes(args)
             if device < 0:
                 device = internals.current_device()
             stream = internals.raw_stream(device)
-            state.context = self.user_context()
+            state.user_context = self.user_context()
             if internals.graph_task() != -1:
-                where = state.where or self.locate(state, frame)
+                where = state.where or locator.locate(state, frame)
                 if where.marks & SET_UP:
                     return SETTING_UP
-                owner, forward, module = self._forward_of(state)
-                return About(
-                    op, state.api, where, _BACKWARD, device, stream, sensor, shapes, allowed,
+                owner, forward, module = locator.forward_of(state)
+                return SyncContext(
+                    op, state.api, where, Phase.BACKWARD, device, stream, sensor, shapes, allowed,
                     labels(owner.open_ranges or state.open_ranges), module, forward, self._stack(frame),
                 )  # fmt: skip
-            user, offset, library, library_offset, marks = self.sites.walk(frame)
+            user, offset, library, library_offset, marks = locator.sites.walk(frame)
             grads = internals.grad_enabled()
             key: tuple[Any, ...] | None = None
             if allowed is None and self._modules is None and not (state.open_ranges or self._stacks):
                 key = (op, kind, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
-            about = state.abouts.get(key) if key is not None else None
-            if about is None:
+            context = state.contexts.get(key) if key is not None else None
+            if context is None:
                 if marks & SET_UP:
                     return SETTING_UP
                 where = Where((user, offset) if user else None, (library, library_offset) if library else None, marks)
                 module = self._modules.path(frame) if self._modules is not None and marks & MODULE_CALL else None
-                about = About(
+                context = SyncContext(
                     op, state.api, where, phase_outside_backward(marks, kind, grads), device, stream, sensor, shapes,
                     allowed, labels(state.open_ranges), module, None, self._stack(frame),
                 )  # fmt: skip
                 if key is not None:
-                    if len(state.abouts) >= _ABOUTS:  # sizes that are never the same
-                        state.abouts.clear()
-                    state.abouts[key] = about
+                    if len(state.contexts) >= _CONTEXTS:  # shapes that keep changing
+                        state.contexts.clear()
+                    state.contexts[key] = context
             if grads and op != _NO_NODE and _requires_grad(args):
-                state.forwards.remember(internals.next_sequence() - 1, about.where, about.module)
-            return about  # noqa: TRY300 - what follows is for faults alone
+                state.forwards.remember(internals.next_sequence() - 1, context.where, context.module)
+            return context  # noqa: TRY300 - what follows is for faults alone
         except Exception as error:
             self._failures += 1
             self.fault("attribution", error, "failed for a sync" if self._failures < _FAILURES else "failed and is off")
-            return About(op, None, NOWHERE, _OTHER, 0, 0, sensor, (), allowed, (), None, None, ())
+            return _unattributed(op, sensor, allowed)
         finally:
             state.where = None
             state.own_ns += _now() - began_ns
 
     def _stack(self, frame: FrameType | None) -> tuple[Point, ...]:
-        return self.sites.stack(frame) if self._stacks else ()
+        return self.locator.sites.stack(frame) if self._stacks else ()
 
     def settle(
         self,
         state: ThreadState,
-        about: About,
+        context: SyncContext,
         kind: SyncKind,
         start_ns: int,
         stall_ns: int,
@@ -248,12 +192,12 @@ class Recorder:
         *,
         conditional: bool = False,
     ) -> Observation | None:
-        """Keep a sync that has waited, then let the policy speak: what it raises comes out here.
+        """Keep a sync that has waited, then have the policy judge it: what the policy raises comes out here.
 
-        ``about`` is what :meth:`describe` said; ``returned_ns`` is the moment at which the call came back.  One that is
-        ``conditional``, by the driver's state alone, is not for the policy: the next run need not have it.
+        ``context`` is what :meth:`describe` returned; ``returned_ns`` is the moment at which the call came back.  A
+        sync that is ``conditional``, by the driver's state alone, is not judged: the next run need not have it.
         """
-        if about is SETTING_UP:
+        if context is SETTING_UP:
             state.set_up += 1
             return None
         broken: str | None = None
@@ -264,22 +208,12 @@ class Recorder:
             regions, policy = self.in_force(state)
         try:
             stall_ns = max(stall_ns, 0)
-            if about.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
-                broken = self._verdict(policy, state, about.phase, stall_ns)
-            seen = _new(
-                Observation,
-                (
-                    about,
-                    kind,
-                    self.current_step(),
-                    start_ns,
-                    stall_ns,
-                    state.context,
-                    broken is not None,
-                    conditional,
-                    regions,
-                ),
-            )
+            if context.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
+                broken = self._verdict(policy, state, context.phase, stall_ns)
+            seen = _new(Observation, (
+                context, kind, self.current_step(), start_ns, stall_ns, state.user_context, broken is not None,
+                conditional, regions,
+            ))  # fmt: skip
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
             else:
@@ -289,24 +223,53 @@ class Recorder:
             self.fault("recording", error, "failed for a sync")
         if broken is not None and policy is not None:
             try:
-                policy.act(about.op, kind, about.where, stall_ns, state, broken)
+                policy.act(context.op, kind, context.where, stall_ns, state, broken)
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
                 self._policy_failed(error, policy)
         return seen
 
-    def _keep(
-        self, state: ThreadState, about: About, kind: SyncKind, start_ns: int, stall_ns: int, *, violation: bool
-    ) -> None:
-        """Keep a sync that the policy has spoken on."""
-        if about is SETTING_UP:
+    def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
+        """Have further syncs of this allowed line summed, once enough of them were kept whole.
+
+        Only where the user's own line made the call: then the calling instruction determines the whole location.  In
+        the backward pass the forward line is part of it as well.
+        """
+        if seen is None or frame is None:
+            return
+        try:
+            context = seen.context
+            user, code = context.where.user, frame.f_code
+            if user is None or user[0] is not code or context.forward is not None:
+                return
+            key = (context.op, seen.kind, id(code), frame.f_lasti, open_scopes())
+            tally = state.tallies.get(key)
+            if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
+                # A region of another thread has begun or ended: what was summed so far keeps its own regions.
+                state.tallies[(*key, tally.last.regions)] = tally
+                tally = state.tallies.pop((*key, seen.regions), None)
+                if tally is not None:
+                    state.tallies[key] = tally
+            if tally is None:
+                if len(state.tallies) >= _TALLIES:
+                    return
+                tally = state.tallies[key] = Tally()
+            tally.seen += 1
+            tally.last = seen
+            if tally.seen >= _WHOLE:
+                tally.step = seen.step
+        except Exception as error:
+            self.fault("adding up", error, "failed for a sync")
+
+    def _keep_stopped(self, state: ThreadState, context: SyncContext, kind: SyncKind, start_ns: int) -> None:
+        """Keep a sync that the policy has stopped before it waited."""
+        if context is SETTING_UP:
             return
         try:
             regions = self.in_force(state)[0] if open_reaches else ()
-            seen = Observation(
-                about, kind, self.current_step(), start_ns, stall_ns, state.context, violation, regions=regions
-            )
+            step, user_context = self.current_step(), state.user_context
+            seen = Observation(context, kind, step, start_ns, 0, user_context, violation=True, regions=regions)
             if len(state.buffer) < _BUFFER:
                 state.buffer.append(seen)
             else:
@@ -314,51 +277,13 @@ class Recorder:
         except Exception as error:
             self.fault("recording", error, "failed for a sync")
 
-    def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
-        """Have further syncs of this allowed line summed, once enough of them were kept whole.
-
-        Only where the user's own line made the call: then the caller says all about where it was.  In the backward pass
-        the forward line has a say as well.
-        """
-        if seen is None or frame is None:
-            return
-        try:
-            self._tally(state, seen, frame)
-        except Exception as error:
-            self.fault("adding up", error, "failed for a sync")
-
-    def _tally(self, state: ThreadState, seen: Observation, frame: FrameType) -> None:
-        about = seen.about
-        code, offset = frame.f_code, frame.f_lasti
-        if about.where.user is None or about.where.user[0] is not code or about.forward is not None:
-            return
-        key = (about.op, seen.kind, id(code), offset, open_scopes())
-        tally = state.tallies.get(key)
-        if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
-            # A region of another thread has begun or ended: what was summed so far keeps its own regions.
-            aside, back = (*key, tally.last.regions), (*key, seen.regions)
-            state.tallies[aside] = tally
-            tally = state.tallies.pop(back, None)
-            if tally is not None:
-                state.tallies[key] = tally
-        if tally is None:
-            if len(state.tallies) >= _TALLIES:
-                return
-            tally = state.tallies[key] = Tally()
-        tally.seen += 1
-        tally.last = seen
-        if tally.seen >= _WHOLE:
-            tally.step = seen.step
-
     def _add_up(self, state: ThreadState, seen: Observation) -> None:
-        """The draining thread cannot keep up: have the sync added to the sums of its line."""
-        about = seen.about
-        where, forward = about.where, about.forward
+        """Add a sync to the sums of its line, since the draining thread cannot keep up."""
+        context = seen.context
+        where, forward = context.where, context.forward
         points = (where.user, where.library, forward.user if forward is not None else None)
         lines = tuple((id(point[0]), point[1]) for point in points if point is not None)
-        key = (
-            about.op, lines, about.phase, about.allowed, seen.violation, seen.conditional, seen.regions,
-        )  # fmt: skip
+        key = (context.op, lines, context.phase, context.allowed, seen.violation, seen.conditional, seen.regions)
         tally = state.sums.get(key)
         if tally is None:
             if len(state.sums) >= _TALLIES:
@@ -369,6 +294,16 @@ class Recorder:
         tally.count += 1
         tally.stall_ns += seen.stall_ns
         tally.max_ns = max(tally.max_ns, seen.stall_ns)
+
+    # --- regions, policy, faults
+
+    def in_force(self, state: ThreadState) -> tuple[Numbers, Policy | None]:
+        """Return the regions that cover this thread, and the policy that judges it."""
+        try:
+            return in_force(self.locator, state, self.policy)
+        except Exception as error:
+            self.fault("the look-up of regions", error, "failed for a sync")
+            return (), self.policy
 
     def _verdict(self, policy: Policy, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
         try:
@@ -386,106 +321,39 @@ class Recorder:
         self.fault("the policy", error, "failed and is off")
 
     def fault(self, part: str, error: Exception, what: str = "failed") -> None:
-        """Keep a mistake of our own for the report; the program never sees it."""
-        if not isinstance(error, _OffError):
-            self.faults.add(part, error, what)
+        """Keep an error of the agent's own for the report; the program never sees it."""
+        self.faults.add(part, error, what)
+
+    # --- sums over all threads
 
     @property
     def set_up(self) -> int:
-        """How many waits were torch's own, while it compiled, tuned or captured."""
-        return self._retired_set_up + sum(state.set_up for state in self.states)
+        """Number of waits that were torch's own, while it compiled, tuned or captured."""
+        return sum(state.set_up for state in self.threads.with_ended())
+
+    def op_sums(self) -> dict[OpKey, OpSum]:
+        """Return the op counts of all threads."""
+        total: dict[OpKey, OpSum] = {}
+        for state in self.threads.with_ended():
+            add_up(total, state.ops)
+        return total
 
     def own_cost_ns(self, passes: int = 0) -> int:
-        """Return what the agent took of the program's time: recording, and calls that passed through it.
+        """Return the time that the agent took from the program, in ns: recording, and calls that passed through it.
 
         ``passes`` are calls that passed through and are counted elsewhere.
         """
-        states = self.states
-        recorded = self._retired_cost_ns + sum(state.own_ns for state in states)
-        passes += self._retired_passes + sum(state.passes for state in states)
-        wrapped = sum(entry.count for entry in self.op_sums().values())
-        crossing = self.crossing_ns
-        return recorded + int(passes * crossing[0]() + (wrapped * crossing[1]() if wrapped else 0))
-
-    def phase(self, where: Where, kind: SyncKind) -> Phase:
-        """Tell the phase of a sync that is about to wait."""
-        if self.internals.graph_task() != -1:
-            return _BACKWARD
-        return phase_outside_backward(where.marks, kind, self.internals.grad_enabled())
-
-    def locate(self, state: ThreadState, frame: FrameType | None) -> Where:
-        """Find the user's line; on an autograd thread, where the user stands in ``backward()`` on another thread."""
-        where = self.sites.capture(frame)
-        if where.user is None and self.internals.graph_task() != -1:
-            owner = owner_of_backward(state, self.internals, self.states)
-            if owner is not None:
-                outer = self.sites.capture(backward_frame(owner, self.internals))
-                return Where(outer.user, where.library or outer.library, where.marks | outer.marks)
-        return where
-
-    def site_in_backward(self, state: ThreadState, task: int) -> Point | None:
-        """Return the forward line of the node that runs in this pass; one node's ops come one after another."""
-        node = self.internals.autograd_node()
-        sequence = node._sequence_nr() if node is not None else -1
-        if state.sequence != sequence or state.task != task:
-            _, where, _ = self._forward_of(state)
-            state.task, state.sequence = task, sequence
-            state.node_point = where.user if where is not None else None
-        return state.node_point
-
-    def forward_point(self, state: ThreadState) -> Point | None:
-        """Return the line of the forward pass that a sync is reported with, in the backward pass."""
-        if self.internals.graph_task() == -1:
-            return None
-        _, where, _ = self._forward_of(state)
-        return (where.user or where.library) if where is not None else None
-
-    def _forward_of(self, state: ThreadState) -> tuple[ThreadState, Where | None, str | None]:
-        owner = owner_of_backward(state, self.internals, self.states) or state
-        node = self.internals.autograd_node()
-        if node is None:
-            return owner, None, None
-        sequence = node._sequence_nr()
-        for candidate in (owner, state):
-            found = candidate.forwards.find(sequence)
-            if found is not None:
-                return owner, found.where, found.module
-        return owner, None, None
+        states = self.threads.with_ended()
+        recorded = sum(state.own_ns for state in states)
+        passes += sum(state.passes for state in states)
+        wrapped = sum(entry.count for state in states for entry in list(state.ops.values()))
+        per_pass_ns, per_op_ns = self.crossing_ns
+        return recorded + int(passes * per_pass_ns() + (wrapped * per_op_ns() if wrapped else 0))
 
 
-def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
-    """Tell the phase from what was running; shape-changing calls outside a module count while gradients are on."""
-    if marks & OPTIMIZER:
-        return _OPTIMIZER
-    return _FORWARD if marks & MODULE_CALL or (grad_enabled and kind in _COMPUTING) else _OTHER
-
-
-def _add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
-    for key, entry in list(sums.items()):
-        into = total.get(key)
-        if into is None:
-            into = total[key] = OpSum(entry.op, entry.point)
-        into.count += entry.count
-        into.host_ns += entry.host_ns
-
-
-def _is_alive(native_id: int) -> bool:
-    """Does this thread still run?  The system knows autograd's threads too, which Python loses sight of when idle."""
-    return not _TASKS or os.path.exists(f"{_TASKS}/{native_id}")
-
-
-def _thread_name(ident: int, native_id: int) -> str:
-    """Return Python's name of this thread, else the one the system knows (autograd's threads have no other)."""
-    # threading.current_thread() would make up an object for a thread that Python did not start.
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            return thread.name
-    try:
-        # The system cuts names to 15 bytes, in the middle of a character if need be.
-        with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8", errors="replace") as stream:
-            return stream.read().strip() or f"thread-{native_id}"
-    except OSError:
-        return f"thread-{native_id}"
+def _unattributed(op: str, sensor: str, allowed: str | None) -> SyncContext:
+    """Describe a sync of which nothing could be found out."""
+    return SyncContext(op, None, NOWHERE, Phase.OTHER, 0, 0, sensor, (), allowed, (), None, None, ())
 
 
 def _requires_grad(args: Sequence[Any]) -> bool:
@@ -495,7 +363,7 @@ def _requires_grad(args: Sequence[Any]) -> bool:
 def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], ...]]:
     """Return the number of the device, -1 where the arguments do not say, and the shapes of the tensors among them."""
     try:
-        (value,) = args  # most calls have one argument, a tensor
+        (value,) = args  # most calls have a single argument, a tensor
         return value.get_device(), (value.shape,)
     except (ValueError, AttributeError):
         pass
@@ -514,7 +382,7 @@ def _device_and_shapes(args: Sequence[Any]) -> tuple[int, tuple[Sequence[int], .
 def _reader_of_context(module: Any) -> Callable[[], Any]:
     """Return what reads OpenTelemetry's current context: its ``get_current``, or what that comes down to.
 
-    That is two Python calls less, of code that has left the caches when a sync comes.
+    This saves two Python calls per sync, into code that is no longer in the CPU's caches.
     """
     variable = getattr(getattr(module, "_RUNTIME_CONTEXT", None), "_current_context", None)
     read: Callable[[], Any] = variable.get if isinstance(variable, ContextVar) else module.get_current

@@ -1,13 +1,12 @@
-"""The small records in which a training thread leaves what it saw, and what is kept of each thread."""
+"""The small records in which a training thread leaves what it saw, until the agent's thread collects them."""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from syncagent.attribution.backward import ForwardSites
 from syncagent.attribution.callsite import NOWHERE, Where
+from syncagent.attribution.threads import WatchedThread
 from syncagent.events import Phase, SyncKind
 
 if TYPE_CHECKING:
@@ -15,15 +14,10 @@ if TYPE_CHECKING:
 
     from syncagent.attribution.callsite import Point
 
-__all__ = ["SETTING_UP", "About", "Observation", "OpKey", "OpSum", "Tally", "ThreadState"]
+__all__ = ["SETTING_UP", "Observation", "OpKey", "OpSum", "SyncContext", "Tally", "ThreadState", "add_up"]
 
 OpKey = tuple[int, int, int, bool]
 """Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""
-
-
-TallyKey = tuple[Any, ...]
-"""An op and kind, the line that called it (identity of the code, offset), and the scopes that were open; at the end of
-those whose sums are complete, the regions that covered them."""
 
 
 class OpSum:
@@ -38,7 +32,7 @@ class OpSum:
         self.count = self.host_ns = 0
 
 
-class About(NamedTuple):
+class SyncContext(NamedTuple):
     """What is known of a sync before it waits; mostly the same one for all syncs of a line.
 
     ``shapes`` are still ``torch.Size``.
@@ -59,100 +53,105 @@ class About(NamedTuple):
     stack: tuple[Point, ...]
 
 
-SETTING_UP = About("", None, NOWHERE, Phase.OTHER, 0, 0, "", (), "torch sets itself up", (), None, None, ())
-"""torch compiles, tunes or captures: nobody's line could do without such a wait."""
+SETTING_UP = SyncContext("", None, NOWHERE, Phase.OTHER, 0, 0, "", (), "torch sets itself up", (), None, None, ())
+"""Stands for a wait while torch compiles, tunes or captures, which no change of the program would remove."""
 
 
 class Observation(NamedTuple):
     """A sync as the training thread leaves it; times are ``perf_counter_ns``.
 
-    ``context`` is OpenTelemetry's, with the user's span in it; ``regions`` are the numbers of those that cover it.
+    ``user_context`` is OpenTelemetry's, with the user's span in it; ``regions`` are numbers of regions around it.
     """
 
-    about: About
+    context: SyncContext
     kind: SyncKind
     step: int
     start_ns: int
     stall_ns: int
-    context: Any
+    user_context: Any
     violation: bool
     conditional: bool = False
     regions: tuple[int, ...] = ()
 
 
 class Tally:
-    """Further syncs of an allowed line, which are summed instead of being kept one by one.
+    """Syncs of one line that are summed instead of being kept one by one.
 
-    Only the training thread writes the sums; ``told_count`` and ``told_ns`` are the draining thread's.
+    Only the training thread writes the sums; ``delivered_count`` and ``delivered_ns`` are the draining thread's.
     """
 
-    __slots__ = ("count", "last", "max_ns", "seen", "stall_ns", "step", "told_count", "told_ns")
+    __slots__ = ("count", "delivered_count", "delivered_ns", "last", "max_ns", "seen", "stall_ns", "step")
 
     def __init__(self) -> None:
         self.seen = 0
-        """Syncs of this line that were kept whole."""
+        """Syncs of this line that were kept one by one."""
         self.step = -1
-        """The step in which the next ones are only added up: after the first hundred, and the first of that step."""
+        """The step in which further syncs are only summed: once a hundred were kept, and the first of that step."""
         self.count = self.stall_ns = self.max_ns = 0
-        self.told_count = self.told_ns = 0
+        self.delivered_count = self.delivered_ns = 0
         self.last: Observation | None = None
 
 
-class ThreadState:
-    """What the agent keeps of one thread.  Only that thread writes it, but for the draining of ``buffer``."""
+class ThreadState(WatchedThread):
+    """What sensors and recorder keep of a thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "about", "abouts", "api", "api_point", "buffer", "context", "copies_armed", "dropped", "ended", "forwards",
-        "ident", "kind", "last_sequence", "name", "named", "native_id", "node_point", "op", "open_ranges", "ops",
-        "outer", "own_ns", "owner", "passes", "sequence", "set_up", "stall_ns", "start_ns", "sums", "tallies", "task",
-        "trains", "where",
+        "buffer", "context", "contexts", "copies_armed", "dropped", "kind", "named", "op", "ops", "outer", "own_ns",
+        "passes", "set_up", "stall_ns", "start_ns", "sums", "tallies", "user_context",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.ident = threading.get_ident()
-        self.native_id = threading.get_native_id()
-        self.name = f"thread-{self.native_id}"
+        super().__init__()
+        # What was recorded and not yet delivered.
         self.buffer: deque[Observation] = deque()
-        self.copies_armed = False
-        """Whether copies are watched on this thread, in this step."""
         self.dropped = 0
-        self.ended = False
-        self.forwards = ForwardSites()
-        self.last_sequence = 0
-        self.task = self.sequence = -1
-        """The backward pass and the node in it that ran last on this thread, and the forward line of that node."""
-        self.node_point: Point | None = None
-        self.owner: tuple[int, ThreadState | None] = (-1, None)
-        """The backward pass that was asked about last, and the thread that called it."""
-        # The outermost hooked op that is running on this thread, and what is known of its wait so far.
+        """Syncs that were lost because ``buffer`` and ``sums`` were full."""
+        self.ops: dict[OpKey, OpSum] = {}
+        self.sums: dict[tuple[Any, ...], Tally] = {}
+        """Syncs that came while ``buffer`` was full."""
+        self.tallies: dict[tuple[Any, ...], Tally] = {}
+        """Syncs of allowed lines, by op, kind, calling line (identity of the code, offset) and open scopes.  Once the
+        regions around a line have changed, the old regions are added to the key of the old sums."""
+        self.contexts: dict[tuple[Any, ...], SyncContext] = {}
+        """Those that a line's next sync is likely to share."""
+        # The outermost hooked op that is running, and what is known of its wait so far.
         self.op: str | None = None
         self.outer: Any = None
-        """Its rule and arguments, where the arguments do not prove that it waits."""
+        """Rule and arguments of that op, where the arguments alone do not prove that it waits."""
         self.kind: SyncKind | None = None
+        """Why the first inner op had to wait."""
         self.named: Any = None
+        """The same as the outermost op names it."""
         self.start_ns = 0
         self.stall_ns = 0
-        self.about: About | None = None
-        self.abouts: dict[tuple[Any, ...], About] = {}
-        """Those that a line's next sync is likely to share."""
-        self.context: Any = None
-        self.where: Where | None = None
-        self.api: Any = None
-        self.api_point: Any = None
-        """The user's line that made this call, under ``detail="ops"``; looked up at its first op."""
-        self.open_ranges: list[Any] = []
-        """The ``record_function`` objects, outermost first."""
-        self.ops: dict[OpKey, OpSum] = {}
-        self.tallies: dict[TallyKey, Tally] = {}
-        self.sums: dict[Any, Tally] = {}
+        self.context: SyncContext | None = None
+        self.user_context: Any = None
+        # What the agent itself has done here.
+        self.own_ns = 0
+        """Time spent recording."""
+        self.passes = 0
+        """Calls that the agent's kernels passed on."""
         self.set_up = 0
         """Waits of torch.compile's own work and of graph capture, which are no syncs of the program's."""
-        self.trains = self.ident == threading.main_thread().ident
-        # The agent's own cost on this thread: time spent recording, and calls that kernels passed on.
-        self.own_ns = 0
-        self.passes = 0
+        self.copies_armed = False
+        """Whether copies are watched on this thread, in this step."""
 
     def has_news(self) -> bool:
-        """Whether something waits here to be drained."""
         tallies = (*self.tallies.values(), *self.sums.values())
-        return bool(self.buffer) or any(tally.count != tally.told_count for tally in tallies)
+        return bool(self.buffer) or any(tally.count != tally.delivered_count for tally in tallies)
+
+    def add_sums(self, ended: ThreadState) -> None:
+        add_up(self.ops, ended.ops)
+        self.own_ns += ended.own_ns
+        self.passes += ended.passes
+        self.set_up += ended.set_up
+
+
+def add_up(total: dict[OpKey, OpSum], sums: dict[OpKey, OpSum]) -> None:
+    """Add the op counts of a thread, which may still be counting, to ``total``."""
+    for key, entry in list(sums.items()):
+        into = total.get(key)
+        if into is None:
+            into = total[key] = OpSum(entry.op, entry.point)
+        into.count += entry.count
+        into.host_ns += entry.host_ns

@@ -76,7 +76,7 @@ class ProcessAgent(Agent):
         self._policy = self._new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder)
+        self._ranges = Ranges(self._recorder.threads, self._faults)
         self._kernels = KernelSensor(self._recorder)
         self._explicit = ExplicitSensor(self._recorder)
         self._host_scalars = HostScalars()
@@ -230,7 +230,7 @@ class ProcessAgent(Agent):
         return sum(tuple(self._buffers.lost.values()))
 
     def _new_policy(self, settings: schema.Settings) -> Policy:
-        return Policy(settings, self._recorder, lambda: self.steps.current)
+        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
         steps = schema.parse("cost_steps", steps)
@@ -305,7 +305,7 @@ class ProcessAgent(Agent):
                 hot = self.settings.copies_timed == "all"
                 self._on("the sensor kernels", lambda: self._kernels.start(hot=hot), self._kernels.stop)
                 if self.settings.copies_timed == "sampled":
-                    self._recorder.thread_state().copies_armed = True
+                    self._recorder.threads.current().copies_armed = True
                     self._faults.guard("the watch for copies", self._kernels.arm_hot, None)
             if not self.settings.simulate:
                 self._say_if_there_is_no_gpu()
@@ -314,7 +314,7 @@ class ProcessAgent(Agent):
             self.notes += self.steps.without
             if modes:
                 self.enter_modes()
-            self._recorder.thread_state().trains = True
+            self._recorder.threads.current().trains = True
             self._on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
@@ -403,7 +403,7 @@ class ProcessAgent(Agent):
 
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
-        self._recorder.forget_threads()
+        self._recorder.threads.forget()
         self.give_device_back = None  # the child is in the midst of what its parent began
         self.regions.forget()
         self._pipeline.forget()
@@ -434,9 +434,9 @@ class ProcessAgent(Agent):
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
         # Once a step all of this is cold: there are few calls here, and they are made only where they have work.
         try:
-            state: ThreadState = self._recorder.local.state
+            state: ThreadState = self._recorder.threads.local.state
         except AttributeError:
-            state = self._recorder.thread_state()
+            state = self._recorder.threads.current()
         state.trains = True
         self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         budgets = self._policy.budgets
@@ -455,7 +455,7 @@ class ProcessAgent(Agent):
 
     def _watch_copies(self) -> None:
         """See to the copies of this thread as a region begins or ends on it."""
-        self._see_to_copies(self._recorder.thread_state())
+        self._see_to_copies(self._recorder.threads.current())
 
     def _see_to_copies(self, state: ThreadState) -> None:
         """Watch this thread's copies where this step is one of those that are sampled, or else somebody wants them."""

@@ -311,7 +311,7 @@ class Regions(Sink):
         """Return the innermost region that covers the caller."""
         if not open_reaches:
             return None
-        own, others = covering(self._agent._recorder, self._agent._recorder.thread_state())
+        own, others = covering(self._agent._recorder.locator, self._agent._recorder.threads.current())
         return next((reach for reach in (own, *others) if isinstance(reach, Region)), None)
 
     def _refuse_a_gate_that_cannot_hold(self, region: Region) -> None:
@@ -421,12 +421,12 @@ class Regions(Sink):
             region.delivered()
             self._known.pop(region.number, None)
         numbers = {region.number for region in ended}
-        for state in self._agent._recorder.states:
+        for state in self._agent._recorder.threads.all:
             for key, tally in tuple(state.tallies.items()):
-                if tally.count == tally.told_count and tally.last is not None and numbers & {*tally.last.regions}:
+                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
                     state.tallies.pop(key, None)
             for sum_key, tally in tuple(state.sums.items()):
-                if tally.count == tally.told_count and tally.last is not None and numbers & {*tally.last.regions}:
+                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
                     state.sums.pop(sum_key, None)
 
     def events(self, batch: Sequence[SyncEvent]) -> None:

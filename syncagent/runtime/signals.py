@@ -28,13 +28,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.support import forks
 from syncagent.support.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["catch_sigterm", "holding_interrupts", "release_sigterm", "reset_in_children"]
+__all__ = ["catch_sigterm", "holding_interrupts", "release_sigterm"]
 
 GRACE_S = 0.25
 """How long the main thread may take to return from C code before another thread takes over."""
@@ -237,7 +238,7 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
         return False
     _watch = watch
     _wrap_signal_functions()
-    reset_in_children(_SIGTERM, _forget)
+    forks.reset_in_children(_SIGTERM, _forget)
     return True
 
 
@@ -266,7 +267,7 @@ def release_sigterm() -> None:
     if _watch is None or threading.current_thread() is not threading.main_thread():
         return
     watch, _watch = _watch, None
-    _children.pop(_SIGTERM, None)
+    forks.keep_in_children(_SIGTERM)
     watch.stop()
 
 
@@ -333,54 +334,6 @@ def _wrap_signal_functions() -> None:
     program_signal._syncagent = True  # type: ignore[attr-defined]
     signal.signal = program_signal
     signal.set_wakeup_fd = program_set_wakeup_fd
-
-
-# --- forks
-
-_children: dict[int, Callable[[], None]] = {}
-_has_fork_handlers = False
-
-
-class _Masks(threading.local):
-    before: set[Any] | None = None
-
-
-_masks = _Masks()
-
-
-def reset_in_children(number: int, reset: Callable[[], None]) -> None:
-    """Have ``reset`` called in every forked child, before a signal of that number can arrive there."""
-    global _has_fork_handlers
-    _children[number] = reset
-    if not _has_fork_handlers and hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
-        _has_fork_handlers = True
-        os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_reset_child)
-
-
-def _before_fork() -> None:
-    # The child begins with the mask of the thread that forks.  A signal that came to it before its own handlers are in
-    # place would be noted by Python and then forgotten.
-    if _children:
-        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, tuple(_children))
-
-
-def _unblock() -> None:
-    before, _masks.before = _masks.before, None
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _reset_child() -> None:
-    resets = tuple(_children.values())
-    _children.clear()
-    try:
-        for reset in resets:
-            try:
-                reset()
-            except Exception:
-                pass
-    finally:
-        _unblock()
 
 
 # --- Ctrl-C

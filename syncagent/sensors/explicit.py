@@ -77,13 +77,13 @@ class ExplicitSensor:
         recorder = self._recorder
 
         def synchronize(*args: Any, **kwargs: Any) -> Any:
-            state = recorder.thread_state()
+            state = recorder.threads.current()
             frame = sys._getframe(1)
             if state.op is not None:
                 return original(*args, **kwargs)
             is_idle = bool(args) and nothing_pending(args[0])
             allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
-            about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
+            context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             started = _now()
             state.op = shown
             try:
@@ -92,7 +92,7 @@ class ExplicitSensor:
                 returned = _now()
                 state.op = None
                 stall_ns = 0 if is_idle else returned - started
-                recorder.settle(state, about, SyncKind.EXPLICIT, started, stall_ns, returned)
+                recorder.settle(state, context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
         synchronize.__wrapped__ = original  # type: ignore[attr-defined]
         synchronize.__name__ = getattr(original, "__name__", "synchronize")
@@ -105,14 +105,14 @@ class ExplicitSensor:
         def empty_cache(*args: Any, **kwargs: Any) -> Any:
             from torch.cuda import memory_reserved
 
-            state = recorder.thread_state()
+            state = recorder.threads.current()
             before = memory_reserved()
             started = _now()
             result = original(*args, **kwargs)
             returned = _now()
             if memory_reserved() < before:
-                about = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
-                recorder.settle(state, about, SyncKind.OTHER, started, returned - started, returned)
+                context = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
+                recorder.settle(state, context, SyncKind.OTHER, started, returned - started, returned)
             return result
 
         empty_cache.__wrapped__ = original  # type: ignore[attr-defined]

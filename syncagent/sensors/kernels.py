@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from syncagent.events import SyncKind
     from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import About, Tally, ThreadState
+    from syncagent.recording.records import SyncContext, Tally, ThreadState
     from syncagent.rules.rules import Waits
 
     Call = Callable[..., Any]
@@ -136,7 +136,7 @@ class KernelSensor:
 
     def _others_compute(self) -> bool:
         """Has another Python thread that is alive called a hooked op?"""
-        _computing.update(state.ident for state in self._recorder.states)
+        _computing.update(state.ident for state in self._recorder.threads.all)
         alive = {thread.ident for thread in threading.enumerate() if not thread.name.startswith("syncagent")}
         _computing.intersection_update(alive)
         return bool(_computing - {get_ident()})
@@ -264,9 +264,9 @@ class KernelSensor:
 
     def _watch(self, rule: Rule, call: Call, switch: Switch | None) -> Call:  # noqa: PLR0915 - four functions over one set of names
         """Build what runs an op under watch.  All that can be done before the wait is: the GPU is at work meanwhile."""
-        recorder, local = self._recorder, self._recorder.local
+        recorder, local = self._recorder, self._recorder.threads.local
         current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
-        capturing = recorder.internals.capturing
+        capturing = recorder.locator.internals.capturing
         sensor = self
         name, late = shown(rule), rule.late
         proves = rule.proves if switch is None else _of_data(rule.proves)  # above, tensors without data come by as well
@@ -278,7 +278,7 @@ class KernelSensor:
             try:
                 state: ThreadState = local.state
             except AttributeError:
-                state = recorder.thread_state()
+                state = recorder.threads.current()
             kind = always
             if kind is None:
                 try:
@@ -305,7 +305,7 @@ class KernelSensor:
                 allowed = None
                 if policy is None or not policy.is_passive or open_scopes() or scopes_by_thread:
                     allowed = recorder.ask(name, named, frame, state, args, sensor.name)  # which may raise
-                about = state.about = describe(state, name, named, frame, args, "kernels", allowed)
+                context = state.context = describe(state, name, named, frame, args, "kernels", allowed)
                 started = _now()
                 result = call(below, *args, **kwargs)
                 returned = _now()
@@ -314,12 +314,12 @@ class KernelSensor:
                 state.op = None
                 if started and not sensor._is_refused(capturing):
                     now = _now()
-                    settle(state, about, named, started, now - started, now)
+                    settle(state, context, named, started, now - started, now)
                 raise
             whole_ns, inside_ns = returned - started, state.stall_ns
             # What hooked ops inside have timed is closer to the wait, unless the wait was elsewhere.
             stall_ns = inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
-            seen = settle(state, about, named, started, stall_ns, returned)
+            seen = settle(state, context, named, started, stall_ns, returned)
             if allowed is not None:
                 recorder.tally(state, seen, frame)
             return result
@@ -328,8 +328,8 @@ class KernelSensor:
             state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any
         ) -> Any:
             """Run an op that waits inside of another, which names the sync."""
-            if state.outer is not None and state.about is None:
-                state.about = sensor._describe_outer(state, kind, frame, judged=True)  # which may raise
+            if state.outer is not None and state.context is None:
+                state.context = sensor._describe_outer(state, kind, frame, judged=True)  # which may raise
             inside_ns = state.stall_ns
             started = _now()
             try:
@@ -346,7 +346,7 @@ class KernelSensor:
             raised = True
             started = _now()
             try:
-                state.kind = state.about = None
+                state.kind = state.context = None
                 state.op, state.outer = name, (rule, args, kwargs)
                 state.passes += 1
                 state.stall_ns = 0
@@ -362,12 +362,12 @@ class KernelSensor:
                 elif raised and sensor._is_refused(capturing):
                     kind = None
                 if kind is not None:
-                    about = state.about or sensor._describe_outer(state, kind, _caller(3), judged=False)
+                    context = state.context or sensor._describe_outer(state, kind, _caller(3), judged=False)
                     state.op = None
                     seen = settle(
-                        state, about, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late
+                        state, context, state.named, state.start_ns, state.stall_ns, returned, conditional=is_late
                     )
-                    if about.allowed is not None:
+                    if context.allowed is not None:
                         recorder.tally(state, seen, _caller(3))
                 state.op = state.outer = None
 
@@ -391,7 +391,9 @@ class KernelSensor:
 
         return watch
 
-    def _describe_outer(self, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool) -> About:
+    def _describe_outer(
+        self, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool
+    ) -> SyncContext:
         """Describe the outermost op, for a wait that was proven by one inside, and is judged first, or too late."""
         rule, args, kwargs = state.outer
         state.named = named = kind if rule.waits is rule.proves else self._kind(rule, args, kwargs) or kind

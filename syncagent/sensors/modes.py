@@ -85,9 +85,9 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    local = recorder.local
-    innermost = recorder.sites.innermost
-    internals = recorder.internals
+    local = recorder.threads.local
+    innermost = recorder.locator.sites.innermost
+    internals, node_line = recorder.locator.internals, recorder.locator.node_line
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
     overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # whose own __call__ is one more frame
@@ -120,7 +120,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             try:
                 state: ThreadState = local.state
             except AttributeError:
-                state = recorder.thread_state()
+                state = recorder.threads.current()
             if state.api is not None:
                 return func(*args, **(kwargs or nothing))
             frame: Any = sys._getframe(1)
@@ -185,7 +185,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
         try:
             state: ThreadState = local.state
         except AttributeError:
-            state = recorder.thread_state()
+            state = recorder.threads.current()
         task = graph_task()
         backward = task != -1
         inside = state.api is not None and not backward  # all ops of one API call are of one line
@@ -195,7 +195,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             if inside:
                 state.api_point = point
         if backward and point is None:
-            point = recorder.site_in_backward(state, task)
+            point = node_line(state, task)
         key = (id(func), id(point[0]), point[1], backward) if point is not None else (id(func), 0, 0, backward)
         try:
             entry = state.ops[key]

@@ -130,13 +130,13 @@ class MonitoredSensor:
             return
         entered, recorder = self._entered, self._recorder
         entered.at_ns = None
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         if state.op is not None:  # a wrapper further out has asked, and times it
             return
         frame = sys._getframe(1)
         entered.is_idle = nothing_pending(getattr(function, "__self__", None) or argument)
         allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
-        entered.about = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
+        entered.context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
         entered.at_ns = _now()
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
@@ -147,10 +147,10 @@ class MonitoredSensor:
         returned = _now()
         self._entered.at_ns = None
         recorder = self._recorder
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         if state.op is None:
             stall_ns = 0 if self._entered.is_idle else returned - started
-            recorder.settle(state, self._entered.about, SyncKind.EXPLICIT, started, stall_ns, returned)
+            recorder.settle(state, self._entered.context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
 
 def _c_methods() -> dict[Any, str]:

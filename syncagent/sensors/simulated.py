@@ -52,12 +52,12 @@ class SimulatedSensor:
     def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
         """Ask the policy before the device waits; what it returns comes back in :meth:`after`."""
         recorder = self._recorder
-        state = recorder.thread_state()
+        state = recorder.threads.current()
         frame: FrameType | None = sys._getframe(1)
         allowed = recorder.ask(op, kind, frame, state, args, self.name)
         return (state, kind, recorder.describe(state, op, kind, frame, args, self.name, allowed))
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:
         """Record the wait."""
-        state, kind, about = token
-        self._recorder.settle(state, about, kind, start_ns, end_ns - start_ns, time.perf_counter_ns())
+        state, kind, context = token
+        self._recorder.settle(state, context, kind, start_ns, end_ns - start_ns, time.perf_counter_ns())

@@ -20,8 +20,8 @@ class Internals:
 
     graph_task: Callable[[], int]
     """Id of the backward pass that runs on this thread; -1 outside of one."""
-    autograd_node: Callable[[], Any]
-    """The autograd node that is being executed on this thread, or ``None``."""
+    node_sequence: Callable[[], int]
+    """Sequence number of the autograd node that is being executed on this thread; -1 where there is none."""
     next_sequence: Callable[[], int]
     """Number that the next autograd node made on this thread will get."""
     backward_context: Callable[[], Any]
@@ -40,7 +40,7 @@ class Internals:
 
 UNKNOWN = Internals(
     graph_task=lambda: -1,
-    autograd_node=lambda: None,
+    node_sequence=lambda: -1,
     next_sequence=lambda: 0,
     backward_context=lambda: None,
     raw_stream=lambda _device: 0,
@@ -74,6 +74,12 @@ def look_up(*, simulated: bool = False) -> Internals:
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
 
+    current_node = need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None)
+
+    def node_sequence() -> int:
+        node = current_node()
+        return node._sequence_nr() if node is not None else -1
+
     # A build without CUDA has none of the next three, and needs none.
     is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
     cuda = is_built() and not simulated
@@ -81,7 +87,7 @@ def look_up(*, simulated: bool = False) -> Internals:
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
         graph_task=need("_C._current_graph_task_id", "phase backward cannot be told", lambda: -1),
-        autograd_node=need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None),
+        node_sequence=node_sequence,
         next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
         backward_context=backward_context,
         raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not told apart", unknown) if cuda else unknown,

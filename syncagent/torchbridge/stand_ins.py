@@ -13,15 +13,13 @@ import sys
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.callsite import STAND_IN
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
     Call = Callable[..., Any]
 
-__all__ = ["StandIns", "ops_warn_at_once"]
+__all__ = ["StandIns", "is_stand_in", "ops_warn_at_once"]
 
 _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIMIT = 10_000
@@ -71,8 +69,12 @@ def _call(_syncagent_stand_in: Call, args: Any, kwargs: Any) -> Any:
     return _syncagent_stand_in(*args, **kwargs)
 
 
-if _call.__code__.co_varnames[0] != STAND_IN:
-    raise AssertionError("what marks a frame as a stand-in is the name of its first argument")
+_FIRST = _call.__code__.co_varnames[:1]
+
+
+def is_stand_in(code: CodeType) -> bool:
+    """Whether this code was made here: the name of its first variable says so."""
+    return code.co_varnames[:1] == _FIRST
 
 
 def _placed(code: CodeType, line: int | None) -> CodeType:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from syncagent.attribution.callsite import STAND_IN
+from syncagent.torchbridge.stand_ins import is_stand_in
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -41,4 +41,4 @@ def leave_out_own_frames(error: BaseException) -> None:
 
 
 def _is_own(code: CodeType) -> bool:
-    return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and code.co_varnames[:1] == (STAND_IN,))
+    return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and is_stand_in(code))

@@ -54,7 +54,7 @@ def sites(folder: str) -> list[Callable[[Any], object]]:
 
 def load(agent: Any, reads: Sequence[Callable[[Any], object]], tensor: Any, syncs: int) -> list[tuple[int, float]]:
     """Make the syncs, round and round the lines; return memory by the number of syncs made."""
-    state = agent._recorder.thread_state()
+    state = agent._recorder.threads.current()
     samples: list[tuple[int, float]] = []
     every = max(syncs // _SAMPLES, 1)
     began = told = time.perf_counter()

@@ -230,7 +230,7 @@ class Variants:
 
 def leave_records(agent: ProcessAgent) -> None:
     """Do as if more steps had just ended, each with its sync."""
-    [state] = [state for state in agent._recorder.states if state.buffer]
+    [state] = [state for state in agent._recorder.threads.all if state.buffer]
     number, start_ns, end_ns, context = agent._buffers.ended_steps[0]
     seen = state.buffer[0]
     for back in range(1, _DELIVERED + 1):

@@ -67,7 +67,7 @@ class _OnCpu(ProcessAgent):
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
-        self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
+        self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
         self._kernels = KernelSensor(self._recorder, device_key=self.key)
         self._has_cuda = True
 
@@ -313,20 +313,20 @@ def pieces(device: str) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         recorder, policy = agent._recorder, agent._policy
-        state, listing_state = recorder.thread_state(), listing._recorder.thread_state()
+        state, listing_state = recorder.threads.current(), listing._recorder.threads.current()
         frame, op, kind = sys._getframe(), "aten::_local_scalar_dense", SyncKind.SCALAR_READ
         times = (_now(), 1, _now())
         args = (tensor,)
-        about = recorder.describe(state, op, kind, frame, args, "kernels")
+        context = recorder.describe(state, op, kind, frame, args, "kernels")
         parts: dict[str, Callable[[], Any]] = {
             "an empty call": lambda: None,
             "policy: nothing is allowed": lambda: policy.judge(op, kind, frame, state),
             "policy: one line is allowed": lambda: listing._policy.judge(op, kind, frame, listing_state),
-            "recorder: the line": lambda: recorder.locate(state, frame),
+            "recorder: the line": lambda: recorder.locator.locate(state, frame),
             "recorder: what is known before the wait": lambda: recorder.describe(
                 state, op, kind, frame, args, "kernels"
             ),
-            "recorder: the record": lambda: recorder.settle(state, about, kind, *times),
+            "recorder: the record": lambda: recorder.settle(state, context, kind, *times),
             "the clock": _now,
         }
         for name, part in parts.items():

@@ -283,6 +283,8 @@ from syncagent.runtime import process
 from syncagent.support import log
 import syncagent
 from syncagent.recording import recorder
+from syncagent.attribution import threads
+from syncagent.attribution.locator import Locator
 from syncagent.attribution.steps import Steps
 from syncagent.policy import Policy
 from syncagent.sensors import simulated, modes
@@ -306,8 +308,8 @@ def train():
         found.append(loss.item())
     return found, [p.tolist() for p in model.parameters()]
 
-POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (recorder, "_thread_name"),
-          (recorder.Recorder, "retire_threads"), (recorder.Recorder, "locate"),
+POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (threads, "_thread_name"),
+          (threads.Threads, "retire"), (Locator, "locate"),
           (recorder, "_device_and_shapes"), (modes.ModeSensor, "start"), (Policy, "judge"), (Policy, "forbids"),
           (Summary, "events"), (Steps, "_end"))
 alone = train()

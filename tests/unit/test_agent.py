@@ -405,7 +405,7 @@ def _in_the_child(queue, agent):
         "result": X.nonzero().tolist(),
     }
     agent._pipeline.drain()
-    found["events"] = len(agent._recorder.thread_state().buffer)
+    found["events"] = len(agent._recorder.threads.current().buffer)
     with syncagent.watch(detail="syncs") as own:
         X.unique()
     found["own"] = [event.op for event in own.events()]

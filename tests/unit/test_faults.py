@@ -22,14 +22,13 @@ from torch.profiler import record_function
 
 import syncagent
 import syncagent.runtime.process
-from syncagent.attribution import apis, callsite, modules, ranks
-from syncagent.attribution import backward as autograd
+from syncagent.attribution import apis, callsite, modules, ranks, threads
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.delivery.sink import Sink
 from syncagent.events import SyncKind
 from syncagent.policy import Policy
-from syncagent.recording.recorder import Recorder
+from syncagent.recording import recorder
 from syncagent.report.summary import Summary
 from syncagent.sensors import calibration, explicit, kernels, modes, monitored
 from syncagent.settings import sources
@@ -178,9 +177,9 @@ def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     assert same(result, alone)
     assert shape_of_the_process() == before
     assert syncagent.current() is None
-    left = sum(len(state.buffer) for state in agent._recorder.states)
+    left = sum(len(state.buffer) for state in agent._recorder.threads.all)
     torch.ones(2).nonzero()  # is hooked by nobody
-    assert sum(len(state.buffer) for state in agent._recorder.states) == left
+    assert sum(len(state.buffer) for state in agent._recorder.threads.all) == left
     json.loads(json.dumps(report.to_dict(), allow_nan=False))
     said = lines_of(capsys.readouterr().err)
     assert len(said) == len({line.partition("error=")[0][20:] for line in said}), said
@@ -213,14 +212,14 @@ POINTS = {
     "monitored calls": (monitored.MonitoredSensor, "_shown", 1),
     "crossing of a kernel": (calibration, "kernel_ns", 3),
     "crossing of the modes": (calibration, "mode_ns", 3),
-    "sums of allowed lines": (Recorder, "_tally", SEVERAL),
+    "sums of allowed lines": (recorder, "Tally", SEVERAL),
     "call sites": (callsite.CallSites, "walk", SEVERAL),
     "call sites in backward": (callsite.CallSites, "capture", SEVERAL),
     "call sites of ops": (callsite.CallSites, "innermost", 1),
     "code of frames": (callsite.CallSites, "_classify", SEVERAL),
     "lines of source": (callsite.CallSites, "resolve", SEVERAL),
-    "forward sites kept": (autograd.ForwardSites, "remember", SEVERAL),
-    "forward sites found": (autograd.ForwardSites, "find", SEVERAL),
+    "forward sites kept": (threads.ForwardSites, "remember", SEVERAL),
+    "forward sites found": (threads.ForwardSites, "find", SEVERAL),
     "module paths": (modules.ModulePaths, "path", SEVERAL),
     "ranges start": (Ranges, "start", 1),
     "ranges stop": (Ranges, "stop", 1),
@@ -243,7 +242,7 @@ NO_RESULT = frozenset(
     name
     for name in POINTS
     if name.rpartition(" ")[2] in {"start", "stop", "arm", "finish"}
-    or name in {"modes' sums", "ranks", "summary's report", "monitored calls"}
+    or name in {"modes' sums", "sums of allowed lines", "ranks", "summary's report", "monitored calls"}
 )
 """What they return is not looked at, or is nobody's but ours."""
 

@@ -110,7 +110,7 @@ def sensor(host):
 
 def seen(sensor):
     """What a sensor left in this thread's buffer."""
-    return list(sensor._recorder.thread_state().buffer)
+    return list(sensor._recorder.threads.current().buffer)
 
 
 # --- what is reported -------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypa
     X[MASK]
     torch.nonzero(X)
     indexed, plain = seen(watching)
-    assert (indexed.about.op, plain.about.op) == ("aten::index", "aten::nonzero")
+    assert (indexed.context.op, plain.context.op) == ("aten::index", "aten::nonzero")
     assert indexed.stall_ns == plain.stall_ns == 1000
 
 
@@ -236,7 +236,7 @@ def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatc
     watching = sensor(WITHOUT_HOST_TIME)
     X[torch.tensor([True, True]), torch.tensor([True, False, True])]
     [both] = seen(watching)
-    assert (both.about.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
+    assert (both.context.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
 
 
 def test_ops_on_every_thread_are_seen(agent):
@@ -415,10 +415,10 @@ def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch)
     """Before the wait as after it; the sync is counted, though no more is known of it, and in time nobody asks."""
     watching = sensor()
     tries = []
-    monkeypatch.setattr(watching._recorder.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
+    monkeypatch.setattr(watching._recorder.locator.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
     for _ in range(50):
         assert X.nonzero().shape == (3, 2)
-    left = {(entry.about.op, entry.kind, entry.about.where.user) for entry in seen(watching)}
+    left = {(entry.context.op, entry.kind, entry.context.where.user) for entry in seen(watching)}
     assert left == {("aten::nonzero", SHAPE, None)}
     assert (len(seen(watching)), len(tries)) == (50, 20)
     assert watching._recorder.faults.sentences == [
@@ -432,7 +432,7 @@ def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
     X.nonzero()
-    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
     [lost] = watching.without
     assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost
@@ -489,12 +489,12 @@ def test_a_wait_inside_an_op_that_is_only_added_up_is_part_of_it(sensor):
     [nonzero] = [rule for rule in RULES if rule.op == "aten::nonzero"]
     [index] = [rule for rule in RULES if rule.op == "aten::index.Tensor"]
     watching = sensor([replace(index, proves=index.waits), nonzero])
-    watching._recorder.policy = Policy(sources.load({}, {}), watching._recorder, lambda: 0)
+    watching._recorder.policy = Policy(sources.load({}, {}), watching._recorder.locator, lambda: 0)
     with allow("wanted"):
         for _ in range(120):
             assert X[MASK].shape == (3,)
             X[ROW]  # an op that need not wait forgets what the one before was about
-    state = watching._recorder.thread_state()
+    state = watching._recorder.threads.current()
     [tally] = state.tallies.values()
     assert (len(seen(watching)), tally.count) == (100, 20)
     assert watching._recorder.faults.sentences == []
@@ -504,7 +504,7 @@ def test_a_torch_without_the_names_that_the_shorter_way_leans_on_is_watched_the_
     monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
     watching = sensor()
     assert (X[0, 2].item(), X.nonzero().shape) == (3.0, (3, 2))
-    assert [entry.about.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
+    assert [entry.context.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
     assert watching.without == []
 
 
@@ -529,12 +529,12 @@ def test_an_interrupt_before_a_wait_leaves_nothing_behind(sensor, monkeypatch):
     """Ctrl-C comes out where it came; the next sync is the program's own again and not one inside of another."""
     watching = sensor()
     with monkeypatch.context() as patch:
-        patch.setattr(watching._recorder.sites, "walk", Interrupts())
+        patch.setattr(watching._recorder.locator.sites, "walk", Interrupts())
         with pytest.raises(KeyboardInterrupt):
             X.nonzero()
-    assert watching._recorder.thread_state().op is None
+    assert watching._recorder.threads.current().op is None
     assert X.nonzero().shape == (3, 2)
-    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
 
 
 class Interrupts:

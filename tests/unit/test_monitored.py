@@ -35,7 +35,7 @@ def sensor(monkeypatch):
 
 
 def seen(sensor):
-    return [(o.about.op, o.about.where.user[0].co_name) for s in sensor._recorder.states for o in s.buffer]
+    return [(o.context.op, o.context.where.user[0].co_name) for s in sensor._recorder.threads.all for o in s.buffer]
 
 
 def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor):

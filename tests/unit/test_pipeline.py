@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import syncagent
+from syncagent.attribution.threads import Threads
 from syncagent.delivery import buffers, guarded, pipeline
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
+from syncagent.recording.records import ThreadState
 from syncagent.runtime.process import release
 from syncagent.support import log
 from syncagent.support.faults import Faults
@@ -199,12 +200,12 @@ def test_a_thread_that_has_ended_is_not_forgotten(cpu_agent):
 def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
     """A program that makes threads without end does not fill the memory, though each has the number of the last."""
     agent = cpu_agent(detail="syncs")
-    own = agent._recorder
+    threads = agent._recorder.threads
     for _ in range(20):
         X.nonzero()
-        del own.local.state  # as when a thread has ended and a new one has been given its number
+        del threads.local.state  # as when a thread has ended and a new one has been given its number
         agent.events()
-    assert len(own.states) <= 2
+    assert len(threads.all) <= 2
     assert agent.report().totals.syncs == 20
 
 
@@ -237,10 +238,9 @@ def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, c
 class NoThreads:
     """A recorder that has seen nothing."""
 
-    states = ()
-
     def __init__(self):
         self.faults = Faults()
+        self.threads = Threads(ThreadState, self.faults)
 
 
 def delivering(*sinks, recorder=None):
@@ -278,16 +278,13 @@ def test_threads_that_have_ended_are_let_go_of_where_every_round_is_busy(monkeyp
     """Once a second, however much is delivered in between."""
     let_go = threading.Event()
 
-    class Busy(NoThreads):
-        states = (SimpleNamespace(buffer=(), tallies={}, sums={}, dropped=0),) * 2
-
-        def retire_threads(self):
-            let_go.set()
-
+    busy = NoThreads()
+    busy.threads.all = [ThreadState(), ThreadState()]
+    monkeypatch.setattr(busy.threads, "retire", let_go.set)
     monkeypatch.setattr(pipeline, "_ROUND_S", 0.01)
     monkeypatch.setattr(pipeline, "_DRAIN_EVERY_S", 0.1)
     monkeypatch.setattr(pipeline, "_BUSY", 0)
-    own, _ = delivering(recorder=Busy())
+    own, _ = delivering(recorder=busy)
     own.start()
     try:
         assert let_go.wait(5)

@@ -58,7 +58,7 @@ def test_where_a_label_cannot_be_kept_the_watch_for_them_ends_and_the_program_go
         with record_function("in a new thread"):
             done.append(True)
 
-    monkeypatch.setattr(agent._recorder, "thread_state", broken)
+    monkeypatch.setattr(agent._recorder.threads, "current", broken)
     agent._ranges.stop()
     agent._ranges.start()
     thread = threading.Thread(target=work)

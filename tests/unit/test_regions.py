@@ -464,17 +464,17 @@ def test_the_autograd_threads_of_a_backward_inside_are_covered(cpu_agent, knows_
     """Whether torch hands them the caller's context, or the caller has to be looked for."""
     agent = cpu_agent()
     recorder = agent._recorder
-    caller = recorder.thread_state()
-    real = recorder.internals
+    caller = recorder.threads.current()
+    real = recorder.locator.internals
 
     def in_backward():
         context = here if knows_context else None
-        recorder.internals = replace(real, graph_task=lambda: 7, backward_context=lambda: context)
-        recorder.thread_state().owner = (7, caller)
+        recorder.locator.internals = replace(real, graph_task=lambda: 7, backward_context=lambda: context)
+        recorder.threads.current().owner = (7, caller)
         try:
             return forbidden(X.nonzero)
         finally:
-            recorder.internals = real
+            recorder.locator.internals = real
 
     with raising() as region:
         here = contextvars.copy_context()
@@ -1014,7 +1014,7 @@ def test_regions_that_have_ended_are_let_go_of(cpu_agent):
     agent.regions.retire(agent._pipeline.drained_ns)
     gc.collect()
     assert [ref for ref in refs if ref() is not None] == []
-    assert agent._recorder.thread_state().tallies == {}
+    assert agent._recorder.threads.current().tallies == {}
 
 
 def test_a_region_is_owed_what_was_seen_in_it_though_it_has_ended(cpu_agent):

@@ -194,7 +194,7 @@ def test_settings_that_are_taken_can_be_used(name, text):
     Summary(newest=found.max_events).newest()
     refused = ""
     try:
-        Policy(found, recorder(), lambda: 0)
+        Policy(found, recorder().locator, lambda: 0)
     except ConfigError as error:  # a name that only a look at the packs or at the disk can tell
         refused = str(error)
     assert not refused or name in refused
@@ -283,7 +283,7 @@ def test_a_baseline_of_anything_is_taken_or_refused_in_one_line(document, tmp_pa
     assert found is not None
     refused = ""
     try:
-        Policy(found, recorder(), lambda: 0)
+        Policy(found, recorder().locator, lambda: 0)
     except ConfigError as error:
         refused = str(error)
     assert not refused or "base.json" in refused

@@ -32,7 +32,7 @@ def copies(sensor, host, times=1):
     """Copy from the host that often; return how many copies were seen in all threads so far."""
     for _ in range(times):
         X.clone().copy_(host(torch.zeros(3)))
-    return sum(len(state.buffer) for state in sensor._recorder.states)
+    return sum(len(state.buffer) for state in sensor._recorder.threads.all)
 
 
 def test_copies_are_seen_while_it_is_on(watching, host):
@@ -79,7 +79,7 @@ def test_a_fake_tensors_copy_is_no_copy(watching):
     watching.arm_hot()
     with FakeTensorMode():
         assert torch.ones(3).copy_(torch.zeros(3)).shape == (3,)
-    assert [len(state.buffer) for state in watching._recorder.states] in ([], [0])
+    assert [len(state.buffer) for state in watching._recorder.threads.all] in ([], [0])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")

@@ -1,0 +1,115 @@
+"""Says where a sync comes from: the user's line, the library's, the forward line of a backward op, and the phase.
+
+Autograd's own threads have no Python frame of the user's.  Two things lead back from there: the sequence number of the
+autograd node, and the context that ``backward()`` hands to those threads, which names its caller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Point, Where
+from syncagent.attribution.threads import OWNER
+from syncagent.events import Phase, SyncKind
+from syncagent.support.compat import current_frames
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from syncagent.attribution.threads import Threads, WatchedThread
+    from syncagent.torchbridge.internals import Internals
+
+__all__ = ["Locator", "phase_outside_backward"]
+
+_OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
+_COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)
+
+
+class Locator:
+    """Finds lines and phases, from the frames of a call and from what torch says of the backward pass."""
+
+    def __init__(self, sites: CallSites, internals: Internals, threads: Threads[Any]) -> None:
+        self.sites = sites
+        self.internals = internals
+        self._threads = threads
+
+    def locate(self, thread: WatchedThread, frame: FrameType | None) -> Where:
+        """Find the user's line; on an autograd thread, where the user stands in ``backward()`` on another thread."""
+        where = self.sites.capture(frame)
+        if where.user is None:
+            owner = self.owner_of_backward(thread)
+            if owner is not None:
+                outer = self.sites.capture(backward_frame(owner, self.internals))
+                return Where(outer.user, where.library or outer.library, where.marks | outer.marks)
+        return where
+
+    def phase(self, where: Where, kind: SyncKind) -> Phase:
+        """Return the phase of a sync that is about to wait on this thread."""
+        if self.internals.graph_task() != -1:
+            return _BACKWARD
+        return phase_outside_backward(where.marks, kind, self.internals.grad_enabled())
+
+    def owner_of_backward(self, thread: WatchedThread) -> WatchedThread | None:
+        """Find the thread that called the ``backward()`` in which this thread works.
+
+        ``None`` outside a backward pass, and where the caller is not certain.  A pass has one caller, so it is looked
+        for once a pass: where torch does not hand the caller's context on, that takes a look at the frames of all
+        threads.
+        """
+        task = self.internals.graph_task()
+        if task == -1:
+            return None
+        known_task, known = thread.owner
+        if known is not None and known_task == task:
+            return known
+        context: Any = self.internals.backward_context()
+        owner: WatchedThread | None = context.get(OWNER) if context is not None else None
+        if owner is None:
+            others = (other for other in self._threads.all if other is not thread)
+            inside = [other for other in others if backward_frame(other, self.internals) is not None]
+            owner = inside[0] if len(inside) == 1 else None
+        thread.owner = (task, owner)
+        return owner
+
+    def forward_of(self, thread: WatchedThread) -> tuple[WatchedThread, Where | None, str | None]:
+        """Return the caller of this thread's backward pass, and line and module of the forward op behind its node."""
+        owner = self.owner_of_backward(thread) or thread
+        sequence = self.internals.node_sequence()
+        if sequence != -1:
+            for candidate in (owner, thread):
+                found = candidate.forwards.find(sequence)
+                if found is not None:
+                    return owner, found.where, found.module
+        return owner, None, None
+
+    def forward_line(self, thread: WatchedThread) -> Point | None:
+        """Return the line of the forward pass that a sync is reported with; ``None`` outside the backward pass."""
+        where = self.forward_of(thread)[1] if self.internals.graph_task() != -1 else None
+        return (where.user or where.library) if where is not None else None
+
+    def node_line(self, thread: WatchedThread, task: int) -> Point | None:
+        """Return the user's forward line of the node that runs in this pass; a node's ops come one after another."""
+        sequence = self.internals.node_sequence()
+        known_task, known_sequence, line = thread.node_line
+        if known_sequence != sequence or known_task != task:
+            where = self.forward_of(thread)[1]
+            line = where.user if where is not None else None
+            thread.node_line = (task, sequence, line)
+        return line
+
+
+def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
+    """Tell the phase from what was running; shape-changing calls outside a module count while gradients are on."""
+    if marks & OPTIMIZER:
+        return _OPTIMIZER
+    return _FORWARD if marks & MODULE_CALL or (grad_enabled and kind in _COMPUTING) else _OTHER
+
+
+def backward_frame(owner: WatchedThread, internals: Internals) -> FrameType | None:
+    """Return the frame in which that thread waits for the autograd engine, if it does."""
+    frame = current_frames().get(owner.ident)
+    while frame is not None:
+        if frame.f_code is internals.backward_entry:
+            return frame
+        frame = frame.f_back
+    return None

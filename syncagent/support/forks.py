@@ -1,0 +1,66 @@
+"""Resets signal handlers in forked children, from the child's first moment on.
+
+A child inherits its parent's handlers, and a signal may arrive before any code of the child's has run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["keep_in_children", "reset_in_children"]
+
+_resets: dict[int, Callable[[], None]] = {}
+_has_fork_handlers = False
+
+
+class _Masks(threading.local):
+    before: set[Any] | None = None
+
+
+_masks = _Masks()
+
+
+def reset_in_children(number: int, reset: Callable[[], None]) -> None:
+    """Have ``reset`` called in every forked child, before signal ``number`` can arrive there."""
+    global _has_fork_handlers
+    _resets[number] = reset
+    if not _has_fork_handlers and hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
+        _has_fork_handlers = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_reset_child)
+
+
+def keep_in_children(number: int) -> None:
+    """Undo :func:`reset_in_children`."""
+    _resets.pop(number, None)
+
+
+def _before_fork() -> None:
+    # The child begins with the signal mask of the thread that forks.  Python would note a signal that arrives before
+    # the child's own handlers are in place, and then forget it.
+    if _resets:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, tuple(_resets))
+
+
+def _unblock() -> None:
+    before, _masks.before = _masks.before, None
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _reset_child() -> None:
+    resets = tuple(_resets.values())
+    _resets.clear()
+    try:
+        for reset in resets:
+            try:
+                reset()
+            except Exception:
+                pass
+    finally:
+        _unblock()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from syncagent.attribution.threads import Threads
     from syncagent.support.faults import Faults
 
-__all__ = ["Ranges", "labels"]
+__all__ = ["Ranges", "footprint", "labels"]
 
 
 def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
@@ -72,6 +72,13 @@ class Ranges:
 
     def stop(self) -> None:
         self._patches.restore()
+
+
+def footprint() -> dict[str, object]:
+    """Return what is changed in torch, as it is now."""
+    from torch.profiler import record_function
+
+    return {"torch.profiler.record_function": (record_function.__enter__, record_function.__exit__)}
 
 
 def _take_out(open_ones: list[Any], label: Any) -> None:

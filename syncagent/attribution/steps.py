@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge.internals import optimizer_hooks, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     StepEnded = Callable[[int, int, int], None]
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "footprint"]
 
 _IMPATIENCE = 8
 """After so many steps of other optimizers without one of the leader's, another one leads."""
@@ -47,8 +48,6 @@ class Steps:
     def start(self) -> None:
         import torch
 
-        from syncagent.torchbridge.internals import skip_in_dynamo
-
         def stepped(optimizer: Any, *_: Any) -> None:
             self._safely(self._optimizer_stepped, optimizer)
 
@@ -70,7 +69,8 @@ class Steps:
         @functools.wraps(original)
         def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(scaler, *args, **kwargs)
-            self._safely(self._scaler_updated)
+            if self._patches:  # the program's own patch may call this beyond the agent's end
+                self._safely(self._scaler_updated)
             return result
 
         return update
@@ -78,7 +78,7 @@ class Steps:
     def stop(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-            self._hook = None
+        self._hook = None
         self._patches.restore()
 
     def mark(self, step: int | None) -> None:
@@ -112,3 +112,10 @@ class Steps:
         self.current = ended + 1 if following is None else following
         self._began_ns = now
         self._ended(ended, began, now)
+
+
+def footprint() -> dict[str, object]:
+    """Return what is changed in torch, as it is now."""
+    import torch
+
+    return {"torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"), "optimizers' hooks": optimizer_hooks()}

@@ -7,11 +7,12 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from syncagent.cost import profiling, sites
+from syncagent.cost import sites
 from syncagent.cost import trace as traces
 from syncagent.cost.price import price
 from syncagent.errors import SyncAgentError
 from syncagent.support.log import get_logger
+from syncagent.torchbridge import profiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

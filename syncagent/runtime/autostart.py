@@ -237,7 +237,7 @@ class _Run:
 
     def _start_late(self) -> None:
         try:
-            from syncagent.sensors.modes import none_active
+            from syncagent.torchbridge.mode_stacks import none_active
 
             # In the middle of a program modes can only be entered where the user has none open.
             self._start(modes=none_active())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from syncagent.errors import ConfigError
 from syncagent.report.summary import Summary
-from syncagent.runtime.agent import ProcessAgent, no_run
+from syncagent.runtime.agent import ProcessAgent
+from syncagent.runtime.run import no_run
 from syncagent.runtime.sinks import of_program
 from syncagent.settings.schema import parse
 from syncagent.support.log import log_once
@@ -56,12 +57,9 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
             if remove_device is not None:
                 remove_device()
             raise
-        agent.give_device_back = remove_device
+        agent.remove_device = remove_device
         agent.start(modes=modes)
-        why_not = agent.gate_cannot_hold()
-        if why_not is not None:
-            agent.stop()
-            raise ConfigError(why_not)
+        agent.require_gate()
         _running = agent
         _register_fork_handler()
         return agent

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.support import forks
 from syncagent.support.threads import AgentThread
+from syncagent.torchbridge.patches import Patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -300,9 +301,13 @@ def _killer() -> Callable[[int], None]:
 # --- the program's view of its signals
 
 
+_between = Patches()
+"""Stays for good: handlers that it has passed on may be in force for as long as the process lives."""
+
+
 def _wrap_signal_functions() -> None:
     """Catch the signal again when a program restores the default; step back when it sets a wakeup file descriptor."""
-    if hasattr(signal.signal, "_syncagent"):
+    if _between.are_owned:
         return
     set_handler, set_wakeup_fd = signal.signal, signal.set_wakeup_fd
 
@@ -331,9 +336,8 @@ def _wrap_signal_functions() -> None:
             watch.restore_default()
         return before
 
-    program_signal._syncagent = True  # type: ignore[attr-defined]
-    signal.signal = program_signal
-    signal.set_wakeup_fd = program_set_wakeup_fd
+    _between.put(signal, "signal", program_signal)
+    _between.put(signal, "set_wakeup_fd", program_set_wakeup_fd)
 
 
 # --- Ctrl-C

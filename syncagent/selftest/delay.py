@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from syncagent.torchbridge.internals import keep_busy
+
 __all__ = ["Delay"]
 
 _CYCLES = 20_000_000
@@ -42,6 +44,6 @@ def _queue(cycles: int) -> tuple[Any, Any]:
 
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record()
-    torch.cuda._sleep(cycles)
+    keep_busy(cycles)
     ended.record()
     return begun, ended

@@ -1,54 +1,45 @@
 """The calls by which a program asks to wait: wrapped by name while the agent is on.
 
-Each counts, also where nothing was left to wait for: by that alone two runs of one program would differ.
+Each call counts, even where nothing was left to wait for: otherwise two runs of one program would differ.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.events import SyncKind
+from syncagent.sensors.base import Sensor
+from syncagent.torchbridge.explicit_calls import EMPTY_CACHE, SYNCHRONIZE
+from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["ExplicitSensor", "nothing_pending"]
 
 _now = time.perf_counter_ns
 
-_TARGETS = (
-    # (where the attribute lives, its name, how the sync is named).  torch.cuda.synchronize looks its C function up at
-    # each call, so a reference to it that was taken before the agent came is seen too.
-    ("_C", "_cuda_synchronize", "torch.cuda.synchronize"),
-    ("_C", "_accelerator_synchronizeDevice", "torch.accelerator.synchronize"),
-    ("cuda.Stream", "synchronize", "torch.cuda.Stream.synchronize"),
-    ("cuda.Event", "synchronize", "torch.cuda.Event.synchronize"),
-)
 
-_EMPTYING = (
-    # cudaFree waits for the device, so giving cached memory back does; with nothing cached it does not.
-    ("_C", "_cuda_emptyCache", "torch.cuda.empty_cache"),
-    ("_C", "_accelerator_emptyCache", "torch.accelerator.empty_cache"),
-)
-
-
-class ExplicitSensor:
+class ExplicitSensor(Sensor):
     """Times explicit synchronize calls."""
 
     name = "explicit"
+    needed_by_gates = True
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._restore: list[tuple[Any, str, Any]] = []
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
+        self._patches = Patches()
         self.without: list[str] = []
 
     @property
     def live(self) -> bool:
-        return bool(self._restore)
+        return bool(self._patches)
 
     @property
     def cannot_see(self) -> str:
@@ -57,29 +48,28 @@ class ExplicitSensor:
     def start(self) -> None:
         import torch
 
-        for place, attribute, shown in (*_TARGETS, *_EMPTYING):
-            holder: Any = torch
-            for part in place.split("."):
-                holder = getattr(holder, part, None)
-            original = getattr(holder, attribute, None)
-            if original is None:
-                self.without.append(f"{shown}: torch.{place}.{attribute} is not in this torch")
-                continue
-            wrap = self._timed if (place, attribute, shown) in _TARGETS else self._freeing
-            setattr(holder, attribute, wrap(original, shown))
-            self._restore.append((holder, attribute, original))
+        for targets, wrapper_of in ((SYNCHRONIZE, self._timed), (EMPTY_CACHE, self._freeing)):
+            for place, attribute, shown in targets:
+                if not self._patches.wrap(find(torch, place), attribute, functools.partial(wrapper_of, shown)):
+                    self.without.append(f"{shown}: torch.{place}.{attribute} is not in this torch")
 
     def stop(self) -> None:
-        while self._restore:
-            setattr(*self._restore.pop())
+        self._patches.restore()
 
-    def _timed(self, original: Callable[..., Any], shown: str) -> Callable[..., Any]:
-        recorder = self._recorder
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        import torch
 
+        return {shown: find(torch, f"{place}.{name}") for place, name, shown in (*SYNCHRONIZE, *EMPTY_CACHE)}
+
+    def _timed(self, shown: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        recorder, patches = self._recorder, self._patches
+
+        @functools.wraps(original)
         def synchronize(*args: Any, **kwargs: Any) -> Any:
             state = recorder.threads.current()
             frame = sys._getframe(1)
-            if state.op is not None:
+            if state.op is not None or not patches:  # the program's own patch may call this beyond the agent's end
                 return original(*args, **kwargs)
             is_idle = bool(args) and nothing_pending(args[0])
             allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
@@ -94,16 +84,18 @@ class ExplicitSensor:
                 stall_ns = 0 if is_idle else returned - started
                 recorder.settle(state, context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
-        synchronize.__wrapped__ = original  # type: ignore[attr-defined]
-        synchronize.__name__ = getattr(original, "__name__", "synchronize")
         return synchronize
 
-    def _freeing(self, original: Callable[..., Any], shown: str) -> Callable[..., Any]:
+    def _freeing(self, shown: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a call that waits if it frees memory; that it did shows only afterwards."""
-        recorder = self._recorder
+        recorder, patches = self._recorder, self._patches
 
+        @functools.wraps(original)
         def empty_cache(*args: Any, **kwargs: Any) -> Any:
             from torch.cuda import memory_reserved
+
+            if not patches:
+                return original(*args, **kwargs)
 
             state = recorder.threads.current()
             before = memory_reserved()
@@ -115,7 +107,6 @@ class ExplicitSensor:
                 recorder.settle(state, context, SyncKind.OTHER, started, returned - started, returned)
             return result
 
-        empty_cache.__wrapped__ = original  # type: ignore[attr-defined]
         return empty_cache
 
 

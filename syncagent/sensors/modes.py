@@ -6,16 +6,20 @@ mode from the caller of ``backward()``; what other threads do is left to the ker
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.recording.records import OpSum
+from syncagent.sensors.base import Sensor
+from syncagent.torchbridge import mode_stacks, tracing
 from syncagent.torchbridge.internals import skip_in_dynamo
-from syncagent.torchbridge.numbers import restored
-from syncagent.torchbridge.stand_ins import StandIns, ops_warn_at_once
+from syncagent.torchbridge.mode_stacks import dispatch_stack, function_stack
+from syncagent.torchbridge.op_mode import op_mode
+from syncagent.torchbridge.patches import Patches
+from syncagent.torchbridge.stand_ins import StandIns
 from syncagent.torchbridge.tracebacks import leave_out_own_frames
-from syncagent.torchbridge.tracing import Tracing
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,48 +27,55 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
+    from syncagent.sensors.base import Conditions
+    from syncagent.torchbridge.mode_stacks import ModeStack
 
 __all__ = ["ModeSensor"]
 
 _now = time.perf_counter_ns
 
 
-class ModeSensor:
+class ModeSensor(Sensor):
     """Wraps every op of the thread that starts it."""
 
     name = "modes"
+    starts_on_thread = True
     cannot_see = "ops of threads other than the one that started the agent, and ops inside compiled code"
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._entered: list[tuple[_Stack, Any]] = []
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
+        self._entered: list[tuple[ModeStack, Any]] = []
         self._on: list[bool] = []
-        self._tracing: Tracing | None = None
+        self._tracing = Patches()
+
+    @classmethod
+    def is_listed(cls, conditions: Conditions) -> bool:  # noqa: ARG003 - under all
+        return True
+
+    @classmethod
+    def is_wanted(cls, conditions: Conditions) -> bool:
+        return conditions.every_op
 
     @property
     def live(self) -> bool:
         return bool(self._entered)
 
+    @property
+    def detail(self) -> str:
+        return "" if self._conditions.every_op else 'off: detail is "syncs"'
+
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        return tracing.footprint() | mode_stacks.footprint()
+
     def start(self) -> None:
         """Enter both modes on this thread."""
         self._on = [True]
-        api_mode, op_mode = _modes(self._recorder, self._on)
-        for stack, mode in ((_function_stack(), api_mode), (_dispatch_stack(), op_mode)):
+        api_mode, below = _modes(self._recorder, self._on)
+        for stack, mode in ((function_stack(), api_mode), (dispatch_stack(), below)):
             stack.put_below(mode)
             self._entered.append((stack, mode))
-        on = self._on
-
-        def without_api_mode(function: Any, args: Any, kwargs: Any) -> Any:
-            stack = _function_stack()
-            was_there = stack.remove(api_mode)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                if on and was_there:
-                    stack.put_below(api_mode)
-
-        self._tracing = Tracing(without_api_mode)
-        self._tracing.start()
+        self._tracing = tracing.wrap_recorders(functools.partial(function_stack().call_without, api_mode, self._on))
 
     def stop(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
@@ -72,42 +83,28 @@ class ModeSensor:
         On another thread than the one that entered them they cannot be taken out; they stay, and do nothing.
         """
         self._on.clear()
-        if self._tracing is not None:
-            self._tracing.stop()
+        self._tracing.restore()
         while self._entered:
             stack, mode = self._entered.pop()
             stack.remove(mode)
 
 
-def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0915 - two classes over one set of names
+def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
     import torch
     from torch.compiler import is_dynamo_compiling  # a constant, which torch.compile knows
     from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     local = recorder.threads.local
     innermost = recorder.locator.sites.innermost
     internals, node_line = recorder.locator.internals, recorder.locator.node_line
     graph_task, next_sequence, grad_enabled = internals.graph_task, internals.next_sequence, internals.grad_enabled
     nothing: dict[str, Any] = {}
-    overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # whose own __call__ is one more frame
-    overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
     unknown: Point = (_modes.__code__, -1)
-    can_skip = skip_in_dynamo(_modes)
-    stand_ins, warn_at_once = StandIns(), ops_warn_at_once()
+    stand_ins = StandIns()
     # Functions of torch that are written in Python come by way of this one, and are called a second time.
     by_python = torch.overrides.handle_torch_function.__code__
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
-    apart = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))
-
-    def without_op_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        stack = _dispatch_stack()
-        was_there = stack.remove(op_mode)
-        try:
-            return func(*args, **(kwargs or nothing))
-        finally:
-            if on and was_there:
-                stack.put_below(op_mode)
+    apart: tuple[Any, ...] = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))
 
     class ApiMode(TorchFunctionMode):
         """Knows what Python called.  It holds no state: torch.compile guards on a mode's attributes."""
@@ -134,51 +131,13 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
             state.api_point = unknown
             try:
                 if func is apart[0] or func is apart[1]:
-                    return without_op_mode(func, args, kwargs)
+                    return dispatch_stack().call_without(below, on, func, args, kwargs or nothing)
                 return call(func, args, kwargs or nothing)
             except BaseException as error:
                 leave_out_own_frames(error)
                 raise
             finally:
                 state.api = None
-
-    class OpMode(TorchDispatchMode):
-        """Counts and times each op on the host, by op and line."""
-
-        @classmethod
-        def ignore_compile_internals(cls) -> bool:
-            """Without this, torch silently runs compiled code eagerly while the mode is on."""
-            return True
-
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            """Keep torch from wrapping each call; :func:`skip_in_dynamo` says the same once and for all."""
-            return not can_skip
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if not on:
-                return func(*args, **(kwargs or nothing))
-            started = _now()
-            try:
-                call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
-                if warn_at_once:
-                    return stand_ins.call(call, args, kwargs or nothing)
-                return call(*args, **kwargs) if kwargs else call(*args)
-            except BaseException as error:
-                again = restored(func, args, kwargs, error)
-                if again is None:
-                    leave_out_own_frames(error)
-                    raise
-                return call(*again[0], **again[1])
-            finally:
-                returned = _now()
-                try:
-                    count(func, returned - started, returned, sys._getframe().f_back)
-                except Exception as error:
-                    on.clear()
-                    recorder.fault("counting ops", error, "failed and is off")
 
     def count(func: Any, host_ns: int, returned: int, frame: FrameType | None) -> None:
         """Add one call to the sums of this thread; ``frame`` called the op, none does on a thread of autograd's."""
@@ -212,69 +171,6 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:  # noqa: PLR0
         if not entry.count % 16:  # one look at the clock in sixteen ops
             state.own_ns += 16 * (_now() - returned)
 
-    if can_skip:
-        skip_in_dynamo(OpMode.__torch_dispatch__)
-        skip_in_dynamo(ApiMode.__torch_function__)
-    op_mode = OpMode()  # type: ignore[no-untyped-call]
-    return ApiMode(), op_mode
-
-
-class _Stack:
-    """One of torch's two stacks of modes of this thread."""
-
-    def __init__(self, push: Any, pop: Any, length: Any) -> None:
-        self.push, self._pop, self._length = push, pop, length
-
-    def put_below(self, mode: Any) -> None:
-        """Put a mode below those that are open.
-
-        Theirs end by popping the top, whatever stands there; that of ``torch.set_default_device`` alone insists on the
-        very bottom.
-        """
-        import torch
-
-        default_device = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
-        above = []
-        while self._length():
-            top = self._pop()
-            if top is default_device:
-                self.push(top)
-                break
-            above.append(top)
-        self.push(mode)
-        for other in reversed(above):
-            self.push(other)
-
-    def remove(self, mode: Any) -> bool:
-        """Take one mode out from wherever it stands and leave the others in their order; was it there?"""
-        above = []
-        found = False
-        while self._length() and not found:
-            top = self._pop()
-            found = top is mode
-            if not found:
-                above.append(top)
-        for other in reversed(above):
-            self.push(other)
-        return found
-
-
-def _function_stack() -> _Stack:
-    from torch import _C
-    from torch.overrides import _pop_mode, _push_mode
-
-    return _Stack(_push_mode, _pop_mode, _C._len_torch_function_stack)
-
-
-def _dispatch_stack() -> _Stack:
-    from torch import _C
-    from torch.utils._python_dispatch import _pop_mode, _push_mode
-
-    return _Stack(_push_mode, _pop_mode, _C._len_torch_dispatch_stack)
-
-
-def none_active() -> bool:
-    """Whether no mode of anybody's is active on this thread."""
-    from torch import _C
-
-    return not _C._len_torch_function_stack() and not _C._len_torch_dispatch_stack()
+    skip_in_dynamo(ApiMode.__torch_function__)
+    below = op_mode(on, count, lambda error: recorder.fault("counting ops", error, "failed and is off"))
+    return ApiMode(), below

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import SyncKind
+from syncagent.sensors.base import Sensor
 from syncagent.sensors.explicit import nothing_pending
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["MonitoredSensor"]
 
@@ -28,13 +30,13 @@ _NAME = "synchronize"
 _TOOL_IDS = (4, 3, 5)  # 0 to 2 are spoken for: debugger, coverage, profiler
 
 
-class MonitoredSensor:
+class MonitoredSensor(Sensor):
     """Times calls of given C methods, from Python code of any thread."""
 
     name = "monitored"
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
         self._targets: Mapping[Any, str] = {}
         self._tool: int | None = None
         self._entered = threading.local()
@@ -85,6 +87,11 @@ class MonitoredSensor:
                 monitoring.register_callback(self._tool, getattr(monitoring.events, event), None)
             monitoring.free_tool_id(self._tool)
             self._tool = None
+
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        monitoring: Any = getattr(sys, "monitoring", None)
+        return {"tools of sys.monitoring": [monitoring.get_tool(number) for number in range(6)]} if monitoring else {}
 
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""

@@ -1,4 +1,4 @@
-"""The simulated device's own word: it knows when a caller physically waits for one of its streams."""
+"""Waits on the simulated device, which itself reports when a caller physically waits for one of its streams."""
 
 from __future__ import annotations
 
@@ -6,24 +6,35 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.sensors.base import Sensor
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
     from syncagent.events import SyncKind
     from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["SimulatedSensor"]
 
 
-class SimulatedSensor:
-    """Hears of every wait on the simulated device, from all threads."""
+class SimulatedSensor(Sensor):
+    """Is told of every wait on the simulated device, on all threads."""
 
     name = "simulated"
+    part = "the simulated device's sensor"
+    needed_by_gates = True
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+        super().__init__(recorder, conditions)
         self._live = False
+
+    @classmethod
+    def is_listed(cls, conditions: Conditions) -> bool:
+        return conditions.simulate
+
+    is_wanted = is_listed
 
     @property
     def live(self) -> bool:
@@ -48,6 +59,12 @@ class SimulatedSensor:
 
             simulate.observe_waits(None)
             self._live = False
+
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        from syncagent.simulate import waits
+
+        return {"the simulated device's observer": waits.current_observer()}
 
     def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
         """Ask the policy before the device waits; what it returns comes back in :meth:`after`."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.rules import rules
+from syncagent.rules import table
 from syncagent.simulate import devices, dispatch, queues, shapes, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["wait_for_transfer"]
 
 _run_copy = aten.copy_.default
-_RULE = rules.find("aten::copy_")
+_RULE = table.find("aten::copy_")
 
 
 class _Copy:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.events import SyncKind
-from syncagent.rules import rules
+from syncagent.rules import table
+from syncagent.rules.rule import Rule
 from syncagent.simulate.memory import Placement
 from syncagent.simulate.requirements import ON_INSTANCES, find, note_loss
 
@@ -68,10 +69,10 @@ class OpFacts:
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
         overload = schema.overload_name
-        self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)
+        self.rule = table.find(f"{self.name}.{overload}" if overload else self.name)
         if self.third_party:
             self.rule = self._rule_by_tags()
-        self.shown = self.name if self.rule is None else rules.shown(self.rule)
+        self.shown = self.name if self.rule is None else self.rule.reported_op
         """The op's name in a report."""
 
     def python_body(self) -> Callable[..., Any] | None:
@@ -86,7 +87,7 @@ class OpFacts:
             return None
         return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]
 
-    def _rule_by_tags(self) -> rules.Rule | None:
+    def _rule_by_tags(self) -> Rule | None:
         """What the op's author has declared with torch's own tags."""
         if torch.Tag.dynamic_output_shape in self.op.tags:
             return self._waits_as(SyncKind.DYNAMIC_SHAPE)
@@ -94,11 +95,11 @@ class OpFacts:
             return self._waits_as(SyncKind.SCALAR_READ)
         return None
 
-    def _waits_as(self, kind: SyncKind) -> rules.Rule:
+    def _waits_as(self, kind: SyncKind) -> Rule:
         def waits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
             return kind if _has_elements([*args, *kwargs.values()]) else None
 
-        return rules.Rule(self.op.name(), waits, waits, "values decide what its results look like", keys=())
+        return Rule(self.op.name(), waits, waits, "values decide what its results look like", keys=())
 
     def learn_wait(
         self, error: BaseException | None, kept: Sequence[Any], named: Mapping[str, Any], result: Any

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from syncagent.events import SyncKind
 
-__all__ = ["WaitObserver", "internal", "internal_waits", "observe", "reported", "reported_late"]
+__all__ = ["WaitObserver", "current_observer", "internal", "internal_waits", "observe", "reported", "reported_late"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,11 @@ def observe(observer: WaitObserver | None) -> None:
     """Tell this observer from now on, and no other."""
     global _observer
     _observer = observer
+
+
+def current_observer() -> WaitObserver | None:
+    """Return the one that is told now."""
+    return _observer
 
 
 def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False) -> T:

@@ -1,6 +1,6 @@
-"""The names of torch that are not public and that the agent leans on: each looked up once, and what is lost without.
+"""The names of torch that are not public and that the agent needs: each looked up once, and what is lost without it.
 
-Nothing else in the package, apart from the sensors beside this file and the simulated device, touches them.
+Only this room and the simulated device touch such names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["UNKNOWN", "Internals", "look_up", "skip_in_dynamo"]
+__all__ = [
+    "UNKNOWN",
+    "Internals",
+    "keep_busy",
+    "look_up",
+    "op_name",
+    "optimizer_hooks",
+    "skip_in_dynamo",
+    "when_cuda_is_used",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +137,22 @@ def when_cuda_is_used(then: Callable[[], None]) -> None:
         then()
     else:
         lazily(then)
+
+
+def optimizer_hooks() -> int:
+    """Return how many hooks run after every step of any optimizer."""
+    from torch.optim import optimizer
+
+    return len(getattr(optimizer, "_global_optimizer_post_hooks", ()))
+
+
+def op_name(op: Any) -> str:
+    """Return the dispatcher's name of an op (``aten::add``), without its overload."""
+    return str(op._schema.name)
+
+
+def keep_busy(cycles: int) -> None:
+    """Queue a kernel that keeps the current stream busy for so many cycles of the GPU's clock."""
+    import torch
+
+    torch.cuda._sleep(cycles)

@@ -62,6 +62,11 @@ class Patches:
     def __bool__(self) -> bool:
         return bool(self._made)
 
+    @property
+    def are_owned(self) -> bool:
+        """Whether there are any, and our value is the one in place of each."""
+        return bool(self._made) and all(patch.is_owned for patch in self._made)
+
     def put(self, holder: Any, name: str, value: Any) -> None:
         """Set an attribute."""
         patch = Patch(holder, name, value)

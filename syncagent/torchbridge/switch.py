@@ -13,6 +13,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import Patches
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,7 +42,7 @@ class Switch:
         self.key = _KEY
         self.compiles = False
         """torch.compile is in use: the switch stays off."""
-        self._restore: Callable[[], None] | None = None
+        self._patches = Patches()
         self._registered: Any = None
         self.only: Any = None
         """The set of keys that holds this one alone."""
@@ -78,13 +80,18 @@ class Switch:
     def release(self) -> None:
         """Turn it off here, and stop watching for torch.compile."""
         self.turn(False)
-        if self._restore is not None:
-            self._restore()
-            self._restore = None
+        self._patches.restore()
         if self._registered is not None:
             handler, self._registered = self._registered, None
             if self._compile_starts in handler.start_callbacks:  # torch._dynamo.reset() forgets it
                 handler.remove_start_callback(self._compile_starts)
+
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        """Return what it changes, as it is now."""
+        import torch
+
+        return {"torch.compile": torch.compile, "this thread's switch": cls().is_on}
 
     # --- torch.compile
 
@@ -92,21 +99,16 @@ class Switch:
         import torch
 
         self._register()
-        if self.compiles or self._restore is not None:
-            return
-        original = torch.compile
+        if not self.compiles and not self._patches:
+            self._patches.wrap(torch, "compile", self._announced)
 
+    def _announced(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def compile_(*args: Any, **kwargs: Any) -> Any:
             self._compile_starts()
             return original(*args, **kwargs)
 
-        def restore() -> None:
-            if torch.compile is compile_:
-                torch.compile = original
-
-        torch.compile = compile_
-        self._restore = restore
+        return compile_
 
     def _register(self) -> None:
         """Ask to be told when compiling begins, if anything of torch.compile is loaded."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import Patches, find
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Tracing"]
+    Without = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+__all__ = ["footprint", "wrap_recorders"]
 
 _RECORDERS = (
     ("", "_create_graph_by_tracing"),
@@ -20,36 +24,25 @@ _RECORDERS = (
 """Where in ``torch._C`` the functions are that run a program and record it."""
 
 
-class Tracing:
-    """Wraps them, so that ``without`` runs the call; a torch that lacks one records under the mode."""
+def wrap_recorders(without: Without) -> Patches:
+    """Wrap them, so that ``without`` runs the call; a torch that lacks one records under the mode."""
+    import torch
 
-    def __init__(self, without: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> None:
-        self._without = without
-        self._restore: list[tuple[Any, str, Any, Any]] = []
-
-    def start(self) -> None:
-        import torch
-
-        for place, name in _RECORDERS:
-            holder: Any = getattr(torch._C, place, None) if place else torch._C
-            original = getattr(holder, name, None)
-            if original is None:
-                continue
-            wrapper = self._wrapped(original)
-            setattr(holder, name, wrapper)
-            self._restore.append((holder, name, original, wrapper))
-
-    def stop(self) -> None:
-        while self._restore:
-            holder, name, original, wrapper = self._restore.pop()
-            if getattr(holder, name, None) is wrapper:
-                setattr(holder, name, original)
-
-    def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        without = self._without
-
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def record(*args: Any, **kwargs: Any) -> Any:
             return without(original, args, kwargs)
 
         return record
+
+    patches = Patches()
+    for place, name in _RECORDERS:
+        patches.wrap(find(torch._C, place), name, wrapped)
+    return patches
+
+
+def footprint() -> dict[str, object]:
+    """Return what it changes, as it is now."""
+    import torch
+
+    return {"what torch.jit.trace records with": getattr(torch._C, "_create_graph_by_tracing", None)}

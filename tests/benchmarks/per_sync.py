@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,8 +31,10 @@ import torch
 
 import syncagent
 from syncagent.events import SyncKind
+from syncagent.runtime import startup
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.sensors.kernels import KernelSensor
+from syncagent.sensors.registry import SENSORS, SensorSet
 from syncagent.settings import schema, sources
 from syncagent.torchbridge.internals import look_up
 
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from syncagent.delivery.sink import Sink
+    from syncagent.recording.recorder import Recorder
+    from syncagent.sensors.base import Conditions
 
 __all__ = ["begin", "bootstrap", "finish", "write"]
 
@@ -67,19 +72,16 @@ class _OnCpu(ProcessAgent):
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
+        startup.note_without_gpu = lambda **_: None  # there is one: the CPU stands for it
         self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
-        self._kernels = KernelSensor(self._recorder, device_key=self.key)
-        self._has_cuda = True
+        key = self.key
 
-    def _say_if_there_is_no_gpu(self) -> None:
-        """There is one: the CPU stands for it."""
+        class Kernels(KernelSensor):
+            def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
+                super().__init__(recorder, conditions, device_key=key)
 
-    def _run_info(self) -> Any:
-        self._has_cuda = False  # there is no device to ask for its name
-        try:
-            return super()._run_info()
-        finally:
-            self._has_cuda = True
+        kinds = [Kernels if kind is KernelSensor else kind for kind in SENSORS]
+        self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
 
 class _OnNeither(_OnCpu):

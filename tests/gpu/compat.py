@@ -39,7 +39,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 
 import syncagent
-from syncagent.rules.rules import RULES
+from syncagent.rules.table import RULES
 from tests.gpu.compat_cases import (  # the modules for the cases that they hold
     CASES,
     HERE,

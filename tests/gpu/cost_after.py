@@ -14,7 +14,7 @@ from pathlib import Path
 import cost_programs
 from cost_pairs import block_ms
 
-from syncagent.cost.profiling import Capture
+from syncagent.torchbridge.profiling import Capture
 
 
 def measured(step) -> list[float]:

@@ -2,7 +2,7 @@
 
     python tests/gpu/explore.py --out FILE.json [--limit N] [--match TEXT]
 
-The physical test says whether a case waits; Python kernels on all of aten say where, whatever ``rules.py`` says.
+The physical test says whether a case waits; Python kernels on all of aten say where, whatever the rules say.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import syncagent.runtime.agent
 import syncagent.runtime.process
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
@@ -88,7 +87,10 @@ def no_settings(monkeypatch, tmp_path):
 @pytest.fixture
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
-    from syncagent.rules.rules import RULES
+    from syncagent.rules.table import RULES
+    from syncagent.runtime import startup
+    from syncagent.sensors import registry
+    from syncagent.sensors.base import Conditions
     from syncagent.sensors.kernels import KernelSensor
     from syncagent.torchbridge import internals
 
@@ -97,16 +99,16 @@ def cpu_device(monkeypatch, no_settings, host):
     look_up = internals.look_up  # a torch built for CUDA may have no driver here: it is not asked
     monkeypatch.setattr(internals, "look_up", lambda **_: look_up(simulated=True))
 
-    class CpuAgent(syncagent.runtime.agent.ProcessAgent):
-        def __init__(self, settings, sinks=()):
-            super().__init__(settings, sinks)
-            self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
-            self._has_cuda = True
+    class CpuKernels(KernelSensor):
+        def __init__(self, recorder, conditions):
+            super().__init__(recorder, conditions, rules, device_key="CPU")
 
-        def _say_if_there_is_no_gpu(self):
-            """There is one: the CPU stands for it."""
+    kinds = [CpuKernels if kind is KernelSensor else kind for kind in registry.SENSORS]
 
-    monkeypatch.setattr(syncagent.runtime.process, "ProcessAgent", CpuAgent)
+    conditions = Conditions.of
+    monkeypatch.setattr(registry, "SENSORS", kinds)
+    monkeypatch.setattr(Conditions, "of", lambda settings: replace(conditions(settings), has_cuda=True))
+    monkeypatch.setattr(startup, "note_without_gpu", lambda **_: None)  # there is one: the CPU stands for it
     yield
     while (running := syncagent.current()) is not None:
         syncagent.runtime.process.release(running)

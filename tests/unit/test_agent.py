@@ -14,7 +14,7 @@ import torch
 import syncagent
 from syncagent.delivery.sink import Sink
 from syncagent.report import summary
-from syncagent.sensors.sampling import CopySampling
+from syncagent.sensors.copies import CopySampling
 from syncagent.support import log
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])

@@ -30,10 +30,10 @@ from syncagent.events import SyncKind
 from syncagent.policy import Policy
 from syncagent.recording import recorder
 from syncagent.report.summary import Summary
-from syncagent.sensors import calibration, explicit, kernels, modes, monitored
+from syncagent.sensors import explicit, hooked_op, kernels, modes, monitored
 from syncagent.settings import sources
 from syncagent.support import log
-from syncagent.torchbridge import internals
+from syncagent.torchbridge import calibration, internals
 
 pytestmark = [
     pytest.mark.usefixtures("cpu_device"),
@@ -378,10 +378,10 @@ def test_a_rule_that_goes_wrong_leaves_the_op_alone(alone, monkeypatch, capsys, 
     broken = Broken(wrong if wrong is Fault else NONSENSE[wrong])
     real = kernels.KernelSensor.__init__
 
-    def with_broken_rules(self, recorder, rules=kernels.RULES, *, device_key=None):
-        real(self, recorder, [replace(rule, **{part: broken}) for rule in rules], device_key=device_key)
+    def with_broken_rules(self, recorder, conditions, rules=kernels.RULES, *, device_key=None):
+        real(self, recorder, conditions, [replace(rule, **{part: broken}) for rule in rules], device_key=device_key)
 
-    monkeypatch.setattr(kernels, "_LATE_NS", -1)
+    monkeypatch.setattr(hooked_op, "_LATE_NS", -1)
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_broken_rules)
     report, said = watched(alone, capsys)
     assert broken.calls

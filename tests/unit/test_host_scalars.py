@@ -9,7 +9,7 @@ import torch
 from torch.optim import optimizer
 
 import syncagent
-from syncagent.sensors.host_scalars import HostScalars
+from syncagent.torchbridge.host_scalars import HostScalars
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, foreach=True),

@@ -14,8 +14,11 @@ import torch
 from syncagent import SyncKind, allow
 from syncagent.policy import Policy
 from syncagent.recording.recorder import Recorder
-from syncagent.rules.rules import RULES, STAGED_BYTES, Rule
-from syncagent.sensors import kernels
+from syncagent.rules.predicates import STAGED_BYTES
+from syncagent.rules.rule import Rule
+from syncagent.rules.table import RULES
+from syncagent.sensors import hooked_op
+from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
@@ -99,8 +102,9 @@ def sensor(host):
 
     def make(rules=RULES, *, hot=False, detail="syncs"):
         recorder = Recorder(sources.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
-        made.append(KernelSensor(recorder, [host.rule(rule) for rule in rules], device_key="CPU"))
-        made[-1].start(hot=hot)
+        conditions = Conditions(copies="all" if hot else "off")
+        made.append(KernelSensor(recorder, conditions, [host.rule(rule) for rule in rules], device_key="CPU"))
+        made[-1].start()
         return made[-1]
 
     yield make
@@ -141,8 +145,8 @@ def test_a_copy_that_stays_on_the_device_is_passed_on_unasked(source):
 
     rule = Rule("aten::copy_", proves, proves, "as in the table", keys=("Meta",), hot=True)
     recorder = Recorder(sources.load({}, {}), look_up(simulated=True), lambda: 0)
-    sensor = KernelSensor(recorder, [rule])
-    sensor.start(hot=True)
+    sensor = KernelSensor(recorder, Conditions(copies="all"), [rule])
+    sensor.start()
     try:
         torch.empty(3, device="meta").copy_(torch.empty(3, device=source))
     finally:
@@ -201,7 +205,7 @@ def test_an_event_tells_the_shapes_of_its_tensors(agent):
 def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypatch):
     """With a clock that ticks once a look: the stall of ``x[mask]`` is that of the ``nonzero`` inside, not both."""
     ticks = iter(range(1000, 1_000_000, 1000))
-    monkeypatch.setattr(kernels, "_now", lambda: next(ticks))
+    monkeypatch.setattr(hooked_op, "_now", lambda: next(ticks))
     watching = sensor(WITHOUT_HOST_TIME)
     X[MASK]
     torch.nonzero(X)
@@ -221,7 +225,7 @@ def test_the_ops_own_time_on_the_host_is_no_stall(sensor, monkeypatch):
         return clock[0]
 
     now.inside = False
-    monkeypatch.setattr(kernels, "_now", now)
+    monkeypatch.setattr(hooked_op, "_now", now)
     [rule] = [rule for rule in RULES if rule.op == "aten::nonzero"]
     watching = sensor([replace(rule, host_us=20.0)])
     for _ in range(4):
@@ -232,7 +236,7 @@ def test_the_ops_own_time_on_the_host_is_no_stall(sensor, monkeypatch):
 def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatch):
     """Two masks in one index are two ``nonzero`` inside."""
     ticks = iter(range(1000, 1_000_000, 1000))
-    monkeypatch.setattr(kernels, "_now", lambda: next(ticks))
+    monkeypatch.setattr(hooked_op, "_now", lambda: next(ticks))
     watching = sensor(WITHOUT_HOST_TIME)
     X[torch.tensor([True, True]), torch.tensor([True, False, True])]
     [both] = seen(watching)
@@ -282,8 +286,8 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 def test_ops_of_other_devices_pass_through(host):
     """The kernels stand where calls for every backend come by; those for others are theirs alone."""
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    watching = KernelSensor(recorder)  # watches CUDA, and there is none
-    watching.start(hot=True)
+    watching = KernelSensor(recorder, Conditions(copies="all"))  # watches CUDA, and there is none
+    watching.start()
     try:
         for call, _, _ in WAITS.values():
             call()
@@ -432,8 +436,8 @@ def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
     X.nonzero()
-    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
-    [lost] = watching.without
+    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
+    _, lost = watching.cannot_see.split("; ")
     assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost
 
@@ -504,8 +508,8 @@ def test_a_torch_without_the_names_that_the_shorter_way_leans_on_is_watched_the_
     monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
     watching = sensor()
     assert (X[0, 2].item(), X.nonzero().shape) == (3.0, (3, 2))
-    assert [entry.context.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
-    assert watching.without == []
+    assert [entry.about.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
+    assert "is not hooked" not in watching.cannot_see
 
 
 def test_a_tensor_that_is_not_laid_out_in_strides_goes_where_it_would_go(sensor):

@@ -9,6 +9,7 @@ import pytest
 from syncagent import HostSyncError
 from syncagent.recording.recorder import Recorder
 from syncagent.sensors import monitored
+from syncagent.sensors.base import Conditions
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 
@@ -29,7 +30,7 @@ def sort_bound():
 def sensor(monkeypatch):
     monkeypatch.setattr(monitored, "_NAME", "sort")
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    made = monitored.MonitoredSensor(recorder)
+    made = monitored.MonitoredSensor(recorder, Conditions())
     yield made
     made.stop()
 

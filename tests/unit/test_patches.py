@@ -39,8 +39,9 @@ def shouting(original):
 
 def test_a_wrapped_attribute_is_restored(holder):
     patches, before = Patches(), dict(vars(holder))
+    assert not patches.are_owned
     assert patches.wrap(holder, "own", shouting)
-    assert holder().own() == "OWN"
+    assert (holder().own(), patches.are_owned) == ("OWN", True)
     patches.restore()
     assert dict(vars(holder)) == before
 
@@ -74,6 +75,7 @@ def test_a_replacement_by_somebody_else_stays(holder):
     patches.wrap(holder, "own", shouting)
     ours = holder.own
     holder.own = theirs = lambda self: ours(self) + "!"
+    assert not patches.are_owned
     patches.restore()
     assert holder.own is theirs
     assert holder().own() == "OWN!"

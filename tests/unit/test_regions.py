@@ -21,6 +21,7 @@ from syncagent import HostSyncError, HostSyncWarning
 from syncagent.policy import scopes
 from syncagent.policy.reach import open_reaches
 from syncagent.runtime.regions import Region
+from syncagent.sensors.kernels import KernelSensor
 from syncagent.support import log
 from tests.unit.tools import forbidden, on_thread
 
@@ -916,10 +917,10 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     assert not [note for note in region.report().notes if "copies" in note]
 
 
-def test_a_region_whose_policy_cannot_be_in_force_does_not_open(cpu_agent):
+def test_a_region_whose_policy_cannot_be_in_force_does_not_open(cpu_agent, monkeypatch):
     """The kernels could not be put in place, say: as for the first watch, that is an error and no silence."""
+    monkeypatch.setattr(KernelSensor, "start", lambda _self: None)
     agent = cpu_agent(detail="syncs")
-    agent._kernels.stop()
     with pytest.raises(syncagent.ConfigError, match="the sensor kernels is not live"), raising():
         pytest.fail("it has opened")
     with syncagent.watch(policy="observe") as region:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.sensors.sampling import CopySampling
+from syncagent.sensors.copies import CopySampling
 
 
 def watched(steps, sampling=None):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from syncagent.recording.recorder import Recorder
-from syncagent.rules.rules import RULES
+from syncagent.rules.table import RULES
+from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
@@ -21,8 +22,8 @@ def watching(cpu_device, host):
     """A sensor of copies alone, which is not armed yet."""
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     rules = [host.rule(rule) for rule in RULES if rule.hot]
-    sensor = KernelSensor(recorder, rules, device_key="CPU")
-    sensor.start(hot=False)
+    sensor = KernelSensor(recorder, Conditions(), rules, device_key="CPU")
+    sensor.start()
     yield sensor
     sensor.disarm_hot()
     sensor.stop()

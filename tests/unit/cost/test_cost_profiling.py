@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from syncagent.cost import profiling, trace
-from syncagent.cost.profiling import Capture
+from syncagent.cost import trace
 from syncagent.errors import SyncAgentError
+from syncagent.torchbridge import profiling
+from syncagent.torchbridge.profiling import Capture
 
 
 def work():

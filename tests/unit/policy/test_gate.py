@@ -12,10 +12,10 @@ import torch
 import syncagent
 from syncagent import ConfigError, HostSyncWarning
 from syncagent.policy import gate
-from syncagent.rules.rules import RULES
-from syncagent.sensors import kernels
-from syncagent.sensors.explicit import ExplicitSensor
+from syncagent.rules.table import RULES
+from syncagent.sensors import hooked_op, kernels
 from syncagent.settings import sources
+from syncagent.torchbridge.dispatcher import Hooks
 from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -57,20 +57,20 @@ def test_a_gate_needs_every_op_that_this_torch_has(cpu_agent, monkeypatch):
     """An op of another version of torch is no hole."""
     real = kernels.KernelSensor.__init__
 
-    def with_more_rules(self, recorder, rules=RULES, *, device_key=None):
+    def with_more_rules(self, recorder, conditions, rules=RULES, *, device_key=None):
         gone = replace(next(rule for rule in rules if rule.op == "aten::nonzero"), op="aten::was_once_there")
-        real(self, recorder, [*rules, gone], device_key=device_key)
+        real(self, recorder, conditions, [*rules, gone], device_key=device_key)
 
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_more_rules)
     agent = cpu_agent(policy="raise")
     assert agent.report().run.gate == "held"
     syncagent.stop()
-    build = kernels.KernelSensor._kernel
+    build = Hooks._kernel
 
     def cannot_hook(self, rule, switch=None):
         return fail() if rule.op == "aten::nonzero" else build(self, rule, switch)
 
-    monkeypatch.setattr(kernels.KernelSensor, "_kernel", cannot_hook)
+    monkeypatch.setattr(Hooks, "_kernel", cannot_hook)
     with pytest.raises(ConfigError, match="not hooked: aten::nonzero"):
         cpu_agent(policy="raise")
 
@@ -135,10 +135,10 @@ def test_a_rule_or_a_record_that_fails_is_a_hole(cpu_agent, monkeypatch):
     """What was not seen was not judged."""
     agent = cpu_agent(policy="warn", baseline=None)
     agent.policy = "raise"
-    agent._faults.add("the rule of aten::nonzero", Fault("injected"))
+    agent.faults.add("the rule of aten::nonzero", Fault("injected"))
     assert reasons(agent.report()) == ["the rule of aten::nonzero failed"]
-    agent._faults.add("sink spans", Fault("injected"))
-    agent._faults.add("the rank", Fault("injected"))
+    agent.faults.add("sink spans", Fault("injected"))
+    agent.faults.add("the rank", Fault("injected"))
     assert reasons(agent.report()) == ["the rule of aten::nonzero failed"]
 
 
@@ -172,39 +172,43 @@ class Waitable:
         return sum(range(1000))
 
 
-def test_an_explicit_wait_counts_with_and_without_work_to_wait_for(cpu_agent):
+@pytest.fixture
+def waitables(monkeypatch):
+    """Agents that start now take these for CUDA's events."""
+    monkeypatch.setattr(torch.cuda, "Event", Waitable)
+
+
+def test_an_explicit_wait_counts_with_and_without_work_to_wait_for(waitables, cpu_agent):
     """Which of the two it is, the race with the GPU decides; without, the stall is 0."""
     agent = cpu_agent()
-    synchronize = ExplicitSensor(agent._recorder)._timed(Waitable.synchronize, "torch.cuda.Event.synchronize")
     for done in (True, False):
-        assert synchronize(Waitable(done=done)) == 499500
+        assert Waitable(done=done).synchronize() == 499500
     idle, busy = agent.events()
     assert (idle.op, idle.kind, idle.stall_ns) == ("torch.cuda.Event.synchronize", "explicit", 0)
     assert busy.stall_ns > 0
 
 
-def test_an_explicit_wait_is_judged_with_and_without_work_to_wait_for(cpu_agent):
+def test_an_explicit_wait_is_judged_with_and_without_work_to_wait_for(waitables, cpu_agent):
     """And recorded once, where it was stopped."""
     agent = cpu_agent(policy="raise")
-    synchronize = ExplicitSensor(agent._recorder)._timed(Waitable.synchronize, "torch.cuda.Event.synchronize")
     for done in (True, False):
-        assert forbidden(lambda done=done: synchronize(Waitable(done=done)))
+        assert forbidden(Waitable(done=done).synchronize)
     assert [(event.violation, event.stall_ns, event.sensor) for event in agent.events()] == [(True, 0, "explicit")] * 2
 
 
 @pytest.fixture
 def late(monkeypatch, host):
     """Copies to the device wait by the driver's state alone."""
-    monkeypatch.setattr(kernels, "_LATE_NS", -1)
+    monkeypatch.setattr(hooked_op, "_LATE_NS", -1)
 
     def is_late(args, _kwargs, _lasted_ns):
         return syncagent.SyncKind.COPY_H2D if args[1] in host else None
 
     real = kernels.KernelSensor.__init__
 
-    def with_late_rules(self, recorder, rules=RULES, *, device_key=None):
+    def with_late_rules(self, recorder, conditions, rules=RULES, *, device_key=None):
         rules = [replace(rule, late=is_late) if rule.op == "aten::copy_" else rule for rule in rules]
-        real(self, recorder, rules, device_key=device_key)
+        real(self, recorder, conditions, rules, device_key=device_key)
 
     monkeypatch.setattr(kernels.KernelSensor, "__init__", with_late_rules)
 

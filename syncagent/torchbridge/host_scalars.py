@@ -1,8 +1,8 @@
 """Leads ``torch.optim``'s reads of numbers on the host past the hook on ``item()``.
 
-Adam and its like keep the step count of each parameter in a tensor on the host and read it about twice a parameter and
-step.  Such a read waits for nothing, but every ``item()`` passes the kernel that stands on the op for all backends,
-which costs 2 to 5 µs: with 148 parameters about 1 ms a step, far more than the agent's whole work besides.
+Adam and optimizers like it keep the step count of each parameter in a tensor on the host and read it about twice a
+parameter and step.  Such a read waits for nothing, but every ``item()`` passes the kernel that stands on the op for all
+backends, which costs 2 to 5 µs: with 148 parameters about 1 ms a step, far more than the agent's whole work besides.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import exchange_everywhere
 from syncagent.torchbridge.switch import compile_in_use
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class HostScalars:
         """Replace the function that optimizers read with, unless compiled code may hold on to it."""
         import torch
 
-        original = getattr(sys.modules.get("torch.optim.optimizer"), _NAME, None)
+        original = self._in_place()
         if original is None or compile_in_use():
             return  # a guard of torch.compile's would see another function, and compile anew
         is_compiling = torch.compiler.is_compiling
@@ -43,17 +44,18 @@ class HostScalars:
             return x.tolist()
 
         self._original, self._reads = original, read
-        _exchange(original, read)
+        exchange_everywhere(_NAME, original, read)
 
     def stop(self) -> None:
         if self._reads is not None:
-            _exchange(self._reads, self._original)
+            exchange_everywhere(_NAME, self._reads, self._original)
             self._reads = self._original = None
 
+    @classmethod
+    def footprint(cls) -> dict[str, object]:
+        """Return what it changes, as it is now."""
+        return {"how torch.optim reads numbers": cls._in_place()}
 
-def _exchange(old: object, new: object) -> None:
-    """Put one function in place of another wherever a module has imported it."""
-    for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if isinstance(names, dict) and names.get(_NAME) is old:
-            names[_NAME] = new
+    @staticmethod
+    def _in_place() -> Any:
+        return getattr(sys.modules.get("torch.optim.optimizer"), _NAME, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from syncagent.rules.rules import Rule
+    from syncagent.rules.rule import Rule
 
 __all__ = ["own_time_taken_off"]
 

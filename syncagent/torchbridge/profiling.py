@@ -6,6 +6,9 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.explicit_calls import drain, unseen
+from syncagent.torchbridge.patches import Patches
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -28,30 +31,6 @@ def why_not() -> str | None:
     if torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured"
     return None
-
-
-def drain() -> None:
-    """Wait for the GPU past the agent's own sensor, so that this wait is not taken for one of the program's."""
-    import torch
-
-    synchronize: Any = torch._C._cuda_synchronize
-    getattr(synchronize, "__wrapped__", synchronize)()
-
-
-@contextmanager
-def _unseen() -> Iterator[None]:
-    """The profiler's own wait at its end is not the program's: it goes past the agent's sensor."""
-    import torch
-
-    wrapped: Any = getattr(torch._C, "_cuda_synchronize", None)
-    if wrapped is None:  # a build without CUDA
-        yield
-        return
-    torch._C._cuda_synchronize = getattr(wrapped, "__wrapped__", wrapped)
-    try:
-        yield
-    finally:
-        torch._C._cuda_synchronize = wrapped
 
 
 @contextmanager
@@ -89,12 +68,12 @@ class Capture:
             pass  # then waits are taken to be for all streams
         self._gave_way = gave_way
         self.running = False
-        self._restore: Callable[[], None] = lambda: None
+        self._patches = Patches()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = profile(activities=activities, acc_events=True, **more)
 
     def start(self) -> None:
-        with _unseen():
+        with unseen():
             self._profiler.start()
         self._make_way()
 
@@ -102,25 +81,16 @@ class Capture:
         """A second profiler would raise in the program's own frame: end this one before that one begins."""
         import torch
 
-        kind: Any = torch.autograd.profiler.profile
-        original = getattr(kind, "_prepare_trace", None)
-        if original is None:
-            return
-        capture = self
+        def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+            def prepare(profiler: Any, *args: Any, **kwargs: Any) -> Any:
+                if self.running:
+                    self.stop()
+                    self._gave_way()
+                return original(profiler, *args, **kwargs)
 
-        def prepare(profiler: Any, *args: Any, **kwargs: Any) -> Any:
-            if capture.running:
-                capture.stop()
-                capture._gave_way()
-            return original(profiler, *args, **kwargs)
+            return prepare
 
-        kind._prepare_trace = prepare
-
-        def restore() -> None:
-            kind._prepare_trace = original
-
-        self._restore = restore
-        self.running = True
+        self.running = self._patches.wrap(torch.autograd.profiler.profile, "_prepare_trace", wrapped)
 
     def mark(self, name: str) -> None:
         """Put a mark into the trace."""
@@ -131,8 +101,8 @@ class Capture:
 
     def stop(self) -> None:
         self.running = False
-        self._restore()
-        with _given_back(), _unseen():
+        self._patches.restore()
+        with _given_back(), unseen():
             self._profiler.stop()
 
     def save(self, path: str) -> None:

@@ -11,14 +11,13 @@ from syncagent.cost.pricing import Pricing
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
-from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
-from syncagent.runtime import startup
+from syncagent.runtime import saving, startup
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.parts import Parts
 from syncagent.runtime.regions import Regions
@@ -120,24 +119,8 @@ class ProcessAgent(Agent):
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
         self._pricing.ask(steps, begin=1)
 
-    def save(self, report: Report, path: str | None = None) -> str | None:
-        """Save a report; ``path`` takes the place of the setting ``report``, for the report of a region."""
-        path = path or self.settings.report
-        if path is None:
-            return None
-        from syncagent.report import files
-
-        try:
-            run = report.run
-            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
-            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
-            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
-            return None if saved is None else str(saved)
-        except (ConfigError, OSError) as error:
-            get_logger().error(str(error))
-        except Exception as error:
-            get_logger().error(f"syncagent: the report could not be saved at {path}: {error!r}")
-        return None
+    def save(self, report: Report) -> str | None:
+        return saving.save(report, self.settings.report, self.settings.file_mode)
 
     def flush(self) -> None:
         self._pipeline.flush()
@@ -256,7 +239,7 @@ class ProcessAgent(Agent):
         )
 
     def require_gate(self) -> None:
-        """After the start: stop and raise :class:`~syncagent.ConfigError` if the gate that was asked for is not in force."""
+        """After the start, stop and raise :class:`~syncagent.ConfigError` if a gate was asked for and cannot hold."""
         failures = self._gate_failures(0) if self.settings.is_gate else []
         if failures:
             self.stop()

@@ -11,6 +11,7 @@ from syncagent.policy import gate, scopes
 from syncagent.policy.reach import Reach
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
+from syncagent.runtime import saving
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import no_run
 from syncagent.settings import schema
@@ -61,7 +62,6 @@ class Host(Protocol):
     def watch_copies(self, state: ThreadState) -> None: ...
     def run_info(self) -> RunInfo: ...
     def shared_notes(self, settings: Settings) -> list[str]: ...
-    def save(self, report: Report, path: str | None = None) -> str | None: ...
     def measure_cost(self, steps: int = 5) -> None: ...
 
 
@@ -175,7 +175,7 @@ class Region(Reach, Agent):
         return self.report()
 
     def save(self, report: Report) -> str | None:
-        return self._agent.save(report, self.settings.report) if self.settings.report is not None else None
+        return saving.save(report, self.settings.report, self._agent.settings.file_mode)
 
     def flush(self) -> None:
         self._agent.flush()

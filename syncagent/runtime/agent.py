@@ -17,11 +17,10 @@ from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
-from syncagent.runtime import saving, startup
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.parts import Parts
 from syncagent.runtime.regions import Regions
-from syncagent.runtime.run import Run, no_run
+from syncagent.runtime.run import Run, log_settings_source, no_run, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
@@ -110,17 +109,13 @@ class ProcessAgent(Agent):
 
     def events(self) -> tuple[SyncEvent, ...]:
         self.drain()
-        none: tuple[SyncEvent, ...] = ()
-        return self.faults.guard("the newest syncs", self._summary.newest, none)
+        return self.faults.guard("the newest syncs", self._summary.newest, ())
 
     def measure_cost(self, steps: int = 5) -> None:
         steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
         self._pricing.ask(steps, begin=1)
-
-    def save(self, report: Report) -> str | None:
-        return saving.save(report, self.settings.report, self.settings.file_mode)
 
     def flush(self) -> None:
         self._pipeline.flush()
@@ -131,10 +126,10 @@ class ProcessAgent(Agent):
         """Turn everything on.  A part that cannot be turned on stays off, and the others work without it."""
         turn_on = self._parts.turn_on
         try:
-            startup.log_settings_source(self.settings, self.rank.rank)
+            log_settings_source(self.settings, self.rank.rank)
             self.sensors.start(turn_on)
             if not self.settings.simulate:
-                note = startup.note_without_gpu(has_cuda=self.sensors.conditions.has_cuda)
+                note = note_without_gpu(has_cuda=self.sensors.conditions.has_cuda)
                 self.notes += [note] if note else []
             turn_on("the watch for ranges", self._ranges.start, self._ranges.stop)
             turn_on("the watch for steps", self.steps.start, self.steps.stop)
@@ -203,8 +198,7 @@ class ProcessAgent(Agent):
         run = guard("the description of the run", self.run_info, no_run(self._policy.mode))
         sensors = self.sensors.statuses()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
-        no_ops: tuple[OpCount, ...] = ()
-        ops = guard("the count of ops", self._buffers.ops, no_ops)
+        ops: tuple[OpCount, ...] = guard("the count of ops", self._buffers.ops, ())
         run, notes = self._with_verdict(run, dropped)
         try:
             return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
@@ -251,8 +245,9 @@ class ProcessAgent(Agent):
 
     def shared_notes(self, settings: schema.Settings) -> list[str]:
         """Return the notes that the reports of the process and its regions share."""
-        none: list[str] = []
-        gone = self.faults.guard("the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), none)
+        gone: list[str] = self.faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), []
+        )
         return [*self.notes, *self._internals.missing, *gone, *self.faults.sentences]
 
     def _overhead(self) -> Overhead:

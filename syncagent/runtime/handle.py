@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from syncagent.errors import ConfigError
+from syncagent.support.log import get_logger
+
 if TYPE_CHECKING:
     from syncagent.attribution.ranks import Rank
     from syncagent.events import SyncEvent
@@ -53,13 +56,28 @@ class Agent(ABC):
     def report(self) -> Report:
         """Return what was seen so far: the steps and their time, the sites, the sums."""
 
-    @abstractmethod
     def save(self, report: Report) -> str | None:
         """Save a report where the setting ``report`` says and return where; a path that cannot be written is logged.
 
         A process without a rank that never used CUDA, such as one that only starts others, saves nothing where one of
         the others has saved its own.
         """
+        path = self.settings.report
+        if path is None:
+            return None
+        from syncagent.report import files
+
+        try:
+            run = report.run
+            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
+            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
+            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
+            return None if saved is None else str(saved)
+        except (ConfigError, OSError) as error:
+            get_logger().error(str(error))
+        except Exception as error:
+            get_logger().error(f"syncagent: the report could not be saved at {path}: {error!r}")
+        return None
 
     @abstractmethod
     def measure_cost(self, steps: int = 5) -> None:

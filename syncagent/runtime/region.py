@@ -11,7 +11,6 @@ from syncagent.policy import gate, scopes
 from syncagent.policy.reach import Reach
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
-from syncagent.runtime import saving
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import no_run
 from syncagent.settings import schema
@@ -69,7 +68,7 @@ class Registry(Protocol):
     """What a region needs of the list of regions that it is on."""
 
     def end(self, region: Region) -> None: ...
-    def look_after_copies(self, region: Region) -> None: ...
+    def update_copies(self, region: Region) -> None: ...
 
 
 class Region(Reach, Agent):
@@ -100,7 +99,7 @@ class Region(Reach, Agent):
         self._is_saved = "report" not in given  # the environment's report is the agent's
         self._was_gate = self.is_gate
         self.gaps: list[str] = []
-        """What lets a sync pass that this region's policy is to stop."""
+        """A phrase for each thing that lets a sync past this region's gate."""
         self.notes: list[str] = ["this is the report of a region, a watch inside the one of the process"]
 
     # --- what a program sees
@@ -115,7 +114,7 @@ class Region(Reach, Agent):
 
     @property
     def steps(self) -> Steps:
-        """The count of the process's steps."""
+        """The steps of the process."""
         return self._agent.steps
 
     @property
@@ -137,12 +136,11 @@ class Region(Reach, Agent):
             self.gaps.append(f"the policy was changed to {self._policy.mode} by the program")
         self._was_gate = self._was_gate or self.is_gate
         if self.is_open:
-            self._registry.look_after_copies(self)
+            self._registry.update_copies(self)
 
     def events(self) -> tuple[SyncEvent, ...]:
         self._agent.drain()
-        none: tuple[SyncEvent, ...] = ()
-        return self._agent.faults.guard("the newest syncs of a region", self._summary.newest, none)
+        return self._agent.faults.guard("the newest syncs of a region", self._summary.newest, ())
 
     def report(self) -> Report:
         self._agent.drain()
@@ -174,9 +172,6 @@ class Region(Reach, Agent):
         self._registry.end(self)
         return self.report()
 
-    def save(self, report: Report) -> str | None:
-        return saving.save(report, self.settings.report, self._agent.settings.file_mode)
-
     def flush(self) -> None:
         self._agent.flush()
 
@@ -186,7 +181,7 @@ class Region(Reach, Agent):
     # --- while it is open
 
     def suspend(self) -> None:
-        """Cover nothing here for a while: a generator hands over to its caller."""
+        """Stop covering this thread or task for a while, as a generator does while its caller runs."""
         scopes.leave(self)
 
     def resume(self) -> None:
@@ -195,7 +190,7 @@ class Region(Reach, Agent):
             scopes.enter(self)
 
     def close(self) -> None:
-        """End it where its block ends, and save its report if one was asked for."""
+        """End the region where its block ends, and save its report if that was asked for."""
         scopes.leave(self)
         self._registry.end(self)
         self.save_once()
@@ -222,11 +217,11 @@ class Region(Reach, Agent):
         self._summary.events(events)
 
     def step(self, record: StepRecord, began_ns: int) -> None:
-        """Count a step that ended inside; of the one that was running at the start, only the rest."""
+        """Count a step that ended inside; of a step that began before the region, only the rest."""
         self._summary.step(replace(record, start_ns=max(record.start_ns, began_ns)))
 
     def delivered(self) -> None:
-        """All that was recorded in here has been delivered."""
+        """Note that all syncs of the region have been delivered."""
         self._lost = self._agent.dropped
 
     @property
@@ -242,7 +237,7 @@ class Region(Reach, Agent):
         return self.judges and schema.is_gate(self._policy.mode, self.settings.baseline)
 
     def copies_watched(self) -> None:
-        """From now on every copy of this thread is seen."""
+        """Note that every copy of this thread is seen from now on."""
         if self._all_copies_from_ns is None:
             self._all_copies_from_ns = time.perf_counter_ns()
 

@@ -51,14 +51,14 @@ class Regions(Sink):
         self._recorder = recorder
         self._lock = threading.RLock()  # never taken where a sync is recorded
         self._known: dict[int, Region] = {}
-        """Those that are open, and those that have ended and are owed syncs which are still to be delivered."""
+        """Those that are open, and those that have ended while some of their syncs are still to be delivered."""
 
     # --- opening and ending
 
     def open(self, settings: Settings, like: Policy | None = None) -> Region:
         """Begin a region here.
 
-        ``like`` is the policy of an earlier region with the same settings, whose lists and baseline have been read.
+        ``like`` is the policy of an earlier region with the same settings, whose lists and baseline are used again.
         Raises :class:`~syncagent.ConfigError` for a pack or a baseline that cannot be read, and where a gate would have
         no sensor to go by.
         """
@@ -75,18 +75,18 @@ class Regions(Sink):
         policy = like.for_region(settings.policy, lambda: agent.steps.count - begun)
         region = Region(agent, self, settings, outer, policy)
         self._refuse_a_gate_that_cannot_hold(region)
-        self._say_what_is_shared(region)
+        self._note_shared_settings(region)
         with self._lock:
             self._known[region.number] = region
             open_reaches.append(region)
         scopes.scopes_by_thread[-region.number] = (region,)  # no thread's number: allowances are asked about meanwhile
         scopes.enter(region)
-        agent.faults.guard("the watch for copies", lambda: self.look_after_copies(region), None)
-        self._say_what_it_cannot_see(region)
+        agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
+        self._note_unseen_copies(region)
         return region
 
     def end(self, region: Region) -> None:
-        """End a region, from any thread; what it is still owed is delivered later."""
+        """End a region, from any thread; its last syncs are delivered later."""
         with self._lock:
             if not region.is_open:
                 return
@@ -95,13 +95,12 @@ class Regions(Sink):
             if region in open_reaches:
                 open_reaches.remove(region)
         scopes.forget(region)
-        self._agent.faults.guard("the watch for copies", lambda: self.look_after_copies(region), None)
-        self._say_what_it_cannot_see(region)  # torch.compile may have come into use
+        self._agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
+        self._note_unseen_copies(region)  # torch.compile may have come into use
 
     def end_all(self, deliver: Callable[[], object]) -> None:
         """End all open regions, since the agent stops; save their reports once ``deliver`` has brought the rest."""
-        none: tuple[Region, ...] = ()
-        ended = self._agent.faults.guard("the end of regions", self._end_open, none)
+        ended: tuple[Region, ...] = self._agent.faults.guard("the end of regions", self._end_open, ())
         deliver()
         for region in ended:
             self._agent.faults.guard("the report of a region", region.save_once, None)
@@ -135,8 +134,8 @@ class Regions(Sink):
 
     # --- what cannot change inside
 
-    def _say_what_is_shared(self, region: Region) -> None:
-        """Say which settings were asked for and are not applied."""
+    def _note_shared_settings(self, region: Region) -> None:
+        """Note which settings were asked for and are not applied."""
         asked, agent = region.settings, self._agent.settings
         wraps = "ops" if agent.wraps_every_op else "syncs"
         pairs: list[tuple[str, object, object]] = [("detail", asked.detail, wraps)]
@@ -145,33 +144,35 @@ class Regions(Sink):
             pairs.append(("copies", asked.copies, agent.copies_timed))
         theirs = agent.report and os.path.abspath(agent.report)
         if not region.saved and theirs == os.path.abspath(asked.report or ""):
-            self._say(region, f"the report of a region goes to {theirs}, where that of the process will take its place")
+            self._note(
+                region, f"the report of a region goes to {theirs}, where that of the process will take its place"
+            )
         for name, wanted, shared in pairs:
             if asked.sources.get(name) == "keyword" and wanted != shared:
-                self._say(
+                self._note(
                     region,
                     f"setting {name} is {wanted!r} for a watch inside another, but it stays {shared!r}: "
                     "it is set where the outermost watch begins",
                 )
 
-    def _say_what_it_cannot_see(self, region: Region) -> None:
-        """Say where the policy is blind: whoever relies on it has to know."""
+    def _note_unseen_copies(self, region: Region) -> None:
+        """Note the copies that the policy does not see, for those who rely on it."""
         if region.judges and region.wants_copies:
             why = self._agent.sensors.copies.unseen(every_thread=region.every_thread)
             if why is not None:
-                self._say_gap(region, f"policy {region.policy!r} of a region does not see copies{why}")
+                self._note_gap(region, f"policy {region.policy!r} of a region does not see copies{why}")
 
     @staticmethod
-    def _say_gap(region: Region, sentence: str) -> None:
-        """Log what the policy does not see; the report says it as well."""
+    def _note_gap(region: Region, sentence: str) -> None:
+        """Log what the policy does not see and put it into the report."""
         gaps = region.gaps if region.is_gate else region.notes
         if sentence not in gaps:
             gaps.append(sentence)
             log_once(f"region-{sentence}", sentence)
 
     @staticmethod
-    def _say(region: Region, sentence: str) -> None:
-        """Put a sentence into the region's report and, the first time, into the log."""
+    def _note(region: Region, sentence: str) -> None:
+        """Put a sentence into the region's report and, once, into the log."""
         if sentence not in region.notes:
             region.notes.append(sentence)
             log_once(f"region-{sentence}", sentence)
@@ -190,13 +191,13 @@ class Regions(Sink):
             region.copies_watched()
         return bool(wanting)
 
-    def look_after_copies(self, region: Region) -> None:
-        """Watch every copy of this thread where they are sampled otherwise, as long as a region wants that."""
+    def update_copies(self, region: Region) -> None:
+        """Watch every copy of this thread, where copies are sampled, for as long as a region wants that."""
         if self._agent.sensors.copies.can_change and region.ident == threading.get_ident():
             self._agent.watch_copies(self._recorder.threads.current())
 
     def saw_all_copies(self, event: SyncEvent) -> bool:
-        """Whether a region that covers this sync saw all copies, so that this one stands for itself alone."""
+        """Whether a region that covers this sync saw all copies, so that this copy stands for no other one."""
         known = [region for number in event.regions if (region := self._known.get(number)) is not None]
         moment_ns = event.start_ns - self._agent.epoch_ns(0)
         return any(region.saw_all_copies(moment_ns) for region in known)
@@ -204,7 +205,7 @@ class Regions(Sink):
     # --- once a step, and on the agent's thread
 
     def step_ended(self, step: int, lasted_ns: int) -> None:
-        """Tell the budgets of those that are open."""
+        """Move the budgets of the open regions on."""
         for reach in tuple(open_reaches):
             if isinstance(reach, Region):
                 reach.step_ended(step, lasted_ns)
@@ -218,7 +219,7 @@ class Regions(Sink):
         return None
 
     def retire(self, drained_ns: int) -> None:
-        """Let go of regions that have ended and been given all they are owed."""
+        """Forget the regions that have ended and whose syncs have all been delivered."""
         ended = [r for r in tuple(self._known.values()) if r.ended_ns is not None and r.ended_ns < drained_ns]
         if not ended:
             return

@@ -31,7 +31,7 @@ import torch
 
 import syncagent
 from syncagent.events import SyncKind
-from syncagent.runtime import startup
+from syncagent.runtime import agent as runtime_agent
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.registry import SENSORS, SensorSet
@@ -72,7 +72,7 @@ class _OnCpu(ProcessAgent):
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
-        startup.note_without_gpu = lambda **_: None  # there is one: the CPU stands for it
+        runtime_agent.note_without_gpu = lambda **_: None  # there is one: the CPU stands for it
         self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
         key = self.key
 

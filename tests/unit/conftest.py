@@ -88,7 +88,7 @@ def no_settings(monkeypatch, tmp_path):
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
     from syncagent.rules.table import RULES
-    from syncagent.runtime import startup
+    from syncagent.runtime import agent
     from syncagent.sensors import registry
     from syncagent.sensors.base import Conditions
     from syncagent.sensors.kernels import KernelSensor
@@ -108,7 +108,7 @@ def cpu_device(monkeypatch, no_settings, host):
     conditions = Conditions.of
     monkeypatch.setattr(registry, "SENSORS", kinds)
     monkeypatch.setattr(Conditions, "of", lambda settings: replace(conditions(settings), has_cuda=True))
-    monkeypatch.setattr(startup, "note_without_gpu", lambda **_: None)  # there is one: the CPU stands for it
+    monkeypatch.setattr(agent, "note_without_gpu", lambda **_: None)  # there is one: the CPU stands for it
     yield
     while (running := syncagent.current()) is not None:
         syncagent.runtime.process.release(running)

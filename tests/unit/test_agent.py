@@ -36,7 +36,7 @@ def messages(monkeypatch):
             said.append(message)
 
     monkeypatch.setattr(log, "get_logger", Logger)
-    monkeypatch.setattr(syncagent.runtime.saving, "get_logger", Logger)
+    monkeypatch.setattr(syncagent.runtime.handle, "get_logger", Logger)
     return said
 
 

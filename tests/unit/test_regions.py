@@ -47,7 +47,7 @@ def messages(monkeypatch):
         def error(self, message, **_values):
             said.append(message)
 
-    for module in (log, syncagent.runtime.agent, syncagent.runtime.saving, syncagent.telemetry.violations):
+    for module in (log, syncagent.runtime.agent, syncagent.runtime.handle, syncagent.telemetry.violations):
         monkeypatch.setattr(module, "get_logger", Logger)
     return said
 

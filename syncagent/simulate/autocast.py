@@ -125,7 +125,7 @@ def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
 def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
     if not _is_eligible(args[0]):
         return op(*args, **kwargs)
-    if op._overloadname == "Scalar":
+    if op.name().endswith(".Scalar"):
         return aten.norm.ScalarOpt_dtype(*args, **kwargs, dtype=torch.float32)
     return aten.norm.ScalarOpt_dim_dtype(*args, **kwargs, dtype=torch.float32)
 

@@ -29,43 +29,46 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_unconfigure():
-    Server.stop()
+    for server in SERVERS.values():
+        server.stop()
 
 
 class Server:
-    """The program that forks a process for each module; one serves them all."""
+    """A program that imports torch once and forks a process for each module."""
 
-    process = None
-    is_busy = False
+    def __init__(self, *arguments):
+        self.command = [sys.executable, "simulated.py", *arguments]
+        self.process = None
+        self.is_busy = False
 
-    @classmethod
-    def run(cls, tests):
+    def run(self, tests):
         """Start these tests of one module, once those of the last one are over."""
-        if cls.process is None:
-            command = [sys.executable, "simulated.py"]
-            cls.process = subprocess.Popen(
-                command, cwd=INSIDE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.command, cwd=INSIDE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-        while cls.is_busy:
-            cls.receive()
-        cls.is_busy = True
-        cls.process.stdin.write(" ".join(tests) + "\n")
-        cls.process.stdin.flush()
+        while self.is_busy:
+            self.receive()
+        self.is_busy = True
+        self.process.stdin.write(" ".join(tests) + "\n")
+        self.process.stdin.flush()
 
-    @classmethod
-    def receive(cls):
+    def receive(self):
         """What the process says next."""
-        line = json.loads(cls.process.stdout.readline() or '{"ended": "with the process that forks it"}')
-        cls.is_busy = "ended" not in line
+        line = json.loads(self.process.stdout.readline() or '{"ended": "with the process that forks it"}')
+        self.is_busy = "ended" not in line
         return line
 
-    @classmethod
-    def stop(cls, *, now=False):
-        process, cls.process, cls.is_busy = cls.process, None, False
+    def stop(self, *, now=False):
+        process, self.process, self.is_busy = self.process, None, False
         if process is not None:
             if now:
                 process.kill()
             process.communicate()
+
+
+SERVERS = {"in_life.py": Server()}  # it looks at what torch imports while the device is there
+WARM = SERVERS["others"] = Server("warm")
 
 
 class InnerModule(pytest.File):
@@ -73,6 +76,7 @@ class InnerModule(pytest.File):
 
     def collect(self):
         self.results = None
+        self.server = SERVERS.get(self.path.name, WARM)
         for node in ast.parse(self.path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 yield InnerTest.from_parent(self, name=node.name, line=node.lineno)
@@ -82,9 +86,9 @@ class InnerModule(pytest.File):
         if self.results is None:
             self.results, self.finished, self.ended = {}, set(), None
             chosen = [item.name for item in self.session.items if item.parent is self]
-            Server.run(f"{self.path.name}::{each}" for each in chosen)
+            self.server.run(f"{self.path.name}::{each}" for each in chosen)
         while name not in self.finished and self.ended is None:
-            line = Server.receive()
+            line = self.server.receive()
             if "test" in line:
                 self.results.setdefault(line["test"].partition("[")[0], []).append(line)
             elif "finished" in line:
@@ -112,7 +116,7 @@ class InnerTest(pytest.Item):
         except InnerFailure:
             raise
         except BaseException:  # nothing that comes later would be this process's own
-            Server.stop(now=True)
+            self.parent.server.stop(now=True)
             raise
         failed = [result for result in results if result["outcome"] == "failed"]
         if failed:

@@ -2,10 +2,12 @@
 
 As a program it imports torch once and forks a process for each line on its standard input: the names of tests of one
 module.  In that process it is a plugin of pytest that installs the device and reports each test as a line of JSON.
+With the argument ``warm`` it also imports what torch would import at the first call on a simulated tensor.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -84,8 +86,9 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 def _serve():
-    import torch  # noqa: F401 - before the fork, since it takes seconds
-
+    for name in ("torch", *(("torch._dynamo", "torch.distributed.tensor") if "warm" in sys.argv else ())):
+        importlib.import_module(name)  # before the fork, since it takes seconds
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take seconds, too
     results = os.dup(sys.stdout.fileno())
     os.environ[RESULTS_FD] = str(results)
     null = os.open(os.devnull, os.O_RDWR)
@@ -94,7 +97,7 @@ def _serve():
         if not child:
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
-            options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "simulated"]
+            options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "simulated"]
             os._exit(pytest.main([*options, *line.split()]))
         _send(ended=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tokenize
 from typing import TYPE_CHECKING, NamedTuple
 
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 from syncagent.support.reading import source_lines
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
                 first, last = start[0] + begin - 1, token.start[0] + begin - 1
                 found.append(Statement(first, last, _text(lines, first, last, start[1], comments, begin)))
                 start, comments = None, {}
-                breathe()
+                yield_gil()
             elif start is None and kind not in _SKIPPED and kind != tokenize.NEWLINE:
                 outermost = depth if outermost is None else outermost
                 if has_head and depth <= outermost and begin > 1:

@@ -11,10 +11,11 @@ import os
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
-from syncagent.delivery.folder import DIRECTORY, file_path, is_off, make_directory, own_temporary_folder, remove_old
+from syncagent.delivery.folder import DIRECTORY, make_directory, own_temporary_folder, remove_old
+from syncagent.delivery.sink import Sink
 from syncagent.report import origins, places
 from syncagent.report.captured import SUMS, VERSION
 from syncagent.report.decode import encode
@@ -22,17 +23,16 @@ from syncagent.report.model import SCHEMA
 from syncagent.report.summary import Since
 from syncagent.support import storage
 from syncagent.support.log import log_once
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from syncagent.events import StepRecord, SyncEvent
-    from syncagent.report.model import RunInfo, SensorStatus
-    from syncagent.report.summary import Changes, Summary
+    from syncagent.delivery.sink import Source
+    from syncagent.report.summary import Changes, Facts, Summary
 
-__all__ = ["Capture", "Facts", "build"]
+__all__ = ["Capture"]
 
 MAX_BYTES = 16 * 1024 * 1024
 _INTERVAL_S = 1.0
@@ -43,24 +43,8 @@ _EVENTS_AT_ONCE = 200
 _MOST_EVENTS = 10_000
 
 
-class Facts(NamedTuple):
-    """What a report has besides the sums."""
-
-    run: RunInfo
-    sensors: tuple[SensorStatus, ...]
-    dropped: int
-    notes: Sequence[str]
-
-
-def build(setting: str | None, mode: int, *, by_default: bool) -> Capture | None:
-    """The capture that the setting asks for, if any."""
-    if is_off(setting) or (setting is None and not by_default):
-        return None
-    return Capture(file_path("capture", setting), mode=mode)
-
-
-class Capture:
-    """A sink that writes what the summary has added up; the agent's thread calls ``tick`` several times a second.
+class Capture(Sink):
+    """Writes what the summary has added up; the agent's thread calls ``tick`` several times a second.
 
     Nothing is written before the first sync.  A file that is full is written anew, without the older syncs and steps.
     What goes wrong is raised once, and then it is off.
@@ -72,9 +56,8 @@ class Capture:
         self._wanted = path
         self._mode = mode
         self._max_bytes = max_bytes
-        self.summary: Summary | None = None
-        """The agent's; nothing is written without one."""
-        self.facts: Callable[[], Facts] | None = None
+        self._summary: Summary | None = None
+        self._facts: Callable[[], Facts] | None = None
         self.path: Path | None = None
         """The file in use; ``None`` until something is written."""
         self._file: int | None = None
@@ -88,11 +71,8 @@ class Capture:
         self._known: Facts | None = None
         self._part = 0
 
-    def events(self, batch: Sequence[SyncEvent]) -> None:
-        """The summary has them."""
-
-    def step(self, record: StepRecord) -> None:
-        """The summary has it."""
+    def connect(self, source: Source) -> None:
+        self._summary, self._facts = source.summary, source.facts
 
     def flush(self) -> None:
         """Write what is new, whenever that was done last."""
@@ -106,7 +86,7 @@ class Capture:
         try:
             self._due_s = 0.0
             self._update()
-            if self._file is not None:
+            if self._file is not None and not self._is_off:
                 self._write([_line(type="end", t=time.time())])
         finally:
             self._is_off = True
@@ -125,14 +105,14 @@ class Capture:
             self._writing.release()
 
     def _update(self) -> None:
-        summary = self.summary
-        if self._is_off or summary is None or self.facts is None or not summary.recorded:
+        summary = self._summary
+        if self._is_off or summary is None or self._facts is None or not summary.recorded:
             return
         if (self._since.events, self._since.steps) == summary.seen:
             return
         cpu_s = time.thread_time()
         try:
-            self._write_news(summary, self.facts())
+            self._write_news(summary, self._facts())
         except BaseException:
             self._is_off = True
             raise
@@ -228,13 +208,13 @@ class Capture:
                 yield _line(type="site", t=now, site=site, **values, **sums)
             else:
                 yield _line(type="sums", t=now, site=site, **sums)
-            breathe()
+            yield_gil()
         for event in changes.events[-most:]:
             yield _line(type="event", **encode(event))
-            breathe()
+            yield_gil()
         for step in changes.step_times[-most:]:
             yield _line(type="step", **encode(step))
-            breathe()
+            yield_gil()
         yield _line(
             type="totals", t=now, duration_s=facts.run.duration_s, steps=changes.steps, step_ms=changes.step_ms,
             step_stall_ms=changes.step_stall_ms, stalled_ms=changes.stalled_ms, events=self._since.events,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from syncagent.delivery.sink import Sink
 from syncagent.support import stderr
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _FIRST_S = 60.0
 _EVERY_S = 10.0
 
 
-class Progress:
+class Progress(Sink):
     """Rewrites one line every ten seconds once a run has lasted a minute; writes nothing where stderr is no terminal.
 
     The cursor is left at the start of the line, so that whatever the program prints next covers it.
@@ -42,9 +43,6 @@ class Progress:
     def step(self, record: StepRecord) -> None:  # noqa: ARG002 - only that there was one
         self._steps += 1
         self._show()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     def close(self) -> None:
         """Wipe the line."""

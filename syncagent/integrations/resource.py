@@ -9,7 +9,7 @@ from opentelemetry.sdk.resources import Resource, ResourceDetector
 
 from syncagent.attribution import ranks
 from syncagent.telemetry import semconv
-from syncagent.telemetry.step_ids import whose
+from syncagent.telemetry.step_ids import process_identity
 
 __all__ = ["RankDetector"]
 
@@ -19,4 +19,4 @@ class RankDetector(ResourceDetector):
 
     def detect(self) -> Resource:
         rank = ranks.read().rank
-        return Resource({**({} if rank is None else {semconv.RANK: rank}), **whose().attributes})
+        return Resource({**({} if rank is None else {semconv.RANK: rank}), **process_identity().attributes})

@@ -10,17 +10,17 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from syncagent.events import Phase, SyncKind
-from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
-from syncagent.support.pace import breathe
+from syncagent.events import CallSite, Phase, SyncKind
+from syncagent.report.model import EventRow, OpRow, OpShare, Report, SiteRow, StepRow, Totals
+from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from syncagent.events import CallSite, OpCount, StepRecord, SyncEvent
+    from syncagent.events import OpCount, StepRecord, SyncEvent
     from syncagent.report.model import Overhead, RunInfo, SensorStatus
 
-__all__ = ["OTHER", "Changes", "Since", "Summary"]
+__all__ = ["OTHER", "Changes", "Facts", "Since", "Summary"]
 
 T = TypeVar("T")
 
@@ -36,9 +36,7 @@ _Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
 class Summary:
-    """A sink that adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
-
-    name = "summary"
+    """Adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
 
     def __init__(
         self,
@@ -97,12 +95,6 @@ class Summary:
             self._pending.clear()
             self._pending.extend(later)
 
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open; a report can still be made."""
-
     def newest(self) -> tuple[SyncEvent, ...]:
         """The newest syncs, oldest of them first."""
         with self._lock:
@@ -131,45 +123,36 @@ class Summary:
         """
         from syncagent.report.model import Overhead
 
-        with self._lock:
-            sites = [site.copy() for site in self._sites.values()]
-            newest, step_times = list(self._newest), tuple(self._step_times)
-            steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
-            training_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
-        rows = tuple(site.row(steps, exact) for site in sites)
+        sites, now = self._changes(Since())
         op_rows = _op_rows(ops, sites, run.duration_s * 1e3)
-        seen = sum(site.seen for site in sites)
-        folded = next((row.count for row in rows if row.op == OTHER), 0)
+        seen, steps, exact = sum(site.seen for site in sites), now.steps, now.steps_exact
+        kept_events, kept_steps = len(now.events), len(now.step_times)
+        folded = next((row.count for row in now.sites if row.op == OTHER), 0)
         left_out = [
             folded and f"{folded:,} syncs at sites beyond the first {self._max_sites:,} are in one row, {OTHER!r}",
-            seen > len(newest) and f"the time line has the newest {len(newest):,} of {seen:,} syncs; the sums have all",
-            steps > len(step_times)
-            and f"the time line has the newest {len(step_times):,} of {steps:,} steps; the sums have all",
+            seen > kept_events and f"the time line has the newest {kept_events:,} of {seen:,} syncs; the sums have all",
+            steps > kept_steps and f"the time line has the newest {kept_steps:,} of {steps:,} steps; the sums have all",
             len(op_rows) > self._max_ops
             and f"of {len(op_rows):,} ops, the {self._max_ops:,} that took most host time are kept",
             not exact and f"a step had more than {_PENDING:,} syncs, so no stall is given as a share of step time",
         ]
-        notes = (*notes, *(note for note in left_out if note))
         return Report(
             run=replace(run, steps=steps),
             sensors=tuple(sensors),
             overhead=overhead or Overhead(None, None),
             dropped=dropped,
             totals=Totals(
-                syncs=sum(row.count for row in rows),
-                stall_ms=sum(row.stall_ms for row in rows),
-                stall_share=min(training_ns / 1e9 / run.duration_s, 1.0) if run.duration_s > 0 else 0.0,
-                step_ms=step_ns / 1e6 if steps > 1 else None,
-                step_stall_ms=sum(site.step_ns for site in sites) / 1e6 if steps > 1 and exact else None,
+                syncs=sum(row.count for row in now.sites),
+                stall_ms=sum(row.stall_ms for row in now.sites),
+                stall_share=min(now.stalled_ms / 1e3 / run.duration_s, 1.0) if run.duration_s > 0 else 0.0,
+                step_ms=now.step_ms,
+                step_stall_ms=now.step_stall_ms,
             ),
-            sites=rows,
+            sites=tuple(now.sites),
             ops=op_rows[: self._max_ops],
-            notes=notes,
-            events=tuple(
-                EventRow(site, event.start_ns, event.stall_ns, event.step, event.thread, event.rank)
-                for event, site in newest
-            ),
-            step_times=step_times,
+            notes=(*notes, *(note for note in left_out if note)),
+            events=tuple(now.events),
+            step_times=tuple(now.step_times),
         )
 
     @property
@@ -179,6 +162,10 @@ class Summary:
 
     def changes(self, since: Since) -> Changes:
         """What is new since the last time; ``since`` is kept by the caller, and brought up to date."""
+        return self._changes(since)[1]
+
+    def _changes(self, since: Since) -> tuple[list[_Site], Changes]:
+        """The same, with copies of the sites that have changed."""
         with self._lock:
             sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
             since.sites.update((site.id, site.sums()) for site in sites)
@@ -192,12 +179,13 @@ class Summary:
         rows = []
         for site in sites:
             rows.append(site.row(steps, exact))
-            breathe()
-        return Changes(
+            yield_gil()
+        return sites, Changes(
             sites=rows,
             events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],
             step_times=step_times,
             steps=steps,
+            steps_exact=exact,
             step_ms=step_ns / 1e6 if steps > 1 else None,
             step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
             stalled_ms=stalled_ns / 1e6,
@@ -239,6 +227,15 @@ class Since:
     steps: int = 0
 
 
+class Facts(NamedTuple):
+    """What a report has besides the sums."""
+
+    run: RunInfo
+    sensors: tuple[SensorStatus, ...]
+    dropped: int
+    notes: Sequence[str]
+
+
 class Changes(NamedTuple):
     """What has changed in a summary: whole rows, and the events and steps that are new and still kept."""
 
@@ -246,6 +243,8 @@ class Changes(NamedTuple):
     events: list[EventRow]
     step_times: list[StepRow]
     steps: int
+    steps_exact: bool
+    """Whether the stalls of each step are known; see ``step``."""
     step_ms: float | None
     step_stall_ms: float | None
     stalled_ms: float
@@ -330,7 +329,7 @@ class _Site:
 
     def row(self, steps: int, exact: bool) -> SiteRow:
         first = self.first
-        site = _line(first.site if first else None)
+        site = first.site if first else None
         count = round(self.count)
         op, api, phase = self.longest()
         return SiteRow(
@@ -352,8 +351,8 @@ class _Site:
             id=self.id,
             module=self.module,
             ranges=self.ranges,
-            forward=_line(first.forward_site if first else None),
-            library=_line(first.library_site if first else None),
+            forward=first.forward_site if first else None,
+            library=first.library_site if first else None,
             threads=self.threads,
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
@@ -361,7 +360,7 @@ class _Site:
             statement=site.statement if site else "",
             ops=self.ops(),
             conditional=first.conditional if first else False,
-            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
+            stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
 
 
@@ -375,7 +374,7 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float)
             stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
-        line = _line(op.site) or Line("", 0, "", "")
+        line = op.site or CallSite("", 0, "")
         host_ms = op.host_ns / 1e6
         stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
         rows.append(
@@ -402,10 +401,6 @@ def _last(values: deque[T], count: int) -> list[T]:
 
 def _key(site: CallSite | None) -> Hashable:
     return site and (site.file, site.line)
-
-
-def _line(site: CallSite | None) -> Line | None:
-    return Line(site.file, site.line, site.function, site.source, site.statement) if site else None
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:

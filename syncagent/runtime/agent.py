@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING
 from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.capture.writer import Capture, Facts
 from syncagent.cost.pricing import Pricing
+from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
+from syncagent.delivery.sink import Source
 from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo, SensorStatus
-from syncagent.report.summary import Summary
+from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.regions import Regions
+from syncagent.runtime.sinks import all_sinks
 from syncagent.sensors.sampling import CopySampling
-from syncagent.settings import config
+from syncagent.settings import parsing, schema
 from syncagent.sites import Home, home_of_process
 from syncagent.support import redaction
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger, log_once
-from syncagent.telemetry.violations import ViolationLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from syncagent.events import OpCount, SyncEvent
     from syncagent.recording.records import ThreadState
     from syncagent.runtime.regions import Region
+    from syncagent.settings.schema import PolicyName
 
 __all__ = ["Agent", "no_run"]
 
@@ -47,7 +49,7 @@ __all__ = ["Agent", "no_run"]
 class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
-    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
+    def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
         import torch
 
         from syncagent.sensors import calibration
@@ -83,14 +85,12 @@ class Agent:
         self._sampling = CopySampling(on=settings.copies_timed == "sampled")
         self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        if not any(isinstance(sink, ViolationLog) for sink in sinks):
-            sinks = (*sinks, ViolationLog())  # behind the spans, whose ids it names
         self.regions = Regions(self)
         """Those that are open: see :mod:`syncagent.runtime.regions`."""
-        taking: tuple[Sink, ...] = (self._summary, self.regions, *sinks)
-        self._pipeline = Pipeline(self._recorder, taking, self.rank.rank, each_round=self._each_round)
-        self._pipeline.policy_of = self.regions.policy_of
-        self._captures = self._connect(sinks)
+        self._buffers = BufferReader(self._recorder, self.rank.rank, policy_of=self.regions.policy_of)
+        taking = all_sinks(self._summary, self.regions, sinks)
+        self._pipeline = Pipeline(self._buffers, taking, self._faults, self._each_round)
+        self._pipeline.connect(Source(self._buffers.lost, self._weight, self._summary, self._facts))
         self._pricing = Pricing(settings, self._events_since, self._faults)
         self._has_cuda = getattr(torch.version, "cuda", None) is not None
         self._device: str | None = None
@@ -105,18 +105,6 @@ class Agent:
         self._is_gate, self._gave_way = settings.is_gate, False
         self._gate_lifted: list[str] = []
         self.notes: list[str] = list(settings.warnings)
-
-    def _connect(self, sinks: tuple[Sink, ...]) -> list[Capture]:
-        """Give the sinks what they want of the agent's; return the captures among them."""
-        spans = next((sink for sink in sinks if hasattr(sink, "span_of")), None)
-        for sink in sinks:
-            if hasattr(sink, "lost") and hasattr(sink, "scale"):
-                sink.lost, sink.scale = self._pipeline.lost, self._weight
-            if hasattr(sink, "spans"):
-                sink.spans = spans
-            if isinstance(sink, Capture):
-                sink.summary, sink.facts = self._summary, self._facts
-        return [sink for sink in sinks if isinstance(sink, Capture)]
 
     # --- what a program sees
 
@@ -144,7 +132,7 @@ class Agent:
         sensors = self._sensors_or_none()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         no_ops: tuple[OpCount, ...] = ()
-        ops = guard("the count of ops", self._pipeline.ops, no_ops)
+        ops = guard("the count of ops", self._buffers.ops, no_ops)
         run, notes = self._with_gate(run, dropped)
         try:
             return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
@@ -177,8 +165,8 @@ class Agent:
             )
         if self._recorder.set_up:
             notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
-        if self._pipeline.lost:
-            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._pipeline.lost.items()))
+        if self._buffers.lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
         return notes
 
     def gate_cannot_hold(self) -> str | None:
@@ -227,7 +215,7 @@ class Agent:
                 failures.append(f"not hooked: {', '.join(unhooked)}")
         return failures
 
-    def _shared_notes(self, settings: config.Settings) -> list[str]:
+    def _shared_notes(self, settings: schema.Settings) -> list[str]:
         nothing: list[str] = []
         gone = self._faults.guard(
             "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), nothing
@@ -236,9 +224,9 @@ class Agent:
 
     @property
     def _lost(self) -> int:
-        return sum(tuple(self._pipeline.lost.values()))
+        return sum(tuple(self._buffers.lost.values()))
 
-    def _new_policy(self, settings: config.Settings) -> Policy:
+    def _new_policy(self, settings: schema.Settings) -> Policy:
         return Policy(settings, self._recorder, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
@@ -249,9 +237,9 @@ class Agent:
         Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
         which slows the very steps that are to be priced.
         """
-        steps = config.settle("cost_steps", steps)
+        steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
-            raise config.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
+            raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
         self._pricing.ask(steps, begin=1)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
@@ -259,7 +247,7 @@ class Agent:
         return self._summary.since(start_ns)
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> PolicyName:
         """What happens at a sync that nothing allows: ``observe``, ``warn`` or ``raise``.
 
         May be set while the job runs; a value that is not allowed raises :class:`~syncagent.ConfigError`.
@@ -267,10 +255,10 @@ class Agent:
         return self._policy.mode
 
     @policy.setter
-    def policy(self, value: str) -> None:
-        self._change_policy(config.settle("policy", value), "the program")
+    def policy(self, value: PolicyName) -> None:
+        self._change_policy(schema.parse("policy", value), "the program")
 
-    def _change_policy(self, policy: str, by: str) -> None:
+    def _change_policy(self, policy: PolicyName, by: str) -> None:
         before = self._policy.mode
         if policy == before:
             return
@@ -291,12 +279,6 @@ class Agent:
 
     def _each_round(self) -> None:
         self._remote.poll()
-        for capture in tuple(self._captures):
-            try:
-                capture.tick()
-            except Exception as error:
-                self._captures.remove(capture)
-                self._faults.add("the capture", error)
         self.regions.retire(self._pipeline.drained_ns)
         if time.monotonic() >= self._rank_due_s:
             self._rank_due_s = time.monotonic() + _SELDOM_S
@@ -308,7 +290,7 @@ class Agent:
             return
         try:
             self.rank = _rank_by_now()
-            self._pipeline.rank = self.rank.rank
+            self._buffers.rank = self.rank.rank
         except Exception as error:
             self._seeks_rank = False
             self._faults.add("the rank", error)
@@ -470,7 +452,7 @@ class Agent:
         except AttributeError:
             state = self._recorder.thread_state()
         state.trains = True
-        self._pipeline.steps.append((step, start_ns, end_ns, self._recorder.user_context()))
+        self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)

@@ -18,12 +18,13 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
-from syncagent.settings import config
+from syncagent.settings import schema
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.model import Report
     from syncagent.runtime.agent import Agent
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Region", "Regions"]
 
@@ -100,15 +101,15 @@ class Region(Reach):
         return self._policy
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> PolicyName:
         """What happens at a sync in here that nothing allows: ``observe``, ``warn`` or ``raise``; may be set."""
         if self.judges:
             return self._policy.mode
         return self.outer.policy if isinstance(self.outer, Region) else self._agent.policy
 
     @policy.setter
-    def policy(self, value: str) -> None:
-        self._policy.mode = config.settle("policy", value)
+    def policy(self, value: PolicyName) -> None:
+        self._policy.mode = schema.parse("policy", value)
         self.judges = True
         if self._was_gate and not self.is_gate:
             self.gaps.append(f"the policy was changed to {self._policy.mode} by the program")
@@ -241,7 +242,7 @@ class Region(Reach):
             self._policy.budgets.step_ended(step, lasted_ns)
 
 
-class Regions:
+class Regions(Sink):
     """The regions of one agent; as a sink, it hands each of them what belongs to it."""
 
     name = "regions"
@@ -334,7 +335,7 @@ class Regions:
         """Say which settings were asked for and are not applied."""
         asked, agent = region.settings, self._agent.settings
         wraps = "ops" if agent.wraps_every_op else "syncs"
-        pairs = [("detail", asked.detail, wraps)]
+        pairs: list[tuple[str, object, object]] = [("detail", asked.detail, wraps)]
         pairs += [(name, getattr(asked, name), getattr(agent, name)) for name in _SHARED]
         if agent.copies_timed == "off" or asked.copies != "all":  # sampled copies can all be watched in a region
             pairs.append(("copies", asked.copies, agent.copies_timed))
@@ -400,7 +401,7 @@ class Regions:
     def saw_all_copies(self, event: SyncEvent) -> bool:
         """Whether a region that covers this sync saw all copies, so that this one stands for itself alone."""
         known = [region for number in event.regions if (region := self._known.get(number)) is not None]
-        moment_ns = event.start_ns - self._agent._pipeline.epoch_ns(0)
+        moment_ns = event.start_ns - self._agent._buffers.epoch_ns(0)
         return any(region.saw_all_copies(moment_ns) for region in known)
 
     # --- once a step, and on the agent's thread
@@ -449,16 +450,10 @@ class Regions:
 
     def step(self, record: StepRecord) -> None:
         for region in tuple(self._known.values()):
-            began_ns = self._agent._pipeline.epoch_ns(region.began_ns)
+            began_ns = self._agent._buffers.epoch_ns(region.began_ns)
             ended_ns = self._ended_ns(region)
             if record.end_ns >= began_ns and (ended_ns is None or record.end_ns <= ended_ns):
                 region.step(record, began_ns)
 
     def _ended_ns(self, region: Region) -> int | None:
-        return None if region.ended_ns is None else self._agent._pipeline.epoch_ns(region.ended_ns)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open; reports can still be made."""
+        return None if region.ended_ns is None else self._agent._buffers.epoch_ns(region.ended_ns)

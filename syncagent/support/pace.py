@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 
-__all__ = ["STRETCH_NS", "breathe", "keep_pace"]
+__all__ = ["STRETCH_NS", "keep_pace", "yield_gil"]
 
 STRETCH_NS = 80_000
 _PAUSE_S = 0.000_05
@@ -29,7 +29,7 @@ _pace = _Pace()
 
 
 def keep_pace(stretch_ns: int = STRETCH_NS) -> None:
-    """Say that this thread is the agent's own: from now on :func:`breathe` pauses it after stretches so long.
+    """Say that this thread is the agent's own: from now on :func:`yield_gil` pauses it after stretches so long.
 
     Each pause hands the interpreter over twice: where there is little to do, and seldom, a longer stretch costs less in
     all.
@@ -38,7 +38,7 @@ def keep_pace(stretch_ns: int = STRETCH_NS) -> None:
     _pace.began_ns = _now()
 
 
-def breathe() -> None:
+def yield_gil() -> None:
     """Let others run if this stretch of work has been long enough; nothing on a thread that is not the agent's.
 
     Stands between two pieces of work that take up to 0.2 ms each.

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncagent.delivery.folder import file_path, make_directory
+from syncagent.delivery.folder import make_directory
 from syncagent.support.log import log_once
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
 from syncagent.support.storage import DEFAULT_MODE, append_alone
 
 if TYPE_CHECKING:
@@ -25,16 +25,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExportResult
     from opentelemetry.trace import Link, SpanContext
 
-__all__ = ["JournalExporter", "encode", "journal_path"]
+__all__ = ["JournalExporter", "encode"]
 
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
 """Spans in a line: about as many as are encoded without a pause."""
-
-
-def journal_path(setting: str | None = None) -> Path:
-    """Where the journal goes; see :func:`file_path`."""
-    return file_path("journal", setting)
 
 
 class JournalExporter:
@@ -73,7 +68,7 @@ class JournalExporter:
                 few = spans[first : first + _FEW]
                 self._write(json.dumps(encode(few), separators=(",", ":"), allow_nan=False).encode() + b"\n")
                 self._spans += len(few)
-                breathe()
+                yield_gil()
         except Exception as error:
             self.failed_writes += 1
             log_once("journal", "the journal lacks spans", path=self.path or self._wanted, reason=error)
@@ -269,5 +264,5 @@ def _count_spans(path: Path) -> int:
         count = 0
         for line in stream:
             count += line.count(b'"startTimeUnixNano":')
-            breathe()
+            yield_gil()
     return count

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.metrics.export import MetricExportResult
 
-from syncagent.support.pace import breathe, keep_pace
+from syncagent.support.pace import keep_pace, yield_gil
+from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.answers import Answers
 from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
-from syncagent.telemetry.randomness import keep_apart, mark_thread
+from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class MetricSender:
     """Exports what ``collect`` returns every ``interval_s``.
 
     Each export has everything since the start, so that one that fails costs nothing but the time until the next; one is
-    left out while the other side has asked to be left alone (``answers``).
+    left out while the other side has asked to be left alone (``responses``).
     ``on_trouble`` is called at most once, with a reason: when exports have failed for a while, or the last one did.
     In a forked child it does nothing: what was counted is the parent's.
     """
@@ -50,11 +50,11 @@ class MetricSender:
         *,
         interval_s: float = 60.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
-        answers: Answers | None = None,
+        responses: CollectorResponses | None = None,
     ) -> None:
-        self._answers = answers if answers is not None else Answers()
+        self._responses = responses if responses is not None else CollectorResponses()
         self._exporter = exporter
-        keep_apart()
+        isolate_opentelemetry()
         self._collect = collect
         self._interval_s = interval_s
         self._pid = os.getpid()
@@ -99,7 +99,7 @@ class MetricSender:
     def _work(self) -> None:
         # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_thread()
+        mark_agent_thread()
         overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()
@@ -109,10 +109,10 @@ class MetricSender:
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closing, self._interval_s)
                     is_last = self._is_closing
-                pause_s = self._answers.left_s()
+                pause_s = self._responses.retry_after_s()
                 if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
                     time.sleep(pause_s)
-                if not self._answers.left_s():
+                if not self._responses.retry_after_s():
                     self._send()
         finally:
             with self._changed:
@@ -142,9 +142,9 @@ class MetricSender:
             self._trouble.tell(reason)
 
     def _export(self, part: MetricsData) -> bool:
-        breathe()
+        yield_gil()
         is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
-        refused, why = self._answers.refused()
+        refused, why = self._responses.take_rejected()
         if refused:
             self._trouble.tell(f"it does not take some: {why}")
         return is_sent

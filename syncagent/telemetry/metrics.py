@@ -12,18 +12,20 @@ import time
 import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
+from syncagent.delivery.sink import Sink
 from syncagent.events import Phase
-from syncagent.support.pace import breathe
+from syncagent.support.pace import yield_gil
+from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.telemetry import semconv
-from syncagent.telemetry.randomness import keep_apart
+from syncagent.telemetry.attributes import AttributeSanitizer
 from syncagent.telemetry.series import Series, SeriesTable
-from syncagent.telemetry.texts import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
     from opentelemetry.util.types import AttributeValue
 
+    from syncagent.delivery.sink import Source
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.telemetry.spans import SpanSink
 
@@ -74,7 +77,7 @@ class _Snapshot:
     time_ns: int = field(default_factory=time.time_ns)
 
 
-class MetricSink:
+class MetricSink(Sink):
     """Counts each sync once, whether it has a span or not.
 
     A series is one op, kind, phase and line, allowed or not, against the policy or not.  ``max_series`` have theirs
@@ -96,16 +99,19 @@ class MetricSink:
     name = "metrics"
 
     def __init__(
-        self, meter_provider: MeterProvider | None = None, *, max_series: int = 200, exemplars: bool = True
+        self,
+        meter_provider: MeterProvider | None = None,
+        *,
+        spans: SpanSink | None = None,
+        max_series: int = 200,
+        exemplars: bool = True,
     ) -> None:
         """``exemplars`` is about the agent's own histograms: those of a meter provider go by its filter."""
         self._has_exemplars = exemplars
-        self.lost: Mapping[str, int] = {}
-        """What was dropped, by reason; the agent's own account."""
-        self.scale: Callable[[SyncEvent], float] | None = None
-        """How many syncs an event stands for where only some were recorded."""
-        self.texts = Texts()
-        self.spans: SpanSink | None = None
+        self._lost: Mapping[str, int] = {}
+        self._scale: Callable[[SyncEvent], float] | None = None
+        self.sanitizer = AttributeSanitizer()
+        self.spans = spans
         """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
         self.spans_lost: Callable[[], Mapping[str, int]] = dict
         """How many spans did not arrive, by reason."""
@@ -130,11 +136,14 @@ class MetricSink:
 
     # --- a sink's part
 
+    def connect(self, source: Source) -> None:
+        self._lost, self._scale = source.lost, source.scale
+
     def events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
             count = event.repeats
             total_s = max(event.stall_ns, 0) / 1e9
-            if self.scale is not None and (weight := self.scale(event)) != 1.0:
+            if self._scale is not None and (weight := self._scale(event)) != 1.0:
                 count, total_s = round(count * weight), total_s * weight
             if count < 1:
                 continue
@@ -154,7 +163,7 @@ class MetricSink:
                 context = _context_of(span, event.user_context)
                 for _ in range(min(count, _RECORDS_MAX)):
                     self._stall_histogram.record(total_s / count, series.attributes, context)
-                    breathe()
+                    yield_gil()
 
     def step(self, record: StepRecord) -> None:
         duration_ns = max(record.end_ns - record.start_ns, 0)
@@ -175,14 +184,11 @@ class MetricSink:
         if self._step_histogram is not None:
             self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
 
-    def flush(self) -> None:
-        """Nothing is held back: whoever exports asks."""
-
     def close(self) -> None:
         """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
         with self._lock:
-            self._lost_before, self.lost = self._dropped(), {}
-            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.texts.cut
+            self._lost_before, self._lost = self._dropped(), {}
+            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.sanitizer.cut
             self.spans = None
             self._has_begun = False
             self._thread_ns.clear()
@@ -218,14 +224,10 @@ class MetricSink:
         from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
 
         metrics = [
-            self._counter(_DROPPED, _by({_FULL: 0} | now.dropped), now.time_ns),
-            self._counter(_FOLDED, [({}, now.folded)], now.time_ns),
-            self._counter(_CUT, [({}, now.cut)], now.time_ns),
+            _sum(about, [NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
+            for about, values in _counters(now).items()
+            if values
         ]
-        if now.withheld:
-            metrics.append(self._counter(_SPANS_WITHHELD, _by(now.withheld), now.time_ns))
-        if now.spans_lost:
-            metrics.append(self._counter(_SPANS_DROPPED, _by(now.spans_lost), now.time_ns))
         if now.steps.count:
             metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
         if now.ratio is not None:
@@ -233,13 +235,6 @@ class MetricSink:
             points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
             metrics.append(Metric(name, description, unit, Gauge(points)))
         return metrics
-
-    def _counter(
-        self, about: tuple[str, str, str], values: Iterable[tuple[dict[str, AttributeValue], int]], now_ns: int
-    ) -> Metric:
-        from opentelemetry.sdk.metrics.export import NumberDataPoint
-
-        return _sum(about, [NumberDataPoint(labels, self._began_ns, now_ns, value) for labels, value in values])
 
     def _instruments(self, provider: MeterProvider) -> None:
         from opentelemetry.metrics import Observation
@@ -253,24 +248,13 @@ class MetricSink:
             now = self._snapshot().ratio
             return [] if now is None else [Observation(now)]
 
-        def dropped(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _by({_FULL: 0} | self._snapshot().dropped)]
-
-        def folded(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(self._table.folded)]
-
-        def cut(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(self._snapshot().cut)]
-
-        def withheld(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _by(self._snapshot().withheld)]
+        def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for labels, value in _counters(self._snapshot())[about]]
 
         meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
-        meter.create_observable_counter(_DROPPED[0], [dropped], _DROPPED[1], _DROPPED[2])
-        meter.create_observable_counter(_FOLDED[0], [folded], _FOLDED[1], _FOLDED[2])
-        meter.create_observable_counter(_CUT[0], [cut], _CUT[1], _CUT[2])
-        meter.create_observable_counter(_SPANS_WITHHELD[0], [withheld], _SPANS_WITHHELD[1], _SPANS_WITHHELD[2])
+        for about in (_DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
+            meter.create_observable_counter(about[0], [partial(counted, about)], about[1], about[2])
         self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
         self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
 
@@ -282,7 +266,7 @@ class MetricSink:
         key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
 
         def describe() -> dict[str, AttributeValue]:
-            return self.texts.present(
+            return self.sanitizer.clean(
                 {
                     semconv.OP: event.op,
                     semconv.KIND: event.kind.value,
@@ -298,7 +282,7 @@ class MetricSink:
         return self._table.of(key, count, describe)
 
     def _dropped(self) -> dict[str, int]:
-        return dict(Counter(self._lost_before) + Counter(self.lost))
+        return dict(Counter(self._lost_before) + Counter(self._lost))
 
     def _withheld(self) -> dict[str, int]:
         withheld = Counter(self._withheld_before)
@@ -306,7 +290,7 @@ class MetricSink:
         return dict(withheld)
 
     def _cut(self) -> int:
-        return self._cut_before + self.texts.cut + (0 if self.spans is None else self.spans.texts.cut)
+        return self._cut_before + self.sanitizer.cut + (0 if self.spans is None else self.spans.sanitizer.cut)
 
     def _snapshot(self) -> _Snapshot:
         with self._lock:
@@ -326,7 +310,7 @@ class MetricSink:
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
 
 
-def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
+def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = None) -> MetricSink | None:
     """The sink for a meter provider of the program's, or else for its global one, if it has set that.
 
     The same for each watch: an instrument can be registered once, and counts must not start anew.
@@ -340,9 +324,21 @@ def of_program(provider: MeterProvider | None = None) -> MetricSink | None:
         return None
     sink = _of_programs.get(provider)
     if sink is None:
-        keep_apart()
+        isolate_opentelemetry()
         sink = _of_programs[provider] = MetricSink(provider)
+    sink.spans = spans
     return sink
+
+
+def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str, AttributeValue], int]]]:
+    """The counters beside the syncs' own, each with its values by attributes."""
+    return {
+        _DROPPED: _by({_FULL: 0} | now.dropped),
+        _FOLDED: [({}, now.folded)],
+        _CUT: [({}, now.cut)],
+        _SPANS_WITHHELD: _by(now.withheld),
+        _SPANS_DROPPED: _by(now.spans_lost),
+    }
 
 
 def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
@@ -388,5 +384,5 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
                 ],
             )
         )
-        breathe()
+        yield_gil()
     return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))

@@ -183,10 +183,7 @@ def check(environ: Mapping[str, str]) -> None:
     _check_batches(SPAN_BATCHES, environ)
     if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey([_RATIO], environ)
-    if exporter(environ) == "otlp":
-        protocol(environ)
-        endpoint(environ)
-        _obey(_otlp_rules(TRACES), environ)
+    _check_otlp(TRACES, environ)
 
 
 def check_resource(environ: Mapping[str, str]) -> None:
@@ -197,10 +194,7 @@ def check_resource(environ: Mapping[str, str]) -> None:
 def check_metrics(environ: Mapping[str, str]) -> None:
     """The same for the variables of metrics."""
     _obey(_METRICS, environ)
-    if exporter(environ, METRICS) == "otlp":
-        protocol(environ, METRICS)
-        endpoint(environ, METRICS)
-        _obey(_otlp_rules(METRICS), environ)
+    _check_otlp(METRICS, environ)
     if exporter(environ, METRICS) == PROMETHEUS:
         _obey(_SCRAPED, environ)
 
@@ -210,9 +204,14 @@ def check_logs(environ: Mapping[str, str]) -> None:
     _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
     if exporter(environ, LOGS) == "otlp":
         _check_batches(LOG_BATCHES, environ)
-        protocol(environ, LOGS)
-        endpoint(environ, LOGS)
-        _obey(_otlp_rules(LOGS), environ)
+    _check_otlp(LOGS, environ)
+
+
+def _check_otlp(signal: str, environ: Mapping[str, str]) -> None:
+    if exporter(environ, signal) == "otlp":
+        protocol(environ, signal)
+        endpoint(environ, signal)
+        _obey(_otlp_rules(signal), environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:

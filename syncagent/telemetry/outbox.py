@@ -18,10 +18,10 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from syncagent.support.pace import keep_pace
+from syncagent.support.randomness import SystemIdGenerator, isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.answers import Answers
-from syncagent.telemetry.complaints import in_words
-from syncagent.telemetry.randomness import OwnIds, keep_apart, mark_thread
+from syncagent.telemetry.exporter_errors import explain_error
+from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ class Trouble:
                 return
             self._has_told = True
             reason = self._complaint or reason
-        self._on_trouble(in_words(reason))
+        self._on_trouble(explain_error(reason))
 
 
 class Outbox(SpanProcessor):
@@ -94,7 +94,7 @@ class Outbox(SpanProcessor):
 
     ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
     at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
-    be left alone (``answers``) nothing is sent, and what it refused meanwhile is sent again later.
+    be left alone (``responses``) nothing is sent, and what it refused meanwhile is sent again later.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class Outbox(SpanProcessor):
         max_batch: int = 32,
         delay_s: float = 5.0,
         on_trouble: Callable[[str], None] = lambda _reason: None,
-        answers: Answers | None = None,
+        responses: CollectorResponses | None = None,
     ) -> None:
-        self._answers = answers if answers is not None else Answers()
+        self._responses = responses if responses is not None else CollectorResponses()
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -139,7 +139,7 @@ class Outbox(SpanProcessor):
     def _start(self) -> None:
         # The exporter's loggers exist once its modules are imported.
         exporter = self._make_exporter()
-        keep_apart()
+        isolate_opentelemetry()
         self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
         self._thread.start()
 
@@ -212,7 +212,7 @@ class Outbox(SpanProcessor):
     def _work(self, exporter: Exporter) -> None:
         # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_thread()
+        mark_agent_thread()
         overheard = _Overheard(self._trouble.overhear)
         overheard.attach()
         keep_pace()
@@ -233,7 +233,7 @@ class Outbox(SpanProcessor):
                     return []
                 wait_s = self._due - time.monotonic() if self._queue else None
                 is_due = self._is_closing or self._flushing or len(self._queue) >= self._max_batch
-                pause_s = self._answers.left_s()
+                pause_s = self._responses.retry_after_s()
                 if wait_s is not None and pause_s > 0:
                     wait_s = max(pause_s, 0.0 if is_due else wait_s)
                 elif wait_s is not None and (is_due or wait_s <= 0):
@@ -254,7 +254,7 @@ class Outbox(SpanProcessor):
                 return  # counted when it was given up
             self._sending, is_lost = 0, False
             if is_sent:
-                refused, why = self._answers.refused()
+                refused, why = self._responses.take_rejected()
                 refused = min(refused, len(batch))
                 self._exported += len(batch) - refused
                 self._failed += refused
@@ -270,7 +270,7 @@ class Outbox(SpanProcessor):
 
     def _take_back(self, batch: list[Any]) -> bool:
         """Queue again what the other side wants later; say whether all of it could be."""
-        room = self._max_queue - len(self._queue) if self._answers.left_s() else 0
+        room = self._max_queue - len(self._queue) if self._responses.retry_after_s() else 0
         kept = batch[-room:] if room > 0 else []
         self._queue.extendleft(reversed(kept))
         self._failed += len(batch) - len(kept)
@@ -281,7 +281,7 @@ class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
     def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
-        ids: Any = OwnIds()
+        ids: Any = SystemIdGenerator()
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None

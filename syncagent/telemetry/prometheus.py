@@ -8,9 +8,10 @@ import threading
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.support.log import get_logger
-from syncagent.support.pace import breathe, keep_pace
+from syncagent.support.pace import keep_pace, yield_gil
 from syncagent.telemetry import otel_env, semconv
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def build_endpoint(
     return ScrapeEndpoint(collect, resource, address)
 
 
-class ScrapeEndpoint:
+class ScrapeEndpoint(Sink):
     """Serves what ``collect`` returns at ``http://host:port/metrics``, from the first sync or step on.
 
     A sink only so as to know when that is: a launcher such as torchrun imports torch and never trains, and would take
@@ -81,9 +82,6 @@ class ScrapeEndpoint:
 
     def step(self, record: StepRecord) -> None:  # noqa: ARG002 - a sink's signature
         self._open()
-
-    def flush(self) -> None:
-        """Nothing is held back: whoever scrapes asks."""
 
     def begin_close(self) -> None:
         """There is no last export to begin."""
@@ -129,7 +127,7 @@ class _Paced(list[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for sample in super().__iter__():
-            breathe()
+            yield_gil()
             yield sample
 
 
@@ -208,7 +206,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         histogram = HistogramMetricFamily(name, description, labels=labels)
         for point in points:
             histogram.add_metric(values(point), _buckets(point), point.sum)
-            breathe()
+            yield_gil()
         return histogram
     if isinstance(first.data, Sum):
         plain: CounterMetricFamily | GaugeMetricFamily = CounterMetricFamily(name, description, labels=labels)
@@ -217,7 +215,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         plain = GaugeMetricFamily(name + ratio, description, labels=labels)
     for point in points:
         plain.add_metric(values(point), point.value)
-        breathe()
+        yield_gil()
     return plain
 
 

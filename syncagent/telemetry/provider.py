@@ -6,6 +6,7 @@ import importlib
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,8 +16,8 @@ from syncagent.support import redaction
 from syncagent.support.log import get_logger, log_once
 from syncagent.support.storage import DEFAULT_MODE
 from syncagent.telemetry import otel_env, semconv
-from syncagent.telemetry.answers import Answers
-from syncagent.telemetry.texts import Texts
+from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
     from syncagent.telemetry.journal import JournalExporter
-    from syncagent.telemetry.metric_sender import MetricSender, Sends
+    from syncagent.telemetry.metric_sender import MetricSender
     from syncagent.telemetry.outbox import AgentTracerProvider, Exporter, Outbox
 
 __all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
@@ -57,7 +58,7 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         said = _without_secrets(said)
         if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
             said[semconv.SERVICE_NAME] = named
-        return Resource(Texts().present({**own, **said}), found.schema_url)
+        return Resource(AttributeSanitizer().clean({**own, **said}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
 
@@ -92,9 +93,9 @@ def build_provider(
             return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
         if chosen == "otlp":
             target = otel_env.endpoint(os.environ)
-            answers = Answers()
-            make = _otlp_exporter(otel_env.protocol(os.environ), answers)
-            outbox = _outbox(make, 5.0, lambda why: _say_lost(target, why), answers)
+            responses = CollectorResponses()
+            make = partial(_exporter, otel_env.TRACES, responses)
+            outbox = _outbox(make, 5.0, partial(_warn_once, otel_env.TRACES, target), responses)
             return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
@@ -129,33 +130,37 @@ def build_metric_sender(
     try:
         from syncagent.telemetry.metric_sender import MetricSender
 
-        answers = Answers()
+        responses = CollectorResponses()
         return MetricSender(
-            _metric_exporter(otel_env.protocol(environ, otel_env.METRICS), answers),
+            _exporter(otel_env.METRICS, responses),
             lambda: collect(resource),
             interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
-            on_trouble=lambda why: _say_metrics_lost(target, why),
-            answers=answers,
+            on_trouble=partial(_warn_once, otel_env.METRICS, target),
+            responses=responses,
         )
     except Exception as error:
         raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
 
 
-def _session(answers: Answers, signal: str) -> dict[str, Any]:
-    """What an exporter is given so that its answers are heard; nothing where the program brings its own sessions."""
-    own = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
-    is_own = any(os.environ.get(name) for name in (own, own.replace("CREDENTIAL", f"{signal}_CREDENTIAL")))
-    return {} if is_own else {"session": answers.session()}
+_EXPORTERS = {
+    otel_env.TRACES: ("trace_exporter", "OTLPSpanExporter"),
+    otel_env.METRICS: ("metric_exporter", "OTLPMetricExporter"),
+    otel_env.LOGS: ("_log_exporter", "OTLPLogExporter"),
+}
+"""The SDK's OTLP exporter of each signal: its module and its class."""
 
 
-def _metric_exporter(protocol: str, answers: Answers) -> Sends:
-    if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
-        module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
-        exporter: Sends = module.OTLPMetricExporter()
-        return exporter
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-
-    return OTLPMetricExporter(**_session(answers, otel_env.METRICS))
+def _exporter(signal: str, responses: CollectorResponses) -> Any:
+    """Make the exporter of a signal; over HTTP its answers are read, unless the program brings its own sessions."""
+    is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
+    module, name = _EXPORTERS[signal]
+    package = f"opentelemetry.exporter.otlp.proto.{'grpc' if is_grpc else 'http'}"
+    own = (
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+        f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{signal}_CREDENTIAL_PROVIDER",
+    )
+    options = {} if is_grpc or any(map(os.environ.get, own)) else {"session": responses.session()}
+    return getattr(importlib.import_module(f"{package}.{module}"), name)(**options)
 
 
 def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
@@ -170,12 +175,13 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
     otel_env.check_logs(environ)
     if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
         return None
-    target, answers = otel_env.endpoint(environ, otel_env.LOGS), Answers()
+    target, responses = otel_env.endpoint(environ, otel_env.LOGS), CollectorResponses()
     try:
         from opentelemetry.sdk._logs import LoggerProvider
 
-        make = _log_exporter(otel_env.protocol(environ, otel_env.LOGS), answers)
-        outbox = _outbox(make, 1.0, lambda why: _say_logs_lost(target, why), answers, otel_env.LOG_BATCHES)
+        make = partial(_exporter, otel_env.LOGS, responses)
+        trouble = partial(_warn_once, otel_env.LOGS, target)
+        outbox = _outbox(make, 1.0, trouble, responses, otel_env.LOG_BATCHES)
         provider = LoggerProvider(resource, shutdown_on_exit=False)
         provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
     except Exception as error:
@@ -190,18 +196,6 @@ class _LogProcessor:
         self.on_emit = self.emit = outbox.put
         self.force_flush = outbox.force_flush
         self.shutdown = outbox.close
-
-
-def _log_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
-    package = "grpc" if protocol == otel_env.GRPC else "http"
-
-    def make() -> Exporter:
-        module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}._log_exporter")
-        session = {} if protocol == otel_env.GRPC else _session(answers, otel_env.LOGS)
-        exporter: Exporter = module.OTLPLogExporter(**session)
-        return exporter
-
-    return make
 
 
 class _Journals:
@@ -229,24 +223,11 @@ class _Journals:
         return None if self._latest is None else self._latest.path
 
 
-def _otlp_exporter(protocol: str, answers: Answers) -> Callable[[], Exporter]:
-    def make() -> Exporter:
-        if protocol == otel_env.GRPC:  # an extra, so not for the type checker to find
-            module = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
-            exporter: Exporter = module.OTLPSpanExporter()
-            return exporter
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter(**_session(answers, otel_env.TRACES))
-
-    return make
-
-
 def _outbox(
     make_exporter: Callable[[], Exporter],
     delay_s: float,
     on_trouble: Callable[[str], None] = lambda _reason: None,
-    answers: Answers | None = None,
+    responses: CollectorResponses | None = None,
     batches: str = otel_env.SPAN_BATCHES,
 ) -> Outbox:
     from syncagent.telemetry.outbox import Outbox
@@ -257,7 +238,7 @@ def _outbox(
         max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
         delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
         on_trouble=on_trouble,
-        answers=answers,
+        responses=responses,
     )
 
 
@@ -273,25 +254,21 @@ _in_trouble: set[str] = set()
 """Hosts of which it has been said that spans do not reach them."""
 
 
-def _say_metrics_lost(target: str, reason: str) -> None:
-    if _host(target) not in _in_trouble:
-        get_logger().warning("metrics do not arrive; training goes on, this is said once", to=target, reason=reason)
+_LOST = {
+    otel_env.TRACES: "spans are being lost",
+    otel_env.METRICS: "metrics do not arrive",
+    otel_env.LOGS: "log records are being lost",
+}
 
 
-def _say_logs_lost(target: str, reason: str) -> None:
-    if _host(target) not in _in_trouble:
-        get_logger().warning(
-            "log records are being lost; training goes on, this is said once", to=target, reason=reason
-        )
-
-
-def _host(target: str) -> str:
-    return urlsplit(target if "://" in target else f"//{target}").hostname or ""
-
-
-def _say_lost(target: str, reason: str) -> None:
-    _in_trouble.add(_host(target))
-    get_logger().warning("spans are being lost; training goes on, this is said once", to=target, reason=reason)
+def _warn_once(signal: str, target: str, reason: str) -> None:
+    """Say that a signal is in trouble; nothing where the same collector's trouble with spans has been reported."""
+    host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
+    if signal == otel_env.TRACES:
+        _in_trouble.add(host)
+    elif host in _in_trouble:
+        return
+    get_logger().warning(f"{_LOST[signal]}; training goes on, this is said once", to=target, reason=reason)
 
 
 def _say_lacking(reason: str) -> None:

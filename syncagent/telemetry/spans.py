@@ -10,11 +10,12 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from syncagent._version import __version__
-from syncagent.support.pace import breathe
+from syncagent.delivery.sink import Sink
+from syncagent.support.pace import yield_gil
 from syncagent.telemetry import semconv
-from syncagent.telemetry.ration import Ration
-from syncagent.telemetry.step_ids import LaidOut, StepIds
-from syncagent.telemetry.texts import Texts
+from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.span_budget import SpanBudget
+from syncagent.telemetry.step_ids import PresetIdGenerator, StepIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from syncagent.events import CallSite, StepRecord, SyncEvent
-    from syncagent.telemetry.step_ids import Whose
+    from syncagent.telemetry.step_ids import ProcessIdentity
 
 __all__ = ["SpanSink"]
 
@@ -49,7 +50,7 @@ _SDK = "opentelemetry.sdk."
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
-class SpanSink:
+class SpanSink(Sink):
     """One trace a training step: ``train.step`` and, inside it, a span for each sync, with the records' own times.
 
     A step's spans are built when its record comes.  They are built earlier, the record's end still to come, when too
@@ -64,7 +65,7 @@ class SpanSink:
       that links to the step: times of children always lie within those of their parents.
     - A sync of a step that has already ended still becomes its child; it may outlive it.
     - The provider's sampler is asked once for a step, before anything is spent on its syncs.
-    - In a long run not every sync has a span, nor every step: see :mod:`syncagent.telemetry.ration`.
+    - In a long run not every sync has a span, nor every step: see :mod:`syncagent.telemetry.span_budget`.
 
     The provider belongs to the caller: it is neither flushed nor shut down here.  Without one, the global provider is
     used, also if it is set later.
@@ -78,28 +79,27 @@ class SpanSink:
         *,
         min_stall_ms: float = 0.0,
         policy: str = "observe",
-        whose: Callable[[], Whose] | None = None,
-        ration: Ration | None = None,
+        identity: Callable[[], ProcessIdentity] | None = None,
+        budget: SpanBudget | None = None,
         version: str = __version__,
     ) -> None:
-        """``whose`` is asked now and then for what stands on every span and for what the trace ids are made from."""
+        """``identity`` is asked now and then for what stands on every span and for what the trace ids are made from."""
         self._provider = tracer_provider
         self._version = version
-        self._laid_out: LaidOut | None = None
+        self._preset_ids: PresetIdGenerator | None = None
         self._takes_all = False
         """The sampler wants every trace that has no parent."""
         self._tracer = self._own_tracer()
-        self._ids = StepIds(whose)
+        self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
-        self.policy = policy
-        """The policy in force, which each span carries."""
-        self.ration = ration if ration is not None else Ration()
-        self.ration.draw = self._ids.trace_id
+        self._policy = policy
+        self.budget = budget if budget is not None else SpanBudget()
+        self.budget.draw = self._ids.trace_id
         self.unsampled = 0
         """Syncs without a span, since the sampler wanted none of their step."""
         self.short = 0
         """Syncs without a span, since they were shorter than ``min_stall_ms``."""
-        self.texts = Texts()
+        self.sanitizer = AttributeSanitizer()
         self._steps: dict[int, _Step] = {}
         self._ended: dict[int, _Step] = {}
         self._held = 0
@@ -120,12 +120,12 @@ class SpanSink:
             if not self._is_sampled(step, event):
                 self.unsampled += event.repeats
                 continue
-            if not self.ration.wants(event):
+            if not self.budget.allows(event):
                 continue
             if late and step.root is None:
-                self.ration.withheld += 1
+                self.budget.withheld += 1
                 continue
-            held = _Held(event, self._lay_out(step, event))
+            held = _Held(event, self._preset_id(step, event))
             if late and step.root is not None:
                 self._emit_sync(step, step.root, held)
                 continue
@@ -139,13 +139,16 @@ class SpanSink:
         self._end_step(record)
         self._ids.ended(record.step)
 
+    def policy_changed(self, policy: str) -> None:
+        self._policy = policy
+
     def span_of(self, record: SyncEvent | StepRecord) -> trace.SpanContext | None:
         """Which span a record has or is about to get: known only for what the latest call handed over."""
         return self._contexts.get(id(record))
 
     def without_span(self) -> dict[str, int]:
         """How many syncs have no span, by reason: with the spans, these are all syncs."""
-        return {"rationed": self.ration.withheld, "not sampled": self.unsampled, "short": self.short}
+        return {"rationed": self.budget.withheld, "not sampled": self.unsampled, "short": self.short}
 
     def flush(self) -> None:
         for step in self._steps.values():
@@ -167,8 +170,8 @@ class SpanSink:
         tracer = provider.get_tracer(semconv.INSTRUMENTATION, self._version)
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
-            self._laid_out = own if isinstance(own, LaidOut) else LaidOut(own)
-            tracer.id_generator = self._laid_out  # type: ignore[attr-defined]
+            self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
+            tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]
             self._takes_all = _takes_all(tracer)
         return tracer
 
@@ -205,7 +208,7 @@ class SpanSink:
         if (known := step.sampled.get(key)) is not None:
             return known
         sampler: Any = getattr(self._tracer, "sampler", None)
-        if self._laid_out is None or not type(sampler).__module__.startswith(_SDK):
+        if self._preset_ids is None or not type(sampler).__module__.startswith(_SDK):
             return True
         trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
         decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
@@ -214,9 +217,9 @@ class SpanSink:
         step.sampled[key] = bool(decision.is_recording())
         return step.sampled[key]
 
-    def _lay_out(self, step: _Step, event: SyncEvent) -> int:
+    def _preset_id(self, step: _Step, event: SyncEvent) -> int:
         """Draw the id of a span that is built later, so that metrics and logs can name it now."""
-        if self._laid_out is None:
+        if self._preset_ids is None:
             return 0
         span_id = secrets.randbits(64) or 1
         parent = _user_span(event) or step.root or step.user
@@ -237,14 +240,14 @@ class SpanSink:
         has_spans = bool(step.held) or step.root is not None
         if not has_spans and not self._is_sampled(step, record):
             return
-        if self.ration.wants_step(record) or has_spans:
+        if self.budget.allows_step(record) or has_spans:
             self._emit(step, record)
             root = step.root.get_span_context() if step.root is not None else None
             if root is not None and root.trace_flags.sampled:
                 self._contexts[id(record)] = root
             self._finish(step)
         else:
-            self.ration.withheld_steps += 1
+            self.budget.withheld_steps += 1
 
     def _emit(self, step: _Step, record: StepRecord | None = None) -> None:
         """Build the spans of what is held, and the step's own if it has none yet."""
@@ -255,7 +258,7 @@ class SpanSink:
             root = self._open(step, record)
         for held in step.held:
             self._emit_sync(step, root, held)
-            breathe()
+            yield_gil()
         self._held -= len(step.held)
         step.held = []
         if record is not None:
@@ -272,13 +275,13 @@ class SpanSink:
         if isinstance(parent_start, int):
             step.start_ns = max(step.start_ns, parent_start)
         step.end_ns = step.start_ns
-        attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self.policy}
-        if step.parent is None and self._laid_out is not None:
-            self._laid_out.trace_id = self._trace_id(step)
+        attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self._policy}
+        if step.parent is None and self._preset_ids is not None:
+            self._preset_ids.trace_id = self._trace_id(step)
         step.root = self._tracer.start_span(
             semconv.STEP_SPAN,
             context=_context(step.parent, about.user_context),
-            attributes=self.texts.present({**attributes, **self._ids.whose().attributes}),
+            attributes=self.sanitizer.clean({**attributes, **self._ids.identity().attributes}),
             start_time=step.start_ns,
         )
         return step.root
@@ -296,11 +299,11 @@ class SpanSink:
         else:
             parent = root
             step.end_ns = max(step.end_ns, end_ns)
-        if self._laid_out is not None:
-            self._laid_out.span_id = held.span_id
-            self._laid_out.trace_id = 0 if parent is not None else self._stray_id(step, root_context)
+        if self._preset_ids is not None:
+            self._preset_ids.span_id = held.span_id
+            self._preset_ids.trace_id = 0 if parent is not None else self._stray_id(step, root_context)
         span = self._tracer.start_span(
-            self.texts.fit(event.op, NAME_MAX),
+            self.sanitizer.clean_text(event.op, NAME_MAX),
             context=_context(parent, event.user_context),
             attributes=self._attributes(event),
             links=links,
@@ -330,7 +333,7 @@ class SpanSink:
             del self._ended[next(iter(self._ended))]
 
     def _attributes(self, event: SyncEvent) -> dict[str, AttributeValue]:
-        texts = self.texts
+        sanitizer = self.sanitizer
         attributes: dict[str, AttributeValue | None] = {
             semconv.CODE_STACKTRACE: _stacktrace(event.stack),
             semconv.SOURCE: None if event.site is None else event.site.source,
@@ -345,11 +348,11 @@ class SpanSink:
             semconv.RANK: event.rank,
             semconv.ALLOWED: event.allowed,
             semconv.VIOLATION: event.violation or None,
-            semconv.POLICY: event.policy or self.policy,
+            semconv.POLICY: event.policy or self._policy,
             semconv.SENSOR: event.sensor,
             semconv.THREAD_NAME: event.thread,
-            semconv.SHAPES: texts.fit_all(map(_shape, event.shapes)),
-            semconv.RANGES: texts.fit_all(event.ranges),
+            semconv.SHAPES: sanitizer.clean_texts(map(_shape, event.shapes)),
+            semconv.RANGES: sanitizer.clean_texts(event.ranges),
             semconv.MODULE: event.module,
         }
         for site, names in (
@@ -359,8 +362,8 @@ class SpanSink:
         ):
             if site is not None:
                 attributes.update(zip(names, (site.file, site.line or None, site.function), strict=True))
-        attributes.update(self._ids.whose().attributes)
-        return texts.present(attributes)
+        attributes.update(self._ids.identity().attributes)
+        return sanitizer.clean(attributes)
 
 
 class _Held(NamedTuple):

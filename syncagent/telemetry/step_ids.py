@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["LaidOut", "StepIds", "Whose", "whose"]
+__all__ = ["PresetIdGenerator", "ProcessIdentity", "StepIds", "process_identity"]
 
 _FRESH_S = 1.0
 _NAMELESS = (
@@ -25,14 +25,14 @@ _NAMELESS = (
 )
 
 
-class Whose(NamedTuple):
+class ProcessIdentity(NamedTuple):
     """Whose spans these are: what stands on each of them, and what the ids of their traces are made from."""
 
     attributes: Mapping[str, AttributeValue]
     key: str | None
 
 
-def whose() -> Whose:
+def process_identity() -> ProcessIdentity:
     """Read it from the environment, where some launchers (Ray Train, Lightning) write it once the script runs."""
     import platform
 
@@ -45,7 +45,7 @@ def whose() -> Whose:
         semconv.HOST_NAME: platform.node(),
         semconv.JOB_ID: job.id,
     }
-    return Whose({key: value for key, value in attributes.items() if value is not None}, job.key)
+    return ProcessIdentity({key: value for key, value in attributes.items() if value is not None}, job.key)
 
 
 class StepIds:
@@ -56,20 +56,20 @@ class StepIds:
     process has one of its own.
     """
 
-    def __init__(self, ask: Callable[[], Whose] | None = None) -> None:
+    def __init__(self, ask: Callable[[], ProcessIdentity] | None = None) -> None:
         self._ask = ask
         self._own_key = secrets.token_hex(16)
-        self._whose = Whose({}, None)
+        self._identity = ProcessIdentity({}, None)
         self._due = 0.0
         self._lap = 0
         self._last = -1
 
-    def whose(self) -> Whose:
+    def identity(self) -> ProcessIdentity:
         """Whose spans these are, asked for again each second."""
         if self._ask is not None and (now := time.monotonic()) >= self._due:
             self._due = now + _FRESH_S
-            self._whose = self._ask()
-        return self._whose
+            self._identity = self._ask()
+        return self._identity
 
     def ended(self, step: int) -> None:
         """A step has ended.  Told of each, in order: all ranks go on to the next lap at the same step."""
@@ -84,12 +84,12 @@ class StepIds:
     def trace_id(self, step: int, lap: int | None = None) -> int:
         """The id of a step's trace, by default of one that runs or ends now; never 0."""
         lap = self.lap(step) if lap is None else lap
-        key = self.whose().key or self._own_key
+        key = self.identity().key or self._own_key
         digest = blake2b(f"{key}/{lap}/{step}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
         return int.from_bytes(digest, "big") or 1
 
 
-class LaidOut:
+class PresetIdGenerator:
     """A tracer's generator of ids: those that are laid out for the next span, or else random ones.
 
     The generator that it replaces is not asked for them: the SDK's draws from Python's global :mod:`random`, which the

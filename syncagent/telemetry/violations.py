@@ -1,50 +1,51 @@
-"""Log lines of syncs against the policy: the first at each line of the program, then at counts that grow tenfold."""
+"""Reports syncs against the policy: a log line, and an OpenTelemetry log record, at the 1st, 10th, 100th ... of a line.
+
+Records go to the logger provider that the agent has built, or else to the program's own.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from syncagent.support.log import get_logger
-from syncagent.telemetry import program_log, semconv
+from syncagent._version import __version__
+from syncagent.delivery.sink import Sink
+from syncagent.support.log import get_logger, log_once
+from syncagent.telemetry import semconv
+from syncagent.telemetry.attributes import AttributeSanitizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.trace import SpanContext
 
-    from syncagent.events import CallSite, StepRecord, SyncEvent
+    from syncagent.events import CallSite, SyncEvent
     from syncagent.telemetry.spans import SpanSink
 
 __all__ = ["ViolationLog"]
 
+MESSAGE = "host sync against the policy"
 _SITES = 1_000
 
 
-class ViolationLog:
-    """Tells of the 1st, 10th, 100th, 1,000th ... forbidden sync of each op at each line."""
+class ViolationLog(Sink):
+    """Reports the 1st, 10th, 100th, 1,000th ... forbidden sync of each op at each line."""
 
     name = "log"
 
-    def __init__(self, logger_provider: Any = None) -> None:
-        """``logger_provider`` gets a log record of each line; without one, the program's own does, if it has one."""
+    def __init__(self, spans: SpanSink | None = None, logger_provider: Any = None) -> None:
+        """``spans`` knows which syncs have a span, whose ids are then in the line and on the record.
+
+        Without ``logger_provider`` the program's own gets the records, if it has set one.
+        """
+        self._spans = spans
         self._logger_provider = logger_provider
-        self.spans: SpanSink | None = None
-        """Knows which syncs have a span: their lines carry its ids."""
         self._seen: dict[tuple[str, CallSite | None], tuple[int, int]] = {}
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
             if event.violation:
                 self._add(event)
-
-    def step(self, record: StepRecord) -> None:
-        """Steps are not told of."""
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def _add(self, event: SyncEvent) -> None:
         key = (event.op, event.site)
@@ -54,21 +55,76 @@ class ViolationLog:
         count, stall_ns = before + event.repeats, stall_ns + event.stall_ns
         self._seen[key] = (count, stall_ns)
         if len(str(count)) > len(str(before)) or not before:
-            where = str(key[1]) if key[1] is not None else "many lines"
-            stall_ms = round(stall_ns / 1e6, 3)
-            span = None if self.spans is None else self.spans.span_of(event)
-            get_logger().warning(
-                program_log.MESSAGE,
-                op=key[0],
-                where=where,
-                step=event.step,
-                count=count,
-                stall_ms=stall_ms,
-                **_ids(span),
-            )
-            program_log.emit(event, span, {semconv.COUNT: count, semconv.STALL_MS: stall_ms}, self._logger_provider)
+            self._report(event, key, count, round(stall_ns / 1e6, 3))
+
+    def _report(self, event: SyncEvent, key: tuple[str, CallSite | None], count: int, stall_ms: float) -> None:
+        op, site = key
+        span = None if self._spans is None else self._spans.span_of(event)
+        get_logger().warning(
+            MESSAGE,
+            op=op,
+            where=str(site) if site is not None else "many lines",
+            step=event.step,
+            count=count,
+            stall_ms=stall_ms,
+            **_ids(span),
+        )
+        try:
+            provider = self._logger_provider if self._logger_provider is not None else _provider_of_program()
+            if provider is not None:
+                logger = provider.get_logger(semconv.INSTRUMENTATION, __version__)
+                logger.emit(_record(event, span, count, stall_ms))
+        except Exception as error:
+            log_once("program-log", "violations are not in the OpenTelemetry logs", error=repr(error))
 
 
 def _ids(span: SpanContext | None) -> dict[str, str]:
-    """By the names that OpenTelemetry's specification gives them in logs of other formats."""
+    """Return the span's ids by the names that OpenTelemetry gives them in logs of other formats.
+
+    https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/
+    """
     return {} if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+
+
+def _provider_of_program() -> Any:
+    api = sys.modules.get("opentelemetry._logs")
+    if api is None:
+        return None
+    provider = api.get_logger_provider()
+    # What the API has until one is set.
+    return None if type(provider).__name__ in {"ProxyLoggerProvider", "NoOpLoggerProvider"} else provider
+
+
+def _record(event: SyncEvent, span: SpanContext | None, count: int, stall_ms: float) -> object:
+    """Make a record in the sync's span, or else in the user's own that was active at the time."""
+    from opentelemetry._logs import LogRecord, SeverityNumber
+    from opentelemetry.context import Context
+    from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+    if span is not None:
+        context = set_span_in_context(NonRecordingSpan(span), Context())
+    else:
+        context = event.user_context if isinstance(event.user_context, Context) else Context()
+    site = event.site
+    return LogRecord(
+        timestamp=event.start_ns + max(event.stall_ns, 0),
+        context=context,
+        severity_number=SeverityNumber.WARN,
+        severity_text="WARN",
+        body=MESSAGE,
+        event_name=semconv.VIOLATION,
+        attributes=AttributeSanitizer().clean(
+            {
+                semconv.OP: event.op,
+                semconv.KIND: event.kind.value,
+                semconv.PHASE: event.phase.value,
+                semconv.STEP: event.step,
+                semconv.RANK: event.rank,
+                semconv.CODE_FILE_PATH: None if site is None else site.file,
+                semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
+                semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                semconv.COUNT: count,
+                semconv.STALL_MS: stall_ms,
+            }
+        ),
+    )

@@ -190,19 +190,19 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
         if mode == "collector up":
             with urllib.request.urlopen(str(endpoint)) as answer:
                 received = int(answer.read())
-        [ration] = [sink.ration for sink in ends.sinks if hasattr(sink, "ration")]
-        return load, _account(warm, load, report, ends.provider.stats(), received, ration)
+        budget = ends.spans.budget
+        return load, _account(warm, load, report, ends.provider.stats(), received, budget)
 
 
 def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, Any]:
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
     if endpoint is not None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-    ends = session.begin(config.load({"detail": "syncs", "journal": journal}, {}))
+    ends = session.begin(sources.load({"detail": "syncs", "journal": journal}, {}))
     assert ends.provider is not None, ends.spans_to
     return begin(device, ends.sinks, by_hand=False, journal=journal), ends
 
@@ -217,7 +217,7 @@ def _watched(device: str, rate: int, seconds: float, agent: Any) -> tuple[Load, 
 
 
 def _account(
-    warm: Load, load: Load, report: Any, spans: dict[str, int] | None, received: int | None, ration: Any = None
+    warm: Load, load: Load, report: Any, spans: dict[str, int] | None, received: int | None, budget: Any = None
 ) -> dict[str, Any]:
     made, steps = len(warm.syncs) + len(load.syncs), warm.steps + load.steps
     row: dict[str, Any] = {
@@ -227,7 +227,7 @@ def _account(
     if spans is not None:
         # Each sync that was reported and each step has a span or was refused one; the step that was running at the end,
         # if it syncs.
-        withheld = ration.withheld + ration.withheld_steps
+        withheld = budget.withheld + budget.withheld_steps
         beyond = sum(spans.values()) + withheld - report.totals.syncs - steps
         row |= {"spans": spans, "withheld": withheld, "spans_exact": beyond in {0, 1}, "spans_beyond": beyond}
     if received is not None:

@@ -44,9 +44,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from syncagent.delivery import pipeline
 from syncagent.runtime import script as session
-from syncagent.settings import config
-from syncagent.telemetry.ration import Ration
-from syncagent.telemetry.spans import SpanSink
+from syncagent.settings import sources
+from syncagent.telemetry.span_budget import SpanBudget
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 
 if TYPE_CHECKING:
@@ -197,10 +196,9 @@ class Variants:
         def around() -> Iterator[Agent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
-            ends = session.begin(config.load(chosen, {}))
-            for sink in ends.sinks:
-                if isinstance(sink, SpanSink):
-                    sink.ration = Ration(first=0)  # as in a long run: the spans that its start gives are behind it
+            ends = session.begin(sources.load(chosen, {}))
+            if ends.spans is not None:
+                ends.spans.budget = SpanBudget(first=0)  # as in a long run: the spans of its start are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
             place = self._made % (len(_ORDER) // 2)
             agent.steps.current = _BEHIND + _WINDOW * place - _WARM
@@ -233,11 +231,11 @@ class Variants:
 def leave_records(agent: Agent) -> None:
     """Do as if more steps had just ended, each with its sync."""
     [state] = [state for state in agent._recorder.states if state.buffer]
-    number, start_ns, end_ns, context = agent._pipeline.steps[0]
+    number, start_ns, end_ns, context = agent._buffers.ended_steps[0]
     seen = state.buffer[0]
     for back in range(1, _DELIVERED + 1):
         ns = back * (end_ns - start_ns)
-        agent._pipeline.steps.appendleft((number - back, start_ns - ns, end_ns - ns, context))
+        agent._buffers.ended_steps.appendleft((number - back, start_ns - ns, end_ns - ns, context))
         state.buffer.appendleft(seen._replace(step=number - back, start_ns=seen.start_ns - ns))
 
 

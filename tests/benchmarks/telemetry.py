@@ -162,16 +162,16 @@ def drained(sinks: tuple[Any, ...], per_step: int) -> dict[str, Any]:
 
 def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from syncagent.telemetry.metrics import MetricSink
 
     per_step = int(1_000 * _STEP_S)
     yield {"case": "summary alone"} | drained((), per_step)
     yield {"case": "and metrics"} | drained((MetricSink(),), per_step)
     with collector(cores[1]):
-        ends = session.begin(config.load({"detail": "syncs"}, {}))
+        ends = session.begin(sources.load({"detail": "syncs"}, {}))
         yield {"case": "and spans, rationed"} | drained(ends.sinks, per_step)
-        session._send_the_last(ends.provider, ends.metrics, ends.logs)
+        ends.close()
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -183,13 +183,13 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: none is rationed."""
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_provider, build_resource
-    from syncagent.telemetry.ration import Ration
+    from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
-    from syncagent.telemetry.step_ids import whose
+    from syncagent.telemetry.step_ids import process_identity
 
     def run(journal: Path | None) -> dict[str, Any]:
         provider, _ = build_provider(build_resource({}), journal)
-        sink = SpanSink(provider, whose=whose, ration=Ration(first=10**9))
+        sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
         site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
         began_ns, began_s = time.time_ns(), time.process_time()
         for step in range(count // 21):
@@ -237,11 +237,11 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
     import torch
 
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     with collector(cores[1]) as told:
-        ends = session.begin(config.load({"detail": "syncs"}, {}))
+        ends = session.begin(sources.load({"detail": "syncs"}, {}))
         agent = begin("cpu", ends.sinks)
         reads, tensor, made = lines(), torch.ones(()), 0
         began = time.perf_counter()
@@ -257,7 +257,7 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
                 agent.steps.mark(None)
         lasted_s = time.perf_counter() - began
         report = agent.stop()
-        session._send_the_last(ends.provider, ends.metrics, ends.logs)
+        ends.close()
         taken = told()
     bytes_ = taken["bytes"]
     return {

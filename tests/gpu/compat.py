@@ -271,18 +271,18 @@ def _look_at(run: Run, row: dict[str, Any]) -> None:
     if agent is None:
         return
     events = agent.events()
-    anchor = agent._pipeline._anchor_ns
+    anchor = agent._buffers.epoch_ns(0)
     row["syncs"] = dict(collections.Counter(event.op for event in events))
     row["windows"] = len(run.windows)
     for window in run.windows:
         inside = [e for e in events if window.began + anchor <= e.start_ns <= window.ended + anchor]
         run.wrong.extend(_judge(window, inside, sees=run.sees))
     run.wrong.extend(f"noted: {note}" for note in agent.report().notes if not note.startswith(_EXPECTED_NOTES))
-    if agent._pipeline.lost:
-        run.wrong.append(f"lost: {agent._pipeline.lost}")
+    if agent._buffers.lost:
+        run.wrong.append(f"lost: {agent._buffers.lost}")
     if run.mode == "ops":
         counted: collections.Counter[str] = collections.Counter()
-        for op in agent._pipeline.ops():
+        for op in agent._buffers.ops():
             counted[op.op] += op.count
         row["ops counted"] = sum(counted.values())
         one_by_one = {op: counted[op] for op in run.case.fused if counted[op]}

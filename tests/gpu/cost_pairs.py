@@ -152,9 +152,9 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
 
     import syncagent
     from syncagent import api as running
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
-    agent = running.launch(config.load({"detail": "syncs", "copies": "all", "report": None}))
+    agent = running.launch(sources.load({"detail": "syncs", "copies": "all", "report": None}))
     marks: list[dict[str, Any]] = []
     try:
         block_ms(step, 5, device)
@@ -193,7 +193,7 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
         drained_ns = time.perf_counter_ns()
         profiler.stop()
         since = time.time_ns() - 60_000_000_000
-        anchor = agent._pipeline._anchor_ns
+        anchor = agent._buffers.epoch_ns(0)
         events = [
             {"op": e.op, "api": e.api, "kind": str(e.kind), "perf_ns": e.start_ns - anchor, "stall_ns": e.stall_ns,
              "file": os.path.basename(e.site.file) if e.site else "", "line": e.site.line if e.site else 0,

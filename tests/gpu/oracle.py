@@ -55,8 +55,7 @@ Rows = dict[str, dict[str, Any]]
 
 def anchor_ns(agent: Agent) -> int:
     """Return what lies between ``perf_counter_ns`` and the epoch, from which SyncEvent counts: the agent's own word."""
-    found = getattr(getattr(agent, "_pipeline", None), "_anchor_ns", None)
-    return int(found) if found is not None else time.time_ns() - time.perf_counter_ns()
+    return agent._buffers.epoch_ns(0)
 
 
 class Watched:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import syncagent
+from syncagent.delivery.sink import Sink
 from syncagent.report import summary
 from syncagent.sensors.sampling import CopySampling
 from syncagent.support import log
@@ -416,22 +417,16 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
     """Locks that other threads held at that moment are nobody's in the child."""
     inside, go_on = threading.Event(), threading.Event()
 
-    class Slow:
+    class Slow(Sink):
         name = "slow"
 
         def events(self, _batch):
             inside.set()
             go_on.wait(10)
 
-        def step(self, _record): ...
+    from syncagent.settings import sources
 
-        def flush(self): ...
-
-        def close(self): ...
-
-    from syncagent.settings import config
-
-    agent = syncagent.api.launch(config.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

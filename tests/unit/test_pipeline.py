@@ -11,7 +11,9 @@ import torch
 
 import syncagent
 from syncagent.api import release
-from syncagent.delivery import pipeline
+from syncagent.delivery import buffers, guarded, pipeline
+from syncagent.delivery.buffers import BufferReader
+from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
 from syncagent.support import log
 from syncagent.support.faults import Faults
@@ -19,7 +21,7 @@ from syncagent.support.faults import Faults
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
 
-class Sink:
+class Memory(Sink):
     """Remembers what it was told."""
 
     name = "memory"
@@ -42,7 +44,7 @@ class Sink:
         self.told.append(("close",))
 
 
-class Broken(Sink):
+class Broken(Memory):
     name = "broken"
 
     def __init__(self, call):
@@ -62,13 +64,13 @@ def _nothing_said(monkeypatch):
 @pytest.fixture
 def held(monkeypatch):
     """The agent's thread drains only when it is told to."""
-    monkeypatch.setattr(pipeline, "_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(pipeline, "_ROUND_S", 3600.0)
 
 
 @pytest.mark.usefixtures("held")
 def test_the_syncs_of_a_step_come_before_its_end(cpu_agent):
     """Though both are delivered in one go, later; what follows the last step comes last."""
-    sink = Sink()
+    sink = Memory()
     agent = cpu_agent(detail="syncs", sinks=(sink,))
     for _ in range(2):
         X.nonzero()
@@ -87,7 +89,7 @@ def test_the_syncs_of_a_step_come_before_its_end(cpu_agent):
 def test_sinks_are_served_on_the_agents_thread(cpu_agent):
     """The training thread leaves a record and goes on."""
     delivered = threading.Event()
-    sink = Sink()
+    sink = Memory()
     take = sink.events
     sink.events = lambda batch: (take(batch), delivered.set())
     cpu_agent(detail="syncs", sinks=(sink,))
@@ -99,7 +101,7 @@ def test_sinks_are_served_on_the_agents_thread(cpu_agent):
 @pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
 def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsys, call):
     """It is said once on stderr and in the report; the program never hears of it."""
-    broken, sink = Broken(call), Sink()
+    broken, sink = Broken(call), Memory()
     agent = cpu_agent(detail="syncs", sinks=(broken, sink))
     for _ in range(3):
         X.nonzero()
@@ -116,10 +118,10 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
 @pytest.mark.parametrize("call", ["events", "step", "flush"])
 def test_a_sink_that_fails_is_closed_and_one_that_hangs_then_is_not_waited_for(cpu_agent, monkeypatch, call):
     """Its files, threads and ports are let go of; whatever comes of that, the run goes on."""
-    monkeypatch.setattr(pipeline, "_CLOSING_S", 0.05)
+    monkeypatch.setattr(guarded, "_CLOSE_TIMEOUT_S", 0.05)
     hangs, over = Broken(call), threading.Event()
     hangs.close = lambda: (hangs.told.append(("close",)), over.wait(20))
-    broken, sink = Broken(call), Sink()
+    broken, sink = Broken(call), Memory()
     agent = cpu_agent(detail="syncs", sinks=(hangs, broken, sink))
     X.nonzero()
     syncagent.step()
@@ -164,7 +166,7 @@ def test_what_is_dropped_is_counted(cpu_agent, monkeypatch):
 def test_an_observation_that_cannot_be_read_is_counted_and_the_rest_delivered(cpu_agent, monkeypatch, capsys):
     """One broken record is not the end of the others."""
     agent = cpu_agent(detail="syncs")
-    whole = pipeline.span_in
+    whole = buffers.span_in
     contexts = iter([None, "strange", None])
 
     def span_in(_context):
@@ -172,7 +174,7 @@ def test_an_observation_that_cannot_be_read_is_counted_and_the_rest_delivered(cp
             raise ValueError("strange")
         return whole(None)
 
-    monkeypatch.setattr(pipeline, "span_in", span_in)
+    monkeypatch.setattr(buffers, "span_in", span_in)
     X.nonzero()
     X.unique()
     X.nonzero()
@@ -209,9 +211,9 @@ def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
 def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, capsys):
     """It is told in the report, and the next round is made."""
     agent = cpu_agent(detail="syncs")
-    own = agent._pipeline
+    own = agent._buffers
     once, done = [OSError("surprise")], threading.Event()
-    collect = own._collect
+    collect = own.take_events
 
     def failing():
         if once:
@@ -221,7 +223,7 @@ def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, c
             done.set()
         return events
 
-    monkeypatch.setattr(own, "_collect", failing)
+    monkeypatch.setattr(own, "take_events", failing)
     X.nonzero()
     assert done.wait(10)
     assert [event.op for event in agent.events()] == ["aten::nonzero"]
@@ -241,6 +243,13 @@ class NoThreads:
         self.faults = Faults()
 
 
+def delivering(*sinks, recorder=None):
+    """A pipeline without an agent, and what it reads from."""
+    recorder = recorder or NoThreads()
+    reader = BufferReader(recorder, None)
+    return pipeline.Pipeline(reader, sinks, recorder.faults), reader
+
+
 def ends(call):
     """Does the call come back?  A thread that hangs is left behind, and ends with the tests."""
     thread = threading.Thread(target=call, daemon=True)
@@ -253,14 +262,14 @@ def test_a_sink_that_hangs_does_not_keep_the_program_from_ending():
     """``stop`` waits for the agent's thread for a while, then goes on without it."""
     inside = threading.Event()
 
-    class Hanging(Sink):
+    class Hanging(Memory):
         def step(self, _record):
             inside.set()
             threading.Event().wait()
 
-    own = pipeline.Pipeline(NoThreads(), (Hanging(),), None)
+    own, reader = delivering(Hanging())
     own.start()
-    own.steps.append((0, 0, 1, None))
+    reader.ended_steps.append((0, 0, 1, None))
     assert inside.wait(10)
     assert ends(lambda: own.stop(timeout_s=0.2))
 
@@ -275,10 +284,10 @@ def test_threads_that_have_ended_are_let_go_of_where_every_round_is_busy(monkeyp
         def retire_threads(self):
             let_go.set()
 
-    monkeypatch.setattr(pipeline, "_INTERVAL_S", 0.01)
-    monkeypatch.setattr(pipeline, "_SELDOM_S", 0.1)
-    monkeypatch.setattr(pipeline, "_ENOUGH", 0)
-    own = pipeline.Pipeline(Busy(), (), None)
+    monkeypatch.setattr(pipeline, "_ROUND_S", 0.01)
+    monkeypatch.setattr(pipeline, "_DRAIN_EVERY_S", 0.1)
+    monkeypatch.setattr(pipeline, "_BUSY", 0)
+    own, _ = delivering(recorder=Busy())
     own.start()
     try:
         assert let_go.wait(5)
@@ -290,31 +299,31 @@ def test_a_step_whose_span_cannot_be_read_is_delivered_without(monkeypatch):
     """The program's context may be anything."""
     records = []
 
-    class Keeping(Sink):
+    class Keeping(Memory):
         def step(self, record):
             records.append(record)
 
     def strange(_context):
         raise ValueError("strange")
 
-    monkeypatch.setattr(pipeline, "span_in", strange)
-    own = pipeline.Pipeline(NoThreads(), (Keeping(),), None)
-    own.steps.append((7, 0, 1, None))
+    monkeypatch.setattr(buffers, "span_in", strange)
+    own, reader = delivering(Keeping())
+    reader.ended_steps.append((7, 0, 1, None))
     own.drain()
     assert [(record.step, record.user_span) for record in records] == [(7, None)]
-    assert "strange" in " ".join(own.faults.sentences)
+    assert "strange" in " ".join(reader._recorder.faults.sentences)
 
 
 @pytest.mark.usefixtures("held")
 def test_stop_may_interrupt_a_delivery_on_the_same_thread():
     """As SIGTERM does where it arrives while the program asks for its events."""
 
-    class Interrupted(Sink):
+    class Interrupted(Memory):
         def step(self, _record):
             own.stop(timeout_s=0.2)
 
-    own = pipeline.Pipeline(NoThreads(), (Interrupted(),), None)
-    own.steps.append((0, 0, 1, None))
+    own, reader = delivering(Interrupted())
+    reader.ended_steps.append((0, 0, 1, None))
     assert ends(own.drain)
 
 
@@ -322,7 +331,7 @@ def test_delivery_goes_on_while_the_training_thread_waits(cpu_agent):
     """As for the GPU: without the interpreter's lock.  All that it left before is delivered before the wait ends."""
     all_there = threading.Event()
 
-    class Counting(Sink):
+    class Counting(Memory):
         def events(self, batch):
             super().events(batch)
             if len(self.told) >= 500:
@@ -340,7 +349,7 @@ def test_a_rank_that_is_known_later_is_on_what_comes_then(cpu_agent, monkeypatch
     """Ray Train and Lightning write it into the environment of the script that runs already."""
     told = threading.Event()
 
-    class Ranks(Sink):
+    class Ranks(Memory):
         def events(self, batch):
             self.told += [event.rank for event in batch]
             told.set()

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import syncagent
 from syncagent import ConfigError
 from syncagent.events import CallSite
-from syncagent.settings import config
+from syncagent.settings import schema, sources
 
 PACKAGE = Path(syncagent.__file__).parent
-NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setting.metadata]
+NAMES = [setting.name for setting in fields(schema.Settings) if "parse" in setting.metadata]
 
 quick = settings(
     max_examples=20,
@@ -59,14 +59,14 @@ def settled(keywords=None, environment=None, *, named=()):
     """The settings, or ``None`` where they were refused as they should be."""
     refused = None
     try:
-        found = config.load(keywords or {}, environment or {})
+        found = sources.load(keywords or {}, environment or {})
     except ConfigError as error:
         refused = str(error)
     if refused is not None:
         assert len(refused.splitlines()) == 1, refused
         assert all(name in refused for name in named), refused
         return None
-    assert isinstance(found, config.Settings)
+    assert isinstance(found, schema.Settings)
     assert isinstance(found.wraps_every_op, bool)
     assert found.copies_timed in {"all", "sampled", "off"}
     return found
@@ -118,7 +118,7 @@ def test_a_setting_that_does_not_exist_is_refused_in_one_line(name, value):
     """As a keyword; a variable that does not exist is somebody else's."""
     if value is not None:
         assert settled({name: value}) is None
-    assert settled(environment={f"SYNCAGENT_{name}": "x"}) == config.Settings() or f"SYNCAGENT_{name}" in {
+    assert settled(environment={f"SYNCAGENT_{name}": "x"}) == schema.Settings() or f"SYNCAGENT_{name}" in {
         f"SYNCAGENT_{known.upper()}" for known in NAMES
     }
 
@@ -174,7 +174,7 @@ def test_a_working_directory_that_is_gone_has_no_project_file(tmp_path, monkeypa
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    assert settled() == config.Settings()
+    assert settled() == schema.Settings()
 
 
 # --- what takes the settings ------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def recorder():
     from syncagent.recording.recorder import Recorder
     from syncagent.torchbridge.internals import look_up
 
-    return Recorder(config.Settings(), look_up(simulated=True), lambda: 0)
+    return Recorder(schema.Settings(), look_up(simulated=True), lambda: 0)
 
 
 # --- the allow list ---------------------------------------------------------------------------------------------------
@@ -296,8 +296,8 @@ RUNS_TEXT = {"eval", "exec", "__import__", "compile"}
 UNPICKLES = {("pickle", "load"), ("pickle", "loads"), ("marshal", "loads"), ("yaml", "load"), ("shelve", "open")}
 KNOWN = {
     # what runs text, and why that is none from outside
-    ("autostart.py", "exec"): "a constant, so that CPython notes an interrupt again",
-    ("_compat.py", "compile"): "the source of a loaded file is parsed for the names in it, and not run",
+    ("runtime/autostart.py", "exec"): "a constant, so that CPython notes an interrupt again",
+    ("support/compat.py", "compile"): "the source of a loaded file is parsed for the names in it, and not run",
 }
 
 
@@ -335,9 +335,9 @@ def test_the_selftest_runs_what_stands_in_its_own_table():
 
 def test_text_in_settings_is_never_formatted_from_inside(tmp_path):
     """``{rank}`` and ``{pid}`` are filled in; any other brace is a letter."""
+    from syncagent.delivery.folder import file_path
     from syncagent.report.files import destination
-    from syncagent.telemetry.journal import journal_path
 
     odd = f"{tmp_path}/{{0.__class__}}-{{rank}}.json"
     assert destination(odd, 3)[0].name == "{0.__class__}-3.json"
-    assert journal_path(odd).name == f"{{0.__class__}}-{os.environ.get('RANK', '0')}.json"
+    assert file_path("journal", odd).name == f"{{0.__class__}}-{os.environ.get('RANK', '0')}.json"

@@ -147,7 +147,7 @@ def main() -> None:
         results["waiting_calls"] = by_call(waits)
         if agent is not None:
             events = list(agent.events())
-            anchor = agent._pipeline._anchor_ns
+            anchor = agent._buffers.epoch_ns(0)
             results["match"] = match(waits, events, anchor, began)
             import syncagent
 

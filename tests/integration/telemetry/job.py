@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 
+from syncagent.delivery.folder import file_path
 from syncagent.errors import ConfigError
 from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.support.log import get_logger
 from syncagent.telemetry import semconv
-from syncagent.telemetry.journal import journal_path
 from syncagent.telemetry.provider import build_provider, build_resource
 from syncagent.telemetry.spans import SpanSink
 
@@ -29,7 +29,7 @@ def sync(step: int, start_ns: int, op: str, kind: SyncKind, line: int) -> SyncEv
 
 def main(steps: str, close_timeout: str, hold: str = "") -> None:
     try:
-        provider, where = build_provider(build_resource({semconv.RANK: 1, semconv.WORLD_SIZE: 2}), journal_path())
+        provider, where = build_provider(build_resource({semconv.RANK: 1, semconv.WORLD_SIZE: 2}), file_path("journal"))
     except ConfigError as error:
         get_logger().error(str(error))
         sys.exit(7)

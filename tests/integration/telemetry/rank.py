@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 
 from syncagent.runtime import script as session
-from syncagent.settings import config
+from syncagent.settings import sources
 from tests.benchmarks.memory import rss_mb
 from tests.benchmarks.per_sync import begin
 
@@ -61,13 +61,12 @@ def work(agent, reads, rate, seconds):
 
 def main(rate, seconds):
     torch.set_num_threads(1)
-    settings = config.load({"detail": "syncs", "summary": False}, {})
+    settings = sources.load({"detail": "syncs", "summary": False}, {})
     ends = session.begin(settings)
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)
     report = agent.stop()
-    session._send_the_last(ends.provider, ends.metrics, ends.logs)
-    [spans] = [sink for sink in ends.sinks if hasattr(sink, "without_span")]
+    ends.close()
     print(
         json.dumps(
             {
@@ -80,7 +79,7 @@ def main(rate, seconds):
                 "cpu_s": time.process_time(),
                 "rss_mb": samples,
                 "spans": ends.provider.stats(),
-                "without_span": spans.without_span(),
+                "without_span": ends.spans.without_span(),
             }
         )
     )

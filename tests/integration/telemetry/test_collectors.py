@@ -208,7 +208,7 @@ def test_one_that_hangs_costs_a_bounded_queue(receiver, monkeypatch):
     """However many spans there are: the oldest are dropped, and each is counted."""
     collector = receiver("hang")
     run = Run(monkeypatch, collector.endpoint, "http", OTEL_EXPORTER_OTLP_TIMEOUT="10")
-    run.spans.ration._first = 10**9
+    run.spans.budget._first = 10**9
     run.steps(3000)
     assert len(run.provider._outbox._queue) <= 2048
     run.provider.close(0.2)

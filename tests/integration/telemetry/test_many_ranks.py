@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from syncagent.telemetry.ration import LINES, MOST
+from syncagent.telemetry.span_budget import LINES, MOST
 from tests.benchmarks.per_sync import write
 
 RANKS = int(os.environ.get("SOAK_RANKS", "2"))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of, run_info, step, sync
@@ -9,17 +8,6 @@ from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of
 from syncagent.events import CallSite, OpCount, Phase, SyncKind
 from syncagent.report.model import OpShare, RunInfo
 from syncagent.report.summary import Summary
-
-if TYPE_CHECKING:
-    from syncagent.delivery.sink import Sink
-
-
-def test_it_is_a_sink():
-    sink: Sink = Summary()
-    sink.events([sync()])
-    sink.step(step())
-    sink.flush()
-    sink.close()
 
 
 class TestSites:

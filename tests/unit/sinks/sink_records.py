@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from syncagent.delivery.sink import Source
 from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 
 T0 = 1_700_000_000_000_000_000
@@ -31,3 +32,8 @@ def sync(at: float = 0.0, stall: float = 1.0, **changes: Any) -> SyncEvent:
 
 def step(start: float = 0.0, end: float = 10.0, number: int = 0, **changes: Any) -> StepRecord:
     return StepRecord(number, T0 + round(start * MS), T0 + round(end * MS), **changes)
+
+
+def source(lost: Any = None, scale: Any = lambda _event: 1.0, summary: Any = None, facts: Any = None) -> Source:
+    """What an agent would show its sinks."""
+    return Source({} if lost is None else lost, scale, summary, facts)

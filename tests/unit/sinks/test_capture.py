@@ -14,13 +14,15 @@ import pytest
 import sink_records
 
 from syncagent.capture import writer as capture
-from syncagent.capture.writer import Capture, Facts
+from syncagent.capture.writer import Capture
 from syncagent.delivery import folder
 from syncagent.errors import SyncAgentError
 from syncagent.events import CallSite
 from syncagent.report import captured, files
 from syncagent.report.model import RunInfo, SensorStatus
-from syncagent.report.summary import Summary
+from syncagent.report.summary import Facts, Summary
+from syncagent.runtime.sinks import SINKS, Outputs
+from syncagent.settings import sources
 from syncagent.support import log, storage
 
 SENSORS = (SensorStatus("kernels", live=True, cannot_see="nothing"),)
@@ -43,8 +45,10 @@ class Run:
         )  # fmt: skip
         self.dropped = 0
         self.capture = Capture(Path(path), **settings)
-        self.capture.summary = self.summary
-        self.capture.facts = lambda: Facts(self.info, SENSORS, self.dropped, ("a note",))
+        self.capture.connect(sink_records.source(summary=self.summary, facts=self.facts))
+
+    def facts(self):
+        return Facts(self.info, SENSORS, self.dropped, ("a note",))
 
     def sync(self, line=1, *, times=1, ms=1.0, **changed):
         site = CallSite("/proj/train.py", line, "main", f"line {line}")
@@ -432,11 +436,12 @@ def test_as_many_as_have_room_together_are_kept(tmp_path, monkeypatch):
 def test_the_setting_says_where(tmp_path, no_settings, setting, by_default, path):
     import re
 
-    built = capture.build(setting, 0o600, by_default=by_default)
+    settings = sources.load({"capture": setting})
+    built = list(SINKS["capture"](Outputs(settings, None if by_default else {})))
     if path is None:
-        assert built is None
+        assert built == []
     else:
-        assert re.fullmatch(path, str(built._wanted.relative_to(tmp_path)))
+        assert re.fullmatch(path, str(built[0]._wanted.relative_to(tmp_path)))
 
 
 def test_a_database_reads_it_as_it_is(run):

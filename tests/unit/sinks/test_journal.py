@@ -22,9 +22,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from syncagent.delivery.folder import file_path
 from syncagent.support import log, storage
 from syncagent.telemetry import journal
-from syncagent.telemetry.journal import JournalExporter, encode, journal_path
+from syncagent.telemetry.journal import JournalExporter, encode
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_a_line_a_batch(spans, tmp_path):
 
 def test_nothing_is_created_before_the_first_span(tmp_path, monkeypatch, spans):
     monkeypatch.chdir(tmp_path)
-    exporter = JournalExporter(journal_path())
+    exporter = JournalExporter(file_path("journal"))
     exporter.export([])
     assert list(tmp_path.iterdir()) == []
     exporter.export(spans)
@@ -117,10 +118,10 @@ def test_nothing_is_created_before_the_first_span(tmp_path, monkeypatch, spans):
 def test_the_setting_names_a_file_or_a_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "5")
-    assert journal_path("x.jsonl") == tmp_path / "x.jsonl"
-    assert journal_path("{rank}-{pid}.jsonl") == tmp_path / f"5-{os.getpid()}.jsonl"
-    assert journal_path(str(tmp_path)).parent == tmp_path
-    assert journal_path("new/").parent == tmp_path / "new"
+    assert file_path("journal", "x.jsonl") == tmp_path / "x.jsonl"
+    assert file_path("journal", "{rank}-{pid}.jsonl") == tmp_path / f"5-{os.getpid()}.jsonl"
+    assert file_path("journal", str(tmp_path)).parent == tmp_path
+    assert file_path("journal", "new/").parent == tmp_path / "new"
 
 
 def test_it_is_private_to_its_owner_or_as_asked_for(tmp_path, spans):
@@ -137,7 +138,7 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".syncagent").mkdir()
     (tmp_path / ".syncagent").chmod(0o777)
-    exporter = JournalExporter(journal_path())
+    exporter = JournalExporter(file_path("journal"))
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert exporter.path.parent.name.startswith("syncagent-")
@@ -146,7 +147,7 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
     before = os.umask(0)
     try:
         for _ in range(2):  # the one that it makes itself is good enough for the next run
-            exporter = JournalExporter(journal_path())
+            exporter = JournalExporter(file_path("journal"))
             exporter.export(spans)
             exporter.shutdown()
             assert exporter.path.parent == tmp_path / ".syncagent"
@@ -184,7 +185,7 @@ def test_the_rank_in_its_name_is_the_launchers_number_and_nothing_else(monkeypat
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert journal_path(f"{tmp_path}/j-{{rank}}.jsonl") == tmp_path / f"j-{rank}.jsonl"
+    assert file_path("journal", f"{tmp_path}/j-{{rank}}.jsonl") == tmp_path / f"j-{rank}.jsonl"
 
 
 def spans_in(folder):
@@ -300,4 +301,4 @@ def test_a_full_disk_costs_the_batch_and_one_message(tmp_path, monkeypatch, span
 
 def test_a_directory_that_is_gone_does_no_harm(monkeypatch):
     monkeypatch.setattr(Path, "absolute", lambda self: (_ for _ in ()).throw(FileNotFoundError()))
-    assert journal_path("j.jsonl") == Path("j.jsonl")
+    assert file_path("journal", "j.jsonl") == Path("j.jsonl")

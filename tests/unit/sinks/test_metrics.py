@@ -13,14 +13,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from sink_records import step, sync
+from sink_records import source, step, sync
 
 from syncagent.events import CallSite, Phase
 from syncagent.telemetry import metrics
 from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
-from syncagent.telemetry.ration import Ration
+from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
-from syncagent.telemetry.step_ids import Whose
+from syncagent.telemetry.step_ids import ProcessIdentity
 
 
 def read(parts):
@@ -126,7 +126,7 @@ def test_any_number_of_repeats_is_counted_at_once():
 
 def test_what_was_sampled_is_scaled_up(counted):
     all_of = counted()
-    all_of.sink.scale = lambda event: 16.0 if event.op == "aten::copy_" else 1.0
+    all_of.sink.connect(source(scale=lambda event: 16.0 if event.op == "aten::copy_" else 1.0))
     all_of.sink.events([sync(op="aten::copy_"), sync(op="aten::copy_", repeats=2), sync()])
     points = all_of.points()
     assert [point.value for point in points[SYNCS]] == [48, 1]
@@ -190,7 +190,8 @@ def test_the_ratio_forgets_and_never_exceeds_one(counted):
 
 def test_what_was_dropped_is_counted_by_reason(counted):
     all_of = counted()
-    lost = all_of.sink.lost = {}
+    lost = {}
+    all_of.sink.connect(source(lost))
     all_of.sink.events([sync()])
     assert [(dict(point.attributes), point.value) for point in all_of.points()[DROPPED]] == [
         ({"syncagent.reason": "buffer full"}, 0)
@@ -198,7 +199,7 @@ def test_what_was_dropped_is_counted_by_reason(counted):
     lost["buffer full"] = 7
     assert all_of.points()[DROPPED][0].value == 7
     all_of.sink.close()
-    all_of.sink.lost = {"buffer full": 2}  # the program watches once more
+    all_of.sink.connect(source({"buffer full": 2}))  # the program watches once more
     assert all_of.points()[DROPPED][0].value == 9
 
 
@@ -221,7 +222,7 @@ class TestExemplars:
         all_of, exporter = counted(), InMemorySpanExporter()
         provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        all_of.sink.spans = SpanSink(provider, ration=Ration(first=2), whose=lambda: Whose({}, "job"))
+        all_of.sink.spans = SpanSink(provider, budget=SpanBudget(first=2), identity=lambda: ProcessIdentity({}, "job"))
         return all_of, exporter
 
     def run(self, all_of, stalls):
@@ -280,7 +281,7 @@ class TestWhatIsNotSent:
         all_of = counted()
         for _ in range(2):
             provider = TracerProvider(shutdown_on_exit=False)
-            all_of.sink.spans = SpanSink(provider, ration=Ration(first=1), min_stall_ms=1.0)
+            all_of.sink.spans = SpanSink(provider, budget=SpanBudget(first=1), min_stall_ms=1.0)
             events = [sync(0, 5), sync(1, 5), sync(2, 4), sync(3, 0.5)]
             for sink in (all_of.sink.spans, all_of.sink):
                 sink.events(events)

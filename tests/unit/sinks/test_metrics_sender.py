@@ -12,9 +12,9 @@ from opentelemetry.sdk.resources import Resource
 
 from syncagent.errors import ConfigError
 from syncagent.telemetry import metric_sender, provider
-from syncagent.telemetry.answers import Answers
 from syncagent.telemetry.metric_sender import MetricSender
 from syncagent.telemetry.provider import build_metric_sender
+from syncagent.telemetry.responses import CollectorResponses
 
 DATA = object()
 
@@ -189,31 +189,31 @@ def test_a_malformed_variable_is_a_config_error(environ, variable):
 
 def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(capsys, monkeypatch):
     monkeypatch.setattr(provider, "_in_trouble", set())
-    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
     assert "metrics do not arrive" in capsys.readouterr().err
-    provider._say_lost("http://one:4318/v1/traces", "refused")
+    provider._warn_once("TRACES", "http://one:4318/v1/traces", "refused")
     assert "spans are being lost" in capsys.readouterr().err
-    provider._say_metrics_lost("http://one:4318/v1/metrics", "refused")
+    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
     assert capsys.readouterr().err == ""
 
 
-class Throttling(Answers):
+class Throttling(CollectorResponses):
     """Answers of a collector that wants to be left alone until it is told otherwise."""
 
     def __init__(self, left_s):
         super().__init__()
         self.left = left_s
 
-    def left_s(self):
+    def retry_after_s(self):
         return self.left
 
 
 def test_exports_are_left_out_while_the_collector_wants_to_be_left_alone():
     """Nothing is lost by it: the next one has everything since the start."""
-    collector, answers = Collector(), Throttling(3600.0)
-    sender, told = sender_to(collector, interval_s=0.01, answers=answers)
+    collector, responses = Collector(), Throttling(3600.0)
+    sender, told = sender_to(collector, interval_s=0.01, responses=responses)
     assert not collector.exported.acquire(timeout=0.3)
-    answers.left = 0.0
+    responses.left = 0.0
     assert collector.exported.acquire(timeout=30)
     sender.close()
     assert told == []
@@ -221,14 +221,14 @@ def test_exports_are_left_out_while_the_collector_wants_to_be_left_alone():
 
 def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long():
     collector = Collector()
-    sender, _ = sender_to(collector, interval_s=3600, answers=Throttling(3600.0))
+    sender, _ = sender_to(collector, interval_s=3600, responses=Throttling(3600.0))
     sender.close()
     assert (collector.count, collector.is_shut) == (0, True)
 
 
 def test_data_points_that_are_not_taken_are_told_of():
-    answers = Answers()
-    answers._refused = (3, "too old")
-    sender, told = sender_to(Collector(), interval_s=3600, answers=answers)
+    responses = CollectorResponses()
+    responses._rejected = (3, "too old")
+    sender, told = sender_to(Collector(), interval_s=3600, responses=responses)
     sender.close()
     assert told == ["it does not take some: too old"]

@@ -13,8 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from syncagent.telemetry.answers import Answers
 from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
+from syncagent.telemetry.responses import CollectorResponses
 
 FOREVER_MS = 30_000
 
@@ -191,12 +191,12 @@ def test_a_forked_child_has_an_outbox_of_its_own():
     assert collector.batches == [["parent"]]
 
 
-class Throttling(Answers):
+class Throttling(CollectorResponses):
     """Answers of a collector that wants to be left alone until it is told otherwise."""
 
     left = 0.0
 
-    def left_s(self):
+    def retry_after_s(self):
         return self.left
 
 
@@ -205,16 +205,16 @@ class TestLeftAlone:
 
     def refusing(self, **options):
         """The first batch is refused, and the collector wants to be left alone from then on."""
-        answers = Throttling()
+        responses = Throttling()
 
         def answer():
             if len(collector.batches) > 1:
                 return SpanExportResult.SUCCESS
-            answers.left = 3600.0
+            responses.left = 3600.0
             return SpanExportResult.FAILURE
 
         collector = Collector(answer)
-        return collector, answers, *outbox_to(collector, answers=answers, delay_s=0.01, **options)
+        return collector, responses, *outbox_to(collector, responses=responses, delay_s=0.01, **options)
 
     def until_refused(self, collector, provider):
         ending = time.monotonic() + 30
@@ -222,12 +222,12 @@ class TestLeftAlone:
             time.sleep(0.01)
 
     def test_what_it_refused_is_sent_again_before_what_came_later(self):
-        collector, answers, provider, end, told = self.refusing()
+        collector, responses, provider, end, told = self.refusing()
         end("a", "b")
         self.until_refused(collector, provider)
         end("c")
         assert provider.force_flush(200) is False
-        answers.left = 0.0
+        responses.left = 0.0
         provider.close()
         later = collector.batches[1:]
         assert [name for batch in later for name in batch] == ["a", "b", "c"]
@@ -235,7 +235,7 @@ class TestLeftAlone:
         assert told == []
 
     def test_what_has_no_room_any_more_is_lost_and_counted(self):
-        collector, answers, provider, end, told = self.refusing(max_queue=2)
+        collector, responses, provider, end, told = self.refusing(max_queue=2)
         gate = threading.Event()
         whole = collector.answer
         collector.answer = lambda: gate.wait(30) and whole()
@@ -248,7 +248,7 @@ class TestLeftAlone:
         while not told and time.monotonic() < ending:
             time.sleep(0.01)
         assert len(told) == 1
-        answers.left = 0.0
+        responses.left = 0.0
         provider.close()
         stats = provider.stats()
         assert (stats["exported"], sum(stats.values())) == (2, 3)

@@ -15,9 +15,9 @@ from sink_records import step, sync
 
 from syncagent.errors import ConfigError
 from syncagent.telemetry import provider as providers
+from syncagent.telemetry.attributes import TEXT_MAX
 from syncagent.telemetry.provider import build_provider, build_resource
 from syncagent.telemetry.spans import SpanSink
-from syncagent.telemetry.texts import TEXT_MAX
 
 
 @pytest.fixture(autouse=True)

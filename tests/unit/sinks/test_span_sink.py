@@ -20,10 +20,11 @@ from opentelemetry.sdk.trace.sampling import (
 from sink_records import MS, T0, step, sync
 
 from syncagent.events import CallSite, Phase, SyncKind
-from syncagent.telemetry import spans, texts
-from syncagent.telemetry.ration import Ration
+from syncagent.telemetry import attributes as attribute_limits
+from syncagent.telemetry import spans
+from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
-from syncagent.telemetry.step_ids import StepIds, Whose
+from syncagent.telemetry.step_ids import ProcessIdentity, StepIds
 
 
 class Spans:
@@ -185,7 +186,7 @@ def test_text_that_cannot_be_encoded_or_is_huge_is_made_to_fit(out, sink):
     sink.step(step())
     attributes = out.one("aten::nonzero").attributes
     assert attributes["code.file.path"] == "/data/\\udcff.py"
-    assert len(attributes["syncagent.source"]) == texts.TEXT_MAX
+    assert len(attributes["syncagent.source"]) == attribute_limits.TEXT_MAX
 
 
 def test_short_stalls_get_no_span_but_are_counted(out):
@@ -199,7 +200,7 @@ def test_short_stalls_get_no_span_but_are_counted(out):
 
 class TestEarly:
     def test_too_many_held_events_go_out_before_the_step_ends(self, out):
-        sink = SpanSink(out.provider, ration=Ration(first=10_000))
+        sink = SpanSink(out.provider, budget=SpanBudget(first=10_000))
         sink.events([sync(number) for number in range(spans.HELD_MAX + 3)])
         assert len(out.named("aten::nonzero")) == spans.HELD_MAX
         assert out.named("train.step") == []
@@ -381,7 +382,7 @@ class TestContext:
 
 def of_rank(out, rank, key="job", first=100):
     attributes = {"syncagent.local_rank": rank, "host.name": f"node{rank}", "syncagent.job.id": "exp7"}
-    return SpanSink(out.provider, whose=lambda: Whose(attributes, key), ration=Ration(first))
+    return SpanSink(out.provider, identity=lambda: ProcessIdentity(attributes, key), budget=SpanBudget(first))
 
 
 class TestRanks:
@@ -458,13 +459,13 @@ class TestRanks:
             sink.events([sync(10 * number + 1, step=number)])
             sink.step(step(10 * number, 10 * number + 10, number))
         assert len(out.named("aten::nonzero")) == len(out.named("train.step")) > 25
-        assert sink.ration.withheld == 0
+        assert sink.budget.withheld == 0
 
     def test_a_provider_that_is_set_later_gets_the_jobs_ids_too(self, monkeypatch):
-        out, sink = Spans(), SpanSink(whose=lambda: Whose({}, "job"))
+        out, sink = Spans(), SpanSink(identity=lambda: ProcessIdentity({}, "job"))
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: out.provider)
         sink.step(step())
-        assert out.one("train.step").context.trace_id == StepIds(lambda: Whose({}, "job")).trace_id(0)
+        assert out.one("train.step").context.trace_id == StepIds(lambda: ProcessIdentity({}, "job")).trace_id(0)
 
     def test_a_tracer_that_is_not_the_sdks_is_left_as_it_is(self, out):
         """It may be one that the program has, too; steps have random ids then, and metrics name no span."""
@@ -478,7 +479,7 @@ class TestRanks:
             def get_tracer(self, *_, **__):
                 return Tracer
 
-        sink, event = SpanSink(Provider(), whose=lambda: Whose({}, "job")), sync(1)
+        sink, event = SpanSink(Provider(), identity=lambda: ProcessIdentity({}, "job")), sync(1)
         sink.events([event])
         assert sink.span_of(event) is None
         sink.step(step())
@@ -523,7 +524,7 @@ class TestSpanOf:
         event = sync(1)
         sink.events([event])
         assert sink.span_of(event) is None
-        rationed = SpanSink(Spans().provider, ration=Ration(first=0))
+        rationed = SpanSink(Spans().provider, budget=SpanBudget(first=0))
         events = [sync(1, 5), sync(7, 4)]
         rationed.events(events)
         assert [rationed.span_of(event) is None for event in events] == [False, True]

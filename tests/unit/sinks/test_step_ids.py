@@ -6,11 +6,11 @@ import pytest
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from syncagent.support import log
-from syncagent.telemetry.step_ids import StepIds, Whose, whose
+from syncagent.telemetry.step_ids import ProcessIdentity, StepIds, process_identity
 
 
 def ids(key="job", **attributes):
-    return StepIds(lambda: Whose(attributes, key))
+    return StepIds(lambda: ProcessIdentity(attributes, key))
 
 
 def test_ranks_of_a_job_agree_without_a_word():
@@ -60,7 +60,7 @@ def test_a_step_that_is_long_over_does_not_shift_the_laps():
 def test_the_job_may_be_known_later_than_the_first_step(monkeypatch):
     """Ray Train and Lightning write it into the environment of the running script."""
     now = {"key": None}
-    made = StepIds(lambda: Whose({}, now["key"]))
+    made = StepIds(lambda: ProcessIdentity({}, now["key"]))
     monkeypatch.setattr("syncagent.telemetry.step_ids._FRESH_S", 0.0)
     made.trace_id(0)
     now["key"] = "job"
@@ -72,7 +72,7 @@ def test_whose_they_are_is_read_from_the_environment(no_settings, monkeypatch):
     environment = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "exp7"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    attributes, key = whose()
+    attributes, key = process_identity()
     del attributes["host.name"]
     assert attributes == {"syncagent.local_rank": 1, "syncagent.world_size": 8, "syncagent.job.id": "exp7"}
     assert key.startswith("exp7/")
@@ -85,6 +85,6 @@ def test_a_job_of_several_machines_that_has_no_name_is_told_so_once(no_settings,
         monkeypatch.setenv(name, value)
     for rank in "001":
         monkeypatch.setenv("RANK", rank)
-        assert whose().key is None
+        assert process_identity().key is None
     (line,) = capsys.readouterr().err.splitlines()
     assert "torchrun --rdzv-id" in line

@@ -26,12 +26,12 @@ def violate(sampler=DEFAULT_ON, count=1, **fields):
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    log = ViolationLog()
-    log.spans = SpanSink(provider)
+    spans = SpanSink(provider)
+    log = ViolationLog(spans)
     events = [sync(n, violation=True, **fields) for n in range(count)]
-    for sink in (log.spans, log):
+    for sink in (spans, log):
         sink.events(events)
-    log.spans.step(step(0, 1000))
+    spans.step(step(0, 1000))
     return [span for span in exporter.get_finished_spans() if span.name == "aten::nonzero"]
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["ITEMS_MAX", "TEXT_MAX", "Texts"]
+__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer"]
 
 TEXT_MAX = 16_384
 """Characters of one attribute's text."""
@@ -20,22 +20,22 @@ _CONTROLS = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 1
 """A NUL makes some back ends (PostgreSQL's text) refuse the whole request; an escape sequence acts on terminals."""
 
 
-class Texts:
+class AttributeSanitizer:
     """What every exporter can encode and every back end can store."""
 
     def __init__(self) -> None:
         self.cut = 0
         """Values that were longer than allowed."""
 
-    def present(self, attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    def clean(self, attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
         """The attributes that have a value, each made to fit."""
         return {
-            name: self.fit(value) if isinstance(value, str) else value
+            name: self.clean_text(value) if isinstance(value, str) else value
             for name, value in attributes.items()
             if value is not None and value != ""
         }
 
-    def fit(self, value: str, most: int = TEXT_MAX) -> str:
+    def clean_text(self, value: str, most: int = TEXT_MAX) -> str:
         """A text without control characters, and without the lone surrogates that odd file names bring."""
         if len(value) > most:
             self.cut += 1
@@ -44,12 +44,12 @@ class Texts:
             return value
         return value.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode("utf-8")
 
-    def fit_all(self, values: Iterable[str]) -> list[str] | None:
+    def clean_texts(self, values: Iterable[str]) -> list[str] | None:
         """Texts for one attribute; ``None`` where there is none."""
         fitted: list[str] = []
         for value in values:
             if len(fitted) == ITEMS_MAX:
                 self.cut += 1
                 break
-            fitted.append(self.fit(value, TEXT_MAX // 16))
+            fitted.append(self.clean_text(value, TEXT_MAX // 16))
         return fitted or None

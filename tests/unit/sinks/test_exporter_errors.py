@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.telemetry.complaints import REASON_MAX, in_words
+from syncagent.telemetry.exporter_errors import REASON_MAX, explain_error
 
 # As said by the exporters of 1.45.2 to a port that speaks something else, or that is not there.
 SAID = {
@@ -32,16 +32,16 @@ SAID = {
 
 @pytest.mark.parametrize("said", SAID)
 def test_the_usual_ones_have_a_sentence(said):
-    assert SAID[said] in in_words(said)
+    assert SAID[said] in explain_error(said)
 
 
 def test_a_header_that_may_be_a_secret_is_not_shown():
     said = "Invalid leading whitespace, reserved character(s), or return character(s) in header value: 'Bearer abc\\n'"
-    assert "Bearer" not in in_words(said)
+    assert "Bearer" not in explain_error(said)
 
 
 def test_the_rest_is_one_bounded_line_without_what_the_exporter_is_about_to_do():
     said = "Transient error Internal\nServer Error encountered while exporting spans batch, retrying in 0.97s."
-    assert in_words(said) == "Internal Server Error"
-    assert len(in_words("<html>\x00" * 100_000)) <= REASON_MAX + 3 * REASON_MAX
-    assert "\x00" not in in_words("<html>\x00")
+    assert explain_error(said) == "Internal Server Error"
+    assert len(explain_error("<html>\x00" * 100_000)) <= REASON_MAX + 3 * REASON_MAX
+    assert "\x00" not in explain_error("<html>\x00")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["Answers"]
+__all__ = ["CollectorResponses"]
 
 _LATER = frozenset({429, 502, 503, 504})
 """Those after which OTLP has a client try again: https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling"""
@@ -21,37 +21,37 @@ _MOST_S = 300.0
 """So long at most: an answer must not end the telemetry of a job."""
 
 
-class Answers:
+class CollectorResponses:
     """Heard on the thread that sends; asked there, too.  Over gRPC nothing is heard."""
 
     def __init__(self) -> None:
         self._until = 0.0
-        self._refused = (0, "")
+        self._rejected = (0, "")
 
-    def left_s(self) -> float:
+    def retry_after_s(self) -> float:
         """Return for how long it is to be left alone; 0 where it is not."""
         return max(self._until - time.monotonic(), 0.0)
 
-    def refused(self) -> tuple[int, str]:
+    def take_rejected(self) -> tuple[int, str]:
         """Return how many spans or data points of the latest request it did not take, and why; then forget it."""
-        refused, self._refused = self._refused, (0, "")
-        return refused
+        rejected, self._rejected = self._rejected, (0, "")
+        return rejected
 
     def session(self) -> requests.Session:
         """Make a session for an exporter, all of whose answers are heard."""
         import requests
 
         session = requests.Session()
-        session.hooks["response"].append(self._hear)
+        session.hooks["response"].append(self._note)
         return session
 
-    def _hear(self, response: requests.Response, *_: Any, **__: Any) -> None:
+    def _note(self, response: requests.Response, *_: Any, **__: Any) -> None:
         said = response.headers.get("Retry-After")
         if said is not None and response.status_code in _LATER:
             self._until = time.monotonic() + min(_seconds(said), _MOST_S)
         elif response.ok:
             self._until = 0.0
-            self._refused = _partial_success(response.content) if response.content else (0, "")
+            self._rejected = _partial_success(response.content) if response.content else (0, "")
 
 
 def _seconds(text: str) -> float:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["OwnIds", "drawing", "keep_apart", "mark_thread"]
+__all__ = ["SystemIdGenerator", "isolate_opentelemetry", "mark_agent_thread", "own_randomness"]
 
 _own = random.SystemRandom()
 _DRAWING = ("opentelemetry.exporter.", "opentelemetry.sdk.metrics._internal.exemplar")
 """Exporters draw how long to wait before they try again, reservoirs which measurements they keep as examples."""
 
 
-class OwnIds:
+class SystemIdGenerator:
     """Ids from the system's generator, where the SDK's are from Python's global one."""
 
     def generate_span_id(self) -> int:
@@ -39,13 +39,13 @@ class _Work(threading.local):
 _work = _Work()
 
 
-def mark_thread() -> None:
+def mark_agent_thread() -> None:
     """Say that this thread does the agent's work only."""
     _work.is_ours = True
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """What is drawn inside is drawn for the agent, on whichever thread."""
     before, _work.is_ours = _work.is_ours, True
     try:
@@ -54,7 +54,7 @@ def drawing() -> Iterator[None]:
         _work.is_ours = before
 
 
-def keep_apart() -> None:
+def isolate_opentelemetry() -> None:
     """Have OpenTelemetry's modules draw from the agent's generator where they work for it, and for the program as ever.
 
     Called once the modules that will be used are loaded; those of the program that are loaded later are not touched.

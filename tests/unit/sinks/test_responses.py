@@ -12,43 +12,43 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from syncagent.telemetry.answers import Answers
+from syncagent.telemetry.responses import CollectorResponses
 
 
 def heard(status, value=None):
-    answers, response = Answers(), requests.Response()
+    responses, response = CollectorResponses(), requests.Response()
     response.status_code = status
     if value is not None:
         response.headers["Retry-After"] = value
-    answers.session().hooks["response"][0](response)
-    return answers
+    responses.session().hooks["response"][0](response)
+    return responses
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_it_is_left_alone_for_as_long_as_it_asks(status):
     """In seconds, or until a date."""
-    assert heard(status, "20").left_s() == pytest.approx(20, abs=1)
+    assert heard(status, "20").retry_after_s() == pytest.approx(20, abs=1)
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=40), usegmt=True)
-    assert heard(status, date).left_s() == pytest.approx(40, abs=2)
+    assert heard(status, date).retry_after_s() == pytest.approx(40, abs=2)
 
 
 def test_it_cannot_ask_for_more_than_five_minutes():
-    assert heard(503, "86400").left_s() == pytest.approx(300, abs=1)
-    assert heard(503, "Fri, 31 Dec 9999 23:59:59 GMT").left_s() == pytest.approx(300, abs=1)
+    assert heard(503, "86400").retry_after_s() == pytest.approx(300, abs=1)
+    assert heard(503, "Fri, 31 Dec 9999 23:59:59 GMT").retry_after_s() == pytest.approx(300, abs=1)
 
 
 @pytest.mark.parametrize("value", [None, "soon", "-5", "1e9", "9" * 500, "", "\u00b2"])
 def test_what_is_no_time_asks_for_nothing(value):
-    assert heard(503, value).left_s() == 0
+    assert heard(503, value).retry_after_s() == 0
 
 
 def test_only_answers_that_mean_later_count_and_a_good_one_ends_it():
-    assert heard(400, "20").left_s() == 0
-    answers = heard(503, "20")
+    assert heard(400, "20").retry_after_s() == 0
+    responses = heard(503, "20")
     good = requests.Response()
     good.status_code = 200
-    answers.session().hooks["response"][0](good)
-    assert answers.left_s() == 0
+    responses.session().hooks["response"][0](good)
+    assert responses.retry_after_s() == 0
 
 
 def test_what_was_not_taken_is_told_once():
@@ -56,10 +56,10 @@ def test_what_was_not_taken_is_told_once():
     response.status_code = 200
     partial = ExportTracePartialSuccess(rejected_spans=3, error_message="too old")
     response._content = ExportTraceServiceResponse(partial_success=partial).SerializeToString()
-    answers = Answers()
-    answers._hear(response)
-    assert answers.refused() == (3, "too old")
-    assert answers.refused() == (0, "")
+    responses = CollectorResponses()
+    responses.session().hooks["response"][0](response)
+    assert responses.take_rejected() == (3, "too old")
+    assert responses.take_rejected() == (0, "")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>a proxy says hello</html>"])
@@ -67,6 +67,6 @@ def test_other_answers_refuse_nothing(body):
     response = requests.Response()
     response.status_code = 200
     response._content = body
-    answers = Answers()
-    answers._hear(response)
-    assert answers.refused() == (0, "")
+    responses = CollectorResponses()
+    responses.session().hooks["response"][0](response)
+    assert responses.take_rejected() == (0, "")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from syncagent.support import redaction
-from syncagent.telemetry.texts import Texts
+from syncagent.telemetry.attributes import AttributeSanitizer
 
-__all__ = ["in_words"]
+__all__ = ["explain_error"]
 
 REASON_MAX = 300
-"""Characters; exporters quote whole answers."""
+"""Characters; exporters quote whole responses."""
 
 _SENTENCES = (
     (r"BadStatusLine", "it does not speak HTTP/1; is that a gRPC port? (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"),
@@ -45,7 +45,7 @@ _TRANSIENT = re.compile(
 )
 
 
-def in_words(said: str) -> str:
+def explain_error(said: str) -> str:
     """One bounded line; header values, which may be secrets, are not in it."""
     for pattern, sentence in _SENTENCES:
         if re.search(pattern, said):
@@ -53,4 +53,4 @@ def in_words(said: str) -> str:
     transient = _TRANSIENT.match(said)
     if transient is not None:
         said = " ".join((transient["why"], said[transient.end() :]))
-    return Texts().fit(" ".join(redaction.text(said).split()), REASON_MAX)
+    return AttributeSanitizer().clean_text(" ".join(redaction.text(said).split()), REASON_MAX)

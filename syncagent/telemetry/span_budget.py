@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from syncagent.events import StepRecord, SyncEvent
 
-__all__ = ["Ration"]
+__all__ = ["SpanBudget"]
 
 FIRST = 100
 """So many syncs of each line get a span whatever comes, and so many steps."""
@@ -26,7 +26,7 @@ LINES = 20
 _SITES = 10_000
 
 
-class Ration:
+class SpanBudget:
     """Keeps count; asked once for each sync and each step, in about their order.
 
     Ranks agree on the steps that are shown: about one a second is picked by ``draw``, which gives all ranks the same
@@ -53,7 +53,7 @@ class Ration:
         self.withheld_steps = 0
         """Steps that got none, since none of their syncs did either."""
 
-    def wants(self, event: SyncEvent) -> bool:
+    def allows(self, event: SyncEvent) -> bool:
         """Is this sync to have a span?"""
         if event.repeats > 1:  # it stands for many
             self.withheld += event.repeats
@@ -78,7 +78,7 @@ class Ration:
         self.withheld += 1
         return False
 
-    def wants_step(self, record: StepRecord) -> bool:
+    def allows_step(self, record: StepRecord) -> bool:
         """Is a step without a sync's span to have one?"""
         interval = record.end_ns // INTERVAL_NS
         if interval != self._step_interval:

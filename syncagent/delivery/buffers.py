@@ -1,0 +1,156 @@
+"""Turns what the training threads left in their buffers into whole events and steps."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from syncagent.attribution.apis import api_name
+from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.recording.recorder import span_in
+from syncagent.support.pace import yield_gil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import Observation, ThreadState
+
+__all__ = ["BufferReader"]
+
+
+class BufferReader:
+    """Takes from the buffers of all threads; one thread at a time may read."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        rank: int | None,
+        device_name: str = "cuda",
+        policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None,
+    ) -> None:
+        """``policy_of`` says which policy judged a sync that the regions with these numbers cover."""
+        self._recorder = recorder
+        self.rank = rank
+        """Written into all records; may become known later."""
+        self._device_name = device_name
+        self._policy_of = policy_of
+        self.ended_steps: deque[tuple[int, int, int, Any]] = deque()
+        """Steps that have ended: number, start and end (``perf_counter_ns``), OpenTelemetry's context."""
+        self._anchor_ns = time.time_ns() - time.perf_counter_ns()
+        self.lost: dict[str, int] = {}
+        """How many syncs were dropped, by reason."""
+
+    def epoch_ns(self, moment_ns: int) -> int:
+        """Return a moment of ``perf_counter_ns`` as nanoseconds since the Unix epoch, as in the records."""
+        return moment_ns + self._anchor_ns
+
+    def waiting(self) -> int:
+        """Return how many syncs and steps are in the buffers."""
+        return len(self.ended_steps) + sum(len(state.buffer) for state in self._recorder.states)
+
+    def take_steps(self) -> list[StepRecord]:
+        """Take the steps that have ended, in their order."""
+        return [self._step(*self.ended_steps.popleft()) for _ in range(len(self.ended_steps))]
+
+    def take_events(self) -> list[SyncEvent]:
+        """Take the syncs of all threads, in order of their start."""
+        events: list[SyncEvent] = []
+        for state in self._recorder.states:
+            buffer = state.buffer
+            # Only this thread takes from the left; the owner may go on appending.
+            for _ in range(len(buffer)):
+                yield_gil()
+                seen = buffer.popleft()
+                try:
+                    events.append(self._event(seen, state))
+                except Exception as error:
+                    # Counted, whatever it was.
+                    self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
+                    self._recorder.faults.add("reading what a thread left", error, "failed")
+            if state.tallies or state.sums:
+                events += self._sums(state)
+            if state.dropped:
+                self.lost["buffer full"] = self.lost.get("buffer full", 0) + state.dropped
+                state.dropped = 0
+        if len(events) > 1:
+            events.sort(key=lambda event: event.start_ns)
+        return events
+
+    def retire_threads(self) -> None:
+        """Let go of threads that have ended; one thread alone is not looked at."""
+        if len(self._recorder.states) > 1:
+            self._recorder.retire_threads()
+
+    def ops(self) -> tuple[OpCount, ...]:
+        """Return host time by op and line, over all threads."""
+        resolve = self._recorder.sites.resolve
+        return tuple(
+            OpCount(
+                entry.op._schema.name,
+                resolve(entry.point),
+                Phase.BACKWARD if backward else Phase.OTHER,
+                entry.count,
+                entry.host_ns,
+            )
+            for (*_, backward), entry in self._recorder.op_sums().items()
+        )
+
+    def _step(self, step: int, start_ns: int, end_ns: int, context: Any) -> StepRecord:
+        anchor = self._anchor_ns
+        try:
+            span = span_in(context)
+        except Exception as error:
+            span = None
+            self._recorder.faults.add("reading the program's span", error, "failed")
+        return StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context or None)
+
+    def _sums(self, state: ThreadState) -> list[SyncEvent]:
+        """Make one event of the syncs of a line that were only added up since the last time."""
+        events = []
+        for tally in (*state.tallies.values(), *state.sums.values()):
+            count, stall_ns = tally.count - tally.told_count, tally.stall_ns - tally.told_ns
+            if count and tally.last is not None:
+                tally.told_count += count
+                tally.told_ns += stall_ns
+                event = self._event(tally.last, state)
+                events.append(replace(event, repeats=count, stall_ns=stall_ns, longest_ns=tally.max_ns))
+        return events
+
+    def _event(self, seen: Observation, state: ThreadState) -> SyncEvent:
+        if not (isinstance(seen.kind, SyncKind) and isinstance(seen.start_ns, int) and isinstance(seen.stall_ns, int)):
+            raise TypeError(f"{seen.about.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
+        resolve = self._recorder.sites.resolve
+        about = seen.about
+        user, library, _ = about.where
+        forward = resolve(about.forward.user or about.forward.library) if about.forward is not None else None
+        return SyncEvent(
+            op=about.op,
+            api=api_name(about.api),
+            kind=seen.kind,
+            start_ns=seen.start_ns + self._anchor_ns,
+            stall_ns=seen.stall_ns,
+            site=resolve(user or library),
+            phase=about.phase,
+            step=seen.step,
+            rank=self.rank,
+            device=f"{self._device_name}:{about.device}",
+            stream=about.stream,
+            thread=state.name,
+            sensor=about.sensor,
+            shapes=tuple(tuple(shape) for shape in about.shapes),
+            allowed=about.allowed,
+            ranges=about.ranges,
+            module=about.module,
+            forward_site=forward,
+            stack=tuple(site for site in map(resolve, about.stack) if site is not None),
+            library_site=resolve(library) if user is not None else None,
+            user_span=span_in(seen.context),
+            user_context=seen.context or None,
+            violation=seen.violation,
+            regions=seen.regions,
+            policy=self._policy_of(seen.regions) if seen.regions else None,
+            conditional=seen.conditional,
+        )

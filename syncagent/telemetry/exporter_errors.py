@@ -1,4 +1,4 @@
-"""What is wrong with a collector, in words a person can act on: made of what exporters say."""
+"""Explains what an exporter says of a failed export, in a sentence that a person can act on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _TRANSIENT = re.compile(
 
 
 def explain_error(said: str) -> str:
-    """One bounded line; header values, which may be secrets, are not in it."""
+    """Return one line of bounded length; header values, which may be secrets, are left out."""
     for pattern, sentence in _SENTENCES:
         if re.search(pattern, said):
             return sentence

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Hundreds of processes import the package: each would compile it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-units test-whole-scripts test-telemetry test-stack matrix matrix-ends lint types demo telemetry-demo bench-startup clean
+.PHONY: help setup test test-units test-whole-scripts test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
@@ -17,7 +17,7 @@ help:
 	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
 	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all else (hours)"
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
-	@echo "make lint    ruff;  make types: mypy --strict"
+	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
 # Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.  The
@@ -62,9 +62,12 @@ ENDS ?= sim_oldest sim_newest
 matrix-ends: setup
 	$(BIN)/nox --error-on-missing-interpreters -s $(ENDS)
 
-lint: setup
+lint: setup layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+layers: setup
+	$(BIN)/lint-imports --no-logo
 
 # Twice: for this Python, and for the oldest that is supported.
 types: setup

@@ -14,7 +14,7 @@ from syncagent.runtime.autostart import simulates_throughout
 from syncagent.runtime.decorating import decorate
 from syncagent.runtime.regions import Region
 from syncagent.runtime.sinks import of_program
-from syncagent.settings import config
+from syncagent.settings import schema, sources
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def start(**settings: Any) -> Agent:
     where ``policy="raise"``, or ``"warn"`` with a baseline, cannot be in force: also since another agent is running.
     """
     global _joined
-    settled = config.load(settings)
+    settled = sources.load(settings)
     with _lock:
         running = _current
         if running is not None and settled.sources.get("policy") == "keyword" and settled.is_gate:
@@ -62,7 +62,7 @@ def start(**settings: Any) -> Agent:
     return agent
 
 
-def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> Agent:
+def launch(settings: schema.Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> Agent:
     """Start an agent with settled settings; without ``sinks``, spans go to the program's own tracer provider."""
     global _current
     with _lock:
@@ -93,7 +93,7 @@ def launch(settings: config.Settings, sinks: tuple[Sink, ...] | None = None, *, 
         return agent
 
 
-def _device(settings: config.Settings) -> Callable[[], None] | None:
+def _device(settings: schema.Settings) -> Callable[[], None] | None:
     """Put the simulated device in; return what takes it away again, if it is for this watch alone."""
     from syncagent import simulate
 
@@ -103,7 +103,7 @@ def _device(settings: config.Settings) -> Callable[[], None] | None:
     return simulate.borrow()
 
 
-def _say_what_differs(asked: config.Settings, in_force: config.Settings) -> None:
+def _say_what_differs(asked: schema.Settings, in_force: schema.Settings) -> None:
     differing = {
         name: f"{value!r}, but {getattr(in_force, name)!r} is in force"
         for name in asked.sources
@@ -167,7 +167,7 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = config.load(settings)
+        self._settings = sources.load(settings)
         self._open: list[_Opened] = []
         self._judged: tuple[Agent, Policy] | None = None
         """The policy of this watch's last region, and the agent that it belonged to."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from syncagent.errors import ConfigError
+from syncagent.support import report_formats
+
 __all__ = ["command"]
 
 
@@ -16,7 +19,7 @@ __all__ = ["command"]
 @click.option(
     "--format",
     "form",
-    type=click.Choice(("text", "json", "html", "sarif", "trace")),
+    type=click.Choice(tuple(report_formats.SUFFIXES)),
     help="What to write; by default what the suffix of --output says, or text where there is none.",
 )
 @click.option("--output", metavar="FILE", help="Where to write it; by default standard output.")
@@ -27,20 +30,29 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     have saved beside a file, with a number in its name, belongs to it.
     """
     from syncagent.report import files
-    from syncagent.report.formats import text
-    from syncagent.settings import config
+    from syncagent.report.formats import render, text
+    from syncagent.settings import sources
 
-    mode = config.file_mode()
-    form = form or (files.output_format(output) if output else "text")
+    mode = sources.file_mode()
+    form = form or (_format_of(output) if output else report_formats.TEXT)
     report = files.load_merged(paths)
-    if output:
-        rendered = text.render(report, width=100) if form == "text" else files.render(report, form)
-        if os.path.exists(output) and not os.path.isfile(output):  # /dev/stdout, a pipe: no other file can replace it
-            Path(output).write_text(rendered, encoding="utf-8", errors="backslashreplace")
-        else:
-            files.write_atomically(Path(output), rendered, mode=mode)
-    elif form == "text":
+    if not output and form == report_formats.TEXT:
         text.emit(report, sys.stdout)
+    elif not output:
+        sys.stdout.write(render(report, form))
+    elif os.path.exists(output) and not os.path.isfile(output):  # /dev/stdout or a pipe, which no file can replace
+        Path(output).write_text(render(report, form), encoding="utf-8", errors="backslashreplace")
     else:
-        sys.stdout.write(files.render(report, form))
+        files.write_atomically(Path(output), render(report, form), mode=mode)
     return 0
+
+
+def _format_of(output: str) -> str:
+    form = report_formats.format_of(output)
+    if form is None:
+        suffixes = f"{report_formats.SUFFIXES[report_formats.TEXT]}, {report_formats.saved_suffixes()}"
+        raise ConfigError(
+            f"the name {output!r} does not say which format to write: it has to end in {suffixes}, or --format has to "
+            "say it"
+        )
+    return form

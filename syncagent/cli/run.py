@@ -13,14 +13,14 @@ import click
 
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
-from syncagent.settings import config
+from syncagent.settings import schema, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["command"]
 
-_ROOT = str(Path(config.__file__).resolve().parents[2])
+_ROOT = str(Path(sources.__file__).resolve().parents[2])
 _PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
@@ -31,7 +31,7 @@ _METAVARS = {
 
 def _options(command: click.Command) -> click.Command:
     """Give the command an option for each setting."""
-    command.params += [_option(setting) for setting in fields(config.Settings) if "parse" in setting.metadata]
+    command.params += [_option(setting) for setting in fields(schema.Settings) if "parse" in setting.metadata]
     return command
 
 
@@ -88,7 +88,7 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
     # What is wrong, wherever it stands, is said before anything runs.
-    settled = config.load(environment=environment, script=None if module else words[0])
+    settled = sources.load(environment=environment, script=None if module else words[0])
     gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from syncagent.cost.window import Window
     from syncagent.events import SyncEvent
     from syncagent.report.model import Report
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
     from syncagent.support.faults import Faults
 
 __all__ = ["Pricing"]

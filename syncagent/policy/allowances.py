@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from syncagent.events import CallSite, SyncKind
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
 
 __all__ = ["Allowances", "Entry"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from syncagent.events import Phase
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
 
 __all__ = ["Budgets"]
 

@@ -13,7 +13,7 @@ from syncagent.policy.allowances import Allowances
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
 
 __all__ = ["FAILED", "HELD", "NOTE", "check", "that_matter"]
 

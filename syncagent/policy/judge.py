@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point, Where
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Policy"]
 
@@ -49,7 +49,7 @@ class Policy:
         self._listed: dict[tuple[object, ...], tuple[str | None, object]] = {}
         self.mode = settings.policy
 
-    def for_region(self, mode: str, steps_done: Callable[[], int]) -> Policy:
+    def for_region(self, mode: PolicyName, steps_done: Callable[[], int]) -> Policy:
         """Return such a policy for one more region.
 
         Its budgets are unspent, its warm-up counts by ``steps_done``, and it judges every thread that is covered.  What
@@ -63,12 +63,12 @@ class Policy:
         return policy
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> PolicyName:
         """``observe``, ``warn`` or ``raise``; may be changed at any time."""
         return self._mode
 
     @mode.setter
-    def mode(self, value: str) -> None:
+    def mode(self, value: PolicyName) -> None:
         self._mode = value
         self._raises_before = value == "raise" and not self._min_stall_ns
         allowances = self._allowances

@@ -8,13 +8,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.runtime import signals
+from syncagent.settings.schema import parse
 from syncagent.support import reading
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Remote"]
 
@@ -26,7 +27,9 @@ _SHOWN = 64
 class Remote:
     """Calls ``change(policy, by)`` when the file's text changes or the signal comes."""
 
-    def __init__(self, settings: Settings, mode: Callable[[], str], change: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, settings: Settings, mode: Callable[[], PolicyName], change: Callable[[PolicyName, str], None]
+    ) -> None:
         self._file = settings.policy_file
         self._signal = settings.policy_signal
         self._mode = mode
@@ -79,7 +82,7 @@ class Remote:
         if text and text != self._text:
             self._text = text
             if text in {"observe", "warn", "raise"}:
-                self._change(text, f"the file {self._file}")
+                self._change(parse("policy", text), f"the file {self._file}")
             else:
                 log_once(
                     f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text[:_SHOWN]!r}, "

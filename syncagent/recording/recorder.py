@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from syncagent.policy import Policy
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
     from syncagent.torchbridge.internals import Internals
 
 __all__ = ["Recorder"]

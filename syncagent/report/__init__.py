@@ -1,1 +1,7 @@
-"""What a person reads: the model of a report and its renderings."""
+"""What a person reads: the model of a report, its files and formats, and what changed between two."""
+
+from __future__ import annotations
+
+from syncagent.report import files, model
+
+model.use_files(files)

@@ -12,7 +12,8 @@ from syncagent.report.decode import encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.report.model import Line, Report, SiteRow
+    from syncagent.events import CallSite
+    from syncagent.report.model import Report, SiteRow
     from syncagent.sites import LineKey, SiteKey
 
 __all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
@@ -239,11 +240,11 @@ def _text(earlier: SiteRow, site: SiteRow) -> str:
     return _whole(next(changed, earlier))
 
 
-def _whole(line: Line | SiteRow) -> str:
+def _whole(line: CallSite | SiteRow) -> str:
     return line.statement or line.source
 
 
-def _told(line: Line | None, cwd: str) -> str | None:
+def _told(line: CallSite | None, cwd: str) -> str | None:
     return f"{wording.place(line.file, line.line, cwd)}: {line.source}" if line else None
 
 

@@ -1,36 +1,31 @@
-"""Where reports lie on disk: which suffix means which format, loading, atomic saving."""
+"""Reports on disk: loading, atomic saving, and which files belong together."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.report import captured, origins, places, together
+from syncagent.report.formats import render
 from syncagent.report.model import Report
-from syncagent.settings.config import file_mode
-from syncagent.support import reading, storage
+from syncagent.settings.sources import file_mode
+from syncagent.support import reading, report_formats, storage
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "destination", "load", "load_merged", "output_format", "render", "save", "save_beside", "saved_by_others",
-    "suffix_format",
-    "write_atomically",
+    "destination", "load", "load_merged", "save", "save_beside", "saved_by_others", "write_atomically",
 ]  # fmt: skip
-
-# The longer suffix first: ".trace.json" also ends in ".json".
-_FORMATS = {".trace.json": "trace", ".json": "json", ".html": "html", ".sarif": "sarif"}
 
 
 def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
-    """The file that a report path means, and the format (``json``, ``html``, ``sarif``, ``trace``).
+    """The file that a report path means, and the name of its format.
 
     A directory that exists, or a path that ends in a slash, means ``rank{rank}.json`` in it, with 0 for a process that
     has no rank.  Nothing is written; a path that cannot be meant raises ``ConfigError``.
@@ -39,47 +34,13 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
     filled = given.replace("{rank}", str(rank or 0)).replace("{pid}", str(os.getpid()))
     if filled.endswith("/") or os.path.isdir(filled):
         return Path(filled) / f"rank{rank or 0}.json", "json"
-    form = suffix_format(filled)
-    if form:
-        return Path(filled), form
-    raise ConfigError(
-        f"a report cannot be saved as {given!r}: the name has to end in .json, .html, .sarif or .trace.json, "
-        "or be a directory"
-    )
-
-
-def suffix_format(path: str | Path) -> str | None:
-    """The format that a file's name asks for; ``None`` where it asks for none."""
-    name = Path(path).name
-    return next((form for suffix, form in _FORMATS.items() if name.endswith(suffix) and name != suffix), None)
-
-
-def output_format(path: str | Path) -> str:
-    """The format that the name of an output asks for; raises ``ConfigError`` where it asks for none that there is."""
-    form = "text" if Path(path).suffix == ".txt" else suffix_format(path)
+    form = report_formats.saved_format_of(filled)
     if form is None:
         raise ConfigError(
-            f"the name {os.fspath(path)!r} does not say which format to write: it has to end in .txt, .json, .html, "
-            ".sarif or .trace.json, or --format has to say it"
+            f"a report cannot be saved as {given!r}: the name has to end in {report_formats.saved_suffixes()}, "
+            "or be a directory"
         )
-    return form
-
-
-def render(report: Report, form: str) -> str:
-    """The text of a report file in the given format."""
-    if form == "html":
-        from syncagent.report.formats import html
-
-        return html.render(report)
-    if form == "sarif":
-        from syncagent.report.formats import sarif
-
-        return json.dumps(sarif.log(report), indent=1) + "\n"
-    if form == "trace":
-        from syncagent.report.formats import chrome_trace
-
-        return json.dumps(chrome_trace.trace(report)) + "\n"
-    return _one_row_a_line(report.to_dict())
+    return Path(filled), form
 
 
 def save(report: Report, path: str | Path, *, mode: int | None = None) -> Path:
@@ -202,18 +163,6 @@ def _with_parts(file: Path) -> list[together.Found]:
         if other is not None and other.part and origins.same_run(origin, other):
             found.append((part, load(part)))
     return found
-
-
-def _one_row_a_line(values: dict[str, Any]) -> str:
-    """JSON with a line for each row of each list: small, and fit for diff and grep."""
-    parts = []
-    for key, value in values.items():
-        if isinstance(value, list) and value:
-            rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
-            parts.append(f' "{key}": [\n{rows}\n ]')
-        else:
-            parts.append(f' "{key}": {json.dumps(value)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from syncagent.events import CallSite  # noqa: TC001 - read at run time by decode
 from syncagent.report.decode import decode, encode
 from syncagent.sites import Home, LineKey, SiteKey, key_of
 
@@ -16,7 +17,6 @@ __all__ = [
     "SCHEMA",
     "CostRow",
     "EventRow",
-    "Line",
     "OpRow",
     "OpShare",
     "OrderRow",
@@ -123,18 +123,6 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of Python, as in ``syncagent.events.CallSite``."""
-
-    file: str
-    line: int
-    function: str
-    source: str
-    statement: str = ""
-    """The whole statement, or the head of a compound one, where it is more than ``source``."""
-
-
-@dataclass(frozen=True, slots=True)
 class OpShare:
     """One op's part of a site."""
 
@@ -192,9 +180,9 @@ class SiteRow:
     """Path of the ``nn.Module``; a ``*`` stands for the parts in which several differ."""
     ranges: tuple[str, ...] = ()
     """Labels of ``record_function`` ranges that all its syncs share, outermost first."""
-    forward: Line | None = None
+    forward: CallSite | None = None
     """In the backward pass: the line of the forward pass that made the autograd node."""
-    library: Line | None = None
+    library: CallSite | None = None
     """The line inside a library that made the call, where the user's line is further out."""
     threads: tuple[str, ...] = ()
     """Names of the threads it was seen in, the first four."""
@@ -211,7 +199,7 @@ class SiteRow:
     """All ops that waited there, the longest stall first."""
     conditional: bool = False
     """Whether they waited only by the driver's state, which another run need not find; no gate counts them."""
-    stack: tuple[Line, ...] = ()
+    stack: tuple[CallSite, ...] = ()
     """The whole stack of its longest sync, innermost first, where stacks were asked for."""
 
     def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
@@ -338,9 +326,7 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read a report's JSON file."""
-        from syncagent.report import files
-
-        return files.load(path)
+        return _files.load(path)
 
     def save(self, path: str | Path) -> Path:
         """Write the report in the format that the suffix names and return where it went.
@@ -349,6 +335,23 @@ class Report:
         a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own there, the name
         gets a number: ``x.1.json``.
         """
-        from syncagent.report import files
+        return _files.save(self, path)
 
-        return files.save(self, path)
+
+class Files(Protocol):
+    """What reads and writes the files of reports; the package gives it :mod:`syncagent.report.files`.
+
+    Not imported here: the formats are built on the model.
+    """
+
+    def load(self, path: str | Path) -> Report: ...
+    def save(self, report: Report, path: str | Path) -> Path: ...
+
+
+_files: Files
+
+
+def use_files(files: Files) -> None:
+    """Have ``Report.load`` and ``Report.save`` go there."""
+    global _files
+    _files = files

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.report.origins import origin_of, same_run
 from syncagent.support import storage
+from syncagent.support.report_formats import SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
 
     from syncagent.report.origins import Origin
 
-__all__ = ["SUFFIXES", "numbered", "parts_of", "place"]
-
-SUFFIXES = (".trace.json", ".json", ".html", ".sarif", ".jsonl")
-"""The longer one first: ".trace.json" also ends in ".json"."""
+__all__ = ["numbered", "parts_of", "place"]
 
 _TRIES = 100
 
@@ -80,7 +78,8 @@ def parts_of(file: Path) -> list[Path]:
 
 
 def _suffix(name: str) -> str:
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), os.path.splitext(name)[1])
+    suffixes = [suffix for suffix in SUFFIXES.values() if name.endswith(suffix)]
+    return max(suffixes, key=len, default=os.path.splitext(name)[1])
 
 
 _added_before: dict[tuple[str, str], int] = {}

@@ -10,14 +10,14 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from syncagent.events import Phase, SyncKind
-from syncagent.report.model import EventRow, Line, OpRow, OpShare, Report, SiteRow, StepRow, Totals
+from syncagent.events import CallSite, Phase, SyncKind
+from syncagent.report.model import EventRow, OpRow, OpShare, Report, SiteRow, StepRow, Totals
 from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from syncagent.events import CallSite, OpCount, StepRecord, SyncEvent
+    from syncagent.events import OpCount, StepRecord, SyncEvent
     from syncagent.report.model import Overhead, RunInfo, SensorStatus
 
 __all__ = ["OTHER", "Changes", "Facts", "Since", "Summary"]
@@ -329,7 +329,7 @@ class _Site:
 
     def row(self, steps: int, exact: bool) -> SiteRow:
         first = self.first
-        site = _line(first.site if first else None)
+        site = first.site if first else None
         count = round(self.count)
         op, api, phase = self.longest()
         return SiteRow(
@@ -351,8 +351,8 @@ class _Site:
             id=self.id,
             module=self.module,
             ranges=self.ranges,
-            forward=_line(first.forward_site if first else None),
-            library=_line(first.library_site if first else None),
+            forward=first.forward_site if first else None,
+            library=first.library_site if first else None,
             threads=self.threads,
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
@@ -360,7 +360,7 @@ class _Site:
             statement=site.statement if site else "",
             ops=self.ops(),
             conditional=first.conditional if first else False,
-            stack=tuple(Line(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
+            stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
 
 
@@ -374,7 +374,7 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float)
             stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
-        line = _line(op.site) or Line("", 0, "", "")
+        line = op.site or CallSite("", 0, "")
         host_ms = op.host_ns / 1e6
         stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
         rows.append(
@@ -401,10 +401,6 @@ def _last(values: deque[T], count: int) -> list[T]:
 
 def _key(site: CallSite | None) -> Hashable:
     return site and (site.file, site.line)
-
-
-def _line(site: CallSite | None) -> Line | None:
-    return Line(site.file, site.line, site.function, site.source, site.statement) if site else None
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:

@@ -28,7 +28,7 @@ from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.regions import Regions
 from syncagent.runtime.sinks import all_sinks
 from syncagent.sensors.sampling import CopySampling
-from syncagent.settings import config
+from syncagent.settings import parsing, schema
 from syncagent.sites import Home, home_of_process
 from syncagent.support import redaction
 from syncagent.support.faults import Faults
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from syncagent.events import OpCount, SyncEvent
     from syncagent.recording.records import ThreadState
     from syncagent.runtime.regions import Region
+    from syncagent.settings.schema import PolicyName
 
 __all__ = ["Agent", "no_run"]
 
@@ -48,7 +49,7 @@ __all__ = ["Agent", "no_run"]
 class Agent:
     """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
 
-    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
+    def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:  # noqa: PLR0915 - the parts
         import torch
 
         from syncagent.sensors import calibration
@@ -214,7 +215,7 @@ class Agent:
                 failures.append(f"not hooked: {', '.join(unhooked)}")
         return failures
 
-    def _shared_notes(self, settings: config.Settings) -> list[str]:
+    def _shared_notes(self, settings: schema.Settings) -> list[str]:
         nothing: list[str] = []
         gone = self._faults.guard(
             "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), nothing
@@ -225,7 +226,7 @@ class Agent:
     def _lost(self) -> int:
         return sum(tuple(self._buffers.lost.values()))
 
-    def _new_policy(self, settings: config.Settings) -> Policy:
+    def _new_policy(self, settings: schema.Settings) -> Policy:
         return Policy(settings, self._recorder, lambda: self.steps.current)
 
     def measure_cost(self, steps: int = 5) -> None:
@@ -236,9 +237,9 @@ class Agent:
         Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
         which slows the very steps that are to be priced.
         """
-        steps = config.settle("cost_steps", steps)
+        steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
-            raise config.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
+            raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
         self._pricing.ask(steps, begin=1)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
@@ -246,7 +247,7 @@ class Agent:
         return self._summary.since(start_ns)
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> PolicyName:
         """What happens at a sync that nothing allows: ``observe``, ``warn`` or ``raise``.
 
         May be set while the job runs; a value that is not allowed raises :class:`~syncagent.ConfigError`.
@@ -254,10 +255,10 @@ class Agent:
         return self._policy.mode
 
     @policy.setter
-    def policy(self, value: str) -> None:
-        self._change_policy(config.settle("policy", value), "the program")
+    def policy(self, value: PolicyName) -> None:
+        self._change_policy(schema.parse("policy", value), "the program")
 
-    def _change_policy(self, policy: str, by: str) -> None:
+    def _change_policy(self, policy: PolicyName, by: str) -> None:
         before = self._policy.mode
         if policy == before:
             return

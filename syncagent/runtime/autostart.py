@@ -77,11 +77,11 @@ def _put_device_in() -> None:
     """Put the simulated device in, or end the process: it must not go on with another device than it was asked for."""
     from syncagent import simulate
     from syncagent.errors import ConfigError
-    from syncagent.settings import config
+    from syncagent.settings import schema
     from syncagent.support.refusal import refuse_to_start
 
     try:
-        config.settle("simulate", os.environ.get("SYNCAGENT_SIMULATE"))
+        schema.parse("simulate", os.environ.get("SYNCAGENT_SIMULATE"))
     except ConfigError as error:
         refuse_to_start(str(error))
     simulate.install_or_end()
@@ -122,9 +122,9 @@ def _say(sentence: str) -> None:
 def _wants_gate(settings: Mapping[str, object] | None) -> bool:
     """Was a policy asked for that stops something?  Then nothing may run that it does not stop."""
     try:
-        from syncagent.settings import config
+        from syncagent.settings import sources
 
-        return config.wants_gate(settings)
+        return sources.wants_gate(settings)
     except Exception:
         return os.environ.get("SYNCAGENT_POLICY", "").strip().lower() not in {"", "observe"}
 
@@ -166,10 +166,10 @@ class _Run:
             processes.join_run()
             return
         from syncagent.errors import ConfigError
-        from syncagent.settings import config
+        from syncagent.settings import sources
 
         try:
-            self._settings = config.load(settings)
+            self._settings = sources.load(settings)
         except ConfigError as error:
             _unwatched(str(error), is_gate=_wants_gate(settings))
             return

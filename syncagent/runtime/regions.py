@@ -24,7 +24,7 @@ from syncagent.policy import Policy, gate, scopes
 from syncagent.policy.reach import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
-from syncagent.settings import config
+from syncagent.settings import schema
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.model import Report
     from syncagent.runtime.agent import Agent
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Region", "Regions"]
 
@@ -101,15 +101,15 @@ class Region(Reach):
         return self._policy
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> PolicyName:
         """What happens at a sync in here that nothing allows: ``observe``, ``warn`` or ``raise``; may be set."""
         if self.judges:
             return self._policy.mode
         return self.outer.policy if isinstance(self.outer, Region) else self._agent.policy
 
     @policy.setter
-    def policy(self, value: str) -> None:
-        self._policy.mode = config.settle("policy", value)
+    def policy(self, value: PolicyName) -> None:
+        self._policy.mode = schema.parse("policy", value)
         self.judges = True
         if self._was_gate and not self.is_gate:
             self.gaps.append(f"the policy was changed to {self._policy.mode} by the program")
@@ -335,7 +335,7 @@ class Regions(Sink):
         """Say which settings were asked for and are not applied."""
         asked, agent = region.settings, self._agent.settings
         wraps = "ops" if agent.wraps_every_op else "syncs"
-        pairs = [("detail", asked.detail, wraps)]
+        pairs: list[tuple[str, object, object]] = [("detail", asked.detail, wraps)]
         pairs += [(name, getattr(asked, name), getattr(agent, name)) for name in _SHARED]
         if agent.copies_timed == "off" or asked.copies != "all":  # sampled copies can all be watched in a region
             pairs.append(("copies", asked.copies, agent.copies_timed))

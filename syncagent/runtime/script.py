@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from syncagent.report.model import Report
     from syncagent.runtime.agent import Agent
     from syncagent.runtime.sinks import Outputs
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
 
 __all__ = ["Shown", "begin", "send", "show"]
 

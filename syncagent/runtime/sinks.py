@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.summary import Summary
-    from syncagent.settings.config import Settings
+    from syncagent.settings.schema import Settings
     from syncagent.telemetry.metric_sender import MetricSender
     from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
     from syncagent.telemetry.prometheus import ScrapeEndpoint

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.simulate import patches
-from syncagent.simulate.lookups import LOSSES, aten, find
+from syncagent.simulate.requirements import LOSSES, aten, find
 from syncagent.simulate.tensor import SimulatedTensor
 
 if TYPE_CHECKING:

@@ -9,21 +9,21 @@ import torch
 from syncagent.rules import rules
 from syncagent.simulate import devices, dispatch, queues, shapes, waits
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
+from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, new_output
 
 if TYPE_CHECKING:
     from syncagent.simulate.facts import OpFacts
 
-__all__ = ["to_device", "wait_for_transfer"]
+__all__ = ["wait_for_transfer"]
 
 _run_copy = aten.copy_.default
 _RULE = rules.find("aten::copy_")
 
 
 class _Copy:
-    """A queued copy; each side is a placement or a CPU tensor."""
+    """A queued copy; target and source are each a placement or a CPU tensor."""
 
     __slots__ = ("source", "target")
 
@@ -53,7 +53,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     if not isinstance(source, torch.Tensor):
         source = torch.scalar_tensor(source, dtype=target.dtype)
     if not source.numel() or not target.numel():
-        return target  # torch returns before it touches the device: not even a blocking copy waits
+        return target  # torch returns before it uses the device: not even a blocking copy waits
     if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
         raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
     if target.shape != source.shape:
@@ -68,9 +68,11 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     if len(placements) == 0:
         return _run_copy(target, source)
     if kind is not None:
-        waits.reported(
-            "aten::copy_", kind, (target, source, non_blocking), lambda: _copy_now(_Copy(to, of), placements)
-        )
+
+        def copy_now() -> None:
+            queues.run_here(queues.order("aten::copy_", placements[0].index, placements), _Copy(to, of))
+
+        waits.reported("aten::copy_", kind, (target, source, non_blocking), copy_now)
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
         of = of.detach().clone()  # the driver has staged it by the time that it returns
@@ -83,17 +85,12 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
 
 
 def _copy_between_devices(target: Placement, source: Placement) -> None:
-    """Runs on the source's side; torch orders it after and before the work on the target's."""
+    """Copy on the source's stream, ordered as in torch between the work before and after it on the target's."""
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
     engine = queues.order("aten::copy_", source.index, [source, target])
     queues.queue(engine, _Copy(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
-
-
-def _copy_now(copy: _Copy, placements: list[Placement]) -> None:
-    engine = queues.order("aten::copy_", placements[0].index, placements)
-    queues.run_here(engine, copy)
 
 
 def to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -104,12 +101,9 @@ def to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if layout is not None and layout != torch.strided:
         raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
     form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
-    if device is not None and device.type in {devices.STAND_IN, "cuda"}:
-        index = devices.index_of(device)
-    elif device is not None:
+    if device is not None and not devices.is_simulated(device):
         return _to_host(facts, source, device, form, kwargs)
-    else:
-        index = source._sim.index
+    index = source._sim.index if device is None else devices.index_of(device)
     if index == source._sim.index:
         return dispatch.run_generic(facts, args, form)
     target = new_output(shapes.infer(facts.op, [source._sim], form), index)
@@ -129,14 +123,8 @@ def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form
     return copy_(None, (target, source, non_blocking), {})
 
 
-def to_device(host: torch.Tensor, index: int) -> Any:
-    """A blocking copy of a CPU tensor."""
-    layout = shapes.infer(aten.empty_like.default, [host], {})
-    return copy_(None, (new_output(layout, index), host), {})
-
-
 def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
-    """Report a copy whose numbers are where they belong already, or go by another way (checkpoints)."""
+    """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
     kind = None if _RULE is None else _RULE.waits((target, source, False), {})
     return wait() if kind is None else waits.reported("aten::copy_", kind, (target, source, False), wait)
 

@@ -1,4 +1,4 @@
-"""``torch.cuda`` and ``torch.accelerator``: what programs ask of the device besides tensors."""
+"""``torch.cuda`` and ``torch.accelerator``: all that programs use of the device besides tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.events import SyncKind
-from syncagent.simulate import allocator, devices, engine, patches, randomness, streams
+from syncagent.simulate import allocator, devices, engine, patches, randomness
 from syncagent.simulate.errors import SimulationError, SimulationWarning
-from syncagent.simulate.lookups import find, lost
-from syncagent.simulate.requirements import look_up
+from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor
 from syncagent.simulate.waits import reported
 
@@ -30,7 +29,7 @@ CYCLES_PER_SECOND = 1.5e9
 _started = False
 
 
-# --- life --------------------------------------------------------------------------------------------------
+# --- initialization ----------------------------------------------------------------------------------------
 
 
 def _lazy_init() -> None:
@@ -53,7 +52,7 @@ def _all_engines() -> Iterable[engine.Engine]:
 
 @dataclass(frozen=True)
 class _Properties:
-    """What ``get_device_properties`` tells.  The memory is the host's, and its size the host's true one."""
+    """What ``get_device_properties`` returns.  The memory is the host's, with its true size."""
 
     total_memory: int
     name: str = NAME
@@ -94,14 +93,13 @@ class _DeviceOf(_Device):
 
 def _set_device(device: Any) -> None:
     _lazy_init()
-    index = device if device == -1 else devices.index_of(device)
-    devices.exchange(index)
+    devices.exchange(device if device == -1 else devices.index_of(device))
 
 
 class _StreamContext:
     """``torch.cuda.stream``: a context in which a stream is the current one; ``None`` changes nothing."""
 
-    def __init__(self, stream: streams.Stream | None) -> None:
+    def __init__(self, stream: devices.Stream | None) -> None:
         self.stream = stream
 
     def __enter__(self) -> None:
@@ -116,9 +114,7 @@ class _StreamContext:
 def _synchronizer(name: str) -> Callable[..., None]:
     def synchronize(device: Any = None) -> None:
         _lazy_init()
-        index = devices.index_of(device)
-
-        engines = list(devices.engines_of(index))
+        engines = devices.engines_of(devices.index_of(device))
 
         def wait() -> None:
             for each in engines:
@@ -141,14 +137,14 @@ _warned = False
 
 
 def _no_figures(value: Any) -> Callable[..., Any]:
-    """A figure that is not simulated: loops that print it go on, and a person is told once."""
+    """A figure that is not simulated: loops that print it go on, and one warning says so."""
 
     def figure(*_: Any, **__: Any) -> Any:
         global _warned
         if not _warned:
             _warned = True
             warnings.warn(
-                "CUDA memory figures are not simulated: memory_allocated() and its like say 0",
+                "CUDA memory figures are not simulated: memory_allocated() and the like return 0",
                 SimulationWarning,
                 stacklevel=2,
             )
@@ -158,7 +154,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Free and total bytes.  The simulated device's memory is the host's: these figures are true ones."""
+    """Free and total bytes: the simulated device's memory is the host's, so these figures are true."""
     page = os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
@@ -168,14 +164,9 @@ def _emptier(name: str) -> Callable[[], None]:
 
     def empty_cache() -> None:
         if allocator.release_unused():
-            reported(name, SyncKind.OTHER, (), _wait_for_all)
+            reported(name, SyncKind.OTHER, (), engine.wait_for_all)
 
     return empty_cache
-
-
-def _wait_for_all() -> None:
-    for each in _all_engines():
-        each.wait()
 
 
 # --- what has no simulation --------------------------------------------------------------------------------
@@ -189,10 +180,7 @@ def _refuse(what: str) -> Callable[..., Any]:
 
 
 def _refusing_class(name: str, what: str) -> type:
-    def __init__(_self: Any, *_: Any, **__: Any) -> None:  # noqa: N807
-        raise SimulationError(f"{what} not simulated")
-
-    return type(name, (), {"__init__": __init__})
+    return type(name, (), {"__init__": _refuse(what)})
 
 
 # --- random numbers ----------------------------------------------------------------------------------------
@@ -229,11 +217,18 @@ def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 
+_MEMORY_FIGURES: dict[str, Any] = {
+    "memory_stats": _no_figures(OrderedDict), "memory_allocated": _no_figures(0),
+    "max_memory_allocated": _no_figures(0), "memory_reserved": _no_figures(0), "max_memory_reserved": _no_figures(0),
+    "reset_accumulated_memory_stats": _nothing, "reset_peak_memory_stats": _nothing,
+}  # fmt: skip
+
+
 def _names() -> dict[str, Any]:
-    """Names of ``torch.cuda``, and what stands behind them."""
+    """What takes the place of each name in ``torch.cuda``."""
     count, current = devices.count, devices.current
     return {
-        # life
+        # initialization
         "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized,
         "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
@@ -246,18 +241,16 @@ def _names() -> dict[str, Any]:
         "get_arch_list": list, "get_gencode_flags": str, "can_device_access_peer": lambda *_: True,
         "is_bf16_supported": lambda *_, **__: True, "is_tf32_supported": lambda: False,
         # streams
-        "Stream": streams.Stream, "Event": streams.Event, "ExternalStream": streams.Stream,
-        "current_stream": streams.current_stream, "default_stream": streams.default_stream,
-        "set_stream": streams.set_stream, "stream": _StreamContext, "StreamContext": _StreamContext,
+        "Stream": devices.Stream, "Event": devices.Event, "ExternalStream": devices.Stream,
+        "current_stream": devices.current_stream, "default_stream": devices.default_stream,
+        "set_stream": devices.set_stream, "stream": _StreamContext, "StreamContext": _StreamContext,
         "synchronize": _synchronizer("torch.cuda.synchronize"), "_sleep": _sleep,
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
-        "empty_cache": _emptier("torch.cuda.empty_cache"), "ipc_collect": _nothing, "reset_peak_memory_stats": _nothing,
+        "empty_cache": _emptier("torch.cuda.empty_cache"), "ipc_collect": _nothing, **_MEMORY_FIGURES,
         "reset_max_memory_allocated": _nothing, "reset_max_memory_cached": _nothing,
-        "reset_accumulated_memory_stats": _nothing, "set_per_process_memory_fraction": _nothing,
-        "memory_allocated": _no_figures(0), "max_memory_allocated": _no_figures(0), "memory_reserved": _no_figures(0),
-        "max_memory_reserved": _no_figures(0), "memory_cached": _no_figures(0), "max_memory_cached": _no_figures(0),
-        "memory_stats": _no_figures(OrderedDict), "memory_summary": _no_figures("CUDA memory is not simulated"),
+        "set_per_process_memory_fraction": _nothing, "memory_cached": _no_figures(0),
+        "max_memory_cached": _no_figures(0), "memory_summary": _no_figures("CUDA memory is not simulated"),
         "mem_get_info": lambda _device=None: _host_memory(), "utilization": _refuse("GPU utilization is"),
         "memory_usage": _refuse("GPU memory usage is"), "memory_snapshot": _refuse("memory snapshots are"),
         # random numbers
@@ -277,35 +270,30 @@ def _names() -> dict[str, Any]:
 
 
 def _accelerator_names() -> dict[str, Any]:
-    names = _names()
-    device = devices.shown(0)
+    """What takes the place of each name in ``torch.accelerator``."""
     return {
-        "is_available": lambda: bool(devices.count()), "device_count": names["device_count"],
-        "current_accelerator": lambda *_, **__: torch.device(device.type),
+        "is_available": lambda: bool(devices.count()), "device_count": devices.count,
+        "current_accelerator": lambda *_, **__: torch.device("cuda"),
         "current_device_index": devices.current, "current_device_idx": devices.current,
         "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
-        "current_stream": streams.current_stream, "set_stream": streams.set_stream,
+        "current_stream": devices.current_stream, "set_stream": devices.set_stream,
         "synchronize": _synchronizer("torch.accelerator.synchronize"),
-        "empty_cache": _emptier("torch.accelerator.empty_cache"),
-        "memory_stats": names["memory_stats"], "memory_allocated": names["memory_allocated"],
-        "max_memory_allocated": names["max_memory_allocated"], "memory_reserved": names["memory_reserved"],
-        "max_memory_reserved": names["max_memory_reserved"], "reset_accumulated_memory_stats": _nothing,
-        "reset_peak_memory_stats": _nothing,
+        "empty_cache": _emptier("torch.accelerator.empty_cache"), **_MEMORY_FIGURES,
     }  # fmt: skip
 
 
 def _forwarded(name: str) -> None:
-    """A setting that torch keeps for each thread: hand it to the workers too, in stream order."""
+    """Pass a setting that torch keeps for each thread on to the workers, in stream order."""
     original = getattr(torch, name, None)
     if original is None:
-        lost(f"torch.{name}", "a call of it is not simulated")
+        note_loss(f"torch.{name}")
         return
 
     def setting(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         if not engine.is_forked():
             for each in _all_engines():
-                if each.submitted:  # a worker that has not begun takes the process's setting when it does
+                if each.submitted:  # a worker that has not started yet will take the process's setting
                     each.submit(lambda: original(*args, **kwargs))
         return result
 
@@ -314,27 +302,24 @@ def _forwarded(name: str) -> None:
 
 
 def install() -> None:
-    """Put the simulation behind the names of torch.cuda and torch.accelerator."""
-    parts = [part for name in ("random", "memory", "streams", "graphs") if (part := look_up(f"cuda.{name}"))]
-    for name, stand_in in _names().items():
+    """Replace the names of torch.cuda and torch.accelerator."""
+    cuda = [torch.cuda, *map(look_up, ("cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs"))]
+    for name, value in _names().items():
         if not hasattr(torch.cuda, name):
-            lost(f"torch.cuda.{name}", "a call of it is not simulated")
+            note_loss(f"torch.cuda.{name}")
             continue
-        patches.put(torch.cuda, name, stand_in)
-        for part in parts:
-            if name in vars(part):
-                patches.put(part, name, stand_in)
-    accelerator = look_up("accelerator")
-    for name, stand_in in _accelerator_names().items():
-        if hasattr(accelerator, name):
-            patches.put(accelerator, name, stand_in)
+        for holder in cuda:
+            if holder is torch.cuda or (holder is not None and name in vars(holder)):
+                patches.put(holder, name, value)
+    nothing = dict.fromkeys(("range_push", "range_pop", "range_start", "range_end", "mark"), _nothing)
+    for path, names in (("accelerator", _accelerator_names()), ("cuda.nvtx", nothing)):
+        holder = look_up(path)
+        for name, value in names.items():
+            if hasattr(holder, name):
+                patches.put(holder, name, value)
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
         patches.put(torch.cuda, "_initialized", True)
-    nvtx = look_up("cuda.nvtx")
-    for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
-        if hasattr(nvtx, name):
-            patches.put(nvtx, name, _nothing)
     patches.put(torch, "Generator", randomness.Generator)
     # Builds with CUDA ask cuDNN about each tensor on the device.
     patches.put(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)
@@ -342,14 +327,16 @@ def install() -> None:
         patches.put(torch, "_use_cudnn_rnn_flatten_weight", lambda: False)
     for name in ("set_num_threads", "set_flush_denormal"):
         _forwarded(name)
-    # A worker that has finished a kernel needs the interpreter for the next one.  At Python's usual 5 ms between
-    # switches a host that is busy in Python would starve the device.
     before = sys.getswitchinterval()
     patches.also(lambda: sys.setswitchinterval(_SWITCH_S), lambda: _restore_switch_interval(before))
     patches.also(_forget, _forget)
 
 
 _SWITCH_S = 2e-4
+"""A worker that has finished a kernel needs the interpreter for the next one.
+
+At Python's usual 5 ms between switches a host that is busy in Python would starve the device.
+"""
 
 
 def _restore_switch_interval(before: float) -> None:
@@ -358,7 +345,7 @@ def _restore_switch_interval(before: float) -> None:
 
 
 def _forget() -> None:
-    """Begin as a process does that has not used the device."""
+    """Start over like a process that has not used the device."""
     global _started
     _started = False
     for index in range(devices.most()):

@@ -1,4 +1,4 @@
-"""Names of devices, and which device and stream each thread is on.
+"""The simulated devices and their streams, and which of them each thread is on.
 
 Python sees ``cuda:i``.  In C++ the tensors live on torch's ``lazy`` device, which is otherwise unused: it needs no
 device guard and no runtime, and autograd runs its backward pass in the calling thread.
@@ -7,45 +7,35 @@ device guard and no runtime, and autograd runs its backward pass in the calling 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate.engine import Engine
+from syncagent.events import SyncKind
+from syncagent.simulate.engine import Engine, refuse_if_forked
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.waits import reported
 
 if TYPE_CHECKING:
-    from syncagent.simulate.streams import Stream
+    from collections.abc import Callable
 
-__all__ = [
-    "CPU",
-    "META",
-    "STAND_IN",
-    "count",
-    "current",
-    "current_engine",
-    "exchange",
-    "index_of",
-    "leave_thread",
-    "most",
-    "set_count",
-    "shown",
-    "stand_in",
-    "state",
-    "translate",
-]
+    from typing_extensions import Self  # mypy's own copy: nothing is installed for it
+
+__all__ = ["CPU", "META", "STAND_IN", "Event", "Stream"]
 
 STAND_IN = "lazy"
 CPU = torch.device("cpu")
 META = torch.device("meta")
+POOL_SIZE = 32
+"""Streams share that many queues a device, as they do in CUDA: a thread for each Stream would never be given back."""
 
 _count = 0
 _shown: list[torch.device] = []
 _stand_ins: list[torch.device] = []
-_default_engines: list[Engine] = []
-# CUDA hands out streams from a pool, too; a thread for each Stream object would never be given back.
-_pools: list[list[Engine]] = []
-_next_in_pool: list[int] = []
-POOL_SIZE = 32
+_default_streams: list[Stream] = []
+_pools: list[deque[Engine]] = []
 
 
 class _ThreadState(threading.local):
@@ -53,21 +43,24 @@ class _ThreadState(threading.local):
 
     def __init__(self) -> None:
         self.streams: dict[int, Stream] = {}
+        """By device: the stream that this thread has chosen there."""
 
 
-state = _ThreadState()
+_thread = _ThreadState()
+
+
+# --- devices -----------------------------------------------------------------------------------------------
 
 
 def set_count(devices: int) -> None:
-    """Have that many devices; with none, tensors that were made on one before are still computed with."""
+    """Set how many devices there are; without any, tensors made on one before can still be computed with."""
     global _count
     _count = devices
     for index in range(len(_shown), devices):
         _shown.append(torch.device("cuda", index))
         _stand_ins.append(torch.device(STAND_IN, index))
-        _default_engines.append(Engine(f"cuda:{index} stream 0"))
-        _pools.append([])
-        _next_in_pool.append(0)
+        _pools.append(deque())
+        _default_streams.append(Stream.over(index, Engine(f"cuda:{index} stream 0"), is_default=True))
 
 
 def count() -> int:
@@ -75,57 +68,42 @@ def count() -> int:
 
 
 def most() -> int:
-    """How many there have been at most."""
+    """The largest number of devices that there has been."""
     return len(_shown)
 
 
 def leave_thread() -> None:
-    """Have this thread be on no device or stream of its own choice."""
-    state.device = 0
-    state.streams.clear()
+    """Forget the device and the streams that this thread has chosen."""
+    _thread.device = 0
+    _thread.streams.clear()
 
 
 def current() -> int:
-    return state.device
+    return _thread.device
 
 
 def exchange(index: int) -> int:
     """Make a device this thread's current one and return the one before; a negative index changes nothing."""
-    before = state.device
+    before = _thread.device
     if index >= 0:
         _check(index)
-        state.device = index
+        _thread.device = index
     return before
 
 
 def shown(index: int) -> torch.device:
+    """The device as the program sees it."""
     return _shown[index]
 
 
 def stand_in(index: int) -> torch.device:
+    """The device that its tensors are on in C++."""
     return _stand_ins[index]
 
 
-def default_engine(index: int) -> Engine:
-    return _default_engines[index]
-
-
-def pooled_engine(index: int) -> Engine:
-    pool, turn = _pools[index], _next_in_pool[index]
-    _next_in_pool[index] = (turn + 1) % POOL_SIZE
-    if turn >= len(pool):
-        pool.append(Engine(f"cuda:{index} stream {turn + 1}"))
-    return pool[turn]
-
-
-def engines_of(index: int) -> list[Engine]:
-    return [_default_engines[index], *_pools[index]]
-
-
-def current_engine(index: int) -> Engine:
-    """The queue of this thread's current stream on a device."""
-    stream = state.streams.get(index)
-    return _default_engines[index] if stream is None else stream.engine
+def is_simulated(device: torch.device) -> bool:
+    """Whether this is a simulated device, under either name."""
+    return device.type in {STAND_IN, "cuda"}
 
 
 def _check(index: int) -> None:
@@ -137,14 +115,14 @@ def _check(index: int) -> None:
 def index_of(device: Any) -> int:
     """Index of a device that is given in any of the ways torch takes; ``None`` and ``"cuda"`` mean the current one."""
     if device is None:
-        return state.device
+        return _thread.device
     if isinstance(device, int):
         index = device
     else:
         device = torch.device(device)
         if device.type not in {"cuda", STAND_IN}:
             raise ValueError(f"Expected a cuda device, but got: {device}")
-        index = state.device if device.index is None else device.index
+        index = _thread.device if device.index is None else device.index
     _check(index)
     return index
 
@@ -158,3 +136,171 @@ def translate(device: Any) -> Any:
             return device
         return stand_in(index_of(device))
     return device
+
+
+# --- streams and events --------------------------------------------------------------------------------------
+
+
+class Stream:
+    """A queue of device work."""
+
+    def __init__(self, device: Any = None, priority: int = 0, **unknown: Any) -> None:
+        if "stream_ptr" in unknown or "stream_id" in unknown:
+            raise SimulationError("streams made from a raw pointer or id are not simulated")
+        refuse_if_forked()
+        index = index_of(device)
+        self._set(index, _pooled_engine(index), priority)
+
+    def _set(self, index: int, engine: Engine, priority: int, *, is_default: bool = False) -> None:
+        self.device_index = index
+        self.device = shown(index)
+        self.engine = engine
+        self.priority = priority
+        self.device_type = 1
+        self.cuda_stream = self.stream_id = 0 if is_default else id(engine)
+        self._before: list[tuple[int, Stream | None]] = []
+
+    @classmethod
+    def over(cls, index: int, engine: Engine, *, is_default: bool) -> Stream:
+        """The stream of an existing queue."""
+        stream = cls.__new__(cls)
+        stream._set(index, engine, 0, is_default=is_default)
+        return stream
+
+    def synchronize(self) -> None:
+        """Wait for all work of this stream."""
+        reported("torch.cuda.Stream.synchronize", SyncKind.EXPLICIT, (self,), self.engine.wait, is_idle=self.query())
+
+    def query(self) -> bool:
+        """Whether all work of this stream is done."""
+        return self.engine.finished >= self.engine.submitted
+
+    def wait_event(self, event: Event) -> None:
+        """Let the work that comes next wait for an event, without the host."""
+        event.wait(self)
+
+    def wait_stream(self, stream: Stream) -> None:
+        """Let the work that comes next wait for what another stream has so far, without the host."""
+        self.engine.depend_on(stream.engine, stream.engine.submitted)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Record an event, a new one if none is given."""
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def __enter__(self) -> Self:
+        self._before.append((current(), _thread.streams.get(self.device_index)))
+        set_stream(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        device, stream = self._before.pop()
+        if stream is None:
+            _thread.streams.pop(self.device_index, None)
+        else:
+            _thread.streams[self.device_index] = stream
+        exchange(device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and other.engine is self.engine
+
+    def __hash__(self) -> int:
+        return hash(self.engine)
+
+    def __repr__(self) -> str:
+        return f"<torch.cuda.Stream device={self.device} cuda_stream={self.cuda_stream:#x} (simulated)>"
+
+
+class Event:
+    """A mark in a stream."""
+
+    def __init__(
+        self,
+        enable_timing: bool = False,
+        blocking: bool = False,  # noqa: ARG002 - a waiting host sleeps here in any case
+        interprocess: bool = False,
+        **_: Any,
+    ) -> None:
+        if interprocess:
+            raise SimulationError("interprocess events are not simulated")
+        self._timing = enable_timing
+        self._engine: Engine | None = None
+        self._ticket = 0
+        self._stamp: list[float] = []
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Put the mark behind all work that the stream has so far."""
+        self._engine = (stream or current_stream()).engine
+        stamp = self._stamp = []  # an earlier record may still be under way
+        self._ticket = self._engine.submit(lambda: stamp.append(time.perf_counter()))
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Let the work that the stream gets next wait for the mark, without the host."""
+        if self._engine is not None:
+            waiting = (stream or current_stream()).engine
+            waiting.depend_on(self._engine, self._ticket)
+
+    def query(self) -> bool:
+        """Whether the work before the mark is done."""
+        return self._engine is None or self._engine.finished >= self._ticket
+
+    def synchronize(self) -> None:
+        """Wait for the work before the mark."""
+        engine, ticket = self._engine, self._ticket
+        wait: Callable[[], None] = (lambda: None) if engine is None else (lambda: engine.wait(ticket))
+        reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds from this mark to the other one; they are the CPU's."""
+        if not (self._timing and end._timing):
+            raise ValueError("Both events must be created with argument 'enable_timing=True'.")
+        if self._engine is None or end._engine is None:
+            raise ValueError("Both events must be recorded before calculating elapsed time.")
+        if not (self.query() and end.query()):
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
+        return (end._stamp[0] - self._stamp[0]) * 1e3
+
+    def ipc_handle(self) -> bytes:
+        """Not simulated."""
+        raise SimulationError("CUDA IPC (sharing events between processes) is not simulated")
+
+    def __repr__(self) -> str:
+        return "<torch.cuda.Event (simulated)>"
+
+
+def _pooled_engine(index: int) -> Engine:
+    pool = _pools[index]
+    if len(pool) < POOL_SIZE:
+        pool.append(Engine(f"cuda:{index} stream {len(pool) + 1}"))
+    else:
+        pool.rotate(-1)
+    return pool[-1]
+
+
+def engines_of(index: int) -> list[Engine]:
+    return [_default_streams[index].engine, *_pools[index]]
+
+
+def current_engine(index: int) -> Engine:
+    """The queue of this thread's current stream on a device."""
+    return (_thread.streams.get(index) or _default_streams[index]).engine
+
+
+def default_stream(device: Any = None) -> Stream:
+    return _default_streams[index_of(device)]
+
+
+def current_stream(device: Any = None) -> Stream:
+    index = index_of(device)
+    return _thread.streams.get(index) or _default_streams[index]
+
+
+def set_stream(stream: Stream | None) -> None:
+    """Make a stream, and its device, this thread's current one."""
+    if stream is not None:
+        exchange(stream.device_index)
+        _thread.streams[stream.device_index] = stream

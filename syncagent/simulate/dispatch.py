@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import autocast, devices, extensions, randomness, shapes, tensor, waits
+from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
 from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.facts import OpFacts
-from syncagent.simulate.lookups import find
-from syncagent.simulate.memory import Layout, Placement
+from syncagent.simulate.memory import Layout, Placement, layout_of
 from syncagent.simulate.queues import order, queue, run_here
-from syncagent.simulate.rebinding import assume, behind, resize, set_placement
+from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "run", "run_generic", "run_whole"]
+__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "run", "run_generic"]
 
 SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
-"""Ops that are not run by the general rule; copies.py and special.py fill it."""
+"""Ops that the general rule does not fit, and their handlers; copies.py, special.py and nested.py fill it."""
 
 CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
-"""For ops of which the CPU's kernel gives some results in another form: from arguments and results, CUDA's results."""
+"""Ops some of whose results have another form on the CPU: makes CUDA's results from the arguments and the CPU's."""
 
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_shares_memory = find("_C._is_alias_of") or (lambda one, other: _address(one) == _address(other))
+_shares_memory = find("_C._is_alias_of") or (
+    lambda one, other: one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+)
 _runs_on_cpu = find("_C._dispatch_has_computed_kernel_for_dispatch_key") or (lambda _name, _key: True)
 _AsCalled = find("_C._RestorePythonTLSSnapshot")
 _in_inference_mode = torch.is_inference_mode_enabled
@@ -53,7 +53,7 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
 
 
 def facts_of(op: Any) -> OpFacts:
-    """What is known of an op, and what runs it."""
+    """Return what is known of an op, with the handler that runs it."""
     facts = _known.get(op)
     if facts is None:
         facts = _known[op] = _learn(op)
@@ -65,29 +65,23 @@ tensor.dispatch = run
 
 def _learn(op: Any) -> OpFacts:
     facts = OpFacts(op)
-    special = SPECIAL.get(op)
-    body = extensions.python_body(op) if facts.extension else None
+    body = facts.python_body()
     if op.namespace in _UNSUPPORTED_NAMESPACES:
         facts.handler = _refuse
     elif body is not None:
         facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
-    elif special is not None:
-        facts.handler = special
+    elif op in SPECIAL:
+        facts.handler = SPECIAL[op]
     elif not _runs_on_cpu(op.name(), "CPU"):
         facts.handler = _refuse_without_kernel
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
-        facts.handler = _of_others
+        facts.handler = _decompose
         facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
     elif facts.view is not None:
         facts.handler = _view if facts.view == "new" else _view_in_place
     else:
         facts.handler = run_generic
     return facts
-
-
-def run_whole(op: Any) -> None:
-    """Run this op as one kernel, although torch could make it of others."""
-    SPECIAL[op] = run_generic
 
 
 def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
@@ -99,8 +93,8 @@ def _refuse_without_kernel(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
     raise SimulationError(f"{facts.name} has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
 
 
-def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Take an op apart that torch makes of others.
+def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Run a composite op as the ops that it consists of.
 
     Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
     """
@@ -115,7 +109,7 @@ def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 
 def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor]) -> Any:
-    """What a kernel keeps of an argument: of a simulated tensor its placement, of a device the CPU."""
+    """What a kernel keeps of an argument: the placement of a simulated tensor, the CPU for a device."""
     kind = type(value)
     if kind is SimulatedTensor:
         placement = value._sim
@@ -127,7 +121,7 @@ def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor])
         hosts.append(value)
         return value
     if kind is torch.device:
-        return devices.CPU if value.type in {devices.STAND_IN, "cuda"} else value
+        return devices.CPU if devices.is_simulated(value) else value
     return value
 
 
@@ -141,7 +135,7 @@ def _resolve(value: Any) -> Any:
 
 
 def _resolve_kept(value: Any) -> Any:
-    """For a backward op: what the CPU's forward kernel has kept for it, in the form that the CPU's kernels use."""
+    """For a backward op: what the forward kernel has saved for it, in the form that the CPU's kernels use."""
     if type(value) is Placement:
         own = value.box.own_form
         return value.resolve() if own is None or value.layout != value.box.layout else own
@@ -151,7 +145,7 @@ def _resolve_kept(value: Any) -> Any:
 
 
 def _snapshot(value: Any) -> Any:
-    """A queued kernel must not see what the host writes later into a CPU tensor."""
+    """Copy CPU tensors, so that a queued kernel does not see what the host writes into them later."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if type(value) is list:
@@ -195,76 +189,143 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     kept = [_prepare(x, placements, hosts) for x in args]
     named = {name: _prepare(x, placements, hosts) for name, x in kwargs.items()} if kwargs else {}
     index = _check_devices(facts, placements, hosts, args) if placements else devices.index_of(kwargs.get("device"))
-    rule = facts.rule
-    kind = None if rule is None else rule.waits(args, kwargs)
+    kernel = _Kernel(facts, index, kept, named, placements)
+    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
     if named and named.pop("pin_memory", False):
         raise RuntimeError("Only dense CPU tensors can be pinned")
     if kind is not None:
-        return waits.reported(
-            facts.shown, kind, args, lambda: _run_now(facts, index, kept, named, placements, args, kwargs)
-        )
+        return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs))
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
             spec = shapes.infer(facts.op, kept, named)
         except shapes.NoMetaKernelError:
             if not facts.pure_write or facts.outs:
-                return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
+                return kernel.run_unforeseen(args, kwargs, None)
         except shapes.MetaError as error:
-            return _run_untold(facts, index, kept, named, placements, args, kwargs, error)
-        if facts.gives_numbers:  # a meta kernel has none that could be true
-            return _run_untold(facts, index, kept, named, placements, args, kwargs, None)
+            return kernel.run_unforeseen(args, kwargs, error)
+        if facts.returns_numbers:  # a meta kernel cannot know them
+            return kernel.run_unforeseen(args, kwargs, None)
     if facts.outs:
-        _resize_outs(facts, spec, args, kwargs, kept, named)
-    kept = _seed(facts, index, kept, named)
+        kernel.resize_outs(spec, args, kwargs)
+    kernel.seed()
     engine = order(facts.name, index, placements)
     if hosts:
-        kept = _snapshot(kept)
-        named = {name: _snapshot(x) for name, x in named.items()}
-    outputs: list[Placement | None] = []
-    fresh = [] if facts.pure_write else _fresh(facts, spec)
-    made = [_allocate(x, index, outputs) for x in fresh]
-    written = _written(facts, kept, named)
-    queue(engine, _Kernel(facts, kept, named, outputs, written), [p for p in outputs if p is not None] + written)
+        kernel.args = _snapshot(kernel.args)
+        kernel.kwargs = {name: _snapshot(x) for name, x in named.items()}
+    outputs = kernel.outputs
+    made = [] if facts.pure_write else [_allocate(x, index, outputs) for x in _fresh(facts, spec)]
+    kernel.find_written()
+    queue(engine, kernel, [p for p in outputs if p is not None] + kernel.written)
     return _returned(facts, args, kwargs, made)
 
 
-def _run_untold(
-    facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
-    args: Any, kwargs: Any, error: BaseException | None,
-) -> Any:  # fmt: skip
-    """Run an op at once, because nothing tells what its results will look like; torch's own ops have rules for that."""
-    started = time.perf_counter_ns()
-    result = _run_now(facts, index, kept, named, placements, args, kwargs)
-    returned = time.perf_counter_ns()
-    kind = extensions.wait_found(facts, error, kept, named, result) if facts.extension else None
-    if kind is None:
-        what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
-        waits.internal(f"{facts.name}: {what}")
-    else:
-        waits.reported_late(facts.shown, kind, args, started, returned)
-    return result
+def _given(args: Any, kwargs: Any, position: int, name: str) -> Any:
+    return args[position] if position < len(args) else kwargs.get(name)
 
 
 class _Kernel:
-    """A queued op."""
+    """An op with its arguments in the form in which it can be queued."""
 
-    __slots__ = ("args", "facts", "kwargs", "outputs", "written")
+    __slots__ = ("args", "facts", "index", "kwargs", "outputs", "placements", "written")
 
     def __init__(
-        self, facts: OpFacts, args: list[Any], kwargs: dict[str, Any], outputs: list[Placement | None],
-        written: list[Placement],
-    ) -> None:  # fmt: skip
+        self, facts: OpFacts, index: int, args: list[Any], kwargs: dict[str, Any], placements: list[Placement]
+    ) -> None:
         self.facts = facts
+        self.index = index
         self.args = args
         self.kwargs = kwargs
-        self.outputs = outputs
-        self.written = written
+        self.placements = placements
+        self.outputs: list[Placement | None] = []
+        self.written: list[Placement] = []
+
+    # --- on the thread that calls the op ---
+
+    def seed(self) -> None:
+        """Give the op a generator of its own, seeded from the device's or the given one's state."""
+        position = self.facts.generator
+        if position is None:
+            if self.facts.seeded:
+                raise SimulationError(f"{self.facts.name} draws random numbers in a way that is not simulated")
+        elif position < len(self.args):
+            self.args[position] = randomness.draw(self.index, self.args[position])
+        else:
+            self.kwargs["generator"] = randomness.draw(self.index, self.kwargs.get("generator"))
+
+    def find_written(self) -> None:
+        found: list[Any] = []
+        for position, name in self.facts.writes:
+            value = _given(self.args, self.kwargs, position, name)
+            _flatten(value if isinstance(value, list) else [value], found)
+        self.written = [x for x in found if isinstance(x, Placement)]
+
+    def resize_outs(self, spec: Any, args: Any, kwargs: Any) -> None:
+        """``out=`` takes the shape of the result, as in torch before the kernel runs."""
+        specs = spec if isinstance(spec, list) else [spec]
+        returns = self.facts.returns
+        by_name = {alias[1]: layout for alias, layout in zip(returns, specs, strict=True) if alias is not None}
+        for position, name in self.facts.outs:
+            target = _given(args, kwargs, position, name)
+            layout = by_name.get(name)
+            if not isinstance(target, SimulatedTensor) or not isinstance(layout, Layout):
+                continue
+            if layout.size != target._sim.layout.size:
+                tensor.resize(target, layout._replace(offset=target._sim.layout.offset))
+                if position < len(self.args):
+                    self.args[position] = target._sim
+                else:
+                    self.kwargs[name] = target._sim
+
+    def run_now(self, args: Any, kwargs: Any) -> Any:
+        """Wait for this op: its results are there when it returns, and may be of any shape."""
+        facts = self.facts
+        self.seed()
+        engine = order(facts.name, self.index, self.placements)
+        resolved: list[Any] = []
+        keywords: dict[str, Any] = {}
+
+        def kernel() -> Any:
+            nonlocal resolved, keywords
+            resolved, keywords = self._resolved()
+            result = facts.op(*resolved, **keywords)
+            flat: list[Any] = []
+            _flatten(resolved, flat)
+            return [_apart(x, flat) for x in _fresh(facts, result)]
+
+        made = [_wrap(x, self.index) for x in run_here(engine, kernel)]
+        for position, name in facts.outs:
+            target, values = _given(args, kwargs, position, name), _given(resolved, keywords, position, name)
+            if isinstance(target, SimulatedTensor) and tuple(values.shape) != target._sim.layout.size:
+                tensor.take_resized(target, values)
+        self.find_written()
+        for placement in self.written:
+            placement.box.writer = None  # done: nobody has to wait for it
+        return _returned(facts, args, kwargs, made)
+
+    def run_unforeseen(self, args: Any, kwargs: Any, error: BaseException | None) -> Any:
+        """Run an op at once whose results cannot be known in advance; for torch's own ops there are rules."""
+        facts = self.facts
+        started = time.perf_counter_ns()
+        result = self.run_now(args, kwargs)
+        returned = time.perf_counter_ns()
+        kind = facts.learn_wait(error, self.args, self.kwargs, result) if facts.third_party else None
+        if kind is None:
+            what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
+            waits.internal(f"{facts.name}: {what}")
+        else:
+            waits.reported_late(facts.shown, kind, args, started, returned)
+        return result
+
+    # --- on the worker ---
+
+    def _resolved(self) -> tuple[list[Any], dict[str, Any]]:
+        resolve = _resolve_kept if self.facts.backward else _resolve
+        return [resolve(x) for x in self.args], {name: resolve(x) for name, x in self.kwargs.items()}
 
     def __call__(self) -> None:
         try:
-            resolve = _resolve_kept if self.facts.backward else _resolve
-            args = [resolve(x) for x in self.args]
-            result = self.facts.op(*args, **{name: resolve(x) for name, x in self.kwargs.items()})
+            args, kwargs = self._resolved()
+            result = self.facts.op(*args, **kwargs)
             for target in self.written:
                 target.box.own_form = None
             if self.outputs:
@@ -278,11 +339,9 @@ class _Kernel:
                         _deliver(self.facts, placement, values, args)
         except BaseException as error:
             # Whoever reads this memory later gets the error, not old numbers.
-            for placement in self.outputs:
+            for placement in (*self.outputs, *self.written):
                 if placement is not None:
                     placement.box.error = error
-            for placement in self.written:
-                placement.box.error = error
             raise
 
     def _keep_own_forms(self, results: list[Any]) -> None:
@@ -295,12 +354,12 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
     if values is None:
-        # A gradient that was not asked for; meta kernels announce one all the same, and nobody looks at it.
+        # A gradient that was not asked for; meta kernels announce one all the same, and nothing reads it.
         placement.box.error = SimulationError(f"{facts.name} did not compute this result")
         return
     if tuple(values.shape) != layout.size:
         # A result for the backward pass alone, which each backend computes in a form of its own (batch normalization in
-        # eval mode, for one): the CPU's backward kernel gets the CPU's, and whoever else reads it learns why he cannot.
+        # eval mode, for one): the CPU's backward kernel gets the CPU's, and any other reader gets this error.
         placement.box.own_form = values
         placement.box.error = SimulationError(
             f"{facts.name}: this result has the shape {layout.size} on CUDA, but the CPU's kernel computes another one "
@@ -318,10 +377,6 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
         placement.view = values
 
 
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _aliases(values: torch.Tensor, args: Any) -> bool:
     if not values.numel():
         return False
@@ -332,36 +387,6 @@ def _aliases(values: torch.Tensor, args: Any) -> bool:
         elif type(x) is list and x and isinstance(x[0], torch.Tensor) and _aliases(values, x):
             return True
     return False
-
-
-def _run_now(
-    facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any], placements: list[Placement],
-    args: Any, kwargs: Any,
-) -> Any:  # fmt: skip
-    """The host waits for this op: its results are there when it returns, and may be of any shape."""
-    kept = _seed(facts, index, kept, named)
-    engine = order(facts.name, index, placements)
-    hosts: list[Any] = []
-
-    def kernel() -> Any:
-        resolve = _resolve_kept if facts.backward else _resolve
-        resolved = [resolve(x) for x in kept]
-        keywords = {name: resolve(x) for name, x in named.items()}
-        result = facts.op(*resolved, **keywords)
-        hosts.extend((resolved, keywords))
-        flat: list[Any] = []
-        _flatten(resolved, flat)
-        return [_apart(x, flat) for x in _fresh(facts, result)]
-
-    made = [_wrap(x, index) for x in run_here(engine, kernel)]
-    for position, name in facts.outs:
-        target = args[position] if position < len(args) else kwargs.get(name)
-        values = hosts[0][position] if position < len(hosts[0]) else hosts[1].get(name)
-        if isinstance(target, SimulatedTensor) and tuple(values.shape) != target._sim.layout.size:
-            assume(target, values)
-    for placement in _written(facts, kept, named):
-        placement.box.writer = None  # done: nobody has to wait for it
-    return _returned(facts, args, kwargs, made)
 
 
 def _apart(value: Any, hosts: list[Any]) -> Any:
@@ -419,33 +444,7 @@ def _returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
     return None if not values else values[0] if len(values) == 1 else tuple(values)
 
 
-def _written(facts: OpFacts, kept: list[Any], named: dict[str, Any]) -> list[Placement]:
-    found: list[Any] = []
-    for position, name in facts.writes:
-        value = kept[position] if position < len(kept) else named.get(name)
-        _flatten(value if isinstance(value, list) else [value], found)
-    return [x for x in found if isinstance(x, Placement)]
-
-
-def _seed(facts: OpFacts, index: int, kept: list[Any], named: dict[str, Any]) -> list[Any]:
-    """Give the op a generator of its own, seeded from the device's or the given one's state."""
-    position = facts.generator
-    if position is None:
-        if not facts.seeded:
-            return kept
-        raise SimulationError(f"{facts.name} draws random numbers in a way that is not simulated")
-    if position < len(kept):
-        kept = list(kept)
-        kept[position] = randomness.draw(index, kept[position])
-    else:
-        named["generator"] = randomness.draw(index, named.get("generator"))
-    return kept
-
-
-# --- order between streams ---------------------------------------------------------------------------------
-
-
-# --- views and out= ----------------------------------------------------------------------------------------
+# --- views -------------------------------------------------------------------------------------------------
 
 
 def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -464,8 +463,8 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
         raise
     if isinstance(spec, Layout):
-        return make_view(args[0], behind(base, spec))
-    return [make_view(args[0], behind(base, layout)) for layout in spec]
+        return make_view(args[0], base.shifted(spec))
+    return [make_view(args[0], base.shifted(layout)) for layout in spec]
 
 
 def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -473,25 +472,5 @@ def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     placement = target._sim
     shape = shapes.on_meta(placement)
     facts.op(shape, *args[1:], **kwargs)
-    layout = Layout(tuple(shape.shape), shape.stride(), shape.storage_offset(), shape.dtype)
-    set_placement(target, behind(placement, layout))
+    tensor.set_placement(target, placement.shifted(layout_of(shape)))
     return target
-
-
-def _resize_outs(
-    facts: OpFacts, spec: Any, args: Any, kwargs: Any, kept: list[Any], named: dict[str, Any]
-) -> None:  # fmt: skip
-    """``out=`` takes the shape of the result, as torch does it before the kernel runs."""
-    specs = spec if isinstance(spec, list) else [spec]
-    by_name = {alias[1]: layout for alias, layout in zip(facts.returns, specs, strict=True) if alias is not None}
-    for position, name in facts.outs:
-        target = args[position] if position < len(args) else kwargs.get(name)
-        layout = by_name.get(name)
-        if not isinstance(target, SimulatedTensor) or not isinstance(layout, Layout):
-            continue
-        if layout.size != target._sim.layout.size:
-            resize(target, layout._replace(offset=target._sim.layout.offset))
-            if position < len(kept):
-                kept[position] = target._sim
-            else:
-                named[name] = target._sim

@@ -1,13 +1,18 @@
-"""What an op's schema tells about it, read once."""
+"""What is known of an op before it runs: from its schema, from its author's tags, or from a trial run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.events import SyncKind
 from syncagent.rules import rules
-from syncagent.simulate import extensions
+from syncagent.simulate.memory import Placement
+from syncagent.simulate.requirements import ON_INSTANCES, find, note_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["OpFacts"]
 
@@ -18,47 +23,31 @@ _ANY_DEVICE = frozenset({
     "aten::_pack_padded_sequence_backward",
 })  # fmt: skip
 
+_custom_ops = find("_library.custom_ops.OPDEFS")
+_TRIALS_REMEMBERED = 1024
+_same_on_zeros: set[Any] = set()
+"""Calls, by op and layouts of the arguments, for which a trial has shown that values do not decide the sizes."""
+
 
 class OpFacts:
-    """Facts of one overload."""
-
-    __slots__ = (
-        "any_device",
-        "arguments",
-        "backward",
-        "extension",
-        "generator",
-        "gives_numbers",
-        "handler",
-        "name",
-        "op",
-        "outs",
-        "pure_write",
-        "reenters",
-        "returns",
-        "rule",
-        "seeded",
-        "shown",
-        "view",
-        "writes",
-    )
+    """Facts about one overload."""
 
     def __init__(self, op: Any) -> None:
         schema = op._schema
         self.op = op
         self.handler: Any = None
-        """What runs this op; dispatch.py decides."""
+        """The function that runs this op; dispatch.py chooses it."""
         self.reenters = False
-        """Whether its parts, where torch makes it of others, may be run as if the program had called them."""
+        """Whether the ops that a composite op consists of may be run as if the program had called them."""
         self.name: str = schema.name
         self.arguments = [argument.name for argument in schema.arguments]
-        self.extension = extensions.is_one(op)
-        """Whether somebody else than torch brings it."""
-        self.any_device = self.name in _ANY_DEVICE or (self.extension and op.namespace != "torchvision")
-        self.gives_numbers = self.extension and any("Tensor" not in str(r.type) for r in schema.returns)
-        """Whether it returns something that is no tensor."""
+        self.third_party = op.namespace not in {"aten", "prims", "prim"}
+        """Whether the op does not come with torch."""
+        self.any_device = self.name in _ANY_DEVICE or (self.third_party and op.namespace != "torchvision")
+        self.returns_numbers = self.third_party and any("Tensor" not in str(r.type) for r in schema.returns)
+        """Whether it returns something other than tensors."""
         self.backward = "backward" in self.name
-        """Whether it takes what a forward op has kept for it."""
+        """Whether it takes what a forward op has saved for it."""
         written = [
             (position, argument)
             for position, argument in enumerate(schema.arguments)
@@ -72,7 +61,7 @@ class OpFacts:
             by_alias.get(frozenset(r.alias_info.before_set)) if r.alias_info and r.alias_info.is_write else None
             for r in schema.returns
         ]
-        """Of each return value: the written argument that it is, or ``None`` for a new one."""
+        """For each return value, the written argument that it is, or ``None`` for a new one."""
         self.pure_write = all(r is not None for r in self.returns)
         aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
@@ -80,7 +69,111 @@ class OpFacts:
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
         overload = schema.overload_name
         self.rule = rules.find(f"{self.name}.{overload}" if overload else self.name)
-        if self.extension:
-            self.rule = extensions.wait_known(op)
+        if self.third_party:
+            self.rule = self._rule_by_tags()
         self.shown = self.name if self.rule is None else rules.shown(self.rule)
         """The op's name in a report."""
+
+    def python_body(self) -> Callable[..., Any] | None:
+        """The Python function that runs a custom op on CUDA tensors: the ops in it are then simulated one by one."""
+        definition = _custom_ops.get(self.name) if self.third_party and _custom_ops is not None else None
+        if definition is None:
+            return None
+        bodies = getattr(definition, "_backend_fns", None)
+        if bodies is None:
+            path = "_library.custom_ops.CustomOpDef._backend_fns"
+            note_loss(f"torch.{path}", ON_INSTANCES[path])
+            return None
+        return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]
+
+    def _rule_by_tags(self) -> rules.Rule | None:
+        """What the op's author has declared with torch's own tags."""
+        if torch.Tag.dynamic_output_shape in self.op.tags:
+            return self._waits_as(SyncKind.DYNAMIC_SHAPE)
+        if torch.Tag.data_dependent_output in self.op.tags:
+            return self._waits_as(SyncKind.SCALAR_READ)
+        return None
+
+    def _waits_as(self, kind: SyncKind) -> rules.Rule:
+        def waits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+            return kind if _has_elements([*args, *kwargs.values()]) else None
+
+        return rules.Rule(self.op.name(), waits, waits, "values decide what its results look like", keys=())
+
+    def learn_wait(
+        self, error: BaseException | None, kept: Sequence[Any], named: Mapping[str, Any], result: Any
+    ) -> SyncKind | None:
+        """Find out, from a call that has run, whether it had to wait: did values decide what its results look like?
+
+        The shapes cannot be known beforehand: there is no meta kernel, or it refused with ``error``.  Some of those
+        errors say that the shapes depend on values; any other op is tried out on zeros of the same layouts.
+        """
+        sizes = [_what_host_sees(value) for value in _as_list(result)]
+        if not any(size is not None for size in sizes) or not _has_elements(kept):
+            return None
+        key = (self.op, tuple(repr(_what_host_sees(x)) for x in (*kept, *named.values())))
+        if key in _same_on_zeros:
+            return None
+        if not _says_that_values_decide(error):
+            try:
+                trial = self.op(*[_zeros(x) for x in kept], **{name: _zeros(x) for name, x in named.items()})
+            except Exception:
+                return None  # it does not take zeros: nothing is known, and nothing is made up
+            if [_what_host_sees(value) for value in _as_list(trial)] == sizes:
+                if len(_same_on_zeros) < _TRIALS_REMEMBERED:
+                    _same_on_zeros.add(key)
+                return None
+        number = not isinstance(sizes[0], tuple)
+        self.rule = self._waits_as(SyncKind.SCALAR_READ if number else SyncKind.DYNAMIC_SHAPE)
+        return self.rule.waits(kept, named)
+
+
+def _as_list(result: Any) -> Any:
+    return result if isinstance(result, (list, tuple)) else [result]
+
+
+def _has_elements(values: Any) -> bool:
+    """Whether any of these tensors has an element.  If none has, such an op returns at once."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            if _has_elements(value):
+                return True
+        elif isinstance(value, Placement):
+            if 0 not in value.layout.size:
+                return True
+        elif isinstance(value, torch.Tensor) and value.numel():
+            return True
+    return False
+
+
+def _says_that_values_decide(error: BaseException | None) -> bool:
+    """A kernel that asks for the context of symbolic shapes has a result of unknown size (torch.library)."""
+    while error is not None:
+        if "get_ctx()" in str(error) or type(error).__name__ in {
+            "DynamicOutputShapeException",
+            "DataDependentOutputException",
+        }:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _what_host_sees(value: Any) -> Any:
+    """The part of an argument or result that the host has to know: a tensor's shape, a number itself."""
+    if isinstance(value, Placement):
+        return value.layout
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)):
+        return [_what_host_sees(x) for x in value]
+    return value
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, Placement):
+        return torch.zeros(value.layout.size, dtype=value.layout.dtype)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, (list, tuple)):
+        return [_zeros(x) for x in value]
+    return value

@@ -1,4 +1,4 @@
-"""Putting the simulated device into torch, all of it or nothing: for the life of the process, or for a while."""
+"""Puts the simulated device into torch, all of it or nothing, for the life of the process or for a while."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from syncagent.simulate import requirements
 from syncagent.simulate.errors import SimulationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.simulate.patches import Patches
+    from syncagent.simulate.patches import Changes
 
 __all__ = ["borrow", "install", "install_or_end", "installed", "missing"]
 
@@ -24,17 +23,17 @@ _for_good = False
 _borrowers = 0
 _lock = threading.RLock()
 _library: Any = None
-"""The kernels that make tensors; they stay, since what was made on the device may still make others."""
+"""The kernels that allocate tensors; they stay, since what was made on the device may still allocate others."""
 _autocast: Any = None
-_patches: tuple[int, Patches] | None = None
+_changes: tuple[int, Changes] | None = None
 """What was changed in torch, for that number of devices."""
 _modules: set[str] = set()
-"""What was imported when the device was put in; modules that are imported later may take its names."""
+"""The modules imported before the device was put in; those imported later may have imported its names."""
 _LINGER_S = 1.0
-"""How long a worker thread stays that computes with what is left after the device is gone."""
+"""How long an idle worker thread that computes with what is left stays once the device is gone."""
 
 OVERRIDES = r"(?s).*(Overriding a previously registered kernel|other operators may also be overridden)"
-"""What torch warns of where a kernel takes another's place: here that is the purpose (autocast's lists)."""
+"""torch's warning that a kernel replaces another one; here that is the purpose (autocast's lists)."""
 
 
 def installed() -> bool:
@@ -43,18 +42,19 @@ def installed() -> bool:
 
 
 def missing() -> list[str]:
-    """One sentence for each name that this torch lacks and that the simulated device would have used."""
-    if _patches is None:  # it has never been here
+    """Return a sentence for each name that this torch lacks and that the simulated device would have used."""
+    if _changes is None:  # it has never been installed
         return []
-    from syncagent.simulate.lookups import LOSSES
+    from syncagent.simulate.requirements import LOSSES
 
     return list(LOSSES.values())
 
 
 def install(devices: int = 1) -> None:
-    """Let simulated devices stand in for CUDA, in this process and for good.
+    """Let simulated devices stand in for CUDA for the life of this process.
 
-    Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.
+    Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
+    :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
     """
     global _for_good
     with _lock:
@@ -63,9 +63,9 @@ def install(devices: int = 1) -> None:
 
 
 def borrow(devices: int = 1) -> Callable[[], None]:
-    """Let simulated devices stand in for CUDA until what is returned has been called by the last who borrowed them.
+    """Let simulated devices stand in for CUDA until every borrower has called the function that this returns.
 
-    Tensors that were made on them stay usable after that.  Where :func:`install` was called they stay.
+    Tensors made on them stay usable after that.  After :func:`install` the devices stay.  Raises as it does.
     """
     global _borrowers
     with _lock:
@@ -98,7 +98,9 @@ def _put_in(devices: int) -> None:
         import torch
     except ImportError as error:
         raise SimulationError("the simulated device needs torch, which is not installed") from error
-    requirements.check(torch)
+    from syncagent.simulate import requirements
+
+    requirements.check()
     if _real_cuda_is_used(torch):
         raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
     try:
@@ -113,48 +115,42 @@ def _put_in(devices: int) -> None:
 def _real_cuda_is_used(torch: Any) -> bool:
     try:
         return bool(torch.cuda.is_initialized())
-    except Exception:  # a torch that cannot say so has not come that far
+    except Exception:  # a torch that cannot tell has not initialized it
         return False
 
 
 def install_or_end() -> None:
-    """Install in a process that was asked for the device from outside; where that fails the process ends here.
+    """Install the device in a process whose environment asks for it, or end the process with exit code 2.
 
-    On the CPU, or on a real GPU, the program would compute something else than it was started for.
+    On the CPU, or on a real GPU, the program would not compute what it was started for.
     """
     try:
         install()
     except Exception as error:
         from syncagent.support.refusal import refuse_to_start
 
-        refuse_to_start(f"simulate=1 cannot be honoured: {_in_words(error)}")
-
-
-def _in_words(error: Exception) -> str:
-    said = " ".join(str(error).split()).rstrip(".")
-    return f"{said if isinstance(error, SimulationError) else f'{type(error).__name__}: {said}'}."
+        said = " ".join(str(error).split()).rstrip(".")
+        kind = "" if isinstance(error, SimulationError) else f"{type(error).__name__}: "
+        refuse_to_start(f"simulate=1 cannot be honoured: {kind}{said}.")
 
 
 def _install(count: int) -> None:
     import torch
 
     from syncagent.simulate import (
+        adaptations,
         autocast,
-        composites,
         cuda_api,
         devices,
         engine,
         factories,
-        modules,
         nested,
-        optimizers,
         patches,
         serialization,
-        unsupported,
     )
-    from syncagent.simulate.lookups import LOSSES
+    from syncagent.simulate.requirements import LOSSES
 
-    global _patches
+    global _changes
     engine.Engine.idle_limit_s = None
     engine.Engine.begin_thread = _begin_worker
     engine.Engine.as_device_error = staticmethod(_as_device_error)
@@ -163,26 +159,26 @@ def _install(count: int) -> None:
     _register_kernels(torch)
     _modules.clear()
     _modules.update(sys.modules)
-    if _patches is not None and _patches[0] == count and _patches[1].fits:
-        _patches[1].make_again()
+    if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
+        _changes[1].apply_again()
         return
-    _patches = (count, patches.begin())
+    _changes = (count, patches.begin())
     autocast.install()
     factories.wrap_functions()
     factories.wrap_methods()
-    modules.install()
+    adaptations.adapt_module_moves()
     cuda_api.install()
     for part, lost in (
-        (composites, "ctc_loss may read its lengths otherwise than on a GPU"),
-        (nested, "nn.TransformerEncoder does not take a padding mask in eval mode"),
-        (optimizers, "optimizers may take their plain form"),
-        (serialization, "checkpoints of tensors on this device may fail"),
-        (unsupported, "what is not simulated may fail without a clear word"),
+        (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
+        (nested.install, "nn.TransformerEncoder does not take a padding mask in eval mode"),
+        (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (serialization.install, "checkpoints of tensors on this device may fail"),
+        (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),
     ):
         try:
-            part.install()
+            part()
         except Exception as error:
-            LOSSES[part.__name__] = f"{lost}: {type(error).__name__}: {error}"
+            LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
 
 
 def _register_kernels(torch: Any) -> None:
@@ -200,18 +196,20 @@ def _register_kernels(torch: Any) -> None:
 
 
 def _take_out() -> None:
-    """Put everything in torch back, and end the worker threads when they have done what is queued."""
+    """Restore everything in torch, and end the worker threads once their queues are empty."""
     global _installed, _autocast
     from syncagent.simulate import devices, engine
+    from syncagent.simulate.requirements import find
 
     _installed = 0
-    if _patches is not None:
+    if _changes is not None:
         since = [(name, module) for name, module in list(sys.modules.items()) if name not in _modules]
-        with contextlib.suppress(Exception):  # whatever stands in somebody's module
-            _patches[1].take_in((name, module) for name, module in since if type(module) is ModuleType)
-        _patches[1].take_back()
-    if _autocast is not None:
-        _autocast._destroy()
+        with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
+            _changes[1].adopt((name, module) for name, module in since if type(module) is ModuleType)
+        _changes[1].restore()
+    destroy = find("library.Library._destroy")
+    if _autocast is not None and destroy is not None:
+        destroy(_autocast)
         _autocast = None
     devices.set_count(0)
     devices.leave_thread()
@@ -220,16 +218,16 @@ def _take_out() -> None:
 
 
 def _begin_worker() -> None:
-    """The worker computes on plain CPU tensors; everything above that has happened in the thread that queued the op."""
+    """Let a worker compute on plain CPU tensors; the queueing thread has done everything above that already."""
     import torch
 
-    from syncagent.simulate.lookups import find
+    from syncagent.simulate.requirements import find
 
     torch.set_grad_enabled(False)
-    # Above the keys of in-place ops, too, an op may not write to a host tensor that the program has made in
-    # inference_mode; versions have been counted in the thread that queued it.
+    # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has
+    # made in inference_mode, and the queueing thread has counted versions already.
     below = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
-    # Lasts as long as it is referred to: as long as the thread.
+    # The guard lasts as long as something refers to it: here, as long as the thread.
     _guards.guard = below()
     _guards.guard.__enter__()
 
@@ -238,7 +236,7 @@ _guards = threading.local()
 
 
 def _as_device_error(error: BaseException) -> BaseException:
-    """What a queued kernel raised, as the thread that waits for it gets it."""
+    """Turn what a queued kernel raised into what the waiting thread gets."""
     import torch
 
     if isinstance(error, (SimulationError, KeyboardInterrupt)):

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from syncagent.simulate.engine import Engine
 
-__all__ = ["Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of"]
+__all__ = [
+    "Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
+    "stride_for",
+]  # fmt: skip
 
 TensorBase: Any = torch._C.TensorBase
 _storage_of = TensorBase.untyped_storage
@@ -38,6 +41,13 @@ def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(list(strides))) if size else ()
 
 
+def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None) -> tuple[int, ...]:
+    """The strides of a new tensor of that size and format."""
+    if memory_format in {None, torch.contiguous_format, torch.preserve_format}:
+        return contiguous_stride(size)
+    return torch.empty(size, device="meta", memory_format=memory_format).stride()
+
+
 def nbytes_of(layout: Layout) -> int:
     """How much storage a layout reaches over."""
     if 0 in layout.size:
@@ -46,36 +56,16 @@ def nbytes_of(layout: Layout) -> int:
     return (last + 1) * layout.dtype.itemsize
 
 
-class _Addresses:
-    """Device addresses that are never given out twice, aligned as CUDA's are."""
-
-    def __init__(self) -> None:
-        self._next = 0x7F00_0000_0000
-
-    def take(self, nbytes: int) -> int:
-        address = self._next
-        self._next += (nbytes + 511) // 512 * 512 or 512
-        return address
-
-
-_addresses = _Addresses()
+_next_address = 0x7F00_0000_0000
+"""Device addresses are never given out twice, and are aligned as CUDA's are."""
 
 
 class Box:
     """One device allocation.  Views share it."""
 
     __slots__ = (
-        "__weakref__",
-        "_address",
-        "_nbytes",
-        "error",
-        "held",
-        "layout",
-        "own_form",
-        "ticket",
-        "values",
-        "writer",
-    )
+        "__weakref__", "_address", "_nbytes", "error", "held", "layout", "own_form", "ticket", "values", "writer",
+    )  # fmt: skip
 
     def __init__(self, layout: Layout, values: torch.Tensor | None = None) -> None:
         self.values = values
@@ -107,12 +97,11 @@ class Box:
 
     @property
     def address(self) -> int:
+        global _next_address
         if not self._address:
-            self._address = _addresses.take(self.nbytes)
+            self._address = _next_address
+            _next_address += (self.nbytes + 511) // 512 * 512 or 512
         return self._address
-
-    def fill(self, values: torch.Tensor) -> None:
-        self.values = values
 
 
 class Placement:
@@ -136,6 +125,14 @@ class Placement:
         if view is None:
             view = self.view = self._look()
         return view
+
+    def shifted(self, layout: Layout) -> Placement:
+        """The same box through a layout that counts from where this one begins."""
+        own = self.layout
+        offset = layout.offset
+        if own.offset:
+            offset += own.offset * own.dtype.itemsize // layout.dtype.itemsize
+        return Placement(self.box, layout._replace(offset=offset), self.index)
 
     def _look(self) -> torch.Tensor:
         values = self.box.values

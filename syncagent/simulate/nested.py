@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.simulate import devices, dispatch, queues, waits
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride
+from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, make_as, new_output
 
 if TYPE_CHECKING:

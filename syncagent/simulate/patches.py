@@ -1,78 +1,73 @@
-"""What the simulated device changes in torch: each change can be taken back, and made again, in one place."""
+"""Everything that the simulated device changes in torch: restored together, and applied again together."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from syncagent.torchbridge.patches import ABSENT, Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Patches", "also", "begin", "put"]
-
-_ABSENT = object()
+__all__ = ["Changes", "also", "begin", "put"]
 
 
-class Patches:
-    """Attributes that were set, and other changes, in the order in which they were made."""
+class _Action(NamedTuple):
+    """A change that is not an attribute."""
+
+    apply: Callable[[], object]
+    restore: Callable[[], object]
+
+
+class Changes:
+    """Patches and other changes, in the order in which they were made."""
 
     def __init__(self) -> None:
-        self._changes: list[tuple[Callable[[], object], Callable[[], object]]] = []
-        self._found: list[tuple[Any, str, object]] = []
-        """What was there before, of each attribute."""
-        self._originals: dict[int, tuple[object, object]] = {}
-        """By the id of each value that was put: the value, and what it took the place of."""
+        self._changes: list[Patch | _Action] = []
+        self._by_value: dict[int, Patch] = {}
+        """By the id of what was put, the patch that says what it took the place of."""
 
     def put(self, holder: Any, name: str, value: Any) -> None:
         """Set an attribute of a module or class."""
-        before = vars(holder).get(name, _ABSENT)
-        if before is not _ABSENT and not isinstance(value, (bool, int)):
-            self._originals[id(value)] = value, before
-        self._put(holder, name, before, value)
+        patch = Patch(holder, name, value)
+        if patch.original is not ABSENT and not isinstance(value, (bool, int)):
+            self._by_value[id(value)] = patch
+        self._make(patch)
 
-    def _put(self, holder: Any, name: str, before: object, value: Any) -> None:
-        if not any(holder is known and name == attribute for known, attribute, _ in self._found):
-            self._found.append((holder, name, before))
+    def _make(self, change: Patch | _Action) -> None:
+        self._changes.append(change)
+        change.apply()
 
-        def restore() -> None:
-            if vars(holder).get(name, _ABSENT) is not value:
-                return  # the program has put its own there, which may call ours
-            if before is _ABSENT:
-                delattr(holder, name)
-            else:
-                setattr(holder, name, before)
-
-        self.also(lambda: setattr(holder, name, value), restore)
-
-    def also(self, make: Callable[[], object], undo: Callable[[], object]) -> None:
+    def also(self, apply: Callable[[], object], restore: Callable[[], object]) -> None:
         """Make any other change."""
-        self._changes.append((make, undo))
-        make()
+        self._make(_Action(apply, restore))
 
     @property
-    def fits(self) -> bool:
-        """Whether torch is what it was when the changes were made: then they can be made again as they are."""
-        return bool(self._changes) and all(
-            vars(holder).get(name, _ABSENT) is before for holder, name, before in self._found
-        )
+    def can_be_applied_again(self) -> bool:
+        """Whether torch is what it was when the changes were made."""
+        return bool(self._changes) and all(x.is_original for x in self._changes if isinstance(x, Patch))
 
-    def take_in(self, modules: Iterable[tuple[str, Any]]) -> None:
-        """Count in the names by which other modules have imported what was put: they go and come with the rest."""
+    def adopt(self, modules: Iterable[tuple[str, Any]]) -> None:
+        """Include the names by which other modules have imported what was put: they change with the rest."""
         for module_name, module in modules:
             for holder in (module, *_classes_of(module_name, module)):
                 for name, value in list(vars(holder).items()):
-                    known = self._originals.get(id(value))
-                    if known is not None and known[0] is value:
+                    known = self._by_value.get(id(value))
+                    if known is not None and known.value is value:
+                        patch = Patch(holder, name, value)
+                        patch.original = known.original
                         with contextlib.suppress(AttributeError, TypeError):
-                            self._put(holder, name, known[1], value)
+                            patch.apply()  # a value that cannot be set again is not ours to change
+                            self._changes.append(patch)
 
-    def make_again(self) -> None:
-        for make, _ in self._changes:
-            make()
+    def apply_again(self) -> None:
+        for change in self._changes:
+            change.apply()
 
-    def take_back(self) -> None:
-        for _, undo in reversed(self._changes):
-            undo()
+    def restore(self) -> None:
+        for change in reversed(self._changes):
+            change.restore()
 
 
 def _classes_of(module_name: str, module: Any) -> Iterator[type]:
@@ -81,16 +76,16 @@ def _classes_of(module_name: str, module: Any) -> Iterator[type]:
             yield value
 
 
-_current = Patches()
-_former: list[Patches] = []
-"""Functions that torch.jit knows by their ids, and that the program may still hold."""
+_current = Changes()
+_former: list[Changes] = []
+"""Kept because torch.jit knows functions by their ids, and the program may still hold them."""
 
 
-def begin() -> Patches:
+def begin() -> Changes:
     """Start a new list of changes, to which :func:`put` and :func:`also` add."""
     global _current
     _former.append(_current)
-    _current = Patches()
+    _current = Changes()
     return _current
 
 
@@ -98,5 +93,5 @@ def put(holder: Any, name: str, value: Any) -> None:
     _current.put(holder, name, value)
 
 
-def also(make: Callable[[], object], undo: Callable[[], object]) -> None:
-    _current.also(make, undo)
+def also(apply: Callable[[], object], restore: Callable[[], object]) -> None:
+    _current.also(apply, restore)

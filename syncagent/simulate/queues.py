@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.simulate import devices
 from syncagent.simulate.errors import SimulationWarning
-from syncagent.simulate.lookups import find
+from syncagent.simulate.requirements import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,13 +1,31 @@
-"""Every name of torch that the simulation uses and that torch does not promise, in one place."""
+"""The private names of torch that the simulated device uses, all in one place, and what is lost without each of them.
+
+A name that this torch lacks costs only what needs it, and the report says so.  ``aten`` here stands for
+``torch.ops.aten``: an op that is not there becomes a placeholder, which can be looked at, listed and registered like
+any other, and raises only when it is called.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+import torch
+
 from syncagent.simulate.errors import SimulationError
 
-__all__ = ["OPTIONAL", "REQUIRED", "check", "look_up"]
+__all__ = [
+    "LOSSES",
+    "ON_INSTANCES",
+    "OPTIONAL",
+    "REQUIRED",
+    "MissingOp",
+    "aten",
+    "check",
+    "find",
+    "look_up",
+    "note_loss",
+]
 
 REQUIRED: dict[str, str] = {
     "Tensor._make_wrapper_subclass": "tensors without data",
@@ -19,11 +37,12 @@ REQUIRED: dict[str, str] = {
     "_C._dispatch_get_all_op_names": "finding the factories",
     "_C._dispatch_has_kernel_for_dispatch_key": "finding the factories",
     "library.Library": "kernels for the stand-in device",
+    "ops.aten.add.Tensor._schema": "names and types of an op's arguments",
     "nn.Module._apply": "Module.to",
     "overrides.handle_torch_function": "letting modes see calls that are Python functions here",
     "utils.swap_tensors": "Module.to",
 }
-"""Without one of these there is no device.  Dotted name under ``torch``, and what it is needed for."""
+"""There is no device without one of these: dotted name under ``torch``, and what it is needed for."""
 
 OPTIONAL: dict[str, str] = {
     "_C._AutoDispatchBelowADInplaceOrView": "copies to the host fail inside inference_mode",
@@ -34,6 +53,7 @@ OPTIONAL: dict[str, str] = {
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
     "_C._is_alias_of": "results and views are told apart by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
+    "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
     "_tensor_str._str": "tensors are printed without their device",
     "_utils._rebuild_parameter": "parameters on this device are not pickled",
@@ -51,11 +71,21 @@ OPTIONAL: dict[str, str] = {
     "utils._foreach_utils._foreach_supported_types": "clip_grad_norm_ takes its plain form",
     "utils._foreach_utils._group_tensors_by_device_and_dtype": "optimizers' foreach form may refuse the device",
 }
-"""Without one of these there is a device, and something is lost: dotted name under ``torch``, and what."""
+"""Without one of these the device works, and something is lost: dotted name under ``torch``, and what."""
 
 
-def check(torch: Any) -> None:
-    """Raise one error that names all that is missing."""
+ON_INSTANCES: dict[str, str] = {
+    "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
+    "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
+}
+"""As :data:`OPTIONAL`, but only instances have the name: it can be looked for only where it is used."""
+
+LOSSES: dict[str, str] = {}
+"""For each name that this torch lacks, or that could not be used, one sentence that says what is lost."""
+
+
+def check() -> None:
+    """Raise a :class:`SimulationError` that names everything in :data:`REQUIRED` that this torch lacks."""
     missing = [f"torch.{path} ({purpose})" for path, purpose in REQUIRED.items() if look_up(path) is None]
     if missing:
         raise SimulationError(
@@ -64,15 +94,84 @@ def check(torch: Any) -> None:
 
 
 def look_up(path: str) -> Any:
-    """Return what a dotted name under ``torch`` stands for, or ``None``.
+    """Return the object with this dotted name under ``torch``, or ``None``.
 
     Modules are imported on the way, since torch hides some behind functions.
     """
     *modules, name = path.split(".")
-    found: Any = importlib.import_module("torch")
+    found: Any = torch
     for depth, part in enumerate(modules, 1):
         try:
             found = importlib.import_module(".".join(("torch", *modules[:depth])))
         except ModuleNotFoundError:
             found = getattr(found, part, None)
     return getattr(found, name, None)
+
+
+def find(path: str) -> Any:
+    """Return the object that one of :data:`OPTIONAL` names, or ``None`` and note the loss."""
+    found = look_up(path)
+    if found is None:
+        note_loss(f"torch.{path}", OPTIONAL[path])
+    return found
+
+
+def note_loss(name: str, what: str = "calls to it are not simulated") -> None:
+    """Note what is lost because torch lacks a name."""
+    LOSSES.setdefault(name, f"torch {torch.__version__} lacks {name}: {what}")
+
+
+class MissingOp:
+    """An op, or an overload of one, that this torch does not have."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        note_loss(name)
+
+    def __getattr__(self, overload: str) -> MissingOp:
+        if overload.startswith("__"):
+            raise AttributeError(overload)
+        return self
+
+    def overloads(self) -> list[str]:
+        return []
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise SimulationError(f"the simulated device needs {self.name}, which torch {torch.__version__} does not have")
+
+
+class _Op:
+    """All overloads of one op; what was looked up becomes an attribute, and costs no more than in torch."""
+
+    def __init__(self, packet: Any) -> None:
+        self._packet = packet
+
+    def __getattr__(self, overload: str) -> Any:
+        try:
+            found = getattr(self._packet, overload)
+        except AttributeError:
+            if overload.startswith("__"):
+                raise
+            found = MissingOp(f"aten::{self._packet.__name__}.{overload}")
+        setattr(self, overload, found)
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._packet(*args, **kwargs)
+
+
+class _Aten:
+    """The namespace ``aten``."""
+
+    def __getattr__(self, name: str) -> Any:
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None and name.startswith("__"):
+            raise AttributeError(name)
+        found = MissingOp(f"aten::{name}") if packet is None else _Op(packet)
+        setattr(self, name, found)
+        return found
+
+
+aten: Any = _Aten()

@@ -12,8 +12,8 @@ import torch
 
 from syncagent.simulate import copies, devices, patches, queues, tensor
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.lookups import find
 from syncagent.simulate.memory import Box, Layout, Placement
+from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
 
 __all__ = ["install"]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from syncagent.simulate.devices import META
-from syncagent.simulate.lookups import aten
 from syncagent.simulate.memory import Placement, layout_of
+from syncagent.simulate.requirements import aten
 
 __all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta"]
 

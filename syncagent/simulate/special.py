@@ -1,4 +1,4 @@
-"""Ops that are not run by the general rule, each with the reason."""
+"""Ops that dispatch.py's general rule does not fit, each with the reason."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, dispatch, queues, rebinding, shapes
+from syncagent.simulate import devices, dispatch, queues, shapes, tensor
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.lookups import Absent, aten
-from syncagent.simulate.memory import Layout, Placement, contiguous_stride
-from syncagent.simulate.tensor import SimulatedTensor, make_view, new_output
+from syncagent.simulate.memory import Layout, Placement, stride_for
+from syncagent.simulate.requirements import MissingOp, aten
+from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from syncagent.simulate.facts import OpFacts
 
+__all__ = ["empty"]
+
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:
     def register(handler: Any) -> Any:
         for op in ops:
-            if not isinstance(op, Absent):
+            if not isinstance(op, MissingOp):
                 dispatch.SPECIAL[op] = handler
         return handler
 
@@ -34,7 +36,7 @@ def _runs(*ops: Any) -> Callable[[Any], Any]:
 
 @_runs(aten.detach.default, aten.alias.default)
 def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    """Views that change nothing: by far the most frequent ones."""
+    """The views that change nothing are by far the most frequent ones."""
     return make_view(args[0], args[0]._sim)
 
 
@@ -45,7 +47,7 @@ def _itself(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 
 @_runs(aten.as_strided.default)
 def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Its offset counts from the beginning of the storage, not of the tensor."""
+    """The offset counts from the beginning of the storage, not of the tensor."""
     placement = args[0]._sim
     offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
     layout = Layout(
@@ -56,7 +58,7 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.as_strided_.default)
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    rebinding.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
+    tensor.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
 
 
@@ -77,7 +79,7 @@ def _is_pinned(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
 
 @_runs(aten.record_stream.default)
 def _record_stream(_facts: OpFacts, _args: Any, _kwargs: Any) -> None:
-    """Memory is freed by Python's own count: a queued kernel holds on to it."""
+    """Nothing to do: a queued kernel keeps a reference to its memory."""
 
 
 @_runs(aten._fused_sdp_choice.default)
@@ -87,7 +89,7 @@ def _choose_attention(_facts: OpFacts, _args: Any, _kwargs: Any) -> int:
 
 @_runs(aten.equal.default)
 def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Of the same memory, and of different shapes, torch knows the answer without a look."""
+    """For the same memory, or different shapes, torch knows the answer without reading the numbers."""
     left, right = args
     if facts.rule is not None and facts.rule.waits(args, kwargs) is None:
         return bool(left.shape == right.shape)
@@ -96,7 +98,7 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.index.Tensor)
 def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """How many elements a mask on the host selects the host can count, as torch does: nothing waits for that."""
+    """The host itself can count how many elements a mask on the host selects, as torch does: nothing waits."""
     source, indices = args
     if not isinstance(source, SimulatedTensor) or not any(_is_host_mask(index) for index in indices):
         return dispatch.run_generic(facts, args, kwargs)
@@ -130,13 +132,10 @@ def _is_host_mask(index: Any) -> bool:
 def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target = args[0]
     size = tuple(args[1])
-    form = kwargs.get("memory_format")
-    stride = contiguous_stride(size)
-    if form not in {None, torch.contiguous_format, torch.preserve_format}:
-        stride = torch.empty(size, device=devices.META, memory_format=form).stride()
-    placement = target._sim
-    if placement.layout.size != size:
-        rebinding.resize(target, Layout(size, stride, placement.layout.offset, placement.layout.dtype))
+    layout = target._sim.layout
+    if layout.size != size:
+        stride = stride_for(size, kwargs.get("memory_format"))
+        tensor.resize(target, Layout(size, stride, layout.offset, layout.dtype))
     return target
 
 
@@ -145,24 +144,34 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, source = args
     if not (isinstance(target, SimulatedTensor) and isinstance(source, SimulatedTensor)):
         raise SimulationError("set_ between a CPU tensor and one on simulated CUDA is not simulated")
-    rebinding.replace(target, source._sim)
+    tensor.replace(target, source._sim)
     return target
 
 
 @_runs(aten.empty_like.default)
 def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """No kernel: only memory."""
-    source = args[0]
+    """Only memory is needed, so no kernel runs."""
     form = {name: kwargs.get(name) for name in ("dtype", "memory_format")}
-    layout = shapes.infer(aten.empty_like.default, [source._sim], form)
-    device = kwargs.get("device")
-    if device is not None and device.type not in {devices.STAND_IN, "cuda"}:
+    layout = shapes.infer(aten.empty_like.default, [args[0]._sim], form)
+    return _empty_beside(args[0], layout, kwargs.get("device"))
+
+
+@_runs(aten.new_empty_strided.default)
+def _new_empty_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    source, size, stride = args
+    layout = Layout(tuple(size), tuple(stride), 0, kwargs.get("dtype") or source.dtype)
+    return _empty_beside(source, layout, kwargs.get("device"))
+
+
+def _empty_beside(source: SimulatedTensor, layout: Layout, device: torch.device | None) -> torch.Tensor:
+    """Memory on the device that is given, or on the one that ``source`` is on."""
+    if device is not None and not devices.is_simulated(device):
         return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=device)
     return empty(layout, source._sim.index if device is None else devices.index_of(device))
 
 
 def empty(layout: Layout, index: int) -> SimulatedTensor:
-    """Memory that nobody has written to."""
+    """Uninitialized memory."""
     made = new_output(layout, index)
     placement = made._sim
 
@@ -173,19 +182,9 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     return made
 
 
-@_runs(aten.new_empty_strided.default)
-def _new_empty_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    source, size, stride = args
-    device = kwargs.get("device")
-    if device is not None and device.type not in {devices.STAND_IN, "cuda"}:
-        return torch.empty_strided(size, stride, dtype=kwargs.get("dtype") or source.dtype, device=device)
-    layout = Layout(tuple(size), tuple(stride), 0, kwargs.get("dtype") or source.dtype)
-    return empty(layout, source._sim.index if device is None else devices.index_of(device))
-
-
 @_runs(aten._conj.default)
 def _conj(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    """Torch keeps a bit that says "read this conjugated"; here the numbers are conjugated at once."""
+    """In torch a bit says "read this conjugated"; here the numbers are conjugated at once, and negated below."""
     return dispatch.run(aten._conj_physical.default, args, {})
 
 
@@ -206,10 +205,7 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs, layout)
 
 
-# --- ops that torch itself makes of others, where that makes a difference ----------------------------------
-
-# On the CPU key these ops have torch's general kernel and no other.
-_GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+# --- composite ops, where it makes a difference that they are composite ------------------------------------
 
 
 @_runs(
@@ -230,11 +226,11 @@ _GENERAL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     aten.new_zeros.default,
 )
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Run torch's general kernel on the simulated tensors, so that the ops inside come here one by one."""
-    return facts.op.redispatch(_GENERAL, *args, **kwargs)
+    """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
+    return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
 
 
-# --- error checks -------------------------------------------------------------------------------------------------
+# --- error checks ------------------------------------------------------------------------------------------
 
 
 @_runs(
@@ -247,8 +243,7 @@ def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _checked(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Asked to check, the op reads its error flags back: that is an op of its own, and the one that waits."""
     position = facts.arguments.index("check_errors")
-    check = args[position] if position < len(args) else kwargs.get("check_errors", False)
-    if not check:
+    if not (args[position] if position < len(args) else kwargs.get("check_errors", False)):
         return dispatch.run_generic(facts, args, kwargs)
     kwargs = {name: value for name, value in kwargs.items() if name != "check_errors"}
     result = dispatch.run_generic(facts, args[:position], kwargs)
@@ -259,18 +254,18 @@ def _checked(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.cholesky.default)
 def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """The old name; it checks always."""
+    """The old name, which always checks."""
     upper = args[1] if len(args) > 1 else kwargs.get("upper", False)
     factor, info = aten.linalg_cholesky_ex.default(args[0], upper=upper)
     aten._linalg_check_errors.default(info, "cholesky", is_matrix=args[0].dim() == 2)
     return factor
 
 
-# --- results that the CPU's kernel gives in another form -----------------------------------------------------------
+# --- results that the CPU's kernel gives in another form ----------------------------------------------------
 
 
 def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[Any]:
-    """CUDA's kernels hand on what they have normalized with; the CPU's hand on nothing."""
+    """CUDA's kernels return the statistics that they have normalized with; the CPU's return empty tensors."""
     output, mean, inverse, *rest = results
     if mean.numel() or not output.numel():
         return results
@@ -280,13 +275,12 @@ def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[A
 
 
 for _op in (
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "_batch_norm_no_update",
+    aten.native_batch_norm,
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_no_training,
+    aten._batch_norm_no_update,
 ):
-    if hasattr(aten, _op):
-        dispatch.CUDA_FORM[getattr(aten, _op).default] = _batch_norm_in_eval
+    dispatch.CUDA_FORM[_op.default] = _batch_norm_in_eval
 
 
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
@@ -302,32 +296,25 @@ def _dropout(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return aten.mul.Tensor(aten.mul.Tensor(source, keep), scale), keep
 
 
-def _like(fill: Callable[..., Any]) -> Any:
+def _fill_like(name: str, fill: Callable[..., Any]) -> None:
+    """Run an op as an ``empty_like`` and a ``fill``, which has an argument for a generator."""
+
     def handler(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
         generator = {"generator": kwargs["generator"]} if kwargs.get("generator") is not None else {}
         form = {k: v for k, v in kwargs.items() if k in {"dtype", "device", "memory_format"} and v is not None}
         return fill(aten.empty_like.default(args[0], **form), *args[1:], **generator)
 
-    return handler
+    packet = getattr(aten, name)
+    _runs(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "Tensor" not in o))(handler)
 
 
-def _register_like() -> None:
-    fills = {
-        "rand_like": lambda made, **g: made.uniform_(**g),
-        "randn_like": lambda made, **g: made.normal_(**g),
-    }
-    for name, fill in fills.items():
-        for overload in getattr(aten, name).overloads():
-            if "out" not in overload:
-                dispatch.SPECIAL[getattr(getattr(aten, name), overload)] = _like(fill)
-    for overload in aten.randint_like.overloads():
-        if "out" not in overload and "Tensor" not in overload:
-            dispatch.SPECIAL[getattr(aten.randint_like, overload)] = _like(
-                lambda made, *bounds, **g: made.random_(*((0, *bounds) if len(bounds) == 1 else bounds), **g)
-            )
+def _fill_with_integers(made: SimulatedTensor, *bounds: Any, **generator: Any) -> Any:
+    return made.random_(*((0, *bounds) if len(bounds) == 1 else bounds), **generator)
 
 
-_register_like()
+_fill_like("rand_like", torch.Tensor.uniform_)
+_fill_like("randn_like", torch.Tensor.normal_)
+_fill_like("randint_like", _fill_with_integers)
 
 
 # --- results on two devices --------------------------------------------------------------------------------
@@ -357,8 +344,7 @@ def _unsupported(what: str, *ops: Any) -> None:
         raise SimulationError(f"{facts.name}: {what} are not simulated on CUDA")
 
     for op in ops:
-        for overload in op.overloads():
-            dispatch.SPECIAL[getattr(op, overload)] = handler
+        _runs(*(getattr(op, overload) for overload in op.overloads()))(handler)
 
 
 _unsupported(
@@ -371,5 +357,3 @@ _unsupported(
     aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
 )  # fmt: skip
 _unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
-
-__all__ = ["empty"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -11,8 +12,9 @@ from torch.overrides import handle_torch_function
 from syncagent.simulate import devices
 from syncagent.simulate.allocator import Held, hold
 from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.lookups import find
-from syncagent.simulate.memory import Box, Layout, Placement, layout_of
+from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
+from syncagent.simulate.queues import order, queue
+from syncagent.simulate.requirements import aten, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedTensor", "adopt", "make", "make_as", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
-_cpp_device = TensorBase.device.__get__
 _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__
 _set_base_item = TensorBase.__setitem__
 _mode_is_on = find("_C._is_torch_function_mode_enabled") or (lambda: False)
 _in_inference_mode = torch.is_inference_mode_enabled
-# With this key among the tensor's own, autocast("cuda") finds it; see autocast.py.
-_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-
-
+CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+"""With this key among the tensor's own, autocast("cuda") finds it: see autocast.py."""
 _printed = find("_tensor_str._str") or (lambda tensor, **_: repr(tensor.detach().cpu()))
 
 
@@ -44,6 +44,31 @@ reduce: Callable[[SimulatedTensor], Any] = _not_installed
 """Pickles a tensor; serialization.py puts it here."""
 
 _NO_KWARGS: dict[str, Any] = {}
+
+
+def replacement(function: Any, original: Any, *, is_method: bool = False) -> Any:
+    """What stands in torch for ``original`` while there is a device, and does what ``function`` does.
+
+    Modes see a call of it under torch's own name, with the device that the program wrote.
+    """
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        if _mode_is_on():
+            return handle_torch_function(stand_in, args[:1] if is_method else (), *args, **kwargs)
+        if devices.count() or (is_method and isinstance(args[0], SimulatedTensor)):
+            return function(*args, **kwargs)
+        return original(*args, **kwargs)  # the program has kept it from when there was a device
+
+    functools.update_wrapper(stand_in, original)
+    del stand_in.__wrapped__  # type: ignore[attr-defined]  # else torch takes it for one that may be compiled
+    if is_method:
+        stand_in.__module__, stand_in.__qualname__ = "torch", f"Tensor.{stand_in.__name__}"
+    return stand_in
+
+
+def _method(function: Any) -> Any:
+    """A method that is Python here and C++ in torch."""
+    return replacement(function, function, is_method=True)
 
 
 class SimulatedTensor(torch.Tensor):
@@ -130,14 +155,12 @@ class SimulatedTensor(torch.Tensor):
 
     # --- what needs the numbers -----------------------------------------------------------------------------
 
+    @_method
     def tolist(self) -> Any:
-        if _mode_is_on():
-            return handle_torch_function(SimulatedTensor.tolist, (self,), self)
         return self.cpu().tolist()
 
+    @_method
     def numpy(self, *, force: bool = False) -> Any:
-        if _mode_is_on():
-            return handle_torch_function(SimulatedTensor.numpy, (self,), self, force=force)
         if force:
             return self.detach().cpu().resolve_conj().resolve_neg().numpy()
         raise TypeError(
@@ -167,15 +190,12 @@ class SimulatedTensor(torch.Tensor):
 
     # --- indexing: Python data among the indices goes to the device by a copy, as the C++ binding does it for CUDA --
 
+    @_method
     def __getitem__(self, index: Any) -> Any:
-        if _mode_is_on():
-            return handle_torch_function(SimulatedTensor.__getitem__, (self,), self, index)
         return _get_base_item(self, self._on_device(index))
 
+    @_method
     def __setitem__(self, index: Any, value: Any) -> None:
-        if _mode_is_on():
-            handle_torch_function(SimulatedTensor.__setitem__, (self,), self, index, value)
-            return
         index = self._on_device(index)
         if isinstance(value, (bool, int, float, complex)):
             # For CUDA the binding makes this tensor on the CPU: hence the copy that `v[3] = 1.0` waits for.
@@ -248,12 +268,6 @@ class SimulatedTensor(torch.Tensor):
         raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
 
 
-# The names under which modes see the calls that are Python functions here and C++ ones in torch.
-for _name in ("__getitem__", "__setitem__", "numpy", "tolist"):
-    _method = getattr(SimulatedTensor, _name)
-    _method.__module__, _method.__qualname__ = "torch", f"Tensor.{_name}"
-
-
 class Storage:
     """As much of a storage as programs look at: identity, size, address."""
 
@@ -314,7 +328,7 @@ def make_as(kind: type[AnyTensor], placement: Placement) -> AnyTensor:
         storage_offset=offset,
         dtype=dtype,
         device=devices.stand_in(placement.index),
-        _extra_dispatch_keys=_AUTOCAST_KEYS,
+        _extra_dispatch_keys=AUTOCAST_KEYS,
     )
     tensor._sim = placement
     tensor._held = hold(placement.box, placement.index)
@@ -374,3 +388,44 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
         moved = grad.detach().to(data.device)
         torch.utils.swap_tensors(grad, moved)
         tensor.grad = grad
+
+
+# --- tensors that become a view of other memory, or of the same memory in another way -----------------------
+
+
+def set_placement(target: SimulatedTensor, placement: Placement) -> None:
+    """Make a tensor another view of the memory that it has."""
+    layout = placement.layout
+    # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
+    aten.as_strided_.default.redispatch(CPU_KERNEL, target, layout.size, layout.stride, layout.offset)
+    target._sim = placement
+
+
+def resize(target: SimulatedTensor, layout: Layout) -> None:
+    """Give a tensor another size; its storage grows, in stream order, if it has to."""
+    placement = target._sim
+    box = placement.box
+    needed = nbytes_of(layout)
+    if needed > box.nbytes:
+        box.nbytes = needed
+        queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
+    replace(target, Placement(box, layout, placement.index))
+
+
+def replace(target: SimulatedTensor, placement: Placement) -> None:
+    """Make a tensor a view of any memory."""
+    view = make_view(target, placement)
+    _set_base_data(target, view)
+    target._sim, target._held = placement, view._held
+
+
+def _grow(placement: Placement, nbytes: int) -> None:
+    placement.resolve().untyped_storage().resize_(nbytes)
+
+
+def take_resized(target: SimulatedTensor, values: torch.Tensor) -> None:
+    """Give an ``out=`` tensor the shape that a kernel has resized it to."""
+    box: Box = target._sim.box
+    fresh = adopt(values, target._sim.index)._sim
+    box.values, box.nbytes = values, fresh.box.nbytes
+    replace(target, Placement(box, fresh.layout, fresh.index))

@@ -121,11 +121,11 @@ def measure(
     options: argparse.Namespace, reads: Sequence[Callable[[Any], object]], tensor: Any, folder: str, bare_mb: float
 ) -> dict[str, Any]:
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     journal = str(Path(folder, "journal.jsonl")) if options.spans == "journal" else "off"
-    ends = session.begin(config.load({"detail": "syncs", "journal": journal}, {}))
+    ends = session.begin(sources.load({"detail": "syncs", "journal": journal}, {}))
     agent = begin(options.device, ends.sinks, by_hand=False, journal=journal)
     started_mb = rss_mb()
     began = time.perf_counter()

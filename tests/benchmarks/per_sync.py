@@ -32,7 +32,7 @@ import syncagent
 from syncagent.events import SyncKind
 from syncagent.runtime.agent import Agent
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.settings import config
+from syncagent.settings import schema, sources
 from syncagent.torchbridge.internals import look_up
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _OnCpu(Agent):
 
     key = "CPU"
 
-    def __init__(self, settings: config.Settings, sinks: tuple[Sink, ...] = ()) -> None:
+    def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
         self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
         self._kernels = KernelSensor(self._recorder, device_key=self.key)
@@ -93,7 +93,7 @@ _AGENTS = {"cuda": Agent, "cpu": _OnCpu, "neither": _OnNeither}
 
 def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> Agent:
     """Start an agent that no variable of the environment has a say in."""
-    loaded = config.load({"detail": "syncs", **settings}, {})
+    loaded = sources.load({"detail": "syncs", **settings}, {})
     agent = _AGENTS[device](loaded, sinks)
     if by_hand:
         agent._pipeline.start = lambda: None  # type: ignore[method-assign]  # delivers when it is told to

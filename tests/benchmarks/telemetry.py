@@ -162,14 +162,14 @@ def drained(sinks: tuple[Any, ...], per_step: int) -> dict[str, Any]:
 
 def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from syncagent.telemetry.metrics import MetricSink
 
     per_step = int(1_000 * _STEP_S)
     yield {"case": "summary alone"} | drained((), per_step)
     yield {"case": "and metrics"} | drained((MetricSink(),), per_step)
     with collector(cores[1]):
-        ends = session.begin(config.load({"detail": "syncs"}, {}))
+        ends = session.begin(sources.load({"detail": "syncs"}, {}))
         yield {"case": "and spans, rationed"} | drained(ends.sinks, per_step)
         ends.close()
     from opentelemetry.sdk.metrics import MeterProvider
@@ -237,11 +237,11 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
     import torch
 
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     with collector(cores[1]) as told:
-        ends = session.begin(config.load({"detail": "syncs"}, {}))
+        ends = session.begin(sources.load({"detail": "syncs"}, {}))
         agent = begin("cpu", ends.sinks)
         reads, tensor, made = lines(), torch.ones(()), 0
         began = time.perf_counter()

@@ -152,9 +152,9 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
 
     import syncagent
     from syncagent import api as running
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
-    agent = running.launch(config.load({"detail": "syncs", "copies": "all", "report": None}))
+    agent = running.launch(sources.load({"detail": "syncs", "copies": "all", "report": None}))
     marks: list[dict[str, Any]] = []
     try:
         block_ms(step, 5, device)

@@ -17,23 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from syncagent.cost.rewrites import REWRITES, Rewrite
+from rewrite_examples import EXAMPLES, Example
 
 _CYCLES = 20_000_000
 
 
-def names_of(rewrite: Rewrite) -> dict[str, Any]:
+def names_of(example: Example) -> dict[str, Any]:
     torch.manual_seed(0)
     names = {"torch": torch, "F": torch.nn.functional, "device": "cuda"}
-    exec(rewrite.setup, names)
+    exec(example.setup, names)
     return names
 
 
-def behind_a_sleep_ms(rewrite: Rewrite, code: str) -> float:
+def behind_a_sleep_ms(example: Example, code: str) -> float:
     times = []
     for attempt in range(4):
-        names = names_of(rewrite)
+        names = names_of(example)
         torch.cuda.synchronize()
         if attempt:
             torch.cuda._sleep(_CYCLES)
@@ -44,19 +43,19 @@ def behind_a_sleep_ms(rewrite: Rewrite, code: str) -> float:
     return statistics.median(times[1:])
 
 
-def same(rewrite: Rewrite) -> bool:
+def same(name: str, example: Example) -> bool:
     results = []
-    for code in (rewrite.before, rewrite.after):
-        names = names_of(rewrite)
+    for code in (example.before, example.after):
+        names = names_of(example)
         exec(code, names)
         torch.cuda.synchronize()
-        if code == rewrite.after:
-            exec(rewrite.late, names)
+        if code == example.after:
+            exec(example.late, names)
         results.append(names["result"])
     try:
         torch.testing.assert_close(results[1], results[0], check_dtype=False, check_device=False)
     except AssertionError as error:
-        print(rewrite.name, error)
+        print(name, error)
         return False
     return True
 
@@ -67,16 +66,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.cuda._sleep(1)
     found = {}
-    for rewrite in REWRITES:
+    for name, example in EXAMPLES.items():
         try:
-            found[rewrite.name] = {
-                "before_ms": round(behind_a_sleep_ms(rewrite, rewrite.before), 3),
-                "after_ms": round(behind_a_sleep_ms(rewrite, rewrite.after), 3),
-                "same": same(rewrite),
+            found[name] = {
+                "before_ms": round(behind_a_sleep_ms(example, example.before), 3),
+                "after_ms": round(behind_a_sleep_ms(example, example.after), 3),
+                "same": same(name, example),
             }
         except Exception as error:
-            found[rewrite.name] = {"error": repr(error)[:300]}
-        print(rewrite.name, found[rewrite.name], flush=True)
+            found[name] = {"error": repr(error)[:300]}
+        print(name, found[name], flush=True)
     result = {
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "sleep_ms": 10, "rewrites": found,

@@ -83,7 +83,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
     """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
     from syncagent import api as running
     from syncagent.runtime import script as session
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
     found: dict[str, list[float]] = {"bare": [], "ops": [], "syncs": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     step()
                     found[detail].append(timed(step, steps, wait)[1])
                     continue
-                settings = config.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
+                settings = sources.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
                 ends = session.begin(settings)
                 watching = running.launch(settings, ends.sinks)
                 try:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from syncagent.cost.rewrites import REWRITES
+from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -611,13 +611,13 @@ def after_window() -> str:
 def rewrites() -> str:
     rows = ["| instead of | write | waits before, after |", "|---|---|---|"]
     measured = load("cost_rewrites")["rewrites"]
-    for rewrite in REWRITES:
-        seen = measured.get(rewrite.name)
-        before, after = _told_apart(rewrite.before, rewrite.after)
+    for name, example in EXAMPLES.items():
+        seen = measured.get(name)
+        before, after = _told_apart(example.before, example.after)
         waits = "simulated device only: yes, no"
         if seen is not None:
             waits = ", ".join("yes" if seen[key] > 5 else "no" for key in ("before_ms", "after_ms"))
-        if rewrite.name in NOT_BEHIND:
+        if name in NOT_BEHIND:
             waits = "not told by this test"
         rows.append(f"| {before} | {after} | {waits} |")
     return "\n".join(rows)

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from syncagent.settings import config
+from syncagent.settings import sources
 
-PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
+PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
 
 SCRIPT = """\
 import os, signal, subprocess, sys

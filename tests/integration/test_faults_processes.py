@@ -16,9 +16,9 @@ import textwrap
 
 import pytest
 
-from syncagent.settings import config
+from syncagent.settings import sources
 
-PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
+PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
 
 FORKER = """\
 import gc, importlib, json, os, signal, sys, time
@@ -205,8 +205,8 @@ STAGES = {
     "table's stream": ("syncagent.report.formats.text", "", "emit", True),
     "JSON": ("syncagent.report.model", "Report", "to_dict", False),
     "page": ("syncagent.report.formats.html", "", "render", False),
-    "SARIF": ("syncagent.report.formats.sarif", "", "log", False),
-    "trace": ("syncagent.report.formats.chrome_trace", "", "trace", False),
+    "SARIF": ("syncagent.report.formats.sarif", "", "render", False),
+    "trace": ("syncagent.report.formats.trace", "", "render", False),
     "file": ("syncagent.report.files", "", "save_beside", False),
     "snapshot": ("syncagent.report.summary", "Summary", "snapshot", None),
     "provider": ("syncagent.telemetry.provider", "", "build_provider", True),

@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_whole_package_the_pth_and_nothing_else(wheel):
     }
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped == source | {PTH}
-    assert {"syncagent/py.typed", "syncagent/report/page.css", "syncagent/report/page.js"} <= shipped
+    assert {"syncagent/py.typed", "syncagent/report/formats/page.html.jinja"} <= shipped
 
 
 def test_the_wheel_carries_the_licence_and_says_what_it_needs(wheel):

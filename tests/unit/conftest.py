@@ -15,7 +15,7 @@ import pytest
 
 import syncagent.api
 import syncagent.runtime.agent
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
 
 LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
@@ -90,15 +90,16 @@ def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
     from syncagent.rules.rules import RULES
     from syncagent.sensors.kernels import KernelSensor
-    from syncagent.torchbridge.internals import look_up
+    from syncagent.torchbridge import internals
 
     rules = tuple(host.rule(rule) for rule in RULES)
     forget_compiled_code()
+    look_up = internals.look_up  # a torch built for CUDA may have no driver here: it is not asked
+    monkeypatch.setattr(internals, "look_up", lambda **_: look_up(simulated=True))
 
     class CpuAgent(syncagent.runtime.agent.Agent):
         def __init__(self, settings, sinks=()):
             super().__init__(settings, sinks)
-            self._recorder.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
             self._kernels = KernelSensor(self._recorder, rules, device_key="CPU")
             self._has_cuda = True
 
@@ -135,7 +136,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.api.launch(config.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
+        return syncagent.api.launch(sources.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
 
     return begin
 

@@ -424,9 +424,9 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
             inside.set()
             go_on.wait(10)
 
-    from syncagent.settings import config
+    from syncagent.settings import sources
 
-    agent = syncagent.api.launch(config.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from syncagent import CallSite, Phase
-from syncagent.settings import config
+from syncagent.settings import sources
 
-PACKAGE = os.path.join(os.path.dirname(config.__file__), "")
+PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
 ONE = torch.ones(1)
 
 

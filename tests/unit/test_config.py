@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 
 from syncagent import ConfigError, SyncAgentError
-from syncagent.settings.config import Settings, load
+from syncagent.settings.schema import Settings
+from syncagent.settings.sources import load
 
 NAMES = [setting.name for setting in fields(Settings) if "parse" in setting.metadata]
 

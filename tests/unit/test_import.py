@@ -21,7 +21,7 @@ with syncagent.allow("nothing runs"):
 facts["current"] = syncagent.current()
 watched = syncagent.watch(policy="warn")(lambda: None)
 facts["used"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
-import syncagent.cli, syncagent.runtime.autostart, syncagent.settings.config
+import syncagent.cli, syncagent.runtime.autostart, syncagent.settings.sources
 facts["parts"] = sorted(m for m in sys.modules if m.startswith(("torch", "opentelemetry")))
 print(json.dumps(facts))
 """

@@ -17,7 +17,7 @@ from syncagent.recording.recorder import Recorder
 from syncagent.rules.rules import RULES, STAGED_BYTES, Rule
 from syncagent.sensors import kernels
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 
 SHAPE, SCALAR, CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
@@ -98,7 +98,7 @@ def sensor(host):
     made = []
 
     def make(rules=RULES, *, hot=False, detail="syncs"):
-        recorder = Recorder(config.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
+        recorder = Recorder(sources.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
         made.append(KernelSensor(recorder, [host.rule(rule) for rule in rules], device_key="CPU"))
         made[-1].start(hot=hot)
         return made[-1]
@@ -140,7 +140,7 @@ def test_a_copy_that_stays_on_the_device_is_passed_on_unasked(source):
         asked.append(args[1].device.type)
 
     rule = Rule("aten::copy_", proves, proves, "as in the table", keys=("Meta",), hot=True)
-    recorder = Recorder(config.load({}, {}), look_up(simulated=True), lambda: 0)
+    recorder = Recorder(sources.load({}, {}), look_up(simulated=True), lambda: 0)
     sensor = KernelSensor(recorder, [rule])
     sensor.start(hot=True)
     try:
@@ -281,7 +281,7 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 
 def test_ops_of_other_devices_pass_through(host):
     """The kernels stand where calls for every backend come by; those for others are theirs alone."""
-    recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
+    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     watching = KernelSensor(recorder)  # watches CUDA, and there is none
     watching.start(hot=True)
     try:
@@ -489,7 +489,7 @@ def test_a_wait_inside_an_op_that_is_only_added_up_is_part_of_it(sensor):
     [nonzero] = [rule for rule in RULES if rule.op == "aten::nonzero"]
     [index] = [rule for rule in RULES if rule.op == "aten::index.Tensor"]
     watching = sensor([replace(index, proves=index.waits), nonzero])
-    watching._recorder.policy = Policy(config.load({}, {}), watching._recorder, lambda: 0)
+    watching._recorder.policy = Policy(sources.load({}, {}), watching._recorder, lambda: 0)
     with allow("wanted"):
         for _ in range(120):
             assert X[MASK].shape == (3,)

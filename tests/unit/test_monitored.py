@@ -9,7 +9,7 @@ import pytest
 from syncagent import HostSyncError
 from syncagent.recording.recorder import Recorder
 from syncagent.sensors import monitored
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
@@ -28,7 +28,7 @@ def sort_bound():
 @pytest.fixture
 def sensor(monkeypatch):
     monkeypatch.setattr(monitored, "_NAME", "sort")
-    recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
+    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     made = monitored.MonitoredSensor(recorder)
     yield made
     made.stop()

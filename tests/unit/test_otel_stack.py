@@ -357,7 +357,7 @@ class TestKubernetes:
     def test_its_settings_are_the_agents(self):
         from dataclasses import fields
 
-        from syncagent.settings.config import Settings
+        from syncagent.settings.schema import Settings
 
         known = {"SYNCAGENT"} | {f"SYNCAGENT_{field.name.upper()}" for field in fields(Settings)}
         assert set(re.findall(r"name: (SYNCAGENT\w*)", text("kubernetes/pytorchjob.yaml"))) <= known

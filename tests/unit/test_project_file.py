@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncagent.settings import config, project_file
+from syncagent.settings import project_file, schema, sources
 from syncagent.support import trust
 
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -29,8 +29,8 @@ def write(folder, policy="warn"):
 
 def ignored(file):
     """Why the file was not read; the settings are then the defaults."""
-    settings = config.load()
-    assert settings == config.Settings()
+    settings = sources.load()
+    assert settings == schema.Settings()
     assert settings.file is None
     [sentence] = settings.warnings
     assert sentence.startswith(f"'{file}' was not read for settings: ")
@@ -40,9 +40,9 @@ def ignored(file):
 class TestWhichFile:
     def test_the_one_that_was_read_is_known(self, tmp_path):
         file = write(tmp_path)
-        assert config.load().file == str(file)
+        assert sources.load().file == str(file)
         file.write_text("[project]\nname = 'x'\n")
-        assert config.load().file is None
+        assert sources.load().file is None
 
     @pytest.mark.parametrize("mark", [".git", ".hg"])
     def test_the_search_ends_at_the_top_of_the_repository(self, tmp_path, monkeypatch, mark):
@@ -51,18 +51,18 @@ class TestWhichFile:
         inner = tmp_path / "repository" / "scripts"
         inner.mkdir(parents=True)
         monkeypatch.chdir(inner)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
         (tmp_path / "repository" / mark).mkdir()
-        assert config.load().policy == "observe"
+        assert sources.load().policy == "observe"
         write(tmp_path / "repository", "raise")
-        assert config.load().policy == "raise"
+        assert sources.load().policy == "raise"
 
     def test_a_work_tree_whose_git_is_a_file_is_a_repository_too(self, tmp_path, monkeypatch):
         write(tmp_path)
         (tmp_path / "tree").mkdir()
         (tmp_path / "tree" / ".git").write_text("gitdir: ../main/.git/worktrees/tree\n")
         monkeypatch.chdir(tmp_path / "tree")
-        assert config.load().policy == "observe"
+        assert sources.load().policy == "observe"
 
     def test_the_search_ends_at_the_home_folder(self, tmp_path, monkeypatch):
         """Also where the variable names it by a link."""
@@ -71,12 +71,12 @@ class TestWhichFile:
         inner.mkdir(parents=True)
         (tmp_path / "link").symlink_to(tmp_path / "home" / "me")
         monkeypatch.chdir(inner)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
         for home in (tmp_path / "home" / "me", tmp_path / "link"):
             monkeypatch.setenv("HOME", str(home))
-            assert config.load().policy == "observe"
+            assert sources.load().policy == "observe"
         write(tmp_path / "home" / "me", "raise")
-        assert config.load().policy == "raise"
+        assert sources.load().policy == "raise"
 
 
 class TestWhoseFile:
@@ -94,9 +94,9 @@ class TestWhoseFile:
         os.chown(write(tmp_path), STRANGER, STRANGER)
         (tmp_path / "train.py").write_text("")
         monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
-        assert config.load().policy == "observe"
+        assert sources.load().policy == "observe"
         os.chown(tmp_path / "train.py", STRANGER, STRANGER)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
         monkeypatch.undo()
 
     @as_root
@@ -104,8 +104,8 @@ class TestWhoseFile:
         os.chown(write(tmp_path), STRANGER, STRANGER)
         (tmp_path / "train.py").write_text("")
         os.chown(tmp_path / "train.py", STRANGER, STRANGER)
-        assert config.load(script=str(tmp_path / "train.py")).policy == "warn"
-        assert config.load(script=str(tmp_path / "none.py")).policy == "observe"
+        assert sources.load(script=str(tmp_path / "train.py")).policy == "warn"
+        assert sources.load(script=str(tmp_path / "none.py")).policy == "observe"
 
     @as_root
     def test_a_module_is_the_working_folders_owners(self, tmp_path, monkeypatch):
@@ -113,16 +113,16 @@ class TestWhoseFile:
         os.chown(write(tmp_path), STRANGER, STRANGER)
         monkeypatch.delattr(sys.modules["__main__"], "__file__")
         monkeypatch.setattr(sys, "argv", ["-m"])
-        assert config.load().policy == "observe"
+        assert sources.load().policy == "observe"
         os.chown(tmp_path, STRANGER, STRANGER)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
 
     def test_a_file_that_everybody_may_write_to_is_not_read(self, tmp_path):
         file = write(tmp_path)
         file.chmod(0o666)
         assert ignored(file) == "everybody may write to it"
         file.chmod(0o664)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
 
     @as_root
     def test_of_a_link_both_owners_count(self, tmp_path):
@@ -130,7 +130,7 @@ class TestWhoseFile:
         target = write(tmp_path / "elsewhere")
         link = tmp_path / "pyproject.toml"
         link.symlink_to(target)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
         os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
         assert "it belongs to user 65534" in ignored(link)
         os.chown(link, 0, 0, follow_symlinks=False)
@@ -141,7 +141,7 @@ class TestWhoseFile:
         monkeypatch.delattr(os, "geteuid")
         assert trust.owners() == frozenset()
         write(tmp_path).chmod(0o666)
-        assert config.load().policy == "warn"
+        assert sources.load().policy == "warn"
 
 
 class TestWhatCannotBeRead:

@@ -10,7 +10,7 @@ import pytest
 
 from syncagent.events import SyncKind
 from syncagent.policy import packs
-from syncagent.settings.config import Settings
+from syncagent.settings.schema import Settings
 from tests.gpu import tables
 
 README = (tables.ROOT / "README.md").read_text(encoding="utf-8")

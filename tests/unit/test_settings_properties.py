@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import syncagent
 from syncagent import ConfigError
 from syncagent.events import CallSite
-from syncagent.settings import config
+from syncagent.settings import schema, sources
 
 PACKAGE = Path(syncagent.__file__).parent
-NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setting.metadata]
+NAMES = [setting.name for setting in fields(schema.Settings) if "parse" in setting.metadata]
 
 quick = settings(
     max_examples=20,
@@ -59,14 +59,14 @@ def settled(keywords=None, environment=None, *, named=()):
     """The settings, or ``None`` where they were refused as they should be."""
     refused = None
     try:
-        found = config.load(keywords or {}, environment or {})
+        found = sources.load(keywords or {}, environment or {})
     except ConfigError as error:
         refused = str(error)
     if refused is not None:
         assert len(refused.splitlines()) == 1, refused
         assert all(name in refused for name in named), refused
         return None
-    assert isinstance(found, config.Settings)
+    assert isinstance(found, schema.Settings)
     assert isinstance(found.wraps_every_op, bool)
     assert found.copies_timed in {"all", "sampled", "off"}
     return found
@@ -118,7 +118,7 @@ def test_a_setting_that_does_not_exist_is_refused_in_one_line(name, value):
     """As a keyword; a variable that does not exist is somebody else's."""
     if value is not None:
         assert settled({name: value}) is None
-    assert settled(environment={f"SYNCAGENT_{name}": "x"}) == config.Settings() or f"SYNCAGENT_{name}" in {
+    assert settled(environment={f"SYNCAGENT_{name}": "x"}) == schema.Settings() or f"SYNCAGENT_{name}" in {
         f"SYNCAGENT_{known.upper()}" for known in NAMES
     }
 
@@ -174,7 +174,7 @@ def test_a_working_directory_that_is_gone_has_no_project_file(tmp_path, monkeypa
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    assert settled() == config.Settings()
+    assert settled() == schema.Settings()
 
 
 # --- what takes the settings ------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def recorder():
     from syncagent.recording.recorder import Recorder
     from syncagent.torchbridge.internals import look_up
 
-    return Recorder(config.Settings(), look_up(simulated=True), lambda: 0)
+    return Recorder(schema.Settings(), look_up(simulated=True), lambda: 0)
 
 
 # --- the allow list ---------------------------------------------------------------------------------------------------

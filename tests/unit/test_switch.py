@@ -8,7 +8,7 @@ import torch
 from syncagent.recording.recorder import Recorder
 from syncagent.rules.rules import RULES
 from syncagent.sensors.kernels import KernelSensor
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 from syncagent.torchbridge.switch import Switch, compile_in_use
 from tests.unit.tools import on_thread
@@ -19,7 +19,7 @@ X = torch.ones(3)
 @pytest.fixture
 def watching(cpu_device, host):
     """A sensor of copies alone, which is not armed yet."""
-    recorder = Recorder(config.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
+    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     rules = [host.rule(rule) for rule in RULES if rule.hot]
     sensor = KernelSensor(recorder, rules, device_key="CPU")
     sensor.start(hot=False)

@@ -9,13 +9,13 @@ from opentelemetry import baggage, context
 
 from syncagent.recording import recorder
 from syncagent.recording.recorder import Recorder
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
 
 
 @pytest.fixture
 def fresh():
-    return Recorder(config.load({}, {}), look_up(simulated=True), lambda: 0)
+    return Recorder(sources.load({}, {}), look_up(simulated=True), lambda: 0)
 
 
 def test_it_is_the_one_that_the_program_has_set(fresh):

@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import pytest
 
-from syncagent.settings import config
-from syncagent.settings.variables import unknown
+from syncagent.settings import schema, sources
+from syncagent.settings.sources import unknown_variables
 
 pytestmark = pytest.mark.usefixtures("no_settings")
 
-NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setting.metadata]
+NAMES = [setting.name for setting in fields(schema.Settings) if "parse" in setting.metadata]
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ NAMES = [setting.name for setting in fields(config.Settings) if "parse" in setti
 )
 def test_the_nearest_name_is_given(variable, meant):
     """And never the value, which may be a secret."""
-    [sentence] = config.load(environment={variable: "raise"}).warnings
+    [sentence] = sources.load(environment={variable: "raise"}).warnings
     assert sentence == f"the variable {variable} is no setting of syncagent; did you mean {meant}?"
 
 
 def test_a_name_like_no_other_is_said_without_a_guess():
-    assert unknown(NAMES, {"SYNCAGENT_COLOUR_SCHEME": "x"}) == [
+    assert unknown_variables({"SYNCAGENT_COLOUR_SCHEME": "x"}) == [
         "the variable SYNCAGENT_COLOUR_SCHEME is no setting of syncagent"
     ]
 
@@ -44,4 +44,4 @@ def test_settings_and_the_other_variables_that_are_read_are_known():
         "SYNCAGENT_LOG_FORMAT",
         *(f"SYNCAGENT_{name.upper()}" for name in NAMES),
     ]
-    assert unknown(NAMES, dict.fromkeys(known, "1") | {"SYNC": "1", "MY_SYNCAGENT_X": "1"}) == []
+    assert unknown_variables(dict.fromkeys(known, "1") | {"SYNC": "1", "MY_SYNCAGENT_X": "1"}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -12,9 +13,10 @@ from syncagent.report import origins, wording
 from syncagent.sites import line_key
 
 if TYPE_CHECKING:
-    from syncagent.report.model import Line, Report, RunInfo, SiteRow
+    from syncagent.events import CallSite
+    from syncagent.report.model import Report, RunInfo, SiteRow
 
-__all__ = ["log"]
+__all__ = ["log", "render"]
 
 _RULES = {
     SyncKind.DYNAMIC_SHAPE: ("DynamicShape", "The size of the result depends on values on the GPU."),
@@ -25,6 +27,11 @@ _RULES = {
     SyncKind.EXPLICIT: ("Explicit", "The program asks to wait for the GPU."),
     SyncKind.OTHER: ("Other", "The host waits for the GPU for a reason that is not classified."),
 }
+
+
+def render(report: Report) -> str:
+    """The log, indented."""
+    return json.dumps(log(report), indent=1) + "\n"
 
 
 def log(report: Report) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     return result
 
 
-def _location(line: Line | SiteRow, cwd: str) -> dict[str, Any]:
+def _location(line: CallSite | SiteRow, cwd: str) -> dict[str, Any]:
     file = line.file
     inside = bool(cwd) and file.startswith(cwd.rstrip("/") + "/")
     artifact = {"uri": quote(file.removeprefix(cwd.rstrip("/") + "/") if inside else file)}

@@ -11,8 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from syncagent.events import CallSite
 from syncagent.report import costs, wording
-from syncagent.report.model import Line, OpShare
+from syncagent.report.model import OpShare
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
 
@@ -56,7 +57,7 @@ def emit(
 
 
 def render(
-    report: Report, *, width: int = 80, color: bool = False, where: Mapping[str, str] | None = None, limit: int = 20
+    report: Report, *, width: int = 100, color: bool = False, where: Mapping[str, str] | None = None, limit: int = 20
 ) -> str:
     """The report as text of at most ``width`` columns, with its ``limit`` worst sites."""
     buffer = io.StringIO()
@@ -185,7 +186,7 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     cwd = report.run.cwd
-    here = Line(site.file, site.line, site.function, site.source)
+    here = CallSite(site.file, site.line, site.function, site.source)
     if site.forward:
         lines = [*_line("forward", site.forward, cwd, width), *_line("backward", here, cwd, width)]
     else:
@@ -230,7 +231,7 @@ def _by_op(site: SiteRow) -> list[OpShare]:
     return list(found.values())
 
 
-def _line(label: str, line: Line, cwd: str, width: int) -> list[Text]:
+def _line(label: str, line: CallSite, cwd: str, width: int) -> list[Text]:
     place = Text.assemble((f"{label} " if label else "", "dim"), (wording.place(line.file, line.line, cwd), "bold"))
     if line.function:
         place.append(f" in {wording.clean(line.function)}")
@@ -241,7 +242,7 @@ def _line(label: str, line: Line, cwd: str, width: int) -> list[Text]:
     return [place, source]
 
 
-def _stack(stack: Sequence[Line], cwd: str) -> Text:
+def _stack(stack: Sequence[CallSite], cwd: str) -> Text:
     """The innermost frames on one line; the other formats have all of them."""
     shown = [f"{wording.place(frame.file, frame.line, cwd)} {wording.clean(frame.function)}" for frame in stack]
     more = f" ← {wording.count(len(shown) - _FRAMES)} more" if len(shown) > _FRAMES else ""

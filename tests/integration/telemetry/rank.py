@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 
 from syncagent.runtime import script as session
-from syncagent.settings import config
+from syncagent.settings import sources
 from tests.benchmarks.memory import rss_mb
 from tests.benchmarks.per_sync import begin
 
@@ -61,7 +61,7 @@ def work(agent, reads, rate, seconds):
 
 def main(rate, seconds):
     torch.set_num_threads(1)
-    settings = config.load({"detail": "syncs", "summary": False}, {})
+    settings = sources.load({"detail": "syncs", "summary": False}, {})
     ends = session.begin(settings)
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)

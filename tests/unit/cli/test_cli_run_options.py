@@ -11,9 +11,9 @@ from dataclasses import fields
 import pytest
 
 from syncagent.cli import main
-from syncagent.settings import config
+from syncagent.settings import schema
 
-SETTINGS = [setting for setting in fields(config.Settings) if "parse" in setting.metadata]
+SETTINGS = [setting for setting in fields(schema.Settings) if "parse" in setting.metadata]
 FLAGS = {setting.name for setting in SETTINGS if str(setting.type).startswith("bool")}
 
 TELL = """\
@@ -215,7 +215,7 @@ class TestInRealProcesses:
             ("raise KeyboardInterrupt", 130, "KeyboardInterrupt\n"),
             ("import click\nraise click.UsageError('mine')", 1, "click.exceptions.UsageError: mine\n"),
             (
-                "from syncagent.settings import config\nconfig.load({'policy': 'x'})",
+                "from syncagent.settings import sources\nsources.load({'policy': 'x'})",
                 1,
                 "one of observe, warn, raise.\n",
             ),

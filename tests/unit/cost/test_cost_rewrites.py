@@ -9,25 +9,27 @@ import torch
 
 from syncagent.cost.rewrites import REWRITES
 from syncagent.events import SyncKind
+from tests.gpu.rewrite_examples import EXAMPLES
 
 
-def outcome(rewrite, code, device="cpu"):
+def outcome(example, code):
     torch.manual_seed(0)
-    names = {"torch": torch, "F": torch.nn.functional, "device": device}
-    exec(rewrite.setup, names)
+    names = {"torch": torch, "F": torch.nn.functional, "device": "cpu"}
+    exec(example.setup, names)
     exec(code, names)
-    if code == rewrite.after:
-        exec(rewrite.late, names)
+    if code == example.after:
+        exec(example.late, names)
     return names["result"]
 
 
-@pytest.mark.parametrize("rewrite", REWRITES, ids=lambda rewrite: rewrite.name)
-def test_before_and_after_leave_the_same_result(rewrite):
-    torch.testing.assert_close(outcome(rewrite, rewrite.after), outcome(rewrite, rewrite.before), check_dtype=False)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_before_and_after_leave_the_same_result(name):
+    example = EXAMPLES[name]
+    torch.testing.assert_close(outcome(example, example.after), outcome(example, example.before), check_dtype=False)
 
 
-def test_names_are_unique_and_kinds_are_known():
-    assert len({rewrite.name for rewrite in REWRITES}) == len(REWRITES)
+def test_each_has_an_example_and_kinds_are_known():
+    assert [rewrite.name for rewrite in REWRITES] == list(EXAMPLES)
     assert {kind for rewrite in REWRITES for kind in rewrite.kinds} <= {kind.value for kind in SyncKind}
 
 

@@ -14,7 +14,7 @@ from syncagent.cost import window as windows
 from syncagent.cost.window import Window
 from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.runtime.agent import Agent
-from syncagent.settings.config import load
+from syncagent.settings.sources import load
 from syncagent.support.faults import Faults
 
 ITEM = CallSite("train.py", 12, "train", "losses.append(loss.item())")

@@ -11,7 +11,7 @@ import torch
 import syncagent
 from syncagent import HostSyncError, HostSyncWarning, Phase
 from syncagent.policy.budgets import Budgets
-from syncagent.settings import config
+from syncagent.settings import sources
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
@@ -86,7 +86,7 @@ def test_the_report_counts_what_went_beyond(cpu_agent, recwarn):
 
 def test_stall_and_share_budgets():
     """Milliseconds a step, and a share of the time over a window of steps."""
-    budgets = Budgets(config.load({"max_stall_ms_per_step": 5, "max_stall_share": 0.5, "stall_share_window": 2}, {}))
+    budgets = Budgets(sources.load({"max_stall_ms_per_step": 5, "max_stall_share": 0.5, "stall_share_window": 2}, {}))
     assert budgets.set
     assert budgets.after(Phase.FORWARD, 0, 4_000_000) is None
     assert budgets.after(Phase.BACKWARD, 0, 2_000_000) == (
@@ -103,7 +103,7 @@ def test_stall_and_share_budgets():
 
 def test_a_step_without_a_sync_has_no_stall():
     """Its time counts, the last step's stall does not."""
-    budgets = Budgets(config.load({"max_stall_share": 0.1, "stall_share_window": 1}, {}))
+    budgets = Budgets(sources.load({"max_stall_share": 0.1, "stall_share_window": 1}, {}))
     budgets.after(Phase.OTHER, 0, 9)
     budgets.step_ended(0, 10)
     budgets.step_ended(1, 10)
@@ -114,10 +114,10 @@ def test_a_step_without_a_sync_has_no_stall():
 def test_a_budget_that_cannot_be_read_is_one_sentence(value):
     """It names the setting, the value and the phases there are."""
     if value == ():
-        assert config.load({"max_syncs_per_step": value}, {}).max_syncs_per_step == ()
+        assert sources.load({"max_syncs_per_step": value}, {}).max_syncs_per_step == ()
         return
     with pytest.raises(syncagent.ConfigError) as error:
-        config.load({"max_syncs_per_step": value}, {})
+        sources.load({"max_syncs_per_step": value}, {})
     assert str(error.value).startswith("syncagent: setting max_syncs_per_step is ")
     assert "forward=2,backward=0" in str(error.value)
     assert "\n" not in str(error.value)
@@ -125,7 +125,7 @@ def test_a_budget_that_cannot_be_read_is_one_sentence(value):
 
 def test_threads_that_end_steps_meanwhile_lose_no_count_and_get_a_number_each():
     """Two threads sync in the same steps while a third ends them: counts, sums and the policy stay right."""
-    settings = config.load({"max_syncs_per_step": 10**9, "max_stall_ms_per_step": 1e12, "max_stall_share": 0.5})
+    settings = sources.load({"max_syncs_per_step": 10**9, "max_stall_ms_per_step": 1e12, "max_stall_share": 0.5})
     budgets = Budgets(settings)
     step = [0]
     failures, syncs, threads = [], 3_000, 4
@@ -173,7 +173,7 @@ def test_threads_that_end_steps_meanwhile_lose_no_count_and_get_a_number_each():
 
 
 def test_what_other_threads_still_do_in_the_step_before_counts_there():
-    budgets = Budgets(config.load({"max_syncs_per_step": 2}))
+    budgets = Budgets(sources.load({"max_syncs_per_step": 2}))
     assert budgets.after(Phase.FORWARD, 4, 1) is None
     assert budgets.after(Phase.FORWARD, 5, 1) is None
     assert budgets.after(Phase.FORWARD, 4, 1) is None

@@ -15,7 +15,7 @@ from syncagent.policy import gate
 from syncagent.rules.rules import RULES
 from syncagent.sensors import kernels
 from syncagent.sensors.explicit import ExplicitSensor
-from syncagent.settings import config
+from syncagent.settings import sources
 from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -91,20 +91,20 @@ def test_a_gate_needs_every_op_that_this_torch_has(cpu_agent, monkeypatch):
 )
 def test_where_settings_are_wrong_a_gate_is_what_was_asked_for(no_settings, keywords, environment, wanted):
     """A policy that is none was meant to be one."""
-    assert config.wants_gate(keywords, environment) is wanted
+    assert sources.wants_gate(keywords, environment) is wanted
 
 
 def test_pyproject_toml_may_ask_for_a_gate(no_settings, tmp_path):
     """As any setting may stand there."""
     (tmp_path / "pyproject.toml").write_text('[tool.syncagent]\npolicy = "raise"\n')
-    assert config.wants_gate({}, {})
-    assert not config.wants_gate({}, {"SYNCAGENT_POLICY": "observe"})
+    assert sources.wants_gate({}, {})
+    assert not sources.wants_gate({}, {"SYNCAGENT_POLICY": "observe"})
 
 
 def test_a_gate_watches_every_copy(no_settings, tmp_path):
     """Not one step in 16."""
-    assert config.load({"policy": "warn", "baseline": "x.json"}, {}).copies_timed == "all"
-    assert config.load({"policy": "warn"}, {}).copies_timed == "sampled"
+    assert sources.load({"policy": "warn", "baseline": "x.json"}, {}).copies_timed == "all"
+    assert sources.load({"policy": "warn"}, {}).copies_timed == "sampled"
 
 
 # --- while it runs ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from syncagent.report import captured, files
 from syncagent.report.model import RunInfo, SensorStatus
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.sinks import SINKS, Outputs
-from syncagent.settings import config
+from syncagent.settings import sources
 from syncagent.support import log, storage
 
 SENSORS = (SensorStatus("kernels", live=True, cannot_see="nothing"),)
@@ -436,7 +436,7 @@ def test_as_many_as_have_room_together_are_kept(tmp_path, monkeypatch):
 def test_the_setting_says_where(tmp_path, no_settings, setting, by_default, path):
     import re
 
-    settings = config.load({"capture": setting})
+    settings = sources.load({"capture": setting})
     built = list(SINKS["capture"](Outputs(settings, None if by_default else {})))
     if path is None:
         assert built == []

@@ -102,7 +102,7 @@ def test_a_torch_that_lacks_a_name_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setitem(requirements.REQUIRED, "_C._no_such_name", "a test")
     monkeypatch.setitem(requirements.REQUIRED, "nowhere.at_all", "another")
     with pytest.raises(simulate.SimulationError, match=r"it lacks torch\._C\._no_such_name \(a test\), torch\.nowhere"):
-        requirements.check(torch)
+        requirements.check()
 
 
 def test_scripted_functions_still_find_the_factories():

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from syncagent.cost.rewrites import REWRITES
+from tests.gpu.rewrite_examples import EXAMPLES
 
 
-def waits(observed, rewrite, code):
+def waits(observed, example, code):
     names = {"torch": torch, "F": torch.nn.functional, "device": "cuda"}
-    exec(rewrite.setup, names)
+    exec(example.setup, names)
     torch.cuda.synchronize()
     before = len(observed.waits)
     exec(code, names)
     return observed.waits[before:]
 
 
-@pytest.mark.parametrize("rewrite", REWRITES, ids=lambda rewrite: rewrite.name)
-def test_before_waits_and_after_does_not(observed, rewrite):
-    assert waits(observed, rewrite, rewrite.before)
-    assert not waits(observed, rewrite, rewrite.after)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_before_waits_and_after_does_not(observed, name):
+    assert waits(observed, EXAMPLES[name], EXAMPLES[name].before)
+    assert not waits(observed, EXAMPLES[name], EXAMPLES[name].after)

@@ -7,7 +7,7 @@ import pytest
 from training_run import MASK, backward_sync, report_of, step, sync, whole_report
 
 from syncagent.errors import ConfigError
-from syncagent.report.formats.chrome_trace import trace
+from syncagent.report.formats.trace import trace
 from syncagent.report.merge import merge
 
 

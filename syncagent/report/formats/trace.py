@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import ConfigError
@@ -10,10 +11,15 @@ from syncagent.report import origins, wording
 if TYPE_CHECKING:
     from syncagent.report.model import EventRow, Report, SiteRow
 
-__all__ = ["trace"]
+__all__ = ["render", "trace"]
 
 _STEPS = 0
 """Track of the steps; threads count from 1."""
+
+
+def render(report: Report) -> str:
+    """The trace on one line."""
+    return json.dumps(trace(report)) + "\n"
 
 
 def trace(report: Report) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""The settings: the name, type, default and meaning of each, and what follows from several of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from syncagent.settings import parsing
+from syncagent.support.storage import DEFAULT_MODE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    Names = str | list[str] | tuple[str, ...]
+    """A list, or one string with commas."""
+
+__all__ = ["DEFAULTS", "PARSERS", "Copies", "Detail", "JudgedThreads", "Keywords", "PolicyName", "Settings", "parse"]
+
+PolicyName = Literal["observe", "warn", "raise"]
+Detail = Literal["ops", "syncs"]
+Copies = Literal["all", "sampled", "off"]
+JudgedThreads = Literal["training", "all"]
+
+
+def _setting(default: Any, parser: Callable[[str, object], Any], doc: str) -> Any:
+    return field(default=default, metadata={"parse": parser, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings in force.
+
+    Each is a keyword of :class:`syncagent.watch` and :func:`syncagent.start`, an environment variable (its name in
+    capitals after ``SYNCAGENT_``), a key of ``[tool.syncagent]`` and an option of ``syncagent run``.
+    """
+
+    policy: PolicyName = _setting(  # noqa: RUF009 - a field
+        "observe", parsing.Choice(PolicyName), "what happens at a sync that is not allowed"
+    )
+    detail: Detail | None = _setting(  # noqa: RUF009 - a field
+        None,
+        parsing.Choice(Detail),
+        "wrap every op, or only what may block; by default ops under observe without cost",
+    )
+    report: str | None = _setting(None, parsing.report_path, "where the report is saved at exit")
+    min_stall_ms: float = _setting(
+        0.0, parsing.milliseconds, "shorter stalls are counted, but get no span and no warning"
+    )
+    warmup_steps: int = _setting(3, parsing.count(0), "number of first steps in which the policy does not act")
+    allow: tuple[str, ...] = _setting((), parsing.allowances, "code whose syncs are allowed")
+    allow_kinds: tuple[str, ...] = _setting((), parsing.kinds, "kinds of sync that are allowed everywhere")
+    allow_packs: tuple[str, ...] = _setting(
+        (), parsing.names, "libraries whose own syncs are allowed: torch, lightning, ..."
+    )
+    max_syncs_per_step: tuple[tuple[str, int], ...] = _setting(
+        (),
+        parsing.per_phase(parsing.count(0), "a whole number, 0 or more"),
+        "number of syncs that a step, or each of its phases, may have",
+    )
+    max_stall_ms_per_step: tuple[tuple[str, float], ...] = _setting(
+        (),
+        parsing.per_phase(parsing.milliseconds, "a number of milliseconds"),
+        "stall that a step, or each of its phases, may have",
+    )
+    max_stall_share: float | None = _setting(
+        None, parsing.share, "share of the time that may be stall, over the window"
+    )
+    stall_share_window: int = _setting(20, parsing.count(1), "number of steps in the window of max_stall_share")
+    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - a field
+        "training", parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train"
+    )
+    policy_file: str | None = _setting(
+        None, parsing.path, "a file from which the policy is read each second while the job runs"
+    )
+    policy_signal: str | None = _setting(
+        None, parsing.signal_name, "a signal that switches the policy between observe and warn"
+    )
+    baseline: str | None = _setting(
+        None, parsing.path, "a report whose sites are known; the policy acts on new ones only"
+    )
+    simulate: bool = _setting(default=False, parser=parsing.flag, doc="the simulated device stands in for CUDA")
+    stacks: bool = _setting(default=False, parser=parsing.flag, doc="keep the whole stack of each sync")
+    user_code: tuple[str, ...] = _setting(
+        (), parsing.names, "packages or paths that count as the user's code though they are installed"
+    )
+    copies: Copies | None = _setting(  # noqa: RUF009 - a field
+        None,
+        parsing.Choice(Copies),
+        "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
+    )
+    cost: bool = _setting(
+        default=False,
+        parser=parsing.flag,
+        doc="measure what each sync costs: a few steps are profiled and replayed without it",
+    )
+    cost_steps: int = _setting(5, parsing.count(1), "number of steps that cost profiles")
+    max_events: int = _setting(10_000, parsing.count(1), "how many of the newest syncs are kept whole")
+    journal: str | None = _setting(None, parsing.path, "where spans go when no endpoint is set; off for nowhere")
+    capture: str | None = _setting(
+        None,
+        parsing.path,
+        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+    )
+    file_mode: int = _setting(
+        DEFAULT_MODE,
+        parsing.file_mode,
+        "who may read the reports, journals and captures that are written: a mode in octal",
+    )
+    summary: bool | None = _setting(
+        None, parsing.flag, "print the table at the end; by default for scripts, not for watch()"
+    )
+
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """For each setting that is not at its default: keyword, environment, or the path of the pyproject.toml."""
+    file: str | None = field(default=None, compare=False)
+    """The pyproject.toml whose table was read."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """A sentence for each thing that was meant as a setting and had no effect."""
+
+    @property
+    def wraps_every_op(self) -> bool:
+        """Whether ``detail`` asks for both modes around every op."""
+        plain = self.policy == "observe" and not self.cost
+        return (self.detail or ("ops" if plain else "syncs")) == "ops"
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether a sync that is not allowed has consequences: under ``raise``, and ``warn`` with a baseline."""
+        return self.policy == "raise" or (self.policy == "warn" and self.baseline is not None)
+
+    @property
+    def copies_timed(self) -> Copies:
+        """Which copies are timed."""
+        if self.copies is not None:
+            return self.copies
+        return "all" if self.wraps_every_op or self.is_gate or self.counts_by_step else "sampled"
+
+    @property
+    def counts_by_step(self) -> bool:
+        """Whether a budget is set."""
+        return bool(self.max_syncs_per_step or self.max_stall_ms_per_step) or self.max_stall_share is not None
+
+
+PARSERS: dict[str, Callable[[str, object], Any]] = {
+    setting.name: setting.metadata["parse"] for setting in fields(Settings) if "parse" in setting.metadata
+}
+"""What checks each setting, by its name: all the names there are."""
+DEFAULTS = {setting.name: setting.default for setting in fields(Settings)}
+
+
+def parse(name: str, value: object) -> Any:
+    """Return the value of one setting as it is used.  Raises :class:`~syncagent.ConfigError` if it is not allowed."""
+    return PARSERS[name](name, value)
+
+
+class Keywords(TypedDict, total=False):
+    """The settings as keywords, for editors and type checkers; ``None`` leaves a setting as it is without."""
+
+    policy: PolicyName | None
+    detail: Detail | None
+    report: str | Path | None
+    min_stall_ms: float | None
+    warmup_steps: int | None
+    allow: Names | None
+    allow_kinds: Names | None
+    allow_packs: Names | None
+    max_syncs_per_step: int | str | Mapping[str, int] | None
+    max_stall_ms_per_step: float | str | Mapping[str, float] | None
+    max_stall_share: float | None
+    stall_share_window: int | None
+    judge_threads: JudgedThreads | None
+    policy_file: str | Path | None
+    policy_signal: str | None
+    baseline: str | Path | None
+    simulate: bool | None
+    stacks: bool | None
+    user_code: Names | None
+    copies: Copies | None
+    cost: bool | None
+    cost_steps: int | None
+    max_events: int | None
+    journal: str | Path | None
+    capture: str | Path | None
+    file_mode: int | str | None
+    summary: bool | None

@@ -1,0 +1,119 @@
+"""Where the settings in force come from.
+
+A keyword beats the environment (``SYNCAGENT_*``), which beats ``[tool.syncagent]`` in the nearest ``pyproject.toml``,
+which beats the default.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from syncagent.settings import parsing, project_file
+from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
+from syncagent.support.storage import DEFAULT_MODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["file_mode", "load", "unknown_variables", "wants_gate"]
+
+_PREFIX = "SYNCAGENT"
+_OTHER_VARIABLES = frozenset(
+    {
+        "SYNCAGENT",  # watch the process at all
+        "SYNCAGENT_LOG_LEVEL",
+        "SYNCAGENT_LOG_FORMAT",
+        "SYNCAGENT_RUN",  # set by the agent: which run a process belongs to
+        "SYNCAGENT_PHOENIX",  # of the servers in otel/local
+    }
+)
+
+
+def file_mode(environment: Mapping[str, str] | None = None) -> int:
+    """Return the mode for files that are written where no settings are in force: the one that the environment gives."""
+    text = (os.environ if environment is None else environment).get("SYNCAGENT_FILE_MODE", "")
+    return parsing.file_mode("SYNCAGENT_FILE_MODE", text) if text.strip() else DEFAULT_MODE
+
+
+def load(
+    keywords: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    script: str | None = None,
+) -> Settings:
+    """Return the settings in force; ``script`` is the file that will run, where that is not this process's own.
+
+    An empty variable clears a list or an optional setting, whatever pyproject.toml says; for a setting that always has
+    a value it counts as not set.
+
+    Raises :class:`~syncagent.ConfigError` with one sentence for the first value that is not allowed, or a name that is
+    not known.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def take(name: str, shown: str, value: object, source: str) -> None:
+        values[name] = PARSERS[name](shown, value)
+        sources[name] = source
+
+    project = project_file.find(script)
+    known = "one of " + ", ".join(sorted(PARSERS))
+    for key, value in project.table.items():
+        name, shown = key.replace("-", "_"), f"[tool.syncagent] {key} in {project.file}"
+        if name not in PARSERS:
+            raise parsing.rejected(shown, value, known)
+        take(name, shown, value, str(project.file))
+    for name in PARSERS:
+        variable = f"SYNCAGENT_{name.upper()}"
+        text = environment.get(variable)
+        if text is not None and text.strip():
+            take(name, variable, text, "environment")
+        elif text is not None and DEFAULTS[name] in (None, ()):
+            values[name] = DEFAULTS[name]
+            sources[name] = "environment"
+    for name, value in (keywords or {}).items():
+        if name not in PARSERS:
+            raise parsing.rejected(name, value, known)
+        if value is not None:
+            take(name, name, value, "keyword")
+    warnings = filter(None, (project.ignored, *unknown_variables(environment)))
+    file = str(project.file) if project.table else None
+    return Settings(**values, sources=sources, file=file, warnings=tuple(warnings))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that is named like a setting and is none, with the one probably meant."""
+    known = _OTHER_VARIABLES | {f"{_PREFIX}_{name.upper()}" for name in PARSERS}
+    return [
+        f"the variable {name} is no setting of syncagent{_meant(name, known)}"
+        for name in sorted(environment)
+        if name.upper().startswith(_PREFIX) and name not in known
+    ]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def wants_gate(keywords: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None) -> bool:
+    """Whether a gate was asked for, where the settings cannot be loaded; an unknown policy counts as one."""
+    environment = os.environ if environment is None else environment
+
+    def asked(name: str) -> object:
+        for value in ((keywords or {}).get(name), environment.get(f"SYNCAGENT_{name.upper()}"), table.get(name)):
+            if value is not None and str(value).strip():
+                return value
+        return None
+
+    try:
+        table = project_file.find().table
+    except Exception:  # whatever is wrong with it has been said
+        table = {}
+    policy = asked("policy")
+    word = "observe" if policy is None else str(policy).strip().lower()
+    return word != "observe" and (word != "warn" or asked("baseline") is not None)

@@ -1,0 +1,155 @@
+"""Parts of torch that look at a tensor's exact class: adapted to the simulated one, or refused with a clear error."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from syncagent.simulate import devices, patches
+from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.requirements import find
+from syncagent.simulate.tensor import SimulatedTensor, replacement, set_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["adapt_ctc_loss", "adapt_module_moves", "adapt_optimizers", "refuse_unsupported"]
+
+
+# --- Module.to ---------------------------------------------------------------------------------------------
+
+
+class _MoveInPlace:
+    """What a module applies to its tensors; a parameter that changes between host and device keeps its identity.
+
+    torch would put a new parameter there, because the two are of different classes, and an optimizer made before the
+    move would train the old one.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, tensor: Any) -> Any:
+        result = self._function(tensor)
+        crosses = isinstance(result, SimulatedTensor) != isinstance(tensor, SimulatedTensor)
+        if crosses and isinstance(tensor, torch.nn.Parameter) and not result.is_meta and not tensor.is_meta:
+            set_data(tensor, result)
+            return tensor
+        return result
+
+
+def adapt_module_moves() -> None:
+    """Wrap ``Module._apply``, through which every move of a module goes."""
+    original: Any = torch.nn.Module._apply
+
+    @functools.wraps(original)
+    def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        return original(self, fn if isinstance(fn, _MoveInPlace) else _MoveInPlace(fn), recurse)
+
+    patches.put(torch.nn.Module, "_apply", apply)
+
+
+# --- optimizers --------------------------------------------------------------------------------------------
+
+
+def adapt_optimizers() -> None:
+    """Let optimizers take their foreach and fused forms, which they choose by class, and group by device."""
+    for path in ("optim.optimizer._foreach_supported_types", "utils._foreach_utils._foreach_supported_types"):
+        types = find(path)
+        if types is not None:
+            patches.also(functools.partial(types.append, SimulatedTensor), functools.partial(_remove, types))
+    name = "_group_tensors_by_device_and_dtype"
+    original: Any = find(f"utils._foreach_utils.{name}")
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def group(*args: Any, **kwargs: Any) -> Any:
+        groups = original(*args, **kwargs)
+        return {(_as_program_sees(device), dtype): members for (device, dtype), members in groups.items()}
+
+    # Modules have imported the function by name.
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("torch.") and vars(module).get(name) is original:
+            patches.put(module, name, group)
+
+
+def _remove(types: list[Any]) -> None:
+    if SimulatedTensor in types:
+        types.remove(SimulatedTensor)
+
+
+def _as_program_sees(device: Any) -> Any:
+    if device is not None and device.type == devices.STAND_IN:
+        return devices.shown(device.index or 0)
+    return device
+
+
+# --- ctc_loss ----------------------------------------------------------------------------------------------
+
+
+def adapt_ctc_loss() -> None:
+    """For CUDA, torch takes the lengths to the host, but C++ does not read those of a tensor subclass."""
+    original = torch.ctc_loss
+
+    def ctc_loss(
+        log_probs: Any, targets: Any, input_lengths: Any, target_lengths: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if log_probs.is_cuda:
+            input_lengths, target_lengths = (
+                lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths
+                for lengths in (input_lengths, target_lengths)
+            )
+        return original(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
+
+    patches.put(torch, "ctc_loss", replacement(ctc_loss, original))
+
+
+# --- what is refused by name, before it fails somewhere deep inside torch ----------------------------------
+
+
+def refuse_unsupported() -> None:
+    """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
+    original: Any = torch.to_dlpack  # type: ignore[attr-defined]
+
+    def to_dlpack(tensor: Any) -> Any:
+        return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else original(tensor)
+
+    patches.put(torch.utils.dlpack, "to_dlpack", to_dlpack)
+    patches.put(torch, "to_dlpack", to_dlpack)
+    patches.put(torch, "compile", _refusing_compile(torch.compile))
+    _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
+    _refuse_devices_beyond(torch.nn.DataParallel, 1)
+
+
+def _refusing_compile(original: Any) -> Any:
+    @functools.wraps(original)
+    def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001
+        switched_off = any(os.environ.get(name) == "1" for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"))
+        if kwargs.get("disable") or switched_off or not devices.count():
+            return original(*args, **kwargs)
+        raise SimulationError(
+            "torch.compile is not simulated (it would write kernels for a GPU). Set TORCHDYNAMO_DISABLE=1 to run the "
+            "program without it."
+        )
+
+    return compile
+
+
+def _refuse_devices_beyond(cls: Any, limit: int) -> None:
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        on_device = any(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
+        if on_device and torch.cuda.device_count() > limit:
+            raise SimulationError(
+                f"torch.nn.parallel.{cls.__name__}: training on several CUDA devices is not simulated"
+            )
+        original(self, module, *args, **kwargs)
+
+    patches.put(cls, "__init__", __init__)

@@ -6,10 +6,11 @@ import random
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["isolate_opentelemetry", "mark_agent_thread", "own_randomness"]
 
@@ -51,9 +52,7 @@ def isolate_opentelemetry() -> None:
                 if found is random:
                     setattr(module, attribute, _RandomModule())
                 elif getattr(found, "__self__", None) is getattr(random.randrange, "__self__", None):
-                    function = getattr(found, "__name__", "")
-                    if function:
-                        setattr(module, attribute, _random_function(function))
+                    setattr(module, attribute, partial(_draw, found.__name__))
 
 
 class _RandomModule:
@@ -63,10 +62,6 @@ class _RandomModule:
         return getattr(_own if _work.is_ours else random, name)
 
 
-def _random_function(name: str) -> Callable[..., Any]:
+def _draw(name: str, *args: Any, **options: Any) -> Any:
     """Stand in for a function that was imported from :mod:`random`."""
-
-    def draw(*args: Any, **options: Any) -> Any:
-        return getattr(_own if _work.is_ours else random, name)(*args, **options)
-
-    return draw
+    return getattr(_own if _work.is_ours else random, name)(*args, **options)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from syncagent.telemetry import semconv
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer"]
+    from syncagent.events import CallSite
+
+__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer", "location"]
 
 TEXT_MAX = 16_384
 """Characters of one attribute's text."""
@@ -53,3 +57,8 @@ class AttributeSanitizer:
                 break
             fitted.append(self.clean_text(value, TEXT_MAX // 16))
         return fitted or None
+
+
+def location(site: CallSite | None, names: tuple[str, str, str] = semconv.CODE) -> dict[str, AttributeValue | None]:
+    """Return file, line and function of a site under these names; nothing where the site is not known."""
+    return {} if site is None else dict(zip(names, (site.file, site.line or None, site.function), strict=True))

@@ -24,7 +24,7 @@ from syncagent.events import Phase
 from syncagent.support.pace import yield_gil
 from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.telemetry import semconv
-from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.series import Series, SeriesTable
 
 if TYPE_CHECKING:
@@ -273,9 +273,7 @@ class MetricSink(Sink):
                     semconv.PHASE: event.phase.value,
                     semconv.VIOLATION: event.violation,
                     semconv.ALLOWED: event.allowed is not None,
-                    semconv.CODE_FILE_PATH: None if site is None else site.file,
-                    semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
-                    semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                    **location(site),
                 }
             )
 

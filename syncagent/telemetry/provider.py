@@ -277,7 +277,7 @@ def _warn_of_gaps(reason: str) -> None:
 
 
 def _script_name() -> str:
-    """Return ``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before either begins."""
+    """Return ``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before they begin."""
     arguments = getattr(sys, "argv", None) or [""]
     first: str = arguments[0]
     if first == "-m":

@@ -13,7 +13,7 @@ from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
 from syncagent.support.pace import yield_gil
 from syncagent.telemetry import semconv
-from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.step_ids import PresetIdGenerator, StepIds
 
@@ -41,10 +41,6 @@ DECISIONS_MAX = 256
 
 NAME_MAX = 256
 """Longest name of a span, in characters."""
-
-_CODE = (semconv.CODE_FILE_PATH, semconv.CODE_LINE_NUMBER, semconv.CODE_FUNCTION_NAME)
-_FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORWARD_FUNCTION_NAME)
-_LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
 
 _SDK = "opentelemetry.sdk."
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
@@ -354,15 +350,11 @@ class SpanSink(Sink):
             semconv.SHAPES: sanitizer.clean_texts(map(_shape, event.shapes)),
             semconv.RANGES: sanitizer.clean_texts(event.ranges),
             semconv.MODULE: event.module,
+            **location(event.site),
+            **location(event.forward_site, semconv.FORWARD),
+            **location(event.library_site, semconv.LIBRARY),
+            **self._ids.identity().attributes,
         }
-        for site, names in (
-            (event.site, _CODE),
-            (event.forward_site, _FORWARD),
-            (event.library_site, _LIBRARY),
-        ):
-            if site is not None:
-                attributes.update(zip(names, (site.file, site.line or None, site.function), strict=True))
-        attributes.update(self._ids.identity().attributes)
         return sanitizer.clean(attributes)
 
 

@@ -94,7 +94,7 @@ class MetricSender:
         if failed or not in_time:
             self._trouble.report("no answer in time")
         if in_time:
-            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+            self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def _work(self) -> None:
         # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.

@@ -203,7 +203,7 @@ class Outbox(SpanProcessor):
         if lost:
             self._trouble.report(f"no answer within {timeout_s:g} s")
         elif self._thread is not None:
-            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+            self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def stats(self) -> dict[str, int]:
         """Return how many spans were delivered, how many could not be, and how many were dropped unsent."""

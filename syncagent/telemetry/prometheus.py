@@ -233,8 +233,8 @@ def _buckets(point: HistogramDataPoint) -> list[Any]:
     total = 0
     for n, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
         total += count
-        said = "+Inf" if bound == float("inf") else repr(float(bound))
-        buckets.append((said, total, newest[n]) if n in newest else (said, total))
+        bound_text = "+Inf" if bound == float("inf") else repr(float(bound))
+        buckets.append((bound_text, total, newest[n]) if n in newest else (bound_text, total))
     return buckets
 
 

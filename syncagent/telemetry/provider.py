@@ -52,13 +52,13 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
             **run_resource,
         }
         found = Resource.create()
-        said = {key: value for key, value in found.attributes.items() if value != ""}
-        if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
-            del said[semconv.SERVICE_NAME]
-        said = _without_secrets(said)
+        attributes = {key: value for key, value in found.attributes.items() if value != ""}
+        if str(attributes.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
+            del attributes[semconv.SERVICE_NAME]
+        attributes = _without_secrets(attributes)
         if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs run the detectors in no fixed order
-            said[semconv.SERVICE_NAME] = named
-        return Resource(AttributeSanitizer().clean({**own, **said}), found.schema_url)
+            attributes[semconv.SERVICE_NAME] = named
+        return Resource(AttributeSanitizer().clean({**own, **attributes}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
 

@@ -22,7 +22,7 @@ _MOST_S = 300.0
 
 
 class CollectorResponses:
-    """Reads the responses on the thread that sends, and is asked there; over gRPC there is nothing to read."""
+    """Reads the responses on the thread that sends; over gRPC there is nothing to read."""
 
     def __init__(self) -> None:
         self._until = 0.0
@@ -46,9 +46,9 @@ class CollectorResponses:
         return session
 
     def _note(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        said = response.headers.get("Retry-After")
-        if said is not None and response.status_code in _LATER:
-            self._until = time.monotonic() + min(_seconds(said), _MOST_S)
+        value = response.headers.get("Retry-After")
+        if value is not None and response.status_code in _LATER:
+            self._until = time.monotonic() + min(_seconds(value), _MOST_S)
         elif response.ok:
             self._until = 0.0
             self._rejected = _partial_success(response.content) if response.content else (0, "")

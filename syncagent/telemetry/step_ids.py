@@ -114,5 +114,5 @@ class PresetIdGenerator:
         """Say what the replaced generator says; hashed bits are as good as random ones for this flag."""
         if self._replaced is None:
             return True
-        asked = getattr(self._replaced, "is_trace_id_random", None)
-        return asked is not None and bool(asked())
+        is_random = getattr(self._replaced, "is_trace_id_random", None)
+        return is_random is not None and bool(is_random())

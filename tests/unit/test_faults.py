@@ -231,7 +231,6 @@ POINTS = {
     "the scaler's steps": (Steps, "_scaler_updated", 1),
     "summary of syncs": (Summary, "events", 1),
     "summary of steps": (Summary, "step", 1),
-    "summary at the end": (Summary, "close", 1),
     "summary's report": (Summary, "snapshot", 3),
     "the newest syncs": (Summary, "newest", 3),
 }
@@ -671,9 +670,9 @@ def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
 
 def test_a_part_that_nobody_asks_for_is_not_missed(alone, monkeypatch, capsys):
     """What names the call is only for reading: a sync without it is still one."""
-    import syncagent.delivery.pipeline
+    import syncagent.delivery.buffers
 
-    monkeypatch.setattr(syncagent.delivery.pipeline, "api_name", Broken(Fault))
+    monkeypatch.setattr(syncagent.delivery.buffers, "api_name", Broken(Fault))
     report, said = watched(alone, capsys)
     assert report.totals.syncs + report.dropped > 0
     assert shows_a_loss(report)

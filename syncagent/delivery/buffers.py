@@ -11,6 +11,7 @@ from syncagent.attribution.apis import api_name
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import span_in
 from syncagent.support.pace import yield_gil
+from syncagent.torchbridge.internals import op_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,7 @@ class BufferReader:
         resolve = self._recorder.locator.sites.resolve
         return tuple(
             OpCount(
-                entry.op._schema.name,
+                op_name(entry.op),
                 resolve(entry.point),
                 Phase.BACKWARD if backward else Phase.OTHER,
                 entry.count,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.attribution.callsite import SET_UP
 from syncagent.errors import HostSyncError, HostSyncWarning
-from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
+from syncagent.events import CallSite, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.scopes import open_reason
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point, Where
     from syncagent.attribution.locator import Locator
     from syncagent.attribution.threads import WatchedThread
+    from syncagent.events import Phase
     from syncagent.settings.schema import PolicyName, Settings
 
 __all__ = ["Policy"]
@@ -43,6 +44,7 @@ class Policy:
         self._min_stall_ns = settings.min_stall_ms * 1e6
         self._every_thread = settings.judge_threads == "all"
         self._locator = locator
+        self._resolve = locator.sites.resolve
         self._step = self._steps_done = current_step
         self._warned: set[tuple[str, CallSite | None]] = set()
         self._listed: dict[tuple[object, ...], tuple[str | None, object]] = {}
@@ -113,14 +115,12 @@ class Policy:
             return self.budgets.after(phase, self._step(), stall_ns)
         return None if stall_ns < self._min_stall_ns else ""
 
-    def act(
-        self, op: str, kind: SyncKind, where: Where | None, stall_ns: int, thread: WatchedThread, broken: str
-    ) -> None:
+    def act(self, op: str, kind: SyncKind, where: Where, stall_ns: int, thread: WatchedThread, broken: str) -> None:
         """Raise for a forbidden sync, or warn of it, once per line."""
         if self.mode == "raise":
-            points = [point for point in (where.library, where.user) if point] if where is not None else []
+            points = [point for point in (where.library, where.user) if point]
             raise self._error(op, kind, where, stall_ns, thread, broken, points)
-        site = self._site(where)
+        site = self._resolve(where.user or where.library)
         if (op, site) in self._warned:
             return
         place = (site.file, site.line) if site is not None else ("<unknown>", 0)
@@ -155,7 +155,7 @@ class Policy:
             reason = self._allowances.sites(self._lines(points))
             if reason is None and baseline is not None:
                 shown, library = where.user or where.library, where.library if where.user else None
-                if baseline.knows(kind, (shown, library, forward), self._locator.sites.resolve):
+                if baseline.knows(kind, (shown, library, forward), self._resolve):
                     reason = "baseline"
             # The points keep the code objects alive whose ids are in the key.
             known = self._listed[key] = (reason, (points, forward))
@@ -169,22 +169,17 @@ class Policy:
         return [*points, *(point for point in (where.library, where.user, forward) if point is not None)]
 
     def _lines(self, points: list[Point]) -> list[CallSite]:
-        return [site for site in map(self._locator.sites.resolve, points) if site is not None]
-
-    def _site(self, where: Where | None) -> CallSite | None:
-        return self._locator.sites.resolve(where.user or where.library) if where is not None else None
+        return [site for site in map(self._resolve, points) if site is not None]
 
     def _error(
-        self, op: str, kind: SyncKind, where: Where | None, stall_ns: int, thread: WatchedThread, broken: str,
+        self, op: str, kind: SyncKind, where: Where, stall_ns: int, thread: WatchedThread, broken: str,
         points: list[Point],
     ) -> HostSyncError:  # fmt: skip
         step = self._step()
-        site = self._site(where)
-        library = self._locator.sites.resolve(where.library) if where is not None else None
-        phase = self._locator.phase(where, kind) if where is not None else Phase.OTHER
+        site = self._resolve(where.user or where.library)
         event = SyncEvent(
-            op, None, kind, time.time_ns() - stall_ns, stall_ns, site, phase, step, None, "cuda", 0, thread.name,
-            "policy", library_site=library,
+            op, None, kind, time.time_ns() - stall_ns, stall_ns, site, self._locator.phase(where, kind), step, None,
+            "cuda", 0, thread.name, "policy", library_site=self._resolve(where.library),
         )  # fmt: skip
         pack = pack_for(self._lines(points))
         return HostSyncError(_message(op, site, step, stall_ns, broken, pack), event)

@@ -430,7 +430,7 @@ def main() -> int:
     if options.device == "cpu":
         torch.set_num_threads(1)
     # Without the records that are put there, a window does not come to so many; with them, they are delivered in it.
-    pipeline._INTERVAL_S, pipeline._ENOUGH = 0.1, 2 * _DELIVERED
+    pipeline._ROUND_S, pipeline._BUSY = 0.1, 2 * _DELIVERED
     run = Run(options.device, options.budget, options.rounds, options.workload, options.optimizer)
     code = 1
     try:

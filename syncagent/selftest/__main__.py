@@ -9,14 +9,17 @@ import os
 import platform
 import sys
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
 from syncagent.selftest import cost, promises
 from syncagent.selftest.cases import CASES
 from syncagent.selftest.probe import BROKEN, Verdict, applies, failure, probe
 
-DETAILS = ("syncs", "ops")
+if TYPE_CHECKING:
+    from syncagent.settings.schema import Detail
+
+DETAILS: tuple[Detail, ...] = ("syncs", "ops")
 _DELAY_MS = 10.0
 _HANGS_S = 240.0
 

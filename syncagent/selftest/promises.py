@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from syncagent.selftest.delay import Delay
     from syncagent.selftest.probe import Verdict
+    from syncagent.settings.schema import Detail
 
 __all__ = ["Promise", "allows", "every_kind", "forbids", "leaves_nothing", "makes_spans"]
 
@@ -59,7 +60,7 @@ def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[s
     return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")
 
 
-def forbids(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+def forbids(delay: Delay, detail: Detail, *, simulate: bool) -> Promise:
     """``policy="raise"`` stops a sync before it waits, at its line."""
     wrong: list[str] = []
     took_ms = 0.0
@@ -110,7 +111,7 @@ def _faults_of(error: HostSyncError | None, took_ms: float, queued_ms: float) ->
     return wrong
 
 
-def allows(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+def allows(delay: Delay, detail: Detail, *, simulate: bool) -> Promise:
     """``syncagent.allow`` lets a sync pass under ``policy="raise"`` and puts its reason on record."""
     wrong = []
     with syncagent.watch(policy="raise", detail=detail, warmup_steps=0, simulate=simulate) as agent:

@@ -318,7 +318,7 @@ def test_results_are_the_same_with_and_without(cpu_agent, name):
 
 
 def syncagent_release(agent):
-    from syncagent.api import release
+    from syncagent.runtime.process import release
 
     release(agent)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import syncagent
 from syncagent import HostSyncError
-from syncagent.api import release
+from syncagent.runtime.process import release
 from syncagent.torchbridge.frames import StandIns
 
 AGENT = os.path.dirname(syncagent.__file__) + os.sep

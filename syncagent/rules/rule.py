@@ -52,13 +52,13 @@ class Rule:
     mean of four runs.
     """
     late: Late | None = None
-    """Tells from how long a call lasted (ns) that it has waited, where the arguments alone do not say."""
+    """Decides from the duration of a call (ns) that it has waited, where the arguments alone do not say."""
     keys: tuple[str, ...] = ("CUDA",)
-    """Dispatch keys of the backends on which it waits; none where a Python kernel on it would serve nothing."""
+    """Dispatch keys of the backends on which it waits; none where a Python kernel on it would be of no use."""
     shown: str = ""
     """The op's name in a sync, where it is not its own: parts of one op that differ between torch's own code paths."""
     hot: bool = False
-    """Whether ordinary training calls it so often that a Python kernel on it is felt (``copy_``)."""
+    """Whether ordinary training calls it so often that a Python kernel on it costs noticeable time (``copy_``)."""
 
     @property
     def reported_op(self) -> str:

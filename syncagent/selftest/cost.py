@@ -1,4 +1,4 @@
-"""What the agent costs the thread that trains: loops of one call, with and without it, in turns."""
+"""Measures the agent's overhead on the training thread: loops of one call, with and without the agent in turns."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import syncagent
 from syncagent.errors import HostSyncError
-from syncagent.selftest import patch_audit as leftovers
+from syncagent.selftest import patch_audit
 from syncagent.selftest.cases import FILE, READ, compiled, line_of, namespace
 from syncagent.selftest.probe import ATTEMPTS, BROKEN, OK
 
@@ -53,8 +53,8 @@ def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
 
 def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[str, Any], detail: str) -> Promise:
     """All that the agent put into torch is gone once it has stopped."""
-    put = leftovers.changed(before, during)
-    wrong = [f"{name} was not put back" for name in leftovers.changed(before, after)]
+    put = patch_audit.changed(before, during)
+    wrong = [f"{name} was not put back" for name in patch_audit.changed(before, after)]
     if not put:
         wrong.append("the running agent had changed nothing, so nothing is proven")
     return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")

@@ -1,7 +1,7 @@
 """TorchFunctionMode and TorchDispatchMode around every op: the API call by name, each op counted and timed on the host.
 
 Modes belong to a thread.  They are entered on the thread that starts the agent; autograd's threads inherit the dispatch
-mode from the caller of ``backward()``; what other threads do is left to the kernels below.
+mode from the caller of ``backward()``; the ops of other threads are seen by the kernels alone.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
     nothing: dict[str, Any] = {}
     unknown: Point = (_modes.__code__, -1)
     stand_ins = StandIns()
-    # Functions of torch that are written in Python come by way of this one, and are called a second time.
+    # Functions of torch that are written in Python are called through this one, a second time.
     by_python = torch.overrides.handle_torch_function.__code__
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
     apart: tuple[Any, ...] = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))

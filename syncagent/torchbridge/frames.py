@@ -37,7 +37,7 @@ class StandIns(dict[tuple[int, int], "Call"]):
         if len(self) >= _LIMIT:  # a program that makes code without end
             self.clear()
         made = FunctionType(_placed(code, frame.f_lineno), frame.f_globals, code.co_name)
-        made.__dict__["stands_for"] = code  # whose id is the key, and must stay its own
+        made.__dict__["stands_for"] = code  # kept alive: its id is the key
         self[id(code), frame.f_lasti] = made
         return made
 

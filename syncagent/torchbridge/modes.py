@@ -106,9 +106,9 @@ def none_active() -> bool:
 def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -> Any:
     """Make the mode, which works while ``on`` holds anything.
 
-    ``count(func, host_ns, returned, frame)`` is told of each op, how long it took and when it returned (both by
-    ``perf_counter_ns``), and the frame that called it: none does on a thread of autograd's.  What it raises turns the
-    mode off and goes to ``failed``.
+    ``count(func, host_ns, returned, frame)`` is called after each op: how long the op took, when it returned (both by
+    ``perf_counter_ns``) and the frame that called it (``None`` on autograd's threads).  An exception in it turns the
+    mode off and is passed to ``failed``.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

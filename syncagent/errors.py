@@ -11,14 +11,14 @@ __all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"]
 
 
 class SyncAgentError(Exception):
-    """Base of syncagent's own errors."""
+    """The root of all errors that syncagent raises on purpose."""
 
 
 class ConfigError(SyncAgentError, ValueError):
     """A setting has a value that is not allowed; the message names the setting, the value and what is allowed."""
 
 
-class HostSyncError(RuntimeError):
+class HostSyncError(SyncAgentError, RuntimeError):
     """A host sync that the policy forbids.  It is raised in the frame that made the call and survives pickling."""
 
     def __init__(self, message: str, event: SyncEvent | None = None) -> None:
@@ -30,4 +30,4 @@ class HostSyncError(RuntimeError):
 
 
 class HostSyncWarning(UserWarning):
-    """A host sync that the policy warns of; the warning points at the user's line."""
+    """A host sync that the policy warns about; it points at the user's line.  A warning, hence not an error of ours."""

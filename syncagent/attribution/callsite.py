@@ -18,7 +18,7 @@ from syncagent.attribution.statements import statement_at
 from syncagent.events import CallSite
 from syncagent.support.compat import qualified_name
 from syncagent.support.reading import source_lines
-from syncagent.torchbridge.stand_ins import is_stand_in
+from syncagent.torchbridge.frames import is_stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

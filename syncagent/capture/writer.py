@@ -1,7 +1,7 @@
-"""The capture: what was seen so far, on disk each second, so that a process that is killed has a report.
+"""Writes the capture: all that was seen so far, once per second, so that even a killed process leaves a report.
 
-A line of JSON each: a header, the run, each site once with all that is known of it and from then on its sums, the
-totals, and the newest steps and syncs.  ``syncagent.report.captured`` reads it back.
+Each line is JSON: a header, the run, each site in full once and afterwards only its sums, the totals, and the newest
+steps and syncs.  ``syncagent.report.captured`` reads it back.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ __all__ = ["Capture"]
 MAX_BYTES = 16 * 1024 * 1024
 _INTERVAL_S = 1.0
 _SHARE = 0.01
-"""How much of the time the agent's thread may spend on it; where it takes more, it is written less often."""
+"""The share of its time that the agent's thread may spend on it; if it takes more, it is written less often."""
 _PATIENCE_S = 2.0
 _EVENTS_AT_ONCE = 200
 _MOST_EVENTS = 10_000
 
 
 class Capture(Sink):
-    """Writes what the summary has added up; the agent's thread calls ``tick`` several times a second.
+    """Writes what the summary has added up.
 
-    Nothing is written before the first sync.  A file that is full is written anew, without the older syncs and steps.
-    What goes wrong is raised once, and then it is off.
+    Nothing is written before the first sync.  A file that is full is rewritten without the older syncs and steps.
+    After an error, which is raised once, nothing more is written; it then lacks the line that says that the process has
+    ended by itself.
     """
 
     name = "capture"
@@ -64,9 +65,9 @@ class Capture(Sink):
         self._size = 0
         self._is_off = False
         self._writing = threading.Lock()
-        """Between the agent's thread and one that ends the agent, if need be from a signal handler."""
+        """Held by the agent's thread, or by one that ends the agent, perhaps in a signal handler."""
         self._since = Since()
-        self._texts: dict[int, dict[str, Any]] = {}
+        self._rows: dict[int, dict[str, Any]] = {}
         self._due_s = 0.0
         self._known: Facts | None = None
         self._part = 0
@@ -75,12 +76,12 @@ class Capture(Sink):
         self._summary, self._facts = source.summary, source.facts
 
     def flush(self) -> None:
-        """Write what is new, whenever that was done last."""
+        """Write what is new now."""
         self._due_s = 0.0
         self.tick()
 
     def close(self) -> None:
-        """Write the rest, and that the process has ended by itself."""
+        """Write the rest, and a line that says that the process has ended by itself."""
         if not self._writing.acquire(timeout=_PATIENCE_S):
             return  # a disk that hangs
         try:
@@ -96,7 +97,7 @@ class Capture(Sink):
             self._writing.release()
 
     def tick(self) -> None:
-        """Write what is new if it is time to, and nobody else is just doing it."""
+        """Write what is new if that is due and no other thread is doing it."""
         if self._is_off or time.monotonic() < self._due_s or not self._writing.acquire(blocking=False):
             return
         try:
@@ -167,7 +168,7 @@ class Capture(Sink):
         self._continue(self.path)
 
     def _continue(self, path: Path) -> None:
-        """Go on behind what has just been written there."""
+        """Append to what has just been written there."""
         before, self._file = self._file, None
         if before is not None:
             os.close(before)
@@ -177,8 +178,8 @@ class Capture(Sink):
         self.path = path
 
     def _whole(self, summary: Summary, facts: Facts) -> str:
-        """The whole file, as of now."""
-        self._since, self._texts, self._known = Since(), {}, None
+        """Return the text of the whole file, as of now."""
+        self._since, self._rows, self._known = Since(), {}, None
         header = _line(
             type="header", capture=VERSION, syncagent=__version__, schema=SCHEMA,
             **{origins.KEY: origins.of_run(facts.run).to_dict()},
@@ -187,7 +188,7 @@ class Capture(Sink):
         return b"".join((header, *self._facts_lines(facts), *self._lines(changes, facts, _MOST_EVENTS))).decode()
 
     def _facts_lines(self, facts: Facts) -> Iterator[bytes]:
-        """What hardly ever changes, where it has."""
+        """Yield the line of what hardly ever changes, if it has changed."""
         known = facts._replace(run=replace(facts.run, duration_s=0.0, steps=0), dropped=0)
         if known != self._known:
             self._known = known
@@ -197,14 +198,14 @@ class Capture(Sink):
             )  # fmt: skip
 
     def _lines(self, changes: Changes, facts: Facts, most: int) -> Iterator[bytes]:
-        """The totals last: what stands before them is as of the same moment."""
+        """Yield the lines of what has changed, the totals last: all lines before them are as of the same moment."""
         now = time.time()
         for row in changes.sites:
             values = encode(row)
             sums = {name: values.pop(name) for name in SUMS}
             site = values.pop("id")
-            if self._texts.get(site) != values:
-                self._texts[site] = values
+            if self._rows.get(site) != values:
+                self._rows[site] = values
                 yield _line(type="site", t=now, site=site, **values, **sums)
             else:
                 yield _line(type="sums", t=now, site=site, **sums)

@@ -1,4 +1,4 @@
-"""The command line, one file a verb; a verb imports what it works with only when it is called."""
+"""The command line: one file per verb, which imports what it works with only when it is called."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ for _verb in (run.command, report.command, compare.command, check.command, cost.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``syncagent`` command; returns its exit code: 0, 1 for a finding, 2 for wrong usage or bad input."""
     outcome = _invoke(sys.argv[1:] if arguments is None else list(arguments))
-    # A script that runs in this process does so out here: its exceptions are none of click's or ours.
+    # A script that runs in this process does so out here, where neither click nor we catch its exceptions.
     return outcome if isinstance(outcome, int) else outcome()
 
 
 def _invoke(words: list[str]) -> int | Callable[[], int]:
-    """Do what the words ask for; whatever is wrong with them becomes one sentence on stderr.
+    """Run the command; whatever is wrong becomes one sentence on stderr.
 
-    This stands in for click's own ``main``, which tells of an error in three lines and exits with 1, a finding, where
-    the reader of a pipe has gone.
+    This takes the place of click's own ``main``, which prints an error in three lines and exits with 1, the code for a
+    finding, when the reader of a pipe has gone.
     """
     context: click.Context | None = None
     try:
-        with _any_text(), verbs.make_context("syncagent", words) as context:
+        with _escaping_output(), verbs.make_context("syncagent", words) as context:
             outcome: int | Callable[[], int] = verbs.invoke(context)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -78,10 +78,10 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
     except SyncAgentError as error:
         return _refuse(str(error), context)
     except BrokenPipeError:  # the reader has gone (`| head`)
-        _let_go_of_output()
+        _discard_output()
         return _BROKEN_PIPE
     except OSError as error:
-        _let_go_of_output()
+        _discard_output()
         return _refuse(f"the output cannot be written: {reason(error)}", context)
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -92,8 +92,8 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
 
 
 @contextmanager
-def _any_text() -> Iterator[None]:
-    """Write what standard output's encoding lacks as an escape; a script that runs here afterwards has it as it was."""
+def _escaping_output() -> Iterator[None]:
+    """Escape what standard output cannot encode, for as long as a verb runs; a script finds the output unchanged."""
     before = getattr(sys.stdout, "errors", None)
     if before != "strict" or not hasattr(sys.stdout, "reconfigure"):
         yield
@@ -105,19 +105,19 @@ def _any_text() -> Iterator[None]:
         sys.stdout.reconfigure(errors=before)
 
 
-def _let_go_of_output() -> None:
-    """What is still buffered must not raise again when the interpreter ends."""
+def _discard_output() -> None:
+    """Send buffered output nowhere, so that it does not raise again when the interpreter ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):
-        pass  # closed, or none
+        pass  # it is closed, or there is none
 
 
 def _refuse(sentence: str, context: click.Context | None) -> int:
     verb = context.invoked_subcommand if context else None
-    speaker = f"syncagent {verb}" if verb else "syncagent"
+    prefix = f"syncagent {verb}" if verb else "syncagent"
     sentence = clean(" ".join(sentence.splitlines()))
-    print(sentence if sentence.startswith("syncagent") else f"{speaker}: {sentence}", file=sys.stderr)
+    print(sentence if sentence.startswith("syncagent") else f"{prefix}: {sentence}", file=sys.stderr)
     return _WRONG_USAGE
 
 

@@ -1,4 +1,4 @@
-"""``syncagent run``: a script or module under watch, in a fresh interpreter that takes this one's place."""
+"""``syncagent run``: watches a script or module in a fresh interpreter, which replaces this one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _METAVARS = {
 
 
 def _options(command: click.Command) -> click.Command:
-    """Give the command an option for each setting."""
+    """Add an option for each setting to the command."""
     command.params += [_option(setting) for setting in fields(schema.Settings) if "parse" in setting.metadata]
     return command
 
@@ -40,7 +40,7 @@ def _metavar(name: str, kind: str) -> str:
 
 
 def _option(setting: Field[Any]) -> click.Option:
-    """Make the option of one setting; its value is what the environment variable would say, ``None`` if not given."""
+    """Return the option of one setting; its value is the text for the environment variable, ``None`` if not given."""
     flag = f"--{setting.name.replace('_', '-')}"
     kind = str(setting.type).partition(" |")[0]
     parse: Callable[[str, object], object] = setting.metadata["parse"]
@@ -87,7 +87,7 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         raise SyncAgentError(f"there is no file {words[0]!r} (a module is run with -m)")
     asked = {f"SYNCAGENT_{name.upper()}": value for name, value in settings.items() if value is not None}
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
-    # What is wrong, wherever it stands, is said before anything runs.
+    # A wrong setting, wherever it comes from, is reported before anything runs.
     settled = sources.load(environment=environment, script=None if module else words[0])
     gate.check(settled)
     if settled.simulate:
@@ -98,13 +98,13 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         arguments = ["-m", *words] if module else words
         try:
             os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
-        except (OSError, ValueError) as error:  # a line that is too long, or a NUL in it
+        except (OSError, ValueError) as error:  # the command line is too long or has a NUL in it
             raise SyncAgentError(f"{sys.executable} cannot be started: {error}") from None
     return lambda: _run_here(list(words), environment, module=module)
 
 
 def _try_the_simulated_device() -> None:
-    """Find out in a process of its own whether this torch can have the device: the script must not begin without."""
+    """Find out in another process whether the device works with this torch: the script must not begin without it."""
     program = "from syncagent import simulate; simulate.install_or_end()"
     environment = {name: value for name, value in os.environ.items() if name != "SYNCAGENT"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, environment.get("PYTHONPATH"))))
@@ -117,7 +117,7 @@ def _try_the_simulated_device() -> None:
 
 
 def _is_installed() -> bool:
-    """Will a fresh interpreter find the ``.pth`` that starts the agent?"""
+    """Whether a fresh interpreter finds the ``.pth`` that starts the agent."""
     import site
     import sysconfig
 
@@ -128,7 +128,7 @@ def _is_installed() -> bool:
 
 
 def _run_here(words: list[str], environment: dict[str, str], *, module: bool) -> int:
-    """Without the ``.pth`` (a checkout on PYTHONPATH): the script runs in this very process."""
+    """Run the script in this very process, since there is no ``.pth`` (a checkout on PYTHONPATH)."""
     import runpy
 
     from syncagent.runtime import autostart

@@ -1,4 +1,4 @@
-"""The agent's own folder, ``.syncagent``: what its files are called and how many of them may stay."""
+"""The agent's own folder, ``.syncagent``: names of its files, and how many of them are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEPT_BYTES = 256 * 1024 * 1024
 
 
 def file_path(kind: str, setting: str | None = None) -> Path:
-    """Where a file of that kind (``journal``, ``capture``) goes: nothing is created yet.
+    """Return where a file of that kind (``journal``, ``capture``) goes; nothing is created yet.
 
     ``setting`` names a file, or a directory if it is one or ends in a slash; ``{pid}`` and ``{rank}`` are filled in,
     the latter with 0 for a process that has none.
@@ -40,14 +40,14 @@ def file_path(kind: str, setting: str | None = None) -> Path:
 
 
 def is_off(setting: str | None) -> bool:
-    """Does the setting of a file say that there is to be none?"""
+    """Return whether the setting for a file says that there is to be none."""
     return (setting or "").strip().lower() in {"off", "0", "none", os.devnull}
 
 
 def make_directory(directory: Path) -> None:
-    """Make it if need be; the agent's own directory keeps itself out of git.
+    """Make the directory if it does not exist; the agent's own contains a ``.gitignore`` for all of it.
 
-    Raises ``OSError`` where it is there already and somebody else may put files, or links, in its place or into it.
+    Raises ``OSError`` for an agent's directory that other users can replace, or can put files or links into.
     """
     if os.path.isdir(directory):
         why = trust.why_not(os.stat(directory), trust.owners()) if directory.name == DIRECTORY else None
@@ -60,9 +60,9 @@ def make_directory(directory: Path) -> None:
 
 
 def own_temporary_folder() -> Path:
-    """A folder for temporary files that is this user's alone, and the same in every run, so that it can be tidied.
+    """Return a folder for temporary files that is this user's alone, the same in every run so that it can be tidied.
 
-    Raises ``OSError`` where somebody else has something of that name.
+    Raises ``OSError`` where another user has a file or folder of that name.
     """
     folder = Path(tempfile.gettempdir(), f"syncagent-{os.getuid() if hasattr(os, 'getuid') else 0}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -73,9 +73,9 @@ def own_temporary_folder() -> Path:
 
 
 def remove_old(kind: str, directory: Path) -> None:
-    """Remove the oldest files of that kind that no process writes: a job that runs each minute must not fill the disk.
+    """Remove the oldest files of that kind that no process writes: a job that runs every minute must not fill the disk.
 
-    The newest 50 stay, as far as they have 256 MB together; files with other names always do.
+    The newest 50 are kept, up to 256 MiB together; files with other names are never touched.
     """
     pattern = re.compile(rf"{kind}-\d{{8}}-\d{{6}}-\d+(\.\d+)?\.jsonl")
     found: list[tuple[float, int, Path]] = []
@@ -83,7 +83,7 @@ def remove_old(kind: str, directory: Path) -> None:
         if pattern.fullmatch(path.name):
             try:
                 status = path.lstat()
-            except OSError:  # another process tidies, too
+            except OSError:  # another process tidies as well
                 continue
             found.append((status.st_mtime, status.st_size, path))
     kept_bytes = 0
@@ -92,5 +92,5 @@ def remove_old(kind: str, directory: Path) -> None:
         if (number >= _KEPT_FILES or kept_bytes > _KEPT_BYTES) and not storage.is_locked(path):
             try:
                 path.unlink(missing_ok=True)
-            except OSError:  # somebody else's
+            except OSError:  # another user's
                 continue

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["GuardedSinks"]
 
 _CLOSE_TIMEOUT_S = 2.0
-"""How long a sink that has failed may take to let go of what it holds."""
+"""How long a sink that has failed may take to close."""
 _EVENTS_PER_CALL = 8
 
 

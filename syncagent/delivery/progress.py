@@ -1,4 +1,4 @@
-"""One quiet line on a terminal, so that a long run shows it is being watched."""
+"""Shows on a terminal, in one line, that a long run is being watched."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _EVERY_S = 10.0
 
 
 class Progress(Sink):
-    """Rewrites one line every ten seconds once a run has lasted a minute; writes nothing where stderr is no terminal.
+    """Rewrites one line every ten seconds once a run has lasted a minute; writes nothing unless stderr is a terminal.
 
-    The cursor is left at the start of the line, so that whatever the program prints next covers it.
+    The cursor stays at the start of the line, so that whatever the program prints next covers it.
     """
 
     name = "progress"
@@ -40,7 +40,7 @@ class Progress(Sink):
         self._stall_ns += sum(event.stall_ns for event in batch)
         self._show()
 
-    def step(self, record: StepRecord) -> None:  # noqa: ARG002 - only that there was one
+    def step(self, record: StepRecord) -> None:  # noqa: ARG002 - it is only counted
         self._steps += 1
         self._show()
 

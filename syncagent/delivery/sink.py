@@ -67,4 +67,4 @@ class Sink:
         """Pass on everything that is still held."""
 
     def close(self) -> None:
-        """Flush and let go of files, threads and ports; called once, and nothing is called after it."""
+        """Flush, and release files, threads and ports; called once, and nothing is called after it."""

@@ -1,4 +1,4 @@
-"""A resource detector for the program's own OpenTelemetry: which rank of which job this is.
+"""OpenTelemetry's resource: which rank of which job this process is, for the program's own SDK.
 
 ``OTEL_EXPERIMENTAL_RESOURCE_DETECTORS=otel,syncagent`` turns it on.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 from opentelemetry.sdk.resources import Resource, ResourceDetector
 
 from syncagent.attribution import ranks
+from syncagent.integrations.base import Integration
 from syncagent.telemetry import semconv
 from syncagent.telemetry.step_ids import process_identity
 
 __all__ = ["RankDetector"]
 
 
-class RankDetector(ResourceDetector):
+class RankDetector(Integration, ResourceDetector):
     """Finds what the agent's own resource has: rank, local rank, world size, host and job."""
+
+    entry_point_group = "opentelemetry_resource_detector"
 
     def detect(self) -> Resource:
         rank = ranks.read().rank

@@ -12,7 +12,7 @@ from syncagent.policy.baseline import Baseline
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from syncagent.events import CallSite, SyncKind
+    from syncagent.events import CallSite
     from syncagent.settings.schema import Settings
 
 __all__ = ["Allowances", "Entry"]
@@ -56,10 +56,6 @@ class Allowances:
         self.baseline = Baseline(settings.baseline) if settings.baseline else None
         self.by_site = bool(self._entries or self.baseline)
         """Whether the lines of a sync matter."""
-
-    def kind(self, kind: SyncKind) -> str | None:
-        """Return the reason why every sync of that kind may pass."""
-        return f"allow_kinds: {kind.value}" if kind.value in self.kinds else None
 
     def sites(self, sites: Iterable[CallSite]) -> str | None:
         """Return the reason why a sync may pass: ``sites`` are its lines in libraries, then the user's."""

@@ -82,10 +82,8 @@ class Policy:
         if reason is not None:
             return reason
         allowances = self._allowances
-        if allowances.kinds:
-            reason = allowances.kind(kind)
-            if reason is not None:
-                return reason
+        if allowances.kinds and kind.value in allowances.kinds:
+            return f"allow_kinds: {kind.value}"
         raises = self._raises_before
         if not allowances.by_site and not raises:
             return None

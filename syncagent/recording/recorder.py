@@ -209,7 +209,10 @@ class Recorder:
         try:
             stall_ns = max(stall_ns, 0)
             if context.allowed is None and policy is not None and policy.mode != "observe" and not conditional:
-                broken = self._verdict(policy, state, context.phase, stall_ns)
+                try:
+                    broken = policy.forbids(state, context.phase, stall_ns)
+                except Exception as error:
+                    self._policy_failed(error, policy)
             seen = _new(Observation, (
                 context, kind, self.current_step(), start_ns, stall_ns, state.user_context, broken is not None,
                 conditional, regions,
@@ -304,13 +307,6 @@ class Recorder:
         except Exception as error:
             self.fault("the look-up of regions", error, "failed for a sync")
             return (), self.policy
-
-    def _verdict(self, policy: Policy, state: ThreadState, phase: Phase, stall_ns: int) -> str | None:
-        try:
-            return policy.forbids(state, phase, stall_ns)
-        except Exception as error:
-            self._policy_failed(error, policy)
-            return None
 
     def _policy_failed(self, error: Exception, policy: Policy) -> None:
         if policy is self.policy:

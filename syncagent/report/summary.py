@@ -1,4 +1,4 @@
-"""Exact counts and sums for every site, in bounded memory, from which a report is made."""
+"""Keeps exact counts and sums of every site in bounded memory, and makes reports from them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OTHER = "other"
 _SAMPLES = 512
 _THREADS = 4
 _OPS = 64
-"""So many ops of a site are told apart."""
+"""How many ops of a site are counted separately."""
 _PENDING = 50_000
 _Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
 class Summary:
-    """Adds up.  Any thread may call ``newest`` and ``snapshot`` while the draining thread delivers."""
+    """Adds up syncs and steps.  Any thread may ask for the sums while the draining thread delivers."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Summary:
         max_ops: int = 1_000,
         scale: Callable[[SyncEvent], float] | None = None,
     ) -> None:
-        """``scale`` says how many syncs an event stands for where only some were recorded; by default each is one."""
+        """``scale`` says how many syncs an event stands for if only some were recorded; by default each is one."""
         self._max_sites = max_sites
         self._max_ops = max_ops
         self._scale = scale
@@ -65,7 +65,7 @@ class Summary:
         self._step_ns = 0
         self._step_times: deque[StepRow] = deque(maxlen=newest)
         self.recorded = 0
-        """How many events there were, of which the newest are kept."""
+        """How many events were added; only the newest are kept."""
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         """Add some syncs."""
@@ -74,9 +74,9 @@ class Summary:
                 self._add(event)
 
     def step(self, record: StepRecord) -> None:
-        """Count a step and credit it with the stalls that began inside it.
+        """Count a step and add to it the stalls that began inside it.
 
-        The first step is counted but not timed: it holds the program's start.
+        The first step is counted but not timed: it includes the program's start.
         """
         with self._lock:
             self._steps += 1
@@ -84,7 +84,7 @@ class Summary:
             if not is_first:
                 self._step_ns += record.end_ns - record.start_ns
             self._step_times.append(StepRow(record.step, record.start_ns, record.end_ns, record.rank))
-            # More syncs in one step than are kept: then no figure within steps is better than a wrong one.
+            # More syncs in one step than are kept: no figure is better than a wrong one.
             self._steps_exact = self._steps_exact and self._lost_ns < record.start_ns
             later = []
             for site, start_ns, stall_ns in self._pending:
@@ -96,12 +96,12 @@ class Summary:
             self._pending.extend(later)
 
     def newest(self) -> tuple[SyncEvent, ...]:
-        """The newest syncs, oldest of them first."""
+        """Return the newest syncs, oldest first."""
         with self._lock:
             return tuple(event for event, _ in self._newest)
 
     def since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
-        """The newest syncs that began at ``start_ns`` (since the Unix epoch) or later, each with its row's ``id``."""
+        """Return the newest syncs from ``start_ns`` (since the Unix epoch) on, each with its row's ``id``."""
         with self._lock:
             return tuple(pair for pair in self._newest if pair[0].start_ns >= start_ns)
 
@@ -114,12 +114,12 @@ class Summary:
         ops: Sequence[OpCount] = (),
         notes: Sequence[str] = (),
     ) -> Report:
-        """A report of everything so far; ``run.steps`` is replaced by the steps counted here.
+        """Return a report of everything so far; ``run.steps`` is replaced by the steps counted here.
 
-        ``totals.stall_share`` is the share of the run that the training thread could not go on: the stalls of the one
-        thread that waited longest outside the backward pass, plus all stalls in the backward pass, which runs in
-        autograd's threads while that thread stands in ``backward()``; 1 at most.  Other threads wait at the same time
-        as the training thread, so their stalls are in ``stall_ms`` but not in the share.
+        ``totals.stall_share`` is the fraction of the run for which the training thread was stalled, 1 at most.  It adds
+        the stalls of the one thread that waited longest outside the backward pass and all stalls in the backward pass,
+        which autograd's threads run while that thread waits in ``backward()``.  Other threads wait at the same time as
+        the training thread, so their stalls are in ``stall_ms`` but not in the share.
         """
         from syncagent.report.model import Overhead
 
@@ -157,15 +157,15 @@ class Summary:
 
     @property
     def seen(self) -> tuple[int, int]:
-        """How many events and steps there were."""
+        """How many events and steps were added."""
         return self.recorded, self._steps
 
     def changes(self, since: Since) -> Changes:
-        """What is new since the last time; ``since`` is kept by the caller, and brought up to date."""
+        """Return what is new since the last call; the caller keeps ``since``, which is brought up to date."""
         return self._changes(since)[1]
 
     def _changes(self, since: Since) -> tuple[list[_Site], Changes]:
-        """The same, with copies of the sites that have changed."""
+        """Return that, and copies of the sites that have changed."""
         with self._lock:
             sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
             since.sites.update((site.id, site.sums()) for site in sites)
@@ -220,7 +220,7 @@ class Summary:
 
 @dataclass(slots=True)
 class Since:
-    """What a reader of :meth:`Summary.changes` knows already."""
+    """What a reader of :meth:`Summary.changes` has already."""
 
     sites: dict[int, Hashable] = field(default_factory=dict)
     events: int = 0
@@ -237,7 +237,7 @@ class Facts(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What has changed in a summary: whole rows, and the events and steps that are new and still kept."""
+    """What has changed in a summary: rows of sites in full, and the events and steps that are new and still kept."""
 
     sites: list[SiteRow]
     events: list[EventRow]
@@ -248,7 +248,7 @@ class Changes(NamedTuple):
     step_ms: float | None
     step_stall_ms: float | None
     stalled_ms: float
-    """How long the training thread could not go on, as in ``totals.stall_share``."""
+    """How long the training thread was stalled; see ``totals.stall_share`` in :meth:`Summary.snapshot`."""
 
 
 @dataclass(slots=True)
@@ -257,7 +257,7 @@ class _Site:
 
     id: int
     first: SyncEvent | None
-    """The event that opened the site; ``None`` for the row of all others."""
+    """The first event of the site; ``None`` for the row of all others."""
     module: str | None = None
     ranges: tuple[str, ...] = ()
     allowed: str | None = None
@@ -272,7 +272,7 @@ class _Site:
     samples_ns: list[int] = field(default_factory=list)
     threads: tuple[str, ...] = ()
     parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
-    """Count and stall of each op, call and phase."""
+    """Count and stall of each op, API and phase."""
     stack: tuple[CallSite, ...] = ()
     stack_ns: int = -1
 
@@ -291,10 +291,10 @@ class _Site:
         if event.allowed is not None:
             self.allowed_count += weight * event.repeats
         if event.repeats > 1:
-            pass  # single stalls are not known
+            pass  # the single stalls are not known
         elif len(self.samples_ns) < _SAMPLES:
             self.samples_ns.append(event.stall_ns)
-        elif (slot := int(dice.random() * self.seen)) < _SAMPLES:  # Vitter's algorithm R: each is as likely to stay.
+        elif (slot := int(dice.random() * self.seen)) < _SAMPLES:  # Vitter's algorithm R: all stay equally likely
             self.samples_ns[slot] = event.stall_ns
         if event.thread not in self.threads and len(self.threads) < _THREADS:
             self.threads += (event.thread,)
@@ -306,20 +306,20 @@ class _Site:
             self.ranges = _common_prefix(self.ranges, event.ranges)
 
     def sums(self) -> Hashable:
-        """What changes with every sync, and with every step that it is counted into."""
+        """Return what changes with every sync, and with every step that has syncs of the site."""
         return self.seen, self.stall_ns, self.step_ns
 
     def copy(self) -> _Site:
         return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
 
     def longest(self) -> tuple[str, str | None, Phase]:
-        """Return op, call and phase of those syncs that stalled longest together."""
+        """Return the op, API and phase whose syncs stalled longest in total."""
         if self.first is None:
             return OTHER, None, Phase.OTHER
         return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
 
     def ops(self) -> tuple[OpShare, ...]:
-        """Return the part of each op."""
+        """Return the share of each op and API."""
         found: dict[tuple[str, str | None], tuple[float, float]] = {}
         for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
             before = found.get((op, api), (0.0, 0.0))
@@ -365,7 +365,7 @@ class _Site:
 
 
 def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float) -> tuple[OpRow, ...]:
-    """Ops by the host time that was work; the stalls of the same op at the same line are told apart."""
+    """Return ops by their host time without the stalls of the same op at the same line."""
     stalls: dict[Hashable, float] = {}
     for site in sites:
         where = site.first.site if site.first else None
@@ -395,7 +395,7 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float)
 
 
 def _last(values: deque[T], count: int) -> list[T]:
-    """The last so many of those that are still there."""
+    """Return the last ``count`` values, as far as they are still there."""
     return list(itertools.islice(values, max(len(values) - count, 0), None))
 
 
@@ -404,7 +404,7 @@ def _key(site: CallSite | None) -> Hashable:
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:
-    """``layers.0.attn`` and ``layers.1.attn`` give ``layers.*.attn``; paths of unlike length keep what they share."""
+    """Merge paths: ``layers.0.attn`` and ``layers.1.attn`` give ``layers.*.attn``; else the common beginning stays."""
     if one is None or other is None:
         return None
     ones, others = one.split("."), other.split(".")

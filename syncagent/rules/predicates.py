@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STAGED_BYTES = 2 << 20
 """A ``non_blocking`` copy of up to this size from pageable memory is staged by the driver and returns; a larger one may
-waits.  Measured on an H100 (driver 580.159): 2 MB returns, 3 MB waits."""
+wait.  Measured on an H100 (driver 580.159): 2 MB returns, 3 MB waits."""
 
 _SLOW_NS_PER_BYTE = 1.0
 """A staged copy runs at 5 to 10 GB/s; one that takes so much longer found the driver's staging memory full and waited
@@ -117,7 +117,7 @@ def _is_deterministic() -> bool:
 
 
 def value_from_host(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """The part of an assignment that waits by itself: the value or an index is copied to the device."""
+    """The part of an assignment that waits without another hooked op: the value or an index is copied to the device."""
     if _fills(args, kwargs):
         return _mask_copied(args, kwargs)
     values = _argument(args, kwargs, 2, "values")
@@ -172,7 +172,7 @@ def staged_late(args: Sequence[Any], _kwargs: Mapping[str, Any], lasted_ns: int)
 
 
 def converted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
-    """``_to_copy``: a copy whose target it makes itself, in pinned memory where it is ``non_blocking`` to the host."""
+    """``_to_copy``: a copy to a new tensor, which is in pinned memory if the copy to the host is ``non_blocking``."""
     source = args[0]
     device = kwargs.get("device")
     if device is None or not source.numel() or source.is_cuda == (device.type != "cpu"):

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     Waits = Callable[[Sequence[Any], Mapping[str, Any]], SyncKind | None]
     Late = Callable[[Sequence[Any], Mapping[str, Any], int], SyncKind | None]
 
-__all__ = ["Rule"]
+__all__ = ["Rule", "own_time_taken_off"]
+
+_COLD_NS = 1_000_000
+_HEAVY_NS = 200_000
+_SHAPES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +52,44 @@ class Rule:
     mean of four runs.
     """
     late: Late | None = None
-    """Tells from how long a call lasted (ns) that it has waited, where the arguments alone do not say."""
+    """Decides from the duration of a call (ns) that it has waited, where the arguments alone do not say."""
     keys: tuple[str, ...] = ("CUDA",)
-    """Dispatch keys of the backends on which it waits; none where a Python kernel on it would serve nothing."""
+    """Dispatch keys of the backends on which it waits; none where a Python kernel on it would be of no use."""
     shown: str = ""
     """The op's name in a sync, where it is not its own: parts of one op that differ between torch's own code paths."""
     hot: bool = False
-    """Whether ordinary training calls it so often that a Python kernel on it is felt (``copy_``)."""
+    """Whether ordinary training calls it so often that a Python kernel on it costs noticeable time (``copy_``)."""
 
     @property
     def reported_op(self) -> str:
         """The name that a sync of this op carries: the dispatcher's, without overload."""
         return self.shown or self.op.partition(".")[0]
+
+
+def own_time_taken_off(rule: Rule) -> Callable[[int, Sequence[Any]], int]:
+    """Build what makes a stall (ns) of a call's duration: the op's own time on the host is none.
+
+    That is the shortest call so far, but no more than the rule allows for, and all of that after a long wait, in which
+    the caches have gone cold.  Where it is much it depends on the size, and is kept by shape.
+    """
+    host_ns = int(rule.host_us * 1e3)
+    if host_ns <= _HEAVY_NS:
+        shortest_ns = host_ns
+
+        def waited_ns(whole_ns: int, _args: Sequence[Any]) -> int:
+            nonlocal shortest_ns
+            shortest_ns = min(shortest_ns, whole_ns)
+            return whole_ns - (shortest_ns if whole_ns <= _COLD_NS else host_ns)
+
+        return waited_ns
+
+    by_shape: dict[Any, int] = {}
+
+    def waited_ns_by_shape(whole_ns: int, args: Sequence[Any]) -> int:
+        size = getattr(args[0], "shape", None) if args else None
+        least_ns = by_shape.get(size, whole_ns)
+        if whole_ns <= least_ns and len(by_shape) < _SHAPES:
+            by_shape[size] = least_ns = whole_ns
+        return whole_ns - min(least_ns, host_ns)
+
+    return waited_ns_by_shape

@@ -1,225 +1,96 @@
-"""The agent: settings → sensors → recorder → pipeline → sinks."""
+"""The agent of a process: settings → sensors → recorder → pipeline → sinks."""
 
 from __future__ import annotations
 
-import math
-import os
-import platform
-import sys
-import time
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from syncagent.attribution import processes, ranks
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
-from syncagent.errors import ConfigError
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
+from syncagent.runtime.handle import Agent
+from syncagent.runtime.parts import Parts
 from syncagent.runtime.regions import Regions
+from syncagent.runtime.run import Run, log_settings_source, no_run, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
+from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
-from syncagent.sites import Home, home_of_process
-from syncagent.support import redaction
 from syncagent.support.faults import Faults
-from syncagent.support.log import get_logger, log_once
+from syncagent.support.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from syncagent.attribution.ranks import Rank
     from syncagent.delivery.sink import Sink
     from syncagent.events import OpCount, SyncEvent
     from syncagent.recording.records import ThreadState
-    from syncagent.runtime.regions import Region
     from syncagent.settings.schema import PolicyName
 
-__all__ = ["Agent", "no_run"]
+__all__ = ["ProcessAgent"]
 
 
-class Agent:
-    """Watches one process.  Made by :func:`syncagent.start` and :class:`syncagent.watch`; one runs at a time."""
+class ProcessAgent(Agent):
+    """Watches this process; one runs at a time."""
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         from syncagent.sensors.base import Conditions
         from syncagent.sensors.registry import SensorSet
-        from syncagent.torchbridge import calibration
-        from syncagent.torchbridge.internals import UNKNOWN, look_up
+        from syncagent.torchbridge import calibration, internals
 
         self.settings = settings
-        self._faults = Faults()
-        nobody = ranks.Rank(None, None, None)
-        self.rank = self._faults.guard("the rank", ranks.read, nobody)
-        self._seeks_rank = self.rank is not nobody
-        self._rank_due_s = 0.0
-        self._internals = self._faults.guard(
-            "the look-up of torch's internals", lambda: look_up(simulated=settings.simulate), UNKNOWN
+        self.faults = Faults()
+        """Which parts of the agent have failed."""
+        self.run = Run(settings, self.faults)
+        self._internals = self.faults.guard(
+            "the look-up of torch's internals",
+            lambda: internals.look_up(simulated=settings.simulate),
+            internals.UNKNOWN,
         )
-        self.steps = Steps(self._step_ended, self._faults)
-        self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self._faults)
-        self._policy = self._new_policy(settings)
+        self.steps = Steps(self._step_ended, self.faults)
+        self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self.faults)
+        self._policy = self.new_policy(settings)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
-        self._ranges = Ranges(self._recorder.threads, self._faults)
+        self._ranges = Ranges(self._recorder.threads, self.faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
-        self._summary = Summary(newest=settings.max_events, scale=self._weight)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        self.regions = Regions(self)
-        """Those that are open: see :mod:`syncagent.runtime.regions`."""
+        self._summary = Summary(newest=settings.max_events, scale=self.weight)
+        self.regions = Regions(self, self._recorder)
+        """The open ones: see :mod:`syncagent.runtime.regions`."""
         self._buffers = BufferReader(self._recorder, self.rank.rank, policy_of=self.regions.policy_of)
-        taking = all_sinks(self._summary, self.regions, sinks)
-        self._pipeline = Pipeline(self._buffers, taking, self._faults, self._each_round)
-        self._pipeline.connect(Source(self._buffers.lost, self._weight, self._summary, self._facts))
-        self._cost = CostMeasurement(settings, self._events_since, self._faults)
-        self._device: str | None = None
-        self._began = time.perf_counter()
-        self._started = datetime.now(timezone.utc)
-        self._ended: float | None = None
-        self._undo: list[tuple[str, Callable[[], None]]] = []
-        self.give_device_back: Callable[[], None] | None = None
-        """Takes the simulated device away, which was put in for this agent."""
-        self._home = self._faults.guard("the project's folder", home_of_process, Home())
-        self._is_gate = settings.is_gate
-        self._gate_lifted: list[str] = []
+        self._pipeline = Pipeline(
+            self._buffers, all_sinks(self._summary, self.regions, sinks), self.faults, self._each_round
+        )
+        self._pipeline.connect(Source(self._buffers.lost, self.weight, self._summary, self._facts))
+        self._cost = CostMeasurement(settings, self._events_since, self.faults)
+        self._parts = Parts(self.faults)
+        self.verdict = GateVerdict(settings, self._recorder, self.sensors, self.faults)
+        self.remove_device: Callable[[], None] | None = None
+        """Removes the simulated device, if that was installed for this agent alone."""
         self.notes: list[str] = list(settings.warnings)
 
     # --- what a program sees
 
     @property
     def running(self) -> bool:
-        return self._ended is None
+        return not self.run.is_over
 
     @property
-    def faults(self) -> Faults:
-        """What of the agent itself has failed."""
-        return self._faults
-
-    def events(self) -> tuple[SyncEvent, ...]:
-        """Return the newest syncs (``max_events`` of them, 10,000 by default), oldest first."""
-        self._drain()
-        none: tuple[SyncEvent, ...] = ()
-        return self._faults.guard("the newest syncs", self._summary.newest, none)
-
-    def report(self) -> Report:
-        """Return what was seen so far."""
-        self._drain()
-        dropped = self._lost
-        guard = self._faults.guard
-        run = guard("the description of the run", self._run_info, no_run(self._policy.mode))
-        sensors = self.sensors.statuses()
-        overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
-        no_ops: tuple[OpCount, ...] = ()
-        ops = guard("the count of ops", self._buffers.ops, no_ops)
-        run, notes = self._with_gate(run, dropped)
-        try:
-            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
-        except Exception as error:
-            self._faults.add("the report", error, "failed")
-            run = replace(run, gate=gate.FAILED if self._is_gate else None)
-            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self._faults.sentences[-1]])
-
-    def _facts(self) -> Facts:
-        """What the capture has besides the sums; without what takes long to find out."""
-        dropped = self._lost
-        run, notes = self._with_gate(self._run_info(), dropped)
-        return Facts(run, self.sensors.statuses(), dropped, notes)
-
-    def _with_gate(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
-        """Say whether the gate held so far, if there is one; return the notes as well."""
-        notes = self._all_notes()
-        if not self._is_gate:
-            return run, notes
-        failures = self._gate_failures(dropped)
-        run = replace(run, gate=gate.FAILED if failures else gate.HELD)
-        return run, [*notes, *(gate.NOTE + why for why in failures)]
-
-    def _all_notes(self) -> list[str]:
-        notes = [*self._shared_notes(self.settings), *self.sensors.notes]
-        if self._recorder.set_up:
-            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
-        if self._buffers.lost:
-            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
-        return notes
-
-    def gate_cannot_hold(self) -> str | None:
-        """Return why the gate that was asked for is not in force, now that the agent has started."""
-        if not self.settings.is_gate:
-            return None
-        failures = self._gate_failures(0)
-        if not failures:
-            return None
-        return (
-            f"syncagent: setting policy is {self.settings.policy!r}, but it cannot be in force here: "
-            f"{'; '.join(failures)}."
-        )
-
-    def _gate_failures(self, dropped: int) -> list[str]:
-        """Return, a phrase each, what lets a sync pass that the gate is to stop, or keeps it out of the report."""
-        failures = [*self._gate_lifted]
-        if self._recorder.policy is None and self.running:
-            failures.append("the policy failed and is off")
-        if self.sensors.copies.gave_way and self._policy.mode == "raise":
-            failures.append("torch.compile is in use, and copies are no longer watched")
-        steps, warmup = self.steps.count, self.settings.warmup_steps
-        if not self.running and steps < warmup and self._summary.recorded:
-            failures.append(
-                f"the policy slept all the time: the first {warmup} steps pass (warmup_steps), and {steps} ended"
-            )
-        return failures + self._watch_failures(dropped)
-
-    def _watch_failures(self, dropped: int) -> list[str]:
-        """Return what keeps any gate from its syncs, the process's or a region's."""
-        failures = self.sensors.blind_spots()
-        failures += [f"{part} failed" for part in gate.that_matter(self._faults.parts)]
-        if dropped:
-            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
-        return failures
-
-    def _shared_notes(self, settings: schema.Settings) -> list[str]:
-        nothing: list[str] = []
-        gone = self._faults.guard(
-            "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), nothing
-        )
-        return [*self.notes, *self._internals.missing, *gone, *self._faults.sentences]
-
-    @property
-    def _lost(self) -> int:
-        return sum(tuple(self._buffers.lost.values()))
-
-    def _new_policy(self, settings: schema.Settings) -> Policy:
-        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
-
-    def measure_cost(self, steps: int = 5) -> None:
-        """Price the syncs of the steps that follow: the report then has ``idle_ms``, ``gain_ms`` and ``advice``.
-
-        Ten to sixty steps are timed, then ``steps`` and one more run under torch.profiler (CPU and CUDA activities).
-        The report has the price of the window that was asked for last.
-        Raises :class:`~syncagent.ConfigError` for a number of steps that is not allowed, or under ``detail="ops"``,
-        which slows the very steps that are to be measured.
-        """
-        steps = schema.parse("cost_steps", steps)
-        if self.settings.wraps_every_op:
-            raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
-        self._cost.ask(steps, begin=1)
-
-    def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
-        self._drain()
-        return self._summary.since(start_ns)
+    def rank(self) -> Rank:
+        return self.run.rank
 
     @property
     def policy(self) -> PolicyName:
-        """What happens at a sync that nothing allows: ``observe``, ``warn`` or ``raise``.
-
-        May be set while the job runs; a value that is not allowed raises :class:`~syncagent.ConfigError`.
-        """
         return self._policy.mode
 
     @policy.setter
@@ -231,170 +102,194 @@ class Agent:
         if policy == before:
             return
         self._policy.mode = policy
-        is_gate = policy == "raise" or (policy == "warn" and self.settings.baseline is not None)
-        if self._is_gate and not is_gate:
-            self._gate_lifted.append(f"the policy was changed to {policy} by {by}")
-        self._is_gate = self._is_gate or is_gate
+        self.verdict.policy_changed(policy, by)
         self._pipeline.policy_changed(policy)
         self.sensors.copies.policy_changed(policy, self.steps.current + 1)
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
 
-    def _each_round(self) -> None:
-        self._remote.poll()
-        self.regions.retire(self._pipeline.drained_ns)
-        if time.monotonic() >= self._rank_due_s:
-            self._rank_due_s = time.monotonic() + _SELDOM_S
-            self._seek_rank()
+    def events(self) -> tuple[SyncEvent, ...]:
+        self.drain()
+        return self.faults.guard("the newest syncs", self._summary.newest, ())
 
-    def _seek_rank(self) -> None:
-        """Ray Train, and process groups without a launcher, say it once the script runs."""
-        if not self._seeks_rank or self.rank.rank is not None:
-            return
-        try:
-            self.rank = _rank_by_now()
-            self._buffers.rank = self.rank.rank
-        except Exception as error:
-            self._seeks_rank = False
-            self._faults.add("the rank", error)
+    def measure_cost(self, steps: int = 5) -> None:
+        steps = schema.parse("cost_steps", steps)
+        if self.settings.wraps_every_op:
+            raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
+        self._cost.ask(steps, begin=1)
 
-    def _drain(self) -> None:
-        self._faults.guard("draining", self._pipeline.drain, None)
+    def flush(self) -> None:
+        self._pipeline.flush()
 
     # --- start and stop
 
     def start(self, *, modes: bool = True) -> None:
-        """Turn everything on.  A part that cannot be turned on is off; the others watch all the same."""
+        """Turn everything on.  A part that cannot be turned on stays off, and the others work without it."""
+        turn_on = self._parts.turn_on
         try:
-            self._say_where_settings_are_from()
-            self.sensors.start(self._on)
+            log_settings_source(self.settings, self.rank.rank)
+            self.sensors.start(turn_on)
             if not self.settings.simulate:
-                self._say_if_there_is_no_gpu()
-            self._on("the watch for ranges", self._ranges.start, self._ranges.stop)
-            self._on("the watch for steps", self.steps.start, self.steps.stop)
+                note = note_without_gpu(has_cuda=self.sensors.conditions.has_cuda)
+                self.notes += [note] if note else []
+            turn_on("the watch for ranges", self._ranges.start, self._ranges.stop)
+            turn_on("the watch for steps", self.steps.start, self.steps.stop)
             self.notes += self.steps.without
             if modes:
                 self.enter_modes()
             self._recorder.threads.current().trains = True
-            self._on("the policy's remote control", self._remote.start, self._remote.stop)
+            turn_on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
-            self._on("the pipeline", self._pipeline.start, self._pipeline.stop)
+            turn_on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
-                self._faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
+                self.faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
 
-    def _say_where_settings_are_from(self) -> None:
-        """Once a job: the other ranks, and the processes that a rank makes, have the same files and variables."""
-        multiprocessing = sys.modules.get("multiprocessing.process")
-        if self.rank.rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
-            return
-        if self.settings.file is not None:
-            log_once("settings-file", f"settings are read from {self.settings.file}", level="info")
-        for warning in self.settings.warnings:
-            log_once(f"settings-{warning}", warning)
-
-    def _say_if_there_is_no_gpu(self) -> None:
-        # Nothing of CUDA's is asked: where that initialises the driver, the process could no longer fork.
-        has_cuda = self.sensors.conditions.has_cuda
-        if has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
-            return
-        why = "there is no NVIDIA driver here" if has_cuda else "this torch is built without CUDA"
-        note = f"{why}, so there is no host sync to see; {_SIMULATION}"
-        log_once("no-gpu", note)
-        self.notes.append(note)
-
     def enter_modes(self) -> None:
         """Start the sensors that watch one thread on this one, if ``detail`` asks for them."""
-        self.sensors.start_on_thread(self._on)
+        self.sensors.start_on_thread(self._parts.turn_on)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
-        if self._ended is None:
-            self._ended = time.perf_counter()
-            self.sensors.conclude()
-            self._faults.guard("the end of the cost window", self._cost.end, None)
-            none: tuple[Region, ...] = ()
-            regions = self._faults.guard("the end of regions", self.regions.end_all, none)
-            self._turn_off()
-            for region in regions:
-                self._faults.guard("the report of a region", region.save_once, None)
+        if self.running:
+            self._end()
+            self.faults.guard("the end of the cost window", self._cost.end, None)
+            self.regions.end_all(self._turn_off)
         return self.report()
 
     def conclude(self) -> Report:
-        """Deliver what is left and return the report, where the process is about to die: the sensors stay on.
+        """Deliver what is left and return the report when a signal is about to end the process: the sensors stay on.
 
         May be called by a signal handler in the middle of anything, or on another thread while the main one is stuck.
         """
         from syncagent.torchbridge import calibration
 
         calibration.hurry()
-        if self._ended is None:
-            self._ended = time.perf_counter()
-            self.sensors.conclude()
-        none: tuple[Region, ...] = ()
-        regions = self._faults.guard("the end of regions", self.regions.end_all, none)
-        self._faults.guard("the pipeline", self._pipeline.stop, None)
-        for region in regions:
-            self._faults.guard("the report of a region", region.save_once, None)
+        if self.running:
+            self._end()
+        self.regions.end_all(lambda: self.faults.guard("the pipeline", self._pipeline.stop, None))
         return self.report()
 
-    def save(self, report: Report, path: str | None = None) -> str | None:
-        """Save the report where the settings say and return where; a path that cannot be written is logged.
-
-        ``path`` is where a region's report goes.  A process without a rank that never used CUDA, such as one that only
-        starts others, saves nothing where one of the others has saved its own.
-        """
-        path = path or self.settings.report
-        if path is None:
-            return None
-        from syncagent.report import files
-
-        try:
-            run = report.run
-            used_cuda = run.device is not None and not run.simulated  # the simulated device has no first use
-            is_empty = run.rank is None and not (used_cuda or run.steps or report.sites)
-            saved = files.save_beside(report, path, mode=self.settings.file_mode, may_add=not is_empty)
-            return None if saved is None else str(saved)
-        except (ConfigError, OSError) as error:
-            get_logger().error(str(error))
-        except Exception as error:
-            get_logger().error(f"syncagent: the report could not be saved at {path}: {error!r}")
-        return None
-
-    def flush(self) -> None:
-        """Deliver everything that was seen so far to every sink."""
-        self._pipeline.flush()
+    def _end(self) -> None:
+        self.run.end()
+        self.sensors.conclude()
 
     def after_fork_in_child(self) -> None:
         """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
         self._recorder.threads.forget()
-        self.give_device_back = None  # the child is in the midst of what its parent began
+        self.remove_device = None  # the child is in the midst of what its parent began
         self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
 
-    def _on(self, part: str, turn_on: Callable[[], None], turn_off: Callable[[], None]) -> None:
-        self._undo.append((part, turn_off))
-        try:
-            turn_on()
-        except Exception as error:
-            self._faults.add(part, error, "could not be started and is off")
-            self._faults.guard(part, turn_off, None)
-            self._undo.remove((part, turn_off))
-
     def _turn_off(self) -> None:
-        while self._undo:
-            part, turn_off = self._undo.pop()
-            try:
-                turn_off()
-            except Exception as error:
-                self._faults.add(part, error, "could not be turned off")
-        give_back, self.give_device_back = self.give_device_back, None
-        if give_back is not None:
-            self._faults.guard("the end of the simulated device", give_back, None)
+        self._parts.turn_off()
+        remove_device, self.remove_device = self.remove_device, None
+        if remove_device is not None:
+            self.faults.guard("the end of the simulated device", remove_device, None)
 
-    # --- steps, sampling
+    # --- the report
+
+    def report(self) -> Report:
+        self.drain()
+        dropped = self.dropped
+        guard = self.faults.guard
+        run = guard("the description of the run", self.run_info, no_run(self._policy.mode))
+        sensors = self.sensors.statuses()
+        overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
+        ops: tuple[OpCount, ...] = guard("the count of ops", self._buffers.ops, ())
+        run, notes = self._with_verdict(run, dropped)
+        try:
+            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+        except Exception as error:
+            self.faults.add("the report", error, "failed")
+            run = replace(run, gate=gate.FAILED if self.verdict.is_asked_for else None)
+            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self.faults.sentences[-1]])
+
+    def _facts(self) -> Facts:
+        """Return what a report has besides the sums, without what takes long to find out."""
+        dropped = self.dropped
+        run, notes = self._with_verdict(self.run_info(), dropped)
+        return Facts(run, self.sensors.statuses(), dropped, notes)
+
+    def _with_verdict(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
+        """Return the run with the verdict on its gate, if it has one, and all notes."""
+        notes = [*self.shared_notes(self.settings), *self.sensors.notes]
+        if self._recorder.set_up:
+            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
+        if self._buffers.lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
+        if not self.verdict.is_asked_for:
+            return run, notes
+        failures = self._gate_failures(dropped)
+        run = replace(run, gate=gate.FAILED if failures else gate.HELD)
+        return run, [*notes, *(gate.NOTE + why for why in failures)]
+
+    def _gate_failures(self, dropped: int) -> list[str]:
+        has_syncs = bool(self._summary.recorded)
+        return self.verdict.failures(
+            self._policy.mode, self.steps.count, dropped, is_over=self.run.is_over, has_syncs=has_syncs
+        )
+
+    def require_gate(self) -> None:
+        """After the start, stop and raise :class:`~syncagent.ConfigError` if a gate was asked for and cannot hold."""
+        failures = self._gate_failures(0) if self.settings.is_gate else []
+        if failures:
+            self.stop()
+            raise cannot_hold(self.settings.policy, failures)
+
+    def run_info(self) -> RunInfo:
+        self._seek_rank(at_once=True)
+        return self.run.info(self._policy.mode, self.steps.count, has_cuda=self.sensors.conditions.has_cuda)
+
+    def shared_notes(self, settings: schema.Settings) -> list[str]:
+        """Return the notes that the reports of the process and its regions share."""
+        gone: list[str] = self.faults.guard(
+            "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), []
+        )
+        return [*self.notes, *self._internals.missing, *gone, *self.faults.sentences]
+
+    def _overhead(self) -> Overhead:
+        from syncagent.torchbridge.calibration import UnmeasuredError
+
+        try:
+            own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through), 0)
+        except UnmeasuredError:  # the process is being killed
+            return Overhead(None, None)
+        return self.run.overhead(own_ns, self.steps.count)
+
+    # --- what its parts and regions ask for
+
+    @property
+    def dropped(self) -> int:
+        """How many syncs were dropped before they reached any sink."""
+        return sum(tuple(self._buffers.lost.values()))
+
+    def new_policy(self, settings: schema.Settings) -> Policy:
+        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
+
+    def drain(self) -> None:
+        """Deliver what the threads have left so far."""
+        self.faults.guard("draining", self._pipeline.drain, None)
+
+    def epoch_ns(self, moment_ns: int) -> int:
+        """Return a moment of ``time.perf_counter_ns`` as nanoseconds since the epoch."""
+        return self._buffers.epoch_ns(moment_ns)
+
+    def weight(self, event: SyncEvent) -> float:
+        """Return how many copies a recorded one stands for."""
+        weight = self.sensors.copies.weight(event)
+        return 1.0 if weight != 1.0 and event.regions and self.regions.saw_all_copies(event) else weight
+
+    def watch_copies(self, state: ThreadState) -> None:
+        """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
+        self.sensors.copies.update(state, self.steps.current, wanted=wanted)
+
+    def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
+        self.drain()
+        return self._summary.since(start_ns)
 
     def _step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
         # Once a step all of this is cold: there are few calls here, and they are made only where they have work.
@@ -414,93 +309,11 @@ class Agent:
         if self.sensors.copies.has_work:
             self.watch_copies(state)
 
-    def watch_copies(self, state: ThreadState) -> None:
-        """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
-        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
-        self.sensors.copies.update(state, self.steps.current, wanted=wanted)
-
-    def _weight(self, event: SyncEvent) -> float:
-        weight = self.sensors.copies.weight(event)
-        return 1.0 if weight != 1.0 and event.regions and self.regions.saw_all_copies(event) else weight
-
-    # --- the report's parts
-
-    def _run_info(self) -> RunInfo:
-        import torch
-
-        ended = self._ended if self._ended is not None else time.perf_counter()
-        simulated = self.settings.simulate
-        if self._device is None and simulated:
-            from syncagent.simulate.cuda_api import NAME
-
-            self._device = NAME  # the device itself may be gone by now
-        elif self._device is None and self.sensors.conditions.has_cuda and torch.cuda.is_initialized():
-            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+    def _each_round(self) -> None:
+        self._remote.poll()
+        self.regions.retire(self._pipeline.drained_ns)
         self._seek_rank()
-        return RunInfo(
-            started=self._started.isoformat(timespec="milliseconds"),
-            duration_s=ended - self._began,
-            torch=torch.__version__,
-            cuda=None if simulated else torch.version.cuda,
-            device=self._device,
-            host=platform.node(),
-            rank=self.rank.rank,
-            world_size=self.rank.world_size,
-            steps=self.steps.count,
-            policy=self._policy.mode,
-            detail="ops" if self.settings.wraps_every_op else "syncs",
-            simulated=simulated,
-            script=_script(),
-            argv=redaction.argv(sys.argv),
-            cwd=_folder(),
-            pid=os.getpid(),
-            folder=self._home.folder,
-            project=self._home.project,
-            run_id=processes.run_id(),
-            process=processes.process_id(),
-            settings_file=self.settings.file,
-        )
 
-    def _overhead(self) -> Overhead:
-        from syncagent.torchbridge.calibration import UnmeasuredError
-
-        try:
-            own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through), 0)
-        except UnmeasuredError:  # the process is being killed
-            return Overhead(None, None)
-        ended = self._ended if self._ended is not None else time.perf_counter()
-        duration_s = ended - self._began
-        return Overhead(
-            agent_ms_per_step=own_ns / 1e6 / self.steps.count if self.steps.count else None,
-            share=own_ns / 1e9 / duration_s if duration_s > 0 and math.isfinite(own_ns) else None,
-        )
-
-
-_SELDOM_S = 1.0
-_DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
-"""One of these is there where a driver is: natively, in a container, under WSL."""
-
-_SIMULATION = "SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
-
-
-def no_run(policy: str) -> RunInfo:
-    return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it is gone
-        return ""
-
-
-def _script() -> str:
-    return os.path.basename(sys.argv[0] if sys.argv else "") or "python"
-
-
-def _rank_by_now() -> ranks.Rank:
-    rank = ranks.read()
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return rank
-    return ranks.Rank(distributed.get_rank(), rank.local_rank, distributed.get_world_size())
+    def _seek_rank(self, *, at_once: bool = False) -> None:
+        self.run.seek_rank(at_once=at_once)
+        self._buffers.rank = self.rank.rank

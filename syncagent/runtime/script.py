@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from syncagent.report.model import Report
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.handle import Agent
     from syncagent.runtime.sinks import Outputs
     from syncagent.settings.schema import Settings
 
@@ -77,7 +77,7 @@ def _saved_by_others(agent: Agent, report: Report) -> str:
 
     try:
         found = files.saved_by_others(report, agent.settings.report)
-    except Exception:  # that the path is wrong has been said
+    except Exception:  # the log has said that the path is wrong
         return ""
     return f" itself; other processes of this run saved {', '.join(map(str, found))}" if found else ""
 
@@ -123,7 +123,7 @@ def _where_spans_are(outputs: Outputs) -> tuple[str, str]:
 
 
 def _where_interrupted(outputs: Outputs) -> tuple[str, str]:
-    """Say the same where the user has interrupted the sending: some spans may still arrive, but nobody waits."""
+    """Return the same where the user has interrupted the sending; some spans may still arrive."""
     if outputs.provider is None:
         return outputs.spans_to, ""
     sent = outputs.provider.stats()["exported"]
@@ -132,6 +132,6 @@ def _where_interrupted(outputs: Outputs) -> tuple[str, str]:
 
 
 def _target(outputs: Outputs) -> str:
-    """The journal may be elsewhere than where it was wanted."""
+    """Return where spans go; the journal may not be where it was wanted."""
     journal = outputs.provider.journal if outputs.provider is not None else None
     return outputs.spans_to if journal is None else f"journal {journal}"

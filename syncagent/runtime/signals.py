@@ -1,20 +1,19 @@
 """SIGTERM: what was seen is saved first, then the process ends as it would have without the agent.
 
-The program does not see that the signal is caught.  It is shown SIG_DFL, so that it takes the same decisions as ever:
-to install a handler of its own where there is none, to call the one it found, to put that one back and send itself the
-signal again.
+The program does not see that the signal is caught.  It is shown SIG_DFL, so that it decides as it would without the
+agent: it may install a handler where there is none, call the handler that it found, or restore that one and send itself
+the signal again.
 
-- While the default is in force, the report is saved on the main thread, and the process then dies by the signal.  A
-  main thread that does not come back from C within a moment is not waited for: another thread saves instead.  Both have
-  a deadline, since the interrupted code may hold any lock.
-- While a handler of the program's is installed, the report is saved on another thread as soon as the signal arrives; it
-  is up to the handler whether and how the process ends.
-- Process 1 of a container does not die of a signal that has its default: there the report is saved, and the watch goes
-  on.
-- In a forked child the signal has its default again, from the first moment on.
+- While the default is in force, the report is saved on the main thread, and the signal then ends the process.  If the
+  main thread does not return from C code within a moment, another thread saves instead.  Both have a deadline, since
+  the interrupted code may hold any lock.
+- While the program has a handler of its own installed, the report is saved on another thread as soon as the signal
+  arrives; the handler decides whether and how the process ends.
+- Process 1 of a container is not ended by a signal with the default action: the report is saved, and the watch goes on.
+- In a forked child the default is in force again from the first moment on.
 
-What cannot be done from Python: while the main thread computes in C *and* holds the GIL, nothing of this runs, and the
-process dies once it has let go of it.
+What cannot be done from Python: while the main thread runs C code *and* holds the GIL, none of this runs, and the
+process ends once the GIL is released.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["catch_sigterm", "holding_interrupts", "release_sigterm"]
 
 GRACE_S = 0.25
-"""How long the main thread may take to come back from C before another thread takes over."""
+"""How long the main thread may take to return from C code before another thread takes over."""
 DEADLINE_S = 8.0
 """How long the end may take altogether: the report, the table, and sending what is left."""
 STUCK_DEADLINE_S = 3.0
@@ -54,7 +53,7 @@ _raw: Any = importlib.import_module("_signal")
 
 
 class _Default(int):
-    """A handler that is shown to the program as SIG_DFL, since it is an integer of that value."""
+    """A handler that looks like SIG_DFL to the program, since it is an integer of that value."""
 
     watch: _Watch
 
@@ -63,7 +62,7 @@ class _Default(int):
 
 
 class _Watch:
-    """Catches SIGTERM in one process: a handler on the main thread, and a thread that hears of each signal at once."""
+    """Catches SIGTERM in one process: by a handler on the main thread, and by a thread that is woken by each signal."""
 
     def __init__(self, end: Callable[[], None], save: Callable[[], None]) -> None:
         self.pid = os.getpid()
@@ -75,22 +74,22 @@ class _Watch:
         self._claimed = threading.Lock()
         self._is_ending = False
         self._is_over = threading.Event()
-        self._hears, self._told = socket.socketpair()
-        self._hears.setblocking(True)
-        self._told.setblocking(False)
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.setblocking(True)
+        self._sender.setblocking(False)
         if hasattr(socket, "SO_PASSCRED"):
-            # A process that was forked without Python's knowledge would write here, too.
-            self._hears.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.fd = self._told.fileno()
+            # A process that was forked without Python's knowledge would also write here; _receive filters by sender.
+            self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.fd = self._sender.fileno()
         self.is_on = False
 
     def start(self) -> None:
-        """Raise where this cannot be done; nothing has changed then."""
+        """Begin to catch the signal; raises, with everything unchanged, where that cannot be done."""
         before = _raw.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
         if before != -1:
             _raw.set_wakeup_fd(before)
             self.close()
-            raise OSError("the program is woken up by signals itself")
+            raise OSError("the program has a wakeup file descriptor of its own")
         try:
             AgentThread(target=self._listen, name="syncagent-signals").start()
         except RuntimeError:
@@ -98,17 +97,17 @@ class _Watch:
             self.close()
             raise
         self.is_on = True
-        self.take_default()
+        self.replace_default()
 
-    def take_default(self) -> None:
-        """Stand in for SIG_DFL, where that is in force; only the main thread can."""
+    def replace_default(self) -> None:
+        """Take the place of SIG_DFL, if that is in force; only the main thread can."""
         if self.is_on and type(handler := _raw.getsignal(_SIGTERM)) is int and handler == _DEFAULT:
             _raw.signal(_SIGTERM, self.handler)
             if self.pid == 1:  # for that process the default is to ignore it: no call of the program's may fail
                 signal.siginterrupt(_SIGTERM, False)
 
-    def give_back(self) -> None:
-        """Have SIG_DFL in force again."""
+    def restore_default(self) -> None:
+        """Put SIG_DFL back in force."""
         if self.is_installed():
             _raw.signal(_SIGTERM, _DEFAULT)
 
@@ -117,32 +116,32 @@ class _Watch:
 
     def stop(self) -> None:
         self.is_on = False
-        self.give_back()
+        self.restore_default()
         if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
             _raw.set_wakeup_fd(before)
         self.close()
 
     def close(self) -> None:
         try:
-            self._hears.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            self._receiver.shutdown(socket.SHUT_RDWR)  # wakes the thread
         except OSError:
             pass
-        self._hears.close()
-        self._told.close()
+        self._receiver.close()
+        self._sender.close()
 
     def forget(self) -> None:
-        """In a forked child: the other end of the sockets is the parent's."""
+        """In a forked child: close without waking the thread, which is the parent's and listens on the same sockets."""
         self.is_on = False
-        self.give_back()
+        self.restore_default()
         if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
             _raw.set_wakeup_fd(before)
-        self._hears.close()
-        self._told.close()
+        self._receiver.close()
+        self._sender.close()
 
     # --- when the signal comes
 
     def on_main_thread(self, number: int) -> None:
-        """Called by the interpreter, between any two instructions of the main thread."""
+        """Handle the signal; called by the interpreter between any two instructions of the main thread."""
         if os.getpid() == 1:
             return  # the other thread saves
         if self._is_ending:
@@ -151,14 +150,14 @@ class _Watch:
             self._is_ending = True
             self._finish()
         else:
-            # Another thread is at it already, and it has a deadline.
+            # Another thread is saving already, and it has a deadline.
             self._is_over.wait(DEADLINE_S)
         self._die(number)
 
-    def _ends(self) -> bool:
+    def _end_succeeds(self) -> bool:
         try:
             self._end()
-        except BaseException:  # a handler of the program's for yet another signal has raised
+        except BaseException:  # the program's handler of yet another signal has raised
             return False
         return True
 
@@ -166,7 +165,7 @@ class _Watch:
         try:
             with holding_interrupts():
                 for _ in range(_TRIES):
-                    if self._ends():
+                    if self._end_succeeds():
                         break
         finally:
             self._is_over.set()
@@ -181,25 +180,25 @@ class _Watch:
                 return
             if _SIGTERM in numbers:
                 try:
-                    self._heard()
+                    self._on_arrival()
                 except Exception:
                     pass
 
     def _receive(self) -> bytes:
-        """Wait for the numbers of signals that came to this very process; empty once the sockets are closed."""
+        """Wait for the numbers of signals that were sent to this very process; empty once the sockets are closed."""
         if not hasattr(socket, "SO_PASSCRED"):
-            return self._hears.recv(256)
+            return self._receiver.recv(256)
         while True:
-            numbers, about, _, _ = self._hears.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("3i")))
+            numbers, ancillary, _, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("3i")))
             senders = [
                 struct.unpack("3i", data[:12])[0]
-                for level, kind, data in about
+                for level, kind, data in ancillary
                 if (level, kind) == (socket.SOL_SOCKET, getattr(socket, "SCM_CREDENTIALS", 2)) and len(data) >= 12
             ]
             if not numbers or not senders or senders[0] == os.getpid():
                 return numbers
 
-    def _heard(self) -> None:
+    def _on_arrival(self) -> None:
         if os.getpid() == 1 or not self.is_installed():
             self._save()
             return
@@ -222,16 +221,16 @@ _watch: _Watch | None = None
 
 
 def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
-    """Have ``end`` called before SIGTERM kills this process, and ``save`` where the signal is not to end it.
+    """Have ``end`` called before SIGTERM ends this process, and ``save`` where the signal does not end it.
 
-    Returns whether that could be arranged by now: only the main thread can, so that others leave it to that, and only
-    while nobody else is woken up by signals.
+    Returns whether that is arranged.  Only the main thread can do so, to which other threads leave it, and only while
+    the program has no wakeup file descriptor of its own.
     """
     global _watch
     if _watch is not None:
         return True
     if threading.current_thread() is not threading.main_thread():
-        _soon_on_main_thread(lambda: catch_sigterm(end, save))
+        _call_on_main_thread(lambda: catch_sigterm(end, save))
         return False
     try:
         watch = _Watch(end, save)
@@ -239,20 +238,20 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
     except Exception:
         return False
     _watch = watch
-    _stand_between()
+    _wrap_signal_functions()
     forks.reset_in_children(_SIGTERM, _forget)
     return True
 
 
-def _soon_on_main_thread(call: Callable[[], object]) -> None:
-    """Have the interpreter call that on the main thread, once it executes Python there."""
+def _call_on_main_thread(call: Callable[[], object]) -> None:
+    """Have the interpreter make a call on the main thread, as soon as that executes Python code."""
     import ctypes
 
     def on_main_thread(_: object) -> int:
         try:
             call()
         except Exception:
-            pass  # in the middle of the program's code
+            pass  # it runs in the middle of the program's code, which must not see this
         return 0
 
     pending = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(on_main_thread)
@@ -264,7 +263,7 @@ _pending: list[Any] = []
 
 
 def release_sigterm() -> None:
-    """Undo :func:`catch_sigterm`; on another thread than the main one the signal stays caught, and is passed on."""
+    """Undo :func:`catch_sigterm`; only the main thread can, and on any other the signal stays caught."""
     global _watch
     if _watch is None or threading.current_thread() is not threading.main_thread():
         return
@@ -281,7 +280,7 @@ def _forget() -> None:
 
 
 def _killer() -> Callable[[int], None]:
-    """Return what ends this process by a signal's default action, on whichever thread it is called.
+    """Return a function that ends this process by a signal's default action, on any thread.
 
     ``signal.signal`` works on the main thread only.
     """
@@ -294,7 +293,7 @@ def _killer() -> Callable[[int], None]:
         set_handler(number, None)
         os.kill(os.getpid(), number)
         time.sleep(1.0)
-        os._exit(128 + number)  # it did not come: as a shell would report it
+        os._exit(128 + number)  # the signal did not arrive: the exit code that a shell would report
 
     return die
 
@@ -306,8 +305,8 @@ _between = Patches()
 """Stays for good: handlers that it has passed on may be in force for as long as the process lives."""
 
 
-def _stand_between() -> None:
-    """Have the default that a program sets again be ours again, and stand back where it wants to be woken up itself."""
+def _wrap_signal_functions() -> None:
+    """Catch the signal again when a program restores the default; step back when it sets a wakeup file descriptor."""
     if _between.are_owned:
         return
     set_handler, set_wakeup_fd = signal.signal, signal.set_wakeup_fd
@@ -316,7 +315,7 @@ def _stand_between() -> None:
     def program_signal(signalnum: Any, handler: Any) -> Any:
         before = set_handler(signalnum, handler)
         if _watch is not None and signalnum == _SIGTERM:
-            _watch.take_default()
+            _watch.replace_default()
         return before
 
     @functools.wraps(set_wakeup_fd)
@@ -330,11 +329,11 @@ def _stand_between() -> None:
         if fd == -1:
             set_wakeup_fd(watch.fd, warn_on_full_buffer=False)
             watch.is_on = True
-            watch.take_default()
+            watch.replace_default()
         elif fd != watch.fd:
-            # asyncio and others: without the other thread, a main thread that is stuck in C would never die.
+            # asyncio and others.  Without our thread, a main thread that is stuck in C code would never end.
             watch.is_on = False
-            watch.give_back()
+            watch.restore_default()
         return before
 
     _between.put(signal, "signal", program_signal)
@@ -345,10 +344,10 @@ def _stand_between() -> None:
 
 
 class holding_interrupts:  # noqa: N801 - reads as a verb: with holding_interrupts()
-    """A Ctrl-C that comes inside is only counted, where Python's own handler would raise.
+    """Count a Ctrl-C that arrives inside, where Python's own handler would raise.
 
-    For the short time in which the report is made and shown, when the run is over: people press it again and again
-    where a process does not end at once.  One gets through after a while, for the case that something hangs.
+    It is used for the short time in which the report is made and shown at the end of the run: people press Ctrl-C
+    repeatedly when a process does not end at once.  After a while it raises again, in case something hangs.
     """
 
     def __init__(self) -> None:

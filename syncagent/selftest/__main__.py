@@ -9,14 +9,17 @@ import os
 import platform
 import sys
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
 from syncagent.selftest import cost, promises
 from syncagent.selftest.cases import CASES
 from syncagent.selftest.probe import BROKEN, Verdict, applies, failure, probe
 
-DETAILS = ("syncs", "ops")
+if TYPE_CHECKING:
+    from syncagent.settings.schema import Detail
+
+DETAILS: tuple[Detail, ...] = ("syncs", "ops")
 _DELAY_MS = 10.0
 _HANGS_S = 240.0
 
@@ -50,7 +53,7 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     import torch
 
     import syncagent
-    from syncagent.selftest import patch_audit as leftovers
+    from syncagent.selftest import patch_audit
     from syncagent.selftest.delay import Delay
 
     delay = Delay(_DELAY_MS)
@@ -60,12 +63,12 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     kept: list[promises.Promise] = []
     notes: list[str] = []
     for detail in DETAILS:
-        before = leftovers.state()
+        before = patch_audit.state()
         # "all": every copy, also under detail="syncs", which would sample them.
         with syncagent.watch(detail=detail, copies="all", simulate=simulated) as agent:
-            during = leftovers.state()
+            during = patch_audit.state()
             verdicts += [probe(case, delay, agent, failed[case]) for case in cases]
-        kept.append(promises.leaves_nothing(before, during, leftovers.state(), detail))
+        kept.append(promises.leaves_nothing(before, during, patch_audit.state(), detail))
         kept.append(promises.every_kind(verdicts, detail))
         kept.append(promises.forbids(delay, detail, simulate=simulated))
         kept.append(promises.allows(delay, detail, simulate=simulated))

@@ -32,7 +32,7 @@ class Case:
     then: str = ""
     """Runs after it, right before the call; queues something, and does not wait."""
     note: str = ""
-    """Tells it from others of the same text."""
+    """Distinguishes it from other cases with the same text."""
     in_thread: bool = False
     real: bool = False
     """Needs a real GPU."""

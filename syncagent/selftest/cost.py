@@ -1,4 +1,4 @@
-"""What the agent costs the thread that trains: loops of one call, with and without it, in turns."""
+"""Measures the agent's overhead on the training thread: loops of one call, with and without the agent in turns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from syncagent.selftest.promises import Promise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from syncagent.settings.schema import Detail
 
 __all__ = ["CALLS", "Cost", "is_bearable", "measure"]
 
@@ -27,7 +29,7 @@ Cost = dict[str, dict[str, float]]
 """For each of :data:`CALLS` µs a call: ``without``, and under each ``detail``."""
 
 
-def measure(details: Sequence[str], *, simulate: bool) -> Cost:
+def measure(details: Sequence[Detail], *, simulate: bool) -> Cost:
     """Return the best of some rounds, in which every way takes its turn."""
     found: Cost = {what: {} for what in CALLS}
     for _ in range(_ROUNDS):
@@ -47,7 +49,7 @@ def is_bearable(cost: Cost) -> Promise:
     return Promise("cost", None, OK if worst < _ABSURD_US else BROKEN, said)
 
 
-def _one_round(detail: str | None, *, simulate: bool) -> dict[str, float]:
+def _one_round(detail: Detail | None, *, simulate: bool) -> dict[str, float]:
     if detail is None:
         return _loops()
     with syncagent.watch(detail=detail, copies="all", simulate=simulate):

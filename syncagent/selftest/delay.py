@@ -27,7 +27,7 @@ class Delay:
         self._cycles = max(int(ms * per_ms), 1)
 
     def queue(self) -> tuple[Any, Any]:
-        """Queue it, and return the events around it, which tell how long it was: a GPU's clock is not constant."""
+        """Queue it and return the events around it, which measure its length: a GPU's clock is not constant."""
         return _queue(self._cycles)
 
     @staticmethod

@@ -13,8 +13,7 @@ from syncagent.selftest.cases import FILE, compiled, line_of, namespace
 
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
-    from syncagent.runtime.agent import Agent
-    from syncagent.runtime.regions import Region
+    from syncagent.runtime.handle import Agent
     from syncagent.selftest.cases import Case
     from syncagent.selftest.delay import Delay
 
@@ -89,7 +88,7 @@ def failure(case: Case) -> str | None:
     return None
 
 
-def probe(case: Case, delay: Delay, agent: Agent | Region, failed: str | None = None) -> Verdict:
+def probe(case: Case, delay: Delay, agent: Agent, failed: str | None = None) -> Verdict:
     """Fire a case until its verdict is good or cannot get better; ``failed`` says how it does without the agent."""
     detail = "ops" if agent.settings.wraps_every_op else "syncs"
     if failed is not None:
@@ -100,7 +99,7 @@ def probe(case: Case, delay: Delay, agent: Agent | Region, failed: str | None = 
         return _unfired(case, detail, BROKEN, f"failed under the agent only: {_described(error)}")
 
 
-def _best(case: Case, delay: Delay, agent: Agent | Region, detail: str) -> Verdict:
+def _best(case: Case, delay: Delay, agent: Agent, detail: str) -> Verdict:
     code = compiled(case)
     fire(case, code)
     best: Verdict | None = None
@@ -124,14 +123,14 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _shot(case: Case, code: Any, delay: Delay, agent: Agent | Region) -> Shot:
+def _shot(case: Case, code: Any, delay: Delay, agent: Agent) -> Shot:
     idle_ns, _, _ = fire(case, code)
     wall_ns, queued_ms, events = fire(case, code, delay, agent)
     return Shot(wall_ns, idle_ns, queued_ms, events)
 
 
 def fire(
-    case: Case, code: Any, delay: Delay | None = None, agent: Agent | Region | None = None
+    case: Case, code: Any, delay: Delay | None = None, agent: Agent | None = None
 ) -> tuple[int, float, tuple[SyncEvent, ...]]:
     """Make a call once; return how long it took (ns), how long the work before it took (ms), and what was reported."""
     import torch

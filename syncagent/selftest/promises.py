@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import syncagent
 from syncagent.errors import HostSyncError
-from syncagent.selftest import patch_audit as leftovers
+from syncagent.selftest import patch_audit
 from syncagent.selftest.cases import FILE, READ, compiled, line_of, namespace
 from syncagent.selftest.probe import ATTEMPTS, BROKEN, OK
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from syncagent.selftest.delay import Delay
     from syncagent.selftest.probe import Verdict
+    from syncagent.settings.schema import Detail
 
 __all__ = ["Promise", "allows", "every_kind", "forbids", "leaves_nothing", "makes_spans"]
 
@@ -52,14 +53,14 @@ def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
 
 def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[str, Any], detail: str) -> Promise:
     """All that the agent put into torch is gone once it has stopped."""
-    put = leftovers.changed(before, during)
-    wrong = [f"{name} was not put back" for name in leftovers.changed(before, after)]
+    put = patch_audit.changed(before, during)
+    wrong = [f"{name} was not put back" for name in patch_audit.changed(before, after)]
     if not put:
         wrong.append("the running agent had changed nothing, so nothing is proven")
     return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")
 
 
-def forbids(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+def forbids(delay: Delay, detail: Detail, *, simulate: bool) -> Promise:
     """``policy="raise"`` stops a sync before it waits, at its line."""
     wrong: list[str] = []
     took_ms = 0.0
@@ -110,7 +111,7 @@ def _faults_of(error: HostSyncError | None, took_ms: float, queued_ms: float) ->
     return wrong
 
 
-def allows(delay: Delay, detail: str, *, simulate: bool) -> Promise:
+def allows(delay: Delay, detail: Detail, *, simulate: bool) -> Promise:
     """``syncagent.allow`` lets a sync pass under ``policy="raise"`` and puts its reason on record."""
     wrong = []
     with syncagent.watch(policy="raise", detail=detail, warmup_steps=0, simulate=simulate) as agent:

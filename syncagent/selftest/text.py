@@ -31,7 +31,7 @@ def render(outcome: Mapping[str, Any]) -> str:
         *_about_the_device(outcome),
         "",
         f"Known syncs, each behind {outcome['queued_ms']:.0f} ms of queued work. Under each detail: the sensor that",
-        "saw it, the stall that it told, and by how much less that is than the call took.",
+        "saw it, the stall that it reported, and by how much less that is than the call took.",
         *_table(
             ["", "kind", "call", *(head for detail in details for head in (detail, "stall", "less by"))],
             [_waiting(row) for row in waiting],

@@ -1,7 +1,7 @@
 """Which copies are watched: all that the setting ``copies`` means.
 
 A Python kernel on ``copy_`` in every step costs an ordinary training step several percent, in one step of 64 nothing
-that can be told from noise.
+that can be distinguished from noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WATCHES_ALL = "SYNCAGENT_COPIES=all watches them"
 
 
 class _Switched(Protocol):
-    """What can watch copies on one thread for a while: the kernel sensor."""
+    """What can watch copies on one thread for a while: the kernel sensor is that."""
 
     @property
     def live(self) -> bool: ...
@@ -86,7 +86,7 @@ class CopyWatch:
                 kernels.disarm_hot()
 
     def policy_changed(self, policy: str, following: int) -> None:
-        """From the ``following`` step on, sample as the policy wants: under ``raise`` no copy may slip through."""
+        """From step ``following`` on, sample only if the policy allows it: under ``raise`` no copy may go unseen."""
         if self._follows_policy and self._setting == "sampled":
             self._sampling.change(following, on=policy != "raise")
 

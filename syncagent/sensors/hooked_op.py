@@ -1,4 +1,4 @@
-"""What happens in a call of one hooked op: is it a wait, may it be one, and how long did it last.
+"""Decides for each call of a hooked op whether it waits, and times the wait.
 
 Ops nest: the innermost hooked op that waits is the proof and is timed, the outermost is what the user wrote and names
 the sync.  All that can be done before a wait is done before it: the GPU is at work meanwhile.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.policy.reach import open_reaches
 from syncagent.policy.scopes import open_scopes, scopes_by_thread
-from syncagent.rules.host_time import own_time_taken_off
+from syncagent.rules.rule import own_time_taken_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ __all__ = ["watched"]
 _now = time.perf_counter_ns
 _SENSOR = "kernels"
 _LATE_NS = 500_000
-"""Shorter calls are not asked whether they came back late."""
+"""Shorter calls are not checked for having returned late."""
 
 
 def watched(  # noqa: PLR0915 - four functions over one set of names
@@ -38,7 +38,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
 ) -> Call:
     """Build what runs an op under watch; ``call`` runs it without.
 
-    ``above_backends``: the kernel stands so high in the dispatcher that tensors without data come by as well.
+    ``above_backends``: the kernel stands so high in the dispatcher that it is called for tensors without data as well.
     """
     local = recorder.threads.local
     current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
@@ -100,7 +100,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         return result
 
     def is_refused() -> bool:
-        """Has a graph capture refused an op that raised?  The program has to see that error, never one of ours."""
+        """Has a graph capture refused an op that raised?  A failure of this look-up must not hide the op's error."""
         try:
             return capturing()
         except Exception as error:
@@ -108,7 +108,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             return False
 
     def inside(state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any) -> Any:
-        """Run an op that waits inside of another, which names the sync."""
+        """Run an op that waits inside another one, which names the sync."""
         if state.outer is not None and state.context is None:
             state.context = _describe_outer(recorder, state, kind, frame, judged=True)  # which may raise
         inside_ns = state.stall_ns
@@ -123,7 +123,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             state.stall_ns += inside_ns if 2 * inside_ns >= whole_ns else waited_ns(whole_ns, args)
 
     def not_proven(state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
-        """Run an outermost op whose arguments alone do not say that it waits."""
+        """Run an outermost op whose arguments alone do not prove that it waits."""
         raised = True
         started = _now()
         try:
@@ -157,7 +157,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         return tally.last is None or tally.last.regions != recorder.in_force(state)[0]
 
     def summed(tally: Tally, state: ThreadState, below: Any, args: Any, kwargs: Any) -> Any:
-        """Run an allowed op whose line is known: it is only added up."""
+        """Run an allowed op of a known line: it is only added to the line's sums."""
         started = _now()
         try:
             state.op = name
@@ -176,7 +176,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
 def _describe_outer(
     recorder: Recorder, state: ThreadState, kind: SyncKind, frame: FrameType | None, *, judged: bool
 ) -> SyncContext:
-    """Describe the outermost op, for a wait that was proven by one inside, and is judged first, or too late."""
+    """Describe the outermost op for a wait that an op inside has proven; ``judged``: the policy can still be asked."""
     rule, args, kwargs = state.outer
     state.named = named = kind if rule.waits is rule.proves else _kind(recorder, rule, args, kwargs) or kind
     allowed = recorder.ask(state.op or "", named, frame, state, args, _SENSOR) if judged else None
@@ -195,7 +195,7 @@ def _kind(recorder: Recorder, rule: Rule, args: Sequence[Any], kwargs: Mapping[s
 def _if_late(
     recorder: Recorder, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any], lasted_ns: int
 ) -> SyncKind | None:
-    """Did a call that need not wait come back so late that it has?"""
+    """Did a call that need not wait return so late that it must have waited?"""
     try:
         return rule.late(args, kwargs, lasted_ns) if rule.late is not None else None
     except Exception as error:

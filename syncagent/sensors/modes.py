@@ -1,7 +1,7 @@
 """TorchFunctionMode and TorchDispatchMode around every op: the API call by name, each op counted and timed on the host.
 
 Modes belong to a thread.  They are entered on the thread that starts the agent; autograd's threads inherit the dispatch
-mode from the caller of ``backward()``; what other threads do is left to the kernels below.
+mode from the caller of ``backward()``; the ops of other threads are seen by the kernels alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.recording.records import OpSum
 from syncagent.sensors.base import Sensor
-from syncagent.torchbridge import mode_stacks, tracing
+from syncagent.torchbridge import modes
+from syncagent.torchbridge.frames import StandIns, leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
-from syncagent.torchbridge.mode_stacks import dispatch_stack, function_stack
-from syncagent.torchbridge.op_mode import op_mode
 from syncagent.torchbridge.patches import Patches
-from syncagent.torchbridge.stand_ins import StandIns
-from syncagent.torchbridge.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
     from syncagent.sensors.base import Conditions
-    from syncagent.torchbridge.mode_stacks import ModeStack
 
 __all__ = ["ModeSensor"]
 
@@ -44,7 +40,7 @@ class ModeSensor(Sensor):
 
     def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
         super().__init__(recorder, conditions)
-        self._entered: list[tuple[ModeStack, Any]] = []
+        self._entered: list[tuple[modes.ModeStack, Any]] = []
         self._on: list[bool] = []
         self._tracing = Patches()
 
@@ -66,16 +62,16 @@ class ModeSensor(Sensor):
 
     @classmethod
     def footprint(cls) -> dict[str, object]:
-        return tracing.footprint() | mode_stacks.footprint()
+        return modes.footprint()
 
     def start(self) -> None:
         """Enter both modes on this thread."""
         self._on = [True]
         api_mode, below = _modes(self._recorder, self._on)
-        for stack, mode in ((function_stack(), api_mode), (dispatch_stack(), below)):
+        for stack, mode in ((modes.function_stack(), api_mode), (modes.dispatch_stack(), below)):
             stack.put_below(mode)
             self._entered.append((stack, mode))
-        self._tracing = tracing.wrap_recorders(functools.partial(function_stack().call_without, api_mode, self._on))
+        self._tracing = modes.wrap_recorders(functools.partial(modes.function_stack().call_without, api_mode, self._on))
 
     def stop(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
@@ -101,7 +97,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
     nothing: dict[str, Any] = {}
     unknown: Point = (_modes.__code__, -1)
     stand_ins = StandIns()
-    # Functions of torch that are written in Python come by way of this one, and are called a second time.
+    # Functions of torch that are written in Python are called through this one, a second time.
     by_python = torch.overrides.handle_torch_function.__code__
     # Where any dispatch mode is active, ctc_loss takes an overload that refuses lengths on the host (torch 2.11, 2.13).
     apart: tuple[Any, ...] = tuple(getattr(place, "ctc_loss", unknown) for place in (torch, torch.nn.functional))
@@ -131,7 +127,7 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
             state.api_point = unknown
             try:
                 if func is apart[0] or func is apart[1]:
-                    return dispatch_stack().call_without(below, on, func, args, kwargs or nothing)
+                    return modes.dispatch_stack().call_without(below, on, func, args, kwargs or nothing)
                 return call(func, args, kwargs or nothing)
             except BaseException as error:
                 leave_out_own_frames(error)
@@ -172,5 +168,5 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
             state.own_ns += 16 * (_now() - returned)
 
     skip_in_dynamo(ApiMode.__torch_function__)
-    below = op_mode(on, count, lambda error: recorder.fault("counting ops", error, "failed and is off"))
+    below = modes.op_mode(on, count, lambda error: recorder.fault("counting ops", error, "failed and is off"))
     return ApiMode(), below

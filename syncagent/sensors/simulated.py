@@ -20,7 +20,7 @@ __all__ = ["SimulatedSensor"]
 
 
 class SimulatedSensor(Sensor):
-    """Is told of every wait on the simulated device, on all threads."""
+    """Records every wait on the simulated device, on all threads."""
 
     name = "simulated"
     part = "the simulated device's sensor"

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     Names = str | list[str] | tuple[str, ...]
     """A list, or one string with commas."""
 
-__all__ = ["DEFAULTS", "PARSERS", "Copies", "Detail", "JudgedThreads", "Keywords", "PolicyName", "Settings", "parse"]
+__all__ = [
+    "DEFAULTS",
+    "PARSERS",
+    "Copies",
+    "Detail",
+    "JudgedThreads",
+    "Keywords",
+    "PolicyName",
+    "Settings",
+    "is_gate",
+    "parse",
+]
 
 PolicyName = Literal["observe", "warn", "raise"]
 Detail = Literal["ops", "syncs"]
@@ -127,7 +138,7 @@ class Settings:
     @property
     def is_gate(self) -> bool:
         """Whether a sync that is not allowed has consequences: under ``raise``, and ``warn`` with a baseline."""
-        return self.policy == "raise" or (self.policy == "warn" and self.baseline is not None)
+        return is_gate(self.policy, self.baseline)
 
     @property
     def copies_timed(self) -> Copies:
@@ -152,6 +163,11 @@ DEFAULTS = {setting.name: setting.default for setting in fields(Settings)}
 def parse(name: str, value: object) -> Any:
     """Return the value of one setting as it is used.  Raises :class:`~syncagent.ConfigError` if it is not allowed."""
     return PARSERS[name](name, value)
+
+
+def is_gate(policy: PolicyName, baseline: str | None) -> bool:
+    """Whether a sync that is not allowed has consequences: under ``raise``, and under ``warn`` with a baseline."""
+    return policy == "raise" or (policy == "warn" and baseline is not None)
 
 
 class Keywords(TypedDict, total=False):

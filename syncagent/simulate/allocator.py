@@ -1,7 +1,7 @@
-"""What torch's caching allocator would hold on a GPU: enough to tell whether ``empty_cache`` gives anything back.
+"""A model of torch's caching allocator: does ``empty_cache`` have any memory to return to the driver?
 
-Memory that a program has let go of stays with the allocator, in segments that it has from the driver.  ``empty_cache``
-returns the segments in which nothing is left, and the driver waits for the device before it takes one.
+Memory that a program has freed stays with the allocator, in segments that it has from the driver.  ``empty_cache``
+returns the segments that are entirely free, and the driver waits for the device before it takes one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Held", "hold", "release_unused"]
 
-# Sizes of c10/cuda/CUDACachingAllocator.h
+# Sizes from c10/cuda/CUDACachingAllocator.h
 _BLOCK = 512
 _SMALL = 1 << 20
 _SMALL_SEGMENT = 2 << 20
@@ -31,18 +31,18 @@ _MIN_OF_ITS_OWN = 10 << 20
 _GRAIN = 2 << 20
 
 _UNREAD = 2000
-"""How many events may wait: reading them costs more than noting them, and is done in one go."""
+"""How many events may be pending: reading them costs more than noting them, so it is done in batches."""
 
 _numbers = itertools.count()
 _events: deque[tuple[int, int, Any]] = deque()
-"""What has happened and is not read yet: number and device of an allocation, and its layout where it was made."""
+"""What has not been read yet: number and device of an allocation, and its layout, or ``None`` when it was freed."""
 _reading = threading.Lock()
 
 
 class Held:
-    """Lives as long as the program has a tensor over an allocation; that queued kernels still use it is of no account.
+    """Lives as long as the program has a tensor over an allocation, whether or not queued kernels still use it.
 
-    torch's allocator knows nothing of them either: it gives memory out again in the order of the stream.
+    torch's allocator does not wait for them either: it reuses memory in stream order.
     """
 
     __slots__ = ("__weakref__", "_index", "_number")
@@ -59,7 +59,7 @@ class Held:
 
 
 def hold(box: Box, index: int) -> Held:
-    """What each tensor over this box keeps."""
+    """Return the object that all tensors over this box share."""
     known = box.held
     held: Held | None = None if known is None else known()
     if held is None:
@@ -69,7 +69,7 @@ def hold(box: Box, index: int) -> Held:
 
 
 def release_unused() -> bool:
-    """Give back the segments that nothing is left in; say whether there were any."""
+    """Return free segments to the driver; ``False`` if there were none."""
     _read()
     with _reading:
         return sum(pool.release_unused() for pool in _pools.values()) > 0
@@ -138,9 +138,9 @@ _taken: dict[int, tuple[_Pool, tuple[int, int, int]]] = {}
 
 
 def _read() -> None:
-    """Do with the segments what has happened to the tensors."""
+    """Update the segments with what has happened to the tensors."""
     if not _reading.acquire(blocking=False):
-        return  # another thread is at it
+        return  # another thread is doing it
     try:
         for _ in range(len(_events)):
             number, index, layout = _events.popleft()

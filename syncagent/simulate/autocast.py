@@ -1,7 +1,7 @@
 """``autocast("cuda")``: which ops it casts and to what.
 
 torch has kernels for this on the AutocastCUDA key, but they ask C++ whether a tensor is on CUDA, and it says no.  So
-the same lists (``aten/src/ATen/autocast_mode.h``) are put there again.
+kernels for the same lists (``aten/src/ATen/autocast_mode.h``) replace them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from syncagent.simulate import patches
 from syncagent.simulate.requirements import LOSSES, aten, find
-from syncagent.simulate.tensor import SimulatedTensor
+from syncagent.simulate.tensor import AUTOCAST_KEYS, SimulatedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +54,6 @@ LISTS: dict[str, str] = {
     "banned": "binary_cross_entropy",
 }
 
-_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 _cast_parameters: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
 
@@ -71,7 +70,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _cast_tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Cast; a parameter is cast once and remembered until the autocast region ends, as torch does it."""
+    """Cast; a parameter is cast once and remembered until the autocast region ends, as in torch."""
     remembered = (
         dtype == torch.get_autocast_dtype("cuda")
         and value.dtype == torch.float32
@@ -103,14 +102,6 @@ def _call(op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
     return op(*[_cast(x, dtype) for x in args], **{name: _cast(x, dtype) for name, x in kwargs.items()})
 
 
-def _lower(op: Any, args: Any, kwargs: Any) -> Any:
-    return _call(op, args, kwargs, torch.get_autocast_dtype("cuda"))
-
-
-def _fp32(op: Any, args: Any, kwargs: Any) -> Any:
-    return _call(op, args, kwargs, torch.float32)
-
-
 def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
     if _is_eligible(args[0]):
         position = [argument.name for argument in op._schema.arguments].index("dtype")
@@ -125,7 +116,7 @@ def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
 def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
     if not _is_eligible(args[0]):
         return op(*args, **kwargs)
-    if op._overloadname == "Scalar":
+    if op.name().endswith(".Scalar"):
         return aten.norm.ScalarOpt_dtype(*args, **kwargs, dtype=torch.float32)
     return aten.norm.ScalarOpt_dim_dtype(*args, **kwargs, dtype=torch.float32)
 
@@ -147,9 +138,9 @@ def _banned(_op: Any, _args: Any, _kwargs: Any) -> Any:
     )
 
 
-_POLICIES = {
-    "lower": _lower,
-    "fp32": _fp32,
+_POLICIES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "lower": lambda op, args, kwargs: _call(op, args, kwargs, torch.get_autocast_dtype("cuda")),
+    "fp32": lambda op, args, kwargs: _call(op, args, kwargs, torch.float32),
     "fp32_by_dtype": _fp32_by_dtype,
     "fp32_append": _fp32_append,
     "widest": _widest,
@@ -168,7 +159,7 @@ _casting = _Casting()
 
 
 def is_casting() -> bool:
-    """Whether this thread is inside an op whose arguments autocast has taken care of."""
+    """Whether this thread is inside an op whose arguments autocast has already cast."""
     return _casting.depth > 0
 
 
@@ -176,7 +167,7 @@ def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., An
     def kernel(*args: Any, **kwargs: Any) -> Any:
         _casting.depth += 1
         try:
-            with _outside(_KEYS):
+            with _outside(AUTOCAST_KEYS):
                 return policy(op, args, kwargs)
         finally:
             _casting.depth -= 1
@@ -185,7 +176,7 @@ def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., An
 
 
 def unlisted(registered: Iterable[str]) -> list[str]:
-    """The ops on torch's lists that are not on these, but for those that no simulated tensor reaches.
+    """Return the ops on torch's lists that are not on these, except those that no simulated tensor reaches.
 
     torch up to 2.12 has overloads for named tensors, and builds with CUDA have cuDNN's own op.
     """
@@ -194,7 +185,7 @@ def unlisted(registered: Iterable[str]) -> list[str]:
 
 
 def install_kernels(library: Any) -> None:
-    """Put the lists on the AutocastCUDA key, for the ops that this torch has there."""
+    """Register the lists on the AutocastCUDA key, for the ops that this torch has there."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
         for name in names.split():
@@ -208,11 +199,11 @@ def install_kernels(library: Any) -> None:
                 LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
     registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
     for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
-        LOSSES[name] = f"autocast leaves {name} alone: what this torch makes of it is not known"
+        LOSSES[name] = f"autocast leaves {name} alone: how this torch casts for it is not known"
 
 
 def install() -> None:
-    """Have the cache of cast parameters forgotten when torch forgets its own."""
+    """Clear the cache of cast parameters whenever torch clears its own."""
     forget = torch.clear_autocast_cache
 
     def clear_autocast_cache() -> None:

@@ -14,6 +14,8 @@ from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, new_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from syncagent.simulate.facts import OpFacts
 
 __all__ = ["wait_for_transfer"]
@@ -22,29 +24,20 @@ _run_copy = aten.copy_.default
 _RULE = table.find("aten::copy_")
 
 
-class _Copy:
-    """A queued copy; target and source are each a placement or a CPU tensor."""
+def _copying(target: Any, source: Any) -> Callable[[], None]:
+    """A copy to be queued; target and source are each a placement or a CPU tensor."""
 
-    __slots__ = ("source", "target")
+    def copy() -> None:
+        into = target
+        if isinstance(target, Placement):
+            if target.box.values is None:
+                layout = target.layout
+                target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+            target.box.own_form = None
+            into = target.resolve()
+        _run_copy(into, source.resolve() if isinstance(source, Placement) else source)
 
-    def __init__(self, target: Any, source: Any) -> None:
-        self.target = target
-        self.source = source
-
-    def __call__(self) -> None:
-        target, source = self.target, self.source
-        try:
-            if isinstance(target, Placement):
-                if target.box.values is None:
-                    layout = target.layout
-                    target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
-                target.box.own_form = None
-                target = target.resolve()
-            _run_copy(target, source.resolve() if isinstance(source, Placement) else source)
-        except BaseException as error:
-            if isinstance(self.target, Placement):
-                self.target.box.error = error
-            raise
+    return copy
 
 
 def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
@@ -64,15 +57,16 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
             )
     to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
     placements = [x for x in (to, of) if isinstance(x, Placement)]
+    written = [to] if isinstance(to, Placement) else []
     kind = None if _RULE is None else _RULE.waits((target, source, non_blocking), {})
-    if len(placements) == 0:
+    if not placements:
         return _run_copy(target, source)
     if kind is not None:
-
-        def copy_now() -> None:
-            queues.run_here(queues.order("aten::copy_", placements[0].index, placements), _Copy(to, of))
-
-        waits.reported("aten::copy_", kind, (target, source, non_blocking), copy_now)
+        copy = queues.keeping_error(_copying(to, of), written)
+        waits.reported(
+            "aten::copy_", kind, (target, source, non_blocking),
+            lambda: queues.run_here(queues.order("aten::copy_", placements[0].index, placements), copy),
+        )  # fmt: skip
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
         of = of.detach().clone()  # the driver has staged it by the time that it returns
@@ -80,7 +74,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         _copy_between_devices(to, of)
         return target
     engine = queues.order("aten::copy_", placements[0].index, placements)
-    queues.queue(engine, _Copy(to, of), placements[:1] if isinstance(to, Placement) else [])
+    queues.queue(engine, _copying(to, of), written)
     return target
 
 
@@ -89,7 +83,7 @@ def _copy_between_devices(target: Placement, source: Placement) -> None:
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
     engine = queues.order("aten::copy_", source.index, [source, target])
-    queues.queue(engine, _Copy(target, source), [target])
+    queues.queue(engine, _copying(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
 
 

@@ -259,7 +259,9 @@ def _names() -> dict[str, Any]:
         "get_rng_state": _get_rng_state, "set_rng_state": _set_rng_state,
         "get_rng_state_all": lambda: [_get_rng_state(index) for index in range(count())],
         "set_rng_state_all": _set_rng_state_all,
-        "default_generators": tuple(randomness.default_generator(index) for index in range(count())),
+        "default_generators": tuple(
+            randomness.make_generator(index, randomness.default_state(index)) for index in range(count())
+        ),
         # CUDA graphs
         "is_current_stream_capturing": lambda: False, "graph": _refusing_class("graph", "CUDA graphs are"),
         "CUDAGraph": _refusing_class("CUDAGraph", "CUDA graphs are"),

@@ -323,26 +323,19 @@ class _Kernel:
         return [resolve(x) for x in self.args], {name: resolve(x) for name, x in self.kwargs.items()}
 
     def __call__(self) -> None:
-        try:
-            args, kwargs = self._resolved()
-            result = self.facts.op(*args, **kwargs)
-            for target in self.written:
-                target.box.own_form = None
-            if self.outputs:
-                flat: list[Any] = []
-                _flatten(_fresh(self.facts, result), flat)
-                if self.facts.op in CUDA_FORM:
-                    self._keep_own_forms(flat)
-                    flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
-                for placement, values in zip(self.outputs, flat, strict=True):
-                    if placement is not None:
-                        _deliver(self.facts, placement, values, args)
-        except BaseException as error:
-            # Whoever reads this memory later gets the error, not old numbers.
-            for placement in (*self.outputs, *self.written):
+        args, kwargs = self._resolved()
+        result = self.facts.op(*args, **kwargs)
+        for target in self.written:
+            target.box.own_form = None
+        if self.outputs:
+            flat: list[Any] = []
+            _flatten(_fresh(self.facts, result), flat)
+            if self.facts.op in CUDA_FORM:
+                self._keep_own_forms(flat)
+                flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
+            for placement, values in zip(self.outputs, flat, strict=True):
                 if placement is not None:
-                    placement.box.error = error
-            raise
+                    _deliver(self.facts, placement, values, args)
 
     def _keep_own_forms(self, results: list[Any]) -> None:
         for placement, values in zip(self.outputs, results, strict=True):

@@ -1,6 +1,6 @@
-"""One worker thread a stream: takes kernels in order, runs them one after the other, remembers what failed.
+"""One worker thread per stream, which runs kernels in order and remembers what failed.
 
-Nothing here knows torch.
+Nothing here depends on torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.support.threads import AgentThread
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "refuse_if_forked", "retire_all", "wait_for_all"]
 
 QUEUE_LIMIT = 1024
-"""A launch waits for room beyond that many queued kernels, as CUDA's launch queue does; it bounds memory, too."""
+"""With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
 
 BAD_FORK = (
     "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
@@ -28,68 +28,62 @@ BAD_FORK = (
 )
 
 FORK_PATIENCE_S = 5.0
-"""How long a fork waits for a kernel that is running.  A longer one is left running: better than no fork at all."""
+"""How long a fork waits for a running kernel.  A longer one is left running, which is better than no fork at all."""
 
 
-class _Dependency:
-    """A queue entry: go on once another engine has got that far."""
+class _Dependency(NamedTuple):
+    """A queue entry: continue once another engine has reached that ticket."""
 
-    __slots__ = ("engine", "ticket")
-
-    def __init__(self, engine: Engine, ticket: int) -> None:
-        self.engine = engine
-        self.ticket = ticket
+    engine: Engine
+    ticket: int
 
 
 class Engine:
-    """A queue and the thread that works it off.
+    """A queue and the thread that runs what is in it.
 
     A *ticket* is the place of a kernel in its queue, counted from 1: once ``finished`` reaches it, the kernel has run.
     """
 
     begin_thread: Callable[[], object] | None = None
-    """What each worker thread does first; set once, at installation."""
+    """What each worker thread does first; set at installation."""
     idle_limit_s: float | None = None
-    """How long a worker thread stays that has nothing to do; set when the device is taken away."""
+    """How long an idle worker thread stays; set when the device is taken away."""
     as_device_error: Callable[[BaseException], BaseException] = staticmethod(lambda error: error)
-    """Turns what a queued kernel raised into what the waiting thread gets; set once, at installation."""
+    """Turns what a queued kernel raised into what the waiting thread gets; set at installation."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.submitted = 0
         self.finished = 0
         self.clock: dict[Engine, int] = {}
-        """What the host has ordered before this queue's next kernel: of each other engine, up to which ticket."""
+        """What the host has ordered before this queue's next kernel: a ticket for each other engine."""
         self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
         self._changed = threading.Condition()
         self._idle = False
         self._waiters = 0
         self._error: BaseException | None = None
         self._running = threading.Lock()
+        """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
         self._thread: threading.Thread | None = None
         self._closed = False
         _engines.add(self)
 
-    def submit(self, kernel: Callable[[], object]) -> int:
-        """Queue a kernel and return its ticket without waiting for it."""
-        return self._append(kernel)
-
     def depend_on(self, engine: Engine, ticket: int) -> None:
-        """Let what is queued from now on run after another engine's kernel of that ticket."""
+        """Run what is queued from now on after another engine's kernel with that ticket."""
         if engine is self:
             return
         for other, known in engine.clock.items():
             self.clock[other] = max(self.clock.get(other, 0), known)
         self.clock[engine] = max(self.clock.get(engine, 0), ticket)
         if engine.finished < ticket:
-            self._append(_Dependency(engine, ticket))
+            self.submit(_Dependency(engine, ticket))
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
         return engine is self or engine.finished >= ticket or self.clock.get(engine, 0) >= ticket
 
     def wait(self, ticket: int | None = None) -> None:
-        """Block the calling thread until that kernel, or everything queued so far, has run; raise what failed."""
+        """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure."""
         refuse_if_forked()
         self._block(self.submitted if ticket is None else ticket)
         if self._error is not None:
@@ -100,14 +94,18 @@ class Engine:
         if self.finished >= ticket:
             return
         with self._changed:
-            self._waiters += 1
-            try:
-                while self.finished < ticket:
-                    self._changed.wait()
-            finally:
-                self._waiters -= 1
+            while self.finished < ticket:
+                self._wait_for_progress()
 
-    def _append(self, entry: Callable[[], object] | _Dependency) -> int:
+    def _wait_for_progress(self) -> None:
+        self._waiters += 1
+        try:
+            self._changed.wait()
+        finally:
+            self._waiters -= 1
+
+    def submit(self, entry: Callable[[], object] | _Dependency) -> int:
+        """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
         with self._changed:
             if self._closed:
@@ -118,11 +116,7 @@ class Engine:
                 self._thread = AgentThread(target=self._work, name=self.name)
                 self._thread.start()
             while self.submitted - self.finished >= QUEUE_LIMIT:
-                self._waiters += 1
-                try:
-                    self._changed.wait()
-                finally:
-                    self._waiters -= 1
+                self._wait_for_progress()
             self._queue.append(entry)
             self.submitted += 1
             if self._idle:
@@ -147,7 +141,7 @@ class Engine:
                     self._thread = None  # the next kernel starts another
                     return
             self._execute(entry)
-            # A kernel holds its arguments: let go of them before the next one is waited for.
+            # A kernel holds its arguments: release them before waiting for the next one.
             del entry
             if self._waiters:
                 with changed:
@@ -156,7 +150,7 @@ class Engine:
     def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
         try:
             if isinstance(entry, _Dependency):
-                # Not under the lock: a fork that has stopped the other engine must not wait for this one.
+                # Not under the lock: a fork that has paused the other engine must not wait for this one.
                 entry.engine._block(entry.ticket)
             else:
                 with self._running:
@@ -166,15 +160,8 @@ class Engine:
                 self._error = error
         self.finished += 1
 
-    def pause(self) -> bool:
-        """Keep the worker between two kernels, for a fork; ``True`` if :meth:`resume` must follow."""
-        return self._running.acquire(timeout=FORK_PATIENCE_S)
-
-    def resume(self) -> None:
-        self._running.release()
-
     def retire(self) -> None:
-        """Work off what is queued and end the thread; a kernel that comes later starts another."""
+        """Run what is queued and end the thread; a later kernel starts another."""
         self._block(self.submitted)
         with self._changed:
             thread = self._thread
@@ -185,7 +172,7 @@ class Engine:
             thread.join()
 
     def close(self) -> None:
-        """Work off what is queued and end the thread; kernels that come later run in the thread that brings them."""
+        """Run what is queued and end the thread; later kernels run in the thread that submits them."""
         self._block(self.submitted)
         self._closed = True
         self.retire()
@@ -193,7 +180,7 @@ class Engine:
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _paused: list[Engine] = []
-_guarded: list[bool] = []
+_guarded = False
 _forked = False
 
 
@@ -228,12 +215,12 @@ def _close_all() -> None:
 
 def _before_fork() -> None:
     # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
-    _paused.extend(engine for engine in list(_engines) if engine.pause())
+    _paused.extend(engine for engine in list(_engines) if engine._running.acquire(timeout=FORK_PATIENCE_S))
 
 
 def _after_fork_in_parent() -> None:
     while _paused:
-        _paused.pop().resume()
+        _paused.pop()._running.release()
 
 
 def _after_fork_in_child() -> None:
@@ -244,9 +231,10 @@ def _after_fork_in_child() -> None:
 
 
 def guard_process() -> None:
-    """Take care of forks and of the end of the process; once, at the first installation."""
+    """Handle forks and the end of the process; installed once."""
+    global _guarded
     if _guarded:
         return
-    _guarded.append(True)
+    _guarded = True
     atexit.register(_close_all)
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

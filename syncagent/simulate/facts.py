@@ -11,6 +11,7 @@ from syncagent.rules import table
 from syncagent.rules.rule import Rule
 from syncagent.simulate.memory import Placement
 from syncagent.simulate.requirements import ON_INSTANCES, find, note_loss
+from syncagent.simulate.shapes import zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,7 @@ class OpFacts:
             return None
         if not _says_that_values_decide(error):
             try:
-                trial = self.op(*[_zeros(x) for x in kept], **{name: _zeros(x) for name, x in named.items()})
+                trial = self.op(*[zeros(x) for x in kept], **{name: zeros(x) for name, x in named.items()})
             except Exception:
                 return None  # it does not take zeros: nothing is known, and nothing is made up
             if [_what_host_sees(value) for value in _as_list(trial)] == sizes:
@@ -167,14 +168,4 @@ def _what_host_sees(value: Any) -> Any:
         return tuple(value.shape)
     if isinstance(value, (list, tuple)):
         return [_what_host_sees(x) for x in value]
-    return value
-
-
-def _zeros(value: Any) -> Any:
-    if isinstance(value, Placement):
-        return torch.zeros(value.layout.size, dtype=value.layout.dtype)
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, (list, tuple)):
-        return [_zeros(x) for x in value]
     return value

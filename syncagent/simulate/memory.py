@@ -1,4 +1,4 @@
-"""Where a tensor's numbers are: boxes that a worker fills, and layouts that look into them; pinned host memory."""
+"""Where a tensor's numbers are: boxes that a worker fills, seen through layouts; pinned host memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _storage_of = TensorBase.untyped_storage
 
 
 class Layout(NamedTuple):
-    """Size, stride, offset (in elements) and type: what is needed to look at a box as a tensor."""
+    """Size, stride, offset (in elements) and type: all that makes a tensor of a box."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -49,7 +49,7 @@ def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None)
 
 
 def nbytes_of(layout: Layout) -> int:
-    """How much storage a layout reaches over."""
+    """The bytes of storage from its beginning to the last element of a layout."""
     if 0 in layout.size:
         return 0
     last = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
@@ -71,13 +71,13 @@ class Box:
         self.values = values
         """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
         self.error: BaseException | None = None
-        """What the kernel raised that should have filled the box, or wrote to it last."""
+        """What was raised by the kernel that should have filled the box, or wrote to it last."""
         self.held: weakref.ref[Any] | None = None
-        """What the program's tensors over it keep: allocator.py."""
+        """The object that the program's tensors over it share: see allocator.py."""
         self.own_form: Any = None
-        """What the CPU's kernel gave instead of the result that CUDA's gives, for the CPU's backward kernel alone."""
+        """The CPU kernel's result where CUDA's has another form; only the CPU's backward kernel reads it."""
         self.writer: Engine | None = None
-        """The queue that writes to it last, and the ticket of the kernel there."""
+        """The queue of the last kernel that writes to it, whose ticket comes next."""
         self.ticket = 0
         self.layout = layout
         self._nbytes = -1
@@ -85,7 +85,7 @@ class Box:
 
     @property
     def nbytes(self) -> int:
-        """Size that the host knows of; the worker may be behind."""
+        """The size that the host knows; the worker may be behind."""
         if self._nbytes < 0:
             whole = self.values
             self._nbytes = nbytes_of(self.layout) if whole is None else _storage_of(whole).nbytes()
@@ -105,7 +105,7 @@ class Box:
 
 
 class Placement:
-    """A box seen through a layout, on a device: what a simulated tensor has instead of data.  It never changes."""
+    """A box seen through a layout, on a device: a simulated tensor has it in place of data.  Immutable."""
 
     __slots__ = ("box", "index", "layout", "view")
 
@@ -114,10 +114,10 @@ class Placement:
         self.layout = layout
         self.index = index
         self.view: torch.Tensor | None = None
-        """The CPU tensor over the same memory, once somebody has asked for it."""
+        """The CPU tensor over the same memory, once it has been needed."""
 
     def resolve(self) -> torch.Tensor:
-        """The CPU tensor over the same memory; only for kernels, on the worker, in their turn."""
+        """Return the CPU tensor over the same memory; only for kernels, on the worker, in their turn."""
         box = self.box
         if box.error is not None:
             raise box.error
@@ -149,7 +149,7 @@ class Placement:
         return whole
 
 
-# Pinned memory is ordinary memory with a mark on its storage.  Torch keeps a storage's Python object, and so the mark,
+# Pinned memory is ordinary memory with a mark on its storage.  torch keeps a storage's Python object, and so the mark,
 # as long as the storage lives.
 
 
@@ -159,5 +159,5 @@ def mark_pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_pinned(tensor: torch.Tensor) -> bool:
-    """Whether a CPU tensor lies in memory that :func:`mark_pinned` was told of."""
+    """Whether a CPU tensor lies in memory that :func:`mark_pinned` has marked."""
     return tensor.layout == torch.strided and getattr(_storage_of(tensor), "_syncagent_pinned", False)

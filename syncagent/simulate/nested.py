@@ -1,6 +1,6 @@
 """The nested tensors of ``nn.TransformerEncoder``: in eval mode with a padding mask it packs the batch, on CUDA too.
 
-Only what the encoder itself does with them is simulated; a program that uses nested tensors is told so.
+Only what the encoder itself does with them is simulated; any other use raises an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ _KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
 
 
 class NestedTensor(SimulatedTensor):
-    """Rows of different lengths on a simulated device.  What torch asks of its size it answers as if it were padded."""
+    """Rows of different lengths on a simulated device.  Asked for its size, it answers as if it were padded."""
 
-    @property
-    def is_nested(self) -> bool:  # type: ignore[override]
-        return True
+    is_nested = True
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -37,29 +35,6 @@ class NestedTensor(SimulatedTensor):
     ) -> Any:
         del types
         return _run(func, args, kwargs or {})
-
-
-class _Kernel:
-    """A queued op, one of whose arguments, or whose result, is nested."""
-
-    def __init__(self, op: Any, args: Any, kwargs: Any, result: Placement) -> None:
-        self._op, self._args, self._kwargs, self._result = op, args, kwargs, result
-
-    def __call__(self) -> None:
-        box = self._result.box
-        try:
-            args = [_resolve(x) for x in self._args]
-            kwargs = {name: _resolve(x) for name, x in self._kwargs.items()}
-            try:
-                values = self._op(*args, **kwargs)
-            except Warning:  # torch warns once of nested tensors; under -W error that would be the device's error
-                values = self._op(*args, **kwargs)
-        except BaseException as error:
-            box.error = error
-            raise
-        box.values = values
-        if values.is_nested:
-            self._result.view = values  # it has no strides to look at it by
 
 
 def _run(op: Any, args: Any, kwargs: Any) -> Any:
@@ -98,7 +73,7 @@ def _like(layout: Layout, index: int) -> NestedTensor:
 
 
 def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
-    """Queue the op and wait for it: the lengths of the rows go from one side to the other."""
+    """Queue the op and wait for it: the lengths of the rows are copied between host and device."""
     kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
 
     def wait() -> SimulatedTensor:
@@ -110,11 +85,22 @@ def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> 
 
 
 def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
-    index = made._sim.index
+    """Queue an op one of whose arguments, or whose result, is nested."""
+    result = made._sim
     kept, named = [_placed(x) for x in args], {name: _placed(x) for name, x in kwargs.items()}
+
+    def kernel() -> None:
+        arguments, keywords = [_resolve(x) for x in kept], {name: _resolve(x) for name, x in named.items()}
+        try:
+            values = op(*arguments, **keywords)
+        except Warning:  # torch warns once about nested tensors; -W error would make it an error of the device
+            values = op(*arguments, **keywords)
+        result.box.values = values
+        if values.is_nested:
+            result.view = values  # it has no strides that could describe a view
+
     placements = [x for x in (*kept, *named.values()) if isinstance(x, Placement)]
-    engine = queues.order(op._schema.name, index, placements)
-    queues.queue(engine, _Kernel(op, kept, named, made._sim), [made._sim])
+    queues.queue(queues.order(op._schema.name, result.index, placements), kernel, [result])
     return made
 
 

@@ -1,7 +1,7 @@
 """Random numbers: a seed and an offset, which the host keeps and advances, as CUDA's generator does.
 
-Each op gets a generator of its own made from them.  So the numbers do not depend on when the worker runs, and the CPU's
-generator is left alone.  The numbers are not CUDA's.
+Each op gets a generator of its own made from them, so the numbers do not depend on when the worker runs, and the CPU's
+generator is left alone.  They are not the numbers that CUDA would draw.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def draw(index: int, generator: Any) -> Any:
     """A CPU generator for one op on a device, from the given generator or the device's own."""
     if generator is None:
         return default_state(index).next()
-    # C++ hands back another Python object than the program made: the seed beneath tells which one it was.
+    # C++ hands over another Python object than the program made: the seed of torch's own generator identifies it.
     state = _states.get(generator.initial_seed()) if type(generator) is not CudaGenerator else generator._state
     if state is not None:
         return state.next()
@@ -83,9 +83,7 @@ class _ByDevice(type):
         device = torch.device(device)
         if device.type != "cuda":
             return RealGenerator(device)
-        made = CudaGenerator("cpu")
-        made._take(devices.index_of(device))
-        return made
+        return make_generator(devices.index_of(device), State())
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, RealGenerator)
@@ -103,14 +101,6 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]
 
     _state: State
     _index: int
-
-    def _take(self, index: int, state: State | None = None) -> CudaGenerator:
-        self._index = index
-        self._state = State() if state is None else state
-        token = next(_tokens)
-        super().manual_seed(token)
-        _states[token] = self._state
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -141,12 +131,16 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]
         self._state.offset = offset
 
     def clone_state(self) -> CudaGenerator:
-        clone = CudaGenerator("cpu")._take(self._index)
-        clone._state.seed, clone._state.offset = self._state.seed, self._state.offset
-        return clone
+        state = State(self._state.seed)
+        state.offset = self._state.offset
+        return make_generator(self._index, state)
 
 
-def default_generator(index: int) -> CudaGenerator:
-    """The device's own generator, as ``torch.cuda.default_generators`` holds it."""
+def make_generator(index: int, state: State) -> CudaGenerator:
+    """A generator for a device; the one with :func:`default_state` is the device's own."""
     made: CudaGenerator = CudaGenerator("cpu")
-    return made._take(index, default_state(index))
+    made._index, made._state = index, state
+    token = next(_tokens)
+    RealGenerator.manual_seed(made, token)
+    _states[token] = state
+    return made

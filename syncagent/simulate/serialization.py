@@ -1,4 +1,4 @@
-"""Checkpoints and pickles: the same bytes as a real CUDA tensor's, and both ways to the CPU and to real CUDA."""
+"""Checkpoints and pickles with the bytes of real CUDA tensors, so that either can be loaded as the other."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from syncagent.simulate.tensor import SimulatedTensor, make
 
 __all__ = ["install"]
 
-# A storage that stands for device memory carries two marks: which device, and the box over it once there is one.
+# A storage that stands for device memory has two marks: its device, and the box over it once there is one.
 _DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
 
 
 def _reduce(source: SimulatedTensor) -> Any:
-    """Pickle as torch does it for CUDA; the copy to the host that it waits for is made here."""
+    """Pickle as torch does for CUDA, including the copy to the host that it waits for."""
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
     placement = source._sim
@@ -49,7 +49,7 @@ def _tag(storage: Any) -> str | None:
 
 
 def _restore(storage: Any, location: str) -> Any:
-    """Put a storage from a file onto the device: a blocking copy from pageable memory, as torch does it."""
+    """Put a storage from a file onto the device: a blocking copy from pageable memory, as in torch."""
     if not location.startswith("cuda"):
         return None
     device = torch.device(location)
@@ -129,7 +129,7 @@ def _refuse_pickling(_tensor: SimulatedTensor) -> Any:
 
 
 def _unregister() -> None:
-    """Take back what ``register_package`` did: torch keeps a list, and has no word for this."""
+    """Undo ``register_package``: torch keeps a list, and has no function for this."""
     registry = find("serialization._package_registry")
     if registry is not None:
         registry[:] = [entry for entry in registry if entry[1] is not _tag]
@@ -147,7 +147,7 @@ def install() -> None:
         tensor.reduce = _refuse_pickling
     allowed = find("_weights_only_unpickler._get_allowed_globals")
     if allowed is not None:
-        patches.also(allowed.cache_clear, allowed.cache_clear)  # it has looked the function up by name, once
+        patches.also(allowed.cache_clear, allowed.cache_clear)  # it has cached the function that it found by name
     for storage in filter(None, (torch.UntypedStorage, typed)):
         patches.put(storage, "cuda", _storage_to_cuda(storage.cuda))
     ForkingPickler.register(SimulatedTensor, _refuse_sharing)

@@ -1,4 +1,4 @@
-"""Shapes of results, found on the meta device and remembered."""
+"""Shapes of an op's results, found on the meta device and remembered."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from syncagent.simulate.devices import META
 from syncagent.simulate.memory import Placement, layout_of
 from syncagent.simulate.requirements import aten
 
-__all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta"]
+__all__ = ["MetaError", "NoMetaKernelError", "infer", "on_meta", "zeros"]
 
 _LIMIT = 8192
 _known: dict[Any, Any] = {}
 
 
 class NoMetaKernelError(Exception):
-    """The op has no meta kernel: the shape cannot be told without running it."""
+    """The op has no meta kernel: its shapes are not known before it has run."""
 
 
 class MetaError(Exception):
@@ -25,7 +25,7 @@ class MetaError(Exception):
 
 
 def infer(op: Any, args: Any, kwargs: Any) -> Any:
-    """Layouts of what the op returns: one layout, a list of them, or what is no tensor.
+    """Return the layout of what the op returns, a list of them, or the value itself if it is not a tensor.
 
     Arguments are placements, CPU tensors and plain values.
     """
@@ -36,14 +36,14 @@ def infer(op: Any, args: Any, kwargs: Any) -> Any:
         key, found = None, _known
     if found is _known:  # the one value that it cannot hold
         try:
-            stand_in = _on_cpu if op in _DIFFERENT_ON_META else on_meta
+            stand_in = zeros if op in _DIFFERENT_ON_META else on_meta
             found = _layouts(
                 op(*[stand_in(x) for x in args], **{name: stand_in(value) for name, value in kwargs.items()})
             )
         except NotImplementedError:
             found = NoMetaKernelError
         except Exception as error:
-            # Not remembered: most likely the program's own mistake, which the CPU's kernel will put into words.
+            # Not remembered: most likely the program's own mistake, for which the CPU's kernel has a message.
             raise MetaError from error
         if key is not None:
             if len(_known) >= _LIMIT:
@@ -66,16 +66,19 @@ def on_meta(value: Any) -> Any:
 
 
 _DIFFERENT_ON_META = frozenset(
-    # The meta kernel tells the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
+    # The meta kernel gives the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
     (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
 )
 
 
-def _on_cpu(value: Any) -> Any:
-    """Zeros in place of a tensor: for ops that can be tried out, because values do not decide the shapes."""
-    if isinstance(value, (Placement, torch.Tensor)):
-        shape = value.layout.size if isinstance(value, Placement) else value.shape
-        return torch.zeros(shape, dtype=value.layout.dtype if isinstance(value, Placement) else value.dtype)
+def zeros(value: Any) -> Any:
+    """Zeros in place of a tensor, and copies of those on the host, to try an op out on the CPU."""
+    if isinstance(value, Placement):
+        return torch.zeros(value.layout.size, dtype=value.layout.dtype)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, (list, tuple)):
+        return [zeros(x) for x in value]
     return value
 
 

@@ -40,9 +40,19 @@ def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return make_view(args[0], args[0]._sim)
 
 
-@_runs(aten.lift.default, aten.lift_fresh.default)
-def _itself(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    return args[0]
+_runs(aten.lift.default, aten.lift_fresh.default)(lambda _facts, args, _kwargs: args[0])
+_runs(aten.is_same_size.default)(lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape))
+_runs(aten._has_compatible_shallow_copy_type.default)(
+    lambda _facts, args, _kwargs: isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+)
+_runs(aten.is_pinned.default)(lambda _facts, _args, _kwargs: False)
+# Nothing to do: a queued kernel keeps a reference to its memory.
+_runs(aten.record_stream.default)(lambda _facts, _args, _kwargs: None)
+# The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
+_runs(aten._fused_sdp_choice.default)(lambda _facts, _args, _kwargs: 0)
+# In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
+_runs(aten._conj.default)(lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}))
+_runs(aten._neg_view.default)(lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}))
 
 
 @_runs(aten.as_strided.default)
@@ -60,31 +70,6 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     tensor.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
-
-
-@_runs(aten.is_same_size.default)
-def _is_same_size(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
-    return bool(args[0].shape == args[1].shape)
-
-
-@_runs(aten._has_compatible_shallow_copy_type.default)
-def _can_take_data_of(_facts: OpFacts, args: Any, _kwargs: Any) -> bool:
-    return isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
-
-
-@_runs(aten.is_pinned.default)
-def _is_pinned(_facts: OpFacts, _args: Any, _kwargs: Any) -> bool:
-    return False
-
-
-@_runs(aten.record_stream.default)
-def _record_stream(_facts: OpFacts, _args: Any, _kwargs: Any) -> None:
-    """Nothing to do: a queued kernel keeps a reference to its memory."""
-
-
-@_runs(aten._fused_sdp_choice.default)
-def _choose_attention(_facts: OpFacts, _args: Any, _kwargs: Any) -> int:
-    return 0  # the plain formula: CUDA's fused kernels have no CPU counterpart under the same name
 
 
 @_runs(aten.equal.default)
@@ -180,17 +165,6 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
 
     queues.queue(devices.current_engine(index), allocate, [placement])
     return made
-
-
-@_runs(aten._conj.default)
-def _conj(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    """In torch a bit says "read this conjugated"; here the numbers are conjugated at once, and negated below."""
-    return dispatch.run(aten._conj_physical.default, args, {})
-
-
-@_runs(aten._neg_view.default)
-def _neg(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    return dispatch.run(aten.neg.default, args, {})
 
 
 @_runs(aten.arange.start_out)

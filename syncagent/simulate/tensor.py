@@ -76,6 +76,9 @@ class SimulatedTensor(torch.Tensor):
 
     _sim: Placement
     _held: Held
+    is_cuda = True
+    is_cpu = False
+    is_lazy = False
     # No detour through Python for each API call; modes see the calls all the same.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -96,23 +99,11 @@ class SimulatedTensor(torch.Tensor):
     ) -> Any:
         return dispatch(func, args, kwargs or _NO_KWARGS)
 
-    # --- what it says of itself -----------------------------------------------------------------------------
+    # --- what it says about itself --------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return devices.shown(self._sim.index)
-
-    @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
-        return True
-
-    @property
-    def is_cpu(self) -> bool:  # type: ignore[override]
-        return False
-
-    @property
-    def is_lazy(self) -> bool:
-        return False
 
     def get_device(self) -> int:
         return self._sim.index
@@ -121,8 +112,7 @@ class SimulatedTensor(torch.Tensor):
         placement = self._sim
         return placement.box.address + placement.layout.offset * placement.layout.dtype.itemsize
 
-    def const_data_ptr(self) -> int:
-        return self.data_ptr()
+    const_data_ptr = data_ptr
 
     def is_pinned(self, _device: Any = None) -> bool:
         return False
@@ -137,16 +127,12 @@ class SimulatedTensor(torch.Tensor):
         return self
 
     def record_stream(self, stream: Any) -> None:
-        pass  # memory is freed by Python's own count here: a queued kernel holds on to it
+        pass  # nothing to do: a queued kernel keeps a reference to its memory
 
     def untyped_storage(self) -> Any:
         return Storage(self)
 
-    def storage(self) -> Any:
-        return Storage(self)
-
-    def _typed_storage(self) -> Any:
-        return Storage(self)
+    storage = _typed_storage = untyped_storage
 
     def type(self, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
         if dtype is None:
@@ -220,7 +206,7 @@ class SimulatedTensor(torch.Tensor):
         if isinstance(index, (list, range)):
             found = torch.tensor(list(index), device="cpu")
             if not found.numel() and found.dtype.is_floating_point:
-                found = found.long()  # an empty list says nothing of its type
+                found = found.long()  # an empty list has no type of its own
         else:
             found = torch.from_numpy(index)
         return found.to(self.device)
@@ -255,7 +241,7 @@ class SimulatedTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduce(self)
 
-    # --- doors that stay shut -------------------------------------------------------------------------------
+    # --- other libraries ------------------------------------------------------------------------------------
 
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise SimulationError("DLPack is not simulated: there is no device memory that another library could read")
@@ -269,7 +255,7 @@ class SimulatedTensor(torch.Tensor):
 
 
 class Storage:
-    """As much of a storage as programs look at: identity, size, address."""
+    """The part of a storage that programs look at: identity, size, address."""
 
     def __init__(self, tensor: SimulatedTensor) -> None:
         placement = tensor._sim
@@ -301,8 +287,7 @@ class Storage:
     def resize_(self, size: int) -> Any:
         raise SimulationError(f"resizing a storage in place (to {size}) is not simulated; resize the tensor")
 
-    def __len__(self) -> int:
-        return self.size()
+    __len__ = size
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and other._box is self._box
@@ -345,12 +330,12 @@ def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
 
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:
-    """A tensor in memory of its own that a queued kernel will fill."""
+    """A tensor in new memory that a queued kernel will fill."""
     return make(Placement(Box(layout), layout, index))
 
 
 def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
-    """A tensor over memory that is filled already."""
+    """A tensor over memory that is already filled."""
     if values.layout != torch.strided or values.is_quantized:
         raise SimulationError(f"tensors of layout {values.layout} and type {values.dtype} are not simulated on CUDA")
     layout = layout_of(values)
@@ -360,14 +345,12 @@ def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
 
 
 def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
-    """``tensor.data = data``: torch's own setter where both are of one kind, and otherwise a swap of what they are."""
+    """``tensor.data = data``: torch's own setter if both are of one class, else the two exchange their contents."""
     to_device, on_device = isinstance(data, SimulatedTensor), isinstance(tensor, SimulatedTensor)
-    if to_device and on_device:
+    if to_device == on_device:
         _set_base_data(tensor, data)
-        tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]
-        return
-    if not to_device and not on_device:
-        _set_base_data(tensor, data)
+        if on_device:
+            tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]
         return
     # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
     # and a simulated one are of different classes, so the objects exchange everything but their identity.

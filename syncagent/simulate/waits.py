@@ -1,4 +1,4 @@
-"""Where the host waits for the device: who is told of it, and what the simulation waits for on its own account."""
+"""Reports each wait of the host for the device, and counts those that only the simulation needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class WaitObserver(Protocol):
-    """Is told of each wait that a GPU would have caused too."""
+    """Called for each wait that a GPU would have caused too."""
 
     def before(self, op: str, kind: SyncKind, args: Sequence[object]) -> object:
-        """Called on the waiting thread, in its caller's stack, before the wait and before the op; it may raise."""
+        """Called on the waiting thread, before the op runs; it may raise.  Returns a token for :meth:`after`."""
 
     def after(self, token: object, start_ns: int, end_ns: int) -> None:
-        """Called when the wait is over, with what :meth:`before` returned and ``time.perf_counter_ns`` of both ends."""
+        """Called when the wait is over, with its start and end by ``time.perf_counter_ns``."""
 
 
 _observer: WaitObserver | None = None
@@ -31,7 +31,7 @@ _internal: Counter[str] = Counter()
 
 
 def observe(observer: WaitObserver | None) -> None:
-    """Tell this observer from now on, and no other."""
+    """Report waits to this observer from now on, and to no other."""
     global _observer
     _observer = observer
 
@@ -42,9 +42,9 @@ def current_observer() -> WaitObserver | None:
 
 
 def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False) -> T:
-    """Wait as CUDA would: what the host waits for includes the op itself, which runs on the device.
+    """Wait as CUDA would, and report it.  The wait includes the op itself, which runs on the device.
 
-    ``is_idle`` says that there is nothing left to wait for.
+    ``is_idle`` says that there is nothing left to wait for: the reported wait is then 0 ns long.
     """
     observer = _observer
     if observer is None:
@@ -58,16 +58,17 @@ def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[],
 
 
 def reported_late(op: str, kind: SyncKind, args: Sequence[object], started_ns: int, returned_ns: int) -> None:
-    """Report a wait that only the op's results have shown; the next one of the same op is known before."""
+    """Report a wait that only the op's results have revealed; the op's next wait will be known beforehand."""
     observer = _observer
     if observer is not None:
         observer.after(observer.before(op, kind, args), started_ns, returned_ns)
 
 
 def internal(reason: str) -> None:
-    """Count a wait that only the simulation needs: CUDA would not wait, so nobody is told."""
+    """Count a wait that only the simulation needs: CUDA would not wait, so it is not reported."""
     _internal[reason] += 1
 
 
 def internal_waits() -> Counter[str]:
+    """Return how often the simulation had to wait where CUDA would not, by reason."""
     return _internal.copy()

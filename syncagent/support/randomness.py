@@ -1,35 +1,22 @@
-"""Random numbers of the agent's own: a program that has seeded :mod:`random` gets from it what it would get alone."""
+"""Keeps the agent's random numbers apart: a program that seeds :mod:`random` draws the same with and without it."""
 
 from __future__ import annotations
 
 import random
-import secrets
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["SystemIdGenerator", "isolate_opentelemetry", "mark_agent_thread", "own_randomness"]
+__all__ = ["isolate_opentelemetry", "mark_agent_thread", "own_randomness"]
 
 _own = random.SystemRandom()
 _DRAWING = ("opentelemetry.exporter.", "opentelemetry.sdk.metrics._internal.exemplar")
-"""Exporters draw how long to wait before they try again, reservoirs which measurements they keep as examples."""
-
-
-class SystemIdGenerator:
-    """Ids from the system's generator, where the SDK's are from Python's global one."""
-
-    def generate_span_id(self) -> int:
-        return secrets.randbits(64) or 1
-
-    def generate_trace_id(self) -> int:
-        return secrets.randbits(128) or 1
-
-    def is_trace_id_random(self) -> bool:
-        return True
+"""Modules that draw: exporters how long to wait before a retry, reservoirs which measurements to keep as exemplars."""
 
 
 class _Work(threading.local):
@@ -46,7 +33,7 @@ def mark_agent_thread() -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """What is drawn inside is drawn for the agent, on whichever thread."""
+    """Inside, this thread draws for the agent."""
     before, _work.is_ours = _work.is_ours, True
     try:
         yield
@@ -55,38 +42,26 @@ def own_randomness() -> Iterator[None]:
 
 
 def isolate_opentelemetry() -> None:
-    """Have OpenTelemetry's modules draw from the agent's generator where they work for it, and for the program as ever.
+    """Have OpenTelemetry's modules draw from the agent's generator when they work for it, else from the program's.
 
-    Called once the modules that will be used are loaded; those of the program that are loaded later are not touched.
+    Called once the modules that the agent uses are loaded; modules that the program loads later are not touched.
     """
     for name, module in list(sys.modules.items()):
         if name.startswith(_DRAWING):
-            for word, found in list(vars(module).items()):
-                stand_in = _stand_in(found)
-                if stand_in is not None:
-                    setattr(module, word, stand_in)
+            for attribute, found in list(vars(module).items()):
+                if found is random:
+                    setattr(module, attribute, _RandomModule())
+                elif getattr(found, "__self__", None) is getattr(random.randrange, "__self__", None):
+                    setattr(module, attribute, partial(_draw, found.__name__))
 
 
-def _stand_in(found: Any) -> Any:
-    if found is random:
-        return _Either()
-    name = getattr(found, "__name__", "")
-    if name and getattr(found, "__self__", None) is getattr(random.randrange, "__self__", None):
-        return _either(name)
-    return None
-
-
-class _Either:
-    """Takes the place of the module :mod:`random`."""
+class _RandomModule:
+    """Stands in for the module :mod:`random`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_own if _work.is_ours else random, name)
 
 
-def _either(name: str) -> Callable[..., Any]:
-    """Take the place of a function that was imported from :mod:`random`."""
-
-    def draw(*args: Any, **options: Any) -> Any:
-        return getattr(_own if _work.is_ours else random, name)(*args, **options)
-
-    return draw
+def _draw(name: str, *args: Any, **options: Any) -> Any:
+    """Stand in for a function that was imported from :mod:`random`."""
+    return getattr(_own if _work.is_ours else random, name)(*args, **options)

@@ -1,15 +1,19 @@
-"""Makes attribute values fit to be sent: bounded, readable, and with a count of what was cut."""
+"""Makes attribute values safe to send: of bounded length and readable; counts what was cut."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from syncagent.telemetry import semconv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer"]
+    from syncagent.events import CallSite
+
+__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer", "location"]
 
 TEXT_MAX = 16_384
 """Characters of one attribute's text."""
@@ -21,14 +25,14 @@ _CONTROLS = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 1
 
 
 class AttributeSanitizer:
-    """What every exporter can encode and every back end can store."""
+    """Makes of any text what every exporter can encode and every back end can store."""
 
     def __init__(self) -> None:
         self.cut = 0
-        """Values that were longer than allowed."""
+        """How many values were longer than allowed."""
 
     def clean(self, attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
-        """The attributes that have a value, each made to fit."""
+        """Return the attributes that have a value, with their texts cleaned."""
         return {
             name: self.clean_text(value) if isinstance(value, str) else value
             for name, value in attributes.items()
@@ -36,7 +40,7 @@ class AttributeSanitizer:
         }
 
     def clean_text(self, value: str, most: int = TEXT_MAX) -> str:
-        """A text without control characters, and without the lone surrogates that odd file names bring."""
+        """Return the text without control characters, and without the lone surrogates of undecodable file names."""
         if len(value) > most:
             self.cut += 1
             value = value[: most - 1] + "…"
@@ -45,7 +49,7 @@ class AttributeSanitizer:
         return value.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode("utf-8")
 
     def clean_texts(self, values: Iterable[str]) -> list[str] | None:
-        """Texts for one attribute; ``None`` where there is none."""
+        """Return the texts of one attribute, or ``None`` where there are none."""
         fitted: list[str] = []
         for value in values:
             if len(fitted) == ITEMS_MAX:
@@ -53,3 +57,8 @@ class AttributeSanitizer:
                 break
             fitted.append(self.clean_text(value, TEXT_MAX // 16))
         return fitted or None
+
+
+def location(site: CallSite | None, names: tuple[str, str, str] = semconv.CODE) -> dict[str, AttributeValue | None]:
+    """Return file, line and function of a site under these names; nothing where the site is not known."""
+    return {} if site is None else dict(zip(names, (site.file, site.line or None, site.function), strict=True))

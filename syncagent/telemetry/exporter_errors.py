@@ -1,4 +1,4 @@
-"""What is wrong with a collector, in words a person can act on: made of what exporters say."""
+"""Explains what an exporter says of a failed export, in a sentence that a person can act on."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _TRANSIENT = re.compile(
 )
 
 
-def explain_error(said: str) -> str:
-    """One bounded line; header values, which may be secrets, are not in it."""
+def explain_error(error: str) -> str:
+    """Return one line of bounded length; header values, which may be secrets, are left out."""
     for pattern, sentence in _SENTENCES:
-        if re.search(pattern, said):
+        if re.search(pattern, error):
             return sentence
-    transient = _TRANSIENT.match(said)
+    transient = _TRANSIENT.match(error)
     if transient is not None:
-        said = " ".join((transient["why"], said[transient.end() :]))
-    return AttributeSanitizer().clean_text(" ".join(redaction.text(said).split()), REASON_MAX)
+        error = " ".join((transient["why"], error[transient.end() :]))
+    return AttributeSanitizer().clean_text(" ".join(redaction.text(error).split()), REASON_MAX)

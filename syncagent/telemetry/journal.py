@@ -1,7 +1,7 @@
-"""A file of spans as OTLP JSON, one request a line: what the Collector's ``otlpjsonfile`` receiver reads.
+"""Writes spans to a file as OTLP JSON, one request per line, as the Collector's ``otlpjsonfile`` receiver reads it.
 
-Written by hand and not with opentelemetry-exporter-otlp-json-file, whose releases each pin one version of the SDK, and
-not through protobuf, whose reflection takes several times as long under the GIL.
+This is not done with opentelemetry-exporter-otlp-json-file, since each of its releases pins one version of the SDK, nor
+through protobuf, whose reflection takes several times as long under the GIL.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["JournalExporter", "encode"]
 
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
-"""Spans in a line: about as many as are encoded without a pause."""
+"""Spans per line: about as many as are encoded without a pause."""
 
 
 class JournalExporter:
     """A ``SpanExporter`` in all but its base class, whose import fails where an OTEL_* variable is malformed.
 
-    Appends each batch as one line, in one write, so that a process may be killed at any time.
+    Each line is appended in one write, so that the process may be killed at any time.
 
-    The file and its directory are made with the first batch.  Where that cannot be done, a new directory for temporary
-    files takes its place; where another process writes that very file, the name gets a number (``NAME-2.jsonl``).
-    ``path`` says where the journal really is.  A full file becomes ``NAME.1.jsonl``, replacing the one before it:
-    ``overwritten`` counts the spans that are gone with that.  Errors are logged once and cost the batch, nothing else.
+    The file and its directory are made with the first batch.  If they cannot be made, the file goes to a new temporary
+    directory; if another process is writing that very file, the name gets a number (``NAME-2.jsonl``).  ``path`` says
+    where the journal really is.  A full file is renamed to ``NAME.1.jsonl`` and replaces the one before it;
+    ``overwritten`` counts the spans that are lost with that.  Errors are logged once and lose the batch, nothing else.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, mode: int = DEFAULT_MODE) -> None:
@@ -106,7 +106,7 @@ class JournalExporter:
             self._open_alone(elsewhere)
 
     def _open_alone(self, wanted: Path) -> None:
-        """Two writers of one file would rotate it away under each other, and nobody would count what is gone."""
+        """Open it for this process alone: two writers would rotate it under each other, and lose spans uncounted."""
         self._file, self.path = append_alone(wanted, mode=self._mode)
         if self.path != wanted:
             log_once(
@@ -143,7 +143,7 @@ class JournalExporter:
 
 
 def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
-    """An ``ExportTraceServiceRequest`` in OTLP's own dialect of JSON: ids in hexadecimal, 64-bit integers as text.
+    """Return an ``ExportTraceServiceRequest`` in OTLP's dialect of JSON: ids in hexadecimal, 64-bit integers as text.
 
     https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding
     """
@@ -211,7 +211,7 @@ def _link(link: Link) -> dict[str, Any]:
 
 
 def _flags(context: SpanContext | None) -> int:
-    """0x100: it is known whether that span is another process's; 0x200: it is."""
+    """Return bit 0x100, which says that bit 0x200 is valid, and that bit if the span is another process's."""
     return 0x300 if context is not None and context.is_remote else 0x100
 
 
@@ -247,19 +247,19 @@ def _not_finite(value: float) -> str:
 
 
 def _filled(**fields: object) -> dict[str, Any]:
-    """Without the fields that have their default."""
+    """Return the fields that do not have their default."""
     return {name: value for name, value in fields.items() if value}
 
 
 def _ends_a_line(path: Path) -> bool:
-    """A process that was killed may have left half a line."""
+    """Return whether the file ends with a whole line; a killed process may have left half a line."""
     with path.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
         return stream.read() == b"\n"
 
 
 def _count_spans(path: Path) -> int:
-    """How many spans another process, which is gone, has left in a file; quotes in their own text are escaped."""
+    """Count the spans that another process has left in a file; quotes in their texts are escaped."""
     with path.open("rb") as stream:
         count = 0
         for line in stream:

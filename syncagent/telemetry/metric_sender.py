@@ -1,4 +1,4 @@
-"""The thread that exports metrics now and then and once at the end, bounded in time."""
+"""The thread that exports metrics periodically, and once at the end within a bounded time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from syncagent.support.pace import keep_pace, yield_gil
 from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _Overheard
+from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _LogInterceptor
 from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["MetricSender", "Sends"]
 
 PATIENCE_S = 15.0
-"""How long exports may fail before that is said: nothing is lost by then, and spans have said it if they fare alike."""
+"""How long exports may fail before it is reported: nothing is lost by then, and spans usually have reported it."""
 
 
 class Sends(Protocol):
-    """What is needed of the SDK's MetricExporter."""
+    """What a MetricSender needs of the SDK's MetricExporter."""
 
     def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
     def shutdown(self) -> None: ...
@@ -37,10 +37,10 @@ class Sends(Protocol):
 class MetricSender:
     """Exports what ``collect`` returns every ``interval_s``.
 
-    Each export has everything since the start, so that one that fails costs nothing but the time until the next; one is
-    left out while the other side has asked to be left alone (``responses``).
-    ``on_trouble`` is called at most once, with a reason: when exports have failed for a while, or the last one did.
-    In a forked child it does nothing: what was counted is the parent's.
+    Each export has everything since the start, so a failed one loses nothing: the next makes up for it.  While the
+    Collector has asked for a pause (``responses``) none is made.  ``on_trouble`` is called at most once, with a reason:
+    when exports have failed for a while, or when the last one did.  In a forked child it does nothing: what was counted
+    is the parent's.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MetricSender:
         self._thread.start()
 
     def begin_close(self) -> None:
-        """Have the last export made; does not wait for it."""
+        """Have the last export made, without waiting for it."""
         if os.getpid() == self._pid:
             with self._changed:
                 if not self._is_closing:
@@ -75,9 +75,9 @@ class MetricSender:
                 self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Wait for the last export, for that long: less if the other side has shown that it is in trouble.
+        """Wait for the last export, for that long at most, or less if exports have been failing.
 
-        What has passed since ``begin_close`` counts: spans may have waited for the same collector meanwhile.
+        The time since ``begin_close`` counts: spans may have waited for the same Collector meanwhile.
         """
         if os.getpid() != self._pid:
             return
@@ -86,22 +86,22 @@ class MetricSender:
         timeout_s += time.monotonic() - began
         with self._changed:
             while not self._is_done:
-                left = self._trouble.left_s(began, timeout_s)
+                left = self._trouble.remaining_s(began, timeout_s)
                 if left <= 0:
                     break
                 self._changed.wait(left)
             in_time, failed = self._is_done, self._trouble.since is not None
         if failed or not in_time:
-            self._trouble.tell("no answer in time")
+            self._trouble.report("no answer in time")
         if in_time:
-            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+            self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def _work(self) -> None:
-        # Not for us: what the program's own instrumentation of requests or gRPC would make of the sending.
+        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         mark_agent_thread()
-        overheard = _Overheard(self._trouble.overhear)
-        overheard.attach()
+        interceptor = _LogInterceptor(self._trouble.note_error)
+        interceptor.attach()
         keep_pace()
         try:
             is_last = False
@@ -121,8 +121,8 @@ class MetricSender:
             try:
                 self._exporter.shutdown()
             except Exception as error:
-                self._trouble.overhear(_describe(error))
-            overheard.detach()
+                self._trouble.note_error(_describe(error))
+            interceptor.detach()
 
     def _send(self) -> None:
         reason = "the exporter reported a failure"
@@ -133,18 +133,18 @@ class MetricSender:
         now = time.monotonic()
         with self._changed:
             if is_sent:
-                self._trouble.is_over()
+                self._trouble.clear()
                 return
-            self._trouble.overhear(reason)
+            self._trouble.note_error(reason)
             since = self._trouble.since or now
             is_time = now - since >= PATIENCE_S and not self._is_closing
         if is_time:
-            self._trouble.tell(reason)
+            self._trouble.report(reason)
 
     def _export(self, part: MetricsData) -> bool:
         yield_gil()
         is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
         refused, why = self._responses.take_rejected()
         if refused:
-            self._trouble.tell(f"it does not take some: {why}")
+            self._trouble.report(f"it does not take some: {why}")
         return is_sent

@@ -1,7 +1,7 @@
-"""Adds up syncs and steps as OpenTelemetry metrics: exact counts for every sync, in a bounded number of series.
+"""Adds up syncs and steps as OpenTelemetry metrics: exact counts of every sync, in a bounded number of series.
 
-The SDK's own instruments take 20 to 30 µs a measurement, so nothing is handed to them sync by sync where that can be
-helped: series are kept here, in plain dictionaries.
+The SDK's own instruments take 20 to 30 µs per measurement.  So the series are kept here, in plain dictionaries, and
+single syncs go to an instrument only where there is no other way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from syncagent.events import Phase
 from syncagent.support.pace import yield_gil
 from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.telemetry import semconv
-from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.series import Series, SeriesTable
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for bas
 
 _FULL = "buffer full"
 _RECORDS_MAX = 100
-"""Measurements that a program's own histogram is given for one record that stands for many syncs."""
+"""How many measurements a program's own histogram gets at most for one record that stands for many syncs."""
 _PART = 25
-"""Series in one request: the exporter encodes them in one go, some 0.07 ms each, without a pause for others."""
+"""Series in one request: the exporter encodes them, some 0.07 ms each, without a pause for other threads."""
 _SLICE_NS = 1_000_000_000
 _SLICES = 10
 
@@ -82,18 +82,18 @@ class MetricSink(Sink):
 
     A series is one op, kind, phase and line, allowed or not, against the policy or not.  ``max_series`` have theirs
     (:mod:`syncagent.telemetry.series` says which); the syncs of all others are in one whose op is ``other``, and how
-    many series that are is ``syncagent.series.folded``.
+    many series those are is ``syncagent.series.folded``.
 
     - A record that stands for many syncs (``repeats``) counts as that many, each as long as their mean: counts and
       sums are exact, the histogram's buckets show the mean.
     - Copies that were sampled are scaled up, as in the report.
-    - ``syncagent.step.stall_ratio`` is over the newest ten seconds of steps (ten steps, where each takes longer) and is
-      reckoned as the report's share: the thread that waited longest, and the backward pass.
-    - The first step is in neither of the step's metrics, as in the report: it holds the program's start.
+    - ``syncagent.step.stall_ratio`` covers the newest ten seconds of steps (ten steps, where each takes longer).  It is
+      computed as the report's share is: from the thread that waited longest, and the backward pass.
+    - Neither of the step's metrics has the first step, nor has the report: it includes the program's start.
 
-    With a ``meter_provider``, instruments of its own are fed: counters as it asks for them, the two histograms as
-    records come.  A record that stands for many is given to the histogram a hundred times at most, so that there, and
-    only there, counts fall short; ``syncagent.syncs`` has them all.
+    With a ``meter_provider``, instruments made from it are fed: counters when it asks for them, the two histograms as
+    records come.  A record that stands for many syncs is given to the histogram a hundred times at most.  There, and
+    only there, counts fall short; ``syncagent.syncs`` counts all.
     """
 
     name = "metrics"
@@ -106,19 +106,19 @@ class MetricSink(Sink):
         max_series: int = 200,
         exemplars: bool = True,
     ) -> None:
-        """``exemplars`` is about the agent's own histograms: those of a meter provider go by its filter."""
+        """``exemplars`` concerns the agent's own histograms; those of a meter provider follow its filter."""
         self._has_exemplars = exemplars
         self._lost: Mapping[str, int] = {}
         self._scale: Callable[[SyncEvent], float] | None = None
         self.sanitizer = AttributeSanitizer()
         self.spans = spans
-        """Knows which syncs have a span: histograms carry them as exemplars, each bucket its newest."""
+        """Knows which syncs have a span; each bucket of the histograms has its newest as an exemplar."""
         self.spans_lost: Callable[[], Mapping[str, int]] = dict
-        """How many spans did not arrive, by reason."""
+        """Says how many spans did not arrive, by reason."""
         self._lost_before: Mapping[str, int] = {}
         self._withheld_before: Mapping[str, int] = {}
         self._cut_before = 0
-        self._max_series = max_series  # threads that are told apart, too
+        self._max_series = max_series  # limits the number of threads, too
         # Between the draining thread and whoever exports; no training thread ever takes it.  A signal handler that ends
         # the run may have interrupted the very thread that holds it.
         self._lock = threading.RLock()
@@ -185,7 +185,7 @@ class MetricSink(Sink):
             self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
 
     def close(self) -> None:
-        """Nothing is open; what was counted can still be asked for, and the program's next watch adds to it."""
+        """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
         with self._lock:
             self._lost_before, self._lost = self._dropped(), {}
             self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.sanitizer.cut
@@ -197,7 +197,7 @@ class MetricSink(Sink):
     # --- what is exported
 
     def data(self, resource: Resource) -> list[MetricsData]:
-        """Everything since the start as the SDK's own records, cumulative, in parts; none where nothing happened."""
+        """Return everything since the start as the SDK's records, cumulative, in parts; none if nothing happened."""
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -273,9 +273,7 @@ class MetricSink(Sink):
                     semconv.PHASE: event.phase.value,
                     semconv.VIOLATION: event.violation,
                     semconv.ALLOWED: event.allowed is not None,
-                    semconv.CODE_FILE_PATH: None if site is None else site.file,
-                    semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
-                    semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                    **location(site),
                 }
             )
 
@@ -311,9 +309,9 @@ _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.Wea
 
 
 def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = None) -> MetricSink | None:
-    """The sink for a meter provider of the program's, or else for its global one, if it has set that.
+    """Return the sink for a meter provider of the program's, or else for its global one, if it has set that.
 
-    The same for each watch: an instrument can be registered once, and counts must not start anew.
+    It is the same for every watch: an instrument can be registered once, and counts must not start again.
     """
     api = sys.modules.get("opentelemetry.metrics")
     if api is None:
@@ -331,7 +329,7 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
 
 
 def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str, AttributeValue], int]]]:
-    """The counters beside the syncs' own, each with its values by attributes."""
+    """Return all counters but that of syncs, each with its values by attributes."""
     return {
         _DROPPED: _by({_FULL: 0} | now.dropped),
         _FOLDED: [({}, now.folded)],
@@ -342,12 +340,12 @@ def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str,
 
 
 def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
-    """Zero, too, is worth saying: whoever alerts on it needs a series to look at."""
+    """Zeros are included: an alert needs a series to look at."""
     return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
 
 
 def _context_of(span: SpanContext | None, user: object | None) -> Context | None:
-    """What the SDK takes the exemplar from: our span, or else the user's own that was active at the time."""
+    """Return what the SDK takes the exemplar from: our span, or else the user's that was active at the time."""
     if span is not None:
         return set_span_in_context(NonRecordingSpan(span), Context())
     return user if isinstance(user, Context) else Context()

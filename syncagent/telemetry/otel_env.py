@@ -1,7 +1,7 @@
-"""Checks the ``OTEL_*`` variables that matter here, in words a person can act on.
+"""Checks the ``OTEL_*`` variables that matter here, with errors that a person can act on.
 
-The SDK reads most of them itself, each in its own way: a malformed value may be an exception at import, a warning in
-a log that nobody reads, or a default taken in silence.
+The SDK reads most of them itself, each in its own way: a malformed value may raise at import, be a warning in a
+log that nobody reads, or silently become a default.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ LOGS: Final = "LOGS"
 
 SPAN_BATCHES: Final = "OTEL_BSP"
 LOG_BATCHES: Final = "OTEL_BLRP"
-"""How the variables begin that are about queues and batches."""
+"""Prefixes of the variables for queues and batches."""
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
 
 PROMETHEUS: Final = "prometheus"
-"""The one value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
+"""A value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
 
 _SAMPLERS = (
     "always_on",
@@ -81,7 +81,7 @@ _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/
 
 
 def _are_headers(value: str) -> bool:
-    """Whether each item is a header that can be sent: the SDK leaves out the others, and shows their values."""
+    """Return whether each item is a header that can be sent: the SDK drops the others and logs their values."""
     items = [item.strip() for item in value.split(",") if item.strip()]
     found = [re.fullmatch(rf"{_HEADER_NAME}\s*=([ -~]*)", item) for item in items]
     return all(item is not None and not re.search(r"[\x00-\x1f\x7f]", unquote(item[1])) for item in found)
@@ -102,7 +102,7 @@ def _are_detectors(value: str) -> bool:
 
 
 def _is_pairs(value: str) -> bool:
-    """Whether it is ``key=value,key=value``; empty items are let pass."""
+    """Return whether it is ``key=value,key=value``; empty items are allowed."""
     return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
 
 
@@ -112,7 +112,7 @@ class _Rule:
     allowed: str
     is_valid: Callable[[str], bool]
     is_secret: bool = False
-    """The value must not be shown."""
+    """Whether the value must not be shown."""
 
 
 _RESOURCE = (
@@ -141,7 +141,7 @@ _SPANS = (
 
 
 def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
-    """Both names of an OTLP exporter's setting, the one that counts first."""
+    """Return both names of an OTLP exporter's setting, the one that takes precedence first."""
     return f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
 
 
@@ -178,7 +178,7 @@ _RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(
 
 
 def check(environ: Mapping[str, str]) -> None:
-    """Raise ConfigError, which names variable, value and what is allowed, for the first value that is malformed."""
+    """Check the variables of spans; raises ConfigError with the variable, its value and what is allowed."""
     _obey(_SPANS, environ)
     _check_batches(SPAN_BATCHES, environ)
     if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
@@ -187,12 +187,12 @@ def check(environ: Mapping[str, str]) -> None:
 
 
 def check_resource(environ: Mapping[str, str]) -> None:
-    """The same for what spans, metrics and logs have in common."""
+    """Check the variables that spans, metrics and logs have in common; raises ConfigError."""
     _obey(_RESOURCE, environ)
 
 
 def check_metrics(environ: Mapping[str, str]) -> None:
-    """The same for the variables of metrics."""
+    """Check the variables of metrics; raises ConfigError."""
     _obey(_METRICS, environ)
     _check_otlp(METRICS, environ)
     if exporter(environ, METRICS) == PROMETHEUS:
@@ -200,7 +200,7 @@ def check_metrics(environ: Mapping[str, str]) -> None:
 
 
 def check_logs(environ: Mapping[str, str]) -> None:
-    """The same for the variables of logs."""
+    """Check the variables of logs; raises ConfigError."""
     _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
     if exporter(environ, LOGS) == "otlp":
         _check_batches(LOG_BATCHES, environ)
@@ -219,12 +219,12 @@ def is_disabled(environ: Mapping[str, str]) -> bool:
 
 
 def has_exemplars(environ: Mapping[str, str]) -> bool:
-    """Whether histograms are to carry exemplars; those of the agent's are of sampled spans in any case."""
+    """Return whether histograms carry exemplars; the agent's are of sampled spans in any case."""
     return environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off"
 
 
 def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
-    """``otlp``, ``none`` or ``prometheus`` where the environment says so, by name or by giving an endpoint."""
+    """Return ``otlp``, ``none`` or ``prometheus`` if the environment asks for it, by name or by giving an endpoint."""
     named = environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower()
     if named in {"none", PROMETHEUS}:
         return named
@@ -232,7 +232,7 @@ def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
 
 
 def protocol(environ: Mapping[str, str], signal: str = TRACES) -> str:
-    """The OTLP protocol, ``http/protobuf`` unless something else is asked for."""
+    """Return the OTLP protocol, ``http/protobuf`` by default; raises ConfigError."""
     variable = f"OTEL_{signal}_EXPORTER"
     value = environ.get(variable, "").strip().lower()
     chosen = _EXPORTERS.get(value)
@@ -250,7 +250,10 @@ def protocol(environ: Mapping[str, str], signal: str = TRACES) -> str:
 
 
 def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
-    """Where spans (or metrics) go, for people to read: with the path added to a base address, without secrets."""
+    """Return where a signal goes, for people to read: with the path added to a base address, without secrets.
+
+    Raises ConfigError for a malformed address.
+    """
     is_grpc = protocol(environ, signal) == GRPC
     default = "http://localhost:4317" if is_grpc else "http://localhost:4318"
     variable, value = _first(environ, otlp("ENDPOINT", signal)) or ("", default)
@@ -270,7 +273,7 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
 
 
 def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int:
-    """The variable's value, which has been checked."""
+    """Return the value of a variable that has been checked."""
     return int(environ.get(variable) or default)
 
 

@@ -1,7 +1,7 @@
-"""A queue of finished spans (or log records) and the thread that sends them, both bounded, with an account of each.
+"""A bounded queue of finished spans (or log records), and the thread that sends them and counts what became of each.
 
-The SDK's BatchSpanProcessor does the same and says neither what it dropped nor ends in time: its shutdown waits up to
-30 s for a collector that hangs, and at exit no other thread can be started to cut that short.
+The SDK's BatchSpanProcessor does not say what it dropped, and its shutdown waits up to 30 s for a Collector that hangs;
+at exit no other thread can be started to cut that short.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from syncagent.support.pace import keep_pace
-from syncagent.support.randomness import SystemIdGenerator, isolate_opentelemetry, mark_agent_thread
+from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
 from syncagent.telemetry.exporter_errors import explain_error
 from syncagent.telemetry.responses import CollectorResponses
+from syncagent.telemetry.step_ids import PresetIdGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,55 +38,55 @@ CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
 
 GRACE_S = 2.0
-"""The same once something has gone wrong: time for one retry."""
+"""How long it may wait once something has gone wrong: time for one retry."""
 
 _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
-"""What exporters log through.  Silenced for records of the sending thread only: the program may have its own."""
+"""Loggers of the exporters.  Silenced on the sending thread only: the program may have exporters of its own."""
 
 
 class Exporter(Protocol):
-    """What is needed of the SDK's SpanExporter, or of its LogRecordExporter."""
+    """What an Outbox needs of the SDK's SpanExporter or LogRecordExporter."""
 
     def export(self, batch: Sequence[Any], /) -> Enum: ...
     def shutdown(self) -> None: ...
 
 
 class Trouble:
-    """Since when the other side has been in trouble, and the sentence that says so, once.
+    """Since when exports have been failing, and the one report of it.
 
-    ``changed`` guards it: whoever waits for the sending to end is told of the first complaint.
+    ``changed`` guards it, and is notified of errors, for those who wait for the sending to end.
     """
 
     def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], None]) -> None:
         self._changed = changed
         self._on_trouble = on_trouble
-        self._has_told = False
+        self._is_reported = False
         self.since: float | None = None
-        """``time.monotonic()``; ``None`` while all is well."""
-        self._complaint: str | None = None
+        """``time.monotonic()`` of the first error; ``None`` while exports succeed."""
+        self._first_error: str | None = None
 
-    def overhear(self, message: str) -> None:
-        """The exporter complains.  It may go on trying and succeed, so that nobody is told yet."""
+    def note_error(self, message: str) -> None:
+        """Keep an error of the exporter's; it may retry and succeed, so nothing is reported yet."""
         with self._changed:
-            self._complaint = self._complaint or message
+            self._first_error = self._first_error or message
             self.since = self.since or time.monotonic()
             self._changed.notify_all()
 
-    def is_over(self) -> None:
-        self.since = self._complaint = None
+    def clear(self) -> None:
+        self.since = self._first_error = None
 
-    def left_s(self, began: float, timeout_s: float) -> float:
-        """Return for how long to wait on: to the timeout, or a grace after the trouble began if that is sooner."""
+    def remaining_s(self, began: float, timeout_s: float) -> float:
+        """Return how much longer to wait: to the timeout, or to the end of the grace period after the first error."""
         grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
         return began + min(timeout_s, grace) - time.monotonic()
 
-    def tell(self, reason: str) -> None:
-        """Something is lost; the exporter's first complaint says best why."""
+    def report(self, reason: str) -> None:
+        """Report that something is lost, once; the exporter's first error explains it best."""
         with self._changed:
-            if self._has_told:
+            if self._is_reported:
                 return
-            self._has_told = True
-            reason = self._complaint or reason
+            self._is_reported = True
+            reason = self._first_error or reason
         self._on_trouble(explain_error(reason))
 
 
@@ -93,8 +94,8 @@ class Outbox(SpanProcessor):
     """Queues spans as they end and has them exported in batches on a thread of its own.
 
     ``make_exporter`` is called here, and again in a forked child that ends spans of its own.  ``on_trouble`` is called
-    at most once, with a reason.  When the queue is full the oldest span is dropped.  While the other side has asked to
-    be left alone (``responses``) nothing is sent, and what it refused meanwhile is sent again later.
+    at most once, with a reason.  When the queue is full the oldest span is dropped.  While the Collector has asked
+    for a pause (``responses``) nothing is sent, and what it refused with that is sent again afterwards.
     """
 
     def __init__(
@@ -165,10 +166,10 @@ class Outbox(SpanProcessor):
             try:
                 self._start()
             except Exception as error:
-                self._trouble.tell(f"no thread to send them: {error}")
+                self._trouble.report(f"no thread to send them: {error}")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have everything sent now; say whether that was done in time."""
+        """Have everything sent now; return whether that was done in time."""
         with self._changed:
             self._flushing += 1
             self._changed.notify_all()
@@ -180,7 +181,7 @@ class Outbox(SpanProcessor):
         self.close()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Send what is left, but come back in that time: sooner if the other side has shown that it is in trouble."""
+        """Send what is left, but return within that time, or sooner if exports have been failing."""
         with self._changed:
             if self._is_closing:
                 return
@@ -188,7 +189,7 @@ class Outbox(SpanProcessor):
             self._changed.notify_all()
             began = time.monotonic()
             while self._queue or self._sending:
-                left = self._trouble.left_s(began, timeout_s)
+                left = self._trouble.remaining_s(began, timeout_s)
                 if self._thread is None or left <= 0:
                     break
                 self._changed.wait(left)
@@ -200,33 +201,33 @@ class Outbox(SpanProcessor):
             self._queue.clear()
             self._changed.notify_all()
         if lost:
-            self._trouble.tell(f"no answer within {timeout_s:g} s")
+            self._trouble.report(f"no answer within {timeout_s:g} s")
         elif self._thread is not None:
-            self._thread.join(GRACE_S)  # it only has to let go of the exporter
+            self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def stats(self) -> dict[str, int]:
-        """How many spans the other side took, how many it did not, and how many were never offered to it."""
+        """Return how many spans were delivered, how many could not be, and how many were dropped unsent."""
         with self._changed:
             return {"exported": self._exported, "failed": self._failed, "dropped": self._dropped}
 
     def _work(self, exporter: Exporter) -> None:
-        # Not for us: spans that the program's own instrumentation of requests or gRPC would make of the sending.
+        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         mark_agent_thread()
-        overheard = _Overheard(self._trouble.overhear)
-        overheard.attach()
+        interceptor = _LogInterceptor(self._trouble.note_error)
+        interceptor.attach()
         keep_pace()
         try:
             while batch := self._next_batch():
                 self._send(exporter, batch)
             exporter.shutdown()
         except Exception as error:
-            self._trouble.tell(_describe(error))
+            self._trouble.report(_describe(error))
         finally:
-            overheard.detach()
+            interceptor.detach()
 
     def _next_batch(self) -> list[Any]:
-        """Wait until a batch is due; empty when it is all over."""
+        """Wait until a batch is due and return it; return none at the end."""
         with self._changed:
             while True:
                 if self._is_abandoned or (self._is_closing and not self._queue):
@@ -258,7 +259,7 @@ class Outbox(SpanProcessor):
                 refused = min(refused, len(batch))
                 self._exported += len(batch) - refused
                 self._failed += refused
-                self._trouble.is_over()
+                self._trouble.clear()
                 if refused:
                     is_lost, reason = True, f"it does not take some: {why}"
             else:
@@ -266,10 +267,10 @@ class Outbox(SpanProcessor):
                 is_lost = not self._take_back(batch)
             self._changed.notify_all()
         if is_lost:
-            self._trouble.tell(reason)
+            self._trouble.report(reason)
 
     def _take_back(self, batch: list[Any]) -> bool:
-        """Queue again what the other side wants later; say whether all of it could be."""
+        """Queue again what the Collector wants later; return whether there was room for all of it."""
         room = self._max_queue - len(self._queue) if self._responses.retry_after_s() else 0
         kept = batch[-room:] if room > 0 else []
         self._queue.extendleft(reversed(kept))
@@ -281,7 +282,7 @@ class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
     def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
-        ids: Any = SystemIdGenerator()
+        ids: Any = PresetIdGenerator()
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
         self._outbox = outbox
         self._journal: Callable[[], Path | None] = lambda: None
@@ -299,7 +300,7 @@ class AgentTracerProvider(TracerProvider):
         return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
 
     def lost(self) -> dict[str, int]:
-        """How many spans did not arrive, by reason; empty where none are sent."""
+        """Return how many spans did not arrive, by reason; empty where none are sent."""
         if self._outbox is None:
             return {}
         stats = self._outbox.stats()
@@ -314,8 +315,8 @@ class AgentTracerProvider(TracerProvider):
         self.close()
 
 
-class _Overheard(logging.Filter):
-    """Hands over what is logged on this thread instead of letting it through."""
+class _LogInterceptor(logging.Filter):
+    """Passes what exporters log on this thread to ``take``, and keeps it out of the program's log."""
 
     def __init__(self, take: Callable[[str], None]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An endpoint on which Prometheus scrapes the agent's own sums, with no collector between them."""
+"""Serves the agent's own sums to Prometheus, without a Collector in between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNITS = {"s": "seconds"}
 def build_endpoint(
     resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]], local_rank: int | None
 ) -> ScrapeEndpoint | None:
-    """An endpoint where ``OTEL_METRICS_EXPORTER`` is ``prometheus``.
+    """Return an endpoint if ``OTEL_METRICS_EXPORTER`` is ``prometheus``.
 
     A malformed variable raises ConfigError, as does the lack of prometheus-client.
     """
@@ -59,9 +59,9 @@ def build_endpoint(
 class ScrapeEndpoint(Sink):
     """Serves what ``collect`` returns at ``http://host:port/metrics``, from the first sync or step on.
 
-    A sink only so as to know when that is: a launcher such as torchrun imports torch and never trains, and would take
-    the port of its first rank.  Nothing is sent: what is counted after the last scrape of a run is not seen by
-    Prometheus.  In a forked child the port is let go of at once.
+    It is a sink only to know when that is: a launcher such as torchrun imports torch and never trains, and would take
+    the port of its first rank.  Nothing is sent: Prometheus does not see what is counted after the last scrape of a
+    run.  A forked child closes the port at once.
     """
 
     name = "prometheus"
@@ -87,7 +87,7 @@ class ScrapeEndpoint(Sink):
         """There is no last export to begin."""
 
     def close(self, timeout_s: float = 0.0) -> None:  # noqa: ARG002 - a sender's signature; it takes half a second
-        """Let go of the port."""
+        """Close the port."""
         with self._lock:
             self._is_opened = True
             server, self._server = self._server, None
@@ -123,7 +123,7 @@ class ScrapeEndpoint(Sink):
 
 
 class _Paced(list[Any]):
-    """Samples between whose lines of text there is a pause now and then: those of 200 series take 0.2 s to write."""
+    """Samples that are written with pauses for other threads: those of 200 series take 0.2 s."""
 
     def __iter__(self) -> Iterator[Any]:
         for sample in super().__iter__():
@@ -135,7 +135,7 @@ _REMEDY = "Metrics cannot be scraped from this process; training goes on."
 
 
 class Address:
-    """Where to listen: what the standard variables say, and a port of its own for each rank of a host.
+    """Where to listen: the address that the standard variables give, with a port of its own for each rank of a host.
 
     The port is ``OTEL_EXPORTER_PROMETHEUS_PORT`` plus the local rank: 9464 to 9471 for eight ranks.
     """
@@ -164,10 +164,10 @@ PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 
 
 def families(parts: Iterable[MetricsData], resource: Resource) -> list[Family]:
-    """The SDK's records as Prometheus has them, by the rules that the collector's exporter goes by.
+    """Return the SDK's records as Prometheus names them, by the rules that the Collector's exporter follows.
 
     Dots become underscores, a unit is written out at the end (``s`` as ``seconds``; one in braces is left out), a
-    counter ends in ``_total``, and a gauge without a unit in ``_ratio``.  The resource is ``target_info``.
+    counter ends in ``_total``, and a gauge of unit 1 in ``_ratio``.  The resource is ``target_info``.
     Source: https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
     """
     from prometheus_client.core import InfoMetricFamily
@@ -200,7 +200,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
 
     def values(point: Any) -> list[str]:
         own = {**about, **(point.attributes or {})}
-        return [_text(own[name]) if name in own else "" for name in names]  # to Prometheus an empty label is none
+        return [_text(own[name]) if name in own else "" for name in names]  # to Prometheus an empty label is no label
 
     if isinstance(first.data, Histogram):
         histogram = HistogramMetricFamily(name, description, labels=labels)
@@ -220,7 +220,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
 
 
 def _buckets(point: HistogramDataPoint) -> list[Any]:
-    """Cumulative counts, each with the newest exemplar that lies within it."""
+    """Return cumulative counts, each with the newest exemplar of its bucket."""
     from prometheus_client.samples import Exemplar
 
     bounds = [*point.explicit_bounds, float("inf")]
@@ -233,8 +233,8 @@ def _buckets(point: HistogramDataPoint) -> list[Any]:
     total = 0
     for n, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
         total += count
-        said = "+Inf" if bound == float("inf") else repr(float(bound))
-        buckets.append((said, total, newest[n]) if n in newest else (said, total))
+        bound_text = "+Inf" if bound == float("inf") else repr(float(bound))
+        buckets.append((bound_text, total, newest[n]) if n in newest else (bound_text, total))
     return buckets
 
 
@@ -244,5 +244,5 @@ def _underscored(name: str) -> str:
 
 def _text(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    # A script's name that is no UTF-8 would make each scrape fail.
+    # A script's name that is not UTF-8 would make every scrape fail.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

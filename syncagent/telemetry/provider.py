@@ -1,4 +1,4 @@
-"""What the command line and autostart send through, as the ``OTEL_*`` variables ask; library users bring their own."""
+"""Builds what scripts send through, as the ``OTEL_*`` variables ask; programs bring their own providers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ JOURNAL_DELAY_S = 1.0
 
 
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
-    """What is known of the process, and ``run_resource`` (``syncagent.rank``, ``syncagent.world_size``).
+    """Return a resource of what is known of the process and ``run_resource`` (``syncagent.rank`` and the like).
 
-    What the resource detectors find that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names counts more, and so does what
-    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say.  A malformed variable raises ConfigError.
+    The resource detectors that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names take precedence, as do
+    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.  A malformed variable raises ConfigError.
     """
     otel_env.check_resource(os.environ)
     try:
@@ -52,19 +52,19 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
             **run_resource,
         }
         found = Resource.create()
-        said = {key: value for key, value in found.attributes.items() if value != ""}
-        if str(said.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's own word for none
-            del said[semconv.SERVICE_NAME]
-        said = _without_secrets(said)
-        if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs ask the detectors in no order
-            said[semconv.SERVICE_NAME] = named
-        return Resource(AttributeSanitizer().clean({**own, **said}), found.schema_url)
+        attributes = {key: value for key, value in found.attributes.items() if value != ""}
+        if str(attributes.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
+            del attributes[semconv.SERVICE_NAME]
+        attributes = _without_secrets(attributes)
+        if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs run the detectors in no fixed order
+            attributes[semconv.SERVICE_NAME] = named
+        return Resource(AttributeSanitizer().clean({**own, **attributes}), found.schema_url)
     except Exception as error:
         raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
 
 
 def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A resource detector may have put the whole command line there."""
+    """Redact the command line, which a resource detector may have put there as a whole."""
     found = dict(attributes)
     for name, value in attributes.items():
         if name.startswith("process.command") or name == "process.executable.path":
@@ -77,7 +77,7 @@ def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def build_provider(
     resource: Resource, journal: Path | None, journal_mode: int = DEFAULT_MODE
 ) -> tuple[AgentTracerProvider, str]:
-    """A provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is, in words.
+    """Return a provider that sends spans where the ``OTEL_*`` variables say, else to the journal; and where that is.
 
     A malformed variable raises ConfigError.
     """
@@ -100,7 +100,7 @@ def build_provider(
         if journal is None:
             return _silent(resource), "nowhere: no OTLP endpoint and no journal"
         exporters = _Journals(journal, journal_mode)
-        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _say_lacking))
+        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _warn_of_gaps))
         provider._journal = exporters.path
         provider.overwritten = exporters.overwritten
     except Exception as error:
@@ -116,7 +116,7 @@ _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 def build_metric_sender(
     resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]]
 ) -> MetricSender | None:
-    """A sender of metrics where the ``OTEL_*`` variables name an endpoint for them; there is no journal of metrics.
+    """Return a sender of metrics if the ``OTEL_*`` variables name an endpoint; there is no journal of metrics.
 
     A malformed variable raises ConfigError.
     """
@@ -164,8 +164,9 @@ def _exporter(signal: str, responses: CollectorResponses) -> Any:
 
 
 def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
-    """A logger provider and what it sends through, where OTEL_LOGS_EXPORTER asks for it: an endpoint alone may be one
-    that takes no logs.
+    """Return a logger provider and what it sends through, if OTEL_LOGS_EXPORTER asks for it.
+
+    An endpoint alone is not enough: it may be one that takes no logs.
 
     A malformed variable raises ConfigError.
     """
@@ -199,7 +200,7 @@ class _LogProcessor:
 
 
 class _Journals:
-    """Makes journal exporters: a second one in a forked child, with a file of its own."""
+    """Makes journal exporters; one made in a forked child has a file of its own."""
 
     def __init__(self, path: Path, mode: int) -> None:
         self._path = path
@@ -251,7 +252,7 @@ def _silent(resource: Resource) -> AgentTracerProvider:
 
 
 _in_trouble: set[str] = set()
-"""Hosts of which it has been said that spans do not reach them."""
+"""Hosts for which it has been reported that spans are being lost."""
 
 
 _LOST = {
@@ -271,12 +272,12 @@ def _warn_once(signal: str, target: str, reason: str) -> None:
     get_logger().warning(f"{_LOST[signal]}; training goes on, this is said once", to=target, reason=reason)
 
 
-def _say_lacking(reason: str) -> None:
+def _warn_of_gaps(reason: str) -> None:
     log_once("journal", "the journal lacks spans", reason=reason)
 
 
 def _script_name() -> str:
-    """``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before the script begins."""
+    """Return ``train`` for ``python train.py``, ``pkg.train`` for ``python -m pkg.train``, even before they begin."""
     arguments = getattr(sys, "argv", None) or [""]
     first: str = arguments[0]
     if first == "-m":

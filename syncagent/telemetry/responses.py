@@ -1,7 +1,7 @@
-"""What a collector's answers say beside yes and no: that it wants to be left alone, and what it did not take.
+"""What a Collector's responses say beyond success and failure: how long to wait for a retry, and what it rejected.
 
-The SDK's exporters wait for ``Retry-After`` within one export, if that has the time; the next export knows nothing of
-it.  A partial success is a success to them.
+The SDK's exporters obey ``Retry-After`` within one export, if that leaves the time; the next export does not know
+of it.  To them a partial success is a success.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["CollectorResponses"]
 
 _LATER = frozenset({429, 502, 503, 504})
-"""Those after which OTLP has a client try again: https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling"""
+"""Status codes after which OTLP has a client retry: https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling"""
 _MOST_S = 300.0
-"""So long at most: an answer must not end the telemetry of a job."""
+"""The longest wait: one response must not end the telemetry of a job."""
 
 
 class CollectorResponses:
-    """Heard on the thread that sends; asked there, too.  Over gRPC nothing is heard."""
+    """Reads the responses on the thread that sends; over gRPC there is nothing to read."""
 
     def __init__(self) -> None:
         self._until = 0.0
         self._rejected = (0, "")
 
     def retry_after_s(self) -> float:
-        """Return for how long it is to be left alone; 0 where it is not."""
+        """Return how many seconds to wait before anything is sent; 0 unless the Collector has asked for it."""
         return max(self._until - time.monotonic(), 0.0)
 
     def take_rejected(self) -> tuple[int, str]:
-        """Return how many spans or data points of the latest request it did not take, and why; then forget it."""
+        """Return how many spans or data points of the latest request were rejected, and why; then forget it."""
         rejected, self._rejected = self._rejected, (0, "")
         return rejected
 
     def session(self) -> requests.Session:
-        """Make a session for an exporter, all of whose answers are heard."""
+        """Make a session for an exporter; all responses to it are read."""
         import requests
 
         session = requests.Session()
@@ -46,9 +46,9 @@ class CollectorResponses:
         return session
 
     def _note(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        said = response.headers.get("Retry-After")
-        if said is not None and response.status_code in _LATER:
-            self._until = time.monotonic() + min(_seconds(said), _MOST_S)
+        value = response.headers.get("Retry-After")
+        if value is not None and response.status_code in _LATER:
+            self._until = time.monotonic() + min(_seconds(value), _MOST_S)
         elif response.ok:
             self._until = 0.0
             self._rejected = _partial_success(response.content) if response.content else (0, "")
@@ -65,7 +65,10 @@ def _seconds(text: str) -> float:
 
 
 def _partial_success(body: bytes) -> tuple[int, str]:
-    """https://opentelemetry.io/docs/specs/otlp/#partial-success-1; the answers of all signals have the same layout."""
+    """Read it from a body, whose layout is the same for all signals.
+
+    https://opentelemetry.io/docs/specs/otlp/#partial-success-1
+    """
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
     try:

@@ -13,6 +13,7 @@ STEP_SPAN: Final = "train.step"
 CODE_FILE_PATH: Final = "code.file.path"
 CODE_LINE_NUMBER: Final = "code.line.number"
 CODE_FUNCTION_NAME: Final = "code.function.name"
+CODE: Final = (CODE_FILE_PATH, CODE_LINE_NUMBER, CODE_FUNCTION_NAME)
 CODE_STACKTRACE: Final = "code.stacktrace"
 THREAD_NAME: Final = "thread.name"
 SERVICE_NAME: Final = "service.name"
@@ -49,6 +50,8 @@ FORWARD_FUNCTION_NAME: Final = "syncagent.forward.function.name"
 LIBRARY_FILE_PATH: Final = "syncagent.library.file.path"
 LIBRARY_LINE_NUMBER: Final = "syncagent.library.line.number"
 LIBRARY_FUNCTION_NAME: Final = "syncagent.library.function.name"
+FORWARD: Final = (FORWARD_FILE_PATH, FORWARD_LINE_NUMBER, FORWARD_FUNCTION_NAME)
+LIBRARY: Final = (LIBRARY_FILE_PATH, LIBRARY_LINE_NUMBER, LIBRARY_FUNCTION_NAME)
 
 # On the step: all its syncs, those included that were too short for a span.
 STEP_SYNCS: Final = "syncagent.step.syncs"

@@ -1,4 +1,4 @@
-"""Counts and histograms in a bounded number of series: the sites with the most syncs, and one for all the rest."""
+"""Counts and histograms in a bounded number of series: one for each of the busiest sites, one for all others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OTHER = "other"
 """``syncagent.op`` of the series that takes the syncs of all series beyond the limit."""
 
 _FOLDED_MAX = 10_000
-"""Folded series are told apart up to so many."""
+"""How many folded series are counted separately."""
 _LEAST = 128
-"""Syncs after which it is asked whether a folded series should have its own."""
+"""From how many syncs on a folded series may get its own."""
 
 
 @dataclass(slots=True)
 class Series:
-    """A count and a histogram; ``bounds`` and sums are seconds, ``began_ns`` is since the Unix epoch."""
+    """A count and a histogram; ``bounds`` and sums are in seconds, ``began_ns`` is since the Unix epoch."""
 
     attributes: Attributes
     bounds: Sequence[float]
@@ -41,7 +41,7 @@ class Series:
     min_s: float = float("inf")
     max_s: float = 0.0
     examples: dict[int, tuple[float, int, SpanContext]] = field(default_factory=dict)
-    """The newest value of each bucket that has a span, since the last export; its end and its span."""
+    """The newest value of each bucket that has a span since the last export, with its end and its span."""
 
     def __post_init__(self) -> None:
         self.buckets = self.buckets or [0] * (len(self.bounds) + 1)
@@ -49,7 +49,7 @@ class Series:
     def add(
         self, total_s: float, count: int, max_s: float | None = None, span: tuple[int, SpanContext] | None = None
     ) -> None:
-        """Add ``count`` values whose sum is given: each counts as their mean.  ``span`` is one's, with its end."""
+        """Add ``count`` values by their sum: each counts as their mean.  ``span`` is one's, with its end."""
         mean_s = total_s / count
         bucket = bisect_left(self.bounds, mean_s)
         self.buckets[bucket] += count
@@ -61,7 +61,7 @@ class Series:
         self.max_s = max(self.max_s, mean_s if max_s is None else max_s)
 
     def absorb(self, other: Series) -> None:
-        """Add all that another has counted."""
+        """Add everything that another series has counted."""
         self.buckets = [sum(pair) for pair in zip(self.buckets, other.buckets, strict=True)]
         self.count += other.count
         self.total_s += other.total_s
@@ -69,15 +69,15 @@ class Series:
         self.max_s = max(self.max_s, other.max_s)
 
     def taken(self) -> Series:
-        """A copy, which takes the examples with it."""
+        """Return a copy and hand the exemplars over to it."""
         examples, self.examples = self.examples, {}
         return replace(self, buckets=self.buckets.copy(), examples=examples)
 
 
 class SeriesTable:
-    """The first ``most`` keys have a series each; the rest is in one, whose op is ``other``.
+    """Gives the first ``most`` keys a series each, and folds all others into one whose op is ``other``.
 
-    A folded key that by and by has twice the syncs of the one with the fewest takes its place: what that one has
+    When a folded key reaches twice the syncs of the least busy series it takes that one's place: what that series has
     counted goes to ``other``, so that the sum over all series is exact at any time.  What the new one had counted stays
     in ``other``; its own series begins then.
     """
@@ -92,11 +92,11 @@ class SeriesTable:
 
     @property
     def folded(self) -> int:
-        """How many series are in the one for the rest."""
+        """How many series are folded into one."""
         return len(self._folded)
 
     def of(self, key: Hashable, count: int, describe: Callable[[], Attributes]) -> Series:
-        """The series that ``count`` syncs are to be added to."""
+        """Return the series to which ``count`` syncs are to be added."""
         series = self._series.get(key)
         if series is not None:
             return series
@@ -113,7 +113,7 @@ class SeriesTable:
         return self._other
 
     def taken(self) -> list[Series]:
-        """Copies of all, which take their examples with them."""
+        """Return copies of all series, and hand the exemplars over to them."""
         rest = [] if self._other is None else [self._other]
         return [series.taken() for series in (*self._series.values(), *rest)]
 
@@ -123,7 +123,7 @@ class SeriesTable:
             return False
         before = before or 0
         now = self._folded[key] = before + count
-        if now < _LEAST or now.bit_length() == before.bit_length():  # asked each time it has doubled
+        if now < _LEAST or now.bit_length() == before.bit_length():  # decided only each time it has doubled
             return False
         return now >= 2 * min(series.count for series in self._series.values())
 

@@ -1,7 +1,7 @@
-"""Which syncs and steps get a span of their own, so that a job with thousands a second sends tens of spans a second.
+"""Decides which syncs and steps get a span, so that a job with thousands of syncs per second sends tens of spans.
 
 A span costs some 0.2 ms of Python, for which the agent's thread competes with the training threads.  Counts and sums
-are exact without spans: the report and the metrics have them all.
+do not need spans: the report and the metrics cover every sync.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["SpanBudget"]
 
 FIRST = 100
-"""So many syncs of each line get a span whatever comes, and so many steps."""
+"""How many syncs of each line, and how many steps, get a span in any case."""
 INTERVAL_NS = 1_000_000_000
-"""After that, each time a line waits longer than before in this interval, and one step."""
+"""In each interval after that, a sync gets a span if its line has not waited longer in it, and about one step does."""
 MOST = 50
-"""Spans of syncs in one interval, beyond the first of each line."""
+"""The most spans of such syncs in one interval."""
 LINES = 20
-"""Spans of syncs in a step that is picked, beyond those: one a line."""
+"""The most spans of syncs in a step that was picked, one per line."""
 _SITES = 10_000
 
 
 class SpanBudget:
-    """Keeps count; asked once for each sync and each step, in about their order.
+    """Decides on each sync and each step once, in about their order.
 
-    Ranks agree on the steps that are shown: about one a second is picked by ``draw``, which gives all ranks the same
-    number for a step.  How many low bits of it have to be 0 depends on how fast steps come, so that what a rank picks
-    that is a little slower contains what the others pick.  Each line's first sync in such a step has a span, so that
-    ranks can be held against each other.
+    Ranks pick the same steps, about one per second, so that they can be compared: ``draw`` gives all ranks the same
+    number for a step, and the step is picked if the low bits of it are 0.  How many bits depends on the rate of steps,
+    so that a slightly slower rank picks all that the others pick.  In such a step the first sync of each line has a
+    span.
     """
 
     def __init__(self, first: int = FIRST, draw: Callable[[int], int] = lambda _step: 1) -> None:
@@ -45,16 +45,16 @@ class SpanBudget:
         self._steps = 0
         self._step_interval = -1
         self._steps_before = 0
-        self._mask = -1  # none is picked until it is known how fast they come; the first have a span anyhow
+        self._mask = -1  # no step is picked until their rate is known; the first have a span anyway
         self._drawn = (-1, False)
         self._lines: set[Hashable] = set()
         self.withheld = 0
-        """Syncs that got no span."""
+        """How many syncs got no span."""
         self.withheld_steps = 0
-        """Steps that got none, since none of their syncs did either."""
+        """How many steps got none; none of their syncs did either."""
 
     def allows(self, event: SyncEvent) -> bool:
-        """Is this sync to have a span?"""
+        """Return whether this sync gets a span."""
         if event.repeats > 1:  # it stands for many
             self.withheld += event.repeats
             return False
@@ -79,7 +79,7 @@ class SpanBudget:
         return False
 
     def allows_step(self, record: StepRecord) -> bool:
-        """Is a step without a sync's span to have one?"""
+        """Return whether a step gets a span although none of its syncs has one."""
         interval = record.end_ns // INTERVAL_NS
         if interval != self._step_interval:
             if self._step_interval >= 0:

@@ -1,4 +1,4 @@
-"""Builds OpenTelemetry spans out of finished records: one trace a training step, one span a sync."""
+"""Builds OpenTelemetry spans from finished records: a trace per training step, a span per sync."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
 from syncagent.support.pace import yield_gil
 from syncagent.telemetry import semconv
-from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.step_ids import PresetIdGenerator, StepIds
 
@@ -28,43 +28,39 @@ if TYPE_CHECKING:
 __all__ = ["SpanSink"]
 
 HELD_MAX = 512
-"""Events held back for their step's end, over all steps; more than that and they go out before it."""
+"""How many events may wait for the end of their steps; beyond that their spans are built before it."""
 
 OPEN_MAX = 16
-"""Steps begun whose record has not come; the oldest is ended when there are more."""
+"""How many steps may be without their record; beyond that the oldest is ended."""
 
 ENDED_MAX = 8
-"""Ended steps that are remembered for syncs that arrive late."""
+"""How many ended steps are kept for syncs that arrive late."""
 
-VERDICTS_MAX = 256
-"""Spans of the user's in one step for which the sampler's word is kept."""
+DECISIONS_MAX = 256
+"""For how many of the user's spans in one step the sampler's decision is kept."""
 
 NAME_MAX = 256
-"""Characters of a span's name."""
-
-_CODE = (semconv.CODE_FILE_PATH, semconv.CODE_LINE_NUMBER, semconv.CODE_FUNCTION_NAME)
-_FORWARD = (semconv.FORWARD_FILE_PATH, semconv.FORWARD_LINE_NUMBER, semconv.FORWARD_FUNCTION_NAME)
-_LIBRARY = (semconv.LIBRARY_FILE_PATH, semconv.LIBRARY_LINE_NUMBER, semconv.LIBRARY_FUNCTION_NAME)
+"""Longest name of a span, in characters."""
 
 _SDK = "opentelemetry.sdk."
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
 class SpanSink(Sink):
-    """One trace a training step: ``train.step`` and, inside it, a span for each sync, with the records' own times.
+    """Sends one trace per training step: ``train.step`` and, inside it, a span for each sync, with the records' times.
 
-    A step's spans are built when its record comes.  They are built earlier, the record's end still to come, when too
-    many events are held, when a later step's events arrive first, and on ``flush``.
+    A step's spans are built when its record comes, or earlier if too many events are held, if a later step's events
+    arrive first, and on ``flush``.
 
     - The ranks of a job have the same trace for a step, each with a ``train.step`` of its own: see
       :mod:`syncagent.telemetry.step_ids`.
     - The user's own active span becomes the parent of ``train.step``, which then starts no earlier than its parent.
-      What else is in the user's context, baggage say, is in the context of our spans.
-    - A sync that ran under another span of the user's than the step did is that span's child.
+      The rest of the user's context, baggage say, is in the context of the agent's spans.
+    - A sync that ran under another of the user's spans than the step did is that span's child.
     - A sync that began before ``train.step`` could (before the user's span was opened, say) gets a trace of its own
       that links to the step: times of children always lie within those of their parents.
-    - A sync of a step that has already ended still becomes its child; it may outlive it.
-    - The provider's sampler is asked once for a step, before anything is spent on its syncs.
+    - A sync of a step that has already ended still becomes its child; it may end after it.
+    - The provider's sampler is asked once per step, before any work is done for its syncs.
     - In a long run not every sync has a span, nor every step: see :mod:`syncagent.telemetry.span_budget`.
 
     The provider belongs to the caller: it is neither flushed nor shut down here.  Without one, the global provider is
@@ -83,12 +79,12 @@ class SpanSink(Sink):
         budget: SpanBudget | None = None,
         version: str = __version__,
     ) -> None:
-        """``identity`` is asked now and then for what stands on every span and for what the trace ids are made from."""
+        """``identity`` says, asked again every second, what is on every span and what trace ids are made from."""
         self._provider = tracer_provider
         self._version = version
         self._preset_ids: PresetIdGenerator | None = None
         self._takes_all = False
-        """The sampler wants every trace that has no parent."""
+        """Whether the sampler takes every trace that has no parent."""
         self._tracer = self._own_tracer()
         self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
@@ -96,9 +92,9 @@ class SpanSink(Sink):
         self.budget = budget if budget is not None else SpanBudget()
         self.budget.draw = self._ids.trace_id
         self.unsampled = 0
-        """Syncs without a span, since the sampler wanted none of their step."""
+        """How many syncs have no span because the sampler refused their step."""
         self.short = 0
-        """Syncs without a span, since they were shorter than ``min_stall_ms``."""
+        """How many syncs have no span because they were shorter than ``min_stall_ms``."""
         self.sanitizer = AttributeSanitizer()
         self._steps: dict[int, _Step] = {}
         self._ended: dict[int, _Step] = {}
@@ -143,11 +139,11 @@ class SpanSink(Sink):
         self._policy = policy
 
     def span_of(self, record: SyncEvent | StepRecord) -> trace.SpanContext | None:
-        """Which span a record has or is about to get: known only for what the latest call handed over."""
+        """Return the span that a record has or will get; known only for those of the latest call."""
         return self._contexts.get(id(record))
 
     def without_span(self) -> dict[str, int]:
-        """How many syncs have no span, by reason: with the spans, these are all syncs."""
+        """Return how many syncs have no span, by reason; together with the spans these are all syncs."""
         return {"rationed": self.budget.withheld, "not sampled": self.unsampled, "short": self.short}
 
     def flush(self) -> None:
@@ -163,7 +159,7 @@ class SpanSink(Sink):
     # --- which spans
 
     def _own_tracer(self) -> trace.Tracer:
-        """A tracer of our own, so that ids can be laid out for it; a proxy while the program has no provider."""
+        """Return a tracer of the agent's own, whose ids can be set beforehand; a proxy while there is no provider."""
         provider = self._provider if self._provider is not None else trace.get_tracer_provider()
         if not isinstance(provider, trace.ProxyTracerProvider):
             self._provider = provider
@@ -176,7 +172,7 @@ class SpanSink(Sink):
         return tracer
 
     def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
-        """The event's step, and whether it has ended.  Users who count steps by hand may use a number again."""
+        """Return the event's step and whether it has ended; users who count steps by hand may reuse numbers."""
         step = self._steps.get(event.step)
         if step is not None:
             return step, False
@@ -194,13 +190,13 @@ class SpanSink(Sink):
         return _Step(number, self._ids.lap(number))
 
     def _trace_id(self, step: _Step) -> int:
-        """The step's trace, made once it is asked for: most steps of a long run get no span."""
+        """Return the step's trace id, made when it is needed: most steps of a long run get no span."""
         if not step.trace_id:
             step.trace_id = self._ids.trace_id(step.number, step.lap)
         return step.trace_id
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
-        """Ask the SDK's samplers, which keep no count; any other is asked by the tracer alone, once a span."""
+        """Ask the SDK's samplers, which keep no state; any other is only asked by the tracer, once per span."""
         if self._takes_all and record.user_span is None and step.user is None:
             return True
         parent = step.user_for(record)
@@ -212,13 +208,13 @@ class SpanSink(Sink):
             return True
         trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
         decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
-        if len(step.sampled) >= VERDICTS_MAX:
+        if len(step.sampled) >= DECISIONS_MAX:
             step.sampled.clear()
         step.sampled[key] = bool(decision.is_recording())
         return step.sampled[key]
 
     def _preset_id(self, step: _Step, event: SyncEvent) -> int:
-        """Draw the id of a span that is built later, so that metrics and logs can name it now."""
+        """Choose the id of a span that is built later, so that metrics and logs can name it now."""
         if self._preset_ids is None:
             return 0
         span_id = secrets.randbits(64) or 1
@@ -235,7 +231,7 @@ class SpanSink(Sink):
         if step is None:
             ended = self._ended.get(record.step)
             if ended is not None and record.start_ns < ended.end_ns:
-                return  # it was ended for want of this record
+                return  # it was ended without waiting for this record
             step = self._new_step(record.step)
         has_spans = bool(step.held) or step.root is not None
         if not has_spans and not self._is_sampled(step, record):
@@ -250,7 +246,7 @@ class SpanSink(Sink):
             self.budget.withheld_steps += 1
 
     def _emit(self, step: _Step, record: StepRecord | None = None) -> None:
-        """Build the spans of what is held, and the step's own if it has none yet."""
+        """Build the spans of the syncs that are held, and the step's own if it has none yet."""
         root = step.root
         if root is None:
             if record is None and not step.held:
@@ -312,7 +308,7 @@ class SpanSink(Sink):
         span.end(end_ns)
 
     def _stray_id(self, step: _Step, root: trace.SpanContext) -> int:
-        """A trace of its own: the step's, where that is not the step's either since the user has a span around it."""
+        """Return the trace id of a sync outside of its step's span: the step's, if that is in a user's trace."""
         trace_id = self._trace_id(step)
         return trace_id if root.trace_id != trace_id else 0
 
@@ -323,7 +319,7 @@ class SpanSink(Sink):
 
     def _finish(self, step: _Step) -> None:
         if step.root is None:
-            return  # every sync of it was too short for a span, and no record came
+            return  # each of its syncs was too short for a span, and no record came
         step.root.set_attribute(semconv.STEP_SYNCS, step.syncs)
         step.root.set_attribute(semconv.STEP_STALL_MS, step.stall_ns / 1e6)
         step.root.end(step.end_ns)
@@ -354,20 +350,16 @@ class SpanSink(Sink):
             semconv.SHAPES: sanitizer.clean_texts(map(_shape, event.shapes)),
             semconv.RANGES: sanitizer.clean_texts(event.ranges),
             semconv.MODULE: event.module,
+            **location(event.site),
+            **location(event.forward_site, semconv.FORWARD),
+            **location(event.library_site, semconv.LIBRARY),
+            **self._ids.identity().attributes,
         }
-        for site, names in (
-            (event.site, _CODE),
-            (event.forward_site, _FORWARD),
-            (event.library_site, _LIBRARY),
-        ):
-            if site is not None:
-                attributes.update(zip(names, (site.file, site.line or None, site.function), strict=True))
-        attributes.update(self._ids.identity().attributes)
         return sanitizer.clean(attributes)
 
 
 class _Held(NamedTuple):
-    """A sync whose span is still to be built, and the id laid out for it; 0 where none can be."""
+    """A sync whose span is still to be built, and the id chosen for it; 0 where none can be."""
 
     event: SyncEvent
     span_id: int
@@ -375,15 +367,15 @@ class _Held(NamedTuple):
 
 @dataclass(slots=True)
 class _Step:
-    """A step whose spans are not all out yet."""
+    """A step some of whose spans are still to be built."""
 
     number: int
     lap: int
     trace_id: int = 0
     sampled: dict[int, bool] = field(default_factory=dict)
-    """What the sampler said, by the id of the user's span that would be the parent; 0 for none."""
+    """The sampler's decision, by the id of the user's span that would be the parent; 0 for none."""
     user: trace.Span | None = None
-    """The first span of the user's that a record of this step came with."""
+    """The first of the user's spans that came with a record of this step."""
     held: list[_Held] = field(default_factory=list)
     syncs: int = 0
     stall_ns: int = 0
@@ -393,13 +385,13 @@ class _Step:
     end_ns: int = 0
 
     def user_for(self, record: SyncEvent | StepRecord) -> trace.Span | None:
-        """The user's span that decides on the record's: autograd's threads do not have that of the forward pass."""
+        """Return the user's span that a record belongs to; autograd's threads have none, and take the step's."""
         own = _user_span(record)
         self.user = self.user or own
         return own or self.user
 
     def is_foreign(self, event: SyncEvent) -> bool:
-        """Whether the sync ran under a span of the user's that is not the step's parent."""
+        """Return whether the sync ran under a user's span that is not the step's parent."""
         own = _user_span(event)
         if own is None:
             return False
@@ -407,7 +399,7 @@ class _Step:
 
 
 def _takes_all(tracer: trace.Tracer) -> bool:
-    """Is its sampler one of those of the SDK that take every trace, as by default?"""
+    """Return whether its sampler is one of the SDK's that take every trace, as the default does."""
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
 
     return getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
@@ -419,7 +411,7 @@ def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:
 
 
 def _context(parent: trace.Span | None, user: object | None) -> Context:
-    """The user's context (baggage, say) with that parent; what is active on the draining thread has no say."""
+    """Return the user's context (baggage, say) with that parent; the draining thread's own plays no part."""
     base = user if isinstance(user, Context) else Context()
     if parent is None:
         return trace.set_span_in_context(trace.INVALID_SPAN, base) if base else base
@@ -431,7 +423,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _stacktrace(stack: tuple[CallSite, ...]) -> str | None:
-    """The stack as Python prints it, the most recent call last."""
+    """Return the stack as Python prints it, the most recent call last."""
     if not stack:
         return None
     lines = []

@@ -1,4 +1,4 @@
-"""Ids of traces that the ranks of a job agree on without a word: each step's is a hash of the job and the step."""
+"""Trace ids that the ranks of a job agree on without communicating: each step's is a hash of the job and the step."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _NAMELESS = (
 
 
 class ProcessIdentity(NamedTuple):
-    """Whose spans these are: what stands on each of them, and what the ids of their traces are made from."""
+    """Which process of which job sends the spans."""
 
     attributes: Mapping[str, AttributeValue]
+    """Set on every span."""
     key: str | None
+    """Names the job; trace ids are made from it."""
 
 
 def process_identity() -> ProcessIdentity:
-    """Read it from the environment, where some launchers (Ray Train, Lightning) write it once the script runs."""
+    """Read it from the environment, into which some launchers (Ray Train, Lightning) write it while the script runs."""
     import platform
 
     rank, job = ranks.read(), ranks.job()
@@ -51,9 +53,9 @@ def process_identity() -> ProcessIdentity:
 class StepIds:
     """The trace id of each step: the first 16 bytes of ``BLAKE2b(key / lap / step)``.
 
-    Hashed bits are as good as random ones to a sampler that goes by a ratio of ids, so all ranks of a step make the
-    same choice.  A program that counts its steps anew for each epoch is on its next lap.  Without a job's key the
-    process has one of its own.
+    To a sampler that takes a ratio of all ids hashed bits are as good as random ones, so all ranks of a step make the
+    same choice.  A program that starts counting its steps again, each epoch say, is on its next lap.  Without a job's
+    key the process makes one of its own.
     """
 
     def __init__(self, ask: Callable[[], ProcessIdentity] | None = None) -> None:
@@ -65,24 +67,24 @@ class StepIds:
         self._last = -1
 
     def identity(self) -> ProcessIdentity:
-        """Whose spans these are, asked for again each second."""
+        """Return which process this is, read again every second."""
         if self._ask is not None and (now := time.monotonic()) >= self._due:
             self._due = now + _FRESH_S
             self._identity = self._ask()
         return self._identity
 
     def ended(self, step: int) -> None:
-        """A step has ended.  Told of each, in order: all ranks go on to the next lap at the same step."""
+        """Note that a step has ended; called for each in order, so that all ranks start a lap at the same step."""
         if step <= self._last:
             self._lap += 1
         self._last = step
 
     def lap(self, step: int) -> int:
-        """On which lap a step is that runs or ends now."""
+        """Return the lap of a step that runs or ends now."""
         return self._lap + (step <= self._last)
 
     def trace_id(self, step: int, lap: int | None = None) -> int:
-        """The id of a step's trace, by default of one that runs or ends now; never 0."""
+        """Return the trace id of a step, by default of one that runs or ends now; never 0."""
         lap = self.lap(step) if lap is None else lap
         key = self.identity().key or self._own_key
         digest = blake2b(f"{key}/{lap}/{step}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
@@ -90,27 +92,27 @@ class StepIds:
 
 
 class PresetIdGenerator:
-    """A tracer's generator of ids: those that are laid out for the next span, or else random ones.
+    """A tracer's generator of ids: gives the next span the ids that were set for it, else random ones.
 
-    The generator that it replaces is not asked for them: the SDK's draws from Python's global :mod:`random`, which the
-    program may have seeded.
-
-    Stands in a tracer of our own: no span of the program's is made with it.
+    Random ids come from the system and not from the generator that this one replaces: the SDK's draws from Python's
+    global :mod:`random`, which the program may have seeded.  Only the agent's own tracer has one.
     """
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
+    def __init__(self, replaced: Any = None) -> None:
+        self._replaced = replaced
         self.trace_id = self.span_id = 0
 
     def generate_trace_id(self) -> int:
-        laid, self.trace_id = self.trace_id, 0
-        return laid or secrets.randbits(128) or 1
+        preset, self.trace_id = self.trace_id, 0
+        return preset or secrets.randbits(128) or 1
 
     def generate_span_id(self) -> int:
-        laid, self.span_id = self.span_id, 0
-        return laid or secrets.randbits(64) or 1
+        preset, self.span_id = self.span_id, 0
+        return preset or secrets.randbits(64) or 1
 
     def is_trace_id_random(self) -> bool:
-        """Hashed bits serve all that the flag promises."""
-        asked = getattr(self._own, "is_trace_id_random", None)
-        return asked is not None and bool(asked())
+        """Say what the replaced generator says; hashed bits are as good as random ones for this flag."""
+        if self._replaced is None:
+            return True
+        is_random = getattr(self._replaced, "is_trace_id_random", None)
+        return is_random is not None and bool(is_random())

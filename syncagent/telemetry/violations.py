@@ -12,7 +12,7 @@ from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
 from syncagent.support.log import get_logger, log_once
 from syncagent.telemetry import semconv
-from syncagent.telemetry.attributes import AttributeSanitizer
+from syncagent.telemetry.attributes import AttributeSanitizer, location
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,6 @@ def _record(event: SyncEvent, span: SpanContext | None, count: int, stall_ms: fl
         context = set_span_in_context(NonRecordingSpan(span), Context())
     else:
         context = event.user_context if isinstance(event.user_context, Context) else Context()
-    site = event.site
     return LogRecord(
         timestamp=event.start_ns + max(event.stall_ns, 0),
         context=context,
@@ -120,9 +119,7 @@ def _record(event: SyncEvent, span: SpanContext | None, count: int, stall_ms: fl
                 semconv.PHASE: event.phase.value,
                 semconv.STEP: event.step,
                 semconv.RANK: event.rank,
-                semconv.CODE_FILE_PATH: None if site is None else site.file,
-                semconv.CODE_LINE_NUMBER: None if site is None else site.line or None,
-                semconv.CODE_FUNCTION_NAME: None if site is None else site.function,
+                **location(event.site),
                 semconv.COUNT: count,
                 semconv.STALL_MS: stall_ms,
             }

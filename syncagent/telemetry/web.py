@@ -1,8 +1,8 @@
-"""A web server for one small page that takes next to nothing of the process it is in, whoever connects to it.
+"""A web server for one small page that costs its process next to nothing, whoever connects to it.
 
-One thread, a few connections, and a limit on what each may send, may be sent and may take its time for: those of the
-standard library have a thread and a file descriptor for each connection, for as long as the other side likes, and a job
-that has no descriptor left cannot write its checkpoint.
+It has one thread, a few connections, and limits on the size and the time of each request.  The servers of the standard
+library give each connection a thread and a file descriptor for as long as the client likes, and a job that has no
+descriptor left cannot write its checkpoint.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Server"]
 
 CONNECTIONS = 8
 REQUEST_S = 5.0
-"""From the connection to the last byte of its request's head: a Prometheus sends it at once."""
+"""From the connection to the end of the request's head: Prometheus sends it at once."""
 ANSWER_S = 10.0
-"""To take the answer, as long as a scrape may by default."""
+"""For the client to take the answer, as long as a scrape may take by default."""
 HEAD_BYTES = 8192
 _BACKLOG = 64
-"""Those wait in the kernel, and take nothing of the process."""
-_REST_S = 1.0
-"""So long nobody is let in after the process had no descriptor left."""
+"""They wait in the kernel and cost the process nothing."""
+_PAUSE_S = 1.0
+"""For how long no connection is accepted after the process had no descriptor left."""
 _CLOSE_S = 5.0
 
 _open: weakref.WeakSet[Server] = weakref.WeakSet()
@@ -54,7 +54,7 @@ class _Connection:
 class Server:
     """Serves what a WSGI application answers to requests without a body; raises ``OSError`` where it cannot listen.
 
-    A forked child lets go of its copies of the sockets, so that the port is free when its parent has closed them.
+    A forked child closes its copies of the sockets, so that the port is free once its parent has closed them.
     """
 
     def __init__(self, host: str, port: int, application: Application, name: str) -> None:
@@ -66,7 +66,7 @@ class Server:
         # Poll has no descriptor of its own that a forked child could share, and no limit on the numbers of descriptors.
         self._selector: selectors.BaseSelector = getattr(selectors, "PollSelector", selectors.DefaultSelector)()
         self._listener = socket.socket(family, socket.SOCK_STREAM)
-        self._resting_until: float | None = None
+        self._paused_until: float | None = None
         self._is_closed = False
         try:
             if os.name == "posix":
@@ -81,21 +81,21 @@ class Server:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        _let_go_in_forked_children(self)
+        _close_in_forked_children(self)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of the port and of every connection; bounded, should an answer be in the making."""
+        """Close the port and every connection; waits a bounded time for an answer that is being made."""
         self._is_closed = True
         try:
             self._wake.send(b".")
         except OSError:
             pass
         self._thread.join(_CLOSE_S)
-        self.let_go()
+        self.close_sockets()
 
-    def let_go(self) -> None:
+    def close_sockets(self) -> None:
         """Close the sockets of this process, and nothing else."""
         _open.discard(self)
         for one in (self._listener, self._wake, self._woken, *(c.socket for c in list(self._connections.values()))):
@@ -109,30 +109,30 @@ class Server:
     def _serve(self) -> None:
         while True:
             try:
-                ready = self._selector.select(self._patience_s())
+                ready = self._selector.select(self._timeout_s())
                 if self._is_closed:
                     return
                 for key, _ in ready:
                     if key.fileobj is self._listener:
                         self._accept()
                     elif isinstance(key.data, _Connection):
-                        self._move(key.data)
-                self._look_at_the_clock()
+                        self._serve_ready(key.data)
+                self._drop_overdue()
             except Exception:
-                time.sleep(_REST_S)  # whatever it is, it is not to keep a core busy
+                time.sleep(_PAUSE_S)  # whatever it is, it must not keep a core busy
 
-    def _patience_s(self) -> float | None:
+    def _timeout_s(self) -> float | None:
         endings = [connection.ending for connection in self._connections.values()]
-        if self._resting_until is not None:
-            endings.append(self._resting_until)
+        if self._paused_until is not None:
+            endings.append(self._paused_until)
         return max(min(endings) - time.monotonic(), 0.0) if endings else None
 
-    def _look_at_the_clock(self) -> None:
+    def _drop_overdue(self) -> None:
         now = time.monotonic()
         for connection in [one for one in self._connections.values() if one.ending <= now]:
             self._drop(connection)
-        if self._resting_until is not None and self._resting_until <= now:
-            self._resting_until = None
+        if self._paused_until is not None and self._paused_until <= now:
+            self._paused_until = None
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _accept(self) -> None:
@@ -142,12 +142,12 @@ class Server:
             return
         except OSError:  # the process has no descriptor left, and whoever waits would be announced again and again
             self._selector.unregister(self._listener)
-            self._resting_until = time.monotonic() + _REST_S
+            self._paused_until = time.monotonic() + _PAUSE_S
             return
         try:
             accepted.setblocking(False)
             if len(self._connections) >= CONNECTIONS:
-                # The one that has taken the longest gives way: who means it has sent a request by now.
+                # The oldest gives way: a client that means it has sent its request by now.
                 self._drop(min(self._connections.values(), key=lambda one: (bool(one.answer), one.ending)))
             connection = _Connection(accepted)
             self._selector.register(accepted, selectors.EVENT_READ, connection)
@@ -156,15 +156,15 @@ class Server:
             raise
         self._connections[accepted.fileno()] = connection
 
-    def _move(self, connection: _Connection) -> None:
-        """Take in what has come, or send what can be sent."""
+    def _serve_ready(self, connection: _Connection) -> None:
+        """Receive what has come, or send what can be sent."""
         if self._connections.get(connection.socket.fileno()) is not connection:
             return  # dropped in this very round
         try:
             if connection.answer:
                 connection.answer = connection.answer[connection.socket.send(connection.answer) :]
             else:
-                self._hear(connection)
+                self._receive(connection)
             if not connection.answer and _is_whole(connection.head):
                 self._drop(connection)
         except (BlockingIOError, InterruptedError):
@@ -172,7 +172,7 @@ class Server:
         except OSError:
             self._drop(connection)
 
-    def _hear(self, connection: _Connection) -> None:
+    def _receive(self, connection: _Connection) -> None:
         received = connection.socket.recv(HEAD_BYTES)
         connection.head += received
         if not received or (len(connection.head) > HEAD_BYTES and not _is_whole(connection.head)):
@@ -221,15 +221,15 @@ def _page(status: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
     return head.encode("latin-1", "replace") + body
 
 
-def _let_go_in_forked_children(server: Server) -> None:
-    """Children have the parent's sockets: one that outlives it would keep its port, and answer nobody."""
+def _close_in_forked_children(server: Server) -> None:
+    """Children inherit the parent's sockets: one that outlives it would keep its port and never answer."""
     global _is_registered
     _open.add(server)
     if not _is_registered and hasattr(os, "register_at_fork"):
         _is_registered = True
-        os.register_at_fork(after_in_child=_let_go)
+        os.register_at_fork(after_in_child=_close_all)
 
 
-def _let_go() -> None:
+def _close_all() -> None:
     for server in list(_open):
-        server.let_go()
+        server.close_sockets()

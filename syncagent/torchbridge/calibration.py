@@ -1,7 +1,7 @@
-"""What the hooks cost by merely being there, measured on this machine: from the dispatcher into Python and back.
+"""Measures what a hook costs on this machine even if it does nothing: the way from the dispatcher into Python and back.
 
-The agent's own code times itself; this crossing happens outside of it.  Measured once, on a thread of its own, when a
-report is made.
+The agent's own code times itself, but this crossing happens outside of it.  It is measured once, on its own thread,
+when a report is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["UnmeasuredError", "hurry", "kernel_ns", "mode_ns"]
 
 _CALLS, _ROUNDS = 100, 5
 _HURRY_S = 1.0
-_patience_s: float | None = None
+_timeout_s: float | None = None
 
 
 class UnmeasuredError(Exception):
@@ -28,12 +28,12 @@ class UnmeasuredError(Exception):
 
 
 def hurry() -> None:
-    """Wait for no measurement for long from now on: the process is about to die.
+    """Limit the time that a measurement may take from now on: the process is about to be killed.
 
-    A signal handler may have interrupted an import, whose lock the measuring thread would wait for.
+    A signal handler may have interrupted an import, and the measuring thread would wait for the import lock.
     """
-    global _patience_s
-    _patience_s = _HURRY_S
+    global _timeout_s
+    _timeout_s = _HURRY_S
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def _elsewhere(measure: Callable[[], float]) -> float:
     except RuntimeError:  # Python 3.12 and later start no thread once the interpreter ends
         run()
         return found[0]
-    thread.join(_patience_s)
+    thread.join(_timeout_s)
     if not found:
         raise UnmeasuredError
     return found[0]

@@ -14,9 +14,9 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
-from syncagent.torchbridge.tracebacks import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -136,7 +136,7 @@ class Hooks:
             try:
                 kernel = self._kernel_of_tensor(call, watch, keys)
             except AttributeError:
-                pass  # a torch without one of the names that it leans on: the other does all it does, for more
+                pass  # this torch lacks a name that the faster kernel needs; the other one does the same
         skip_in_dynamo(watch)
         skip_in_dynamo(kernel)
         kernel.__name__ = f"syncagent_{rule.reported_op.removeprefix('aten::')}"
@@ -145,7 +145,7 @@ class Hooks:
     def _kernel_of_any(
         self, rule: Rule, call: Call, watch: Call, keys: Sequence[str], switch: Switch | None
     ) -> Callable[..., Any]:
-        """The dispatcher hands over the set of keys, by which the call is ours and goes on."""
+        """Build a kernel that is given the set of keys: they say whether the call is watched, and where it goes."""
         import torch
 
         backends = tuple(getattr(torch._C.DispatchKey, key) for key in keys)
@@ -183,7 +183,7 @@ class Hooks:
         return kernel
 
     def _kernel_of_tensor(self, call: Call, watch: Call, keys: tuple[str, ...]) -> Callable[..., Any]:
-        """The tensor itself tells where the call goes, which costs less than to be handed the keys.
+        """Build a kernel that asks the tensor itself where the call goes, which costs less than being given the keys.
 
         2.2 µs against 3.7 on the host of an H100 (tests/gpu/results/per_sync.json, `.item()` of a host tensor).
         """

@@ -2,7 +2,7 @@
 
 Adam and optimizers like it keep the step count of each parameter in a tensor on the host and read it about twice a
 parameter and step.  Such a read waits for nothing, but every ``item()`` passes the kernel that stands on the op for all
-backends, which costs 2 to 5 µs: with 148 parameters about 1 ms a step, far more than the agent's whole work besides.
+backends, which costs 2 to 5 µs: with 148 parameters about 1 ms per step, far more than all other work of the agent.
 """
 
 from __future__ import annotations

@@ -113,9 +113,9 @@ def look_up(*, simulated: bool = False) -> Internals:
 
 
 def skip_in_dynamo(function: Any) -> bool:
-    """Tell torch.compile to leave a function of ours and what it calls alone, at no cost a call.
+    """Have torch.compile skip a function of ours and what it calls, at no cost per call.
 
-    ``False`` where torch has no such word.
+    Returns ``False`` where this torch has no way to say so.
     """
     import torch
 
@@ -133,7 +133,7 @@ def when_cuda_is_used(then: Callable[[], None]) -> None:
     import torch
 
     lazily = getattr(torch.cuda, "_lazy_call", None)
-    if lazily is None:  # a torch that does not say when: from now on, then
+    if lazily is None:  # a torch that does not say when: as if it were used now
         then()
     else:
         lazily(then)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from syncagent.torchbridge.stand_ins import StandIns, ops_warn_at_once
+from syncagent.torchbridge.frames import StandIns, ops_warn_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +71,8 @@ def _with_tensors(value: Any) -> Any:
 def exactly(call: Call, op: Any) -> Call:
     """Wrap what redispatches an op, so that it also takes the numbers that stand for tensors.
 
-    Behind the first argument they are common (the copy that ``x + 1`` makes of the 1), and are looked for; elsewhere
-    they are rare, and the op's refusal tells of them.
+    As later arguments they are common (the copy that ``x + 1`` makes of the 1) and are looked for in every call; as the
+    first one they are rare, and are replaced once the op has refused the call.
     """
     import torch
 

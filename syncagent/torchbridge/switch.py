@@ -3,8 +3,8 @@
 Putting a kernel on an op changes a table that every thread dispatches by, and threads read it without a lock: done
 again and again while they compute, it crashes the process in the end (seen within seconds in a test).  So kernels that
 come and go stand for good on a dispatch key which no tensor has, and the thread adds that key to its own calls.  The
-autograd engine hands the key on to its threads; torch's guards on compiled code see it, which is why it goes for good
-when torch.compile begins to compile.
+autograd engine hands the key on to its threads; torch's guards on compiled code see it, which is why the switch
+stays off once torch.compile begins to compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY = "TESTING_ONLY_GenericMode"
 _CALLBACKS = "torch._dynamo.callback"
 
 _fallback: list[Any] = []
-"""Lets every op without a kernel of ours pass the key by; it stays, since a thread may have the key on."""
+"""Makes ops without a kernel of ours ignore the key; it is never removed, since a thread may have the key on."""
 
 
 def compile_in_use() -> bool:
@@ -48,7 +48,7 @@ class Switch:
         """The set of keys that holds this one alone."""
 
     def prepare(self) -> None:
-        """Make the key one that ops without a kernel on it pass by.  Raises what torch raises if it cannot be."""
+        """Have ops without a kernel on the key ignore it.  Raises what torch raises if that cannot be done."""
         import torch
 
         if not _fallback:
@@ -111,7 +111,7 @@ class Switch:
         return compile_
 
     def _register(self) -> None:
-        """Ask to be told when compiling begins, if anything of torch.compile is loaded."""
+        """Register a callback for the start of compiling, if anything of torch.compile is loaded."""
         if self._registered is None and _CALLBACKS in sys.modules:
             self.compiles = self.compiles or compile_in_use()
             handler = sys.modules[_CALLBACKS].callback_handler

@@ -51,10 +51,10 @@ from tests.benchmarks.per_sync import begin, bootstrap, finish, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.agent import ProcessAgent
 
     Step = Callable[..., float]
-    Around = Callable[[], contextlib.AbstractContextManager[Agent | None]]
+    Around = Callable[[], contextlib.AbstractContextManager[ProcessAgent | None]]
 
 _WINDOW = 16
 _ORDER = (False, True, True, False, True, False, False, True)
@@ -193,7 +193,7 @@ class Variants:
 
     def watched(self, detail: str) -> Around:
         @contextlib.contextmanager
-        def around() -> Iterator[Agent | None]:
+        def around() -> Iterator[ProcessAgent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
             ends = session.begin(sources.load(chosen, {}))
@@ -228,7 +228,7 @@ class Variants:
             yield
 
 
-def leave_records(agent: Agent) -> None:
+def leave_records(agent: ProcessAgent) -> None:
     """Do as if more steps had just ended, each with its sync."""
     [state] = [state for state in agent._recorder.threads.all if state.buffer]
     number, start_ns, end_ns, context = agent._buffers.ended_steps[0]
@@ -430,7 +430,7 @@ def main() -> int:
     if options.device == "cpu":
         torch.set_num_threads(1)
     # Without the records that are put there, a window does not come to so many; with them, they are delivered in it.
-    pipeline._INTERVAL_S, pipeline._ENOUGH = 0.1, 2 * _DELIVERED
+    pipeline._ROUND_S, pipeline._BUSY = 0.1, 2 * _DELIVERED
     run = Run(options.device, options.budget, options.rounds, options.workload, options.optimizer)
     code = 1
     try:

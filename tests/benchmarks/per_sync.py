@@ -31,7 +31,8 @@ import torch
 
 import syncagent
 from syncagent.events import SyncKind
-from syncagent.runtime.agent import Agent
+from syncagent.runtime import agent as runtime_agent
+from syncagent.runtime.agent import ProcessAgent
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.registry import SENSORS, SensorSet
 from syncagent.settings import schema, sources
@@ -64,13 +65,14 @@ _synchronize: Callable[[], None] | None = getattr(torch._C, "_cuda_synchronize",
 # --- an agent to measure (other benchmarks use these, too) ------------------------------------------------------------
 
 
-class _OnCpu(Agent):
+class _OnCpu(ProcessAgent):
     """Watches the CPU's kernels, so that a benchmark can be worked on without a GPU."""
 
     key = "CPU"
 
     def __init__(self, settings: schema.Settings, sinks: tuple[Sink, ...] = ()) -> None:
         super().__init__(settings, sinks)
+        runtime_agent.note_without_gpu = lambda **_: None  # there is one: the CPU stands for it
         self._recorder.locator.internals = look_up(simulated=True)  # a torch built for CUDA may have no driver here
         key = self.key
 
@@ -81,9 +83,6 @@ class _OnCpu(Agent):
         kinds = [Kernels if kind is KernelSensor else kind for kind in SENSORS]
         self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
 
-    def _say_if_there_is_no_gpu(self) -> None:
-        """There is one: the CPU stands for it."""
-
 
 class _OnNeither(_OnCpu):
     """To this one a CPU tensor is one on the host, as it is to an agent on a GPU."""
@@ -91,10 +90,10 @@ class _OnNeither(_OnCpu):
     key = "CUDA"
 
 
-_AGENTS = {"cuda": Agent, "cpu": _OnCpu, "neither": _OnNeither}
+_AGENTS = {"cuda": ProcessAgent, "cpu": _OnCpu, "neither": _OnNeither}
 
 
-def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> Agent:
+def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> ProcessAgent:
     """Start an agent that no variable of the environment has a say in."""
     loaded = sources.load({"detail": "syncs", **settings}, {})
     agent = _AGENTS[device](loaded, sinks)

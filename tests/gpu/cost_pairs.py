@@ -151,10 +151,10 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
     from torch.profiler import ProfilerActivity, profile
 
     import syncagent
-    from syncagent import api as running
+    from syncagent.runtime import process
     from syncagent.settings import sources
 
-    agent = running.launch(sources.load({"detail": "syncs", "copies": "all", "report": None}))
+    agent = process.launch(sources.load({"detail": "syncs", "copies": "all", "report": None}))
     marks: list[dict[str, Any]] = []
     try:
         block_ms(step, 5, device)

@@ -81,7 +81,7 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
     """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
-    from syncagent import api as running
+    from syncagent.runtime import process
     from syncagent.runtime import script as session
     from syncagent.settings import sources
 
@@ -95,13 +95,13 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     continue
                 settings = sources.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
                 ends = session.begin(settings)
-                watching = running.launch(settings, ends.sinks)
+                watching = process.launch(settings, ends.sinks)
                 try:
                     for _ in range(_WARM if steps > _BURST else 1):
                         step()
                     found[detail].append(timed(step, steps, wait)[1])
                 finally:
-                    running.release(watching)
+                    process.release(watching)
                     if ends.provider is not None:
                         ends.provider.close()
     bare = statistics.median(found["bare"])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from syncagent.events import SyncEvent
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.agent import ProcessAgent
     from tests.gpu.corpus import Case
 
 __all__ = ["main"]
@@ -53,7 +53,7 @@ _SHOWN = 200
 Rows = dict[str, dict[str, Any]]
 
 
-def anchor_ns(agent: Agent) -> int:
+def anchor_ns(agent: ProcessAgent) -> int:
     """Return what lies between ``perf_counter_ns`` and the epoch, from which SyncEvent counts: the agent's own word."""
     return agent._buffers.epoch_ns(0)
 
@@ -61,7 +61,7 @@ def anchor_ns(agent: Agent) -> int:
 class Watched:
     """The agent, and the syncs it reports between two moments."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: ProcessAgent) -> None:
         self._agent = agent
         self._anchor_ns = anchor_ns(agent)
 

@@ -275,7 +275,8 @@ sys.exit(7)
 
 SIMULATED = """\
 import json, os, sys
-from syncagent import api as running, simulate
+from syncagent import simulate
+from syncagent.runtime import process
 from syncagent.support import log
 import syncagent
 from syncagent.recording import recorder
@@ -334,7 +335,7 @@ for holder, name in POINTS:
             setattr(holder, name, original)
             simulate.observe_waits(None)
             while syncagent.current() is not None:
-                running.release(syncagent.current())
+                process.release(syncagent.current())
 print(json.dumps(outcome))
 """
 case("simulated sensor", SIMULATED)

@@ -159,7 +159,7 @@ case(
     def hang(self, report):
         while True:
             time.sleep(1)
-    agent.Agent.save = hang
+    agent.ProcessAgent.save = hang
     signal.alarm(19)  # another signal than the one that is waited for
     os.kill(os.getpid(), signal.SIGTERM)
     """,

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import syncagent.api
-import syncagent.runtime.agent
+import syncagent.runtime.process
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
 from tests import processes
@@ -87,8 +86,10 @@ def no_settings(monkeypatch, tmp_path):
 def cpu_device(monkeypatch, no_settings, host):
     """Agents that are started meanwhile watch the CPU; none outlives the test."""
     from syncagent.rules.table import RULES
+    from syncagent.runtime import agent
+    from syncagent.sensors import registry
+    from syncagent.sensors.base import Conditions
     from syncagent.sensors.kernels import KernelSensor
-    from syncagent.sensors.registry import SENSORS, SensorSet
     from syncagent.torchbridge import internals
 
     rules = tuple(host.rule(rule) for rule in RULES)
@@ -100,20 +101,15 @@ def cpu_device(monkeypatch, no_settings, host):
         def __init__(self, recorder, conditions):
             super().__init__(recorder, conditions, rules, device_key="CPU")
 
-    kinds = [CpuKernels if kind is KernelSensor else kind for kind in SENSORS]
+    kinds = [CpuKernels if kind is KernelSensor else kind for kind in registry.SENSORS]
 
-    class CpuAgent(syncagent.runtime.agent.Agent):
-        def __init__(self, settings, sinks=()):
-            super().__init__(settings, sinks)
-            self.sensors = SensorSet(self._recorder, replace(self.sensors.conditions, has_cuda=True), kinds)
-
-        def _say_if_there_is_no_gpu(self):
-            """There is one: the CPU stands for it."""
-
-    monkeypatch.setattr(syncagent.api, "Agent", CpuAgent)
+    conditions = Conditions.of
+    monkeypatch.setattr(registry, "SENSORS", kinds)
+    monkeypatch.setattr(Conditions, "of", lambda settings: replace(conditions(settings), has_cuda=True))
+    monkeypatch.setattr(agent, "note_without_gpu", lambda **_: None)  # there is one: the CPU stands for it
     yield
-    while (running := syncagent.api.current()) is not None:
-        syncagent.api.release(running)
+    while (running := syncagent.current()) is not None:
+        syncagent.runtime.process.release(running)
     leave_all_modes()
 
 
@@ -140,7 +136,7 @@ def cpu_agent(cpu_device):
     """``cpu_agent(**settings)`` starts an agent on the CPU; the policy has no warm-up unless asked for one."""
 
     def begin(*, sinks=(), **settings):
-        return syncagent.api.launch(sources.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
+        return syncagent.runtime.process.launch(sources.load({"warmup_steps": 0, **settings}), (*sinks, ViolationLog()))
 
     return begin
 

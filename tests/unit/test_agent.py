@@ -36,7 +36,7 @@ def messages(monkeypatch):
             said.append(message)
 
     monkeypatch.setattr(log, "get_logger", Logger)
-    monkeypatch.setattr(syncagent.runtime.agent, "get_logger", Logger)
+    monkeypatch.setattr(syncagent.runtime.handle, "get_logger", Logger)
     return said
 
 
@@ -426,7 +426,7 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
 
     from syncagent.settings import sources
 
-    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), (Slow(),))
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
     assert inside.wait(10)
     pid = os.fork()

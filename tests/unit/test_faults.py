@@ -21,7 +21,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.profiler import record_function
 
 import syncagent
-import syncagent.api
+import syncagent.runtime.process
 from syncagent.attribution import apis, callsite, modules, ranks, threads
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
@@ -169,7 +169,7 @@ class Broken:
 def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     """Train under an agent; check what must hold whatever breaks, and return the report and what was logged."""
     before = shape_of_the_process()
-    agent = syncagent.api.launch(sources.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
+    agent = syncagent.runtime.process.launch(sources.load({"warmup_steps": 0, "detail": detail, **settings}), sinks)
     result = train()
     agent.events()
     agent.flush()
@@ -231,7 +231,6 @@ POINTS = {
     "the scaler's steps": (Steps, "_scaler_updated", 1),
     "summary of syncs": (Summary, "events", 1),
     "summary of steps": (Summary, "step", 1),
-    "summary at the end": (Summary, "close", 1),
     "summary's report": (Summary, "snapshot", 3),
     "the newest syncs": (Summary, "newest", 3),
 }
@@ -399,7 +398,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
         def __str__(self):
             raise Fault("injected")
 
-    agent = syncagent.api.launch(sources.load({"detail": "syncs"}), ())
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs"}), ())
     for _ in range(2):
         with record_function(Odd("odd")):
             torch.ones(2).nonzero()
@@ -527,7 +526,7 @@ def test_a_sink_that_hangs_neither_holds_up_training_nor_the_end(alone, capsys, 
     monkeypatch.setattr("syncagent.delivery.pipeline._PATIENCE_S", 0.5, raising=False)
     sink = Hanging(call)
     try:
-        agent = syncagent.api.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
+        agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))
         assert same(train(), alone)
         if call == "events":
             assert sink.inside.wait(10)
@@ -660,7 +659,7 @@ def test_asyncio_tasks_are_watched_as_they_take_turns():
 
 def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     """The modes of the thread that started it stay where they are, and do nothing."""
-    agent = syncagent.api.launch(sources.load({"detail": "ops"}), ())
+    agent = syncagent.runtime.process.launch(sources.load({"detail": "ops"}), ())
     stopper = threading.Thread(target=syncagent.stop)
     stopper.start()
     stopper.join()
@@ -671,9 +670,9 @@ def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
 
 def test_a_part_that_nobody_asks_for_is_not_missed(alone, monkeypatch, capsys):
     """What names the call is only for reading: a sync without it is still one."""
-    import syncagent.delivery.pipeline
+    import syncagent.delivery.buffers
 
-    monkeypatch.setattr(syncagent.delivery.pipeline, "api_name", Broken(Fault))
+    monkeypatch.setattr(syncagent.delivery.buffers, "api_name", Broken(Fault))
     report, said = watched(alone, capsys)
     assert report.totals.syncs + report.dropped > 0
     assert shows_a_loss(report)

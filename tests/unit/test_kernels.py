@@ -318,7 +318,7 @@ def test_results_are_the_same_with_and_without(cpu_agent, name):
 
 
 def syncagent_release(agent):
-    from syncagent.api import release
+    from syncagent.runtime.process import release
 
     release(agent)
 
@@ -436,7 +436,7 @@ def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
     X.nonzero()
-    assert [entry.about.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
     _, lost = watching.cannot_see.split("; ")
     assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost
@@ -508,7 +508,7 @@ def test_a_torch_without_the_names_that_the_shorter_way_leans_on_is_watched_the_
     monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
     watching = sensor()
     assert (X[0, 2].item(), X.nonzero().shape) == (3.0, (3, 2))
-    assert [entry.about.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
+    assert [entry.context.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
     assert "is not hooked" not in watching.cannot_see
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from syncagent import Phase
-from syncagent.api import release
+from syncagent.runtime.process import release
 
 X = torch.tensor([[1.0, 0.0, 3.0], [0.0, 5.0, 0.0]])
 ONE = torch.ones(1)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import syncagent
-from syncagent.api import release
 from syncagent.attribution.threads import Threads
 from syncagent.delivery import buffers, guarded, pipeline
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
 from syncagent.recording.records import ThreadState
+from syncagent.runtime.process import release
 from syncagent.support import log
 from syncagent.support.faults import Faults
 

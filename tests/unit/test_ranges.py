@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from syncagent.api import release
+from syncagent.runtime.process import release
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 

@@ -47,7 +47,7 @@ def messages(monkeypatch):
         def error(self, message, **_values):
             said.append(message)
 
-    for module in (log, syncagent.runtime.agent, syncagent.telemetry.violations):
+    for module in (log, syncagent.runtime.agent, syncagent.runtime.handle, syncagent.telemetry.violations):
         monkeypatch.setattr(module, "get_logger", Logger)
     return said
 
@@ -910,7 +910,7 @@ def test_a_region_of_all_threads_says_that_it_sees_copies_on_its_own_only(cpu_ag
     with raising(judge_threads="all"):
         pass
     assert ["on other threads than its own" in message for message in messages] == [True]
-    syncagent.api.release(agent)
+    syncagent.runtime.process.release(agent)
     cpu_agent(detail="syncs", copies="all")
     with raising(judge_threads="all") as region:
         pass

@@ -15,8 +15,8 @@ from torch import nn
 
 import syncagent
 from syncagent import HostSyncError
-from syncagent.api import release
-from syncagent.torchbridge.stand_ins import StandIns
+from syncagent.runtime.process import release
+from syncagent.torchbridge.frames import StandIns
 
 AGENT = os.path.dirname(syncagent.__file__) + os.sep
 X = torch.ones(3, requires_grad=True)

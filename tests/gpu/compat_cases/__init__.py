@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from syncagent.events import SyncEvent
-    from syncagent.runtime.agent import Agent
+    from syncagent.runtime.agent import ProcessAgent
 
 __all__ = ["CASES", "HERE", "MODES", "Case", "Net", "Run", "SkipCase", "batch", "case", "content", "train"]
 
@@ -90,7 +90,7 @@ class Run:
         self.case = case
         self.mode = mode
         self.device = device
-        self.agent: Agent | None = None
+        self.agent: ProcessAgent | None = None
         self.windows: list[Window] = []
         self.wrong: list[str] = []
         """What did not hold, one sentence each."""
@@ -114,7 +114,7 @@ class Run:
         }  # fmt: skip
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Agent | None]:
+    def watching(self) -> Iterator[ProcessAgent | None]:
         """Watch what is inside, unless this run is the bare one."""
         if self.bare:
             yield None

@@ -13,7 +13,7 @@ import syncagent
 from syncagent.cost import window as windows
 from syncagent.cost.window import Window
 from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
-from syncagent.runtime.agent import Agent
+from syncagent.runtime.agent import ProcessAgent
 from syncagent.settings.sources import load
 from syncagent.support.faults import Faults
 
@@ -176,7 +176,7 @@ class TestAgent:
             agent.measure_cost()
 
     def test_measure_cost_takes_a_number_of_steps(self):
-        agent = Agent(load({"detail": "syncs"}))
+        agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost(steps=8)
         assert agent._cost.window.steps == 8
         with pytest.raises(syncagent.ConfigError, match="cost_steps"):
@@ -189,7 +189,7 @@ class TestAgent:
         """Left running, the first one's profiler would slow the job and be another profiler to the second."""
         monkeypatch.setattr(windows.tempfile, "tempdir", str(tmp_path))
         gpu = FakeGpu(monkeypatch)
-        agent = Agent(load({"detail": "syncs"}))
+        agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost()
         run(agent._cost.window, steps)
         agent.measure_cost()
@@ -200,7 +200,7 @@ class TestAgent:
     def test_the_cost_lands_in_the_reports_columns(self, monkeypatch, measured):
         traced = training()
         FakeGpu(monkeypatch, traced)
-        agent = Agent(load({"detail": "syncs", "cost_steps": 5}))
+        agent = ProcessAgent(load({"detail": "syncs", "cost_steps": 5}))
         agent.measure_cost()
         events = [event for event, _ in events_of(traced)]
         agent._summary.events(events)

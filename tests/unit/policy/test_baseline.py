@@ -13,9 +13,9 @@ import torch
 
 import syncagent
 from syncagent import HostSyncError
-from syncagent.api import release
 from syncagent.report.compare import compare
 from syncagent.report.model import Report
+from syncagent.runtime.process import release
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 

@@ -32,7 +32,7 @@ def fail(*_args, **_kwargs):
 @pytest.fixture
 def baseline(cpu_agent, tmp_path):
     """The path of a report without a sync."""
-    return str(syncagent.api.release(cpu_agent()).save(tmp_path / "base.json"))
+    return str(syncagent.runtime.process.release(cpu_agent()).save(tmp_path / "base.json"))
 
 
 def reasons(report):
@@ -135,10 +135,10 @@ def test_a_rule_or_a_record_that_fails_is_a_hole(cpu_agent, monkeypatch):
     """What was not seen was not judged."""
     agent = cpu_agent(policy="warn", baseline=None)
     agent.policy = "raise"
-    agent._faults.add("the rule of aten::nonzero", Fault("injected"))
+    agent.faults.add("the rule of aten::nonzero", Fault("injected"))
     assert reasons(agent.report()) == ["the rule of aten::nonzero failed"]
-    agent._faults.add("sink spans", Fault("injected"))
-    agent._faults.add("the rank", Fault("injected"))
+    agent.faults.add("sink spans", Fault("injected"))
+    agent.faults.add("the rank", Fault("injected"))
     assert reasons(agent.report()) == ["the rule of aten::nonzero failed"]
 
 
@@ -245,14 +245,14 @@ def test_a_gate_that_slept_all_the_time_did_not_hold(cpu_agent):
     """Without an optimizer nothing marks a step, and the warm-up never ends."""
     agent = cpu_agent(policy="raise", warmup_steps=3)
     X.nonzero()
-    report = syncagent.api.release(agent)
+    report = syncagent.runtime.process.release(agent)
     assert report.run.gate == "failed"
     assert reasons(report) == ["the policy slept all the time: the first 3 steps pass (warmup_steps), and 0 ended"]
     agent = cpu_agent(policy="raise", warmup_steps=3)
-    assert syncagent.api.release(agent).run.gate == "held"  # there was nothing to judge
+    assert syncagent.runtime.process.release(agent).run.gate == "held"  # there was nothing to judge
     agent = cpu_agent(policy="raise", warmup_steps=1)
     syncagent.step()
-    assert syncagent.api.release(agent).run.gate == "held"
+    assert syncagent.runtime.process.release(agent).run.gate == "held"
 
 
 def test_start_cannot_put_a_gate_into_a_process_that_is_watched(cpu_agent):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncagent
 from syncagent import ConfigError, HostSyncError, HostSyncWarning
-from syncagent.api import release
+from syncagent.runtime.process import release
 from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -179,7 +179,7 @@ def test_what_was_added_up_counts_in_the_log_and_in_the_report(cpu_agent, capsys
     from syncagent.delivery import pipeline
     from syncagent.recording import recorder
 
-    monkeypatch.setattr(pipeline, "_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(pipeline, "_ROUND_S", 3600.0)
     monkeypatch.setattr(recorder, "_BUFFER", 5)
     agent = cpu_agent(policy="warn")
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import torch
 
 import syncagent
 from syncagent import HostSyncError, HostSyncWarning, SyncKind
-from syncagent.api import release
+from syncagent.runtime.process import release
 from tests.unit.tools import forbidden, on_thread
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from syncagent import simulate
 from syncagent.errors import SyncAgentError
-from syncagent.simulate.requirements import OPTIONAL, REQUIRED
+from syncagent.simulate.requirements import ON_INSTANCES, OPTIONAL, REQUIRED
 
 SOURCES = sorted(Path(simulate.__file__).parent.glob("*.py"))
 
@@ -36,6 +37,36 @@ def test_every_private_name_of_torch_is_listed(path):
     for name in used:
         if not name.startswith(".ops."):  # ops of the dispatcher, not names of Python
             assert any(f"{name}.".startswith(known) or known.startswith(f"{name}.") for known in listed), name
+
+
+def private_attributes(tree):
+    """Private attributes that are read, those that are set or declared, of whatever object."""
+    read, own = set(), {"_replace"}  # of a NamedTuple
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            if base != "aten":  # ops of the dispatcher, not names of Python
+                (read if isinstance(node.ctx, ast.Load) else own).add(node.attr)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "hasattr"}:
+            read.update(argument.value for argument in node.args[1:2] if isinstance(argument, ast.Constant))
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            own.add(getattr(node.target, "id", ""))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            own.update(re.findall(r"^_syncagent_\w+$", node.value))
+    private = re.compile("_(?!_)")
+    return {name for name in read if private.match(name)}, own
+
+
+def test_every_private_attribute_of_torchs_objects_is_listed():
+    found = [private_attributes(ast.parse(path.read_text())) for path in SOURCES]
+    own = set().union(*(names for _, names in found))
+    listed = {part for path in (*REQUIRED, *OPTIONAL, *ON_INSTANCES) for part in path.split(".")}
+    assert {
+        path.name: read - own - listed for path, (read, _) in zip(SOURCES, found, strict=True) if read - own - listed
+    } == {}
+    assert {"_schema", "_backend_fns", "_untyped_storage"} <= set().union(*(read for read, _ in found))
 
 
 def test_a_program_that_ends_with_work_in_the_queue_ends_well():

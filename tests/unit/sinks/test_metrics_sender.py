@@ -111,7 +111,7 @@ def test_what_spans_have_waited_for_the_same_collector_is_not_waited_for_again(m
     sender, told = sender_to(collector, interval_s=3600)
     sender.begin_close()
     assert collector.exported.acquire(timeout=30)
-    sender._trouble.overhear("connection refused")
+    sender._trouble.note_error("connection refused")
     waits = []
     monkeypatch.setattr(sender._changed, "wait", waits.append)
     passed_s = metric_sender.GRACE_S + 1

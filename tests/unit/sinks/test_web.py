@@ -27,7 +27,7 @@ def page(environ, start):
 def server(monkeypatch):
     monkeypatch.setattr(web, "REQUEST_S", 0.5)
     monkeypatch.setattr(web, "ANSWER_S", 0.5)
-    monkeypatch.setattr(web, "_REST_S", 0.1)
+    monkeypatch.setattr(web, "_PAUSE_S", 0.1)
     one = web.Server("127.0.0.1", 0, page, "a-server")
     one.port = one._listener.getsockname()[1]
     yield one
@@ -175,7 +175,7 @@ def test_a_process_without_a_descriptor_left_is_not_kept_busy_and_serves_again(s
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
         try:
             one.connect(("127.0.0.1", server.port))
-            assert until(lambda: server._resting_until is not None)
+            assert until(lambda: server._paused_until is not None)
             began = time.thread_time(), time.process_time()
             time.sleep(0.3)
             assert time.process_time() - began[1] < 0.25

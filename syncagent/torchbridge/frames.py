@@ -1,4 +1,4 @@
-"""Calls a function so that whoever looks at Python's stack finds the program's own line above it, not one of ours.
+"""Keeps the agent's frames out of what the program sees: of stacks, by standing in for a frame, and of tracebacks.
 
 torch's warnings, Python's ``stacklevel`` and the lines in a traced graph go by the innermost frame.  A frame that has
 to be there carries the file, line, function and globals of the one that made the call: so a warning names the program's
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Any]
 
-__all__ = ["StandIns", "is_stand_in", "ops_warn_at_once"]
+__all__ = ["StandIns", "is_stand_in", "leave_out_own_frames", "ops_warn_at_once"]
 
 _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_CAN_LEAVE_ITSELF_OUT = sys.version_info >= (3, 11)
 _LIMIT = 10_000
 _NO_COLUMNS = 13
 """The kind of entry in a table of lines that says nothing of columns (Objects/locations.md in CPython)."""
@@ -36,7 +37,7 @@ class StandIns(dict[tuple[int, int], "Call"]):
         if len(self) >= _LIMIT:  # a program that makes code without end
             self.clear()
         made = FunctionType(_placed(code, frame.f_lineno), frame.f_globals, code.co_name)
-        made.__dict__["stands_for"] = code  # whose id is the key, and must stay its own
+        made.__dict__["stands_for"] = code  # kept alive: its id is the key
         self[id(code), frame.f_lasti] = made
         return made
 
@@ -88,3 +89,30 @@ def _placed(code: CodeType, line: int | None) -> CodeType:
     else:
         lines["co_linetable"] = b"".join(bytes((min(254, size - start), 0)) for start in range(0, size, 254))
     return _call.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, **lines)
+
+
+def leave_out_own_frames(error: BaseException) -> None:
+    """Take the agent's frames out of an error's traceback.
+
+    To be called where the error is raised again at once, by a bare ``raise``: that adds no entry for its own frame.  In
+    Python 3.10 the entry that is there already stays; below a mode, the stand-in's is kept behind it, so that the last
+    line is the program's all the same.
+    """
+    first = last = None
+    entry = error.__traceback__
+    while entry is not None:
+        inner = entry.tb_next
+        if not _is_own(entry.tb_frame.f_code):
+            if last is None:
+                first = entry
+            else:
+                last.tb_next = entry
+            last = entry
+        entry = inner
+    if last is not None:
+        last.tb_next = None
+    error.__traceback__ = first
+
+
+def _is_own(code: CodeType) -> bool:
+    return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and is_stand_in(code))

@@ -1,0 +1,171 @@
+"""The agent of this process, of which there is one at most: how it starts, who has joined it, how it ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from syncagent.errors import ConfigError
+from syncagent.report.summary import Summary
+from syncagent.runtime.agent import ProcessAgent
+from syncagent.runtime.run import no_run
+from syncagent.runtime.sinks import of_program
+from syncagent.settings.schema import parse
+from syncagent.support.log import log_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from syncagent.delivery.sink import Sink
+    from syncagent.report.model import Report
+    from syncagent.runtime.handle import Agent
+    from syncagent.settings.schema import Settings
+
+__all__ = ["end", "join", "launch", "launch_or_find", "leave", "release", "running"]
+
+_lock = threading.RLock()
+_running: ProcessAgent | None = None
+_joined = 0
+"""How often :func:`join` has found an agent that was running already: as many :func:`leave` end nothing."""
+
+
+def running() -> ProcessAgent | None:
+    """Return the agent that is running."""
+    return _running
+
+
+def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> ProcessAgent:
+    """Start an agent; without ``sinks``, spans go to the program's own tracer provider.
+
+    One that is running already is returned as it is, and the log says which settings are not applied.  Raises
+    :class:`~syncagent.ConfigError` where torch is not installed and where the policy cannot be in force.
+    """
+    global _running
+    with _lock:
+        if _running is not None:
+            _log_differences(settings, _running.settings)
+            return _running
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
+        remove_device = _install_device(settings) if settings.simulate else None
+        try:
+            agent = ProcessAgent(settings, of_program(settings).sinks if sinks is None else sinks)
+        except BaseException:
+            if remove_device is not None:
+                remove_device()
+            raise
+        agent.remove_device = remove_device
+        agent.start(modes=modes)
+        agent.require_gate()
+        _running = agent
+        _register_fork_handler()
+        return agent
+
+
+def launch_or_find(settings: Settings) -> tuple[ProcessAgent, bool]:
+    """Return the agent that is running, or a new one; and whether it is new."""
+    with _lock:
+        return (launch(settings), True) if _running is None else (_running, False)
+
+
+def join(settings: Settings) -> ProcessAgent:
+    """Start the agent or join the one that is running.
+
+    Raises :class:`~syncagent.ConfigError` as :func:`launch` does, and for a gate that was asked for by keyword where an
+    agent with another policy is running.
+    """
+    global _joined
+    with _lock:
+        found = _running
+        asks_for_gate = settings.sources.get("policy") == "keyword" and settings.is_gate
+        if (
+            found is not None
+            and asks_for_gate
+            and (settings.policy, settings.baseline) != (found.policy, found.settings.baseline)
+        ):
+            raise ConfigError(
+                f"syncagent: setting policy is {settings.policy!r}, but this process is watched already, under "
+                f"{found.policy!r}; `with syncagent.watch(...)` has a policy of its own there."
+            )
+        agent = launch(settings)
+        _joined += found is not None
+    return agent
+
+
+def leave() -> Report:
+    """Undo one :func:`join`: stop the agent, unless that call had found it running, and return the report."""
+    global _joined
+    agent = _running
+    if agent is None:
+        log_once("stop-without-start", "stop() was called, but no agent is running")
+        return Summary().snapshot(no_run("observe"))
+    if _joined:
+        _joined -= 1
+        return agent.report()
+    return end(agent)
+
+
+def end(agent: Agent) -> Report:
+    """Stop this agent and save its report where the settings say."""
+    report = release(agent)
+    agent.save(report)
+    return report
+
+
+def release(agent: Agent) -> Report:
+    """Stop this very agent, whether it is still the one of the process or not, and return its report."""
+    global _running, _joined
+    with _lock:
+        if _running is agent:
+            _running = None
+            _joined = 0
+    return agent.stop()
+
+
+def _install_device(settings: Settings) -> Callable[[], None] | None:
+    """Put the simulated device in; return what removes it, if it is for this agent alone and not for the process."""
+    from syncagent import simulate
+
+    is_for_process = parse("simulate", os.environ.get("SYNCAGENT_SIMULATE", ""))
+    if is_for_process or settings.sources.get("simulate", "keyword") != "keyword":
+        simulate.install()
+        return None
+    return simulate.borrow()
+
+
+def _log_differences(asked: Settings, in_force: Settings) -> None:
+    differing = {
+        name: f"{value!r}, but {getattr(in_force, name)!r} is in force"
+        for name in asked.sources
+        if (value := getattr(asked, name)) != getattr(in_force, name)
+    }
+    if differing:
+        log_once(
+            f"second-start-{differing}",
+            "an agent is running already; the settings of the second are not applied",
+            **differing,
+        )
+
+
+_has_fork_handler = False
+
+
+def _register_fork_handler() -> None:
+    global _has_fork_handler
+    if not _has_fork_handler and hasattr(os, "register_at_fork"):
+        _has_fork_handler = True
+        os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _forget_in_child() -> None:
+    global _running, _lock
+    _lock = threading.RLock()  # a thread that does not exist in the child may have held it
+    agent, _running = _running, None
+    if agent is not None:
+        try:
+            agent.after_fork_in_child()
+        except Exception as error:
+            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))

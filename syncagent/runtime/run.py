@@ -1,0 +1,162 @@
+"""The run that a report describes: since when, as which rank, on which device, with settings from where."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from syncagent.attribution import processes, ranks
+from syncagent.report.model import Overhead, RunInfo
+from syncagent.sites import Home, home_of_process
+from syncagent.support import redaction
+from syncagent.support.log import log_once
+
+if TYPE_CHECKING:
+    from syncagent.settings.schema import Settings
+    from syncagent.support.faults import Faults
+
+__all__ = ["Run", "log_settings_source", "no_run", "note_without_gpu"]
+
+_RANK_EVERY_S = 1.0
+_DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
+"""One of these exists where there is a driver: natively, in a container, or under WSL."""
+
+
+def no_run(policy: str) -> RunInfo:
+    """Describe a run of which nothing is known."""
+    return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
+
+
+class Run:
+    """What is known of the run besides its syncs."""
+
+    def __init__(self, settings: Settings, faults: Faults) -> None:
+        self._settings = settings
+        self._faults = faults
+        unknown = ranks.Rank(None, None, None)
+        self.rank = faults.guard("the rank", ranks.read, unknown)
+        self._seeks_rank = self.rank is not unknown
+        self._rank_due_s = 0.0
+        self._home = faults.guard("the project's folder", home_of_process, Home())
+        self._device: str | None = None
+        self._started = datetime.now(timezone.utc)
+        self._began_s = time.perf_counter()
+        self._ended_s: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self._ended_s is not None
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self._ended_s = time.perf_counter()
+
+    @property
+    def duration_s(self) -> float:
+        return (time.perf_counter() if self._ended_s is None else self._ended_s) - self._began_s
+
+    def seek_rank(self, *, at_once: bool = False) -> None:
+        """Look for the rank, once a second at most unless ``at_once``, while the launcher has not given one.
+
+        Ray Train, and process groups without a launcher, set it only once the script runs.
+        """
+        now_s = time.monotonic()
+        if not self._seeks_rank or self.rank.rank is not None or (now_s < self._rank_due_s and not at_once):
+            return
+        self._rank_due_s = now_s + _RANK_EVERY_S
+        try:
+            self.rank = _current_rank()
+        except Exception as error:
+            self._seeks_rank = False
+            self._faults.add("the rank", error)
+
+    def info(self, policy: str, steps: int, *, has_cuda: bool) -> RunInfo:
+        """Describe the run as it is now; ``has_cuda`` says whether torch is built for CUDA."""
+        import torch
+
+        simulated = self._settings.simulate
+        if self._device is None and simulated:
+            from syncagent.simulate.cuda_api import NAME
+
+            self._device = NAME  # the device itself may be gone by now
+        elif self._device is None and has_cuda and torch.cuda.is_initialized():
+            self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
+        return RunInfo(
+            started=self._started.isoformat(timespec="milliseconds"),
+            duration_s=self.duration_s,
+            torch=torch.__version__,
+            cuda=None if simulated else torch.version.cuda,
+            device=self._device,
+            host=platform.node(),
+            rank=self.rank.rank,
+            world_size=self.rank.world_size,
+            steps=steps,
+            policy=policy,
+            detail="ops" if self._settings.wraps_every_op else "syncs",
+            simulated=simulated,
+            script=os.path.basename(sys.argv[0] if sys.argv else "") or "python",
+            argv=redaction.argv(sys.argv),
+            cwd=_folder(),
+            pid=os.getpid(),
+            folder=self._home.folder,
+            project=self._home.project,
+            run_id=processes.run_id(),
+            process=processes.process_id(),
+            settings_file=self._settings.file,
+        )
+
+    def overhead(self, own_ns: float, steps: int) -> Overhead:
+        """Return the agent's own time, ``own_ns`` in all, per step and as a share of the run."""
+        duration_s = self.duration_s
+        return Overhead(
+            agent_ms_per_step=own_ns / 1e6 / steps if steps else None,
+            share=own_ns / 1e9 / duration_s if duration_s > 0 and math.isfinite(own_ns) else None,
+        )
+
+
+def log_settings_source(settings: Settings, rank: int | None) -> None:
+    """Say which file was read and what in it had no effect, once per job.
+
+    The other ranks, and the processes that a rank starts, have the same files and variables.
+    """
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if rank not in (None, 0) or (multiprocessing and multiprocessing.parent_process() is not None):
+        return
+    if settings.file is not None:
+        log_once("settings-file", f"settings are read from {settings.file}", level="info")
+    for warning in settings.warnings:
+        log_once(f"settings-{warning}", warning)
+
+
+def note_without_gpu(*, has_cuda: bool) -> str | None:
+    """Log that there is no NVIDIA GPU to watch, and return the sentence; ``None`` where there may be one.
+
+    ``has_cuda`` says whether torch is built for CUDA.  CUDA itself is not asked, since a process that has initialised
+    its driver can no longer fork.
+    """
+    if has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
+        return None
+    why = "there is no NVIDIA driver here" if has_cuda else "this torch is built without CUDA"
+    note = f"{why}, so there is no host sync to see; SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
+    log_once("no-gpu", note)
+    return note
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # the folder is gone
+        return ""
+
+
+def _current_rank() -> ranks.Rank:
+    rank = ranks.read()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return rank
+    return ranks.Rank(distributed.get_rank(), rank.local_rank, distributed.get_world_size())

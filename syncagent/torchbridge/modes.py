@@ -1,0 +1,193 @@
+"""torch's modes: where one goes in and comes out without disturbing others, and one that has each op counted."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from syncagent.torchbridge.frames import StandIns, leave_out_own_frames, ops_warn_at_once
+from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.numbers import restored
+from syncagent.torchbridge.patches import Patches, find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    Call = Callable[..., Any]
+    Count = Callable[[Any, int, int, FrameType | None], None]
+    Without = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+
+__all__ = ["ModeStack", "dispatch_stack", "footprint", "function_stack", "none_active", "op_mode", "wrap_recorders"]
+
+_now = time.perf_counter_ns
+_RECORDERS = (
+    ("", "_create_graph_by_tracing"),
+    ("", "_create_function_from_trace"),
+    ("", "_create_function_from_trace_with_dict"),
+    ("ScriptModule", "_create_method_from_trace"),
+    ("ScriptModule", "_create_method_from_trace_with_dict"),
+)
+"""Where in ``torch._C`` the functions are that run a program and record it."""
+
+
+class ModeStack:
+    """One of the two, of the thread that asks."""
+
+    def __init__(self, push: Any, pop: Any, length: Any) -> None:
+        self.push, self._pop, self._length = push, pop, length
+
+    def put_below(self, mode: Any) -> None:
+        """Put a mode below those that are open.
+
+        Theirs end by popping the top, whatever stands there; that of ``torch.set_default_device`` alone insists on the
+        very bottom.
+        """
+        import torch
+
+        default_device = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
+        above = []
+        while self._length():
+            top = self._pop()
+            if top is default_device:
+                self.push(top)
+                break
+            above.append(top)
+        self.push(mode)
+        for other in reversed(above):
+            self.push(other)
+
+    def remove(self, mode: Any) -> bool:
+        """Take one mode out from wherever it stands and leave the others in their order; was it there?"""
+        above = []
+        found = False
+        while self._length() and not found:
+            top = self._pop()
+            found = top is mode
+            if not found:
+                above.append(top)
+        for other in reversed(above):
+            self.push(other)
+        return found
+
+    def call_without(self, mode: Any, on: Sequence[bool], function: Call, args: Any, kwargs: Any) -> Any:
+        """Call a function with the mode taken out, and put it back unless ``on`` is empty by then."""
+        was_there = self.remove(mode)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if on and was_there:
+                self.put_below(mode)
+
+
+def function_stack() -> ModeStack:
+    from torch import _C
+    from torch.overrides import _pop_mode, _push_mode
+
+    return ModeStack(_push_mode, _pop_mode, _C._len_torch_function_stack)
+
+
+def dispatch_stack() -> ModeStack:
+    from torch import _C
+    from torch.utils._python_dispatch import _pop_mode, _push_mode
+
+    return ModeStack(_push_mode, _pop_mode, _C._len_torch_dispatch_stack)
+
+
+def none_active() -> bool:
+    """Whether no mode of anybody's is active on this thread."""
+    from torch import _C
+
+    return not _C._len_torch_function_stack() and not _C._len_torch_dispatch_stack()
+
+
+def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -> Any:
+    """Make the mode, which works while ``on`` holds anything.
+
+    ``count(func, host_ns, returned, frame)`` is called after each op: how long the op took, when it returned (both by
+    ``perf_counter_ns``) and the frame that called it (``None`` on autograd's threads).  An exception in it turns the
+    mode off and is passed to ``failed``.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    nothing: dict[str, Any] = {}
+    overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # whose own __call__ is one more frame
+    overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
+    can_skip = skip_in_dynamo(op_mode)
+    stand_ins, warn_at_once = StandIns(), ops_warn_at_once()
+
+    class OpMode(TorchDispatchMode):
+        """Counts and times each op on the host, by op and line."""
+
+        @classmethod
+        def ignore_compile_internals(cls) -> bool:
+            """Without this, torch silently runs compiled code eagerly while the mode is on."""
+            return True
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Keep torch from wrapping each call; :func:`skip_in_dynamo` says the same once and for all."""
+            return not can_skip
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if not on:
+                return func(*args, **(kwargs or nothing))
+            started = _now()
+            try:
+                call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
+                if warn_at_once:
+                    return stand_ins.call(call, args, kwargs or nothing)
+                return call(*args, **kwargs) if kwargs else call(*args)
+            except BaseException as error:
+                again = restored(func, args, kwargs, error)
+                if again is None:
+                    leave_out_own_frames(error)
+                    raise
+                return call(*again[0], **again[1])
+            finally:
+                returned = _now()
+                try:
+                    count(func, returned - started, returned, sys._getframe().f_back)
+                except Exception as error:
+                    on.clear()
+                    failed(error)
+
+    if can_skip:
+        skip_in_dynamo(OpMode.__torch_dispatch__)
+    return OpMode()  # type: ignore[no-untyped-call]
+
+
+def wrap_recorders(without: Without) -> Patches:
+    """Have ``without`` run what records a program: a trace names values by the variables of the innermost frames.
+
+    A torch that lacks one of the functions records under the mode.
+    """
+    import torch
+
+    def wrapped(original: Call) -> Call:
+        @functools.wraps(original)
+        def record(*args: Any, **kwargs: Any) -> Any:
+            return without(original, args, kwargs)
+
+        return record
+
+    patches = Patches()
+    for place, name in _RECORDERS:
+        patches.wrap(find(torch._C, place), name, wrapped)
+    return patches
+
+
+def footprint() -> dict[str, object]:
+    """Return what all this changes on this thread, as it is now."""
+    from torch import _C
+
+    return {
+        "what torch.jit.trace records with": getattr(_C, "_create_graph_by_tracing", None),
+        "function modes": _C._len_torch_function_stack(),
+        "dispatch modes": _C._len_torch_dispatch_stack(),
+    }

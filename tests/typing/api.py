@@ -1,0 +1,98 @@
+"""The public interface as type checkers see it; never run.  Each ignored error is one that they have to find.
+
+tests/unit/test_typing.py checks this file under mypy, and under pyright where it is installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import assert_type
+
+import syncagent
+from syncagent.attribution.ranks import Rank
+
+
+@syncagent.watch(policy="warn", warmup_steps=0)
+def step(batch: int) -> float:
+    return batch / 2
+
+
+@syncagent.watch()
+async def evaluate(name: str) -> int:
+    return len(name)
+
+
+def watching() -> None:
+    with syncagent.watch(
+        policy="raise",
+        detail="syncs",
+        report=Path("report.json"),
+        allow=["train.py:10", "package.module"],
+        allow_kinds="explicit",
+        allow_packs=("torch",),
+        max_syncs_per_step={"forward": 2},
+        max_stall_ms_per_step=1.5,
+        judge_threads="all",
+        copies="off",
+        simulate=True,
+        summary=None,
+    ) as agent:
+        assert_type(agent, syncagent.Agent)
+        assert_type(agent.running, bool)
+        assert_type(agent.rank, Rank)
+        assert_type(agent.settings, syncagent.Settings)
+        assert_type(agent.policy, Literal["observe", "warn", "raise"])
+        agent.policy = "warn"
+        agent.measure_cost(steps=10)
+        agent.flush()
+        for event in agent.events():
+            assert_type(event, syncagent.SyncEvent)
+            assert_type(event.stall_ns, int)
+            assert_type(event.kind, syncagent.SyncKind)
+            assert_type(event.phase, syncagent.Phase)
+            assert_type(event.site, syncagent.CallSite | None)
+        report = agent.report()
+        assert_type(report, syncagent.Report)
+        assert_type(agent.save(report), str | None)
+        assert_type(agent.stop(), syncagent.Report)
+
+
+def starting() -> None:
+    assert_type(syncagent.start(policy="observe", max_events=5), syncagent.Agent)
+    assert_type(syncagent.current(), syncagent.Agent | None)
+    assert_type(syncagent.stop(), syncagent.Report)
+    syncagent.step()
+    syncagent.step(7)
+    with syncagent.allow("the loss is logged"):
+        pass
+    assert_type(step(1), float)
+
+
+async def decorated() -> None:
+    assert_type(await evaluate("x"), int)
+
+
+def errors() -> None:
+    try:
+        syncagent.start()
+    except syncagent.HostSyncError as error:
+        assert_type(error.event, syncagent.SyncEvent | None)
+    except syncagent.ConfigError as error:
+        as_root: syncagent.SyncAgentError = error
+        as_value_error: ValueError = error
+        print(as_root, as_value_error)
+
+
+def mistakes(agent: syncagent.Agent) -> None:
+    syncagent.watch(policy="rise")  # type: ignore[arg-type]
+    syncagent.watch(detail="all")  # type: ignore[arg-type]
+    syncagent.watch(copies="some")  # type: ignore[arg-type]
+    syncagent.watch(judge_threads="none")  # type: ignore[arg-type]
+    syncagent.start(warmup_steps="many")  # type: ignore[arg-type]
+    syncagent.start(polcy="raise")  # type: ignore[call-arg]
+    agent.policy = "off"  # type: ignore[assignment]
+    agent.regions  # type: ignore[attr-defined]
+    agent._pipeline  # type: ignore[attr-defined]
+    step("1")  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import click
 
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
-from syncagent.report import wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +28,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str) -> flo
     return share
 
 
-@click.command("check", short_help="Fail if a report has sync sites that its baseline has not.")
+@click.command("check", short_help="Fail if a report has sync sites that its baseline does not have.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("--baseline", required=True, metavar="BASE", help="The report whose sites are known.")
 @click.option(
@@ -38,16 +37,16 @@ def _share(_context: click.Context, _option: click.Parameter, value: str) -> flo
     default="0.1",
     show_default=True,
     metavar="SHARE",
-    help="How much more often a step a site may sync, as a share of the baseline's rate.",
+    help="How much more often per step a site may sync, as a fraction of the baseline's rate.",
 )
 def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
-    """Fail if a report has sync sites that its baseline has not, or that sync more often a step.
+    """Fail if a report has sync sites that its baseline does not have, or that sync more often per step.
 
-    PATH is a report's .json file, or a directory of several ranks'. The exit code is 1 where there is such a site, and
-    2 where the report cannot tell: its gate failed, syncs are missing, or the run saw no CUDA device. A line that was
-    reformatted, or whose text has changed a little, is the same site.
+    PATH is a report's .json file, or a directory with those of several ranks. The exit code is 1 if there is such a
+    site, and 2 if the report proves nothing: its gate failed, syncs are missing, or the run saw no CUDA device. A line
+    that was reformatted, or whose text has changed a little, is the same site.
     """
-    from syncagent.report import changes, files
+    from syncagent.report import changes, files, wording
     from syncagent.report.compare import compare
 
     known, report = files.load_merged([baseline]), files.load_merged(paths)
@@ -70,7 +69,9 @@ def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
 
 
 def _unfit(report: Report) -> Iterator[str]:
-    """Say why a report without a finding would prove nothing."""
+    """The reasons why this report would prove nothing even without a finding."""
+    from syncagent.report import wording
+
     if not report.run.ended:
         yield "it is the capture of a process that did not end by itself; what it did not reach cannot be checked"
     if report.run.gate not in {None, gate.HELD}:

@@ -17,9 +17,9 @@ __all__ = ["command"]
     "--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True, help="What to write."
 )
 def command(old: str, new: str, form: str) -> int:
-    """Say which sync sites came, went, grew and shrank between two reports.
+    """Say which sync sites are new, gone, grown and shrunk between two reports.
 
-    OLD and NEW are reports' .json files, or directories of several ranks'.
+    OLD and NEW are reports' .json files, or directories with those of several ranks.
     """
     from syncagent.report import changes, files
     from syncagent.report.compare import compare

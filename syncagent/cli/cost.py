@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
+from syncagent.errors import SyncAgentError
+from syncagent.support.reading import TooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["command"]
+
+_GIB = 1024**3
 
 
 @click.command("cost", short_help="Say what the syncs in a trace cost.")
@@ -19,7 +30,7 @@ __all__ = ["command"]
     "--step-ms",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="MS",
-    help="A step's time without the profiler, to which the host's times are then scaled.",
+    help="The time of a step without the profiler; host times are scaled to it.",
 )
 @click.option(
     "--memory",
@@ -27,37 +38,61 @@ __all__ = ["command"]
     default=4.0,
     show_default=True,
     metavar="GIB",
-    help="How much memory it may take; the trace may be a quarter of that once it is unpacked.",
+    help="Memory limit; the unpacked trace may take a quarter of it.",
 )
 def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
-    """Replay a trace of torch.profiler without its syncs, one, several and all, and say what a step gains.
+    """Replay a trace of torch.profiler without one, several and all of its syncs, and say what a step gains.
 
-    The trace is Kineto's (.json or .json.gz, CPU and CUDA activities); functions are known where it was made with
-    with_stack=True, and lines where their source is here. A report that was made with SYNCAGENT_COST=1 has its price
-    already, which is shown.
+    The trace is Kineto's (.json or .json.gz, with CPU and CUDA activities). Functions are known if it was made with
+    with_stack=True, and lines if their source is on this machine. Of a report made with SYNCAGENT_COST=1, the cost that
+    it holds is shown.
     """
-    from syncagent.cli.memory import GIB, at_most
-    from syncagent.errors import SyncAgentError
-    from syncagent.support.reading import TooLargeError
-
     advice = "allow more with --memory GIB"
     try:
-        with at_most(round(memory * GIB), advice):
-            return _cost(path, form, step_ms, round(memory * GIB / 4))
+        with _at_most(round(memory * _GIB), advice):
+            return _cost(path, form, step_ms, round(memory * _GIB / 4))
     except TooLargeError as error:
         raise SyncAgentError(f"cannot read {path!r}: {error}; {advice}") from None
 
 
+@contextmanager
+def _at_most(size: int, advice: str) -> Iterator[None]:
+    """Let what runs inside take ``size`` bytes more than the process has; more is one sentence, with ``advice``.
+
+    The limit is the process's, by address space.  Where the system has no such limit, nothing is bounded.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            taken = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        limit = taken + size
+        if resource.RLIM_INFINITY not in before:
+            limit = min(limit, *before)
+        elif before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    except MemoryError:
+        raise SyncAgentError(f"that takes more than {size / _GIB:g} GiB of memory; {advice}") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
-    from syncagent.cost import sites, text, trace
-    from syncagent.cost.price import price
-    from syncagent.errors import SyncAgentError
+    from syncagent.cost import sites, terminal, trace
+    from syncagent.cost.estimate import estimate
 
     values = trace.load(path, most)
     if isinstance(values, dict) and "schema" in values and "traceEvents" not in values:
         return _of_report(path, values, form)
     try:
-        found = price(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
+        found = estimate(trace.from_values(values, path), sites.from_trace, measured_ms=step_ms)
     except ZeroDivisionError:
         raise SyncAgentError(f"{path!r} has steps that take no time") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -65,30 +100,28 @@ def _cost(path: str, form: str, step_ms: float | None, most: int) -> int:
     if form == "json":
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        sys.stdout.write(text.render(found))
+        sys.stdout.write(terminal.render(found))
     return 0
 
 
 def _of_report(path: str, values: dict[str, object], form: str) -> int:
-    from syncagent.errors import SyncAgentError
     from syncagent.report.decode import encode
     from syncagent.report.formats import text
     from syncagent.report.model import Report
 
     report = Report.from_dict(values, name=repr(path))
     if report.cost is None:
-        raise SyncAgentError(f"{path!r} has no price: run it with SYNCAGENT_COST=1")
+        raise SyncAgentError(f"{path!r} has no cost: run it with SYNCAGENT_COST=1")
     if form == "text":
         text.emit(report, sys.stdout)
         return 0
-    whole = encode(report.cost)
-    priced = [site for site in report.sites if site.idle_ms is not None or site.gain_ms is not None]
-    numbers = {site.id: number for number, site in enumerate(priced)}
+    sites = [site for site in report.sites if site.idle_ms is not None or site.gain_ms is not None]
+    index_of = {site.id: index for index, site in enumerate(sites)}
     order = [
-        {"site": number, "where": f"{site.file}:{site.line}", "op": site.op, "gain_ms": entry.gain_ms}
+        {"site": index, "where": f"{site.file}:{site.line}", "op": site.op, "gain_ms": entry.gain_ms}
         for entry in report.cost.order
-        if (number := numbers.get(entry.site)) is not None
-        for site in (priced[number],)
+        if (index := index_of.get(entry.site)) is not None
+        for site in (sites[index],)
     ]
-    print(json.dumps({**whole, "order": order, "sites": [encode(site) for site in priced]}, indent=1))
+    print(json.dumps({**encode(report.cost), "order": order, "sites": [encode(site) for site in sites]}, indent=1))
     return 0

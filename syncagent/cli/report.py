@@ -26,8 +26,8 @@ __all__ = ["command"]
 def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int:
     """Show a saved report, or those of several ranks of one run as one.
 
-    Each PATH is a report's .json file, a capture (.jsonl), or a directory of them. What other processes of the same run
-    have saved beside a file, with a number in its name, belongs to it.
+    Each PATH is a report's .json file, a capture (.jsonl), or a directory of them. Files that other processes of the
+    same run saved beside it, with a number in the name, are included.
     """
     from syncagent.report import files
     from syncagent.report.formats import render, text

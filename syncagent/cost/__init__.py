@@ -1,1 +1,1 @@
-"""What a sync costs the GPU, what a job gains without it, and what to write instead."""
+"""What a sync costs the GPU, how much faster a job is without it, and what to write instead."""

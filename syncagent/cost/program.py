@@ -1,7 +1,7 @@
-"""A trace as a program that can be run again: what each host thread does between its calls, and what those ask for.
+"""A trace as a program that can be replayed: what each host thread does between its calls, and what these ask for.
 
-Host times are taken as the profiler left them and scaled when the program is made ready to run, since a profiler
-lengthens them; the GPU's times are as they were.  A run of launches on one stream is one instruction: with ``H`` the
+Host times are taken from the profiler and scaled when the program is made ready to run, since a profiler lengthens
+them; the GPU's times are kept.  A run of launches on one stream is one instruction: with ``H`` the
 host's time for all of it, ``G`` the GPU's, and ``C`` the GPU's end counted from the host's start if the GPU has nothing
 else to do, the stream is done at ``max(ready + G, host + C)`` (max-plus algebra), whatever the number of launches.
 """
@@ -27,13 +27,13 @@ _STAGED_BYTES = 64 * 1024
 synchronization behavior)."""
 _SCALAR_BYTES = 64
 _LAUNCH_US = 60.0
-"""A launch that takes longer was held up by a full queue, which the replay does by itself."""
+"""A launch that takes longer was blocked by a full queue, which the replay models itself."""
 _RETURN_US = 150.0
-"""The host goes on so long after what it waited for at most; what is more was the profiler's."""
+"""The host continues this long after what it waited for at most; the rest was the profiler's."""
 _STAGING_US = 12.0
-"""Asking for a copy from pageable memory, without the copying that the call does itself."""
+"""The call of a copy from pageable memory, without the copying that it does itself."""
 _RUN = 32
-"""Launches in one instruction at most, so that the queue's limit is met about where it lies."""
+"""The most launches in one instruction, so that the queue's limit is met about where it is."""
 
 Span = tuple[float, float]
 
@@ -45,7 +45,7 @@ class Wait(NamedTuple):
 
     call: Call
     copy: Call | None
-    """The copy that the wait belongs to; the calls are one."""
+    """The copy that the wait belongs to, if any."""
 
     @property
     def start(self) -> float:
@@ -67,7 +67,7 @@ class Program:
         self.gap_us = gap_us
         """Between two kernels of a full stream."""
         self.groups = groups
-        """How many host threads go their own way."""
+        """How many groups of host threads run independently."""
         self.work: list[tuple[int, float]] = _work(raw)
         """Launches and GPU time (µs) of each step."""
 
@@ -127,8 +127,8 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
     return found[1:]
 
 
-class _Hiccups:
-    """How long the profiler itself held the host up between two moments."""
+class _ProfilerPauses:
+    """How long the profiler itself blocked the host between two moments."""
 
     def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
         self._spans = spans
@@ -145,7 +145,7 @@ class _Hiccups:
 
 
 class _Reads:
-    """When the program was reading numbers, all of which goes where the number is not read."""
+    """When the program was reading numbers: all of that time goes away if the number is not read."""
 
     _OPS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
 
@@ -169,13 +169,13 @@ def build(trace: Trace, bounds: Sequence[float]) -> Program:
 
 
 class _Builder:
-    """Goes through the calls in order of time; all host time between the bounds lands in some instruction."""
+    """Goes through the calls in order of time; all host time between the bounds becomes part of some instruction."""
 
     def __init__(self, trace: Trace, bounds: Sequence[float]) -> None:
         self._trace = trace
         self._bounds = bounds
         self._groups = _groups(trace)
-        self._hiccups = _Hiccups(trace.hiccups)
+        self._profiler_pauses = _ProfilerPauses(trace.profiler_pauses)
         self._calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
         self._following: dict[int, Call] = {}
         latest: dict[int, Call] = {}
@@ -185,7 +185,7 @@ class _Builder:
             latest[call.thread] = call
         self._raw: list[tuple[Any, ...]] = []
         self._waits: list[Wait] = []
-        self._until: dict[int, float] = {}  # up to where each group's time is accounted for
+        self._until: dict[int, float] = {}  # until when each group's time is accounted for
         self._owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
@@ -209,12 +209,12 @@ class _Builder:
         self._raw.append((MARK, 0, self._owed.pop(0, 0.0) + self._spend(0, bound)))
 
     def _spend(self, group: int, until: float) -> float:
-        """Return the host's time from where it is accounted for until then, and account for it."""
+        """Account for a group's time until then, and return how much that was."""
         since = self._until.get(group, self._bounds[0])
         if until <= since:
             return 0.0
         self._until[group] = until
-        return max(until - since - self._hiccups.between(since, until), 0.0)
+        return max(until - since - self._profiler_pauses.between(since, until), 0.0)
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]
@@ -275,7 +275,7 @@ def _latest(call: Call) -> int:
 
 
 def _drain_after(copy: Call, following: Call | None) -> Call | None:
-    """The wait that torch puts right behind a copy that must not return early."""
+    """The wait that torch puts right after a copy that must not return early."""
     if following is None or copy.op is None or not copy.op.name.startswith("Memcpy"):
         return None
     near = following.waits_for == "stream" and following.start - copy.end < 50.0
@@ -294,17 +294,17 @@ def _recorded(call: Call, following: dict[int, Call], streams: list[int]) -> int
 
 
 def _last_end(trace: Trace, call: Call) -> float:
-    """When the GPU had done what it was given before this call, of the work that the call may have waited for."""
+    """When the GPU had finished the work that this call may have waited for."""
     ends = trace.ends
     index = bisect_left(ends, call.end)
     return ends[index - 1] if index else call.start
 
 
 def _groups(trace: Trace) -> dict[int, int]:
-    """Which host threads make one line of work, by number.
+    """The group of each host thread: the threads of a group take turns, groups run independently.
 
-    Autograd's threads work while the thread that called ``backward()`` stands still, so their calls and its never
-    overlap.  A thread whose calls do overlap with the main thread's goes its own way.
+    Autograd's threads work while the thread that called ``backward()`` waits, so their calls never overlap.  A thread
+    with calls that do overlap with those of the main thread has a group of its own.
     """
     main = trace.thread
     own = [(call.start, call.end) for call in trace.calls if call.thread == main]

@@ -1,4 +1,4 @@
-"""How long a program takes a step with some of its waits left out: a discrete-event run of host threads and streams."""
+"""How long a step takes without some of its waits: a discrete-event simulation of host threads and streams."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "fit", "run"]
 
 _QUEUE = 1_000
-"""So many launches may be outstanding before the next one holds the host up (1,024 by common account)."""
+"""How many launches may be outstanding before the next one blocks the host (commonly said to be 1,024)."""
 
 _SCALE, _SCALE_SPREAD = 0.55, 0.12
-"""The profiled host's time to the unprofiled one's, over 21 programs on an H100; what it came to with this as a prior
-is ``host_scale`` in tests/gpu/results/cost_pairs.json."""
+"""Host time without the profiler, as a fraction of that under it: mean and spread over 21 programs on an H100.  What
+came of it with this as a prior is ``host_scale`` in tests/gpu/results/cost_pairs.json."""
 _STEP_SPREAD = 0.001
 
 
@@ -29,10 +29,10 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
     without: frozenset[int] = frozenset(),
     idle_us: list[float] | None = None,
 ) -> float:
-    """Return milliseconds a step, the first step left out, as if the waits numbered in ``without`` were not there.
+    """The milliseconds per step, first step excluded, if the waits numbered in ``without`` were not there.
 
-    ``idle_us`` (one entry a wait) takes the GPU time that was left without work from the moment each wait ended until
-    the next launch (or the end of the last step), where the host really waited.
+    ``idle_us`` has one entry for each wait; where the host really waited, the time for which the GPU then had no work
+    is added to it: from the end of the wait to the next launch, or to the end of the last step.
     """
     host = [0.0] * groups
     ready: dict[int, float] = {}
@@ -112,19 +112,19 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
 
 
 class Fit(NamedTuple):
-    """A program whose host runs as fast as it did without the profiler."""
+    """A program with the host as fast as it was without the profiler."""
 
     items: list[tuple[Any, ...]]
     scale: float
     step_ms: float
-    """Replayed, with every wait in place."""
+    """As replayed, with every wait in place."""
 
 
 def fit(program: Program, step_ms: float | None) -> Fit:
-    """Scale the host's times so that the replay takes ``step_ms`` a step; as they are where that is ``None``.
+    """Scale the host's times so that the replay takes ``step_ms`` per step; they are kept where that is ``None``.
 
-    Where the step hardly depends on the host (a busy GPU), many scales would do: then the usual one is taken, by least
-    squares of both.
+    Where the step hardly depends on the host (a busy GPU), many scales would fit.  So the scale is found by least
+    squares of two errors: of the step time, and of the scale from the usual one.
     """
     if step_ms is None:
         items = program.ready(1.0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from syncagent.cost.trace import Trace
     from syncagent.events import SyncEvent
 
-__all__ = ["Place", "branches", "from_events", "from_trace"]
+__all__ = ["WaitSite", "branches", "from_events", "from_trace"]
 
 _SLACK_US = 50.0
 """How far the profiler's clock and the agent's may be apart."""
@@ -35,8 +35,8 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a wait is; empty where it is not known."""
+class WaitSite:
+    """What a wait is known by; empty where it is not known."""
 
     op: str
     kind: str
@@ -48,19 +48,19 @@ class Place:
     ranges: tuple[str, ...] = ()
     row: int | None = None
     """The ``id`` of the report's row, where there is a report."""
-    named: int = 0
+    function_line: int = 0
     """Where ``line`` is not known: the line by which the trace names the function."""
 
     @property
-    def site(self) -> Hashable:
-        """What is alike for all waits of one site: the report's row, else the line, else the names around it.
+    def key(self) -> Hashable:
+        """What all waits of one site have in common: the report's row, else the line, else the names around it.
 
         ``step 1`` and ``step 2`` are one site, ``layer 1`` and ``layer 2`` are not.
         """
         if self.row is not None:
             return self.row
         ranges = () if self.file else tuple(_COUNTED.sub("", name) for name in self.ranges)
-        return (self.op, self.kind, self.file, self.line, self.named, self.function, self.phase, ranges)
+        return (self.op, self.kind, self.file, self.line, self.function_line, self.function, self.phase, ranges)
 
 
 _BRANCH = re.compile(
@@ -68,15 +68,15 @@ _BRANCH = re.compile(
 )
 
 
-def branches(place: Place) -> bool:
+def branches(site: WaitSite) -> bool:
     """Does the host decide by the value that it waits for?  Then the wait cannot go without a rewrite of the line."""
-    if place.op.endswith(("::is_nonzero", "::equal")):
+    if site.op.endswith(("::is_nonzero", "::equal")):
         return True
-    return place.kind == "scalar_read" and bool(_BRANCH.match(place.source))
+    return site.kind == "scalar_read" and bool(_BRANCH.match(site.source))
 
 
-def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[SyncEvent, int]]) -> list[Place | None]:
-    """Tie each wait to the agent's event (with the id of its row) in whose time, and on whose thread, it was."""
+def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[SyncEvent, int]]) -> list[WaitSite | None]:
+    """Match each wait with the event of the agent (and the id of its row) that spans it, on the same thread."""
     placed = sorted(
         ((event.start_ns - trace.base_ns) / 1e3, (event.start_ns + event.stall_ns - trace.base_ns) / 1e3, index)
         for index, (event, _) in enumerate(events)
@@ -97,16 +97,16 @@ def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[Sync
         name: max((counts[thread] / totals[thread], counts[thread], thread) for thread in counts)[2]
         for name, counts in threads.items()
     }
-    places: list[Place | None] = []
+    sites: list[WaitSite | None] = []
     for wait, found in zip(waits, candidates, strict=True):
         own = [index for index in found if number[events[index][0].thread] == wait.call.thread]
-        places.append(_of_event(*events[own[0]]) if own else None)
-    return places
+        sites.append(_of_event(*events[own[0]]) if own else None)
+    return sites
 
 
-def _of_event(event: SyncEvent, row: int) -> Place:
+def _of_event(event: SyncEvent, row: int) -> WaitSite:
     site = event.forward_site or event.site
-    return Place(
+    return WaitSite(
         op=event.op,
         kind=event.kind.value,
         file=site.file if site else "",
@@ -119,8 +119,8 @@ def _of_event(event: SyncEvent, row: int) -> Place:
     )
 
 
-def from_trace(trace: Trace, waits: Sequence[Wait]) -> list[Place]:
-    """Tell from the ranges around each wait: Python frames (``with_stack=True``), annotations and ops."""
+def from_trace(trace: Trace, waits: Sequence[Wait]) -> list[WaitSite]:
+    """Find sites by the ranges around each wait: Python frames (``with_stack=True``), annotations and ops."""
     by_thread: dict[int, list[tuple[float, float, str, str]]] = defaultdict(list)
     for start, end, thread, category, name in trace.spans:
         by_thread[thread].append((start, end, category, name))
@@ -140,7 +140,7 @@ def from_trace(trace: Trace, waits: Sequence[Wait]) -> list[Place]:
     return [_of_ranges(around[number], waits[number]) for number in range(len(waits))]
 
 
-def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> Place:
+def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> WaitSite:
     ops = [name for category, name in around if category == "cpu_op" and name.startswith(("aten::", "torch"))]
     ranges = tuple(
         name
@@ -149,7 +149,7 @@ def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> Place:
     )
     op = ops[0] if ops else wait.call.name
     backward = any(name.startswith("autograd::engine") for _, name in around)
-    place = Place(op, _kind(ops, wait), phase="backward" if backward else "other", ranges=ranges)
+    site = WaitSite(op, _kind(ops, wait), phase="backward" if backward else "other", ranges=ranges)
     called = ""
     for name in reversed([name for category, name in around if category == "python_function"]):
         frame = _FRAME.fullmatch(name)
@@ -157,10 +157,11 @@ def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> Place:
             file, named, function = frame["file"], int(frame["line"]), frame["function"]
             found = line_of(file, named, function, called) if called else None
             line, source = found or (0, "")
-            return replace(place, file=file, line=line, function=function, source=source, named=0 if found else named)
+            function_line = 0 if found else named
+            return replace(site, file=file, line=line, function=function, source=source, function_line=function_line)
         inner = frame or _BUILT_IN.fullmatch(name)
         called = inner["function"] if inner else ""
-    return place
+    return site
 
 
 def _kind(ops: Sequence[str], wait: Wait) -> str:

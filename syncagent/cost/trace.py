@@ -36,7 +36,7 @@ _AWAIT = frozenset({"cudaStreamWaitEvent", "cuStreamWaitEvent"})
 
 
 MOST_BYTES = 1024 * reading.MIB
-"""Of a trace as JSON: some three million events, which take several times as much memory."""
+"""The largest trace as JSON: some three million events, which take several times as much memory."""
 
 
 @dataclass(slots=True)
@@ -71,9 +71,9 @@ class Call:
     waits_for: str | None = None
     """``stream``, ``device`` or ``event``."""
     stream: int | None = None
-    """Of a wait, a record, and a stream's wait for an event: the stream, where the trace says."""
+    """The stream of a wait, a record or a stream's wait for an event, where the trace says."""
     record: int | None = None
-    """Of a wait for an event: the correlation of the call that recorded it, where the trace says."""
+    """The correlation of the call that recorded the event that is waited for, where the trace says."""
 
     @property
     def records(self) -> bool:
@@ -92,14 +92,14 @@ class Trace:
     calls: list[Call]
     ops: list[Op]
     bounds: list[float] = field(default_factory=list)
-    """Where steps begin and end (µs), one more than there are steps; empty where the trace does not say."""
+    """Where steps begin and end (µs): one more than there are steps, or empty where the trace does not say."""
     spans: list[tuple[float, float, int, str, str]] = field(default_factory=list)
     """Ranges of host threads (start, end, thread, category, name), by start: annotations, ops, Python functions."""
     thread_names: dict[int, str] = field(default_factory=dict)
     base_ns: int = 0
-    """What the trace's times count from (ns since the Unix epoch)."""
-    hiccups: list[tuple[float, float]] = field(default_factory=list)
-    """When the profiler held the host up to get memory for itself."""
+    """The origin of the trace's times (ns since the Unix epoch)."""
+    profiler_pauses: list[tuple[float, float]] = field(default_factory=list)
+    """When the profiler blocked the host to get memory for itself."""
 
     @cached_property
     def ends(self) -> list[float]:
@@ -181,7 +181,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     syncs: dict[int, Mapping[str, Any]] = {}
     spans: list[tuple[float, float, int, str, str]] = []
     thread_names: dict[int, str] = {}
-    hiccups: list[tuple[float, float]] = []
+    profiler_pauses: list[tuple[float, float]] = []
     processes: set[Any] = set()
     devices: set[Any] = set()
     categories: set[str] = set()
@@ -209,7 +209,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
             syncs[arguments["correlation"]] = arguments
         elif category == "overhead":
             if "Request" in str(event["name"]):  # flushes run on a thread of the profiler's
-                hiccups.append(_span(event))
+                profiler_pauses.append(_span(event))
         elif category in {"user_annotation", "cpu_op", "python_function"}:
             spans.append((*_span(event), event["tid"], category, str(event["name"])))
     _refuse(name, categories, processes, devices, ops=bool(ops), calls=bool(raw))
@@ -218,7 +218,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     launched = [op for call in calls if (op := call.op) is not None]
     if not launched:
         raise SyncAgentError(f"{name!r} ties no work of the GPU to the calls that launched it: the trace is cut off")
-    trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(hiccups))
+    trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(profiler_pauses))
     trace.bounds = _bounds(trace)
     return trace
 

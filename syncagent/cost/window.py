@@ -1,4 +1,4 @@
-"""A few steps of a running job: first timed without a profiler between two drains, then captured, then priced."""
+"""A few steps of a running job: timed without a profiler between two drains, then captured, then replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.cost import sites
 from syncagent.cost import trace as traces
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 from syncagent.errors import SyncAgentError
 from syncagent.support.log import get_logger
 from syncagent.torchbridge import profiling
@@ -17,21 +17,21 @@ from syncagent.torchbridge import profiling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from syncagent.cost.price import Price
+    from syncagent.cost.estimate import CostEstimate
     from syncagent.events import SyncEvent
     from syncagent.support.faults import Faults
 
 __all__ = ["Window"]
 
 _PLAIN_STEPS, _MOST_PLAIN, _PLAIN_S = 10, 60, 0.5
-"""Steps timed without the profiler: ten at least, and for half a second, but sixty at most."""
+"""Steps timed without the profiler: at least ten and for half a second, but at most sixty."""
 
 
 class Window:
-    """Moves on when a step ends; all of it runs on the thread in which steps end.
+    """Advances when a step ends, and runs on the thread in which steps end.
 
     ``begin`` says after how many steps it opens.  Nothing that fails in here reaches the program: the window then
-    closes and ``why`` says why there is no price.
+    closes and ``why`` says why there is no estimate.
     """
 
     def __init__(
@@ -48,9 +48,7 @@ class Window:
         self._capture: profiling.Capture | None = None
         self._path: str | None = None
         self._events: Sequence[tuple[SyncEvent, int]] = ()
-        self._price: Price | None = None
-        self.numbers: set[int] = set()
-        """The numbers of the steps that are captured."""
+        self._estimate: CostEstimate | None = None
         most = _MOST_PLAIN + steps + 1
         self.why: str | None = f"the run ended before the window: it opens after {begin} steps and takes up to {most}"
 
@@ -59,8 +57,8 @@ class Window:
         """Whether every sync is to be seen now."""
         return self._state == "capturing"
 
-    def step_ended(self, following: int) -> None:
-        """Take note of a step's end, ``following`` being the number of the one that begins."""
+    def step_ended(self) -> None:
+        """Advance at the end of a step."""
         if self._state == "done":
             return
         try:
@@ -68,8 +66,6 @@ class Window:
         except Exception as error:
             self._faults.add("the cost window", error, "failed and is closed")
             self.close(f"the window failed: {error}")
-        if self.capturing:
-            self.numbers.add(following)
 
     def _advance(self) -> None:
         self._seen += 1
@@ -109,7 +105,7 @@ class Window:
         self._capture.start()
         self._opened_ns = time.time_ns()
         self._state, self._number = "capturing", 0
-        for _ in range(3):  # the first mark of a capture is dear
+        for _ in range(3):  # the first mark of a capture is expensive
             self._capture.mark("syncagent#first")
         self._capture.mark(f"{traces.BOUNDARY} 0")
 
@@ -136,19 +132,19 @@ class Window:
         if capture is not None:
             self._faults.guard("the end of the capture", capture.stop, None)
         if self._path is not None:
-            self._faults.guard("the window's file", self._forget, None)
+            self._faults.guard("the window's file", self._delete_trace, None)
 
     def end(self) -> None:
-        """The run is over: a window that is still open closes without a price."""
+        """The run is over: a window that is still open closes without an estimate."""
         if self._state != "done":
             self.close(self.why or "the run ended before the window")
 
-    def price(self) -> Price | None:
+    def estimate(self) -> CostEstimate | None:
         """Replay what was captured, once; ``None`` with ``why`` where there is nothing to replay."""
-        if self._price is None and self._path is not None:
+        if self._estimate is None and self._path is not None:
             try:
                 trace = traces.read(self._path)
-                self._price = price(
+                self._estimate = estimate(
                     trace,
                     lambda found, waits: sites.from_events(found, waits, self._events),
                     measured_ms=self._measured_ms,
@@ -158,10 +154,10 @@ class Window:
             except Exception as error:
                 self._faults.add("the replay", error, "failed")
                 self.why = f"the replay failed: {error}"
-            self._faults.guard("the window's file", self._forget, None)
-        return self._price
+            self._faults.guard("the window's file", self._delete_trace, None)
+        return self._estimate
 
-    def _forget(self) -> None:
+    def _delete_trace(self) -> None:
         if self._path is not None:
             os.unlink(self._path)
         self._path = None

@@ -1,4 +1,4 @@
-"""A report out of a capture (``syncagent.capture.writer``): of a process that was killed, or that still runs."""
+"""Makes a report of a capture (``syncagent.capture.writer``), whose process was killed or is still running."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SUMS = (
     "count", "stall_ms", "stall_ms_p50", "stall_ms_max", "allowed_count", "violations", "step_stall_ms", "per_step",
     "ops",
 )  # fmt: skip
-"""The columns of a site that grow; the others are written once, and again where they change."""
+"""The columns of a site that grow; the others are written once, and again when they change."""
 
 
 def is_capture(content: bytes) -> bool:
-    """Does a file that begins like this hold a capture?"""
+    """Whether a file that begins like this holds a capture."""
     return content.startswith(b'{"type":"header","capture":')
 
 
 def read(file: Path, content: bytes) -> Report:
-    """The report of what a capture held last.
+    """The report of the newest state that a capture holds.
 
-    A line that is not whole, as the last one of a process that was killed may be, is left out and said.  Raises
-    :class:`SyncAgentError`.
+    A line that is incomplete, as the last one of a killed process may be, is left out, and a note says so.  Raises
+    :class:`SyncAgentError` for what is no capture that can be read.
     """
     name = repr(str(file))
     lines, broken = _parse(content)
@@ -98,14 +98,14 @@ def _values(
     events: list[dict[str, Any]],
     step_times: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The JSON of the report; whether its parts are what they should be is seen when it is read."""
+    """The JSON values of the report; they are checked when the report is made of them."""
     steps = _number(totals.get("steps"))
     for site in sites:
         site["id"] = site.get("site")
         site["per_step"] = _number(site.get("count")) / steps if steps else None
         if totals.get("step_stall_ms") is None:
             site["step_stall_ms"] = None
-        elif site.get("step_stall_ms") is None:  # written before there were steps, and has not waited since
+        elif site.get("step_stall_ms") is None:  # written before the first step, and it has not waited since
             site["step_stall_ms"] = 0.0
     duration_ms = _number(totals.get("duration_s")) * 1e3
     about, notes = run.get("run"), run.get("notes")
@@ -134,7 +134,7 @@ def _values(
 
 
 def _number(value: object) -> float:
-    """0 for what is no number; the report says so when it is read."""
+    """The value, or 0 if it is no number; making the report then fails with a sentence."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
     return float(value) if is_number else 0.0  # type: ignore[arg-type]
 

@@ -31,13 +31,13 @@ def render(comparison: Comparison) -> str:
 
 
 def _steps(steps: StepChange) -> str:
-    line = f"a step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}"
+    line = f"time per step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}"
     saved = wording.duration(abs(steps.saved_ms))
     line += f", {saved} {'saved' if steps.saved_ms >= 0 else 'longer'}"
     if steps.predicted_ms is not None and steps.mended:
         line += f"; {wording.duration(steps.predicted_ms)} was predicted for the sites that are gone or wait less often"
     if steps.unpriced:
-        line += f" ({steps.unpriced} of them had no price)"
+        line += f" ({steps.unpriced} of them had no predicted gain)"
     return line
 
 
@@ -70,5 +70,5 @@ def _paragraph(change: Change) -> str:
 
 
 def _measure(measure: Measure) -> str:
-    rate = "" if measure.per_step is None else f" ({wording.per_step(measure.per_step)} a step)"
+    rate = "" if measure.per_step is None else f" ({wording.per_step(measure.per_step)} per step)"
     return f"{wording.plural(measure.count, 'sync')}{rate}, {wording.duration(measure.stall_ms)}"

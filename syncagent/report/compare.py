@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from syncagent import sites
 from syncagent.report import wording
 from syncagent.report.decode import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from syncagent.events import CallSite
     from syncagent.report.model import Report, SiteRow
     from syncagent.sites import LineKey, SiteKey
+
+    _Sites = dict[SiteKey, list[SiteRow]]
 
 __all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
 
@@ -32,7 +34,7 @@ class Measure:
     allowed: bool
     """Whether every sync of it was allowed."""
     gain_ms: float | None = None
-    """What a step would gain without its waits, where that was measured."""
+    """What a step would gain without its waits (ms), where that was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Change:
     old: Measure | None
     new: Measure | None
     was: str | None = None
-    """Where a little of the text is another now: what it was."""
+    """The old text, where the text has changed a little."""
 
     @property
     def latest(self) -> Measure:
@@ -63,16 +65,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class StepChange:
-    """A step's time in both reports (ms)."""
+    """The time of a step in both reports (ms)."""
 
     old_ms: float
     new_ms: float
     predicted_ms: float | None
-    """What the old report's price says the mended sites would gain, together; ``None`` where it has no price."""
+    """What the old report says the fixed sites would gain, together; ``None`` where it has no cost."""
     mended: int = 0
-    """How many sites are gone or wait less often a step."""
+    """How many sites are gone or wait less often per step: fixed.  (The name is a key of the JSON.)"""
     unpriced: int = 0
-    """How many of those sites it has no gain for."""
+    """How many of those sites the old report has no gain for."""
 
     @property
     def saved_ms(self) -> float:
@@ -112,84 +114,71 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     A site with no match has changed where one that is gone has the same kind, files and functions, and much the same
     text; each site that is gone serves once.
 
-    A site has grown when it syncs more often a step, by more than ``tolerance`` of what it was; where one of the
-    reports has no steps, when it syncs more often at all.  A site that syncs less than once a step (set-up, logging)
-    must also have a greater count, or every longer or shorter run would seem to change it.  Stalls are shown but decide
-    nothing: they differ from machine to machine.  Nor do copies that waited only by the driver's state.
+    A site has grown when it syncs more often per step, by more than the fraction ``tolerance``; where one of the
+    reports has no steps, when its count has grown by more than that.  A site that syncs less than once per step
+    (set-up, logging) must also have a greater count, or every longer or shorter run would seem to change it.  Stalls
+    are shown but decide nothing, since they differ from machine to machine; nor do copies that waited only by the
+    driver's state.
     """
     named, named_now = sites.naming(old.run.home, new.run.home)
-    before, after = _measures(old, named), _measures(new, named_now)
+    before, after = _by_key(old, named), _by_key(new, named_now)
     changed = sites.pair([key for key in before if key not in after], [key for key in after if key not in before])
     for key, earlier in changed.items():
         before[key] = before.pop(earlier)
     changes = []
     for key in dict.fromkeys((*before, *after)):
-        (site, *_), cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
-        was, now = before.get(key, _ABSENT)[1], after.get(key, _ABSENT)[1]
-        earlier_site = before[key][0][0] if key in changed else None
-        changes.append(_change(site, cwd, was, now, tolerance, earlier_site))
+        site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
+        earlier_site = before[key][0] if key in changed else None
+        changes.append(_change(site, cwd, _measure(before.get(key)), _measure(after.get(key)), tolerance, earlier_site))
     changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
     return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
 
 
-_ABSENT: tuple[tuple[()], None] = ((), None)
-_Measures: TypeAlias = "dict[SiteKey, tuple[tuple[SiteRow, ...], Measure]]"
-
-
-def _measures(report: Report, named: Callable[[Any], LineKey]) -> _Measures:
-    """Sites by what does not move; several with the same key (the same text twice in a function) are added up."""
-    found: _Measures = {}
+def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:
+    """Sites by what does not move; several have the same key where a function has the same text twice."""
+    found: _Sites = {}
     for site in report.sites:
-        if site.conditional:
-            continue
-        key = site.key(named)
-        if key in found:
-            rows, seen = found[key]
-            found[key] = ((*rows, site), _sum(seen, _measure(site)))
-        else:
-            found[key] = ((site,), _measure(site))
+        if not site.conditional:
+            found.setdefault(site.key(named), []).append(site)
     return found
 
 
-def _measure(site: SiteRow) -> Measure:
-    return Measure(site.line, site.count, site.per_step, site.stall_ms, bool(site.allowed), site.gain_ms)
-
-
-def _sum(one: Measure, other: Measure) -> Measure:
-    known = one.per_step is not None and other.per_step is not None
+def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
+    if not rows:
+        return None
+    rates = [site.per_step for site in rows if site.per_step is not None]
+    gains = [site.gain_ms for site in rows if site.gain_ms is not None]
     return Measure(
-        line=one.line,
-        count=one.count + other.count,
-        per_step=(one.per_step or 0.0) + (other.per_step or 0.0) if known else None,
-        stall_ms=one.stall_ms + other.stall_ms,
-        allowed=one.allowed and other.allowed,
-        gain_ms=None
-        if one.gain_ms is None and other.gain_ms is None
-        else (one.gain_ms or 0.0) + (other.gain_ms or 0.0),
+        line=rows[0].line,
+        count=sum(site.count for site in rows),
+        per_step=sum(rates) if len(rates) == len(rows) else None,
+        stall_ms=sum(site.stall_ms for site in rows),
+        allowed=all(site.allowed for site in rows),
+        gain_ms=sum(gains) if gains else None,
     )
 
 
 def _step_ms(report: Report) -> float | None:
-    """A step's time: without a profiler from the window, else the mean of the run's but for the first."""
+    """The time of a step: from the cost window, without a profiler; else the mean of the run, first step excluded."""
     if report.cost is not None and report.cost.measured_step_ms is not None:
         return report.cost.measured_step_ms
     steps = report.run.steps - 1
     return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
 
 
-def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolerance: float) -> StepChange | None:
-    """What was to be gained by the sites that are gone or wait less often, and what was.
+def _steps(old: Report, new: Report, before: _Sites, after: _Sites, tolerance: float) -> StepChange | None:
+    """What the sites that are gone or wait less often were predicted to gain, and what a step gained.
 
-    Gains do not add up (mend one, and the wait moves to the next), so the prediction is read off the old report's order
-    as far as it holds gone sites only, and is the largest single gain beyond that; of a site that waits less often, the
-    part of its gain that its waits are fewer by.
+    Gains do not add up: fix one site, and the wait moves to the next.  So the prediction is the cumulative gain of the
+    old report's order, as far as that holds only sites that are gone, or the largest single gain if that is larger.  A
+    site that waits less often counts with the same fraction of its gain.
     """
     was, now = _step_ms(old), _step_ms(new)
     if was is None or now is None:
         return None
     fewer: dict[int, float] = {}
-    for key, (rows, measure) in before.items():
-        part = _fewer_by(measure, after.get(key, _ABSENT)[1])
+    for key, rows in before.items():
+        part = _fewer_by(_measure(rows), _measure(after.get(key)))
         if part > tolerance:
             fewer |= dict.fromkeys((row.id for row in rows), part)
     if old.cost is None or old.cost.abstained is not None:
@@ -203,16 +192,15 @@ def _steps(old: Report, new: Report, before: _Measures, after: _Measures, tolera
     if gone >= {entry.site for entry in old.cost.order} and old.cost.gain_all_ms is not None:
         predicted = old.cost.gain_all_ms
     single = [site.gain_ms * fewer[site.id] for site in old.sites if site.id in fewer and site.gain_ms is not None]
-    priced = {entry.site for entry in old.cost.order}
-    unpriced = len(fewer.keys() - priced)
+    unpriced = len(fewer.keys() - {entry.site for entry in old.cost.order})
     return StepChange(was, now, max([predicted, *single]), mended=len(fewer), unpriced=unpriced)
 
 
-def _fewer_by(was: Measure, now: Measure | None) -> float:
-    """Which part of a site's waits a step is no more."""
+def _fewer_by(was: Measure | None, now: Measure | None) -> float:
+    """The fraction of a site's waits per step that is gone."""
     if now is None:
         return 1.0
-    return 1.0 - now.per_step / was.per_step if was.per_step and now.per_step is not None else 0.0
+    return 1.0 - now.per_step / was.per_step if was and was.per_step and now.per_step is not None else 0.0
 
 
 def _change(
@@ -225,8 +213,8 @@ def _change(
         file=wording.short_path(site.file, cwd),
         function=site.function,
         source=site.source,
-        forward=_told(site.forward, cwd),
-        library=_told(site.library, cwd),
+        forward=_described(site.forward, cwd),
+        library=_described(site.library, cwd),
         old=was,
         new=now,
         was=_text(earlier, site) if earlier is not None else None,
@@ -244,7 +232,7 @@ def _whole(line: CallSite | SiteRow) -> str:
     return line.statement or line.source
 
 
-def _told(line: CallSite | None, cwd: str) -> str | None:
+def _described(line: CallSite | None, cwd: str) -> str | None:
     return f"{wording.place(line.file, line.line, cwd)}: {line.source}" if line else None
 
 
@@ -291,7 +279,7 @@ def _notes(old: Report, new: Report) -> list[str]:
     if blind:
         notes.append(f"sensors live in the old run only: {', '.join(sorted(blind))}; what they saw may seem gone")
     if not old.run.steps or not new.run.steps:
-        notes.append("a run without steps: whole counts are compared, not counts a step")
+        notes.append("a run without steps: whole counts are compared, not counts per step")
     if new.dropped or old.dropped:
         notes.append("syncs were dropped in one of the runs: its counts are too low")
     return notes

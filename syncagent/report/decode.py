@@ -35,9 +35,9 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], values: Any, *, schema: int, name: str) -> T:
-    """An instance of ``kind`` from a dictionary; keys it does not know are passed over.
+    """An instance of ``kind`` from a dictionary; unknown keys are ignored.
 
-    What is wrong is said in one sentence, which calls the dictionary ``name``.
+    Raises :class:`SyncAgentError` with one sentence, which calls the dictionary ``name``.
     """
     if not isinstance(values, Mapping):
         raise SyncAgentError(f"{name} is not a syncagent report: it is not an object with keys")
@@ -60,15 +60,8 @@ def _hints(kind: Hashable) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-@cache
-def _required(kind: Hashable) -> frozenset[str]:
-    assert isinstance(kind, type)
-    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
-
-
 def _decode(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        assert isinstance(kind, type)
         return _decode_fields(kind, value, where)
     if get_origin(kind) is types.UnionType:
         inner = next(option for option in get_args(kind) if option is not types.NoneType)
@@ -89,7 +82,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 
 def _check_range(kind: type, value: float, where: str) -> None:
-    """Python's JSON has numbers of any length, and 1e999 is infinite: neither can be counted or drawn with."""
+    """Python's JSON reads numbers of any length, and 1e999 as infinity: nothing can be computed with either."""
     if not -_LARGEST <= value <= _LARGEST:
         raise _MismatchError(f"{where} is out of range")
     if kind is int and value < 0 and where.rpartition(".")[2] not in _SIGNED:
@@ -98,11 +91,11 @@ def _check_range(kind: type, value: float, where: str) -> None:
 
 _LARGEST = 2**63
 _SIGNED = frozenset({"id", "site", "step", "start_ns", "end_ns"})
-"""Whole numbers that are no counts; a program may give its steps any number."""
+"""Integers that are not counts; a program may give its steps any number."""
 
 
 def _written(value: str) -> str:
-    """Names of files may hold bytes that are not UTF-8: Python has lone surrogates for them, which no text may hold."""
+    """Names of files may hold bytes that are not UTF-8, which Python reads as lone surrogates: these are escaped."""
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -121,6 +114,6 @@ def _decode_fields(kind: Any, value: Any, where: str) -> Any:
     for name, hint in _hints(kind).items():
         if name in value:
             found[name] = _decode(hint, value[name], f"{where}.{name}" if where else name)
-        elif name in _required(kind):
+        elif kind.__dataclass_fields__[name].default is dataclasses.MISSING:
             raise _MismatchError(f'{where or "it"} has no key "{name}"')
     return kind(**found)

@@ -28,7 +28,7 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
     """The file that a report path means, and the name of its format.
 
     A directory that exists, or a path that ends in a slash, means ``rank{rank}.json`` in it, with 0 for a process that
-    has no rank.  Nothing is written; a path that cannot be meant raises ``ConfigError``.
+    has no rank.  Nothing is written.  Raises :class:`ConfigError` for a name that asks for no format.
     """
     given = os.fspath(path)
     filled = given.replace("{rank}", str(rank or 0)).replace("{pid}", str(os.getpid()))
@@ -44,17 +44,17 @@ def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
 
 
 def save(report: Report, path: str | Path, *, mode: int | None = None) -> Path:
-    """Write a report; see ``Report.save``.  Without a ``mode``, it is the one that the environment says."""
+    """Write a report; see ``Report.save``.  Without ``mode`` its permissions are those that the environment says."""
     saved = save_beside(report, path, mode=mode)
     assert saved is not None
     return saved
 
 
 def save_beside(report: Report, path: str | Path, *, mode: int | None = None, may_add: bool = True) -> Path | None:
-    """As :func:`save`; ``None`` where another process of the run has the name already and none must be added."""
+    """As :func:`save`, but ``None`` where another process of the run has taken the name and ``may_add`` is false."""
     mode = file_mode() if mode is None else mode
     file, form = destination(path, report.run.rank)
-    if report.run.process != processes.process_id():  # of another process, merged, or made by hand: saved as asked
+    if report.run.process != processes.process_id():  # of another process, merged or made by hand: saved exactly there
         write_atomically(file, render(report, form), mode=mode)
         return file
     try:
@@ -93,7 +93,7 @@ def saved_by_others(report: Report, path: str | Path) -> list[Path]:
 
 
 def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE) -> None:
-    """Write a file for its reader; what is wrong with its path is one sentence."""
+    """Write a file; raises :class:`ConfigError` with one sentence where the path cannot be written."""
     try:
         storage.write_atomically(file, text, mode=mode)
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
@@ -105,7 +105,7 @@ def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
 
 
 def load(path: str | Path) -> Report:
-    """Read one report file; whatever is wrong with it is said in one sentence."""
+    """Read a report or capture; raises :class:`SyncAgentError` with one sentence where it cannot be read."""
     name = os.fspath(path)
     try:
         content = reading.read(path, reading.REPORT_BYTES)
@@ -126,8 +126,8 @@ def load(path: str | Path) -> Report:
 def load_merged(paths: Sequence[str | Path]) -> Report:
     """Read the reports of one run as one.
 
-    A directory stands for all reports in it; a file, also for those beside it that other processes of the same run have
-    saved under its name with a number.
+    A directory stands for all reports in it.  A file includes those that other processes of the same run saved beside
+    it, under its name with a number.
     """
     found: list[together.Found] = []
     for path in map(Path, paths):
@@ -139,7 +139,7 @@ def load_merged(paths: Sequence[str | Path]) -> Report:
 
 
 def _in_folder(folder: Path) -> list[together.Found]:
-    """Its reports; where it has none, those of the run whose captures are the newest."""
+    """The reports in a folder; where it has none, the captures of the newest run."""
     reports = sorted(file for file in folder.glob("*.json") if not file.name.endswith(".trace.json"))
     if reports:
         return [(file, load(file)) for file in reports]

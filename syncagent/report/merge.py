@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from syncagent.report.model import CostRow, OpRow, OpShare, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
 from syncagent.sites import naming
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["merge"]
 
+Row = TypeVar("Row", RankShare, OpShare, OpRow)
+
 
 def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
     """What makes two rows the same: the site's key, the number of its lines, and whether gates count it."""
@@ -26,8 +28,8 @@ def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
 def merge(reports: Sequence[Report]) -> Report:
     """One report out of those of several ranks.
 
-    Counts, stalls and drops are sums.  Costs, which are a step's, are means over the ranks that know them; the price of
-    the whole is that of the rank whose step gains least.  ``per_step`` is a rank's own rate: the summed count over
+    Counts, stalls and drops are sums.  Costs, which are per step, are means over the ranks that know them; the cost of
+    the whole is that of the rank whose step gains least.  ``per_step`` is the rate of one rank: the summed count over
     the summed steps.  Shares are of the summed durations, so they are averages over ranks.  A report without a rank
     counts as the rank of its place in the sequence, or as the first one that is free.
     """
@@ -67,14 +69,14 @@ def merge(reports: Sequence[Report]) -> Report:
         ),
         sensors=_merge_sensors(reports),
         overhead=Overhead(
-            agent_ms_per_step=_mean(reports, lambda part: part.overhead.agent_ms_per_step, lambda part: part.run.steps),
-            share=_mean(reports, lambda part: part.overhead.share, lambda part: part.run.duration_s),
+            agent_ms_per_step=_mean((part.overhead.agent_ms_per_step, part.run.steps) for part in reports),
+            share=_mean((part.overhead.share, part.run.duration_s) for part in reports),
         ),
         dropped=sum(part.dropped for part in reports),
         totals=Totals(
             syncs=sum(part.totals.syncs for part in reports),
             stall_ms=sum(part.totals.stall_ms for part in reports),
-            stall_share=_mean(reports, lambda part: part.totals.stall_share, lambda part: part.run.duration_s) or 0.0,
+            stall_share=_mean((part.totals.stall_share, part.run.duration_s) for part in reports) or 0.0,
             step_ms=_known_sum(part.totals.step_ms for part in reports),
             step_stall_ms=_known_sum(part.totals.step_stall_ms for part in reports),
         ),
@@ -123,14 +125,10 @@ def _merge_sites(
 def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) -> SiteRow:
     sites = [site for _, site in rows]
     count = sum(site.count for site in sites)
-    shares: dict[int, RankShare] = {}
-    for rank, site in rows:
-        seen = shares.get(rank, RankShare(rank, 0, 0.0))
-        shares[rank] = RankShare(rank, seen.count + site.count, seen.stall_ms + site.stall_ms)
     ops = _merge_shares(sites)
-    longest = max(sites, key=lambda site: site.stall_ms)
+    shares = _summed((RankShare(rank, site.count, site.stall_ms) for rank, site in rows), lambda share: share.rank)
     return replace(
-        longest,
+        max(sites, key=lambda site: site.stall_ms),
         op=ops[0].op,
         api=ops[0].api,
         ops=ops,
@@ -144,44 +142,42 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         allowed=sites[0].allowed if all(site.allowed for site in sites) else None,
         allowed_count=sum(site.allowed_count for site in sites),
         violations=sum(site.violations for site in sites),
-        idle_ms=_known_mean(site.idle_ms for site in sites),
-        gain_ms=_known_mean(site.gain_ms for site in sites),
+        idle_ms=_mean((site.idle_ms, 1) for site in sites),
+        gain_ms=_mean((site.gain_ms, 1) for site in sites),
         advice=next((site.advice for site in sites if site.advice), None),
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
-        ranks=tuple(shares[rank] for rank in sorted(shares)),
+        ranks=tuple(sorted(shares, key=lambda share: share.rank)),
         stack=max(sites, key=lambda site: (bool(site.stack), site.stall_ms_max)).stack,
     )
 
 
 def _merge_shares(sites: Sequence[SiteRow]) -> tuple[OpShare, ...]:
-    """Return the part of each op; a report of an earlier version has one op in a row."""
-    found: dict[tuple[str, str | None], OpShare] = {}
-    for site in sites:
-        for share in site.ops or (OpShare(site.op, site.api, site.count, site.stall_ms),):
-            seen = found.get((share.op, share.api), OpShare(share.op, share.api, 0, 0.0))
-            found[share.op, share.api] = replace(
-                seen, count=seen.count + share.count, stall_ms=seen.stall_ms + share.stall_ms
-            )
-    return tuple(sorted(found.values(), key=lambda share: (-share.stall_ms, -share.count)))
+    """The part of each op; a report of an earlier version has one op in a row."""
+    parts = (part for site in sites for part in site.ops or (OpShare(site.op, site.api, site.count, site.stall_ms),))
+    shares = _summed(parts, lambda part: (part.op, part.api))
+    return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
 
 def _merge_ops(reports: Sequence[Report]) -> tuple[OpRow, ...]:
-    groups: dict[Hashable, list[OpRow]] = {}
-    for part in reports:
-        for op in part.ops:
-            groups.setdefault((op.op, op.file, op.line, op.phase), []).append(op)
     duration_ms = sum(part.run.duration_s for part in reports) * 1e3
-    merged = []
-    for rows in groups.values():
-        whole = replace(
-            rows[0],
-            count=sum(row.count for row in rows),
-            host_ms=sum(row.host_ms for row in rows),
-            stall_ms=sum(row.stall_ms for row in rows),
-        )
-        merged.append(replace(whole, share=whole.busy_ms / duration_ms if duration_ms else None))
+    ops = _summed((op for part in reports for op in part.ops), lambda op: (op.op, op.file, op.line, op.phase))
+    merged = (replace(op, share=op.busy_ms / duration_ms if duration_ms else None) for op in ops)
     return tuple(sorted(merged, key=lambda op: -op.busy_ms))
+
+
+def _summed(rows: Iterable[Row], key_of: Callable[[Row], Hashable]) -> list[Row]:
+    """One row for each key, with the sums of what adds up."""
+    found: dict[Hashable, Row] = {}
+    for row in rows:
+        key = key_of(row)
+        if key in found:
+            seen: Any = found[key]
+            names = [name for name in ("count", "stall_ms", "host_ms") if hasattr(row, name)]
+            found[key] = replace(seen, **{name: getattr(seen, name) + getattr(row, name) for name in names})
+        else:
+            found[key] = row
+    return list(found.values())
 
 
 def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
@@ -204,12 +200,11 @@ def _weighted_median(values: Sequence[tuple[float, int]]) -> float:
     return ordered[-1][0]
 
 
-def _mean(
-    reports: Sequence[Report], value: Callable[[Report], float | None], weight: Callable[[Report], float]
-) -> float | None:
-    known = [(found, weight(part)) for part in reports if (found := value(part)) is not None]
-    whole = sum(share for _, share in known)
-    return sum(found * share for found, share in known) / whole if whole else None
+def _mean(weighted: Iterable[tuple[float | None, float]]) -> float | None:
+    """The mean of the values that are known, by their weights."""
+    known = [(value, weight) for value, weight in weighted if value is not None]
+    whole = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / whole if whole else None
 
 
 def _known_sum(values: Iterable[float | None]) -> float | None:
@@ -217,17 +212,12 @@ def _known_sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _known_mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
     known = [part for part in reports if part.cost is not None]
-    priced = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
+    measured = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
     if not known:
         return None
-    part = min(priced, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if priced else known[0]
+    part = min(measured, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if measured else known[0]
     assert part.cost is not None
     order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in part.cost.order)
     return replace(part.cost, order=order)

@@ -1,4 +1,4 @@
-"""The model of a report: frozen rows whose fields, in their order, are the keys of the report's JSON."""
+"""The model of a report: frozen rows with the keys of the report's JSON as fields, in that order."""
 
 from __future__ import annotations
 
@@ -62,50 +62,50 @@ class RunInfo:
     ranks: tuple[int, ...] = ()
     """The ranks that a merged report is made of; empty in a report of one process."""
     gate: str | None = None
-    """Whether the gate that was asked for was in force for all of the run: ``held`` or ``failed``, with the reasons in
+    """``held`` if the gate that was asked for was in force for all of the run, ``failed`` if not, with the reasons in
     ``notes``; ``None`` where none was asked for."""
     folder: str = ""
     """The script's folder, from which sites are named."""
     project: str = ""
     """The folder of the project that the script is in, where it looks like one; see :mod:`syncagent.sites`."""
     run_id: str = ""
-    """What all processes of one run share, and those of no other; empty where it is not known."""
+    """The same for all processes of one run, and different for every other run; empty where it is not known."""
     process: str = ""
-    """A random name of the process, unlike that of any other."""
+    """A random name of the process."""
     part: int = 0
-    """The number in the name of the file, where another process of the run had the name without one."""
+    """The number in the file's name, where another process of the run had taken the name without one; else 0."""
     processes: int = 0
-    """How many processes a merged report is made of, where they are not one for each rank; else 0."""
+    """How many processes a merged report is made of, if not exactly one per rank; else 0."""
     ended: bool = True
-    """False where the process did not end by itself, so that this is what its capture held."""
+    """False where the process did not end by itself, and this is what its capture held."""
     settings_file: str | None = None
     """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
 
     @property
     def home(self) -> Home:
-        """From where its files are named."""
+        """The folders by which its files are named."""
         return Home(self.project, self.folder, self.cwd)
 
 
 @dataclass(frozen=True, slots=True)
 class SensorStatus:
-    """One way of noticing syncs."""
+    """One sensor."""
 
     name: str
     live: bool
     cannot_see: str
-    """What it misses by its nature; empty where nothing is known to escape it."""
+    """What it misses by its nature; empty where it has no known blind spot."""
     detail: str = ""
-    """Why it is not live, or what it is armed for."""
+    """Why it is not live, or what it watches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What the agent itself cost, as measured; ``None`` where it was not measured."""
+    """The overhead of the agent; ``None`` where it was not measured."""
 
     agent_ms_per_step: float | None
     share: float | None
-    """Of the run's duration, 0 to 1."""
+    """Fraction of the run's duration, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,9 @@ class Totals:
     syncs: int
     stall_ms: float
     stall_share: float
-    """Share of the run's duration that the training thread was stalled, 0 to 1; see ``syncagent.report.summary``."""
+    """Fraction of the run's duration for which the training thread was stalled; see ``syncagent.report.summary``."""
     step_ms: float | None = None
-    """Summed duration of the steps; ``None`` where no step was marked."""
+    """Total duration of the steps, the first excluded; ``None`` where no step was marked."""
     step_stall_ms: float | None = None
     """Stalls that began inside a step."""
 
@@ -145,8 +145,8 @@ class RankShare:
 class SiteRow:
     """All syncs of one kind at one line.
 
-    ``file`` is empty and ``line`` 0 where the line is not known.  ``op``, ``api`` and ``phase`` are those that stalled
-    longest.
+    ``file`` is empty and ``line`` 0 where the line is not known.  ``op``, ``api`` and ``phase`` are those with the
+    largest stall.
     """
 
     op: str
@@ -169,9 +169,10 @@ class SiteRow:
     allowed: str | None
     """Reason, where every sync of this site was allowed."""
     idle_ms: float | None = None
-    """GPU time without work a step, from the end of this site's waits to the next launch; ``None`` until measured."""
+    """GPU time without work per step, from the end of this site's waits to the next launch; ``None`` until measured."""
     gain_ms: float | None = None
-    """What a step would gain if this site did not wait; ``None`` until measured, and where the line needs a rewrite."""
+    """How much faster a step would be if this site did not wait; ``None`` until measured, and where the line would have
+    to be rewritten."""
     advice: str | None = None
     """What to write instead, with the gain that was measured."""
     id: int = 0
@@ -188,7 +189,7 @@ class SiteRow:
     """Names of the threads it was seen in, the first four."""
     allowed_count: int = 0
     violations: int = 0
-    """How many of them the policy warned of or raised at; what it stopped before the wait has a stall of 0."""
+    """How many of them the policy warned about or stopped; a sync that was stopped before the wait has a stall of 0."""
     step_stall_ms: float | None = None
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()
@@ -198,12 +199,12 @@ class SiteRow:
     ops: tuple[OpShare, ...] = ()
     """All ops that waited there, the longest stall first."""
     conditional: bool = False
-    """Whether they waited only by the driver's state, which another run need not find; no gate counts them."""
+    """Whether they waited only because of the driver's state, which may differ in another run; gates ignore them."""
     stack: tuple[CallSite, ...] = ()
     """The whole stack of its longest sync, innermost first, where stacks were asked for."""
 
     def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
-        """Return what the site is known by, its lines named by one of :func:`syncagent.sites.naming`."""
+        """The key of the site, its lines named by one of :func:`syncagent.sites.naming`."""
         return key_of(self.kind, self, self.library, self.forward, named)
 
 
@@ -222,7 +223,7 @@ class OpRow:
     """Stalls included."""
     stall_ms: float = 0.0
     share: float | None = None
-    """``host_ms`` less ``stall_ms``, as a share of the run's duration; ``None`` where that is not known."""
+    """``host_ms`` minus ``stall_ms``, as a fraction of the run's duration; ``None`` where that is not known."""
 
     @property
     def busy_ms(self) -> float:
@@ -254,26 +255,26 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """One entry of the best order to mend; ``site`` is the ``id`` of its row."""
+    """One entry of the best order of fixes; ``site`` is the ``id`` of its row."""
 
     site: int
     gain_ms: float
-    """A step, of this site and all before it together."""
+    """Per step, of this fix and all before it together."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """The price of the syncs, from a window of a few steps; see :mod:`syncagent.cost`.  Times are ms a step."""
+    """What the syncs cost, from a window of a few steps; see :mod:`syncagent.cost`.  Times are ms per step."""
 
     steps: int
     step_ms: float | None
-    """Replayed."""
+    """As replayed."""
     measured_step_ms: float | None
-    """Measured without a profiler."""
+    """As measured without a profiler."""
     gain_all_ms: float | None
-    """What a step would gain if nothing waited."""
+    """How much faster a step would be if nothing waited."""
     abstained: str | None
-    """Why there is no price."""
+    """Why the cost is not known; ``None`` where it is."""
     order: tuple[OrderRow, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -284,10 +285,10 @@ def _worst_first(site: SiteRow) -> tuple[float, float, float, str, int, str]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was seen in one run, or in several ranks of it.
+    """What was seen in one run, or in several processes of it.
 
-    ``sites`` come sorted, worst first: by what removing them gains, then by the GPU idle time they cause, where that is
-    known, else by their stall.  ``events`` and ``step_times`` hold the newest few thousand only.
+    ``sites`` are sorted, worst first: by gain, then by the GPU idle time that they cause, where those are known, then
+    by stall.  ``events`` and ``step_times`` hold the newest few thousand only.
     """
 
     run: RunInfo
@@ -308,32 +309,38 @@ class Report:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))
 
     def share(self, site: SiteRow) -> float | None:
-        """Share of step time that the site stalled; of the run's duration where no step was marked."""
+        """Fraction of step time for which the site stalled; of the run's duration where no step was marked."""
         if self.totals.step_ms and site.step_stall_ms is not None:
             return site.step_stall_ms / self.totals.step_ms
         whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), self.run.processes, 1)
         return site.stall_ms / whole_ms if whole_ms > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """The report as JSON values; ``docs/schemas/report.schema.json`` describes them."""
         return {"schema": SCHEMA, **encode(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, name: str = "this") -> Report:
-        """The report that ``to_dict`` gave; ``name`` is what an error calls it."""
+        """The report of what ``to_dict`` gave.
+
+        Raises :class:`~syncagent.errors.SyncAgentError` with one sentence, which calls the report ``name``.
+        """
         return decode(cls, values, schema=SCHEMA, name=name)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read a report's JSON file."""
+        """Read a report's JSON file, or a capture.
+
+        Raises :class:`~syncagent.errors.SyncAgentError` with one sentence where it cannot be read.
+        """
         return _files.load(path)
 
     def save(self, path: str | Path) -> Path:
         """Write the report in the format that the suffix names and return where it went.
 
         The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
-        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own there, the name
-        gets a number: ``x.1.json``.
+        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own, the name gets a
+        number: ``x.1.json``.  Raises :class:`~syncagent.errors.ConfigError` where the path cannot be written.
         """
         return _files.save(self, path)
 

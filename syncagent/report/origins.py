@@ -26,7 +26,7 @@ KEY = "syncagent_origin"
 _MOST_BYTES = 64 * 1024 * 1024
 _HEADER_BYTES = 64 * 1024
 _APART_S = 60.0
-"""Ranks of one run start and end together; clocks of several machines may differ."""
+"""Ranks of one run start and end together, but the clocks of several machines may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ def of_run(run: RunInfo) -> Origin:
 
 
 def same_run(one: Origin, other: Origin) -> bool:
-    """Are these files of processes of the same run?
+    """Whether these files are of processes of the same run.
 
-    Where nobody has told the ranks of a job which run they belong to, those that differ in their rank alone, and ran at
-    the same time, do.
+    Where the ranks of a job were not told which run they belong to, files that differ only in their rank and overlap in
+    time are of the same run.
     """
     if one.run_id and one.run_id == other.run_id:
         return not one.run_id.startswith(JOB) or _overlap(one, other)
@@ -69,7 +69,7 @@ def same_run(one: Origin, other: Origin) -> bool:
 
 
 def origin_of(file: Path) -> Origin | None:
-    """Read where a file comes from; ``None`` where there is none, or one that the agent has not written."""
+    """The origin that a file says; ``None`` where there is no file, or one that the agent did not write."""
     content = storage.read(file, most=_MOST_BYTES if file.suffix != ".jsonl" else _HEADER_BYTES)
     if content is None:
         return None
@@ -92,8 +92,8 @@ _PLACES = (
     re.compile(rf'"{KEY}":\s*(\{{.*)', re.DOTALL),
     re.compile(r'\A\s*\{\s*"schema":\s*\d+,\s*"run":\s*(\{.*)', re.DOTALL),
 )
-"""Where the formats have it: HTML, all other formats, a report's JSON.  No text of the program's can look like these:
-quotes are escaped in all of them."""
+"""Where a file has its origin: HTML, all other formats, a report's JSON.  No text of the watched program can look like
+these, since quotes are escaped in all of them."""
 
 
 def _origin(values: dict[str, Any]) -> Origin | None:
@@ -115,7 +115,7 @@ def _overlap(one: Origin, other: Origin) -> bool:
 
 
 def _span(origin: Origin) -> tuple[float, float]:
-    """When the run began and ended, in seconds; forever where that is not known."""
+    """When the run began and ended, in seconds since the Unix epoch; all of time where that is not known."""
     try:
         began = datetime.fromisoformat(origin.started.replace("Z", "+00:00"))
     except ValueError:

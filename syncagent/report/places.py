@@ -1,4 +1,4 @@
-"""Which file a process writes to, so that no process of a run takes the place of another: ``x.json``, ``x.1.json``."""
+"""Which file a process writes to, so that no process of a run overwrites that of another: ``x.json``, ``x.1.json``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TRIES = 100
 def place(
     file: Path, origin: Origin, text_of: Callable[[int], str], *, mode: int, may_add: bool = True
 ) -> tuple[Path, int] | None:
-    """Write a file of this process and return where it went, and the number that its name got, or 0.
+    """Write a file of this process; return where it went and the number that its name got, or 0.
 
-    What another run has left there is replaced, its numbered files included.  What another process of the same run has
-    written stays: this one's name gets the first number that is free, or is not written at all where it must not be
-    added.  ``text_of`` makes the text, given the number.  Raises ``OSError``.
+    The file of another run is replaced, and its numbered files are removed.  The file of another process of the same
+    run stays: the name of ours gets the first free number or, without ``may_add``, ``None`` is returned and nothing is
+    written.  ``text_of`` makes the text, given the number.  Raises ``OSError``.
     """
     if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
         raise OSError(f"{os.fspath(file)!r} is not a regular file")  # as root, /dev/null itself would be replaced

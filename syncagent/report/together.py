@@ -1,4 +1,4 @@
-"""Which reports may be added up: those of one run, each process once."""
+"""Which reports may be merged: those of one run, each process once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Found = tuple["Path", "Report"]
 
 
 def add_up(found: Sequence[Found]) -> Report:
-    """One report out of those of the processes of one run.
+    """Merge the reports of the processes of one run.
 
-    Raises :class:`SyncAgentError` where they are of several runs: their sums would say nothing about any of them.
+    Raises :class:`SyncAgentError` where they are of several runs, since their sums would say nothing about any of them.
     """
     once = _each_process_once(found)
     groups = _runs(once)
@@ -41,14 +41,14 @@ def add_up(found: Sequence[Found]) -> Report:
 
 
 def newest_run(found: Sequence[Found]) -> tuple[list[Found], int]:
-    """The reports of the run that began last, and how many others there are."""
+    """The reports of the run that began last, and the number of the others."""
     groups = _runs(_each_process_once(found))
     newest = max(groups, key=lambda group: max(report.run.started for _, report in group))
     return newest, sum(map(len, groups)) - len(newest)
 
 
 def _each_process_once(found: Sequence[Found]) -> list[Found]:
-    """Without files that are given twice, and without the capture of a process whose whole report is here."""
+    """Leave out files that are given twice, and the capture of a process that also has a complete report here."""
     kept: dict[str, Found] = {}
     for file, report in found:
         key = report.run.process or os.path.realpath(file)

@@ -1,17 +1,22 @@
-"""How durations, counts and places are written for people."""
+"""How durations, counts, places and costs are written for people."""
 
 from __future__ import annotations
 
 import os
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from syncagent.support.printable import clean
 
-__all__ = ["DASH", "clean", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
+if TYPE_CHECKING:
+    from syncagent.report.model import Report
+
+__all__ = ["DASH", "clean", "cost", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
 
 DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
 
+_SHOWN = 5
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -83,3 +88,28 @@ def place(file: str, line: int, cwd: str = "") -> str:
         return "(line unknown)"
     name = clean(short_path(file, cwd))
     return f"{name}:{line}" if line else name
+
+
+def cost(report: Report) -> list[str]:
+    """The cost of all syncs, what the columns mean, and the order of fixes; empty where no cost was asked for."""
+    row = report.cost
+    if row is None:
+        return []
+    if row.abstained is not None or row.measured_step_ms is None:
+        return [f"cost: not known, {clean(row.abstained or 'no step was measured')}"]
+    step = f"a step takes {duration(row.measured_step_ms)}"
+    if not row.gain_all_ms:
+        return [f"cost: none; {step}, and would take as long if nothing waited"]
+    part = share(row.gain_all_ms / row.measured_step_ms)
+    lines = [
+        f"cost: {step} and would gain {duration(row.gain_all_ms)} ({part}) if nothing waited",
+        "gain: per step, if this site alone did not wait; idle: GPU time without work after its waits, per step",
+    ]
+    sites = {site.id: site for site in report.sites}
+    shown = [(sites[entry.site], entry.gain_ms) for entry in row.order if entry.site in sites]
+    if len(shown) > 1:
+        cwd = report.run.cwd
+        gains = [f"{place(site.file, site.line, cwd)} {duration(gain)}" for site, gain in shown[:_SHOWN]]
+        more = f", and {plural(len(shown) - _SHOWN, 'more site')}" if len(shown) > _SHOWN else ""
+        lines.append(f"cumulative gain if fixed in this order: {', '.join(gains)}{more}")
+    return [*lines, *(f"note on the cost: {clean(note)}" for note in row.notes)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.cost.pricing import Pricing
+from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
@@ -72,7 +72,7 @@ class ProcessAgent(Agent):
             self._buffers, all_sinks(self._summary, self.regions, sinks), self.faults, self._each_round
         )
         self._pipeline.connect(Source(self._buffers.lost, self.weight, self._summary, self._facts))
-        self._pricing = Pricing(settings, self._events_since, self.faults)
+        self._cost = CostMeasurement(settings, self._events_since, self.faults)
         self._parts = Parts(self.faults)
         self.verdict = GateVerdict(settings, self._recorder, self.sensors, self.faults)
         self.remove_device: Callable[[], None] | None = None
@@ -115,7 +115,7 @@ class ProcessAgent(Agent):
         steps = schema.parse("cost_steps", steps)
         if self.settings.wraps_every_op:
             raise parsing.rejected("detail", "ops", '"syncs" where cost is measured: "ops" slows the host')
-        self._pricing.ask(steps, begin=1)
+        self._cost.ask(steps, begin=1)
 
     def flush(self) -> None:
         self._pipeline.flush()
@@ -141,7 +141,7 @@ class ProcessAgent(Agent):
             self.notes += self._remote.notes
             turn_on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
-                self.faults.guard("the cost window", lambda: self._pricing.ask(self.settings.cost_steps), None)
+                self.faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
         except BaseException:
             self._turn_off()
             raise
@@ -154,7 +154,7 @@ class ProcessAgent(Agent):
         """Turn everything off, deliver what is left and return the report."""
         if self.running:
             self._end()
-            self.faults.guard("the end of the cost window", self._pricing.end, None)
+            self.faults.guard("the end of the cost window", self._cost.end, None)
             self.regions.end_all(self._turn_off)
         return self.report()
 
@@ -201,7 +201,7 @@ class ProcessAgent(Agent):
         ops: tuple[OpCount, ...] = guard("the count of ops", self._buffers.ops, ())
         run, notes = self._with_verdict(run, dropped)
         try:
-            return self._pricing.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self.faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self.verdict.is_asked_for else None)
@@ -284,7 +284,7 @@ class ProcessAgent(Agent):
 
     def watch_copies(self, state: ThreadState) -> None:
         """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
-        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._pricing.capturing)
+        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
         self.sensors.copies.update(state, self.steps.current, wanted=wanted)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
@@ -304,8 +304,8 @@ class ProcessAgent(Agent):
             budgets.step_ended(step, end_ns - start_ns)
         if open_reaches:
             self.regions.step_ended(step, end_ns - start_ns)
-        if self._pricing.window is not None:
-            self._pricing.window.step_ended(self.steps.current)
+        if self._cost.window is not None:
+            self._cost.window.step_ended()
         if self.sensors.copies.has_work:
             self.watch_copies(state)
 

@@ -1,4 +1,4 @@
-"""What the price of a large window takes: five steps of 2,000 GPU ops, thirty sites.
+"""How long the estimate of a large window takes: five steps of 2,000 GPU ops, thirty sites.
 
 python tests/benchmarks/replay.py [--out FILE.json]
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests/unit/cost"))
 from traced import Traced
 
 from syncagent.cost import sites, trace
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 
 SITES, KERNELS = 30, 65
 
@@ -50,7 +50,7 @@ def main() -> None:
         began = time.perf_counter()
         whole = trace.from_values(values, "made up")
         read = time.perf_counter()
-        found = price(whole, sites.from_trace, measured_ms=21.5)
+        found = estimate(whole, sites.from_trace, measured_ms=21.5)
         times.append((read - began, time.perf_counter() - read))
     assert found.abstained is None, found.abstained
     result = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from syncagent.cost import replay, sites, trace
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 from syncagent.cost.program import build
 
 FIXTURES = (
@@ -57,15 +57,15 @@ def verdict(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     whole = trace.read(folder / f"{name}.with.cpu_cuda.trace.json.gz")
     read_s = time.perf_counter() - began
-    priced = price(whole, sites.from_trace, measured_ms=with_ms)
+    estimated = estimate(whole, sites.from_trace, measured_ms=with_ms)
     priced_s = time.perf_counter() - began - read_s
-    gain = priced.gain_all_ms
+    gain = estimated.gain_all_ms
     if name in SECOND and gain is not None:  # the other program keeps the first wait of each step
         program = build(whole, whole.bounds)
         fit = replay.fit(program, with_ms)
         left_out = frozenset(range(1, len(program.waits), 2))
         gain = fit.step_ms - replay.run(fit.items, program.groups, left_out)
-    other = price(
+    other = estimate(
         trace.read(folder / f"{name}.without.cpu_cuda.trace.json.gz"), sites.from_trace, measured_ms=without_ms
     )
     predicted = None if gain is None else with_ms - gain
@@ -77,8 +77,8 @@ def verdict(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         "with_ms": round(with_ms, 4), "without_ms": round(without_ms, 4), "without_ci95": truth["without_ci95"],
         "saves_ms": round(saves, 4), "saves_ci95": truth["saves_ci95"], "rounds": truth["rounds"],
         "window_plain_ms": [round(ms, 4) for ms in found["windows"]["with cpu+cuda"]["plain_ms"]],
-        "replayed_ms": round(priced.step_ms, 4), "host_scale": priced.host_scale,
-        "abstained": priced.abstained,
+        "replayed_ms": round(estimated.step_ms, 4), "host_scale": estimated.host_scale,
+        "abstained": estimated.abstained,
         "predicted_ms": None if predicted is None else round(predicted, 4),
         "predicted_saving_ms": None if gain is None else round(gain, 4),
         "step_error": None if predicted is None else round(predicted / without_ms - 1, 4),

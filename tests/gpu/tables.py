@@ -555,7 +555,7 @@ def output() -> str:
     return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *table[:end], "...", "```"])
 
 
-def prices() -> str:
+def cost_pairs() -> str:
     command = "python tests/gpu/cost_pairs.py --out FILE"
     if said := not_yet("cost_pairs", command):
         return said
@@ -635,7 +635,7 @@ NOT_BEHIND = ("wait_between_streams",)
 """Its other stream did not stand behind the sleeping kernel when it was run; its row has been changed since."""
 
 
-def _priced_sites(run: dict[str, Any]) -> list[str]:
+def _costly_sites(run: dict[str, Any]) -> list[str]:
     rows = ["| gain | idle | stall | line |", "|---|---|---|---|"]
     for site in run["sites"]:
         if site["gain_ms"] is None and site["idle_ms"] is None:
@@ -649,7 +649,7 @@ def _priced_sites(run: dict[str, Any]) -> list[str]:
     return rows
 
 
-def priced_loss() -> str:
+def loss_costs() -> str:
     runs = load("cost_examples")
     parts = []
     for batch in (8, 256):
@@ -658,16 +658,16 @@ def priced_loss() -> str:
         whole = f"would gain {cost['gain_all_ms']:.2f} ms" if cost["gain_all_ms"] else "would gain nothing"
         parts.append(
             f"Batch {batch}: a step takes {cost['measured_step_ms']:.1f} ms and {whole} if nothing waited.\n\n"
-            + "\n".join(_priced_sites(run))
+            + "\n".join(_costly_sites(run))
         )
     run = runs["masked_8"]
     return "\n\n".join(parts) + (
-        f"\n\nAll in milliseconds a step. {run['gpu']}, torch {run['torch']}, {run['date'][:10]}; "
+        f"\n\nAll in milliseconds per step. {run['gpu']}, torch {run['torch']}, {run['date'][:10]}; "
         "`SYNCAGENT=1 SYNCAGENT_COST=1 python train.py --batch 8 --steps 100`, and `--batch 256 --steps 40`."
     )
 
 
-def mended_loss() -> str:
+def loss_fixed() -> str:
     runs = load("cost_examples")
     old, new = runs["masked_8"]["cost"], runs["masked_8_mended"]["cost"]
     return (
@@ -677,17 +677,17 @@ def mended_loss() -> str:
     )
 
 
-def priced_log() -> str:
+def log_costs() -> str:
     run = load("cost_examples")["logging_1"]
-    return "\n".join(_priced_sites(run)) + (
-        f"\n\nAll in milliseconds a step; stall under the agent, gain and idle from the window. {run['gpu']}, "
+    return "\n".join(_costly_sites(run)) + (
+        f"\n\nAll in milliseconds per step; stall under the agent, gain and idle from the window. {run['gpu']}, "
         f"torch {run['torch']}, {run['date'][:10]}; `SYNCAGENT=1 SYNCAGENT_COST=1 python train.py`."
     )
 
 
-def mended_log() -> str:
+def log_fixed() -> str:
     runs = load("cost_examples")
-    rows = ["| | as written | mended | saved | predicted |", "|---|---|---|---|---|"]
+    rows = ["| | as written | fixed | saved | predicted |", "|---|---|---|---|---|"]
     for number in (1, 2):
         old, new = runs[f"logging_{number}"]["cost"], runs[f"logging_{number}_mended"]["cost"]
         before, after = old["measured_step_ms"], new["measured_step_ms"]
@@ -747,9 +747,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 MAKERS = {
-    "prices": prices, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
-    "rewrites": rewrites, "pricedloss": priced_loss, "mendedloss": mended_loss,
-    "pricedlog": priced_log, "mendedlog": mended_log, "latelog": late_log,
+    "costpairs": cost_pairs, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
+    "rewrites": rewrites, "losscosts": loss_costs, "lossfixed": loss_fixed,
+    "logcosts": log_costs, "logfixed": log_fixed, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,

@@ -80,4 +80,4 @@ def test_warn_tells_of_the_regression_once_and_the_check_of_its_report_fails(pyt
     checked = syncagent_check(python, "new.json")
     assert checked.returncode == 1, checked.stdout + checked.stderr
     assert "1 site new\n" in checked.stdout
-    assert f"model_regressed.py:17 in Classifier.loss\n    {LINE}\n    20 syncs (1 a step)" in checked.stdout
+    assert f"model_regressed.py:17 in Classifier.loss\n    {LINE}\n    20 syncs (1 per step)" in checked.stdout

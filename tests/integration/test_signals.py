@@ -298,7 +298,7 @@ time.sleep(10)
 CASES["Ctrl-C while the report is made"] = (
     begin(
         """
-        from syncagent.report import text
+        from syncagent.report.formats import text
         emit = text.emit
         def interrupted(*args, **options):
             os.kill(os.getpid(), signal.SIGINT)

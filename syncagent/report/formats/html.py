@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from syncagent.report import costs, origins, wording
+from syncagent.report import origins, wording
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,7 +33,7 @@ def render(report: Report) -> str:
         script=wording.short_path(run.script, run.cwd) or "syncagent",
         facts=_facts(run),
         tiles=_tiles(report),
-        costs=costs.sentences(report),
+        cost=wording.cost(report),
         columns=[*(["gain", "idle"] if gains else []), *_NUMBERS, "op", "phase", "where"],
         context_of=_context,
     )
@@ -99,7 +99,7 @@ def _context(site: SiteRow) -> list[str]:
         "range": " > ".join(site.ranges),
         "called as": site.api,
         "ops": ", ".join(ops),
-        "waits": "only by the driver's state" if site.conditional else "",
+        "waits": "depending on the driver's state" if site.conditional else "",
         "threads": ", ".join(site.threads) if site.threads not in {(), ("MainThread",)} else "",
         "allowed": site.allowed,
         "ranks": ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in site.ranks),

@@ -42,33 +42,18 @@ def log(report: Report) -> dict[str, Any]:
     """
     run = report.run
     roots = {"originalUriBaseIds": {"%SRCROOT%": {"uri": f"file://{quote(run.cwd.rstrip('/'))}/"}}} if run.cwd else {}
-    return {
-        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {
-                    "driver": {"name": "syncagent", "version": __version__, "rules": [_rule(kind) for kind in SyncKind]}
-                },
-                "invocations": [
-                    {
-                        "executionSuccessful": True,
-                        "startTimeUtc": run.started,
-                        "arguments": [wording.clean(value) for value in run.argv],
-                    }
-                ],
-                **roots,
-                "columnKind": "unicodeCodePoints",
-                "results": [_result(report, site) for site in report.sites],
-                "properties": {
-                    "simulated": run.simulated,
-                    "steps": run.steps,
-                    "dropped": report.dropped,
-                    origins.KEY: origins.of_run(run).to_dict(),
-                },
-            }
-        ],
+    driver = {"name": "syncagent", "version": __version__, "rules": [_rule(kind) for kind in SyncKind]}
+    arguments = [wording.clean(value) for value in run.argv]
+    facts = {"simulated": run.simulated, "steps": run.steps, "dropped": report.dropped}
+    whole: dict[str, Any] = {
+        "tool": {"driver": driver},
+        "invocations": [{"executionSuccessful": True, "startTimeUtc": run.started, "arguments": arguments}],
+        **roots,
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(report, site) for site in report.sites],
+        "properties": {**facts, origins.KEY: origins.of_run(run).to_dict()},
     }
+    return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [whole]}
 
 
 def _rule(kind: SyncKind) -> dict[str, Any]:
@@ -83,8 +68,7 @@ def _rule(kind: SyncKind) -> dict[str, Any]:
 
 def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     kind = SyncKind(site.kind) if site.kind in set(SyncKind) else SyncKind.OTHER
-    share = report.share(site)
-    rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} a step"
+    rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} per step"
     text = (
         f"{site.op} stalled the host for {wording.duration(site.stall_ms)} in "
         f"{wording.plural(site.count, 'sync')}{rate} ({site.phase})."
@@ -102,31 +86,24 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
         # Lines move; the text of the line in its function stays, so a service knows a site again.
         "partialFingerprints": {"syncagentSite/v2": _fingerprint(site, report.run)},
         "properties": {
-            "count": site.count,
-            "per_step": site.per_step,
-            "stall_ms": site.stall_ms,
-            "share": share,
-            "gain_ms": site.gain_ms,
-            "sampled": site.sampled,
+            "count": site.count, "per_step": site.per_step, "stall_ms": site.stall_ms, "share": report.share(site),
+            "gain_ms": site.gain_ms, "sampled": site.sampled,
         },
+    }  # fmt: skip
+    lines = {
+        1: (site.forward, "the forward line that made this backward node"),
+        2: (site.library, "the library's own line"),
     }
     related = [
         {"id": index, "message": {"text": text}, **_location(line, report.run.cwd)}
-        for index, (line, text) in enumerate(
-            ((site.forward, "the forward line that made this backward node"), (site.library, "the library's own line")),
-            1,
-        )
+        for index, (line, text) in lines.items()
         if line and line.file
     ]
     if related:
         result["relatedLocations"] = related
     if site.stack:
-        result["stacks"] = [
-            {
-                "message": {"text": "the stack of the longest sync"},
-                "frames": [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file],
-            }
-        ]
+        frames = [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file]
+        result["stacks"] = [{"message": {"text": "the stack of the longest sync"}, "frames": frames}]
     if site.allowed:
         result["suppressions"] = [{"kind": "external", "justification": wording.clean(site.allowed)}]
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -12,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncagent.events import CallSite
-from syncagent.report import costs, wording
-from syncagent.report.model import OpShare
+from syncagent.report import wording
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
 
@@ -89,7 +89,7 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
         if len(report.sites) > limit:
             blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
         blocks.append(Text(_share_meaning(report), "dim"))
-        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(costs.sentences(report))]
+        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(wording.cost(report))]
     else:
         blocks += _nothing_seen(report)
     if report.ops:
@@ -127,8 +127,8 @@ def _stalled(report: Report) -> Text:
 def _share_meaning(report: Report) -> str:
     if report.totals.step_ms and report.totals.step_stall_ms is not None:
         whole = wording.duration(report.totals.step_ms)
-        return f"share: of {whole} step time, the first step and what is outside of steps apart"
-    return f"share: of the run's {wording.duration(report.run.duration_s * 1e3)}; no steps were marked"
+        return f"share: fraction of step time ({whole} in total, first step excluded)"
+    return f"share: fraction of the run ({wording.duration(report.run.duration_s * 1e3)}); no steps were marked"
 
 
 def _table() -> Table:
@@ -140,7 +140,7 @@ def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
     wide = width >= _WIDE
     sites = report.sites[:limit]
     rows = [_numbers(report, site) for site in sites]
-    names = ["gain", "idle", "stall", "share", "count", "a step", "median"]
+    names = ["gain", "idle", "stall", "share", "count", "per step", "median"]
     if all(site.gain_ms is None and site.idle_ms is None for site in sites):
         names = names[2:]
         rows = [row[2:] for row in rows]
@@ -194,8 +194,11 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.library:
         lines += _line("library", site.library, cwd, width)
     context = [f"module {wording.clean(site.module)}"] if site.module else []
-    if len({share.op for share in site.ops}) > 1:
-        context.append(", ".join(f"{wording.clean(share.op)} {wording.count(share.count)}" for share in _by_op(site)))
+    counts: Counter[str] = Counter()
+    for share in site.ops:
+        counts[share.op] += share.count
+    if len(counts) > 1:
+        context.append(", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items()))
     if site.ranges:
         context.append(f"range {' > '.join(map(wording.clean, site.ranges))}")
     if len(site.ranks) > 1:
@@ -210,7 +213,7 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     elif site.allowed_count:
         context.append(f"{wording.count(site.allowed_count)} of them allowed")
     if site.conditional:
-        context.append("only by the driver's state")
+        context.append("depends on the driver's state")
     if site.violations:
         context.append(f"{wording.count(site.violations)} against the policy")
     if context:
@@ -220,15 +223,6 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
     if site.advice:
         lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
     return lines
-
-
-def _by_op(site: SiteRow) -> list[OpShare]:
-    """The parts of its ops, however they were called; the longest first."""
-    found: dict[str, OpShare] = {}
-    for share in site.ops:
-        seen = found.get(share.op, OpShare(share.op, None, 0, 0.0))
-        found[share.op] = OpShare(share.op, None, seen.count + share.count, seen.stall_ms + share.stall_ms)
-    return list(found.values())
 
 
 def _line(label: str, line: CallSite, cwd: str, width: int) -> list[Text]:
@@ -283,7 +277,7 @@ def _nothing_seen(report: Report) -> list[RenderableType]:
     blind = "".join(f"; {wording.clean(s.name)} cannot see {wording.clean(s.cannot_see)}" for s in live if s.cannot_see)
     return [
         Text(f"No host sync was seen: nothing {steps}made the host wait for the GPU.", "green"),
-        Text(f"Live sensors: {names}{blind or '; nothing is known to escape them'}."),
+        Text(f"Live sensors: {names}{blind or '; they have no known blind spots'}."),
     ]
 
 
@@ -297,19 +291,19 @@ def _sensors(report: Report) -> list[RenderableType]:
         table.add_row(
             wording.clean(sensor.name),
             Text("live", "green") if sensor.live else Text("off", "yellow"),
-            Text(" · ".join(facts) or "nothing that is known"),
+            Text(" · ".join(facts) or "no known blind spots"),
         )
-    return [table] if report.sensors else [Text("No sensor is on record.", "yellow")]
+    return [table] if report.sensors else [Text("The report lists no sensor.", "yellow")]
 
 
 def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:
     cost = report.overhead
     figures = []
     if cost.agent_ms_per_step is not None:
-        figures.append(f"{wording.duration(cost.agent_ms_per_step)} a step")
+        figures.append(f"{wording.duration(cost.agent_ms_per_step)} per step")
     if cost.share is not None:
         figures.append(wording.share(cost.share))
-    lines = {"agent": ", ".join(figures) or "its own cost was not measured"}
+    lines = {"agent": ", ".join(figures) or "overhead not measured"}
     if report.dropped:
         lines["dropped"] = f"{wording.plural(report.dropped, 'sync')} noticed but not recorded: the counts are too low"
     lines |= {wording.clean(name): wording.clean(value) for name, value in where.items()}

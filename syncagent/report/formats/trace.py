@@ -25,8 +25,8 @@ def render(report: Report) -> str:
 def trace(report: Report) -> dict[str, Any]:
     """The trace as JSON values.
 
-    Times are microseconds from the first thing drawn, since a float cannot hold nanoseconds since 1970; what that
-    moment was is in ``otherData.start_ns``.  A report of syncs that holds no single events cannot be drawn.
+    Times are microseconds since the first thing drawn, because a float cannot hold nanoseconds since 1970; that moment
+    is in ``otherData.start_ns``.  Raises :class:`ConfigError` for a report that holds no single syncs.
     """
     if report.sites and not report.events:
         raise ConfigError("this report cannot be drawn as a trace: it holds sums for each site, but no single syncs")
@@ -38,16 +38,11 @@ def trace(report: Report) -> dict[str, Any]:
         threads.setdefault((event.rank or 0, event.thread), len(threads) + 1)
     drawn: list[dict[str, Any]] = [
         {
-            "ph": "X",
-            "cat": "step",
-            "name": f"step {step.step}",
-            "pid": step.rank or 0,
-            "tid": _STEPS,
-            "ts": (step.start_ns - zero_ns) / 1e3,
-            "dur": (step.end_ns - step.start_ns) / 1e3,
+            "ph": "X", "cat": "step", "name": f"step {step.step}", "pid": step.rank or 0, "tid": _STEPS,
+            "ts": (step.start_ns - zero_ns) / 1e3, "dur": (step.end_ns - step.start_ns) / 1e3,
         }
         for step in report.step_times
-    ]
+    ]  # fmt: skip
     drawn += [
         _slice(event, sites.get(event.site), zero_ns, threads[event.rank or 0, event.thread], report.run.cwd)
         for event in report.events
@@ -81,15 +76,10 @@ def _slice(event: EventRow, site: SiteRow | None, zero_ns: int, track: int, cwd:
                 f"{wording.place(frame.file, frame.line, cwd)} {frame.function}" for frame in site.stack
             ]
     return {
-        "ph": "X",
-        "cat": site.kind if site else "other",
-        "name": site.op if site else "other",
-        "pid": event.rank or 0,
-        "tid": track,
-        "ts": (event.start_ns - zero_ns) / 1e3,
-        "dur": event.stall_ns / 1e3,
+        "ph": "X", "cat": site.kind if site else "other", "name": site.op if site else "other",
+        "pid": event.rank or 0, "tid": track, "ts": (event.start_ns - zero_ns) / 1e3, "dur": event.stall_ns / 1e3,
         "args": args,
-    }
+    }  # fmt: skip
 
 
 def _names(report: Report, threads: dict[tuple[int, str], int]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ def test_known_sites_pass(verb, saved, capsys):
 def test_a_new_site_fails_and_is_printed(verb, saved, capsys):
     assert verb("check", saved("new.json", a=1, b=1), "--baseline", saved("base.json", a=1)) == 1
     assert capsys.readouterr().out == (
-        "1 site new\n  aten::item  train.py:2 in main\n    b\n    1 sync (1 a step), 2.0 ms\n"
+        "1 site new\n  aten::item  train.py:2 in main\n    b\n    1 sync (1 per step), 2.0 ms\n"
     )
 
 

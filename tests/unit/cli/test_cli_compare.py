@@ -7,7 +7,7 @@ def test_it_lists_what_changed_and_does_not_judge(verb, saved, capsys):
     assert verb("compare", saved("old.json", a=1, b=1), saved("new.json", a=3, c=1)) == 0
     out = capsys.readouterr().out
     assert "1 site new\n  aten::item  train.py:2 in main\n    c\n" in out
-    assert "1 sync (1 a step), 2.0 ms  →  3 syncs (3 a step), 6.0 ms" in out
+    assert "1 sync (1 per step), 2.0 ms  →  3 syncs (3 per step), 6.0 ms" in out
     assert "1 site gone" in out
 
 

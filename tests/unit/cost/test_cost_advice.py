@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from syncagent.cost import advice
-from syncagent.cost.rewrites import REWRITES
-from syncagent.cost.sites import Place
+from syncagent.cost.advice import REWRITES
+from syncagent.cost.sites import WaitSite
 
 
 def place(op, kind, source="", function=""):
-    return Place(op, kind, "train.py", 1, function, source)
+    return WaitSite(op, kind, "train.py", 1, function, source)
 
 
 CASES = [
@@ -69,17 +69,17 @@ def test_every_row_can_be_found():
     ],
 )
 def test_where_a_trace_knows_no_line_the_op_tells(op, phase, name):
-    assert advice.find(Place(op, "dynamic_shape", phase=phase)).name == name
+    assert advice.find(WaitSite(op, "dynamic_shape", phase=phase)).name == name
 
 
 def test_the_backward_of_a_mask_gets_the_advice_of_its_forward_line():
-    backward = Place("aten::index_put_", "dynamic_shape", "a.py", 1, source="losses[mask].mean()", phase="backward")
+    backward = WaitSite("aten::index_put_", "dynamic_shape", "a.py", 1, source="losses[mask].mean()", phase="backward")
     assert advice.find(backward).name == "reduce_through_a_mask"
 
 
 def test_the_gain_is_quoted():
     said = advice.advise(place("aten::item", "scalar_read", "log(loss.item())"), 1.3, 26.0)
-    assert said.startswith("not waiting here gains 1.3 ms a step (5.0 %); instead: keep the value on the GPU")
+    assert said.startswith("not waiting here gains 1.3 ms per step (5.0 %); instead: keep the value on the GPU")
 
 
 def test_where_there_is_none_it_says_so_and_that_only_the_gpus_work_can_change_the_step():
@@ -91,4 +91,4 @@ def test_where_there_is_none_it_says_so_and_that_only_the_gpus_work_can_change_t
 
 
 def test_what_fits_no_row_still_has_its_gain():
-    assert advice.advise(place("thrust", "other"), 0.5, 10.0) == "not waiting here gains 500 µs a step (5.0 %)"
+    assert advice.advise(place("thrust", "other"), 0.5, 10.0) == "not waiting here gains 500 µs per step (5.0 %)"

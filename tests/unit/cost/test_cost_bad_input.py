@@ -16,7 +16,7 @@ from traced import MAIN, training
 
 from syncagent.cli import main
 from syncagent.cost import sites, trace
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 from syncagent.errors import SyncAgentError
 
 
@@ -91,7 +91,7 @@ def test_gzip_and_plain_are_both_read(tmp_path):
 def test_a_piece_of_a_trace_with_the_backward_pass_alone_is_replayed():
     traced = training(steps=3)
     traced.events.append({"ph": "M", "name": "thread_name", "tid": MAIN, "args": {"name": "pt_autograd_0"}})
-    assert price(trace.from_values(traced.file, "a piece"), sites.from_trace).abstained is None
+    assert estimate(trace.from_values(traced.file, "a piece"), sites.from_trace).abstained is None
 
 
 def test_a_bare_list_of_events_is_a_trace_too():
@@ -135,7 +135,7 @@ def asked(capsys, file, *options):
     changes=st.lists(st.tuples(st.integers(0, len(EVENTS) - 1), st.sampled_from(KEYS), ODD), min_size=1, max_size=3),
     base_ns=st.just(0) | ODD,
 )
-def test_a_trace_with_wrong_values_is_priced_or_refused(changes, base_ns, tmp_path, capsys):
+def test_a_trace_with_wrong_values_is_replayed_or_refused(changes, base_ns, tmp_path, capsys):
     """With exit code 0 or 2, and never a traceback."""
     events = copy.deepcopy(EVENTS)
     for number, key, value in changes:

@@ -1,4 +1,4 @@
-"""``syncagent cost`` prints a price as text or JSON, of a trace or of a report that has one."""
+"""``syncagent cost`` prints the cost as text or JSON, of a trace or of a report that has it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_step_time_without_the_profiler_scales_the_host(tmp_path, capsys):
     assert abs(values["step_ms"] - 1.2) < 0.02
 
 
-def test_a_report_shows_the_price_it_has(tmp_path, capsys):
+def test_a_report_shows_the_cost_it_has(tmp_path, capsys):
     report = whole_report()
     report = replace(report, cost=CostRow(5, 10.0, 10.1, 1.5, None, (OrderRow(report.sites[0].id, 1.5),)))
     report = replace(report, sites=(replace(report.sites[0], gain_ms=1.5, idle_ms=1.0), *report.sites[1:]))
@@ -90,7 +90,7 @@ def test_the_order_of_a_report_points_at_its_sites(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_a_report_without_a_price_says_how_to_get_one(tmp_path, capsys):
+def test_a_report_without_a_cost_says_how_to_get_one(tmp_path, capsys):
     file = whole_report().save(tmp_path / "r.json")
     assert main(["cost", str(file)]) == 2
     assert "run it with SYNCAGENT_COST=1" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 from traced import AUTOGRAD, MAIN, Traced, training
 
 from syncagent.cost import replay, sites, trace
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 from syncagent.cost.program import RECORD, build
 
 
@@ -22,8 +22,8 @@ def step_ms(traced, without=frozenset(), scale=1.0):
     return replay.run(program.ready(scale), program.groups, without)
 
 
-def priced(traced, **more):
-    return price(trace.from_values(traced.file, "made up"), sites.from_trace, **more)
+def estimated(traced, **more):
+    return estimate(trace.from_values(traced.file, "made up"), sites.from_trace, **more)
 
 
 def test_a_busy_gpu_sets_the_pace_once_nothing_waits():
@@ -143,7 +143,7 @@ def test_a_thread_that_waits_for_work_of_its_own_does_not_hold_the_step_up():
         traced.annotated(f"ProfilerStep#{number}", began)
     assert program_of(traced).groups == 2
     assert step_ms(traced) == pytest.approx(0.9, rel=0.01)
-    assert priced(traced).gain_all_ms == 0.0
+    assert estimated(traced).gain_all_ms == 0.0
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_host_that_works_after_a_wait_leaves_the_gpu_idle_as_long(name, target
             traced.events.pop()
         traced.host(500.0)
         traced.annotated(f"ProfilerStep#{number}", began)
-    found = priced(traced)
+    found = estimated(traced)
     (site,) = found.sites
     assert found.step_ms == pytest.approx(1.52, rel=0.01)
     assert site.gain_ms == pytest.approx(0.51, rel=0.03)
@@ -248,17 +248,17 @@ def test_a_wait_for_an_event_in_the_middle_leaves_the_gpu_its_work():
         traced.now = end
         traced.host(100.0)
         traced.annotated(f"ProfilerStep#{number}", began)
-    found = priced(traced)
+    found = estimated(traced)
     assert found.step_ms == pytest.approx(1.01, rel=0.01)
     assert (found.sites[0].gain_ms, found.sites[0].idle_ms) == (0.0, 0.0)
 
 
-class TestPrice:
-    def test_a_read_in_a_busy_step_has_its_price(self):
-        found = priced(training())
+class TestEstimate:
+    def test_a_read_in_a_busy_step_has_its_cost(self):
+        found = estimated(training())
         assert found.abstained is None
         (site,) = found.sites
-        assert (site.place.op, site.place.kind, site.count) == ("aten::item", "scalar_read", 1.0)
+        assert (site.site.op, site.site.kind, site.count) == ("aten::item", "scalar_read", 1.0)
         assert site.gain_ms == found.gain_all_ms == pytest.approx(0.05, abs=0.02)
         assert 0.0 < site.idle_ms < 0.05
 
@@ -278,18 +278,18 @@ class TestPrice:
                 traced.host(5.0)
                 traced.annotated("aten::item", at, "cpu_op")
                 traced.annotated(f"ProfilerStep#{number}", began)
-            return priced(traced).gain_all_ms
+            return estimated(traced).gain_all_ms
 
         assert reading(80.0) - reading(30.0) == pytest.approx(0.05, abs=0.005)
 
     def test_a_free_read_has_none(self):
         """The GPU has nothing to do for most of the step: the wait is for a kernel that is over."""
-        found = priced(training(kernel_us=2.0, host_us=300.0))
+        found = estimated(training(kernel_us=2.0, host_us=300.0))
         assert found.gain_all_ms == 0.0
         assert found.sites[0].gain_ms == 0.0
         assert "gains nothing" in found.sites[0].advice
 
-    def test_mending_only_the_first_moves_the_wait_to_the_next(self):
+    def test_fixing_only_the_first_moves_the_wait_to_the_next(self):
         traced = Traced()
         for number in range(6):
             began = traced.now
@@ -305,15 +305,15 @@ class TestPrice:
             traced.annotated("accuracy", at)
             traced.host(30.0)
             traced.annotated(f"ProfilerStep#{number}", began)
-        found = priced(traced)
+        found = estimated(traced)
         assert len(found.sites) == 2
         alone = sum(site.gain_ms for site in found.sites)
         assert found.gain_all_ms > alone + 0.02
         assert [round(entry.gain_ms, 6) for entry in found.order] == sorted(round(e.gain_ms, 6) for e in found.order)
         assert found.order[-1].gain_ms == pytest.approx(found.gain_all_ms)
 
-    def test_a_program_that_the_replay_does_not_reproduce_gets_no_price(self):
-        found = priced(training(kernel_us=100.0), measured_ms=1.0)
+    def test_a_program_that_the_replay_does_not_reproduce_gets_no_estimate(self):
+        found = estimated(training(kernel_us=100.0), measured_ms=1.0)
         assert found.abstained.startswith("the replay takes 2.0")
         assert found.gain_all_ms is None
         assert all(site.gain_ms is None and site.reason == found.abstained for site in found.sites)
@@ -323,12 +323,12 @@ class TestPrice:
         traced = training()
         for number, mark in enumerate([e for e in traced.events if e["name"].startswith("ProfilerStep")]):
             traced._event("user_annotation", f"step {number}", mark["ts"], mark["dur"])
-        (site,) = priced(traced).sites
+        (site,) = estimated(traced).sites
         assert site.count == 1.0
         assert site.gain_ms == pytest.approx(0.05, abs=0.02)
 
     def test_what_is_too_little_to_claim_is_not_in_the_order_either(self):
-        found = priced(training(kernel_us=2.0, host_us=300.0))
+        found = estimated(training(kernel_us=2.0, host_us=300.0))
         assert [entry.gain_ms for entry in found.order] == [0.0]
 
     def test_more_sites_than_the_order_takes_are_counted(self):
@@ -336,25 +336,25 @@ class TestPrice:
         for number, event in enumerate([e for e in traced.events if e["name"] == "aten::item"]):
             letters = "".join("abcdefghij"[int(digit)] for digit in str(number % 50))
             traced._event("user_annotation", letters, event["ts"], event["dur"])
-        found = priced(traced)
+        found = estimated(traced)
         assert (len(found.sites), len(found.order)) == (50, 40)
         assert "the order is of the 40 sites that gain most by themselves, of 50" in found.notes
 
-    def test_steps_that_are_unlike_get_no_price(self):
+    def test_steps_that_are_unlike_get_no_estimate(self):
         traced = training(steps=4)
         began = traced.now
         for _ in range(60):
             traced.host(10.0)
             traced.launch(50.0)
         traced.annotated("ProfilerStep#4", began)
-        assert priced(traced).abstained == "the steps are too unlike each other: 21 to 60 launches"
+        assert estimated(traced).abstained == "the steps are too unlike each other: 21 to 60 launches"
 
     def test_a_branch_on_the_value_needs_a_rewrite_and_says_what_that_would_gain(self):
         traced = training()
         for event in traced.events:
             if event["name"] == "aten::item":
                 event["name"] = "aten::is_nonzero"
-        (site,) = priced(traced).sites
+        (site,) = estimated(traced).sites
         assert site.gain_ms is None
         assert site.reason == "needs a rewrite: the host branches on the value"
         assert site.gain_if_rewritten_ms == pytest.approx(0.05, abs=0.02)
@@ -362,11 +362,11 @@ class TestPrice:
     def test_a_trace_without_steps_counts_as_one(self):
         traced = training()
         traced.events = [event for event in traced.events if not event["name"].startswith("ProfilerStep")]
-        found = priced(traced)
+        found = estimated(traced)
         assert found.steps == 1
         assert any("marks no steps" in note for note in found.notes)
 
     def test_the_json_has_the_documented_keys(self):
-        values = priced(training()).to_dict()
+        values = estimated(training()).to_dict()
         assert {"steps", "step_ms", "measured_step_ms", "gain_all_ms", "order", "sites", "abstained"} <= set(values)
         assert values["steps"] == 5

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from syncagent.cost.rewrites import REWRITES
+from syncagent.cost.advice import REWRITES
 from syncagent.events import SyncKind
 from tests.gpu.rewrite_examples import EXAMPLES
 

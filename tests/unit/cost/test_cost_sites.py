@@ -73,7 +73,7 @@ def test_stacks_in_the_trace_give_the_innermost_function_of_the_users_own():
         traced._event("python_function", name, 900.0, 1e7)
     whole, waits = waits_of(traced)
     place = sites.from_trace(whole, waits)[0]
-    assert (place.file, place.line, place.named, place.function) == ("/home/ada/proj/train.py", 0, 88, "main")
+    assert (place.file, place.line, place.function_line, place.function) == ("/home/ada/proj/train.py", 0, 88, "main")
 
 
 SOURCE = """\
@@ -107,7 +107,7 @@ def test_where_the_source_is_here_and_one_line_makes_the_call_that_line_is_known
     for name in (f"{file}({named}): {function}", f"<built-in method {called} of Tensor object at 0x7f5a>"):
         traced._event("python_function", name, 900.0, 1e7)
     place = sites.from_trace(*waits_of(traced))[0]
-    assert (place.line, place.named) == (line, 0 if line else named)
+    assert (place.line, place.function_line) == (line, 0 if line else named)
     assert place.source == ("" if not line else SOURCE.splitlines()[line - 1].strip())
     assert sites.branches(place) == (line == 7)
 
@@ -129,13 +129,13 @@ def test_a_trace_that_torch_writes_names_functions_not_lines(tmp_path):
 
 def test_the_number_of_a_step_in_the_name_of_a_range_does_not_make_a_site():
     def place(*ranges, **more):
-        return sites.Place("aten::item", "scalar_read", ranges=ranges, **more)
+        return sites.WaitSite("aten::item", "scalar_read", ranges=ranges, **more)
 
-    assert place("step 1").site == place("step 22").site != place("epoch 1").site
-    assert place("train_batch/Iteration_1").site == place("train_batch/Iteration_12").site
-    assert place("layer 1").site != place("layer 2").site
-    assert place("loss", file="a.py", line=3).site == place("accuracy", file="a.py", line=3).site
-    assert place("step 1", row=4).site == place("warm-up", row=4).site != place("step 1", row=5).site
+    assert place("step 1").key == place("step 22").key != place("epoch 1").key
+    assert place("train_batch/Iteration_1").key == place("train_batch/Iteration_12").key
+    assert place("layer 1").key != place("layer 2").key
+    assert place("loss", file="a.py", line=3).key == place("accuracy", file="a.py", line=3).key
+    assert place("step 1", row=4).key == place("warm-up", row=4).key != place("step 1", row=5).key
 
 
 def test_without_stacks_the_annotation_tells():
@@ -156,7 +156,7 @@ def test_ranges_of_another_thread_do_not_count():
 
 def test_only_a_decision_by_the_value_counts_as_a_branch():
     def place(source, kind="scalar_read", op="aten::item"):
-        return sites.Place(op, kind, source=source)
+        return sites.WaitSite(op, kind, source=source)
 
     assert sites.branches(place("if loss.isnan():"))
     assert sites.branches(place("assert mask.any()"))

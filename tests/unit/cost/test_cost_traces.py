@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.cost import sites, trace
-from syncagent.cost.price import price
+from syncagent.cost.estimate import estimate
 
 TRACES = Path(__file__).with_name("traces")
 TRUTH = json.loads((TRACES / "truth.json").read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ TRUTH = json.loads((TRACES / "truth.json").read_text(encoding="utf-8"))
 def pair(request):
     found = trace.read(TRACES / f"{request.param}.trace.json.gz")
     truth = TRUTH[request.param]
-    return price(found, sites.from_trace, measured_ms=truth["with_ms"]), truth
+    return estimate(found, sites.from_trace, measured_ms=truth["with_ms"]), truth
 
 
 def test_the_step_is_reproduced(pair):
@@ -43,4 +43,4 @@ def test_the_saving_is_predicted_within_a_fifth_or_a_third_of_a_millisecond(pair
 
 def test_every_wait_is_told_apart_by_its_op(pair):
     found, _ = pair
-    assert all(site.place.op.startswith(("aten::", "cuda")) for site in found.sites)
+    assert all(site.site.op.startswith(("aten::", "cuda")) for site in found.sites)

@@ -1,4 +1,4 @@
-"""The window: warm-up, steps without the profiler, a capture, a price; and what keeps it from all that."""
+"""The window: warm-up, steps without the profiler, a capture, an estimate; and what keeps it from all that."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def events_of(traced):
 
 
 def run(window, steps):
-    for number in range(steps):
-        window.step_ended(number + 1)
+    for _ in range(steps):
+        window.step_ended()
 
 
 @pytest.fixture
@@ -92,19 +92,19 @@ def test_it_times_steps_between_drains_then_captures_one_step_more_than_asked_fo
     assert gpu.did[-2:] == ["drain", "stop"]
 
 
-def test_the_price_is_tied_to_the_agents_own_events(monkeypatch, measured):
+def test_the_cost_is_matched_to_the_agents_own_events(monkeypatch, measured):
     traced = training()
     FakeGpu(monkeypatch, traced)
     window = Window(5, 1, lambda _: events_of(traced), Faults())
     run(window, 30)
-    price = window.price()
+    found = window.estimate()
     assert window.why is None
-    assert price.abstained is None
-    (site,) = price.sites
-    assert (site.place.file, site.place.line, site.place.row) == ("train.py", 12, 7)
-    assert site.place.source == ITEM.source
-    assert price.untied == 0
-    assert price is window.price()  # replayed once
+    assert found.abstained is None
+    (site,) = found.sites
+    assert (site.site.file, site.site.line, site.site.row) == ("train.py", 12, 7)
+    assert site.site.source == ITEM.source
+    assert found.unmatched == 0
+    assert found is window.estimate()  # replayed once
 
 
 def test_the_file_is_gone_afterwards(monkeypatch, measured, tmp_path):
@@ -113,7 +113,7 @@ def test_the_file_is_gone_afterwards(monkeypatch, measured, tmp_path):
     window = Window(5, 1, lambda _: [], Faults())
     run(window, 30)
     assert len(os.listdir(tmp_path)) == 1
-    window.price()
+    window.estimate()
     assert os.listdir(tmp_path) == []
 
 
@@ -122,7 +122,7 @@ def test_another_profiler_is_respected(monkeypatch):
     window = Window(5, 1, lambda _: [], Faults())
     run(window, 30)
     assert gpu.did == []
-    assert window.price() is None
+    assert window.estimate() is None
     assert window.why.startswith("another profiler is running")
 
 
@@ -150,7 +150,7 @@ def test_a_trace_that_cannot_be_read_is_told(monkeypatch, measured):
     gpu.traced.events = []
     window = Window(5, 1, lambda _: [], Faults())
     run(window, 30)
-    assert window.price() is None
+    assert window.estimate() is None
     assert window.why.startswith("the window's trace is not a trace of torch.profiler")
 
 
@@ -163,7 +163,7 @@ class TestAgent:
     def test_cost_without_a_gpu_says_why_there_is_none(self):
         assert self.report(cost=True).cost.abstained.startswith("the run ended before the window")
 
-    def test_without_cost_the_report_has_no_price(self):
+    def test_without_cost_the_report_has_no_cost(self):
         assert self.report().cost is None
 
     def test_cost_makes_syncs_the_default_detail(self):
@@ -178,7 +178,7 @@ class TestAgent:
     def test_measure_cost_takes_a_number_of_steps(self):
         agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost(steps=8)
-        assert agent._pricing.window.steps == 8
+        assert agent._cost.window.steps == 8
         with pytest.raises(syncagent.ConfigError, match="cost_steps"):
             agent.measure_cost(steps=0)
 
@@ -191,22 +191,22 @@ class TestAgent:
         gpu = FakeGpu(monkeypatch)
         agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost()
-        run(agent._pricing.window, steps)
+        run(agent._cost.window, steps)
         agent.measure_cost()
         assert (gpu.did.count("start"), gpu.did.count("stop")) == (1, 1)
         assert os.listdir(tmp_path) == []
-        assert not agent._pricing.capturing
+        assert not agent._cost.capturing
 
-    def test_a_price_lands_in_the_reports_columns(self, monkeypatch, measured):
+    def test_the_cost_lands_in_the_reports_columns(self, monkeypatch, measured):
         traced = training()
         FakeGpu(monkeypatch, traced)
         agent = ProcessAgent(load({"detail": "syncs", "cost_steps": 5}))
         agent.measure_cost()
         events = [event for event, _ in events_of(traced)]
         agent._summary.events(events)
-        agent._pricing.window._events_since = lambda _: agent._summary.since(0)
-        for number in range(30):
-            agent._pricing.window.step_ended(number + 1)
+        agent._cost.window._events_since = lambda _: agent._summary.since(0)
+        for _ in range(30):
+            agent._cost.window.step_ended()
         report = agent.report()
         (site,) = report.sites
         assert report.cost.abstained is None

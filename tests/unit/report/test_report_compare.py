@@ -75,7 +75,7 @@ class TestGrowth:
     def test_without_steps_whole_counts_are_compared_and_it_is_noted(self):
         comparison = compare(report_of(sync()), report_of(sync(), sync(), steps=2))
         assert comparison.changes[0].verdict == "grown"
-        assert "a run without steps: whole counts are compared, not counts a step" in comparison.notes
+        assert "a run without steps: whole counts are compared, not counts per step" in comparison.notes
 
     def test_a_little_more_is_tolerated(self):
         old, new = report_of(*[sync()] * 20, steps=10), report_of(*[sync()] * 21, steps=10)
@@ -161,15 +161,15 @@ class TestText:
             "1 site new\n"
             "  aten::nonzero  loss.py:57 in masked_loss\n"
             "    kept = logits[mask]\n"
-            "    1 sync (1 a step), 1.0 ms\n"
+            "    1 sync (1 per step), 1.0 ms\n"
             "1 site grown\n"
             "  aten::nonzero  loss.py:41 in masked_loss\n"
             "    torch.nonzero(labels == 9)\n"
-            "    1 sync (1 a step), 1.0 ms  →  2 syncs (2 a step), 2.0 ms\n"
+            "    1 sync (1 per step), 1.0 ms  →  2 syncs (2 per step), 2.0 ms\n"
             "1 site gone\n"
             "  aten::nonzero  a.py:1 in f\n"
             "    x.item()\n"
-            "    1 sync (1 a step), 1.0 ms\n"
+            "    1 sync (1 per step), 1.0 ms\n"
             "0 sites unchanged\n"
         )
 

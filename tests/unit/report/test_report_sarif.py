@@ -52,7 +52,7 @@ def test_there_is_a_result_for_each_site(results):
         "syncagent/scalar_read",
     ]
     assert (
-        results[0]["message"]["text"] == "aten::nonzero stalled the host for 40.0 ms in 1 sync, 0.5 a step (forward)."
+        results[0]["message"]["text"] == "aten::nonzero stalled the host for 40.0 ms in 1 sync, 0.5 per step (forward)."
     )
 
 

@@ -43,7 +43,7 @@ def test_it_fits_the_width_and_says_everything(width):
         "net.py:22 in forward",
         "kernels  live  coalesce on sparse tensors",
         "cupti    off   not asked for",
-        "agent: 120 µs a step, 0.8 %",
+        "agent: 120 µs per step, 0.8 %",
         "dropped: 3 syncs noticed but not recorded",
         "note: copies were timed on every 10th step",
         "report: x.json",
@@ -182,5 +182,5 @@ class TestEmit:
 def test_the_ops_of_a_line_are_told_where_there_are_several_and_what_no_gate_counts():
     shown = text.render(report_of(sync(ms=3), sync(op="aten::unique"), sync(op="aten::unique"), sync(MASK)), width=80)
     assert shown.count("aten::nonzero 1, aten::unique 2") == 1
-    assert "only by the driver's state" not in shown
-    assert "only by the driver's state" in text.render(report_of(sync(conditional=True)), width=80)
+    assert "depends on the driver's state" not in shown
+    assert "depends on the driver's state" in text.render(report_of(sync(conditional=True)), width=80)

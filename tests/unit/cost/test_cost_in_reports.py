@@ -1,4 +1,4 @@
-"""A price in reports: what is shown, what two reports' difference says of it, and what becomes of it over ranks."""
+"""The cost in reports: what is shown, what two reports' difference says of it, and what becomes of it over ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests_of_reports import report_of, sync
 
-from syncagent.cost import rows
+from syncagent.cost import measurement
 from syncagent.events import CallSite
 from syncagent.report import changes
 from syncagent.report.compare import compare
@@ -37,7 +37,7 @@ def test_the_columns_and_the_order_are_shown():
     assert "loss.py:10 1.0 ms, loss.py:20 2.5 ms, loss.py:30 3.0 ms" in shown
     page = html.render(report(*LINES))
     assert "<button>gain</button>" in page
-    assert "a step, to gain" in page
+    assert "gain per step" in page
     assert "would gain 3.0 ms" in page
 
 
@@ -46,8 +46,8 @@ def test_syncs_that_cost_nothing_are_said_to():
     assert "cost: none; a step takes 20.0 ms, and would take as long if nothing waited" in shown
 
 
-def test_a_price_that_is_not_known_says_why():
-    shown = text.render(rows.abstained(report_of(sync()), "another profiler is running"), width=140)
+def test_a_cost_that_is_not_known_says_why():
+    shown = text.render(measurement.not_known(report_of(sync()), "another profiler is running"), width=140)
     assert "cost: not known, another profiler is running" in shown
 
 
@@ -56,7 +56,7 @@ class TestCompare:
         comparison = compare(report(*LINES), report(LINES[2], step_ms=17.6))
         assert comparison.steps.predicted_ms == 2.5
         assert comparison.steps.saved_ms == pytest.approx(2.4)
-        assert "a step: 20.0 ms  →  17.6 ms, 2.4 ms saved; 2.5 ms was predicted" in changes.render(comparison)
+        assert "time per step: 20.0 ms  →  17.6 ms, 2.4 ms saved; 2.5 ms was predicted" in changes.render(comparison)
 
     def test_all_gone_is_the_gain_of_all(self):
         assert compare(report(*LINES), report_without_sites()).steps.predicted_ms == 3.0
@@ -82,7 +82,7 @@ class TestCompare:
         assert comparison.steps.predicted_ms == pytest.approx(0.9 * GAINS[10])
         assert "was predicted for the sites that are gone or wait less often" in changes.render(comparison)
 
-    def test_without_a_price_only_the_step_times_are_compared(self):
+    def test_without_a_cost_only_the_step_times_are_compared(self):
         steps = compare(report(*LINES, abstained="why"), report(LINES[0])).steps
         assert steps.predicted_ms is None
 
@@ -100,7 +100,7 @@ def report_without_sites():
     return replace(report(LINES[0]), sites=(), cost=CostRow(5, 17.0, 17.0, 0.0, None))
 
 
-def test_ranks_have_the_mean_of_a_steps_gain_and_the_price_of_the_one_that_gains_least():
+def test_ranks_have_the_mean_of_a_steps_gain_and_the_cost_of_the_one_that_gains_least():
     one, other = report(*LINES), report(*LINES, everything=2.0)
     other = replace(other, sites=tuple(replace(row, gain_ms=row.gain_ms + 1.0) for row in other.sites))
     merged = merge([one, other])

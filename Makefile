@@ -7,17 +7,21 @@ BIN := $(VENV)/bin
 # Hundreds of processes import the package: each would compile it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-units test-whole-scripts test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup clean
+.PHONY: help setup test coverage test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup hooks changelog \
+	changelog-draft release-check dist clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
 	@echo "make telemetry-demo   the same with its traces in Phoenix and its metrics in Prometheus, until Ctrl-C"
-	@echo "make test    all tests that need no GPU"
+	@echo "make test    all tests that need no GPU, as many at once as there are cores"
+	@echo "make coverage   which lines and branches the unit tests reach; fails below the floor in pyproject.toml"
 	@echo "make test-telemetry  those of telemetry, with 8 ranks at 1,000 syncs a second each for three minutes"
 	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
 	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all else (hours)"
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
 	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"
+	@echo "make hooks   have each commit checked;  make changelog VERSION=1.2.0: CHANGELOG.md from the fragments in news/"
+	@echo "make dist    wheel and sdist;  make release-check TAG=v1.2.0: may this checkout be released?"
 	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
 
 # Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.  The
@@ -32,15 +36,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 
 setup: $(VENV)/.ready
 
-# Two processes at once, about as long as each other; what each printed comes in one piece when it is done.
+# A worker a core. A file stays with one worker, since its tests share processes that are costly to start; whole scripts
+# come first, since they take longest. WORKERS=0 runs all in this one process, ARGS are pytest's own.
+WORKERS ?= auto
 test: setup
-	@$(MAKE) --no-print-directory --output-sync=target -j2 test-whole-scripts test-units
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) tests/integration tests/unit
 
-test-units: setup
-	$(BIN)/python -m pytest tests/unit tests/integration/telemetry
-
-test-whole-scripts: setup
-	$(BIN)/python -m pytest tests/integration --ignore tests/integration/telemetry
+coverage: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report= $(ARGS) tests/unit
+	$(BIN)/coverage report
 
 # What make test runs for seconds with two ranks; SOAK_RESULT=FILE.json keeps its figures.
 test-telemetry: export SOAK_RANKS ?= 8
@@ -73,6 +77,26 @@ layers: setup
 types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10
+
+# What a commit is held to: .pre-commit-config.yaml runs the targets above.
+hooks: setup
+	$(BIN)/pre-commit install
+
+# make changelog VERSION=1.2.0: the fragments in news/ become a section of CHANGELOG.md, and are deleted.
+changelog: setup
+	$(BIN)/towncrier build --yes --version "$(VERSION)"
+
+changelog-draft: setup
+	$(BIN)/towncrier build --draft --version next
+
+# make release-check TAG=v1.2.0: may this checkout be released under this tag?
+release-check: setup
+	$(BIN)/python .ci/release_check.py "$(TAG)"
+
+# The wheel is built of the sdist, so neither lacks anything.
+dist: setup
+	rm -rf dist
+	$(BIN)/hatchling build -t sdist -t wheel
 
 demo: setup
 	@$(BIN)/python examples/demo.py

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -20,25 +17,6 @@ print("kept", kept.sum().item(), flush=True)
 os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def python(tmp_path):
-    """``python(*words, **variables)``: a fresh interpreter in a folder of its own, nothing set but the variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            env=clean | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -13,22 +11,9 @@ SCRIPT = "import sys; print('ran', flush=True); sys.exit(4)"
 
 
 @pytest.fixture
-def python(tmp_path):
-    """``python(*words, **variables)``: a fresh interpreter in a folder of its own, nothing set but the variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            env=clean | {"SYNCAGENT": "1"} | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+def python(python):
+    """``python(*words, **variables)``: an interpreter that is watched."""
+    return partial(python, SYNCAGENT="1")
 
 
 WRONG = {

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
-from syncagent.settings import sources
-
-PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
+from tests.processes import PACKAGE
 
 SCRIPT = """\
 import os, signal, subprocess, sys
@@ -39,22 +35,9 @@ raise ValueError("broken data")
 
 
 @pytest.fixture
-def syncagent(tmp_path):
+def syncagent(python):
     """``syncagent(*words, **variables)``: the command in a folder of its own, nothing set but the variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, "-m", "syncagent", *words],
-            env=clean | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+    return partial(python, "-m", "syncagent")
 
 
 def report(folder):

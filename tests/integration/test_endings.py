@@ -5,25 +5,19 @@ Most cases are children of one process that has loaded torch; see ``test_faults_
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from tests.integration.test_faults_processes import FORKER, Done, begin
+from tests.integration.test_faults_processes import begin, fork
 
 CASES: dict[str, tuple[str, dict[str, str]]] = {}
 
 
 def case(name, code, patch="", **variables):
     CASES[name] = (begin(patch) + textwrap.dedent(code), variables)
-
-
-def clean():
-    return {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
 
 
 # --- forks while the agent is at work ---------------------------------------------------------------------------------
@@ -160,12 +154,7 @@ def done(tmp_path_factory):
         name: {"code": code, "variables": {k: v.replace("{folder}", str(folder / name)) for k, v in variables.items()}}
         for name, (code, variables) in CASES.items()
     }
-    (folder / "cases.json").write_text(json.dumps(given))
-    command = [sys.executable, "-c", FORKER, str(folder / "cases.json"), str(folder)]
-    ran = subprocess.run(command, env=clean(), capture_output=True, text=True, timeout=200, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    results = json.loads((folder / "results.json").read_text())
-    return lambda name: Done(folder / name, results[name])
+    return fork(given, folder)
 
 
 def test_children_that_are_forked_while_the_agent_works_do_not_hang(done):
@@ -207,7 +196,7 @@ def test_instrumenting_on_another_thread_says_only_what_is_true(done):
     assert "host syncs, stalled" in found.err
 
 
-def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdout_for_itself(tmp_path):
+def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdout_for_itself(environ, tmp_path):
     """Its first file is number 2; without a sync there is a line to be said, which has no place."""
     code = (
         "import os, sys\nf = open('own', 'w')\nimport torch\nassert f.fileno() == 2\ntorch.ones(2).nonzero()\n"
@@ -215,7 +204,7 @@ def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdou
     )
     (tmp_path / "train.py").write_text(code)
     ran = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} train.py 2>&-"], env=clean() | {"SYNCAGENT": "1"}, cwd=tmp_path,
+        ["/bin/sh", "-c", f"{sys.executable} train.py 2>&-"], env=environ | {"SYNCAGENT": "1"}, cwd=tmp_path,
         stdout=subprocess.PIPE, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, (tmp_path / "own").read_text()) == (3, "out\n", "own")
@@ -232,13 +221,10 @@ sys.exit(5)
 """
 
 
-def test_gevent_may_take_the_place_of_threads_after_torch_is_imported(tmp_path):
+def test_gevent_may_take_the_place_of_threads_after_torch_is_imported(python):
     """The agent's threads, which were there before, end without a word."""
     pytest.importorskip("gevent")
-    ran = subprocess.run(
-        [sys.executable, "-c", GEVENT], env=clean() | {"SYNCAGENT": "1"}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    ran = python("-c", GEVENT, SYNCAGENT="1")
     assert (ran.returncode, ran.stdout) == (5, "")
     assert "KeyError" not in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
+from functools import partial
 
 import pytest
 
@@ -14,23 +12,9 @@ MISSING = {"SYNCAGENT": "1", "SYNCAGENT_POLICY": "raise", "SYNCAGENT_BASELINE": 
 
 
 @pytest.fixture
-def python(tmp_path):
-    """``python(*words, **variables)``: a fresh interpreter in a folder of its own, nothing set but the variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-    clean |= {"OMP_NUM_THREADS": "1"}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            env=clean | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+def python(python):
+    """``python(*words, **variables)``: an interpreter with one thread for computing."""
+    return partial(python, OMP_NUM_THREADS="1")
 
 
 def refused(done, *texts):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-CLEAN = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("OTEL_", "SYNCAGENT", "RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_"))
-}
+from tests import processes
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, environ):
     """``start(source, **variables)``: a watched script on the simulated device, in a folder of its own."""
 
     def run(source, **variables):
@@ -30,7 +25,7 @@ def start(tmp_path):
         }  # fmt: skip
         return subprocess.Popen(
             [sys.executable, str(script)],
-            env=CLEAN | settings | variables,
+            env=environ | settings | variables,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -41,9 +36,7 @@ def start(tmp_path):
 
 
 def syncagent(folder, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "syncagent", *words], cwd=folder, env=CLEAN, capture_output=True, text=True, check=False
-    )
+    return processes.run("-m", "syncagent", *words, cwd=folder)
 
 
 def read(folder, *paths):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "policy_gate"
 LINE = "self.mean = 0.9 * self.mean + 0.1 * loss.item()"
@@ -19,21 +19,8 @@ REGRESSED = ("train.py", "--model", "model_regressed")
 def python(tmp_path):
     """``python(*words, **variables)``: a fresh interpreter in a copy of the example, on the simulated device."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "job", ignore=shutil.ignore_patterns("__pycache__", ".syncagent"))
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
     quiet = {"SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_SUMMARY": "off"}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            env=clean | quiet | variables,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+    return partial(processes.run, cwd=folder, **quiet)
 
 
 def syncagent_check(python, report):

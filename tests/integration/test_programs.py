@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -71,20 +68,12 @@ print(trainer.strategy.root_device, trainer.global_step, all(
     [("transformers", TRAINER, "cuda:0 4 True"), ("lightning", LIGHTNING, "cuda:0 4 True")],
 )
 @pytest.mark.timeout(300)
-def test_it_trains_on_the_simulated_device_and_its_syncs_are_in_the_report(tmp_path, library, program, printed):
+def test_it_trains_on_the_simulated_device_and_its_syncs_are_in_the_report(python, tmp_path, library, program, printed):
     if find_spec(library) is None or (library == "transformers" and find_spec("accelerate") is None):
         pytest.skip(f"{library} is not installed")
     (tmp_path / "train.py").write_text(program)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCAGENT", "OTEL_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", "run", "--simulate", "--report", "seen.json", "train.py"],
-        env={**clean, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    words = ("-m", "syncagent", "run", "--simulate", "--report", "seen.json", "train.py")
+    done = python(*words, timeout=280, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == printed
     report = json.loads((tmp_path / "seen.json").read_text())

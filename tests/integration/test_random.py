@@ -5,14 +5,12 @@ The cases are children of one process that has loaded torch; see ``test_faults_p
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.integration.test_faults_processes import FORKER, Done
+from tests.integration.test_faults_processes import fork
 
 SCRIPT = """\
 import atexit, hashlib, os, random, sys, threading, time
@@ -126,13 +124,7 @@ def done(tmp_path_factory):
         if "providers" in name:
             code = code.replace("autostart.begin()", "autostart.instrument({}, {'simulate': True})")
         given[name] = {"code": code, "variables": variables}
-    (folder / "cases.json").write_text(json.dumps(given))
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-    command = [sys.executable, "-c", FORKER, str(folder / "cases.json"), str(folder)]
-    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    results = json.loads((folder / "results.json").read_text())
-    return lambda name: Done(folder / name, results[name])
+    return fork(given, folder)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "alone"])
@@ -163,14 +155,13 @@ print([name for name in ("rich", "structlog") if name in sys.modules])
 """
 
 
-def test_nothing_is_drawn_while_the_agents_libraries_are_loaded(tmp_path):
+def test_nothing_is_drawn_while_the_agents_libraries_are_loaded(environ, tmp_path):
     """Seeds are often set before torch is imported; libraries such as rich draw a number as they are loaded."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
     watched = {"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_POLICY": "warn", "SYNCAGENT_WARMUP_STEPS": "0"}
     refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "50"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FRESH, *words], env=clean | variables, cwd=tmp_path,
+            [sys.executable, "-W", "ignore", "-c", FRESH, *words], env=environ | variables, cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for words, variables in ((["alone"], {}), ([], watched | refused))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -23,26 +22,13 @@ print("went on", flush=True)
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(python, tmp_path):
     """``start(*words, **variables)``: Python with a torch in which the simulated device finds nothing that it needs."""
     (tmp_path / "lib" / "torch").mkdir(parents=True)
     (tmp_path / "lib" / "torch" / "__init__.py").write_text(NOT_TORCH)
     (tmp_path / "train.py").write_text(SCRIPT)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT")}
     path = os.pathsep.join(filter(None, (str(tmp_path / "lib"), os.environ.get("PYTHONPATH"))))
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            env={**clean, "PYTHONPATH": path, **variables},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+    return partial(python, PYTHONPATH=path)
 
 
 CANNOT = "simulate=1 cannot be honoured: the simulated device does not work with torch 9.9.0: it lacks torch."

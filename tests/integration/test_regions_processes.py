@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -84,17 +81,15 @@ with syncagent.watch(policy="raise", report="killed.json"), syncagent.allow("las
 
 
 @pytest.mark.parametrize(("detail", "ending"), [("ops", "exits"), ("syncs", "killed")])
-def test_a_region_in_a_process_that_is_watched(tmp_path, detail, ending):
+def test_a_region_in_a_process_that_is_watched(python, tmp_path, detail, ending):
     """It raises at the user's line before the wait, in its thread, task and backward passes, and nowhere else.
 
     Its report holds what ran inside, and is saved however the process ends.
     """
     (tmp_path / "train.py").write_text(SCRIPT)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", "run", "--simulate", "--detail", detail, "--journal", "off",
-         "--report", "run.json", "train.py", ending],
-        env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
+    done = python(
+        "-m", "syncagent", "run", "--simulate", "--detail", detail, "--journal", "off",
+        "--report", "run.json", "train.py", ending,
     )  # fmt: skip
     assert done.returncode == (-signal.SIGTERM if ending == "killed" else 3), done.stderr
     line = 1 + SCRIPT.splitlines().index("    return x.sum().item()  # line 18")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -35,17 +34,14 @@ HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(python, tmp_path):
     """Run the script with one secret in its command line; the result is what it printed."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
 
     def run(report, **variables):
-        return subprocess.run(
-            [sys.executable, "-m", "syncagent", "run", "--simulate", "--policy", "warn", "--warmup-steps", "0",
-             "--report", report, "train.py", "--hub-token", ARGUMENT, f"wandb.api_key={ARGUMENT}"],
-            env=clean | {"OMP_NUM_THREADS": "1"} | variables,
-            cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=110, check=False,
+        return python(
+            "-m", "syncagent", "run", "--simulate", "--policy", "warn", "--warmup-steps", "0", "--report", report,
+            "train.py", "--hub-token", ARGUMENT, f"wandb.api_key={ARGUMENT}", OMP_NUM_THREADS="1", **variables,
         )  # fmt: skip
 
     return run

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -13,22 +12,9 @@ KINDS = {"dynamic_shape", "scalar_read", "copy_d2h", "copy_h2d", "check", "expli
 
 
 @pytest.fixture
-def selftest(tmp_path):
+def selftest(python):
     """``selftest(*words, **variables)``: the command in a folder of its own, nothing set but the variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, "-m", "syncagent", "selftest", *words],
-            env=clean | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-
-    return run
+    return partial(python, "-m", "syncagent", "selftest")
 
 
 def test_every_kind_of_sync_is_caught_and_nothing_else_whatever_is_set_around_it(selftest, tmp_path):

@@ -5,8 +5,6 @@ Most cases are children of one process that has loaded torch; see ``test_faults_
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import time
 
 import pytest
 
-from tests.integration.test_faults_processes import FORKER, Done, begin
+from tests.integration.test_faults_processes import begin, fork
 
 TERM = -signal.SIGTERM
 CASES: dict[str, tuple[str, dict[str, str]]] = {}
@@ -316,16 +314,7 @@ def done(tmp_path_factory):
     """``done(name)``: how that case ended."""
     folder = tmp_path_factory.mktemp("signals")
     given = {name: {"code": code, "variables": variables} for name, (code, variables) in CASES.items()}
-    (folder / "cases.json").write_text(json.dumps(given))
-    command = [sys.executable, "-c", FORKER, str(folder / "cases.json"), str(folder)]
-    ran = subprocess.run(command, env=clean(), capture_output=True, text=True, timeout=200, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    results = json.loads((folder / "results.json").read_text())
-    return lambda name: Done(folder / name, results[name])
-
-
-def clean():
-    return {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT", "RANK"))}
+    return fork(given, folder)
 
 
 def has_table(found):
@@ -431,13 +420,13 @@ while True:
 """
 
 
-def test_a_signal_at_any_moment_of_the_start_ends_the_process(tmp_path):
+def test_a_signal_at_any_moment_of_the_start_ends_the_process(environ, tmp_path):
     """During imports, too, whose locks the report may need."""
     variables = {"SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_DETAIL": "ops", "OMP_NUM_THREADS": "1"}
     began, running = time.monotonic(), []
     for delay_s in (0.6, 1.4, 2.2, 3.0, 4.5, 6.0):
         process = subprocess.Popen(
-            [sys.executable, "-c", LOOP], env=clean() | variables, cwd=tmp_path,
+            [sys.executable, "-c", LOOP], env=environ | variables, cwd=tmp_path,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         running.append((began + delay_s, process))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 from places import ROOT, TRAIN
+
+from tests import processes
 
 import services  # isort: skip
 
 
 @pytest.fixture(scope="session")
 def environ():
-    """A job's environment: no OTEL_* or SYNCAGENT* of the person who runs the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SYNCAGENT"))}
-    return clean | {
+    """A job's environment: no setting of the person who runs the tests."""
+    return processes.environment() | {
         "PYTHONPATH": str(ROOT),
         "NO_PROXY": "*",
         "OMP_NUM_THREADS": "1",

@@ -16,8 +16,7 @@ import pytest
 import syncagent.runtime.process
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
-
-LAUNCHERS = ("SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
+from tests import processes
 
 
 class OnDevice:
@@ -78,9 +77,8 @@ def host():
 @pytest.fixture
 def no_settings(monkeypatch, tmp_path):
     """No setting, rank or pyproject.toml of the person who runs the tests."""
-    for name in tuple(os.environ):
-        if name.startswith(LAUNCHERS) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}:
-            monkeypatch.delenv(name)
+    for name in filter(processes.is_setting, tuple(os.environ)):
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 

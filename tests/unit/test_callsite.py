@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import itertools
 import linecache
-import os
 import site
 import sys
 import threading
@@ -19,9 +18,8 @@ import pytest
 import torch
 
 from syncagent import CallSite, Phase
-from syncagent.settings import sources
+from tests.processes import PACKAGE
 
-PACKAGE = os.path.join(os.path.dirname(sources.__file__), "")
 ONE = torch.ones(1)
 
 

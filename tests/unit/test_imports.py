@@ -1,7 +1,7 @@
 """No two modules of the package need each other, directly or by way of others.
 
-That rooms import in one direction is a contract in pyproject.toml, which ``make layers`` checks.  This test looks at single
-modules, also within a room; what is imported inside of a function or under ``TYPE_CHECKING`` counts as well.
+That rooms import in one direction is a contract in pyproject.toml, which ``make layers`` checks.  This test looks at
+single modules, also within a room; what is imported inside of a function or under ``TYPE_CHECKING`` counts as well.
 """
 
 from __future__ import annotations

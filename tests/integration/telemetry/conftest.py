@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 
 
 @pytest.fixture
-def environ(tmp_path):
-    """The environment for a job: no OTEL_*, SYNCAGENT* or launcher of the person who runs the tests."""
-    others = ("OTEL_", "SYNCAGENT", "SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "MASTER_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    return clean | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "TMPDIR": str(tmp_path)}
+def environ(environ, tmp_path):
+    """The environment for a job that finds this checkout and reaches loopback without a proxy."""
+    return environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "TMPDIR": str(tmp_path)}
 
 
 class Receiver:
@@ -79,19 +77,8 @@ class Result:
 
 
 @pytest.fixture
-def job(tmp_path, environ):
+def job(python, environ):
     def run(steps=3, close_timeout=5.0, **variables):
-        command = [sys.executable, str(HERE / "job.py"), str(steps), str(close_timeout)]
-        return Result(
-            subprocess.run(
-                command,
-                env=environ | variables,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-        )
+        return Result(python(HERE / "job.py", steps, close_timeout, **environ | variables))
 
     return run

@@ -31,7 +31,7 @@ def test_text_tells_the_whole_and_each_site(tmp_path, capsys):
 def test_what_is_not_shown_of_many_sites_is_counted(tmp_path, capsys):
     traced = training(kernels=30, items=30)
     for number, event in enumerate([event for event in traced.events if event["name"] == "aten::item"]):
-        traced._event("user_annotation", f"layer {number % 30}", event["ts"], event["dur"])
+        traced.event("user_annotation", f"layer {number % 30}", event["ts"], event["dur"])
     assert main(["cost", written(tmp_path, traced)]) == 0
     printed = capsys.readouterr().out
     assert "… and 10 more sites" in printed
@@ -40,7 +40,7 @@ def test_what_is_not_shown_of_many_sites_is_counted(tmp_path, capsys):
 
 def test_a_function_whose_line_is_not_known_is_named(tmp_path, capsys):
     traced = training()
-    traced._event("python_function", "nowhere/train.py(88): train", 900.0, 1e7)
+    traced.event("python_function", "nowhere/train.py(88): train", 900.0, 1e7)
     assert main(["cost", written(tmp_path, traced)]) == 0
     assert "nowhere/train.py, in train from line 88" in capsys.readouterr().out
 

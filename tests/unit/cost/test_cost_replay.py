@@ -79,10 +79,10 @@ def test_two_streams_that_wait_for_one_another_keep_their_order():
             traced.host(5.0)
             traced.launch(us, stream=13, name="Memcpy HtoD (Pinned -> Device)", bytes=4096)
             traced.correlation += 1
-            traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=traced.correlation)
+            traced.event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=traced.correlation)
             traced.correlation += 1
-            traced._event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1, 1.0, correlation=traced.correlation)
-            traced._event(
+            traced.event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1, 1.0, correlation=traced.correlation)
+            traced.event(
                 "cuda_sync", "Stream Wait Event", traced.now, 1.0, 7, 0, stream=7, correlation=traced.correlation
             )
             traced.host(2.0)
@@ -107,10 +107,10 @@ def test_streams_that_depend_on_each_other_overlap_only_once_the_host_does_not_w
         traced.host(5.0)
         traced.launch(200.0, stream=7)
         record = traced.correlation + 1
-        traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
+        traced.event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
         more = {"correlation": record + 1, "wait_on_cuda_event_record_corr_id": record}
-        traced._event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1.0, 1.0, correlation=record + 1)
-        traced._event("cuda_sync", "Stream Wait Event", traced.now + 1.0, 1.0, 13, 0, stream=13, **more)
+        traced.event("cuda_runtime", "cudaStreamWaitEvent", traced.now + 1.0, 1.0, correlation=record + 1)
+        traced.event("cuda_sync", "Stream Wait Event", traced.now + 1.0, 1.0, 13, 0, stream=13, **more)
         traced.correlation += 2
         traced.host(2.0)
         traced.ready[13] = max(traced.ready.get(13, 0.0), traced.ready[7])
@@ -132,13 +132,13 @@ def test_a_thread_that_waits_for_work_of_its_own_does_not_hold_the_step_up():
             at = traced.now
             traced.correlation += 2
             launched, waited = traced.correlation - 1, traced.correlation
-            traced._event("cuda_runtime", "cudaLaunchKernel", at + 1.0, 5.0, 300, correlation=launched)
-            traced._event("kernel", "k", at + 7.0, 60.0, 13, 0, stream=13, device=0, correlation=launched)
-            traced._event("cuda_runtime", "cudaStreamSynchronize", at + 8.0, 62.0, 300, correlation=waited)
-            traced._event("cuda_sync", "Stream Sync", at + 8.0, 1.0, 13, 0, stream=13, correlation=waited)
+            traced.event("cuda_runtime", "cudaLaunchKernel", at + 1.0, 5.0, 300, correlation=launched)
+            traced.event("kernel", "k", at + 7.0, 60.0, 13, 0, stream=13, device=0, correlation=launched)
+            traced.event("cuda_runtime", "cudaStreamSynchronize", at + 8.0, 62.0, 300, correlation=waited)
+            traced.event("cuda_sync", "Stream Sync", at + 8.0, 1.0, 13, 0, stream=13, correlation=waited)
             traced.host(10.0)
             traced.launch(20.0)
-            traced._event("cuda_runtime", "cudaEventQuery", traced.now + 30.0, 20.0, correlation=0)
+            traced.event("cuda_runtime", "cudaEventQuery", traced.now + 30.0, 20.0, correlation=0)
             traced.host(75.0)
         traced.annotated(f"ProfilerStep#{number}", began)
     assert program_of(traced).groups == 2
@@ -183,7 +183,7 @@ def test_autograds_thread_works_while_the_main_thread_stands_still():
 def test_a_thread_whose_calls_overlap_goes_its_own_way():
     traced = training()
     for event in [event for event in traced.events if event["cat"] == "cuda_runtime"]:
-        traced._event("cuda_runtime", "cudaEventQuery", event["ts"] + 0.5, event["dur"], 300, correlation=0)
+        traced.event("cuda_runtime", "cudaEventQuery", event["ts"] + 0.5, event["dur"], 300, correlation=0)
     assert program_of(traced).groups == 2
     assert step_ms(traced) == pytest.approx(step_ms(training()), rel=0.02)
 
@@ -195,7 +195,7 @@ def test_an_event_is_not_taken_for_the_latest_of_a_thread_that_has_its_number():
         began = traced.now
         traced.launch(20.0)
         traced.correlation += 1
-        traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=traced.correlation)
+        traced.event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=traced.correlation)
         traced.host(5.0)
         traced.annotated(f"ProfilerStep#{number}", began)
     records = [item for item in program_of(traced).ready(1.0) if item[0] == RECORD]
@@ -236,15 +236,15 @@ def test_a_wait_for_an_event_in_the_middle_leaves_the_gpu_its_work():
             if kernel == 4:
                 traced.correlation += 1
                 record, done = traced.correlation, traced.ready[7]
-                traced._event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
+                traced.event("cuda_runtime", "cudaEventRecord", traced.now, 1.0, correlation=record)
                 traced.host(1.0)
         traced.correlation += 1
         end = max(done, traced.now) + 5.0
         more = {"correlation": traced.correlation, "wait_on_cuda_event_record_corr_id": record}
-        traced._event(
+        traced.event(
             "cuda_runtime", "cudaEventSynchronize", traced.now, end - traced.now, correlation=traced.correlation
         )
-        traced._event("cuda_sync", "Event Sync", traced.now, 1.0, 7, 0, stream=7, **more)
+        traced.event("cuda_sync", "Event Sync", traced.now, 1.0, 7, 0, stream=7, **more)
         traced.now = end
         traced.host(100.0)
         traced.annotated(f"ProfilerStep#{number}", began)
@@ -322,7 +322,7 @@ class TestEstimate:
         """Told apart, each would gain a sixth of 0.05 ms, which is none."""
         traced = training()
         for number, mark in enumerate([e for e in traced.events if e["name"].startswith("ProfilerStep")]):
-            traced._event("user_annotation", f"step {number}", mark["ts"], mark["dur"])
+            traced.event("user_annotation", f"step {number}", mark["ts"], mark["dur"])
         (site,) = estimated(traced).sites
         assert site.count == 1.0
         assert site.gain_ms == pytest.approx(0.05, abs=0.02)
@@ -335,7 +335,7 @@ class TestEstimate:
         traced = training(kernels=50, items=50)
         for number, event in enumerate([e for e in traced.events if e["name"] == "aten::item"]):
             letters = "".join("abcdefghij"[int(digit)] for digit in str(number % 50))
-            traced._event("user_annotation", letters, event["ts"], event["dur"])
+            traced.event("user_annotation", letters, event["ts"], event["dur"])
         found = estimated(traced)
         assert (len(found.sites), len(found.order)) == (50, 40)
         assert "the order is of the 40 sites that gain most by themselves, of 50" in found.notes

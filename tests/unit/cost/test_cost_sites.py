@@ -51,7 +51,7 @@ def test_threads_that_wait_at_the_same_time_are_told_apart():
         events.append((event(began - 2, traced.now - began, 1, "MainThread"), 0))
         if number % 2:
             other = began + 1.0
-            traced._event("cuda_runtime", "cudaStreamSynchronize", other, traced.now - other, 300, correlation=0)
+            traced.event("cuda_runtime", "cudaStreamSynchronize", other, traced.now - other, 300, correlation=0)
             events.append((event(other - 2, traced.now - other, 2, "reader"), 1))
         traced.host(500.0)
     whole, waits = waits_of(traced)
@@ -70,7 +70,7 @@ def test_stacks_in_the_trace_give_the_innermost_function_of_the_users_own():
     """The number in ``train.py(88): main`` is where ``main`` begins, so it is not given out as the line that waits."""
     traced = training(steps=1)
     for name in ("/home/ada/proj/train.py(88): main", "/usr/lib/python3.12/site-packages/torch/_tensor.py(40): item"):
-        traced._event("python_function", name, 900.0, 1e7)
+        traced.event("python_function", name, 900.0, 1e7)
     whole, waits = waits_of(traced)
     place = sites.from_trace(whole, waits)[0]
     assert (place.file, place.line, place.function_line, place.function) == ("/home/ada/proj/train.py", 0, 88, "main")
@@ -105,7 +105,7 @@ def test_where_the_source_is_here_and_one_line_makes_the_call_that_line_is_known
     traced = training(steps=1)
     function = "train" if named < 11 else "inner"
     for name in (f"{file}({named}): {function}", f"<built-in method {called} of Tensor object at 0x7f5a>"):
-        traced._event("python_function", name, 900.0, 1e7)
+        traced.event("python_function", name, 900.0, 1e7)
     place = sites.from_trace(*waits_of(traced))[0]
     assert (place.line, place.function_line) == (line, 0 if line else named)
     assert place.source == ("" if not line else SOURCE.splitlines()[line - 1].strip())
@@ -140,7 +140,7 @@ def test_the_number_of_a_step_in_the_name_of_a_range_does_not_make_a_site():
 
 def test_without_stacks_the_annotation_tells():
     traced = training(steps=1)
-    traced._event("user_annotation", "log the loss", 900.0, 1e7)
+    traced.event("user_annotation", "log the loss", 900.0, 1e7)
     whole, waits = waits_of(traced)
     place = sites.from_trace(whole, waits)[0]
     assert (place.ranges, place.op, place.file) == (("log the loss",), "aten::item", "")
@@ -148,7 +148,7 @@ def test_without_stacks_the_annotation_tells():
 
 def test_ranges_of_another_thread_do_not_count():
     traced = training(steps=1)
-    traced._event("user_annotation", "elsewhere", 900.0, 1e7, AUTOGRAD)
+    traced.event("user_annotation", "elsewhere", 900.0, 1e7, AUTOGRAD)
     whole, waits = waits_of(traced)
     assert sites.from_trace(whole, waits)[0].ranges == ()
     assert {wait.call.thread for wait in waits} == {MAIN}

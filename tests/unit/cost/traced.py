@@ -14,7 +14,7 @@ class Traced:
         self.ready: dict[int, float] = {}
         self.correlation = 0
 
-    def _event(self, cat, name, ts, dur, tid=MAIN, pid=1, **args):
+    def event(self, cat, name, ts, dur, tid=MAIN, pid=1, **args):
         self.events.append(
             {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "pid": pid, "tid": tid, "args": args}
         )
@@ -23,25 +23,23 @@ class Traced:
         self.now += us
 
     def mark(self, number: int) -> None:
-        self._event("user_annotation", f"ProfilerStep#{number}", self.now, 1.0)
+        self.event("user_annotation", f"ProfilerStep#{number}", self.now, 1.0)
 
     def launch(self, us: float, stream: int = 7, call_us: float = 5.0, name="kernel", tid=MAIN, **args) -> None:
         self.correlation += 1
         call = "cudaMemcpyAsync" if name.startswith("Memcpy") else "cudaLaunchKernel"
-        self._event("cuda_runtime", call, self.now, call_us, tid, correlation=self.correlation)
+        self.event("cuda_runtime", call, self.now, call_us, tid, correlation=self.correlation)
         self.now += call_us
         start = max(self.now + 1.0, self.ready.get(stream, 0.0) + 1.0)
         category = "gpu_memcpy" if name.startswith("Memcpy") else "kernel"
-        self._event(category, name, start, us, stream, 0, stream=stream, device=0, correlation=self.correlation, **args)
+        self.event(category, name, start, us, stream, 0, stream=stream, device=0, correlation=self.correlation, **args)
         self.ready[stream] = start + us
 
     def wait(self, stream: int = 7, back_us: float = 5.0, tid=MAIN) -> None:
         self.correlation += 1
         end = max(self.now + 1.0, self.ready.get(stream, 0.0)) + back_us
-        self._event(
-            "cuda_runtime", "cudaStreamSynchronize", self.now, end - self.now, tid, correlation=self.correlation
-        )
-        self._event("cuda_sync", "Stream Sync", self.now, 1.0, stream, 0, stream=stream, correlation=self.correlation)
+        self.event("cuda_runtime", "cudaStreamSynchronize", self.now, end - self.now, tid, correlation=self.correlation)
+        self.event("cuda_sync", "Stream Sync", self.now, 1.0, stream, 0, stream=stream, correlation=self.correlation)
         self.now = end
 
     def item(self) -> None:
@@ -49,10 +47,10 @@ class Traced:
         began = self.now
         self.launch(1.5, name="Memcpy DtoH (Device -> Pinned)", bytes=4)
         self.wait()
-        self._event("cpu_op", "aten::item", began - 1.0, self.now - began + 2.0)
+        self.event("cpu_op", "aten::item", began - 1.0, self.now - began + 2.0)
 
     def annotated(self, name: str, began: float, category: str = "user_annotation", tid=MAIN) -> None:
-        self._event(category, name, began, self.now - began, tid)
+        self.event(category, name, began, self.now - began, tid)
 
     @property
     def file(self) -> dict:

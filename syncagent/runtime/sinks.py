@@ -209,8 +209,8 @@ def _metrics(outputs: Outputs) -> Iterable[Sink]:
             return ()
         from syncagent.telemetry import metrics
 
-        of_program = metrics.of_program(outputs.providers.get("meter_provider"), outputs.spans)
-        return () if of_program is None else (of_program,)
+        program_sink = metrics.of_program(outputs.providers.get("meter_provider"), outputs.spans)
+        return () if program_sink is None else (program_sink,)
     if outputs.resource is None:
         return ()
     from syncagent.telemetry import otel_env

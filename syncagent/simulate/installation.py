@@ -25,6 +25,7 @@ _lock = threading.RLock()
 _library: Any = None
 """The kernels that allocate tensors; they stay, since what was made on the device may still allocate others."""
 _autocast: Any = None
+_destroy_library: Any = None
 _changes: tuple[int, Changes] | None = None
 """What was changed in torch, for that number of devices."""
 _modules: set[str] = set()
@@ -183,8 +184,10 @@ def _install(count: int) -> None:
 
 def _register_kernels(torch: Any) -> None:
     from syncagent.simulate import autocast, factories
+    from syncagent.simulate.requirements import find
 
-    global _library, _autocast
+    global _library, _autocast, _destroy_library
+    _destroy_library = find("library.Library._destroy")  # now, so that the report says what is lost without it
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=OVERRIDES)
         if _library is None:
@@ -199,7 +202,6 @@ def _take_out() -> None:
     """Restore everything in torch, and end the worker threads once their queues are empty."""
     global _installed, _autocast
     from syncagent.simulate import devices, engine
-    from syncagent.simulate.requirements import find
 
     _installed = 0
     if _changes is not None:
@@ -207,9 +209,8 @@ def _take_out() -> None:
         with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
             _changes[1].adopt((name, module) for name, module in since if type(module) is ModuleType)
         _changes[1].restore()
-    destroy = find("library.Library._destroy")
-    if _autocast is not None and destroy is not None:
-        destroy(_autocast)
+    if _autocast is not None and _destroy_library is not None:
+        _destroy_library(_autocast)
         _autocast = None
     devices.set_count(0)
     devices.leave_thread()

@@ -37,7 +37,7 @@ REQUIRED: dict[str, str] = {
     "_C._dispatch_get_all_op_names": "finding the factories",
     "_C._dispatch_has_kernel_for_dispatch_key": "finding the factories",
     "library.Library": "kernels for the stand-in device",
-    "ops.aten.add.Tensor._schema": "names and types of an op's arguments",
+    "ops.aten.detach.default._schema": "names and types of an op's arguments",
     "nn.Module._apply": "Module.to",
     "overrides.handle_torch_function": "letting modes see calls that are Python functions here",
     "utils.swap_tensors": "Module.to",

@@ -234,7 +234,7 @@ POINTS = {
     "summary's report": (Summary, "snapshot", 3),
     "the newest syncs": (Summary, "newest", 3),
 }
-SETTINGS = {"kernels arm": {"detail": "syncs"}}
+SETTINGS = {"kernels arm": {"detail": "syncs"}, "sums of allowed lines": {"detail": "syncs"}}
 """Under which settings a point is reached, where it is not by default."""
 
 NO_RESULT = frozenset(

@@ -312,7 +312,7 @@ class KernelSensor:
                 state.op = None
             except BaseException:  # where the op raised, it has waited, unless a graph capture refused it
                 state.op = None
-                if started and not capturing():
+                if started and not sensor._is_refused(capturing):
                     now = _now()
                     settle(state, about, named, started, now - started, now)
                 raise
@@ -359,7 +359,7 @@ class KernelSensor:
                 if kind is None and not raised and late is not None and returned - started > _LATE_NS:
                     kind, is_late = sensor._if_late(rule, args, kwargs, returned - started), True
                     state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
-                elif raised and capturing():
+                elif raised and sensor._is_refused(capturing):
                     kind = None
                 if kind is not None:
                     about = state.about or sensor._describe_outer(state, kind, _caller(3), judged=False)
@@ -413,6 +413,14 @@ class KernelSensor:
         except Exception as error:
             self._fault(rule, error)
             return None
+
+    def _is_refused(self, capturing: Callable[[], bool]) -> bool:
+        """Has a graph capture refused the op that raised?  The program has to see that error, never one of ours."""
+        try:
+            return capturing()
+        except Exception as error:
+            self._recorder.fault("the look for a graph capture", error)
+            return False
 
     def _fault(self, rule: Rule, error: Exception) -> None:
         self._recorder.fault(f"the rule of {rule.op}", error)

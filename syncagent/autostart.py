@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["begin", "instrument", "simulates_throughout", "uninstrument"]
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 5.0
+"""How long the end waits for a report that another thread is just making."""
 _TIMES = 3
 """So often the end is registered; it runs once.  A Ctrl-C between the script's end and the first line of ours is raised
 there, and would otherwise cost the report."""
@@ -289,10 +290,9 @@ class _Run:
         """Save the report as it is now, on whichever thread; the watch goes on."""
         if os.getpid() != self._pid or self._finished or self._agent is None or self._settings.report is None:
             return
-        report = self._agent.report()
-        with self._saving:
+        with self._saving:  # all the while: an interpreter that ends while this calls torch would abort
             if not self._finished:
-                self._agent.save(report)
+                self._agent.save(self._agent.report())
 
     def finish(self) -> None:
         """Stop the agent, save the report, show the table.  Runs once, in the process it began in, and never raises."""

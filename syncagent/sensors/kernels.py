@@ -419,7 +419,7 @@ class KernelSensor:
         try:
             return capturing()
         except Exception as error:
-            self._recorder.fault("the look for a graph capture", error)
+            self._recorder.fault("the check for a graph capture", error)
             return False
 
     def _fault(self, rule: Rule, error: Exception) -> None:

@@ -303,7 +303,7 @@ def test_ops_of_other_devices_pass_through(host):
         (lambda: torch.repeat_interleave(torch.tensor([2, -1])), "negative"),
     ],
 )
-def test_an_ops_own_error_comes_out_where_the_look_for_a_graph_capture_fails(host, op, raised):
+def test_an_ops_own_error_comes_out_where_the_check_for_a_graph_capture_fails(host, op, raised):
     """The program has to see what its op raised; that a part of the agent failed is for the report."""
 
     def fails():
@@ -318,6 +318,7 @@ def test_an_ops_own_error_comes_out_where_the_look_for_a_graph_capture_fails(hos
             op()
     finally:
         sensor.stop()
+    assert "the check for a graph capture" in " ".join(recorder.faults.sentences)
 
 
 # --- nothing else changes ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
     nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/test_packs.py      with pytest's own arguments
 
-Each session that runs to its end writes a line to tests/matrix/results.json, and the README's table of versions anew.
+Each session that runs to its end writes a line to tests/matrix/results.json and updates the README's table of versions.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["begin", "instrument", "uninstrument"]
 
-_SAVE_TIMEOUT_S = 2.0
+_SAVE_TIMEOUT_S = 5.0
+"""How long the end waits for a report that another thread is making."""
 _EXIT_REGISTRATIONS = 3
 """How often the end is registered, though it runs once.  A Ctrl-C that arrives after the script's end and before the
 first line of our exit handler is raised there; the next registration then still makes the report."""
@@ -288,10 +289,9 @@ class _Run:
         """Save the report as it is now, on any thread, and go on watching."""
         if os.getpid() != self._pid or self._finished or self._agent is None or self._settings.report is None:
             return
-        report = self._agent.report()
-        with self._saving:
+        with self._saving:  # all the while: an interpreter that ends while this calls torch would abort
             if not self._finished:
-                self._agent.save(report)
+                self._agent.save(self._agent.report())
 
     def finish(self) -> None:
         """Stop the agent, save the report, show the table: once, and only in the process it began in.  Never raises."""

@@ -100,11 +100,11 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         return result
 
     def is_refused() -> bool:
-        """Has a graph capture refused an op that raised?  A failure of this look-up must not hide the op's error."""
+        """Has a graph capture refused an op that raised?  The program has to see that error, never one of ours."""
         try:
             return capturing()
         except Exception as error:
-            recorder.fault("the look for a graph capture", error)
+            recorder.fault("the check for a graph capture", error)
             return False
 
     def inside(state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any) -> Any:

@@ -34,7 +34,7 @@ _SENTENCES = (
     (r"(?i)connection refused", "connection refused"),
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
     (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
-    # All that the gRPC exporter says before 1.43, whatever the matter is.
+    # Before 1.43 the gRPC exporter says nothing else, whatever is wrong.
     (
         r"StatusCode\.UNAVAILABLE( encountered while exporting .*, retrying in [\d.]+s\.?)?$",
         "it cannot be reached over gRPC; is that an HTTP port? (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)",

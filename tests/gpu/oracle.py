@@ -297,7 +297,7 @@ def kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def brief(row: dict[str, Any]) -> dict[str, Any]:
-    """The same of a run that has measured the truth itself; of a call that nobody says to wait, that alone."""
+    """What is committed of a case where the run measured the truth itself: the details only of calls that wait."""
     always = {key: row[key] for key in ("family", "blocks", "reported")}
     if not (row["blocks"] or row["reported"]):
         return always

@@ -66,12 +66,12 @@ def oracle() -> str:
 def _later() -> str:
     """Later runs of the corpus, which had grown, each with a truth of its own."""
     runs = {detail: load(f"oracle_{detail}_h200") for detail in ("syncs", "ops")}
-    told = []
+    sentences = []
     for detail, result in runs.items():
         totals, error, silent = result["totals"], result["stall_error"], physically_silent(result)
         waits = totals["waits"] + len(result["not_waiting_under_agent"])
         quiet = f", {len(silent)} do not wait under the agent" if silent else ""
-        told.append(
+        sentences.append(
             f"Under `{detail}` {totals['caught']} of the {waits} that wait are reported{quiet}, and "
             f"{totals['invented']} others; stall error {error['median_us']:.0f} µs at the median, "
             f"{error['p90_us']:.0f} µs at p90, {error['p99_us']:,.0f} µs at p99 "
@@ -80,7 +80,7 @@ def _later() -> str:
     result = runs["syncs"]
     return (
         f"Again on another machine ({where(result)}), {result['totals']['cases']:,} calls, with a truth that each run "
-        f"measured itself. {' '.join(told)}"
+        f"measured itself. {' '.join(sentences)}"
     )
 
 
@@ -737,8 +737,8 @@ def versions() -> str:
     span_ = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return "\n".join(rows) + (
         ("\n\nThose that fail:\n\n" + "\n".join(failures) if failures else "")
-        + f"\n\nLinux without a GPU, {span_}, by `nox`; skipped is what needs a library, a Python or a torch that is "
-        f"not there.{untested}"
+        + f"\n\nLinux without a GPU, {span_}, in the environments that `nox` makes; skipped is what needs a library, a "
+        f"Python or a torch that is not there.{untested}"
     )
 
 

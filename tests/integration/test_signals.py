@@ -164,6 +164,32 @@ case(
     os.kill(os.getpid(), signal.SIGTERM)
     """,
 )
+CASES["leaves while the report is made"] = (
+    begin(
+        """
+        from syncagent import agent
+        report = agent.Agent.report
+        def takes_long(self):
+            if threading.current_thread() is not threading.main_thread():
+                ending = time.monotonic() + 1.0
+                while time.monotonic() < ending:
+                    torch.ones(200_000).sort()
+            return report(self)
+        agent.Agent.report = takes_long
+        """
+    )
+    + """
+stop = []
+signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+x.nonzero()
+os.kill(os.getpid(), signal.SIGTERM)
+assert stop
+time.sleep(0.1)  # the other thread has begun
+print("checkpoint saved", flush=True)
+sys.exit(3)
+""",
+    {},
+)
 case(
     "a wakeup of the program's own",
     """
@@ -351,6 +377,13 @@ def test_a_main_thread_that_is_stuck_in_c_does_not_keep_the_process_alive(done):
 def test_a_report_that_hangs_does_not_keep_the_process_alive(done):
     """The end has a deadline, whatever the interrupted code holds."""
     assert done("holds what the report needs").code == TERM
+
+
+def test_a_program_may_leave_while_another_thread_makes_the_report(done):
+    """An interpreter that ends while a thread is inside an op of torch's aborts, so the end waits for the report."""
+    found = done("leaves while the report is made")
+    assert (found.code, found.out) == (3, "trained\ncheckpoint saved\n"), found.err
+    assert found.report["totals"]["syncs"] >= 2
 
 
 def test_a_program_that_is_woken_up_by_signals_itself_dies_at_once(done):

@@ -301,6 +301,31 @@ def test_ops_of_other_devices_pass_through(host):
     assert (seen(watching), recorder.faults.sentences) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("op", "raised"),
+    [
+        (lambda: torch.linalg.inv(torch.zeros(2, 2)), "singular"),
+        (lambda: torch.repeat_interleave(torch.tensor([2, -1])), "negative"),
+    ],
+)
+def test_an_ops_own_error_comes_out_where_the_check_for_a_graph_capture_fails(host, op, raised):
+    """The program has to see what its op raised; that a part of the agent failed is for the report."""
+
+    def fails():
+        raise OSError("no such capture")
+
+    internals = replace(look_up(simulated=True), capturing=fails)
+    recorder = Recorder(sources.load({"detail": "syncs"}, {}), internals, lambda: 0)
+    sensor = KernelSensor(recorder, Conditions(copies="off"), [host.rule(rule) for rule in RULES], device_key="CPU")
+    sensor.start()
+    try:
+        with pytest.raises(RuntimeError, match=raised):
+            op()
+    finally:
+        sensor.stop()
+    assert "the check for a graph capture" in " ".join(recorder.faults.sentences)
+
+
 # --- nothing else changes ---------------------------------------------------------------------------------------------
 
 

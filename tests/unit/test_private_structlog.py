@@ -44,7 +44,7 @@ def test_a_structlog_that_the_program_has_loaded_is_taken():
 
 
 BESIDE_IMPORTS = """\
-import random, sys, threading, types
+import sys, threading, types
 from syncagent.support.private_structlog import structlog as load
 
 def import_and_forget():

@@ -19,7 +19,7 @@ SAID = {
     "Failed to export spans batch code: 401, reason: Unauthorized": "credentials",
     "Failed to export spans batch code: 404, reason: Not Found": "no OTLP receiver",
     "Failed to resolve 'nowhere.invalid' ([Errno -2] Name or service not known)": "name of its host",
-    # By the gRPC exporter before 1.43, whatever the matter is.
+    # All that the gRPC exporter says before 1.43, whatever is wrong.
     "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 1.03s.": (
         "cannot be reached over gRPC"
     ),

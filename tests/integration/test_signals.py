@@ -167,15 +167,15 @@ case(
 CASES["leaves while the report is made"] = (
     begin(
         """
-        from syncagent import agent
-        report = agent.Agent.report
+        from syncagent.runtime.agent import ProcessAgent
+        report = ProcessAgent.report
         def takes_long(self):
             if threading.current_thread() is not threading.main_thread():
                 ending = time.monotonic() + 1.0
                 while time.monotonic() < ending:
                     torch.ones(200_000).sort()
             return report(self)
-        agent.Agent.report = takes_long
+        ProcessAgent.report = takes_long
         """
     )
     + """

@@ -51,7 +51,7 @@ test-telemetry: export SOAK_RANKS ?= 8
 test-telemetry: export SOAK_RATE ?= 1000
 test-telemetry: export SOAK_SECONDS ?= 180
 test-telemetry: setup
-	$(BIN)/python -m pytest tests/integration/telemetry tests/unit/sinks
+	$(BIN)/python -m pytest tests/integration/telemetry tests/unit/telemetry
 
 # What cannot be installed is said, and its tests are skipped.
 test-stack: setup

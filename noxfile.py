@@ -3,7 +3,7 @@
     nox                 every pair of PAIRS, the declared minimum versions and real programs on the newest torch
     nox -s sim_oldest sim_newest      what CI runs of it
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
-    nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/test_packs.py      with pytest's own arguments
+    nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/policy/test_packs.py      with pytest's own arguments
 
 Each session that runs to its end writes a line to tests/matrix/results.json and updates the README's table of versions.
 """
@@ -30,8 +30,7 @@ PAIRS = (("2.10.0", "3.10"), ("2.11.0", "3.12"), ("2.13.0", "3.11"), ("2.14.1", 
 """Each torch with a Python and each supported Python with a torch: what `nox` runs when it is given no session."""
 
 SIMULATED = (
-    "tests/unit/simulate", "tests/unit/test_kernels.py", "tests/unit/test_modes.py", "tests/unit/test_monitored.py",
-    "tests/unit/test_host_scalars.py", "tests/unit/test_switch.py", "tests/unit/test_packs.py",
+    "tests/unit/simulate", "tests/unit/sensors", "tests/unit/torchbridge", "tests/unit/policy/test_packs.py",
     "tests/unit/test_faults.py", "tests/integration/test_faults_processes.py", "tests/integration/test_autostart.py",
     "tests/integration/test_refusals.py",
 )  # fmt: skip

@@ -17,7 +17,7 @@ out, since finding that is what the agent is for:
 An entry matches any line of a sync, the library's as well as the user's, and so everything that the function calls up
 to the user's own code.  That is why no entry names a function that runs the model, but for evaluation.
 
-Each entry was found by reading the sources of the versions in :data:`CHECKED`, and ``tests/unit/test_packs.py``
+Each entry was found by reading the sources of the versions in :data:`CHECKED`, and ``tests/unit/policy/test_packs.py``
 looks each module and function up in the source that is installed.  A distribution adds a pack of its own through the
 entry-point group ``syncagent.allow_packs``: an iterable of ``(where, reason)`` pairs, or a callable that returns one.
 """

@@ -13,7 +13,7 @@ from syncagent.telemetry.metrics import MetricSink
 from syncagent.telemetry.provider import build_metric_sender, build_provider, build_resource
 from syncagent.telemetry.spans import SpanSink
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "unit/sinks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "unit"))
 from sink_records import step, sync
 
 EXPORTER = tuple(map(int, version("opentelemetry-exporter-otlp-proto-http").split(".")[:2]))

@@ -11,7 +11,7 @@ import pytest
 
 from syncagent.attribution.ranks import Job, Rank, job, read
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 LAUNCHERS = {
     "torchrun": ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, Rank(3, 1, 8)),

@@ -1,6 +1,6 @@
 """What a program does to its own process, threads, folders and outputs is its business: the agent makes do.
 
-Most cases are children of one process that has loaded torch; see ``test_faults_processes``.
+Most cases are children of one process that has loaded torch; see ``forked.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tests.integration.test_faults_processes import begin, fork
+from tests.integration.forked import begin, fork
 
 CASES: dict[str, tuple[str, dict[str, str]]] = {}
 

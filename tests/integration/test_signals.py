@@ -1,6 +1,6 @@
 """Signals: what a program does about them, and how it ends by them, is what it would be without the agent.
 
-Most cases are children of one process that has loaded torch; see ``test_faults_processes``.
+Most cases are children of one process that has loaded torch; see ``forked.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.integration.test_faults_processes import begin, fork
+from tests.integration.forked import begin, fork
 
 TERM = -signal.SIGTERM
 CASES: dict[str, tuple[str, dict[str, str]]] = {}

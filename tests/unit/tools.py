@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from syncagent import HostSyncError
+from syncagent.recording.recorder import Recorder
+from syncagent.rules.table import RULES
+from syncagent.sensors.base import Conditions
+from syncagent.sensors.kernels import KernelSensor
+from syncagent.settings import sources
+from syncagent.torchbridge.internals import look_up
+
+
+def new_recorder(**internals):
+    """What sensors record into, without an agent; ``internals`` take the place of what torch has."""
+    found = replace(look_up(simulated=True), **internals)
+    return Recorder(sources.load({"detail": "syncs"}, {}), found, lambda: 0)
+
+
+class Kernels(KernelSensor):
+    """The sensor by itself, with a recorder of its own and no agent; watches the CPU unless told otherwise."""
+
+    def __init__(self, rules=RULES, *, copies="off", device_key="CPU", **internals):
+        self.recorder = new_recorder(**internals)
+        super().__init__(self.recorder, Conditions(copies=copies), rules, device_key=device_key)
+
+    def seen(self):
+        """What was recorded so far, in all threads."""
+        return [seen for state in self.recorder.threads.all for seen in state.buffer]
 
 
 def forbidden(call):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from syncagent import HostSyncError
 from syncagent.recording.recorder import Recorder
 from syncagent.rules.table import RULES
+from syncagent.runtime import agent
 from syncagent.sensors.base import Conditions
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import sources
@@ -20,6 +21,24 @@ def new_recorder(**internals):
     return Recorder(sources.load({"detail": "syncs"}, {}), found, lambda: 0)
 
 
+def keep_recorders(monkeypatch):
+    """Return a list to which each agent's recorder is added as the agent is made."""
+    made = []
+
+    class Kept(Recorder):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(agent, "Recorder", Kept)
+    return made
+
+
+def waiting(recorder):
+    """What was recorded and not delivered yet, in all threads."""
+    return [seen for state in recorder.threads.all for seen in state.buffer]
+
+
 class Kernels(KernelSensor):
     """The sensor by itself, with a recorder of its own and no agent; watches the CPU unless told otherwise."""
 
@@ -28,8 +47,7 @@ class Kernels(KernelSensor):
         super().__init__(self.recorder, Conditions(copies=copies), rules, device_key=device_key)
 
     def seen(self):
-        """What was recorded so far, in all threads."""
-        return [seen for state in self.recorder.threads.all for seen in state.buffer]
+        return waiting(self.recorder)
 
 
 def forbidden(call):

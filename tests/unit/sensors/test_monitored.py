@@ -9,7 +9,7 @@ import pytest
 from syncagent import HostSyncError
 from syncagent.sensors import monitored
 from syncagent.sensors.base import Conditions
-from tests.unit.tools import new_recorder
+from tests.unit.tools import new_recorder, waiting
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
 TARGETS = {list.__dict__["sort"]: "list.sort"}
@@ -38,7 +38,7 @@ def sensor(monkeypatch, recorder):
 
 
 def seen(recorder):
-    return [(o.context.op, o.context.where.user[0].co_name) for s in recorder.threads.all for o in s.buffer]
+    return [(o.context.op, o.context.where.user[0].co_name) for o in waiting(recorder)]
 
 
 def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor, recorder):

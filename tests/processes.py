@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,20 @@ PACKAGE = os.path.join(os.path.dirname(syncagent.__file__), "")
 
 _LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "PET_", "RAY_", "JOB_", "MASTER_")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+_ports = itertools.count(10_000 + os.getpid() % 100 * 200)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on.
+
+    The system gives such a low one to no client, and workers that run tests side by side look in different places.
+    """
+    while True:
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port := next(_ports))):
+                return port
 
 
 def is_setting(variable: str) -> bool:

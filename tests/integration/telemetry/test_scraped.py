@@ -7,6 +7,8 @@ import socket
 
 import pytest
 
+from tests import processes
+
 SCRIPT = """\
 import sys, time, urllib.request
 import torch
@@ -49,9 +51,7 @@ def train(forked, tmp_path):
 @pytest.fixture
 def port():
     """One that is free, and the one after it most likely, too."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return processes.free_port()
 
 
 def test_each_rank_is_scraped_at_its_own_port(train, port):

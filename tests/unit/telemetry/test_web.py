@@ -12,11 +12,11 @@ import urllib.request
 import pytest
 
 from syncagent.telemetry import web
+from tests import processes
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts descriptors as Linux lists them")
 
-HOST, PORT = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}", 9464
-"""An address of loopback that no other process of the tests uses."""
+HOST, PORT = "127.0.0.1", processes.free_port()
 
 
 def page(environ, start):

@@ -195,12 +195,10 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
-def test_a_program_may_instrument_itself(environ, tmp_path):
+def test_a_program_may_instrument_itself(forked, tmp_path):
     """With a provider that is not the global one, and with settings; a wrong one is a sentence, no more."""
-    done = subprocess.run(
-        [sys.executable, "-c", BY_HAND],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    (tmp_path / "train.py").write_text(BY_HAND)
+    done = forked("train.py")
     assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
     (line,) = done.stderr.splitlines()
     assert "setting detail is 'all of it'" in line
@@ -231,12 +229,10 @@ def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, environ, tm
     assert any(record["body"] == "host sync against the policy" for record in collector.log_records())
 
 
-def test_one_that_has_named_its_provider_is_told_to_end(environ, tmp_path):
+def test_one_that_has_named_its_provider_is_told_to_end(forked, tmp_path):
     """It is that one which has the spans."""
-    done = subprocess.run(
-        [sys.executable, "-c", BY_HAND_AND_TOLD_TO_END],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    (tmp_path / "train.py").write_text(BY_HAND_AND_TOLD_TO_END)
+    done = forked("train.py")
     assert (done.returncode, done.stdout) == (-15, "sent\n"), done.stderr
 
 

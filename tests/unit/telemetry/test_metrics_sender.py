@@ -12,9 +12,9 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import Resource
 
 from syncagent.errors import ConfigError
-from syncagent.telemetry import metric_sender, provider
+from syncagent.telemetry import metric_sender, outbox, provider
 from syncagent.telemetry.metric_sender import MetricSender
-from syncagent.telemetry.provider import build_metric_sender
+from syncagent.telemetry.provider import build_metric_sender, build_provider
 from syncagent.telemetry.responses import CollectorResponses
 
 DATA = object()
@@ -196,13 +196,19 @@ def test_a_malformed_variable_is_a_config_error(environ, variable):
         build_metric_sender(Resource({}), lambda _resource: [])
 
 
-def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(capsys, monkeypatch):
+def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(environ, capsys, monkeypatch):
+    environ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://one:4318")
     monkeypatch.setattr(provider, "_in_trouble", set())
-    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
-    assert "metrics do not arrive" in capsys.readouterr().err
-    provider._warn_once("TRACES", "http://one:4318/v1/traces", "refused")
-    assert "spans are being lost" in capsys.readouterr().err
-    provider._warn_once("METRICS", "http://one:4318/v1/metrics", "refused")
+    on_trouble = []
+    for module, sends in ((metric_sender, "MetricSender"), (outbox, "Outbox")):
+        monkeypatch.setattr(module, sends, lambda *_words, **options: on_trouble.append(options["on_trouble"]))
+    build_metric_sender(Resource({}), lambda _resource: [])
+    build_provider(Resource({}), None)
+    metrics, spans = on_trouble
+    for fails, said in ((metrics, "metrics do not arrive"), (spans, "spans are being lost")):
+        fails("refused")
+        assert said in capsys.readouterr().err
+    metrics("refused")
     assert capsys.readouterr().err == ""
 
 

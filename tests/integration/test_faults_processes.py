@@ -1,6 +1,6 @@
 """Whole processes that end, break or lose their disk at a bad moment: the exit code and the output are the script's.
 
-Each case is a child of one process that has loaded torch: see ``forked.py``.
+Each case is a child of one process that has loaded torch: see ``tests/forked.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 
 import pytest
 
-from tests.integration.forked import begin, fork
+from tests.forked import begin, fork
 
 CASES: dict[str, dict] = {}
 
@@ -266,7 +266,7 @@ case("simulated sensor", SIMULATED)
 # --- what came of it --------------------------------------------------------------------------------------------------
 
 # The first of them pays for the processes of all.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

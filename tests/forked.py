@@ -42,7 +42,7 @@ def wait(running, most, results):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 results[name] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() - began > 20:
+            elif time.monotonic() - began > 60:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 results[name] = "hangs"
@@ -120,7 +120,7 @@ class Done:
 def fork(cases, folder):
     """Run all cases, a process each; returns ``done(name)``, how that case ended."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    ran = processes.run("-c", FORKER, folder / "cases.json", folder, cwd=folder, timeout=280)
+    ran = processes.run("-c", FORKER, folder / "cases.json", folder, cwd=folder, timeout=500)
     assert ran.returncode == 0, ran.stderr[-4000:]
     results = json.loads((folder / "results.json").read_text())
     return lambda name: Done(folder / name, results[name])

@@ -43,9 +43,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not is_setting(name)} | variables
 
 
-def run(*words, cwd, timeout=110, text=True, **variables):
-    """Run Python with these words in that folder, nothing set but the variables; its exit code and what it printed."""
+def run(*words, cwd, timeout=110, text=True, given=None, **variables):
+    """Run Python with these words in that folder, nothing set but the variables; its exit code and what it printed.
+
+    ``given`` is its standard input.
+    """
     return subprocess.run(
         [sys.executable, *map(str, words)], cwd=cwd, env=environment(**variables),
-        capture_output=True, encoding="utf-8" if text else None, timeout=timeout, check=False,
+        capture_output=True, encoding="utf-8" if text else None, timeout=timeout, check=False, input=given,
     )  # fmt: skip

@@ -146,7 +146,7 @@ for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items())
     _report = {"page": "report.html", "SARIF": "report.sarif", "trace": "report.trace.json"}.get(_stage, "report.json")
     _variables = {
         "SYNCAGENT_JOURNAL": "spans.jsonl",
-        "SYNCAGENT_CAPTURE": "off" if _stage == "journal's place" else "seen.jsonl",  # one function finds both places
+        "SYNCAGENT_CAPTURE": "seen.jsonl",
         "SYNCAGENT_REPORT": _report,
     }
     case(f"stage {_stage}", begin(_patch) + "time.sleep(0.15)\nsys.exit(7)", **_variables)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk import trace as sdk_trace
@@ -19,6 +17,7 @@ from syncagent.telemetry import outbox
 from syncagent.telemetry.attributes import TEXT_MAX
 from syncagent.telemetry.provider import build_provider, build_resource
 from syncagent.telemetry.spans import SpanSink
+from tests.processes import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -97,18 +96,15 @@ print(*(found[name] for name in ("service.name", "host.name", "host.rack", "sync
 
 
 @pytest.mark.parametrize(("service", "expected"), [("", "found"), ("said", "said")])
-def test_a_resource_detector_knows_better_than_the_agent(tmp_path, service, expected):
+def test_a_resource_detector_knows_better_than_the_agent(python, tmp_path, service, expected):
     about = tmp_path / "rack-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: rack\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[opentelemetry_resource_detector]\nrack = rack:Detector\n")
     (tmp_path / "rack.py").write_text(DETECTOR)
     own = {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "rack", "OTEL_SERVICE_NAME": service}
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
-    done = subprocess.run(
-        [sys.executable, "-c", DETECT],
-        env=os.environ | own | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = python("-c", DETECT, PYTHONPATH=path, **own)
     assert done.stdout == f"{expected} node7 3 3\n"
 
 

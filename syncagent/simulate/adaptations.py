@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
-from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, replacement, set_data
 
@@ -85,7 +85,7 @@ def _remove(types: list[Any]) -> None:
 
 def _as_program_sees(device: Any) -> Any:
     if device is not None and device.type == devices.STAND_IN:
-        return devices.shown(device.index or 0)
+        return devices.shown[device.index or 0]
     return device
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, queues, shapes, waits
-from syncagent.simulate.errors import SimulationError
+from syncagent.simulate import devices, dispatch, shapes, waits
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, new_output
@@ -62,10 +62,10 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     if not placements:
         return _run_copy(target, source)
     if kind is not None:
-        copy = queues.keeping_error(_copying(to, of), written)
+        copy = devices.keeping_error(_copying(to, of), written)
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking),
-            lambda: queues.run_here(queues.order("aten::copy_", placements[0].index, placements), copy),
+            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy),
         )  # fmt: skip
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
@@ -73,8 +73,8 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
         _copy_between_devices(to, of)
         return target
-    engine = queues.order("aten::copy_", placements[0].index, placements)
-    queues.queue(engine, _copying(to, of), written)
+    engine = devices.order("aten::copy_", placements[0].index, placements)
+    devices.queue(engine, _copying(to, of), written)
     return target
 
 
@@ -82,8 +82,8 @@ def _copy_between_devices(target: Placement, source: Placement) -> None:
     """Copy on the source's stream, ordered as in torch between the work before and after it on the target's."""
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
-    engine = queues.order("aten::copy_", source.index, [source, target])
-    queues.queue(engine, _copying(target, source), [target])
+    engine = devices.order("aten::copy_", source.index, [source, target])
+    devices.queue(engine, _copying(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness
-from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor
 from syncagent.simulate.waits import reported
@@ -350,5 +350,5 @@ def _forget() -> None:
     """Start over like a process that has not used the device."""
     global _started
     _started = False
-    for index in range(devices.most()):
+    for index in range(len(devices.shown)):
         randomness.default_state(index).set_seed(randomness.DEFAULT_SEED)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
-from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.devices import order, queue, run_here
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Layout, Placement, layout_of
-from syncagent.simulate.queues import order, queue, run_here
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
@@ -159,7 +159,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
         if placement.index != index:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{devices.shown(index)} and {devices.shown(placement.index)}!"
+                f"{devices.shown[index]} and {devices.shown[placement.index]}!"
             )
     if not hosts:
         return index
@@ -174,7 +174,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
         if host.dim() > 0 or any(host is target for target in written):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{devices.shown(index)} and {host.device}! (when running {facts.name})"
+                f"{devices.shown[index]} and {host.device}! (when running {facts.name})"
             )
     return index
 

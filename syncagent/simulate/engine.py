@@ -1,7 +1,4 @@
-"""One worker thread per stream, which runs kernels in order and remembers what failed.
-
-Nothing here depends on torch.
-"""
+"""One worker thread per stream, which runs kernels in order and remembers what failed."""
 
 from __future__ import annotations
 
@@ -12,12 +9,20 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from syncagent.errors import SimulationError
+from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Engine", "refuse_if_forked", "retire_all", "wait_for_all"]
+
+# The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
+# inference_mode, and the queueing thread has counted versions already.
+_BelowAutograd = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
 
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
@@ -44,12 +49,8 @@ class Engine:
     A *ticket* is the place of a kernel in its queue, counted from 1: once ``finished`` reaches it, the kernel has run.
     """
 
-    begin_thread: Callable[[], object] | None = None
-    """What each worker thread does first; set at installation."""
     idle_limit_s: float | None = None
     """How long an idle worker thread stays; set when the device is taken away."""
-    as_device_error: Callable[[BaseException], BaseException] = staticmethod(lambda error: error)
-    """Turns what a queued kernel raised into what the waiting thread gets; set at installation."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,7 +89,7 @@ class Engine:
         self._block(self.submitted if ticket is None else ticket)
         if self._error is not None:
             error, self._error = self._error, None
-            raise self.as_device_error(error) from error
+            raise _as_device_error(error) from error
 
     def _block(self, ticket: int) -> None:
         if self.finished >= ticket:
@@ -124,8 +125,12 @@ class Engine:
             return self.submitted
 
     def _work(self) -> None:
-        if Engine.begin_thread is not None:
-            Engine.begin_thread()
+        """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
+        torch.set_grad_enabled(False)
+        with _BelowAutograd():
+            self._run_queue()
+
+    def _run_queue(self) -> None:
         queue, changed = self._queue, self._changed
         while True:
             with changed:
@@ -178,9 +183,19 @@ class Engine:
         self.retire()
 
 
+def _as_device_error(error: BaseException) -> BaseException:
+    """Turn what a queued kernel raised into what the waiting thread gets."""
+    if isinstance(error, (SimulationError, KeyboardInterrupt)):
+        return error
+    return torch.AcceleratorError(
+        f"CUDA error: {type(error).__name__} in an asynchronous kernel: {error}\n"
+        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+        "incorrect."
+    )
+
+
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _paused: list[Engine] = []
-_guarded = False
 _forked = False
 
 
@@ -230,11 +245,5 @@ def _after_fork_in_child() -> None:
     _forked = _forked or any(engine.submitted for engine in _engines)
 
 
-def guard_process() -> None:
-    """Handle forks and the end of the process; installed once."""
-    global _guarded
-    if _guarded:
-        return
-    _guarded = True
-    atexit.register(_close_all)
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+atexit.register(_close_all)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

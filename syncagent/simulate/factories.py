@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, patches, tensor
-from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Layout, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
@@ -199,14 +199,14 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
         args = (devices.translate(args[0]), *args[1:])
     elif args and isinstance(args[0], SimulatedTensor):
         other = args[0]
-        return TensorBase.to(self, devices.stand_in(other._sim.index), other.dtype, *args[1:], **kwargs)
+        return TensorBase.to(self, devices.stand_ins[other._sim.index], other.dtype, *args[1:], **kwargs)
     if kwargs.get("device") is not None:
         kwargs["device"] = devices.translate(kwargs["device"])
     return TensorBase.to(self, *args, **kwargs)
 
 
 def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format) -> Any:
-    target = devices.stand_in(devices.index_of(device))
+    target = devices.stand_ins[devices.index_of(device)]
     return TensorBase.to(self, target, non_blocking=non_blocking, memory_format=memory_format)
 
 
@@ -221,7 +221,7 @@ def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: An
     on_device = isinstance(self, SimulatedTensor)
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):
         *place, name = dtype.split(".")
-        device = devices.stand_in(devices.current()) if "cuda" in place else devices.CPU
+        device = devices.stand_ins[devices.current()] if "cuda" in place else devices.CPU
         return TensorBase.to(self, device, _TYPES[name.removesuffix("Tensor")], non_blocking=non_blocking)
     if on_device and isinstance(dtype, torch.dtype):
         return TensorBase.to(self, dtype, non_blocking=non_blocking)
@@ -232,7 +232,7 @@ def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, 
     dtype = self.dtype if dtype is None else dtype
     if isinstance(self, SimulatedTensor) and device is None and not devices.count():
         made = torch.tensor(data, dtype=dtype, device=devices.CPU)
-        return made.to(devices.stand_in(self._sim.index)).requires_grad_(kwargs.get("requires_grad", False))
+        return made.to(devices.stand_ins[self._sim.index]).requires_grad_(kwargs.get("requires_grad", False))
     return torch.tensor(data, dtype=dtype, device=self.device if device is None else device, **kwargs)
 
 

@@ -9,7 +9,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ def _put_in(devices: int) -> None:
     from syncagent.simulate import requirements
 
     requirements.check()
-    if _real_cuda_is_used(torch):
+    if torch.cuda.is_initialized():
         raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
     try:
         _install(devices)
@@ -111,13 +111,6 @@ def _put_in(devices: int) -> None:
             _take_out()
         raise
     _installed = devices
-
-
-def _real_cuda_is_used(torch: Any) -> bool:
-    try:
-        return bool(torch.cuda.is_initialized())
-    except Exception:  # a torch that cannot tell has not initialized it
-        return False
 
 
 def install_or_end() -> None:
@@ -153,9 +146,6 @@ def _install(count: int) -> None:
 
     global _changes
     engine.Engine.idle_limit_s = None
-    engine.Engine.begin_thread = _begin_worker
-    engine.Engine.as_device_error = staticmethod(_as_device_error)
-    engine.guard_process()
     devices.set_count(count)
     _register_kernels(torch)
     _modules.clear()
@@ -216,34 +206,3 @@ def _take_out() -> None:
     devices.leave_thread()
     engine.Engine.idle_limit_s = _LINGER_S
     engine.retire_all()
-
-
-def _begin_worker() -> None:
-    """Let a worker compute on plain CPU tensors; the queueing thread has done everything above that already."""
-    import torch
-
-    from syncagent.simulate.requirements import find
-
-    torch.set_grad_enabled(False)
-    # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has
-    # made in inference_mode, and the queueing thread has counted versions already.
-    below = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
-    # The guard lasts as long as something refers to it: here, as long as the thread.
-    _guards.guard = below()
-    _guards.guard.__enter__()
-
-
-_guards = threading.local()
-
-
-def _as_device_error(error: BaseException) -> BaseException:
-    """Turn what a queued kernel raised into what the waiting thread gets."""
-    import torch
-
-    if isinstance(error, (SimulationError, KeyboardInterrupt)):
-        return error
-    return torch.AcceleratorError(
-        f"CUDA error: {type(error).__name__} in an asynchronous kernel: {error}\n"
-        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
-        "incorrect."
-    )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from syncagent.simulate import devices, dispatch, queues, waits
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
+from syncagent.simulate import devices, dispatch, waits
 from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, make_as, new_output
@@ -100,7 +100,7 @@ def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> Simulated
             result.view = values  # it has no strides that could describe a view
 
     placements = [x for x in (*kept, *named.values()) if isinstance(x, Placement)]
-    queues.queue(queues.order(op._schema.name, result.index, placements), kernel, [result])
+    devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
     return made
 
 

@@ -104,7 +104,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        return devices.shown(self._index)
+        return devices.shown[self._index]
 
     def manual_seed(self, seed: int) -> CudaGenerator:
         self._state.set_seed(seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
 
 __all__ = [
     "LOSSES",

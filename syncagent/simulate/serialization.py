@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate import copies, devices, patches, queues, tensor
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
+from syncagent.simulate import copies, devices, patches, tensor
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
@@ -27,11 +27,11 @@ def _reduce(source: SimulatedTensor) -> Any:
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
     placement = source._sim
-    engine = queues.order("pickle", placement.index, [placement])
+    engine = devices.order("pickle", placement.index, [placement])
     values = copies.wait_for_transfer(
         torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
-        lambda: queues.run_here(engine, placement.resolve),
+        lambda: devices.run_here(engine, placement.resolve),
     )
     storage = values.untyped_storage()
     setattr(storage, _DEVICE, placement.index)
@@ -68,7 +68,7 @@ def _onto_device(storage: Any, index: int) -> Any:
     if not host.numel():
         setattr(storage, _DEVICE, index)
         return storage
-    moved = host.to(devices.stand_in(index))
+    moved = host.to(devices.stand_ins[index])
     values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]
     setattr(values, _DEVICE, index)
     return values

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, dispatch, queues, shapes, tensor
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
+from syncagent.simulate import devices, dispatch, shapes, tensor
 from syncagent.simulate.memory import Layout, Placement, stride_for
 from syncagent.simulate.requirements import MissingOp, aten
 from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
@@ -163,7 +163,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     def allocate() -> None:
         placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
-    queues.queue(devices.current_engine(index), allocate, [placement])
+    devices.queue(devices.current_engine(index), allocate, [placement])
     return made
 
 

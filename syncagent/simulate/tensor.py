@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.overrides import handle_torch_function
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices
 from syncagent.simulate.allocator import Held, hold
-from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.devices import order, queue
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
-from syncagent.simulate.queues import order, queue
 from syncagent.simulate.requirements import aten, find
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class SimulatedTensor(torch.Tensor):
         if isinstance(data, SimulatedTensor):
             return data.detach().requires_grad_(requires_grad)
         host = torch.empty(0) if data is None else torch.as_tensor(data, device="cpu")
-        return host.to(devices.stand_in(devices.current())).requires_grad_(requires_grad)
+        return host.to(devices.stand_ins[devices.current()]).requires_grad_(requires_grad)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -103,7 +103,7 @@ class SimulatedTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return devices.shown(self._sim.index)
+        return devices.shown[self._sim.index]
 
     def get_device(self) -> int:
         return self._sim.index
@@ -312,7 +312,7 @@ def make_as(kind: type[AnyTensor], placement: Placement) -> AnyTensor:
         strides=stride,
         storage_offset=offset,
         dtype=dtype,
-        device=devices.stand_in(placement.index),
+        device=devices.stand_ins[placement.index],
         _extra_dispatch_keys=AUTOCAST_KEYS,
     )
     tensor._sim = placement

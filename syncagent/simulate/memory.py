@@ -11,12 +11,13 @@ from syncagent.simulate.engine import refuse_if_forked
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Callable, Iterable
 
     from syncagent.simulate.engine import Engine
 
 __all__ = [
-    "Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
-    "stride_for",
+    "Box", "Layout", "Placement", "contiguous_stride", "flatten", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
+    "on_each", "stride_for",
 ]  # fmt: skip
 
 TensorBase: Any = torch._C.TensorBase
@@ -161,3 +162,24 @@ def mark_pinned(tensor: torch.Tensor) -> torch.Tensor:
 def is_pinned(tensor: torch.Tensor) -> bool:
     """Whether a CPU tensor lies in memory that :func:`mark_pinned` has marked."""
     return tensor.layout == torch.strided and getattr(_storage_of(tensor), "_syncagent_pinned", False)
+
+
+# --- arguments and results, which may be lists of tensors, or lists of lists ---------------------------------------
+
+
+def on_each(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to a value, or to each one in a list; tuples become lists, too."""
+    if isinstance(value, (list, tuple)):
+        return [on_each(function, x) for x in value]
+    return function(value)
+
+
+def flatten(values: Iterable[Any], into: list[Any] | None = None) -> list[Any]:
+    """All values, those in lists included, in one list."""
+    found: list[Any] = [] if into is None else into
+    for x in values:
+        if isinstance(x, (list, tuple)) and not isinstance(x, Layout):
+            flatten(x, found)
+        else:
+            found.append(x)
+    return found

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, dispatch, shapes, tensor
-from syncagent.simulate.memory import Layout, Placement, stride_for
-from syncagent.simulate.requirements import MissingOp, aten
+from syncagent.rules import table
+from syncagent.simulate import devices, dispatch, tensor, waits
+from syncagent.simulate.facts import UnknownShapeError, infer
+from syncagent.simulate.memory import Layout, Placement, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
 
 if TYPE_CHECKING:
@@ -18,14 +20,12 @@ if TYPE_CHECKING:
 
     from syncagent.simulate.facts import OpFacts
 
-__all__ = ["empty"]
+__all__ = ["empty", "wait_for_transfer"]
 
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:
     def register(handler: Any) -> Any:
-        for op in ops:
-            if not isinstance(op, MissingOp):
-                dispatch.SPECIAL[op] = handler
+        dispatch.SPECIAL.update(dict.fromkeys(ops, handler))
         return handler
 
     return register
@@ -96,8 +96,8 @@ def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
         else:
             counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
     try:
-        spec = shapes.infer(facts.op, [source._sim, counted], {})
-    except (shapes.MetaError, shapes.NoMetaKernelError):
+        spec = infer(facts.op, [source._sim, counted], {})
+    except UnknownShapeError:
         spec = None  # torch's own error
     return dispatch.run_generic(facts, args, kwargs, spec)
 
@@ -137,7 +137,7 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Only memory is needed, so no kernel runs."""
     form = {name: kwargs.get(name) for name in ("dtype", "memory_format")}
-    layout = shapes.infer(aten.empty_like.default, [args[0]._sim], form)
+    layout = infer(aten.empty_like.default, [args[0]._sim], form)
     return _empty_beside(args[0], layout, kwargs.get("device"))
 
 
@@ -202,6 +202,124 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
+
+
+# --- copies: between host and device, within a device, between devices, with or without a change of type ----------
+
+_run_copy = aten.copy_.default
+_RULE: Any = table.find("aten::copy_")
+
+
+def _copying(target: Any, source: Any) -> Callable[[], None]:
+    """A copy to be queued; target and source are each a placement or a CPU tensor."""
+
+    def copy() -> None:
+        into = target
+        if isinstance(target, Placement):
+            if target.box.values is None:
+                layout = target.layout
+                target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+            target.box.own_form = None
+            into = target.resolve()
+        _run_copy(into, source.resolve() if isinstance(source, Placement) else source)
+
+    return copy
+
+
+@_runs(aten.copy_.default)
+def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
+    target, source = args[0], args[1]
+    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    if not isinstance(source, torch.Tensor):
+        source = torch.scalar_tensor(source, dtype=target.dtype)
+    if not source.numel() or not target.numel():
+        return target  # torch returns before it uses the device: not even a blocking copy waits
+    if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
+        raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
+    if target.shape != source.shape:
+        shape = torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
+        if shape != target.shape:
+            raise RuntimeError(
+                f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(shape)}"
+            )
+    to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
+    placements = [x for x in (to, of) if isinstance(x, Placement)]
+    written = [to] if isinstance(to, Placement) else []
+    if not placements:
+        return _run_copy(target, source)
+    kind = _RULE.waits((target, source, non_blocking), {})
+    if kind is not None:
+        copy = devices.keeping_error(_copying(to, of), written)
+        waits.reported(
+            "aten::copy_", kind, (target, source, non_blocking),
+            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy),
+        )  # fmt: skip
+        return target
+    if isinstance(of, torch.Tensor) and not is_pinned(of):
+        of = of.detach().clone()  # the driver has staged it by the time that it returns
+    if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
+        _copy_between_devices(to, of)
+        return target
+    engine = devices.order("aten::copy_", placements[0].index, placements)
+    devices.queue(engine, _copying(to, of), written)
+    return target
+
+
+def _copy_between_devices(target: Placement, source: Placement) -> None:
+    """Copy on the source's stream, ordered as in torch between the work before and after it on the target's."""
+    ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
+    ours.depend_on(theirs, theirs.submitted)
+    engine = devices.order("aten::copy_", source.index, [source, target])
+    devices.queue(engine, _copying(target, source), [target])
+    theirs.depend_on(engine, engine.submitted)
+
+
+@_runs(aten._to_copy.default)
+def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """``_to_copy``: as in torch, an empty tensor of the right kind and a ``copy_`` into it."""
+    source: SimulatedTensor = args[0]
+    device: torch.device | None = kwargs.get("device")
+    layout = kwargs.get("layout")
+    if layout is not None and layout != torch.strided:
+        raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
+    form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
+    if device is not None and not devices.is_simulated(device):
+        return _to_host(facts, source, device, form, kwargs)
+    index = source._sim.index if device is None else devices.index_of(device)
+    if index == source._sim.index:
+        return dispatch.run_generic(facts, args, form)
+    target = new_output(infer(facts.op, [source._sim], form), index)
+    return copy_(None, (target, source, kwargs.get("non_blocking", False)), {})
+
+
+def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form: Any, kwargs: Any) -> Any:
+    shape = infer(facts.op, [source._sim], form)
+    target = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=device)
+    if device.type == "meta":
+        return target
+    if device.type != "cpu":
+        raise SimulationError(f"copies from simulated CUDA to {device} are not simulated")
+    non_blocking = kwargs.get("non_blocking", False)
+    if non_blocking or kwargs.get("pin_memory"):
+        mark_pinned(target)
+    return copy_(None, (target, source, non_blocking), {})
+
+
+def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
+    """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
+    kind = _RULE.waits((target, source, False), {})
+    return wait() if kind is None else waits.reported("aten::copy_", kind, (target, source, False), wait)
+
+
+@_runs(aten._foreach_copy_.default)
+def _foreach_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Copies one by one, where some go between host and device."""
+    targets, sources = args[0], args[1]
+    if all(isinstance(x, SimulatedTensor) for x in (*targets, *sources)):
+        return dispatch.run_generic(facts, args, kwargs)
+    for target, source in zip(targets, sources, strict=True):
+        copy_(None, (target, source, *args[2:]), kwargs)
+    return None
 
 
 # --- error checks ------------------------------------------------------------------------------------------
@@ -314,11 +432,10 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 
 
 def _unsupported(what: str, *ops: Any) -> None:
-    def handler(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
-        raise SimulationError(f"{facts.name}: {what} are not simulated on CUDA")
-
     for op in ops:
-        _runs(*(getattr(op, overload) for overload in op.overloads()))(handler)
+        _runs(*(getattr(op, overload) for overload in op.overloads()))(
+            dispatch.refusing(f": {what} are not simulated on CUDA")
+        )
 
 
 _unsupported(

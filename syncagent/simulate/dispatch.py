@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -217,21 +218,17 @@ def _given(args: Any, kwargs: Any, position: int, name: str) -> Any:
     return args[position] if position < len(args) else kwargs.get(name)
 
 
+@dataclass(slots=True, eq=False)
 class _Kernel:
     """An op with its arguments in the form in which it can be queued."""
 
-    __slots__ = ("args", "facts", "index", "kwargs", "outputs", "placements", "written")
-
-    def __init__(
-        self, facts: OpFacts, index: int, args: list[Any], kwargs: dict[str, Any], placements: list[Placement]
-    ) -> None:
-        self.facts = facts
-        self.index = index
-        self.args = args
-        self.kwargs = kwargs
-        self.placements = placements
-        self.outputs: list[Placement | None] = []
-        self.written: list[Placement] = []
+    facts: OpFacts
+    index: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    placements: list[Placement]
+    outputs: list[Placement | None] = field(default_factory=list)
+    written: list[Placement] = field(default_factory=list)
 
     # --- on the thread that calls the op ---
 
@@ -260,8 +257,10 @@ class _Kernel:
         """``out=`` takes the shape of the result, as in torch before the kernel runs."""
         specs = spec if isinstance(spec, list) else [spec]
         for place, layout in zip(self.facts.returns, specs, strict=True):
-            target = None if place is None else _given(args, kwargs, *place)
-            if isinstance(target, SimulatedTensor) and isinstance(layout, Layout) and layout.size != target.shape:
+            if place is None or not isinstance(layout, Layout):
+                continue
+            target = _given(args, kwargs, *place)
+            if isinstance(target, SimulatedTensor) and layout.size != target.shape:
                 tensor.resize(target, layout._replace(offset=target._sim.layout.offset))
                 self.give(target._sim, *place)
 

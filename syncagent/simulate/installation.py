@@ -138,7 +138,6 @@ def _install(count: int) -> None:
         devices,
         engine,
         factories,
-        nested,
         patches,
         serialization,
     )
@@ -161,7 +160,6 @@ def _install(count: int) -> None:
     cuda_api.install()
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
-        (nested.install, "nn.TransformerEncoder does not take a padding mask in eval mode"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),

@@ -11,12 +11,12 @@ from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, waits
 from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride
 from syncagent.simulate.requirements import aten
-from syncagent.simulate.tensor import SimulatedTensor, make_as, new_output
+from syncagent.simulate.tensor import SimulatedTensor, make, new_output
 
 if TYPE_CHECKING:
     from syncagent.simulate.facts import OpFacts
 
-__all__ = ["NestedTensor", "install"]
+__all__ = ["NestedTensor", "from_mask"]
 
 _SAME = {aten.detach.default, aten.alias.default}
 _PADDED = aten.to_padded_tensor.default
@@ -39,37 +39,31 @@ class NestedTensor(SimulatedTensor):
 
 def _run(op: Any, args: Any, kwargs: Any) -> Any:
     source = next(x for x in args if isinstance(x, NestedTensor))
+    layout, index = source._sim.layout, source._sim.index
     if op in _SAME:
         return source
     if op in _KEEPS_ROWS:
-        return _submit(op, args, kwargs, _like(source._sim.layout, source._sim.index))
-    if op is _PADDED:
-        return _padded(dispatch.facts_of(op), source, args, kwargs)
-    raise SimulationError(
-        f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does with a "
-        "padding mask; enable_nested_tensor=False makes it do without them"
-    )
-
-
-def _padded(facts: OpFacts, source: NestedTensor, args: Any, kwargs: Any) -> Any:
+        return _submit(op, args, kwargs, _like(layout, index))
+    if op is not _PADDED:
+        raise SimulationError(
+            f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does "
+            "with a padding mask; enable_nested_tensor=False makes it do without them"
+        )
     size = args[2] if len(args) > 2 else kwargs.get("output_size")
-    layout = source._sim.layout
     if size is None or tuple(size) != layout.size:
         raise SimulationError("to_padded_tensor to another size than that of the padded batch is not simulated on CUDA")
-    made = new_output(layout, source._sim.index)
-    return _reported(facts, args, kwargs, made)
+    return _reported(dispatch.facts_of(op), args, kwargs, new_output(layout, index))
 
 
-def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    source = args[0]
-    layout = source._sim.layout
-    return _reported(
-        facts, args, kwargs, _like(layout._replace(stride=contiguous_stride(layout.size), offset=0), source._sim.index)
-    )
+def from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Pack a batch."""
+    layout, index = args[0]._sim.layout, args[0]._sim.index
+    packed = layout._replace(stride=contiguous_stride(layout.size), offset=0)
+    return _reported(facts, args, kwargs, _like(packed, index))
 
 
-def _like(layout: Layout, index: int) -> NestedTensor:
-    return make_as(NestedTensor, Placement(Box(layout), layout, index))
+def _like(layout: Layout, index: int) -> SimulatedTensor:
+    return make(Placement(Box(layout), layout, index), NestedTensor)
 
 
 def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
@@ -81,16 +75,17 @@ def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> 
         devices.current_engine(made._sim.index).wait()
         return made
 
-    return wait() if kind is None else waits.reported(facts.shown, kind, args, wait)
+    return waits.reported(facts.shown, kind, args, wait)
 
 
 def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
     """Queue an op one of whose arguments, or whose result, is nested."""
     result = made._sim
-    kept, named = [_placed(x) for x in args], {name: _placed(x) for name, x in kwargs.items()}
+    kept = [x._sim if isinstance(x, SimulatedTensor) else x for x in (*args, *kwargs.values())]
 
     def kernel() -> None:
-        arguments, keywords = [_resolve(x) for x in kept], {name: _resolve(x) for name, x in named.items()}
+        resolved = [x.resolve() if isinstance(x, Placement) else x for x in kept]
+        arguments, keywords = resolved[: len(args)], dict(zip(kwargs, resolved[len(args) :], strict=True))
         try:
             values = op(*arguments, **keywords)
         except Warning:  # torch warns once about nested tensors; -W error would make it an error of the device
@@ -99,19 +94,6 @@ def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> Simulated
         if values.is_nested:
             result.view = values  # it has no strides that could describe a view
 
-    placements = [x for x in (*kept, *named.values()) if isinstance(x, Placement)]
+    placements = [x for x in kept if isinstance(x, Placement)]
     devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
     return made
-
-
-def _placed(value: Any) -> Any:
-    return value._sim if isinstance(value, SimulatedTensor) else value
-
-
-def _resolve(value: Any) -> Any:
-    return value.resolve() if isinstance(value, Placement) else value
-
-
-def install() -> None:
-    """Let the encoder pack a batch."""
-    dispatch.SPECIAL[aten._nested_tensor_from_mask.default] = _from_mask

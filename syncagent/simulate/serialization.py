@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, patches, special, tensor
+from syncagent.simulate import devices, patches, special
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
@@ -22,7 +22,7 @@ __all__ = ["install"]
 _DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
 
 
-def _reduce(source: SimulatedTensor) -> Any:
+def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
     """Pickle as torch does for CUDA, including the copy to the host that it waits for."""
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
@@ -121,7 +121,7 @@ def _refuse_sharing(_tensor: SimulatedTensor) -> Any:
     raise SimulationError("CUDA IPC (sending a CUDA tensor to another process) is not simulated; send it from the CPU")
 
 
-def _refuse_pickling(_tensor: SimulatedTensor) -> Any:
+def _refuse_pickling(_tensor: SimulatedTensor, _protocol: Any) -> Any:
     raise SimulationError(
         f"tensors on the simulated device cannot be pickled with torch {torch.__version__}, which lacks a name that "
         "this needs (the report says which); save a copy on the CPU"
@@ -140,11 +140,11 @@ def install() -> None:
     rebuild_tensor = find("_utils._rebuild_tensor_v2")
     register, typed = find("serialization.register_package"), find("storage.TypedStorage")
     if all((rebuild_tensor, register, typed, find("_utils._rebuild_parameter"))):
-        tensor.reduce = _reduce
+        SimulatedTensor.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
         patches.also(lambda: register(1, _tag, _restore), _unregister)
         patches.put(torch._utils, "_rebuild_tensor_v2", _rebuild(rebuild_tensor))
     else:
-        tensor.reduce = _refuse_pickling
+        SimulatedTensor.__reduce_ex__ = _refuse_pickling  # type: ignore[assignment, method-assign]
     allowed = find("_weights_only_unpickler._get_allowed_globals")
     if allowed is not None:
         patches.also(allowed.cache_clear, allowed.cache_clear)  # it has cached the function that it found by name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, tensor, waits
+from syncagent.simulate import devices, dispatch, nested, tensor, waits
 from syncagent.simulate.facts import UnknownShapeError, infer
 from syncagent.simulate.memory import Layout, Placement, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import aten
@@ -85,29 +86,22 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The host itself can count how many elements a mask on the host selects, as torch does: nothing waits."""
     source, indices = args
-    if not isinstance(source, SimulatedTensor) or not any(_is_host_mask(index) for index in indices):
-        return dispatch.run_generic(facts, args, kwargs)
-    if any(_is_mask(index) and not _is_host_mask(index) for index in indices):
-        return dispatch.run_generic(facts, args, kwargs)
-    counted: list[Any] = []
-    for index in indices:
-        if _is_host_mask(index):
-            counted.extend(index.nonzero().unbind(1))
-        else:
-            counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
-    try:
-        spec = infer(facts.op, [source._sim, counted], {})
-    except UnknownShapeError:
-        spec = None  # torch's own error
+    masks = [index for index in indices if _is_mask(index)]
+    spec = None
+    if isinstance(source, SimulatedTensor) and masks and not any(isinstance(mask, SimulatedTensor) for mask in masks):
+        counted: list[Any] = []
+        for index in indices:
+            if _is_mask(index):
+                counted.extend(index.nonzero().unbind(1))
+            else:
+                counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
+        with contextlib.suppress(UnknownShapeError):  # torch's own error
+            spec = infer(facts.op, [source._sim, counted], {})
     return dispatch.run_generic(facts, args, kwargs, spec)
 
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype in {torch.bool, torch.uint8}
-
-
-def _is_host_mask(index: Any) -> bool:
-    return _is_mask(index) and not isinstance(index, SimulatedTensor)
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -202,6 +196,9 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
+
+
+_runs(aten._nested_tensor_from_mask.default)(nested.from_mask)
 
 
 # --- copies: between host and device, within a device, between devices, with or without a change of type ----------
@@ -307,8 +304,8 @@ def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form
 
 def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
     """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
-    kind = _RULE.waits((target, source, False), {})
-    return wait() if kind is None else waits.reported("aten::copy_", kind, (target, source, False), wait)
+    copied = (target, source, False)
+    return waits.reported("aten::copy_", _RULE.waits(copied, {}), copied, wait)
 
 
 @_runs(aten._foreach_copy_.default)

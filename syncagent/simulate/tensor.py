@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function
@@ -16,10 +16,7 @@ from syncagent.simulate.devices import order, queue
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import aten, find
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["SimulatedTensor", "adopt", "make", "make_as", "make_view", "new_output", "set_data"]
+__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
 _set_base_data = TensorBase.data.__set__
@@ -33,15 +30,8 @@ AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 _printed = find("_tensor_str._str") or (lambda tensor, **_: repr(tensor.detach().cpu()))
 
 
-def _not_installed(*_: Any) -> Any:
-    raise SimulationError("the simulated device has not been installed: call syncagent.simulate.install()")
-
-
-dispatch: Callable[[Any, Any, Any], Any] = _not_installed
+dispatch: Any = None
 """Runs an op; dispatch.py puts it here."""
-
-reduce: Callable[[SimulatedTensor], Any] = _not_installed
-"""Pickles a tensor; serialization.py puts it here."""
 
 _NO_KWARGS: dict[str, Any] = {}
 
@@ -192,9 +182,9 @@ class SimulatedTensor(torch.Tensor):
         kind = type(index)
         if kind is int or kind is slice or kind is SimulatedTensor:
             return index
-        if kind is tuple:
-            return tuple(self._on_device_one(part) for part in index)
-        if kind is list and any(isinstance(part, (slice, torch.Tensor, type(None), type(...))) for part in index):
+        if kind is tuple or (
+            kind is list and any(isinstance(part, (slice, torch.Tensor, type(None), type(...))) for part in index)
+        ):
             return tuple(self._on_device_one(part) for part in index)
         return self._on_device_one(index)
 
@@ -203,12 +193,9 @@ class SimulatedTensor(torch.Tensor):
             return index
         if getattr(index, "shape", None) == ():
             return index
-        if isinstance(index, (list, range)):
-            found = torch.tensor(list(index), device="cpu")
-            if not found.numel() and found.dtype.is_floating_point:
-                found = found.long()  # an empty list has no type of its own
-        else:
-            found = torch.from_numpy(index)
+        found = torch.as_tensor(index, device="cpu")
+        if isinstance(index, (list, range)) and not found.numel():
+            found = found.long()  # an empty list has no type of its own
         return found.to(self.device)
 
     # --- copies of the whole object -------------------------------------------------------------------------
@@ -237,9 +224,6 @@ class SimulatedTensor(torch.Tensor):
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduce(self)
 
     # --- other libraries ------------------------------------------------------------------------------------
 
@@ -296,17 +280,10 @@ class Storage:
         return id(self._box)
 
 
-AnyTensor = TypeVar("AnyTensor", bound=SimulatedTensor)
-
-
-def make(placement: Placement) -> SimulatedTensor:
-    return make_as(SimulatedTensor, placement)
-
-
-def make_as(kind: type[AnyTensor], placement: Placement) -> AnyTensor:
-    """A tensor of that class over this memory."""
+def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:
+    """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
-    tensor: AnyTensor = torch.Tensor._make_wrapper_subclass(
+    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
         kind,
         size,
         strides=stride,
@@ -391,7 +368,8 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     needed = nbytes_of(layout)
     if needed > box.nbytes:
         box.nbytes = needed
-        queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
+        engine = order("aten::resize_", placement.index, [placement])
+        queue(engine, lambda: placement.resolve().untyped_storage().resize_(needed), [placement])
     replace(target, Placement(box, layout, placement.index))
 
 
@@ -400,10 +378,6 @@ def replace(target: SimulatedTensor, placement: Placement) -> None:
     view = make_view(target, placement)
     _set_base_data(target, view)
     target._sim, target._held = placement, view._held
-
-
-def _grow(placement: Placement, nbytes: int) -> None:
-    placement.resolve().untyped_storage().resize_(nbytes)
 
 
 def take_resized(target: SimulatedTensor, values: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from syncagent.support.threads import AgentThread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Engine", "refuse_if_forked", "retire_all", "wait_for_all"]
+__all__ = ["Engine", "all_engines", "is_forked", "refuse_if_forked"]
 
 # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
 # inference_mode, and the queueing thread has counted versions already.
@@ -209,28 +209,21 @@ def is_forked() -> bool:
     return _forked
 
 
-def wait_for_all() -> None:
-    """Wait for everything that any stream has been given so far."""
-    for engine in list(_engines):
-        engine.wait()
-
-
-def retire_all() -> None:
-    """End all worker threads; nothing that is queued is lost."""
-    for engine in list(_engines):
-        engine.retire()
+def all_engines() -> list[Engine]:
+    """Those of all streams that are left."""
+    return list(_engines)
 
 
 def _close_all() -> None:
     # A daemon thread that is inside torch while the interpreter is torn down crashes the process.
     if not _forked:
-        for engine in list(_engines):
+        for engine in all_engines():
             engine.close()
 
 
 def _before_fork() -> None:
     # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
-    _paused.extend(engine for engine in list(_engines) if engine._running.acquire(timeout=FORK_PATIENCE_S))
+    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORK_PATIENCE_S))
 
 
 def _after_fork_in_parent() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, patches, tensor
-from syncagent.simulate.memory import Layout, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
 from syncagent.simulate.tensor import SimulatedTensor, replacement
@@ -55,9 +55,8 @@ _RUN_WHOLE = ("silu_backward", "mish_backward")
 def install_kernels(library: Any) -> None:
     """Give the stand-in device the ops that make tensors from nothing and that torch has no general kernel for."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    library.impl("_copy_from", _copy_from, "Lazy")
-    library.impl("empty.memory_format", _empty, "Lazy")
-    library.impl("empty_strided", _empty, "Lazy")
+    for name, kernel in (("_copy_from", _copy_from), ("empty.memory_format", _empty), ("empty_strided", _empty)):
+        library.impl(name, kernel, "Lazy")
     for name in _RUN_WHOLE:
         if has_kernel(f"aten::{name}", "CPU") and has_kernel(f"aten::{name}", "CompositeImplicitAutograd"):
             op = getattr(torch.ops.aten, name).default
@@ -70,9 +69,7 @@ def install_kernels(library: Any) -> None:
             continue
         packet, _, overload = name.removeprefix("aten::").partition(".")
         op = getattr(getattr(aten, packet), overload or "default")
-        if isinstance(op, MissingOp):
-            continue
-        arguments = op._schema.arguments
+        arguments = () if isinstance(op, MissingOp) else op._schema.arguments
         if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
             library.impl(name.removeprefix("aten::"), _dispatched(op), "Lazy")
 
@@ -136,7 +133,8 @@ def _refusing(original: Any, what: str) -> Any:
     """Not simulated for CUDA, unchanged for other devices."""
 
     def factory(*args: Any, **kwargs: Any) -> Any:
-        if _is_stand_in(devices.translate(kwargs.get("device"))) or _holds_simulated(args):
+        on_device = any(isinstance(x, SimulatedTensor) for x in flatten(args))
+        if on_device or _is_stand_in(devices.translate(kwargs.get("device"))):
             raise SimulationError(f"torch.{original.__name__}: {what} are not simulated on CUDA")
         return original(*args, **kwargs)
 
@@ -145,12 +143,6 @@ def _refusing(original: Any, what: str) -> Any:
 
 def _is_stand_in(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == devices.STAND_IN
-
-
-def _holds_simulated(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_holds_simulated(x) for x in value)
-    return isinstance(value, SimulatedTensor)
 
 
 _TAKE_DEVICE = (
@@ -236,38 +228,19 @@ def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, 
     return torch.tensor(data, dtype=dtype, device=self.device if device is None else device, **kwargs)
 
 
-def _pin_memory(self: Any, device: Any = None) -> Any:  # noqa: ARG001 - deprecated in torch, too
-    return self if is_pinned(self) else mark_pinned(self.detach().clone())
-
-
-def _is_pinned(self: Any, device: Any = None) -> bool:  # noqa: ARG001 - deprecated in torch, too
-    return is_pinned(self)
-
-
-def _new(name: str) -> Any:
-    def new(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("device") is not None:
-            kwargs["device"] = devices.translate(kwargs["device"])
-        return getattr(TensorBase, name)(self, *args, **kwargs)
-
-    return new
-
-
+_NEW = "new_zeros new_ones new_empty new_full new_empty_strided"
 _METHODS: dict[str, Any] = {
-    "to": _to, "cuda": _cuda, "type": _type, "new_tensor": _new_tensor, "pin_memory": _pin_memory,
-    "is_pinned": _is_pinned,
-    **{name: _new(name) for name in ("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")},
+    "to": _to, "cuda": _cuda, "type": _type, "new_tensor": _new_tensor,
+    "pin_memory": lambda self, *_, **__: self if is_pinned(self) else mark_pinned(self.detach().clone()),
+    "is_pinned": lambda self, *_, **__: is_pinned(self),
+    **{name: _with_device(getattr(TensorBase, name)) for name in _NEW.split()},
 }  # fmt: skip
 
 
 def wrap_methods() -> None:
     """Replace the methods of torch.Tensor that take a device, and those that concern pinned memory."""
     for name, function in _METHODS.items():
-        original = getattr(torch.Tensor, name, None)
-        if original is None:
-            note_loss(f"torch.Tensor.{name}")
-            continue
-        method = replacement(function, original, is_method=True)
+        method = replacement(function, getattr(torch.Tensor, name), is_method=True)
         patches.put(torch.Tensor, name, method)
         if name not in vars(SimulatedTensor):
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone

@@ -203,4 +203,5 @@ def _take_out() -> None:
     devices.set_count(0)
     devices.leave_thread()
     engine.Engine.idle_limit_s = _LINGER_S
-    engine.retire_all()
+    for each in engine.all_engines():
+        each.retire()

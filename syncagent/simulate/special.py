@@ -41,19 +41,25 @@ def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return make_view(args[0], args[0]._sim)
 
 
-_runs(aten.lift.default, aten.lift_fresh.default)(lambda _facts, args, _kwargs: args[0])
-_runs(aten.is_same_size.default)(lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape))
-_runs(aten._has_compatible_shallow_copy_type.default)(
-    lambda _facts, args, _kwargs: isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+dispatch.SPECIAL.update(
+    {
+        aten.lift.default: lambda _facts, args, _kwargs: args[0],
+        aten.lift_fresh.default: lambda _facts, args, _kwargs: args[0],
+        aten.is_same_size.default: lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape),
+        aten._has_compatible_shallow_copy_type.default: lambda _facts, args, _kwargs: (
+            isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+        ),
+        aten.is_pinned.default: lambda _facts, _args, _kwargs: False,
+        # Nothing to do: a queued kernel keeps a reference to its memory.
+        aten.record_stream.default: lambda _facts, _args, _kwargs: None,
+        # The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
+        aten._fused_sdp_choice.default: lambda _facts, _args, _kwargs: 0,
+        # In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
+        aten._conj.default: lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}),
+        aten._neg_view.default: lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}),
+        aten._nested_tensor_from_mask.default: nested.from_mask,
+    }
 )
-_runs(aten.is_pinned.default)(lambda _facts, _args, _kwargs: False)
-# Nothing to do: a queued kernel keeps a reference to its memory.
-_runs(aten.record_stream.default)(lambda _facts, _args, _kwargs: None)
-# The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
-_runs(aten._fused_sdp_choice.default)(lambda _facts, _args, _kwargs: 0)
-# In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
-_runs(aten._conj.default)(lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}))
-_runs(aten._neg_view.default)(lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}))
 
 
 @_runs(aten.as_strided.default)
@@ -196,9 +202,6 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
-
-
-_runs(aten._nested_tensor_from_mask.default)(nested.from_mask)
 
 
 # --- copies: between host and device, within a device, between devices, with or without a change of type ----------
@@ -363,13 +366,17 @@ def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[A
     return [output, mean.clone(), inverse, *rest]
 
 
-for _op in (
-    aten.native_batch_norm,
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_no_training,
-    aten._batch_norm_no_update,
-):
-    dispatch.CUDA_FORM[_op.default] = _batch_norm_in_eval
+dispatch.CUDA_FORM.update(
+    dict.fromkeys(
+        (
+            aten.native_batch_norm.default,
+            aten._native_batch_norm_legit.default,
+            aten._native_batch_norm_legit_no_training.default,
+            aten._batch_norm_no_update.default,
+        ),
+        _batch_norm_in_eval,
+    )
+)
 
 
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
@@ -428,20 +435,16 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 # --- what has no simulation --------------------------------------------------------------------------------
 
 
-def _unsupported(what: str, *ops: Any) -> None:
-    for op in ops:
-        _runs(*(getattr(op, overload) for overload in op.overloads()))(
-            dispatch.refusing(f": {what} are not simulated on CUDA")
-        )
-
-
-_unsupported(
-    "sparse tensors",
-    aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
-    aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
-)  # fmt: skip
-_unsupported(
-    "nested tensors",
-    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
-)  # fmt: skip
-_unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
+_NOT_SIMULATED = {
+    "sparse tensors": (
+        aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
+        aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
+    ),
+    "nested tensors": (
+        aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
+    ),
+    "quantized tensors": (aten.quantize_per_tensor, aten.quantize_per_channel),
+}  # fmt: skip
+for _what, _ops in _NOT_SIMULATED.items():
+    _overloads = [getattr(op, overload) for op in _ops for overload in op.overloads()]
+    _runs(*_overloads)(dispatch.refusing(f": {_what} are not simulated on CUDA"))

@@ -52,8 +52,13 @@ _RUN_WHOLE = ("silu_backward", "mish_backward")
 """Ops that CPU and CUDA have kernels of their own for; for any other device torch composes them of others."""
 
 
-def install_kernels(library: Any) -> None:
-    """Give the stand-in device the ops that make tensors from nothing and that torch has no general kernel for."""
+@functools.cache
+def install_kernels() -> Any:
+    """Give the stand-in device the ops that make tensors from nothing and that torch has no general kernel for.
+
+    They stay, since what was made on the device may still allocate other tensors once it is gone.
+    """
+    library = torch.library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for name, kernel in (("_copy_from", _copy_from), ("empty.memory_format", _empty), ("empty_strided", _empty)):
         library.impl(name, kernel, "Lazy")
@@ -72,6 +77,7 @@ def install_kernels(library: Any) -> None:
         arguments = () if isinstance(op, MissingOp) else op._schema.arguments
         if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
             library.impl(name.removeprefix("aten::"), _dispatched(op), "Lazy")
+    return library
 
 
 def _dispatched(op: Any) -> Callable[..., Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from syncagent.errors import SimulationError
 
@@ -22,14 +20,8 @@ _installed = 0
 _for_good = False
 _borrowers = 0
 _lock = threading.RLock()
-_library: Any = None
-"""The kernels that allocate tensors; they stay, since what was made on the device may still allocate others."""
-_autocast: Any = None
-_destroy_library: Any = None
 _changes: tuple[int, Changes] | None = None
 """What was changed in torch, for that number of devices."""
-_modules: set[str] = set()
-"""The modules imported before the device was put in; those imported later may have imported its names."""
 _LINGER_S = 1.0
 """How long an idle worker thread that computes with what is left stays once the device is gone."""
 
@@ -72,23 +64,21 @@ def borrow(devices: int = 1) -> Callable[[], None]:
     with _lock:
         _put_in(devices)
         _borrowers += 1
-    given_back: list[bool] = []
+    once = contextlib.ExitStack()
+    once.callback(_give_back)
+    return once.close
 
-    def give_back() -> None:
-        global _borrowers
-        with _lock:
-            if given_back:
-                return
-            given_back.append(True)
-            _borrowers -= 1
-            if not _borrowers and not _for_good:
-                _take_out()
 
-    return give_back
+def _give_back() -> None:
+    global _borrowers
+    with _lock:
+        _borrowers -= 1
+        if not _borrowers and not _for_good:
+            _take_out()
 
 
 def _put_in(devices: int) -> None:
-    global _installed
+    global _installed, _changes
     if _installed:
         if devices != _installed:
             raise SimulationError(f"{_installed} simulated devices are installed already; {devices} asked for now")
@@ -109,6 +99,7 @@ def _put_in(devices: int) -> None:
     except BaseException:
         with contextlib.suppress(Exception):
             _take_out()
+        _changes = None  # half of them are no changes to apply again
         raise
     _installed = devices
 
@@ -129,31 +120,20 @@ def install_or_end() -> None:
 
 
 def _install(count: int) -> None:
-    import torch
-
-    from syncagent.simulate import (
-        adaptations,
-        autocast,
-        cuda_api,
-        devices,
-        engine,
-        factories,
-        patches,
-        serialization,
-    )
+    from syncagent.simulate import adaptations, autocast, cuda_api, devices, engine, factories, patches, serialization
     from syncagent.simulate.requirements import LOSSES
 
     global _changes
     engine.Engine.idle_limit_s = None
     devices.set_count(count)
-    _register_kernels(torch)
-    _modules.clear()
-    _modules.update(sys.modules)
-    if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
-        _changes[1].apply_again()
-        return
-    _changes = (count, patches.begin())
-    autocast.install()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=OVERRIDES)
+        factories.install_kernels()
+        if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
+            _changes[1].apply_again()
+            return
+        _changes = (count, patches.begin())
+        autocast.install()
     factories.wrap_functions()
     factories.wrap_methods()
     adaptations.adapt_module_moves()
@@ -170,36 +150,14 @@ def _install(count: int) -> None:
             LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
 
 
-def _register_kernels(torch: Any) -> None:
-    from syncagent.simulate import autocast, factories
-    from syncagent.simulate.requirements import find
-
-    global _library, _autocast, _destroy_library
-    _destroy_library = find("library.Library._destroy")  # now, so that the report says what is lost without it
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=OVERRIDES)
-        if _library is None:
-            _library = torch.library.Library("aten", "IMPL")
-            factories.install_kernels(_library)
-        if _autocast is None:
-            _autocast = torch.library.Library("aten", "IMPL")
-            autocast.install_kernels(_autocast)
-
-
 def _take_out() -> None:
     """Restore everything in torch, and end the worker threads once their queues are empty."""
-    global _installed, _autocast
+    global _installed
     from syncagent.simulate import devices, engine
 
     _installed = 0
     if _changes is not None:
-        since = [(name, module) for name, module in list(sys.modules.items()) if name not in _modules]
-        with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
-            _changes[1].adopt((name, module) for name, module in since if type(module) is ModuleType)
         _changes[1].restore()
-    if _autocast is not None and _destroy_library is not None:
-        _destroy_library(_autocast)
-        _autocast = None
     devices.set_count(0)
     devices.leave_thread()
     engine.Engine.idle_limit_s = _LINGER_S

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.torchbridge.patches import ABSENT, Patch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Changes", "also", "begin", "put"]
 
@@ -25,49 +27,44 @@ class Changes:
 
     def __init__(self) -> None:
         self._changes: list[Patch | _Action] = []
-        self._by_value: dict[int, Patch] = {}
-        """By the id of what was put, the patch that says what it took the place of."""
+        self._modules_before = set(sys.modules)
 
-    def put(self, holder: Any, name: str, value: Any) -> None:
-        """Set an attribute of a module or class."""
-        patch = Patch(holder, name, value)
-        if patch.original is not ABSENT and not isinstance(value, (bool, int)):
-            self._by_value[id(value)] = patch
-        self._make(patch)
-
-    def _make(self, change: Patch | _Action) -> None:
+    def make(self, change: Patch | _Action) -> None:
         self._changes.append(change)
         change.apply()
-
-    def also(self, apply: Callable[[], object], restore: Callable[[], object]) -> None:
-        """Make any other change."""
-        self._make(_Action(apply, restore))
 
     @property
     def can_be_applied_again(self) -> bool:
         """Whether torch is what it was when the changes were made."""
         return bool(self._changes) and all(x.is_original for x in self._changes if isinstance(x, Patch))
 
-    def adopt(self, modules: Iterable[tuple[str, Any]]) -> None:
-        """Include the names by which other modules have imported what was put: they change with the rest."""
-        for module_name, module in modules:
-            for holder in (module, *_classes_of(module_name, module)):
-                for name, value in list(vars(holder).items()):
-                    known = self._by_value.get(id(value))
-                    if known is not None and known.value is value:
-                        patch = Patch(holder, name, value)
-                        patch.original = known.original
-                        with contextlib.suppress(AttributeError, TypeError):
-                            patch.apply()  # a value that cannot be set again is not ours to change
-                            self._changes.append(patch)
-
     def apply_again(self) -> None:
+        self._modules_before = set(sys.modules)
         for change in self._changes:
             change.apply()
 
     def restore(self) -> None:
+        with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
+            self._adopt()
         for change in reversed(self._changes):
             change.restore()
+
+    def _adopt(self) -> None:
+        """Include the names by which modules imported since have imported what was put: they change with the rest."""
+        patches = [x for x in self._changes if isinstance(x, Patch) and x.original is not ABSENT]
+        by_value = {id(patch.value): patch for patch in patches if not isinstance(patch.value, (bool, int))}
+        modules = [(name, x) for name, x in list(sys.modules.items()) if name not in self._modules_before]
+        for module_name, module in modules:
+            if type(module) is not ModuleType:
+                continue
+            for holder in (module, *_classes_of(module_name, module)):
+                for name, value in list(vars(holder).items()):
+                    if id(value) in by_value:
+                        patch = Patch(holder, name, value)
+                        patch.original = by_value[id(value)].original
+                        with contextlib.suppress(AttributeError, TypeError):
+                            patch.apply()  # a value that cannot be set again is not ours to change
+                            self._changes.append(patch)
 
 
 def _classes_of(module_name: str, module: Any) -> Iterator[type]:
@@ -90,8 +87,10 @@ def begin() -> Changes:
 
 
 def put(holder: Any, name: str, value: Any) -> None:
-    _current.put(holder, name, value)
+    """Set an attribute of a module or class."""
+    _current.make(Patch(holder, name, value))
 
 
 def also(apply: Callable[[], object], restore: Callable[[], object]) -> None:
-    _current.also(apply, restore)
+    """Make any other change."""
+    _current.make(_Action(apply, restore))

@@ -92,8 +92,9 @@ class _Pool:
             whole, segment, offset = self._free[at]
             self._forget(whole, segment, offset)
         else:
-            segment, offset, whole = next(self._made), 0, self._segment_for(size)
-            self._segments[segment] = whole
+            segment, offset = next(self._made), 0
+            whole = _LARGE_SEGMENT if size < _MIN_OF_ITS_OWN else -(-size // _GRAIN) * _GRAIN
+            whole = self._segments[segment] = _SMALL_SEGMENT if self._small else whole
         rest = whole - size
         if rest >= _BLOCK if self._small else rest > _SMALL:
             self._add(rest, segment, offset + size)
@@ -117,11 +118,6 @@ class _Pool:
             self._forget(size, segment, offset)
             del self._segments[segment]
         return len(unused)
-
-    def _segment_for(self, size: int) -> int:
-        if self._small:
-            return _SMALL_SEGMENT
-        return _LARGE_SEGMENT if size < _MIN_OF_ITS_OWN else -(-size // _GRAIN) * _GRAIN
 
     def _add(self, size: int, segment: int, offset: int) -> None:
         insort(self._free, (size, segment, offset))

@@ -142,12 +142,8 @@ def _resolve_kept(value: Any) -> Any:
 
 
 def _snapshot(value: Any) -> Any:
-    """Copy CPU tensors, so that a queued kernel does not see what the host writes into them later."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if type(value) is list:
-        return [_snapshot(x) for x in value]
-    return value
+    """Copy a CPU tensor, so that a queued kernel does not see what the host writes into them later."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torch.Tensor], args: Any) -> int:
@@ -205,8 +201,8 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     kernel.seed()
     engine = order(facts.name, index, placements)
     if hosts:
-        kernel.args = _snapshot(kernel.args)
-        kernel.kwargs = {name: _snapshot(x) for name, x in named.items()}
+        kernel.args = on_each(_snapshot, kernel.args)
+        kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
     outputs = kernel.outputs
     made = [] if facts.pure_write else [_allocate(x, index, outputs) for x in _fresh(facts, spec)]
     kernel.find_written()

@@ -66,7 +66,8 @@ class Engine:
         self._running = threading.Lock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.is_closed = False
+        """Whether kernels run in the thread that submits them, because the process ends."""
         _engines.add(self)
 
     def depend_on(self, engine: Engine, ticket: int) -> None:
@@ -109,7 +110,7 @@ class Engine:
         """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
         with self._changed:
-            if self._closed:
+            if self.is_closed:
                 self.submitted += 1
                 self._execute(entry)
                 return self.submitted
@@ -176,12 +177,6 @@ class Engine:
         if thread is not None:
             thread.join()
 
-    def close(self) -> None:
-        """Run what is queued and end the thread; later kernels run in the thread that submits them."""
-        self._block(self.submitted)
-        self._closed = True
-        self.retire()
-
 
 def _as_device_error(error: BaseException) -> BaseException:
     """Turn what a queued kernel raised into what the waiting thread gets."""
@@ -218,7 +213,9 @@ def _close_all() -> None:
     # A daemon thread that is inside torch while the interpreter is torn down crashes the process.
     if not _forked:
         for engine in all_engines():
-            engine.close()
+            engine._block(engine.submitted)
+            engine.is_closed = True
+            engine.retire()
 
 
 def _before_fork() -> None:

@@ -8,7 +8,7 @@ C++ (``zeros``, ``arange``, ``randn`` ...) follows.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, s
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
 from syncagent.simulate.tensor import SimulatedTensor, replacement
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["install_kernels", "wrap_functions", "wrap_methods"]
 
@@ -80,7 +77,7 @@ def install_kernels() -> Any:
     return library
 
 
-def _dispatched(op: Any) -> Callable[..., Any]:
+def _dispatched(op: Any) -> Any:
     return lambda *args, **kwargs: dispatch.run(op, args, kwargs)
 
 
@@ -160,7 +157,7 @@ _SPARSE = (
     "sparse_coo_tensor sparse_compressed_tensor sparse_csr_tensor sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor"
 )
 _NESTED = "nested_tensor as_nested_tensor nested_tensor_from_jagged"
-_FACTORIES: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+_FACTORIES: tuple[tuple[Any, str, Any], ...] = (
     (torch, _TAKE_DEVICE, _with_device),
     (torch.fft, "fftfreq rfftfreq", _with_device),
     (torch, "tensor as_tensor asarray", _by_way_of_cpu),
@@ -208,19 +205,12 @@ def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_form
     return TensorBase.to(self, target, non_blocking=non_blocking, memory_format=memory_format)
 
 
-_TYPES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool,
-}  # fmt: skip
-
-
 def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
     on_device = isinstance(self, SimulatedTensor)
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):
         *place, name = dtype.split(".")
         device = devices.stand_ins[devices.current()] if "cuda" in place else devices.CPU
-        return TensorBase.to(self, device, _TYPES[name.removesuffix("Tensor")], non_blocking=non_blocking)
+        return TensorBase.to(self, device, getattr(torch, name).dtype, non_blocking=non_blocking)
     if on_device and isinstance(dtype, torch.dtype):
         return TensorBase.to(self, dtype, non_blocking=non_blocking)
     return TensorBase.type(self) if dtype is None else TensorBase.type(self, dtype, non_blocking, **kwargs)

@@ -180,7 +180,8 @@ def infer(op: Any, args: Any, kwargs: Any) -> Any:
         key, found = None, _shapes
     if found is _shapes:  # the one value that it cannot hold
         try:
-            found = on_each(_layout, _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs))
+            result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
+            found = on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
         except NotImplementedError:
             found = UnknownShapeError
         except Exception as error:
@@ -221,10 +222,6 @@ def _zeros(value: Any) -> Any:
     if isinstance(value, Placement):
         return torch.zeros(value.layout.size, dtype=value.layout.dtype)
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _layout(value: Any) -> Any:
-    return layout_of(value) if isinstance(value, torch.Tensor) else value
 
 
 def _key(value: Any, *, top: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -105,17 +106,15 @@ class Box:
         return self._address
 
 
+@dataclass(slots=True, eq=False)
 class Placement:
     """A box seen through a layout, on a device: a simulated tensor has it in place of data.  Immutable."""
 
-    __slots__ = ("box", "index", "layout", "view")
-
-    def __init__(self, box: Box, layout: Layout, index: int) -> None:
-        self.box = box
-        self.layout = layout
-        self.index = index
-        self.view: torch.Tensor | None = None
-        """The CPU tensor over the same memory, once it has been needed."""
+    box: Box
+    layout: Layout
+    index: int
+    view: torch.Tensor | None = None
+    """The CPU tensor over the same memory, once it has been needed."""
 
     def resolve(self) -> torch.Tensor:
         """Return the CPU tensor over the same memory; only for kernels, on the worker, in their turn."""

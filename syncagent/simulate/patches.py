@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from syncagent.torchbridge.patches import ABSENT, Patch
 
@@ -15,44 +15,46 @@ if TYPE_CHECKING:
 __all__ = ["Changes", "also", "begin", "put"]
 
 
-class _Action(NamedTuple):
-    """A change that is not an attribute."""
-
-    apply: Callable[[], object]
-    restore: Callable[[], object]
-
-
 class Changes:
     """Patches and other changes, in the order in which they were made."""
 
     def __init__(self) -> None:
-        self._changes: list[Patch | _Action] = []
+        self._changes: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        """How to apply each one, and how to restore what was there."""
+        self._patches: list[Patch] = []
         self._modules_before = set(sys.modules)
 
-    def make(self, change: Patch | _Action) -> None:
-        self._changes.append(change)
-        change.apply()
+    def put(self, patch: Patch) -> None:
+        self.make(patch.apply, patch.restore)
+        self._patches.append(patch)
+
+    def make(self, apply: Callable[[], object], restore: Callable[[], object]) -> None:
+        apply()
+        self._changes.append((apply, restore))
 
     @property
     def can_be_applied_again(self) -> bool:
         """Whether torch is what it was when the changes were made."""
-        return bool(self._changes) and all(x.is_original for x in self._changes if isinstance(x, Patch))
+        return all(patch.is_original for patch in self._patches)
 
     def apply_again(self) -> None:
         self._modules_before = set(sys.modules)
-        for change in self._changes:
-            change.apply()
+        for apply, _ in self._changes:
+            apply()
 
     def restore(self) -> None:
         with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
             self._adopt()
-        for change in reversed(self._changes):
-            change.restore()
+        for _, restore in reversed(self._changes):
+            restore()
 
     def _adopt(self) -> None:
         """Include the names by which modules imported since have imported what was put: they change with the rest."""
-        patches = [x for x in self._changes if isinstance(x, Patch) and x.original is not ABSENT]
-        by_value = {id(patch.value): patch for patch in patches if not isinstance(patch.value, (bool, int))}
+        by_value = {
+            id(patch.value): patch
+            for patch in self._patches
+            if patch.original is not ABSENT and not isinstance(patch.value, (bool, int))
+        }
         modules = [(name, x) for name, x in list(sys.modules.items()) if name not in self._modules_before]
         for module_name, module in modules:
             if type(module) is not ModuleType:
@@ -63,8 +65,7 @@ class Changes:
                         patch = Patch(holder, name, value)
                         patch.original = by_value[id(value)].original
                         with contextlib.suppress(AttributeError, TypeError):
-                            patch.apply()  # a value that cannot be set again is not ours to change
-                            self._changes.append(patch)
+                            self.put(patch)  # a value that cannot be set again is not ours to change
 
 
 def _classes_of(module_name: str, module: Any) -> Iterator[type]:
@@ -88,9 +89,9 @@ def begin() -> Changes:
 
 def put(holder: Any, name: str, value: Any) -> None:
     """Set an attribute of a module or class."""
-    _current.make(Patch(holder, name, value))
+    _current.put(Patch(holder, name, value))
 
 
 def also(apply: Callable[[], object], restore: Callable[[], object]) -> None:
     """Make any other change."""
-    _current.make(_Action(apply, restore))
+    _current.make(apply, restore)

@@ -103,18 +103,13 @@ def _box_over(storage: Any, dtype: torch.dtype) -> Box:
     return box
 
 
-def _storage_to_cuda(original: Any) -> Any:
+def _storage_to_cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001
     """``storage.cuda()``, which programs write in ``map_location``."""
-
-    @functools.wraps(original)
-    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001
-        index = devices.index_of(device)
-        if isinstance(self, torch.UntypedStorage):
-            return _onto_device(self, index)
-        memory = _onto_device(self._untyped_storage, index)
-        return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
-
-    return cuda
+    index = devices.index_of(device)
+    if isinstance(self, torch.UntypedStorage):
+        return _onto_device(self, index)
+    memory = _onto_device(self._untyped_storage, index)
+    return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
 
 
 def _refuse_sharing(_tensor: SimulatedTensor) -> Any:
@@ -149,5 +144,5 @@ def install() -> None:
     if allowed is not None:
         patches.also(allowed.cache_clear, allowed.cache_clear)  # it has cached the function that it found by name
     for storage in filter(None, (torch.UntypedStorage, typed)):
-        patches.put(storage, "cuda", _storage_to_cuda(storage.cuda))
+        patches.put(storage, "cuda", _storage_to_cuda)
     ForkingPickler.register(SimulatedTensor, _refuse_sharing)

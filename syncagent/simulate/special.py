@@ -11,15 +11,13 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.rules import table
 from syncagent.simulate import devices, dispatch, nested, tensor, waits
-from syncagent.simulate.facts import UnknownShapeError, infer
+from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.memory import Layout, Placement, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from syncagent.simulate.facts import OpFacts
 
 __all__ = ["empty", "wait_for_transfer"]
 

@@ -230,8 +230,7 @@ class SimulatedTensor(torch.Tensor):
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise SimulationError("DLPack is not simulated: there is no device memory that another library could read")
 
-    def __dlpack_device__(self) -> Any:
-        return self.__dlpack__()
+    __dlpack_device__ = __dlpack__
 
     @property
     def __cuda_array_interface__(self) -> Any:

@@ -199,6 +199,7 @@ def _install_kernels() -> None:
 
 def _remove_kernels() -> None:
     global _library
+    _cast_parameters.clear()
     if _destroy is not None:
         _destroy(_library)
         _library = None
@@ -214,4 +215,3 @@ def install() -> None:
 
     patches.put(torch, "clear_autocast_cache", clear_autocast_cache)
     patches.also(_install_kernels, _remove_kernels)
-    patches.also(lambda: None, _cast_parameters.clear)

@@ -38,10 +38,6 @@ def _lazy_init() -> None:
     _started = True
 
 
-def _is_initialized() -> bool:
-    return not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
-
-
 # --- devices -----------------------------------------------------------------------------------------------
 
 
@@ -204,7 +200,10 @@ def _names() -> dict[str, Any]:
     count, current = devices.count, devices.current
     return {
         # initialization
-        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized,
+        "_lazy_init": _lazy_init, "init": _lazy_init,
+        "is_initialized": lambda: (
+            not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
+        ),
         "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
         # devices

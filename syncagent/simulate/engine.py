@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ class Engine:
         self.name = name
         self.submitted = 0
         self.finished = 0
-        self.clock: dict[Engine, int] = {}
+        self.clock: Counter[Engine] = Counter()
         """What the host has ordered before this queue's next kernel: a ticket for each other engine."""
         self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
         self._changed = threading.Condition()
@@ -74,15 +74,13 @@ class Engine:
         """Run what is queued from now on after another engine's kernel with that ticket."""
         if engine is self:
             return
-        for other, known in engine.clock.items():
-            self.clock[other] = max(self.clock.get(other, 0), known)
-        self.clock[engine] = max(self.clock.get(engine, 0), ticket)
+        self.clock |= engine.clock | Counter({engine: ticket})  # the larger ticket of each
         if engine.finished < ticket:
             self.submit(_Dependency(engine, ticket))
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
-        return engine is self or engine.finished >= ticket or self.clock.get(engine, 0) >= ticket
+        return engine is self or engine.finished >= ticket or self.clock[engine] >= ticket
 
     def wait(self, ticket: int | None = None) -> None:
         """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["borrow", "install", "install_or_end", "installed", "missing"]
 
 _installed = 0
-_for_good = False
 _borrowers = 0
 _lock = threading.RLock()
 _changes: tuple[int, Changes] | None = None
@@ -49,10 +48,7 @@ def install(devices: int = 1) -> None:
     Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
     :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
     """
-    global _for_good
-    with _lock:
-        _put_in(devices)
-        _for_good = True
+    borrow(devices)  # and never give back
 
 
 def borrow(devices: int = 1) -> Callable[[], None]:
@@ -73,7 +69,7 @@ def _give_back() -> None:
     global _borrowers
     with _lock:
         _borrowers -= 1
-        if not _borrowers and not _for_good:
+        if not _borrowers:
             _take_out()
 
 

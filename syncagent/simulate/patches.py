@@ -74,24 +74,21 @@ def _classes_of(module_name: str, module: Any) -> Iterator[type]:
             yield value
 
 
-_current = Changes()
-_former: list[Changes] = []
-"""Kept because torch.jit knows functions by their ids, and the program may still hold them."""
+_all: list[Changes] = []
+"""The last ones are the current ones.  All are kept: torch.jit knows functions by their ids, and programs hold them."""
 
 
 def begin() -> Changes:
     """Start a new list of changes, to which :func:`put` and :func:`also` add."""
-    global _current
-    _former.append(_current)
-    _current = Changes()
-    return _current
+    _all.append(Changes())
+    return _all[-1]
 
 
 def put(holder: Any, name: str, value: Any) -> None:
     """Set an attribute of a module or class."""
-    _current.put(Patch(holder, name, value))
+    _all[-1].put(Patch(holder, name, value))
 
 
 def also(apply: Callable[[], object], restore: Callable[[], object]) -> None:
     """Make any other change."""
-    _current.make(apply, restore)
+    _all[-1].make(apply, restore)

@@ -10,11 +10,11 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, nested, tensor, waits
+from syncagent.simulate import devices, dispatch, tensor, waits
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
-from syncagent.simulate.memory import Layout, Placement, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import aten
-from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
+from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,6 @@ dispatch.SPECIAL.update(
         # In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
         aten._conj.default: lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}),
         aten._neg_view.default: lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}),
-        aten._nested_tensor_from_mask.default: nested.from_mask,
     }
 )
 
@@ -318,6 +317,90 @@ def _foreach_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     for target, source in zip(targets, sources, strict=True):
         copy_(None, (target, source, *args[2:]), kwargs)
     return None
+
+
+# --- nested tensors: in eval mode with a padding mask ``nn.TransformerEncoder`` packs the batch, on CUDA too ------
+
+_SAME = {aten.detach.default, aten.alias.default}
+_PADDED = aten.to_padded_tensor.default
+_KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
+"""Ops whose result has rows as long as those of the argument."""
+
+
+class NestedTensor(SimulatedTensor):
+    """Rows of different lengths on a simulated device.  Asked for its size, it answers as if it were padded."""
+
+    is_nested = True
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        return _run(func, args, kwargs or {})
+
+
+def _run(op: Any, args: Any, kwargs: Any) -> Any:
+    source = next(x for x in args if isinstance(x, NestedTensor))
+    layout, index = source._sim.layout, source._sim.index
+    if op in _SAME:
+        return source
+    if op in _KEEPS_ROWS:
+        return _submit(op, args, kwargs, _like(layout, index))
+    if op is not _PADDED:
+        raise SimulationError(
+            f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does "
+            "with a padding mask; enable_nested_tensor=False makes it do without them"
+        )
+    size = args[2] if len(args) > 2 else kwargs.get("output_size")
+    if size is None or tuple(size) != layout.size:
+        raise SimulationError("to_padded_tensor to another size than that of the padded batch is not simulated on CUDA")
+    return _reported(dispatch.facts_of(op), args, kwargs, new_output(layout, index))
+
+
+@_runs(aten._nested_tensor_from_mask.default)
+def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Pack a batch."""
+    layout, index = args[0]._sim.layout, args[0]._sim.index
+    packed = layout._replace(stride=contiguous_stride(layout.size), offset=0)
+    return _reported(facts, args, kwargs, _like(packed, index))
+
+
+def _like(layout: Layout, index: int) -> SimulatedTensor:
+    return make(Placement(Box(layout), layout, index), NestedTensor)
+
+
+def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    """Queue the op and wait for it: the lengths of the rows are copied between host and device."""
+    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
+
+    def wait() -> SimulatedTensor:
+        _submit(facts.op, args, kwargs, made)
+        devices.current_engine(made._sim.index).wait()
+        return made
+
+    return waits.reported(facts.shown, kind, args, wait)
+
+
+def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    """Queue an op one of whose arguments, or whose result, is nested."""
+    result = made._sim
+    kept = [x._sim if isinstance(x, SimulatedTensor) else x for x in (*args, *kwargs.values())]
+
+    def kernel() -> None:
+        resolved = [x.resolve() if isinstance(x, Placement) else x for x in kept]
+        arguments, keywords = resolved[: len(args)], dict(zip(kwargs, resolved[len(args) :], strict=True))
+        try:
+            values = op(*arguments, **keywords)
+        except Warning:  # torch warns once about nested tensors; -W error would make it an error of the device
+            values = op(*arguments, **keywords)
+        result.box.values = values
+        if values.is_nested:
+            result.view = values  # it has no strides that could describe a view
+
+    placements = [x for x in kept if isinstance(x, Placement)]
+    devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
+    return made
 
 
 # --- error checks ------------------------------------------------------------------------------------------

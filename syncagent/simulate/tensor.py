@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch.overrides import handle_torch_function
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
 from syncagent.simulate.allocator import Held, hold
-from syncagent.simulate.devices import order, queue
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import aten, find
 
@@ -120,14 +120,9 @@ class SimulatedTensor(torch.Tensor):
         pass  # nothing to do: a queued kernel keeps a reference to its memory
 
     def untyped_storage(self) -> Any:
-        return Storage(self)
+        return Storage(self._sim.box, self.device, self.dtype)
 
     storage = _typed_storage = untyped_storage
-
-    def type(self, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
-        if dtype is None:
-            return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
-        return torch.Tensor.type(self, dtype, non_blocking)
 
     # --- what needs the numbers -----------------------------------------------------------------------------
 
@@ -237,19 +232,19 @@ class SimulatedTensor(torch.Tensor):
         raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
 
 
+@dataclass(frozen=True)
 class Storage:
     """The part of a storage that programs look at: identity, size, address."""
 
-    def __init__(self, tensor: SimulatedTensor) -> None:
-        placement = tensor._sim
-        self._box = placement.box
-        self.device = tensor.device
-        self.dtype = tensor.dtype
-        self.is_cuda = True
-        self._cdata = self._box.address
+    _box: Box
+    device: torch.device = field(compare=False)
+    dtype: torch.dtype = field(compare=False)
+    is_cuda = True
 
     def data_ptr(self) -> int:
         return self._box.address
+
+    _cdata = property(data_ptr)
 
     def nbytes(self) -> int:
         return self._box.nbytes
@@ -257,26 +252,18 @@ class Storage:
     def size(self) -> int:
         return self._box.nbytes // self.dtype.itemsize
 
+    __len__ = size
+
     def untyped(self) -> Storage:
         return self
 
-    @property
-    def _untyped_storage(self) -> Storage:
-        return self
+    _untyped_storage = property(untyped)
 
     def is_pinned(self, _device: Any = None) -> bool:
         return False
 
     def resize_(self, size: int) -> Any:
         raise SimulationError(f"resizing a storage in place (to {size}) is not simulated; resize the tensor")
-
-    __len__ = size
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Storage) and other._box is self._box
-
-    def __hash__(self) -> int:
-        return id(self._box)
 
 
 def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:
@@ -367,8 +354,8 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     needed = nbytes_of(layout)
     if needed > box.nbytes:
         box.nbytes = needed
-        engine = order("aten::resize_", placement.index, [placement])
-        queue(engine, lambda: placement.resolve().untyped_storage().resize_(needed), [placement])
+        engine = devices.order("aten::resize_", placement.index, [placement])
+        devices.queue(engine, lambda: placement.resolve().untyped_storage().resize_(needed), [placement])
     replace(target, Placement(box, layout, placement.index))
 
 

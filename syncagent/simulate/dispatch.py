@@ -12,8 +12,8 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.simulate import autocast, devices, randomness, tensor, waits
 from syncagent.simulate.devices import order, queue, run_here
-from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer, on_meta
-from syncagent.simulate.memory import Layout, Placement, flatten, layout_of, on_each
+from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
+from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
@@ -75,7 +75,7 @@ def facts_of(op: Any) -> OpFacts:
         facts.handler = _decompose
         facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
     elif facts.view is not None:
-        facts.handler = _view if facts.view == "new" else _view_in_place
+        facts.handler = _view
     else:
         facts.handler = run_generic
     return facts
@@ -410,15 +410,9 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
         if error.__cause__ is not None:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
         raise SimulationError(f"{facts.name}: this view is not simulated (no meta kernel)") from error
+    if facts.view == "in place":
+        tensor.replace(args[0], base.shifted(spec))
+        return args[0]
     if isinstance(spec, Layout):
         return make_view(args[0], base.shifted(spec))
     return [make_view(args[0], base.shifted(layout)) for layout in spec]
-
-
-def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    target = args[0]
-    placement = target._sim
-    shape = on_meta(placement)
-    facts.op(shape, *args[1:], **kwargs)
-    tensor.set_placement(target, placement.shifted(layout_of(shape)))
-    return target

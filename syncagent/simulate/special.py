@@ -72,7 +72,7 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.as_strided_.default)
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    tensor.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
+    tensor.replace(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
 
 

@@ -14,7 +14,7 @@ from syncagent.errors import SimulationError
 from syncagent.simulate import devices
 from syncagent.simulate.allocator import Held, hold
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
-from syncagent.simulate.requirements import aten, find
+from syncagent.simulate.requirements import find
 
 __all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
 
@@ -339,14 +339,6 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
 # --- tensors that become a view of other memory, or of the same memory in another way -----------------------
 
 
-def set_placement(target: SimulatedTensor, placement: Placement) -> None:
-    """Make a tensor another view of the memory that it has."""
-    layout = placement.layout
-    # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
-    aten.as_strided_.default.redispatch(CPU_KERNEL, target, layout.size, layout.stride, layout.offset)
-    target._sim = placement
-
-
 def resize(target: SimulatedTensor, layout: Layout) -> None:
     """Give a tensor another size; its storage grows, in stream order, if it has to."""
     placement = target._sim
@@ -361,9 +353,7 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
 
 def replace(target: SimulatedTensor, placement: Placement) -> None:
     """Make a tensor a view of any memory."""
-    view = make_view(target, placement)
-    _set_base_data(target, view)
-    target._sim, target._held = placement, view._held
+    set_data(target, make_view(target, placement))
 
 
 def take_resized(target: SimulatedTensor, values: torch.Tensor) -> None:

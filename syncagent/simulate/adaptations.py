@@ -78,9 +78,8 @@ def _remove(types: list[Any]) -> None:
 
 
 def _as_program_sees(device: Any) -> Any:
-    if device is not None and device.type == devices.STAND_IN:
-        return devices.shown[device.index or 0]
-    return device
+    is_ours = device is not None and device.type == devices.STAND_IN
+    return devices.shown[device.index or 0] if is_ours else device
 
 
 # --- ctc_loss ----------------------------------------------------------------------------------------------

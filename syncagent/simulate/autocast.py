@@ -90,14 +90,10 @@ def _call(op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
 
 
 def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
-    if _is_eligible(args[0]):
-        position = [argument.name for argument in op._schema.arguments].index("dtype")
-        if position < len(args):
-            args = list(args)
-            args[position] = args[position] or torch.float32
-        else:
-            kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}
-    return op(*args, **kwargs)
+    if not _is_eligible(args[0]):
+        return op(*args, **kwargs)
+    named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    return op(**{**named, "dtype": named.get("dtype") or torch.float32})
 
 
 def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness
 from syncagent.simulate.requirements import find, look_up, note_loss
-from syncagent.simulate.tensor import SimulatedTensor
+from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.simulate.waits import reported
 
 if TYPE_CHECKING:
@@ -271,8 +271,7 @@ def _forwarded(name: str) -> None:
                 each.submit(lambda: original(*args, **kwargs))
         return result
 
-    setting.__name__ = name
-    patches.put(torch, name, setting)
+    patches.put(torch, name, replacement(setting, original))
 
 
 def install() -> None:

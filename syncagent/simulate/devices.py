@@ -121,13 +121,13 @@ def index_of(device: Any) -> int:
 
 def translate(device: Any) -> Any:
     """Turn ``cuda`` in any form into its stand-in and leave other devices, and no device, as they are."""
-    if device is None or isinstance(device, bool) or (isinstance(device, str) and not device.startswith("cuda")):
-        return device
-    if isinstance(device, (str, int, torch.device)):
-        if not isinstance(device, int) and torch.device(device).type != "cuda":
-            return device
-        return stand_ins[index_of(device)]
-    return device
+    if isinstance(device, torch.device):
+        is_cuda = device.type == "cuda"
+    elif isinstance(device, str):
+        is_cuda = device.startswith("cuda")
+    else:
+        is_cuda = isinstance(device, int) and not isinstance(device, bool)
+    return stand_ins[index_of(device)] if is_cuda else device
 
 
 # --- streams and events --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from dataclasses import dataclass, field
@@ -72,8 +73,8 @@ def facts_of(op: Any) -> OpFacts:
     elif not _runs_on_cpu(op.name(), "CPU"):
         facts.handler = refusing(" has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
-        facts.handler = _decompose
-        facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
+        reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
+        facts.handler = _decompose_as_called if reenters else _decompose
     elif facts.view is not None:
         facts.handler = _view
     else:
@@ -95,11 +96,13 @@ def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
     Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
     """
-    if facts.reenters and _in_inference_mode() and not autocast.is_casting():
-        # The parts are run as they would have been without Python in between: with autocast, and with views known.
-        with _AsCalled():
-            return facts.op.decompose(*args, **kwargs)
     return facts.op.decompose(*args, **kwargs)
+
+
+def _decompose_as_called(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Run the parts as they would have been without Python in between: with autocast, and with views known."""
+    with _AsCalled() if _in_inference_mode() and not autocast.is_casting() else contextlib.nullcontext():
+        return facts.op.decompose(*args, **kwargs)
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
@@ -368,9 +371,7 @@ def _fresh(facts: OpFacts, result: Any) -> list[Any]:
     """The return values that are new, not written arguments."""
     if len(facts.returns) == 1:
         return [result] if facts.returns[0] is None else []
-    if not facts.returns:
-        return []
-    return [x for x, alias in zip(result, facts.returns, strict=True) if alias is None]
+    return [x for x, alias in zip(result or (), facts.returns, strict=True) if alias is None]
 
 
 def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:

@@ -27,11 +27,6 @@ _BelowAutograd = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoD
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
 
-BAD_FORK = (
-    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
-    "method"
-)
-
 FORK_PATIENCE_S = 5.0
 """How long a fork waits for a running kernel.  A longer one is left running, which is better than no fork at all."""
 
@@ -126,30 +121,27 @@ class Engine:
     def _work(self) -> None:
         """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
         torch.set_grad_enabled(False)
-        with _BelowAutograd():
-            self._run_queue()
-
-    def _run_queue(self) -> None:
         queue, changed = self._queue, self._changed
-        while True:
-            with changed:
-                while not queue:
-                    self._idle = True
-                    if not changed.wait(Engine.idle_limit_s) and not queue:
-                        queue.append(None)
-                self._idle = False
-                entry = queue.popleft()
-                if entry is None:
-                    if queue:
-                        continue
-                    self._thread = None  # the next kernel starts another
-                    return
-            self._execute(entry)
-            # A kernel holds its arguments: release them before waiting for the next one.
-            del entry
-            if self._waiters:
+        with _BelowAutograd():
+            while True:
                 with changed:
-                    changed.notify_all()
+                    while not queue:
+                        self._idle = True
+                        if not changed.wait(Engine.idle_limit_s) and not queue:
+                            queue.append(None)
+                    self._idle = False
+                    entry = queue.popleft()
+                    if entry is None:
+                        if queue:
+                            continue
+                        self._thread = None  # the next kernel starts another
+                        return
+                self._execute(entry)
+                # A kernel holds its arguments: release them before waiting for the next one.
+                del entry
+                if self._waiters:
+                    with changed:
+                        changed.notify_all()
 
     def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
         try:
@@ -195,7 +187,10 @@ _forked = False
 def refuse_if_forked() -> None:
     """Raise what CUDA raises in a child that was forked after its parent had used the device."""
     if _forked:
-        raise RuntimeError(BAD_FORK)
+        raise RuntimeError(
+            "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the "
+            "'spawn' start method"
+        )
 
 
 def is_forked() -> bool:

@@ -65,9 +65,8 @@ def install_kernels() -> Any:
             dispatch.SPECIAL[op] = dispatch.run_generic
             library.impl(name, _dispatched(op), "Lazy")
     for name in torch._C._dispatch_get_all_op_names():
-        if not name.startswith("aten::"):
-            continue
-        if not has_kernel(name, "CPU") or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
+        is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
+        if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
             continue
         packet, _, overload = name.removeprefix("aten::").partition(".")
         op = getattr(getattr(aten, packet), overload or "default")

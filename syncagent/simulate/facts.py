@@ -48,8 +48,6 @@ class OpFacts:
         self.op = op
         self.handler: Any = None
         """The function that runs this op; dispatch.py chooses it."""
-        self.reenters = False
-        """Whether the ops that a composite op consists of may be run as if the program had called them."""
         self.name: str = schema.name
         self.arguments = [argument.name for argument in schema.arguments]
         self.third_party = op.namespace not in {"aten", "prims", "prim"}

@@ -24,9 +24,6 @@ _changes: tuple[int, Changes] | None = None
 _LINGER_S = 1.0
 """How long an idle worker thread that computes with what is left stays once the device is gone."""
 
-OVERRIDES = r"(?s).*(Overriding a previously registered kernel|other operators may also be overridden)"
-"""torch's warning that a kernel replaces another one; here that is the purpose (autocast's lists)."""
-
 
 def installed() -> bool:
     """Whether the simulated device stands in for CUDA."""
@@ -88,7 +85,10 @@ def _put_in(devices: int) -> None:
     from syncagent.simulate import requirements
 
     requirements.check()
-    if torch.cuda.is_initialized():
+    is_in_use = False
+    with contextlib.suppress(Exception):  # a torch that cannot tell has not initialized it
+        is_in_use = torch.cuda.is_initialized()
+    if is_in_use:
         raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
     try:
         _install(devices)
@@ -123,7 +123,9 @@ def _install(count: int) -> None:
     engine.Engine.idle_limit_s = None
     devices.set_count(count)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=OVERRIDES)
+        # torch's warning that a kernel replaces another one: here that is the purpose (autocast's lists)
+        overrides = r"(?s).*(Overriding a previously registered kernel|other operators may also be overridden)"
+        warnings.filterwarnings("ignore", message=overrides)
         factories.install_kernels()
         if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
             _changes[1].apply_again()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from syncagent.simulate.engine import Engine
 
 __all__ = [
-    "Box", "Layout", "Placement", "contiguous_stride", "flatten", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
+    "Box", "Layout", "Placement", "flatten", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
     "on_each", "stride_for",
 ]  # fmt: skip
 
@@ -38,16 +38,12 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
 
-def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:
+def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None = None) -> tuple[int, ...]:
+    """The strides of a new tensor of that size and format."""
+    if memory_format not in {None, torch.contiguous_format, torch.preserve_format}:
+        return torch.empty(size, device="meta", memory_format=memory_format).stride()
     strides = itertools.accumulate((max(n, 1) for n in reversed(size[1:])), int.__mul__, initial=1)
     return tuple(reversed(list(strides))) if size else ()
-
-
-def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None) -> tuple[int, ...]:
-    """The strides of a new tensor of that size and format."""
-    if memory_format in {None, torch.contiguous_format, torch.preserve_format}:
-        return contiguous_stride(size)
-    return torch.empty(size, device="meta", memory_format=memory_format).stride()
 
 
 def nbytes_of(layout: Layout) -> int:
@@ -121,10 +117,9 @@ class Placement:
         box = self.box
         if box.error is not None:
             raise box.error
-        view = self.view
-        if view is None:
-            view = self.view = self._look()
-        return view
+        if self.view is None:
+            self.view = self._look()
+        return self.view
 
     def shifted(self, layout: Layout) -> Placement:
         """The same box through a layout that counts from where this one begins."""

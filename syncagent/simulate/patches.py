@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from syncagent.torchbridge.patches import ABSENT, Patch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 __all__ = ["Changes", "also", "begin", "put"]
 
@@ -59,19 +59,14 @@ class Changes:
         for module_name, module in modules:
             if type(module) is not ModuleType:
                 continue
-            for holder in (module, *_classes_of(module_name, module)):
+            classes = (x for x in list(vars(module).values()) if issubclass(type(x), type))
+            for holder in (module, *(x for x in classes if getattr(x, "__module__", None) == module_name)):
                 for name, value in list(vars(holder).items()):
                     if id(value) in by_value:
                         patch = Patch(holder, name, value)
                         patch.original = by_value[id(value)].original
                         with contextlib.suppress(AttributeError, TypeError):
                             self.put(patch)  # a value that cannot be set again is not ours to change
-
-
-def _classes_of(module_name: str, module: Any) -> Iterator[type]:
-    for value in list(vars(module).values()):
-        if issubclass(type(value), type) and getattr(value, "__module__", None) == module_name:
-            yield value
 
 
 _all: list[Changes] = []

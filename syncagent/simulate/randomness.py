@@ -32,7 +32,7 @@ _by_token: weakref.WeakValueDictionary[int, CudaGenerator] = weakref.WeakValueDi
 def default_generator(index: int) -> CudaGenerator:
     """The device's own generator."""
     if index not in _defaults:
-        _defaults[index] = _make_generator(index)
+        _defaults[index] = CudaGenerator(index)
     return _defaults[index]
 
 
@@ -54,7 +54,7 @@ class _ByDevice(type):
         device = torch.device(device)
         if device.type != "cuda":
             return RealGenerator(device)
-        return _make_generator(devices.index_of(device))
+        return CudaGenerator(devices.index_of(device))
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, RealGenerator)
@@ -70,9 +70,14 @@ class Generator(metaclass=_ByDevice):
 class CudaGenerator(RealGenerator):  # type: ignore[misc]
     """A generator for a simulated device: a seed, and an offset that counts what has been drawn."""
 
-    _index: int
-    _seed: int
-    _offset: int
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, index: int, seed: int = DEFAULT_SEED, offset: int = 0) -> None:
+        self._index, self._seed, self._offset = index, seed, offset
+        token = next(_tokens)
+        super().manual_seed(token)
+        _by_token[token] = self
 
     @property
     def device(self) -> torch.device:
@@ -112,13 +117,4 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]
         self._offset = offset
 
     def clone_state(self) -> CudaGenerator:
-        return _make_generator(self._index, self._seed, self._offset)
-
-
-def _make_generator(index: int, seed: int = DEFAULT_SEED, offset: int = 0) -> CudaGenerator:
-    made: CudaGenerator = CudaGenerator("cpu")
-    made._index, made._seed, made._offset = index, seed, offset
-    token = next(_tokens)
-    RealGenerator.manual_seed(made, token)
-    _by_token[token] = made
-    return made
+        return CudaGenerator(self._index, self._seed, self._offset)

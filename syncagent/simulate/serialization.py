@@ -38,9 +38,8 @@ def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
     setattr(storage, _BOX, weakref.ref(placement.box))
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=source.dtype, _internal=True)
     layout = placement.layout
-    hooks: OrderedDict[Any, Any] = OrderedDict()
-    arguments = (typed, layout.offset, layout.size, layout.stride, source.requires_grad, hooks)
-    return torch._utils._rebuild_tensor_v2, arguments
+    form = (layout.offset, layout.size, layout.stride, source.requires_grad)
+    return torch._utils._rebuild_tensor_v2, (typed, *form, OrderedDict())
 
 
 def _tag(storage: Any) -> str | None:
@@ -76,14 +75,11 @@ def _onto_device(storage: Any, index: int) -> Any:
 
 def _rebuild(original: Any) -> Any:
     @functools.wraps(original)
-    def rebuild(
-        storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, backward_hooks: Any,
-        metadata: Any = None,
-    ) -> Any:  # fmt: skip
+    def rebuild(storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, *rest: Any) -> Any:
         memory = getattr(storage, "_untyped_storage", storage)
         index = getattr(memory, _DEVICE, None)
         if index is None:
-            return original(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata)
+            return original(storage, storage_offset, size, stride, requires_grad, *rest)
         layout = Layout(tuple(size), tuple(stride), storage_offset, storage.dtype)
         return make(Placement(_box_over(memory, storage.dtype), layout, index)).requires_grad_(requires_grad)
 

@@ -12,7 +12,7 @@ from syncagent.errors import SimulationError
 from syncagent.rules import table
 from syncagent.simulate import devices, dispatch, tensor, waits
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
-from syncagent.simulate.memory import Box, Layout, Placement, contiguous_stride, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.memory import Box, Layout, Placement, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make, make_view, new_output
 
@@ -92,14 +92,10 @@ def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     masks = [index for index in indices if _is_mask(index)]
     spec = None
     if isinstance(source, SimulatedTensor) and masks and not any(isinstance(mask, SimulatedTensor) for mask in masks):
-        counted: list[Any] = []
-        for index in indices:
-            if _is_mask(index):
-                counted.extend(index.nonzero().unbind(1))
-            else:
-                counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
+        counted = flatten(index.nonzero().unbind(1) if _is_mask(index) else [index] for index in indices)
+        kept = [index._sim if isinstance(index, SimulatedTensor) else index for index in counted]
         with contextlib.suppress(UnknownShapeError):  # torch's own error
-            spec = infer(facts.op, [source._sim, counted], {})
+            spec = infer(facts.op, [source._sim, kept], {})
     return dispatch.run_generic(facts, args, kwargs, spec)
 
 
@@ -336,33 +332,31 @@ class NestedTensor(SimulatedTensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        del types
-        return _run(func, args, kwargs or {})
-
-
-def _run(op: Any, args: Any, kwargs: Any) -> Any:
-    source = next(x for x in args if isinstance(x, NestedTensor))
-    layout, index = source._sim.layout, source._sim.index
-    if op in _SAME:
-        return source
-    if op in _KEEPS_ROWS:
-        return _submit(op, args, kwargs, _like(layout, index))
-    if op is not _PADDED:
-        raise SimulationError(
-            f"{op._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder does "
-            "with a padding mask; enable_nested_tensor=False makes it do without them"
-        )
-    size = args[2] if len(args) > 2 else kwargs.get("output_size")
-    if size is None or tuple(size) != layout.size:
-        raise SimulationError("to_padded_tensor to another size than that of the padded batch is not simulated on CUDA")
-    return _reported(dispatch.facts_of(op), args, kwargs, new_output(layout, index))
+        kwargs = kwargs or {}
+        source = next(x for x in args if isinstance(x, NestedTensor))
+        layout, index = source._sim.layout, source._sim.index
+        if func in _SAME:
+            return source
+        if func in _KEEPS_ROWS:
+            return _submit(func, args, kwargs, _like(layout, index))
+        if func is not _PADDED:
+            raise SimulationError(
+                f"{func._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder "
+                "does with a padding mask; enable_nested_tensor=False makes it do without them"
+            )
+        size = args[2] if len(args) > 2 else kwargs.get("output_size")
+        if size is None or tuple(size) != layout.size:
+            raise SimulationError(
+                "to_padded_tensor to another size than that of the padded batch is not simulated on CUDA"
+            )
+        return _reported(dispatch.facts_of(func), args, kwargs, new_output(layout, index))
 
 
 @_runs(aten._nested_tensor_from_mask.default)
 def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Pack a batch."""
     layout, index = args[0]._sim.layout, args[0]._sim.index
-    packed = layout._replace(stride=contiguous_stride(layout.size), offset=0)
+    packed = layout._replace(stride=stride_for(layout.size), offset=0)
     return _reported(facts, args, kwargs, _like(packed, index))
 
 

@@ -184,9 +184,8 @@ class SimulatedTensor(torch.Tensor):
         return self._on_device_one(index)
 
     def _on_device_one(self, index: Any) -> Any:
-        if not isinstance(index, (list, range)) and type(index).__module__ != "numpy":
-            return index
-        if getattr(index, "shape", None) == ():
+        is_array = type(index).__module__ == "numpy" and getattr(index, "shape", ()) != ()
+        if not is_array and not isinstance(index, (list, range)):
             return index
         found = torch.as_tensor(index, device="cpu")
         if isinstance(index, (list, range)) and not found.numel():
@@ -302,9 +301,7 @@ def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
     if values.layout != torch.strided or values.is_quantized:
         raise SimulationError(f"tensors of layout {values.layout} and type {values.dtype} are not simulated on CUDA")
     layout = layout_of(values)
-    placement = Placement(Box(layout, values), layout, index)
-    placement.view = values
-    return make(placement)
+    return make(Placement(Box(layout, values), layout, index, values))
 
 
 def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
 
-__all__ = [
-    "ConfigError",
-    "HostSyncError",
-    "HostSyncWarning",
-    "SimulationError",
-    "SimulationWarning",
-    "SyncAgentError",
-]
+__all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SimulationError", "SimulationWarning", "SyncAgentError"]
 
 
 class SyncAgentError(Exception):

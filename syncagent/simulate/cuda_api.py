@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -79,14 +80,13 @@ class _StreamContext:
 
     def __init__(self, stream: devices.Stream | None) -> None:
         self.stream = stream
+        self._context: Any = stream or contextlib.nullcontext()
 
     def __enter__(self) -> None:
-        if self.stream is not None:
-            self.stream.__enter__()
+        self._context.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.__exit__()
+        self._context.__exit__()
 
 
 def _synchronize(name: str, device: Any) -> None:

@@ -206,10 +206,9 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     if hosts:
         kernel.args = on_each(_snapshot, kernel.args)
         kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
-    outputs = kernel.outputs
-    made = [] if facts.pure_write else [_allocate(x, index, outputs) for x in _fresh(facts, spec)]
+    made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in _fresh(facts, spec)]
     kernel.find_written()
-    queue(engine, kernel, [p for p in outputs if p is not None] + kernel.written)
+    queue(engine, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return _returned(facts, args, kwargs, made)
 
 
@@ -343,8 +342,8 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
         placement.box.own_form = values
         values = values.to(layout.dtype)
-    moved = values.storage_offset() or (values.stride() != layout.stride and values.numel() > 1)
-    if moved or _aliases(values, args):
+    is_strided_otherwise = values.stride() != layout.stride and values.numel() > 1
+    if is_strided_otherwise or values.storage_offset() or _aliases(values, args):
         values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values)
     placement.box.values = values
     if values.stride() == layout.stride:

@@ -17,20 +17,16 @@ from syncagent.simulate import devices, dispatch, patches, tensor
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
-from syncagent.simulate.tensor import SimulatedTensor, replacement
+from syncagent.simulate.tensor import SimulatedTensor, TensorBase, replacement
 
 __all__ = ["install_kernels", "wrap_functions", "wrap_methods"]
-
-TensorBase: Any = torch._C.TensorBase
-
 
 # --- the dispatcher ----------------------------------------------------------------------------------------
 
 
 def _empty(size: Any, stride: Any = None, **kwargs: Any) -> Any:
-    layout = kwargs.get("layout")
-    if layout is not None and layout != torch.strided:
-        raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
+    if kwargs.get("layout") not in {None, torch.strided}:
+        raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
     if kwargs.get("pin_memory"):
         raise RuntimeError("Only dense CPU tensors can be pinned")
     size = tuple(size)

@@ -84,14 +84,11 @@ class OpFacts:
     def python_body(self) -> Callable[..., Any] | None:
         """The Python function that runs a custom op on CUDA tensors: the ops in it are then simulated one by one."""
         definition = _custom_ops.get(self.name) if self.third_party and _custom_ops is not None else None
-        if definition is None:
-            return None
         bodies = getattr(definition, "_backend_fns", None)
-        if bodies is None:
+        if definition is not None and bodies is None:
             path = "_library.custom_ops.CustomOpDef._backend_fns"
             note_loss(f"torch.{path}", ON_INSTANCES[path])
-            return None
-        return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]
+        return None if bodies is None else bodies.get("cuda", bodies.get(None))
 
     def _waits_as(self, kind: SyncKind) -> Rule:
         def waits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -122,8 +119,7 @@ class OpFacts:
                 if len(_same_on_zeros) < _TRIALS_REMEMBERED:
                     _same_on_zeros.add(key)
                 return None
-        number = not isinstance(sizes[0], tuple)
-        self.rule = self._waits_as(SyncKind.SCALAR_READ if number else SyncKind.DYNAMIC_SHAPE)
+        self.rule = self._waits_as(SyncKind.DYNAMIC_SHAPE if isinstance(sizes[0], tuple) else SyncKind.SCALAR_READ)
         return self.rule.waits(kept, named)
 
 

@@ -21,8 +21,7 @@ __all__ = [
     "on_each", "stride_for",
 ]  # fmt: skip
 
-TensorBase: Any = torch._C.TensorBase
-_storage_of = TensorBase.untyped_storage
+_storage_of: Any = torch._C.TensorBase.untyped_storage
 
 
 class Layout(NamedTuple):

@@ -6,6 +6,7 @@ generator is left alone.  They are not the numbers that CUDA would draw.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import threading
@@ -25,15 +26,13 @@ _lock = threading.Lock()
 _tokens = itertools.count(0x51C_A6E27_0000_0000)
 
 
-_defaults: dict[int, CudaGenerator] = {}
 _by_token: weakref.WeakValueDictionary[int, CudaGenerator] = weakref.WeakValueDictionary()
 
 
+@functools.cache
 def default_generator(index: int) -> CudaGenerator:
     """The device's own generator."""
-    if index not in _defaults:
-        _defaults[index] = CudaGenerator(index)
-    return _defaults[index]
+    return CudaGenerator(index)
 
 
 def draw(index: int, generator: Any) -> Any:

@@ -79,9 +79,8 @@ def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 @_runs(aten.equal.default)
 def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """For the same memory, or different shapes, torch knows the answer without reading the numbers."""
-    left, right = args
     if facts.rule is not None and facts.rule.waits(args, kwargs) is None:
-        return bool(left.shape == right.shape)
+        return bool(args[0].shape == args[1].shape)
     return dispatch.run_generic(facts, args, kwargs)
 
 
@@ -112,8 +111,7 @@ def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     size = tuple(args[1])
     layout = target._sim.layout
     if layout.size != size:
-        stride = stride_for(size, kwargs.get("memory_format"))
-        tensor.resize(target, Layout(size, stride, layout.offset, layout.dtype))
+        tensor.resize(target, layout._replace(size=size, stride=stride_for(size, kwargs.get("memory_format"))))
     return target
 
 
@@ -168,8 +166,7 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if step == 0 or (end - start) * step < 0:
         return dispatch.run_generic(facts, args, kwargs)  # torch's own error
     size = math.ceil((end - start) / step)
-    layout = Layout((size,), (1,), 0, kwargs["out"].dtype)
-    return dispatch.run_generic(facts, args, kwargs, layout)
+    return dispatch.run_generic(facts, args, kwargs, Layout((size,), (1,), 0, kwargs["out"].dtype))
 
 
 # --- composite ops, where it makes a difference that they are composite ------------------------------------
@@ -272,9 +269,8 @@ def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """``_to_copy``: as in torch, an empty tensor of the right kind and a ``copy_`` into it."""
     source: SimulatedTensor = args[0]
     device: torch.device | None = kwargs.get("device")
-    layout = kwargs.get("layout")
-    if layout is not None and layout != torch.strided:
-        raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
+    if kwargs.get("layout") not in {None, torch.strided}:
+        raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
     form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
     if device is not None and not devices.is_simulated(device):
         return _to_host(facts, source, device, form, kwargs)
@@ -441,17 +437,11 @@ def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[A
     return [output, mean.clone(), inverse, *rest]
 
 
-dispatch.CUDA_FORM.update(
-    dict.fromkeys(
-        (
-            aten.native_batch_norm.default,
-            aten._native_batch_norm_legit.default,
-            aten._native_batch_norm_legit_no_training.default,
-            aten._batch_norm_no_update.default,
-        ),
-        _batch_norm_in_eval,
-    )
-)
+_BATCH_NORMS = (
+    aten.native_batch_norm.default, aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default,
+)  # fmt: skip
+dispatch.CUDA_FORM.update(dict.fromkeys(_BATCH_NORMS, _batch_norm_in_eval))
 
 
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
@@ -495,12 +485,11 @@ _fill_like("randint_like", _fill_with_integers)
 def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """The lengths are on the CPU, and so are the batch sizes: nothing here waits on CUDA."""
     source, lengths = args[0], args[1]
-    batch_first = bool(args[2]) if len(args) > 2 else False
     if isinstance(lengths, SimulatedTensor):
         raise RuntimeError(  # noqa: TRY004 - as torch
             "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor"
         )
-    padded = source.transpose(0, 1) if batch_first else source
+    padded = source.transpose(0, 1) if len(args) > 2 and args[2] else source  # batch_first
     longest = int(lengths[0])
     batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(longest)], dtype=torch.int64)
     data = torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])

@@ -143,9 +143,7 @@ class SimulatedTensor(torch.Tensor):
         return self.numpy()
 
     def __format__(self, spec: str) -> str:
-        if self.dim() == 0:
-            return format(self.item(), spec)
-        return object.__format__(self, spec)
+        return object.__format__(self, spec) if self.dim() else format(self.item(), spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         text: str = _printed(self, tensor_contents=tensor_contents)

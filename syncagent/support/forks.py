@@ -1,6 +1,7 @@
-"""Resets signal handlers in forked children, from the child's first moment on.
+"""What forked children let go of: objects that belong to the parent, and its signal handlers.
 
-A child inherits its parent's handlers, and a signal may arrive before any code of the child's has run.
+A child inherits the handlers, and a signal may arrive before any code of the child's has run: they are reset from the
+child's first moment on.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["keep_in_children", "reset_in_children"]
+__all__ = ["call_in_children", "keep_in_children", "reset_in_children"]
 
 _resets: dict[int, Callable[[], None]] = {}
 _has_fork_handlers = False
@@ -24,6 +27,19 @@ class _Masks(threading.local):
 
 
 _masks = _Masks()
+
+
+def call_in_children(method: Callable[[], None]) -> None:
+    """Have a bound method called in every forked child, for as long as its object is alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        found = reference()
+        if found is not None:
+            found()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
 
 
 def reset_in_children(number: int, reset: Callable[[], None]) -> None:
@@ -58,9 +74,7 @@ def _reset_child() -> None:
     _resets.clear()
     try:
         for reset in resets:
-            try:
+            with suppress(Exception):
                 reset()
-            except Exception:
-                pass
     finally:
         _unblock()

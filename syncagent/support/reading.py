@@ -5,6 +5,7 @@ from __future__ import annotations
 # Settings are read in every interpreter that inherits the variable: nothing heavy here.
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MIB = 1024 * 1024
 REPORT_BYTES = 64 * MIB
 """A report holds a few thousand rows; one of a thousand sites has about 1 MiB."""
 
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _CHUNK = MIB
 _RATIO, _SMALL = 100, 64 * MIB
@@ -62,7 +63,7 @@ def read(path: str | os.PathLike[str], most: int) -> bytes:
     try:
         if os.fstat(descriptor).st_size > most:
             raise TooLargeError(most)
-        return b"".join(_bounded(_chunks(descriptor), most))
+        return b"".join(_bounded(iter(partial(os.read, descriptor, _CHUNK), b""), most))
     finally:
         os.close(descriptor)
 
@@ -134,11 +135,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-def _chunks(descriptor: int) -> Iterator[bytes]:
-    while chunk := os.read(descriptor, _CHUNK):
-        yield chunk
 
 
 def _bounded(chunks: Iterable[bytes], most: int, unit: str = "") -> Iterator[bytes]:

@@ -7,19 +7,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.metrics.export import MetricExportResult
 
-from syncagent.support.pace import keep_pace, yield_gil
-from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
+from syncagent.support.pace import yield_gil
+from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _LogInterceptor
-from syncagent.telemetry.responses import CollectorResponses
+from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, describe, sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.metrics.export import MetricsData
+
+    from syncagent.telemetry.responses import CollectorResponses
 
 __all__ = ["MetricSender", "Sends"]
 
@@ -48,11 +48,11 @@ class MetricSender:
         exporter: Sends,
         collect: Callable[[], Sequence[MetricsData]],
         *,
+        on_trouble: Callable[[str], None],
+        responses: CollectorResponses,
         interval_s: float = 60.0,
-        on_trouble: Callable[[str], None] = lambda _reason: None,
-        responses: CollectorResponses | None = None,
     ) -> None:
-        self._responses = responses if responses is not None else CollectorResponses()
+        self._responses = responses
         self._exporter = exporter
         isolate_opentelemetry()
         self._collect = collect
@@ -97,39 +97,33 @@ class MetricSender:
             self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def _work(self) -> None:
-        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_agent_thread()
-        interceptor = _LogInterceptor(self._trouble.note_error)
-        interceptor.attach()
-        keep_pace()
-        try:
-            is_last = False
-            while not is_last:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._is_closing, self._interval_s)
-                    is_last = self._is_closing
-                pause_s = self._responses.retry_after_s()
-                if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
-                    time.sleep(pause_s)
-                if not self._responses.retry_after_s():
-                    self._send()
-        finally:
-            with self._changed:
-                self._is_done = True
-                self._changed.notify_all()
+        with sending(self._trouble):
             try:
-                self._exporter.shutdown()
-            except Exception as error:
-                self._trouble.note_error(_describe(error))
-            interceptor.detach()
+                is_last = False
+                while not is_last:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._is_closing, self._interval_s)
+                        is_last = self._is_closing
+                    pause_s = self._responses.retry_after_s()
+                    if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
+                        time.sleep(pause_s)
+                    if not self._responses.retry_after_s():
+                        self._send()
+            finally:
+                with self._changed:
+                    self._is_done = True
+                    self._changed.notify_all()
+                try:
+                    self._exporter.shutdown()
+                except Exception as error:
+                    self._trouble.note_error(describe(error))
 
     def _send(self) -> None:
         reason = "the exporter reported a failure"
         try:
             is_sent = all(map(self._export, self._collect()))
         except Exception as error:
-            is_sent, reason = False, _describe(error)
+            is_sent, reason = False, describe(error)
         now = time.monotonic()
         with self._changed:
             if is_sent:

@@ -7,32 +7,34 @@ at exit no other thread can be started to cut that short.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from syncagent.support import forks
 from syncagent.support.pace import keep_pace
 from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
 from syncagent.telemetry.exporter_errors import explain_error
-from syncagent.telemetry.responses import CollectorResponses
+from syncagent.telemetry.journal import JournalExporter
 from syncagent.telemetry.step_ids import PresetIdGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from enum import Enum
     from pathlib import Path
 
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace.sampling import Sampler
 
-__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble"]
+    from syncagent.telemetry.responses import CollectorResponses
+
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble", "describe", "sending"]
 
 CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
@@ -102,13 +104,13 @@ class Outbox(SpanProcessor):
         self,
         make_exporter: Callable[[], Exporter],
         *,
+        on_trouble: Callable[[str], None],
+        responses: CollectorResponses,
         max_queue: int = 2048,
         max_batch: int = 32,
         delay_s: float = 5.0,
-        on_trouble: Callable[[str], None] = lambda _reason: None,
-        responses: CollectorResponses | None = None,
     ) -> None:
-        self._responses = responses if responses is not None else CollectorResponses()
+        self._responses = responses
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -116,15 +118,7 @@ class Outbox(SpanProcessor):
         self._on_trouble = on_trouble
         self._reset()
         self._start()
-        after_fork = weakref.WeakMethod(self._reset)
-
-        def in_child() -> None:
-            reset = after_fork()
-            if reset is not None:
-                reset()
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=in_child)
+        forks.call_in_children(self._reset)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -139,9 +133,10 @@ class Outbox(SpanProcessor):
 
     def _start(self) -> None:
         # The exporter's loggers exist once its modules are imported.
-        exporter = self._make_exporter()
+        self.exporter = self._make_exporter()
+        """The latest that was made."""
         isolate_opentelemetry()
-        self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
+        self._thread = AgentThread(target=self._work, args=(self.exporter,), name="syncagent-spans")
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -167,6 +162,8 @@ class Outbox(SpanProcessor):
                 self._start()
             except Exception as error:
                 self._trouble.report(f"no thread to send them: {error}")
+
+    on_emit = put  # what a provider of log records calls
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Have everything sent now; return whether that was done in time."""
@@ -211,20 +208,13 @@ class Outbox(SpanProcessor):
             return {"exported": self._exported, "failed": self._failed, "dropped": self._dropped}
 
     def _work(self, exporter: Exporter) -> None:
-        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_agent_thread()
-        interceptor = _LogInterceptor(self._trouble.note_error)
-        interceptor.attach()
-        keep_pace()
-        try:
-            while batch := self._next_batch():
-                self._send(exporter, batch)
-            exporter.shutdown()
-        except Exception as error:
-            self._trouble.report(_describe(error))
-        finally:
-            interceptor.detach()
+        with sending(self._trouble):
+            try:
+                while batch := self._next_batch():
+                    self._send(exporter, batch)
+                exporter.shutdown()
+            except Exception as error:
+                self._trouble.report(describe(error))
 
     def _next_batch(self) -> list[Any]:
         """Wait until a batch is due and return it; return none at the end."""
@@ -249,7 +239,7 @@ class Outbox(SpanProcessor):
         try:
             is_sent = exporter.export(batch).name == "SUCCESS"
         except Exception as error:
-            is_sent, reason = False, _describe(error)
+            is_sent, reason = False, describe(error)
         with self._changed:
             if self._is_abandoned:
                 return  # counted when it was given up
@@ -281,20 +271,28 @@ class Outbox(SpanProcessor):
 class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
-    def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
+    def __init__(self, resource: Resource, outbox: Outbox | None) -> None:
         ids: Any = PresetIdGenerator()
+        sampler = ALWAYS_OFF if outbox is None else None
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
         self._outbox = outbox
-        self._journal: Callable[[], Path | None] = lambda: None
-        self.overwritten: Callable[[], int] = lambda: 0
-        """How many spans of the journal have been overwritten since it was full."""
         if outbox is not None:
             self.add_span_processor(outbox)
 
     @property
     def journal(self) -> Path | None:
         """The journal's file, once something has been written to it."""
-        return self._journal()
+        journal = self._journal_exporter()
+        return None if journal is None else journal.path
+
+    def overwritten(self) -> int:
+        """Return how many spans of the journal have been overwritten since it was full."""
+        journal = self._journal_exporter()
+        return 0 if journal is None else journal.overwritten
+
+    def _journal_exporter(self) -> JournalExporter | None:
+        exporter = self._outbox and self._outbox.exporter
+        return exporter if isinstance(exporter, JournalExporter) else None
 
     def stats(self) -> dict[str, int]:
         return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
@@ -315,6 +313,20 @@ class AgentTracerProvider(TracerProvider):
         self.close()
 
 
+@contextmanager
+def sending(trouble: Trouble) -> Iterator[None]:
+    """Mark this thread as one that sends for the agent; what exporters log on it meanwhile is noted as errors."""
+    # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
+    attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+    mark_agent_thread()
+    interceptor = _LogInterceptor(trouble.note_error)
+    keep_pace()
+    try:
+        yield
+    finally:
+        interceptor.detach()
+
+
 class _LogInterceptor(logging.Filter):
     """Passes what exporters log on this thread to ``take``, and keeps it out of the program's log."""
 
@@ -323,8 +335,6 @@ class _LogInterceptor(logging.Filter):
         self._take = take
         self._thread = threading.get_ident()
         self._loggers: list[logging.Logger] = []
-
-    def attach(self) -> None:
         for name, logger in list(logging.root.manager.loggerDict.items()):
             if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
                 # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
@@ -343,5 +353,5 @@ class _LogInterceptor(logging.Filter):
         return False
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -12,9 +12,11 @@ import selectors
 import socket
 import threading
 import time
-import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+
+from syncagent.support import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,9 +36,6 @@ _BACKLOG = 64
 _PAUSE_S = 1.0
 """For how long no connection is accepted after the process had no descriptor left."""
 _CLOSE_S = 5.0
-
-_open: weakref.WeakSet[Server] = weakref.WeakSet()
-_is_registered = False
 
 
 class _Connection:
@@ -81,28 +80,24 @@ class Server:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        _close_in_forked_children(self)
+        # Children inherit the sockets: one that outlives its parent would keep the port and never answer.
+        forks.call_in_children(self.close_sockets)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Close the port and every connection; waits a bounded time for an answer that is being made."""
         self._is_closed = True
-        try:
+        with suppress(OSError):
             self._wake.send(b".")
-        except OSError:
-            pass
         self._thread.join(_CLOSE_S)
         self.close_sockets()
 
     def close_sockets(self) -> None:
         """Close the sockets of this process, and nothing else."""
-        _open.discard(self)
         for one in (self._listener, self._wake, self._woken, *(c.socket for c in list(self._connections.values()))):
-            try:
+            with suppress(OSError):
                 one.close()
-            except OSError:
-                pass
 
     # --- on the server's thread
 
@@ -184,10 +179,8 @@ class Server:
 
     def _drop(self, connection: _Connection) -> None:
         self._connections.pop(connection.socket.fileno(), None)
-        try:
+        with suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
-        except (KeyError, ValueError):
-            pass
         connection.socket.close()
 
 
@@ -219,17 +212,3 @@ def _page(status: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
     shown = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = f"HTTP/1.1 {status}\r\n{shown}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode("latin-1", "replace") + body
-
-
-def _close_in_forked_children(server: Server) -> None:
-    """Children inherit the parent's sockets: one that outlives it would keep its port and never answer."""
-    global _is_registered
-    _open.add(server)
-    if not _is_registered and hasattr(os, "register_at_fork"):
-        _is_registered = True
-        os.register_at_fork(after_in_child=_close_all)
-
-
-def _close_all() -> None:
-    for server in list(_open):
-        server.close_sockets()

@@ -92,8 +92,6 @@ def from_json(content: bytes, *, strict: bool = True) -> Any:
         return json.loads(content, parse_constant=_no_number if strict else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError:
-        raise
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not text in {error.encoding}: {error.reason} at byte {error.start:,}") from None
     except ValueError as error:

@@ -40,7 +40,8 @@ def write(text: str) -> bool:
         found = stream()
         if found is None:
             return False
-        if found is not sys.__stderr__ or os.name != "posix":
+        is_pythons_own = found is sys.__stderr__
+        if not is_pythons_own or os.name != "posix":
             found.write(text)
             found.flush()
             return True

@@ -6,15 +6,11 @@ import os
 import secrets
 import stat
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from syncagent.support import reading
-
-try:
-    import fcntl
-except ImportError:  # not on this system
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +23,10 @@ __all__ = [
 
 DEFAULT_MODE = 0o600
 """Reports, journals and captures hold source lines, paths and arguments."""
+
+fcntl: Any = None
+with suppress(ImportError):  # not on this system
+    fcntl = import_module("fcntl")
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 

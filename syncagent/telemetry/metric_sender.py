@@ -5,33 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
-
-from opentelemetry.sdk.metrics.export import MetricExportResult
+from typing import TYPE_CHECKING
 
 from syncagent.support.pace import yield_gil
 from syncagent.support.randomness import isolate_opentelemetry
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, describe, sending
+from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, describe, failure_of, sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.metrics.export import MetricsData
 
+    from syncagent.telemetry.outbox import Exporter
     from syncagent.telemetry.responses import CollectorResponses
 
-__all__ = ["MetricSender", "Sends"]
+__all__ = ["MetricSender"]
 
 PATIENCE_S = 15.0
 """How long exports may fail before it is reported: nothing is lost by then, and spans usually have reported it."""
-
-
-class Sends(Protocol):
-    """What a MetricSender needs of the SDK's MetricExporter."""
-
-    def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
-    def shutdown(self) -> None: ...
 
 
 class MetricSender:
@@ -45,7 +37,7 @@ class MetricSender:
 
     def __init__(
         self,
-        exporter: Sends,
+        exporter: Exporter,
         collect: Callable[[], Sequence[MetricsData]],
         *,
         on_trouble: Callable[[str], None],
@@ -119,25 +111,21 @@ class MetricSender:
                     self._trouble.note_error(describe(error))
 
     def _send(self) -> None:
-        reason = "the exporter reported a failure"
-        try:
-            is_sent = all(map(self._export, self._collect()))
-        except Exception as error:
-            is_sent, reason = False, describe(error)
+        failure = failure_of(lambda: all(map(self._export, self._collect())))
         now = time.monotonic()
         with self._changed:
-            if is_sent:
+            if failure is None:
                 self._trouble.clear()
                 return
-            self._trouble.note_error(reason)
+            self._trouble.note_error(failure)
             since = self._trouble.since or now
             is_time = now - since >= PATIENCE_S and not self._is_closing
         if is_time:
-            self._trouble.report(reason)
+            self._trouble.report(failure)
 
     def _export(self, part: MetricsData) -> bool:
         yield_gil()
-        is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
+        is_sent = self._exporter.export(part).name == "SUCCESS"
         refused, why = self._responses.take_rejected()
         if refused:
             self._trouble.report(f"it does not take some: {why}")

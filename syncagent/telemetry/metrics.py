@@ -11,9 +11,8 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData, NumberDataPoint
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import SpanContext
-    from opentelemetry.util.types import AttributeValue
 
     from syncagent.delivery.sink import Source
     from syncagent.events import StepRecord, SyncEvent
+    from syncagent.telemetry.series import Attributes
     from syncagent.telemetry.spans import SpanSink
 
 __all__ = ["MetricSink", "of_program"]
@@ -45,7 +44,6 @@ __all__ = ["MetricSink", "of_program"]
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
-_FULL = "buffer full"
 _RECORDS_MAX = 100
 """How many measurements a program's own histogram gets at most for one record that stands for many syncs."""
 _PART = 25
@@ -64,17 +62,15 @@ _SPANS_WITHHELD = (semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, s
 _CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut")
 
 
-@dataclass(slots=True)
-class _Snapshot:
+class _Snapshot(NamedTuple):
+    """Everything that was counted, as of one moment."""
+
+    time_ns: int
     series: list[Series]
     steps: Series
     ratio: float | None
-    dropped: dict[str, int]
-    folded: int
-    cut: int
-    withheld: Mapping[str, int]
-    spans_lost: Mapping[str, int]
-    time_ns: int = field(default_factory=time.time_ns)
+    counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]]
+    """All counters but that of syncs, each with its values by attributes."""
 
 
 class MetricSink(Sink):
@@ -202,16 +198,11 @@ class MetricSink(Sink):
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         now = self._snapshot()
-        if not (now.series or now.steps.count or any(now.dropped.values())):
+        if not (now.series or now.steps.count or any(count for _, count in now.counters[_DROPPED])):
             return []
         scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
-        parts = [self._rest(now)]
-        for first in range(0, len(now.series), _PART):
-            series = self._syncs(now.series[first : first + _PART], now.time_ns)
-            if first:
-                parts.append(series)
-            else:
-                parts[0] = series + parts[0]
+        parts = [self._syncs(now.series[n : n + _PART], now.time_ns) for n in range(0, len(now.series), _PART)] or [[]]
+        parts[0] += self._rest(now)
         return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
 
     def _syncs(self, series: Sequence[Series], now_ns: int) -> list[Metric]:
@@ -225,7 +216,7 @@ class MetricSink(Sink):
 
         metrics = [
             _sum(about, [NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
-            for about, values in _counters(now).items()
+            for about, values in now.counters.items()
             if values
         ]
         if now.steps.count:
@@ -249,7 +240,7 @@ class MetricSink(Sink):
             return [] if now is None else [Observation(now)]
 
         def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _counters(self._snapshot())[about]]
+            return [Observation(value, labels) for labels, value in self._snapshot().counters[about]]
 
         meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
@@ -265,7 +256,7 @@ class MetricSink(Sink):
         line = None if site is None else (site.file, site.line, site.function)
         key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
 
-        def describe() -> dict[str, AttributeValue]:
+        def describe() -> Attributes:
             return self.sanitizer.clean(
                 {
                     semconv.OP: event.op,
@@ -282,27 +273,26 @@ class MetricSink(Sink):
     def _dropped(self) -> dict[str, int]:
         return dict(Counter(self._lost_before) + Counter(self._lost))
 
-    def _withheld(self) -> dict[str, int]:
+    def _withheld(self) -> Counter[str]:
         withheld = Counter(self._withheld_before)
         withheld.update({} if self.spans is None else self.spans.without_span())
-        return dict(withheld)
+        return withheld
 
     def _cut(self) -> int:
         return self._cut_before + self.sanitizer.cut + (0 if self.spans is None else self.spans.sanitizer.cut)
 
     def _snapshot(self) -> _Snapshot:
         with self._lock:
-            step_ns, stall_ns = (sum(part) for part in zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
-            return _Snapshot(
-                self._table.taken(),
-                self._steps.taken(),
-                min(stall_ns / step_ns, 1.0) if step_ns else None,
-                self._dropped(),
-                self._table.folded,
-                self._cut(),
-                self._withheld(),
-                self.spans_lost(),
-            )
+            step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
+            counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]] = {
+                _DROPPED: _by({"buffer full": 0} | self._dropped()),
+                _FOLDED: [({}, self._table.folded)],
+                _CUT: [({}, self._cut())],
+                _SPANS_WITHHELD: _by(self._withheld()),
+                _SPANS_DROPPED: _by(self.spans_lost()),
+            }
+            ratio = min(stall_ns / step_ns, 1.0) if step_ns else None
+            return _Snapshot(time.time_ns(), self._table.taken(), self._steps.taken(), ratio, counters)
 
 
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
@@ -328,18 +318,7 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
     return sink
 
 
-def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str, AttributeValue], int]]]:
-    """Return all counters but that of syncs, each with its values by attributes."""
-    return {
-        _DROPPED: _by({_FULL: 0} | now.dropped),
-        _FOLDED: [({}, now.folded)],
-        _CUT: [({}, now.cut)],
-        _SPANS_WITHHELD: _by(now.withheld),
-        _SPANS_DROPPED: _by(now.spans_lost),
-    }
-
-
-def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
+def _by(dropped: Mapping[str, int]) -> list[tuple[Attributes, int]]:
     """Zeros are included: an alert needs a series to look at."""
     return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
 
@@ -365,6 +344,7 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
     name, unit, description = about
     points = []
     for one in series:
+        examples = [Exemplar({}, value, ns, span.span_id, span.trace_id) for value, ns, span in one.examples.values()]
         points.append(
             HistogramDataPoint(
                 attributes=one.attributes,
@@ -376,10 +356,7 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
                 explicit_bounds=one.bounds,
                 min=one.min_s,
                 max=one.max_s,
-                exemplars=[
-                    Exemplar({}, value, end_ns, span.span_id, span.trace_id)
-                    for value, end_ns, span in one.examples.values()
-                ],
+                exemplars=examples,
             )
         )
         yield_gil()

@@ -21,12 +21,12 @@ from syncagent.support import forks
 from syncagent.support.pace import keep_pace
 from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
 from syncagent.support.threads import AgentThread
-from syncagent.telemetry.exporter_errors import explain_error
 from syncagent.telemetry.journal import JournalExporter
+from syncagent.telemetry.responses import explain_error
 from syncagent.telemetry.step_ids import PresetIdGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from enum import Enum
     from pathlib import Path
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from syncagent.telemetry.responses import CollectorResponses
 
-__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble", "describe", "sending"]
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble", "describe", "failure_of", "sending"]
 
 CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
@@ -47,9 +47,9 @@ _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
 
 
 class Exporter(Protocol):
-    """What an Outbox needs of the SDK's SpanExporter or LogRecordExporter."""
+    """What is needed here of the SDK's exporters of spans, log records and metrics."""
 
-    def export(self, batch: Sequence[Any], /) -> Enum: ...
+    def export(self, batch: Any, /) -> Enum: ...
     def shutdown(self) -> None: ...
 
 
@@ -235,29 +235,25 @@ class Outbox(SpanProcessor):
                 self._changed.wait(wait_s)
 
     def _send(self, exporter: Exporter, batch: list[Any]) -> None:
-        reason = "the exporter reported a failure"
-        try:
-            is_sent = exporter.export(batch).name == "SUCCESS"
-        except Exception as error:
-            is_sent, reason = False, describe(error)
+        failure = failure_of(lambda: exporter.export(batch).name == "SUCCESS")
         with self._changed:
             if self._is_abandoned:
                 return  # counted when it was given up
-            self._sending, is_lost = 0, False
-            if is_sent:
+            self._sending = 0
+            if failure is None:
                 refused, why = self._responses.take_rejected()
                 refused = min(refused, len(batch))
                 self._exported += len(batch) - refused
                 self._failed += refused
                 self._trouble.clear()
-                if refused:
-                    is_lost, reason = True, f"it does not take some: {why}"
+                failure = f"it does not take some: {why}" if refused else None
             else:
                 self._trouble.since = self._trouble.since or time.monotonic()
-                is_lost = not self._take_back(batch)
+                if self._take_back(batch):
+                    failure = None
             self._changed.notify_all()
-        if is_lost:
-            self._trouble.report(reason)
+        if failure is not None:
+            self._trouble.report(failure)
 
     def _take_back(self, batch: list[Any]) -> bool:
         """Queue again what the Collector wants later; return whether there was room for all of it."""
@@ -351,6 +347,14 @@ class _LogInterceptor(logging.Filter):
         if record.levelno >= logging.WARNING:
             self._take(record.getMessage())
         return False
+
+
+def failure_of(export: Callable[[], bool]) -> str | None:
+    """Return why an export has failed; ``None`` where it has not."""
+    try:
+        return None if export() else "the exporter reported a failure"
+    except Exception as error:
+        return describe(error)
 
 
 def describe(error: Exception) -> str:

@@ -77,11 +77,7 @@ class MetricSender:
         began = self._closing_since
         timeout_s += time.monotonic() - began
         with self._changed:
-            while not self._is_done:
-                left = self._trouble.remaining_s(began, timeout_s)
-                if left <= 0:
-                    break
-                self._changed.wait(left)
+            self._trouble.wait_for(lambda: self._is_done, began, timeout_s)
             in_time, failed = self._is_done, self._trouble.since is not None
         if failed or not in_time:
             self._trouble.report("no answer in time")

@@ -77,10 +77,14 @@ class Trouble:
     def clear(self) -> None:
         self.since = self._first_error = None
 
-    def remaining_s(self, began: float, timeout_s: float) -> float:
-        """Return how much longer to wait: to the timeout, or to the end of the grace period after the first error."""
-        grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
-        return began + min(timeout_s, grace) - time.monotonic()
+    def wait_for(self, is_over: Callable[[], bool], began: float, timeout_s: float) -> None:
+        """Wait, holding ``changed``: to the timeout, or to the end of the grace period after the first error."""
+        while not is_over():
+            grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
+            left = began + min(timeout_s, grace) - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
 
     def report(self, reason: str) -> None:
         """Report that something is lost, once; the exporter's first error explains it best."""
@@ -174,9 +178,6 @@ class Outbox(SpanProcessor):
             self._flushing -= 1
             return is_done
 
-    def shutdown(self) -> None:
-        self.close()
-
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is left, but return within that time, or sooner if exports have been failing."""
         with self._changed:
@@ -184,12 +185,9 @@ class Outbox(SpanProcessor):
                 return
             self._is_closing = True
             self._changed.notify_all()
-            began = time.monotonic()
-            while self._queue or self._sending:
-                left = self._trouble.remaining_s(began, timeout_s)
-                if self._thread is None or left <= 0:
-                    break
-                self._changed.wait(left)
+            self._trouble.wait_for(
+                lambda: self._thread is None or not (self._queue or self._sending), time.monotonic(), timeout_s
+            )
             lost = len(self._queue) + self._sending
             self._is_abandoned = True
             self._failed += self._sending
@@ -201,6 +199,8 @@ class Outbox(SpanProcessor):
             self._trouble.report(f"no answer within {timeout_s:g} s")
         elif self._thread is not None:
             self._thread.join(GRACE_S)  # it only has to shut the exporter down
+
+    shutdown = close  # what a provider calls
 
     def stats(self) -> dict[str, int]:
         """Return how many spans were delivered, how many could not be, and how many were dropped unsent."""
@@ -305,8 +305,7 @@ class AgentTracerProvider(TracerProvider):
         if self._outbox is not None:
             self._outbox.close(timeout_s)
 
-    def shutdown(self) -> None:
-        self.close()
+    shutdown = close
 
 
 @contextmanager

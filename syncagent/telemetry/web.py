@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -36,18 +37,17 @@ _BACKLOG = 64
 _PAUSE_S = 1.0
 """For how long no connection is accepted after the process had no descriptor left."""
 _CLOSE_S = 5.0
+_NOTHING = memoryview(b"")
 
 
+@dataclass(slots=True, eq=False)
 class _Connection:
     """One client: its request comes in, then its answer goes out, then it is closed."""
 
-    __slots__ = ("answer", "ending", "head", "socket")
-
-    def __init__(self, accepted: socket.socket) -> None:
-        self.socket = accepted
-        self.head = b""
-        self.answer = memoryview(b"")
-        self.ending = time.monotonic() + REQUEST_S
+    client: socket.socket
+    head: bytes = b""
+    answer: memoryview = _NOTHING
+    ending: float = field(default_factory=lambda: time.monotonic() + REQUEST_S)
 
 
 class Server:
@@ -95,7 +95,7 @@ class Server:
 
     def close_sockets(self) -> None:
         """Close the sockets of this process, and nothing else."""
-        for one in (self._listener, self._wake, self._woken, *(c.socket for c in list(self._connections.values()))):
+        for one in (self._listener, self._wake, self._woken, *(c.client for c in list(self._connections.values()))):
             with suppress(OSError):
                 one.close()
 
@@ -104,7 +104,9 @@ class Server:
     def _serve(self) -> None:
         while True:
             try:
-                ready = self._selector.select(self._timeout_s())
+                endings = [connection.ending for connection in self._connections.values()]
+                endings += [] if self._paused_until is None else [self._paused_until]
+                ready = self._selector.select(max(min(endings) - time.monotonic(), 0.0) if endings else None)
                 if self._is_closed:
                     return
                 for key, _ in ready:
@@ -115,12 +117,6 @@ class Server:
                 self._drop_overdue()
             except Exception:
                 time.sleep(_PAUSE_S)  # whatever it is, it must not keep a core busy
-
-    def _timeout_s(self) -> float | None:
-        endings = [connection.ending for connection in self._connections.values()]
-        if self._paused_until is not None:
-            endings.append(self._paused_until)
-        return max(min(endings) - time.monotonic(), 0.0) if endings else None
 
     def _drop_overdue(self) -> None:
         now = time.monotonic()
@@ -153,35 +149,34 @@ class Server:
 
     def _serve_ready(self, connection: _Connection) -> None:
         """Receive what has come, or send what can be sent."""
-        if self._connections.get(connection.socket.fileno()) is not connection:
+        if self._connections.get(connection.client.fileno()) is not connection:
             return  # dropped in this very round
         try:
             if connection.answer:
-                connection.answer = connection.answer[connection.socket.send(connection.answer) :]
+                connection.answer = connection.answer[connection.client.send(connection.answer) :]
             else:
                 self._receive(connection)
             if not connection.answer and _is_whole(connection.head):
                 self._drop(connection)
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError:
-            self._drop(connection)
+        except OSError as error:
+            if not isinstance(error, (BlockingIOError, InterruptedError)):
+                self._drop(connection)
 
     def _receive(self, connection: _Connection) -> None:
-        received = connection.socket.recv(HEAD_BYTES)
+        received = connection.client.recv(HEAD_BYTES)
         connection.head += received
         if not received or (len(connection.head) > HEAD_BYTES and not _is_whole(connection.head)):
             self._drop(connection)
         elif _is_whole(connection.head):
             connection.answer = memoryview(_answer(connection.head, self._application))
             connection.ending = time.monotonic() + ANSWER_S
-            self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+            self._selector.modify(connection.client, selectors.EVENT_WRITE, connection)
 
     def _drop(self, connection: _Connection) -> None:
-        self._connections.pop(connection.socket.fileno(), None)
+        self._connections.pop(connection.client.fileno(), None)
         with suppress(KeyError, ValueError):
-            self._selector.unregister(connection.socket)
-        connection.socket.close()
+            self._selector.unregister(connection.client)
+        connection.client.close()
 
 
 def _is_whole(head: bytes) -> bool:

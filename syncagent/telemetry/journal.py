@@ -33,7 +33,7 @@ _FEW = 8
 
 
 class JournalExporter:
-    """A ``SpanExporter`` in all but its base class, whose import fails where an OTEL_* variable is malformed.
+    """What an Outbox needs of a ``SpanExporter``, whose import fails where an OTEL_* variable is malformed.
 
     Each line is appended in one write, so that the process may be killed at any time.
 
@@ -60,8 +60,8 @@ class JournalExporter:
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         from opentelemetry.sdk.trace.export import SpanExportResult
 
-        if self._is_shut or not spans:
-            return SpanExportResult.FAILURE if self._is_shut else SpanExportResult.SUCCESS
+        if self._is_shut:
+            return SpanExportResult.FAILURE
         try:
             for first in range(0, len(spans), _FEW):
                 few = spans[first : first + _FEW]
@@ -78,9 +78,6 @@ class JournalExporter:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
-        return True  # nothing is held back
 
     def _write(self, line: bytes) -> None:
         file = self._open() if self._file is None else self._file

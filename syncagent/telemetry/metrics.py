@@ -194,38 +194,33 @@ class MetricSink(Sink):
 
     def data(self, resource: Resource) -> list[MetricsData]:
         """Return everything since the start as the SDK's records, cumulative, in parts; none if nothing happened."""
-        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
+        from opentelemetry.sdk.metrics import export as sdk
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         now = self._snapshot()
         if not (now.series or now.steps.count or any(count for _, count in now.counters[_DROPPED])):
             return []
-        scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
-        parts = [self._syncs(now.series[n : n + _PART], now.time_ns) for n in range(0, len(now.series), _PART)] or [[]]
-        parts[0] += self._rest(now)
-        return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
-
-    def _syncs(self, series: Sequence[Series], now_ns: int) -> list[Metric]:
-        from opentelemetry.sdk.metrics.export import NumberDataPoint
-
-        counts = [NumberDataPoint(one.attributes, one.began_ns, now_ns, one.count) for one in series]
-        return [_sum(_SYNCS, counts), _histogram(_STALL, series, now_ns)]
-
-    def _rest(self, now: _Snapshot) -> list[Metric]:
-        from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
-
-        metrics = [
-            _sum(about, [NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
+        rest = [
+            _sum(about, [sdk.NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
             for about, values in now.counters.items()
             if values
         ]
         if now.steps.count:
-            metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
+            rest.append(_histogram(_STEP, [now.steps], now.time_ns))
         if now.ratio is not None:
             name, unit, description = _RATIO
-            points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
-            metrics.append(Metric(name, description, unit, Gauge(points)))
-        return metrics
+            points = [sdk.NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
+            rest.append(sdk.Metric(name, description, unit, sdk.Gauge(points)))
+        parts: list[list[Metric]] = [] if now.series else [[]]
+        for first in range(0, len(now.series), _PART):
+            series = now.series[first : first + _PART]
+            counts = [sdk.NumberDataPoint(one.attributes, one.began_ns, now.time_ns, one.count) for one in series]
+            parts.append([_sum(_SYNCS, counts), _histogram(_STALL, series, now.time_ns)])
+        parts[0] += rest
+        scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
+        return [
+            sdk.MetricsData([sdk.ResourceMetrics(resource, [sdk.ScopeMetrics(scope, part, "")], "")]) for part in parts
+        ]
 
     def _instruments(self, provider: MeterProvider) -> None:
         from opentelemetry.metrics import Observation

@@ -40,7 +40,7 @@ class MetricSender:
         exporter: Exporter,
         collect: Callable[[], Sequence[MetricsData]],
         *,
-        on_trouble: Callable[[str], None],
+        on_trouble: Callable[[str], object],
         responses: CollectorResponses,
         interval_s: float = 60.0,
     ) -> None:

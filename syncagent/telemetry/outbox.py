@@ -59,7 +59,7 @@ class Trouble:
     ``changed`` guards it, and is notified of errors, for those who wait for the sending to end.
     """
 
-    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], None]) -> None:
+    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], object]) -> None:
         self._changed = changed
         self._on_trouble = on_trouble
         self._is_reported = False
@@ -108,7 +108,7 @@ class Outbox(SpanProcessor):
         self,
         make_exporter: Callable[[], Exporter],
         *,
-        on_trouble: Callable[[str], None],
+        on_trouble: Callable[[str], object],
         responses: CollectorResponses,
         max_queue: int = 2048,
         max_batch: int = 32,

@@ -64,24 +64,21 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
         **run_resource,
     }
     found = Resource.create()
-    attributes = {key: value for key, value in found.attributes.items() if value != ""}
+    attributes = {key: _redacted(key, value) for key, value in found.attributes.items() if value != ""}
     if str(attributes.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
         del attributes[semconv.SERVICE_NAME]
-    attributes = _without_secrets(attributes)
     if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs run the detectors in no fixed order
         attributes[semconv.SERVICE_NAME] = named
     return Resource(AttributeSanitizer().clean({**own, **attributes}), found.schema_url)
 
 
-def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Redact the command line, which a resource detector may have put there as a whole."""
-    found = dict(attributes)
-    for name, value in attributes.items():
-        if name.startswith("process.command") or name == "process.executable.path":
-            is_list = isinstance(value, (list, tuple))
-            words = redaction.argv([str(word) for word in value] if is_list else str(value).split(" "))
-            found[name] = words if is_list else " ".join(words)
-    return found
+def _redacted(name: str, value: Any) -> Any:
+    """Return an attribute without the secrets of a command line, which a resource detector may have put there."""
+    if not name.startswith("process.command") and name != "process.executable.path":
+        return value
+    if isinstance(value, (list, tuple)):
+        return redaction.argv([str(word) for word in value])
+    return " ".join(redaction.argv(str(value).split(" ")))
 
 
 @_config_errors("OpenTelemetry cannot be set up as its OTEL_*")
@@ -101,16 +98,18 @@ def build_provider(
         return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
     if chosen == "none":
         return AgentTracerProvider(resource, None), "nowhere: OTEL_TRACES_EXPORTER is none"
-    responses = CollectorResponses()
     if chosen == "otlp":
-        target = otel_env.endpoint(os.environ)
-        make = partial(_exporter, otel_env.TRACES, responses)
-        outbox = _outbox(make, 5.0, partial(_warn_once, otel_env.TRACES, target), responses)
+        outbox, target = _otlp_outbox(otel_env.TRACES, 5.0)
         return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
     if journal is None:
         return AgentTracerProvider(resource, None), "nowhere: no OTLP endpoint and no journal"
-    make = partial(_journal, journal, journal_mode, os.getpid())
-    return AgentTracerProvider(resource, _outbox(make, JOURNAL_DELAY_S, _warn_of_gaps, responses)), f"journal {journal}"
+    outbox = _outbox(
+        partial(_journal, journal, journal_mode, os.getpid()),
+        JOURNAL_DELAY_S,
+        on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
+        responses=CollectorResponses(),
+    )
+    return AgentTracerProvider(resource, outbox), f"journal {journal}"
 
 
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
@@ -143,18 +142,18 @@ def build_metric_sender(
     )
 
 
-_EXPORTERS = {
-    otel_env.TRACES: ("trace_exporter", "OTLPSpanExporter"),
-    otel_env.METRICS: ("metric_exporter", "OTLPMetricExporter"),
-    otel_env.LOGS: ("_log_exporter", "OTLPLogExporter"),
+_SIGNALS = {
+    otel_env.TRACES: ("trace_exporter", "OTLPSpanExporter", "spans are being lost"),
+    otel_env.METRICS: ("metric_exporter", "OTLPMetricExporter", "metrics do not arrive"),
+    otel_env.LOGS: ("_log_exporter", "OTLPLogExporter", "log records are being lost"),
 }
-"""The SDK's OTLP exporter of each signal: its module and its class."""
+"""The SDK's OTLP exporter of each signal, its module and its class, and what it means where it fails."""
 
 
 def _exporter(signal: str, responses: CollectorResponses) -> Any:
     """Make the exporter of a signal; over HTTP its answers are read, unless the program brings its own sessions."""
     is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
-    module, name = _EXPORTERS[signal]
+    module, name, _ = _SIGNALS[signal]
     package = f"opentelemetry.exporter.otlp.proto.{'grpc' if is_grpc else 'http'}"
     own = (
         "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
@@ -180,9 +179,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
         return None
     from opentelemetry.sdk._logs import LoggerProvider
 
-    target, responses = otel_env.endpoint(environ, otel_env.LOGS), CollectorResponses()
-    make = partial(_exporter, otel_env.LOGS, responses)
-    outbox = _outbox(make, 1.0, partial(_warn_once, otel_env.LOGS, target), responses, otel_env.LOG_BATCHES)
+    outbox, _ = _otlp_outbox(otel_env.LOGS, 1.0, otel_env.LOG_BATCHES)
     provider = LoggerProvider(resource, shutdown_on_exit=False)
     provider.add_log_record_processor(outbox)  # type: ignore[arg-type]
     return provider, outbox
@@ -197,10 +194,17 @@ def _journal(path: Path, mode: int, parent_pid: int) -> JournalExporter:
     return JournalExporter(path, mode=mode)
 
 
+def _otlp_outbox(signal: str, delay_s: float, batches: str = otel_env.SPAN_BATCHES) -> tuple[Outbox, str]:
+    """Return what sends a signal by OTLP, and where to, for people to read."""
+    target, responses = otel_env.endpoint(os.environ, signal), CollectorResponses()
+    make = partial(_exporter, signal, responses)
+    return _outbox(make, delay_s, partial(_warn_once, signal, target), responses, batches), target
+
+
 def _outbox(
     make_exporter: Callable[[], Exporter],
     delay_s: float,
-    on_trouble: Callable[[str], None],
+    on_trouble: Callable[[str], object],
     responses: CollectorResponses,
     batches: str = otel_env.SPAN_BATCHES,
 ) -> Outbox:
@@ -220,13 +224,6 @@ _in_trouble: set[str] = set()
 """Hosts for which it has been reported that spans are being lost."""
 
 
-_LOST = {
-    otel_env.TRACES: "spans are being lost",
-    otel_env.METRICS: "metrics do not arrive",
-    otel_env.LOGS: "log records are being lost",
-}
-
-
 def _warn_once(signal: str, target: str, reason: str) -> None:
     """Say that a signal is in trouble; nothing where the same collector's trouble with spans has been reported."""
     host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
@@ -234,11 +231,7 @@ def _warn_once(signal: str, target: str, reason: str) -> None:
         _in_trouble.add(host)
     elif host in _in_trouble:
         return
-    get_logger().warning(f"{_LOST[signal]}; training goes on, this is said once", to=target, reason=reason)
-
-
-def _warn_of_gaps(reason: str) -> None:
-    log_once("journal", "the journal lacks spans", reason=reason)
+    get_logger().warning(f"{_SIGNALS[signal][2]}; training goes on, this is said once", to=target, reason=reason)
 
 
 def _script_name() -> str:

@@ -158,9 +158,10 @@ class Server:
                 self._receive(connection)
             if not connection.answer and _is_whole(connection.head):
                 self._drop(connection)
-        except OSError as error:
-            if not isinstance(error, (BlockingIOError, InterruptedError)):
-                self._drop(connection)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self._drop(connection)
 
     def _receive(self, connection: _Connection) -> None:
         received = connection.client.recv(HEAD_BYTES)

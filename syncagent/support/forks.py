@@ -6,12 +6,13 @@ child's first moment on.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["call_in_children", "keep_in_children", "reset_in_children"]
 
 _resets: dict[int, Callable[[], None]] = {}
-_has_fork_handlers = False
-
-
-class _Masks(threading.local):
-    before: set[Any] | None = None
-
-
-_masks = _Masks()
+_masks = threading.local()
 
 
 def call_in_children(method: Callable[[], None]) -> None:
@@ -44,10 +38,13 @@ def call_in_children(method: Callable[[], None]) -> None:
 
 def reset_in_children(number: int, reset: Callable[[], None]) -> None:
     """Have ``reset`` called in every forked child, before signal ``number`` can arrive there."""
-    global _has_fork_handlers
     _resets[number] = reset
-    if not _has_fork_handlers and hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
-        _has_fork_handlers = True
+    _register()
+
+
+@functools.cache
+def _register() -> None:
+    if hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
         os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_reset_child)
 
 
@@ -64,7 +61,7 @@ def _before_fork() -> None:
 
 
 def _unblock() -> None:
-    before, _masks.before = _masks.before, None
+    before = vars(_masks).pop("before", None)
     if before is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

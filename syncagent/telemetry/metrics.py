@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from syncagent.telemetry.series import Attributes
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["MetricSink", "of_program"]
+__all__ = ["MetricSink", "context_of", "of_program"]
 
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
@@ -156,7 +156,7 @@ class MetricSink(Sink):
                 elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
                     self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + total_s * 1e9
             if self._stall_histogram is not None:  # without the lock: the SDK has its own, and calls back under them
-                context = _context_of(span, event.user_context)
+                context = context_of(span, event.user_context)
                 for _ in range(min(count, _RECORDS_MAX)):
                     self._stall_histogram.record(total_s / count, series.attributes, context)
                     yield_gil()
@@ -178,7 +178,7 @@ class MetricSink(Sink):
             self._slices[-1][0] += duration_ns
             self._slices[-1][1] += stall_ns
         if self._step_histogram is not None:
-            self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
+            self._step_histogram.record(duration_ns / 1e9, context=context_of(span, record.user_context))
 
     def close(self) -> None:
         """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
@@ -318,8 +318,8 @@ def _by(dropped: Mapping[str, int]) -> list[tuple[Attributes, int]]:
     return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
 
 
-def _context_of(span: SpanContext | None, user: object | None) -> Context | None:
-    """Return what the SDK takes the exemplar from: our span, or else the user's that was active at the time."""
+def context_of(span: SpanContext | None, user: object | None) -> Context:
+    """Return what the SDK takes the span from: ours, or else the user's that was active at the time."""
     if span is not None:
         return set_span_in_context(NonRecordingSpan(span), Context())
     return user if isinstance(user, Context) else Context()

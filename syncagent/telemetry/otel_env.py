@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from syncagent.errors import ConfigError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
+    "batches",
     "check",
     "check_logs",
     "check_metrics",
@@ -38,9 +39,10 @@ TRACES: Final = "TRACES"
 METRICS: Final = "METRICS"
 LOGS: Final = "LOGS"
 
-SPAN_BATCHES: Final = "OTEL_BSP"
-LOG_BATCHES: Final = "OTEL_BLRP"
-"""Prefixes of the variables for queues and batches."""
+_BATCHES = {
+    signal: (f"{begins}_SCHEDULE_DELAY", f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE")
+    for signal, begins in ((TRACES, "OTEL_BSP"), (LOGS, "OTEL_BLRP"))
+}
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
@@ -167,7 +169,7 @@ def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
 def check(environ: Mapping[str, str]) -> None:
     """Check the variables of spans; raises ConfigError with the variable, its value and what is allowed."""
     _obey(_SPANS, environ)
-    _check_batches(SPAN_BATCHES, environ)
+    _check_batches(TRACES, environ)
     if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey(_RATIO, environ)
     _check_otlp(TRACES, environ)
@@ -190,7 +192,7 @@ def check_logs(environ: Mapping[str, str]) -> None:
     """Check the variables of logs; raises ConfigError."""
     _obey(_LOGS, environ)
     if exporter(environ, LOGS) == "otlp":
-        _check_batches(LOG_BATCHES, environ)
+        _check_batches(LOGS, environ)
     _check_otlp(LOGS, environ)
 
 
@@ -264,9 +266,19 @@ def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int
     return int(environ.get(variable) or default)
 
 
-def _check_batches(begins: str, environ: Mapping[str, str]) -> None:
-    queue, batch = f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE"
-    _obey(dict.fromkeys((f"{begins}_SCHEDULE_DELAY", queue, batch), _FROM_1), environ)
+def batches(environ: Mapping[str, str], signal: str, delay_s: float) -> dict[str, Any]:
+    """Return the sizes of an Outbox's queue and batches, and after how long a batch is sent."""
+    delay, queue, batch = _BATCHES[signal]
+    return {
+        "delay_s": positive_int(environ, delay, round(delay_s * 1e3)) / 1e3,
+        "max_queue": positive_int(environ, queue, 2048),
+        "max_batch": positive_int(environ, batch, 512),
+    }
+
+
+def _check_batches(signal: str, environ: Mapping[str, str]) -> None:
+    _, queue, batch = _BATCHES[signal]
+    _obey(dict.fromkeys(_BATCHES[signal], _FROM_1), environ)
     if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
         raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
 

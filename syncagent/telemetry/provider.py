@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from syncagent.telemetry.journal import JournalExporter
     from syncagent.telemetry.metric_sender import MetricSender
-    from syncagent.telemetry.outbox import AgentTracerProvider, Exporter, Outbox
+    from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
 __all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
 
@@ -91,7 +91,7 @@ def build_provider(
     """
     otel_env.check(os.environ)
     # Checked first, imported now: the SDK reads some variables at import.
-    from syncagent.telemetry.outbox import AgentTracerProvider
+    from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
     chosen = otel_env.exporter(os.environ)
     if otel_env.is_disabled(os.environ):
@@ -103,11 +103,11 @@ def build_provider(
         return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
     if journal is None:
         return AgentTracerProvider(resource, None), "nowhere: no OTLP endpoint and no journal"
-    outbox = _outbox(
+    outbox = Outbox(
         partial(_journal, journal, journal_mode, os.getpid()),
-        JOURNAL_DELAY_S,
         on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
         responses=CollectorResponses(),
+        **otel_env.batches(os.environ, otel_env.TRACES, JOURNAL_DELAY_S),
     )
     return AgentTracerProvider(resource, outbox), f"journal {journal}"
 
@@ -179,7 +179,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
         return None
     from opentelemetry.sdk._logs import LoggerProvider
 
-    outbox, _ = _otlp_outbox(otel_env.LOGS, 1.0, otel_env.LOG_BATCHES)
+    outbox, _ = _otlp_outbox(otel_env.LOGS, 1.0)
     provider = LoggerProvider(resource, shutdown_on_exit=False)
     provider.add_log_record_processor(outbox)  # type: ignore[arg-type]
     return provider, outbox
@@ -194,30 +194,18 @@ def _journal(path: Path, mode: int, parent_pid: int) -> JournalExporter:
     return JournalExporter(path, mode=mode)
 
 
-def _otlp_outbox(signal: str, delay_s: float, batches: str = otel_env.SPAN_BATCHES) -> tuple[Outbox, str]:
+def _otlp_outbox(signal: str, delay_s: float) -> tuple[Outbox, str]:
     """Return what sends a signal by OTLP, and where to, for people to read."""
-    target, responses = otel_env.endpoint(os.environ, signal), CollectorResponses()
-    make = partial(_exporter, signal, responses)
-    return _outbox(make, delay_s, partial(_warn_once, signal, target), responses, batches), target
-
-
-def _outbox(
-    make_exporter: Callable[[], Exporter],
-    delay_s: float,
-    on_trouble: Callable[[str], object],
-    responses: CollectorResponses,
-    batches: str = otel_env.SPAN_BATCHES,
-) -> Outbox:
     from syncagent.telemetry.outbox import Outbox
 
-    return Outbox(
-        make_exporter,
-        max_queue=otel_env.positive_int(os.environ, f"{batches}_MAX_QUEUE_SIZE", 2048),
-        max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
-        delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
-        on_trouble=on_trouble,
+    target, responses = otel_env.endpoint(os.environ, signal), CollectorResponses()
+    outbox = Outbox(
+        partial(_exporter, signal, responses),
+        on_trouble=partial(_warn_once, signal, target),
         responses=responses,
+        **otel_env.batches(os.environ, signal, delay_s),
     )
+    return outbox, target
 
 
 _in_trouble: set[str] = set()

@@ -9,8 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 
 from syncagent.support.pace import STRETCH_NS, keep_pace, yield_gil
-from syncagent.support.randomness import own_randomness
-from syncagent.support.threads import AgentThread
+from syncagent.support.threads import AgentThread, own_randomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,8 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from syncagent.support.pace import yield_gil
-from syncagent.support.randomness import isolate_opentelemetry
-from syncagent.support.threads import AgentThread
+from syncagent.support.threads import AgentThread, isolate_opentelemetry
 from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, describe, failure_of, sending
 
 if TYPE_CHECKING:

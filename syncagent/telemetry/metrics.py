@@ -21,7 +21,7 @@ from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
 from syncagent.events import Phase
 from syncagent.support.pace import yield_gil
-from syncagent.support.randomness import isolate_opentelemetry
+from syncagent.support.threads import isolate_opentelemetry
 from syncagent.telemetry import semconv
 from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.series import Series, SeriesTable

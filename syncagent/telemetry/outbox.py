@@ -19,8 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from syncagent.support import forks
 from syncagent.support.pace import keep_pace
-from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
-from syncagent.support.threads import AgentThread
+from syncagent.support.threads import AgentThread, isolate_opentelemetry, own_randomness
 from syncagent.telemetry.journal import JournalExporter
 from syncagent.telemetry.responses import explain_error
 from syncagent.telemetry.step_ids import PresetIdGenerator
@@ -313,11 +312,11 @@ def sending(trouble: Trouble) -> Iterator[None]:
     """Mark this thread as one that sends for the agent; what exporters log on it meanwhile is noted as errors."""
     # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
     attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-    mark_agent_thread()
     interceptor = _LogInterceptor(trouble.note_error)
     keep_pace()
     try:
-        yield
+        with own_randomness():
+            yield
     finally:
         interceptor.detach()
 

@@ -23,7 +23,7 @@ cases, folder = json.load(open(sys.argv[1])), sys.argv[2]
 import torch
 for name in ("runtime.agent", "runtime.autostart", "runtime.script", "simulate", "telemetry.journal",
              "telemetry.provider", "telemetry.outbox", "telemetry.spans", "report.formats.text", "report.files",
-             "sensors.calibration", "simulate.engine"):
+             "torchbridge.calibration", "simulate.engine"):
     importlib.import_module("syncagent." + name)
 torch.set_num_threads(1)
 from torch._subclasses.fake_tensor import FakeTensorMode

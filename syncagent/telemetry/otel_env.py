@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "batches",
     "check",
-    "check_logs",
-    "check_metrics",
     "check_resource",
     "endpoint",
     "exporter",
@@ -148,7 +146,7 @@ _SCRAPED = {
         "a port from 1 to 65535", lambda value: _FROM_1.is_valid(value) and int(value) <= 65535
     ),
 }
-_LOGS = {"OTEL_LOGS_EXPORTER": _one_of(*_EXPORTERS)}
+_VARIABLES = {TRACES: _SPANS, METRICS: _METRICS, LOGS: {"OTEL_LOGS_EXPORTER": _one_of(*_EXPORTERS)}}
 _OTLP = {
     "TIMEOUT": _number(math.ulp(0.0), 1e9, "a number of seconds above 0"),
     "COMPRESSION": _one_of("none", "gzip", "deflate"),
@@ -166,41 +164,25 @@ def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
 
 
-def check(environ: Mapping[str, str]) -> None:
-    """Check the variables of spans; raises ConfigError with the variable, its value and what is allowed."""
-    _obey(_SPANS, environ)
-    _check_batches(TRACES, environ)
-    if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
+def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
+    """Check the variables of a signal; raises ConfigError with the variable, its value and what is allowed."""
+    _obey(_VARIABLES[signal], environ)
+    target = exporter(environ, signal)
+    if signal == TRACES or (signal == LOGS and target == "otlp"):  # a journal has batches, too
+        _check_batches(signal, environ)
+    if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey(_RATIO, environ)
-    _check_otlp(TRACES, environ)
+    if target == "otlp":
+        protocol(environ, signal)
+        endpoint(environ, signal)
+        _obey({name: values for setting, values in _OTLP.items() for name in otlp(setting, signal)}, environ)
+    elif target == PROMETHEUS:
+        _obey(_SCRAPED, environ)
 
 
 def check_resource(environ: Mapping[str, str]) -> None:
     """Check the variables that spans, metrics and logs have in common; raises ConfigError."""
     _obey(_RESOURCE, environ)
-
-
-def check_metrics(environ: Mapping[str, str]) -> None:
-    """Check the variables of metrics; raises ConfigError."""
-    _obey(_METRICS, environ)
-    _check_otlp(METRICS, environ)
-    if exporter(environ, METRICS) == PROMETHEUS:
-        _obey(_SCRAPED, environ)
-
-
-def check_logs(environ: Mapping[str, str]) -> None:
-    """Check the variables of logs; raises ConfigError."""
-    _obey(_LOGS, environ)
-    if exporter(environ, LOGS) == "otlp":
-        _check_batches(LOGS, environ)
-    _check_otlp(LOGS, environ)
-
-
-def _check_otlp(signal: str, environ: Mapping[str, str]) -> None:
-    if exporter(environ, signal) == "otlp":
-        protocol(environ, signal)
-        endpoint(environ, signal)
-        _obey({name: values for setting, values in _OTLP.items() for name in otlp(setting, signal)}, environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:

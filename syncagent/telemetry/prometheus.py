@@ -40,7 +40,7 @@ def build_endpoint(resource: Resource, collect: _Collect, local_rank: int | None
     environ = os.environ
     if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != otel_env.PROMETHEUS:
         return None
-    otel_env.check_metrics(environ)
+    otel_env.check(environ, otel_env.METRICS)
     address = Address(environ, local_rank)
     if address.port > 65535:
         raise ConfigError(f"{address} is not allowed; the port of the last rank may be 65535 at most.")

@@ -126,7 +126,7 @@ def build_metric_sender(
     environ = os.environ
     if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != "otlp":
         return None
-    otel_env.check_metrics(environ)
+    otel_env.check(environ, otel_env.METRICS)
     target = otel_env.endpoint(environ, otel_env.METRICS)
     if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
         log_once("temporality", f"{_TEMPORALITY} is not obeyed: metrics are sent cumulative, so that none is lost")
@@ -174,7 +174,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
     environ = os.environ
     if otel_env.is_disabled(environ) or not environ.get("OTEL_LOGS_EXPORTER", "").strip():
         return None
-    otel_env.check_logs(environ)
+    otel_env.check(environ, otel_env.LOGS)
     if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
         return None
     from opentelemetry.sdk._logs import LoggerProvider

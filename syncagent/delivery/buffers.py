@@ -29,14 +29,12 @@ class BufferReader:
         self,
         recorder: Recorder,
         rank: int | None,
-        device_name: str = "cuda",
         policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None,
     ) -> None:
         """``policy_of`` says which policy judged a sync that the regions with these numbers cover."""
         self._recorder = recorder
         self.rank = rank
         """Written into all records; may become known later."""
-        self._device_name = device_name
         self._policy_of = policy_of
         self.ended_steps: deque[tuple[int, int, int, Any]] = deque()
         """Steps that have ended: number, start and end (``perf_counter_ns``), OpenTelemetry's context."""
@@ -99,9 +97,8 @@ class BufferReader:
         )
 
     def _step(self, step: int, start_ns: int, end_ns: int, context: Any) -> StepRecord:
-        anchor = self._anchor_ns
         span = self._recorder.faults.guard("reading the program's span", lambda: span_in(context), None)
-        return StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context or None)
+        return StepRecord(step, self.epoch_ns(start_ns), self.epoch_ns(end_ns), self.rank, span, context or None)
 
     def _sums(self, state: ThreadState) -> list[SyncEvent]:
         """Make one event of the syncs of a line that were only added up since the last time."""
@@ -132,7 +129,7 @@ class BufferReader:
             phase=context.phase,
             step=seen.step,
             rank=self.rank,
-            device=f"{self._device_name}:{context.device}",
+            device=f"cuda:{context.device}",
             stream=context.stream,
             thread=state.name,
             sensor=context.sensor,

@@ -70,7 +70,7 @@ class _Snapshot(NamedTuple):
     steps: Series
     ratio: float | None
     counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]]
-    """All counters but that of syncs, each with its values by attributes."""
+    """Each counter's values by attributes."""
 
 
 class MetricSink(Sink):
@@ -203,7 +203,7 @@ class MetricSink(Sink):
         rest = [
             _sum(about, [sdk.NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
             for about, values in now.counters.items()
-            if values
+            if values and about is not _SYNCS
         ]
         if now.steps.count:
             rest.append(_histogram(_STEP, [now.steps], now.time_ns))
@@ -227,9 +227,6 @@ class MetricSink(Sink):
 
         meter = provider.get_meter(semconv.INSTRUMENTATION, __version__)
 
-        def syncs(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(one.count, one.attributes) for one in self._snapshot().series]
-
         def ratio(_options: CallbackOptions) -> list[Observation]:
             now = self._snapshot().ratio
             return [] if now is None else [Observation(now)]
@@ -237,9 +234,8 @@ class MetricSink(Sink):
         def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
             return [Observation(value, labels) for labels, value in self._snapshot().counters[about]]
 
-        meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
-        for about in (_DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
+        for about in (_SYNCS, _DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
             meter.create_observable_counter(about[0], [partial(counted, about)], about[1], about[2])
         self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
         self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
@@ -279,7 +275,9 @@ class MetricSink(Sink):
     def _snapshot(self) -> _Snapshot:
         with self._lock:
             step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
+            series = self._table.taken()
             counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]] = {
+                _SYNCS: [(one.attributes, one.count) for one in series],
                 _DROPPED: _by({"buffer full": 0} | self._dropped()),
                 _FOLDED: [({}, self._table.folded)],
                 _CUT: [({}, self._cut())],
@@ -287,7 +285,7 @@ class MetricSink(Sink):
                 _SPANS_DROPPED: _by(self.spans_lost()),
             }
             ratio = min(stall_ns / step_ns, 1.0) if step_ns else None
-            return _Snapshot(time.time_ns(), self._table.taken(), self._steps.taken(), ratio, counters)
+            return _Snapshot(time.time_ns(), series, self._steps.taken(), ratio, counters)
 
 
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()

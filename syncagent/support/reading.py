@@ -59,13 +59,10 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 def read(path: str | os.PathLike[str], most: int) -> bytes:
     """Return what is in a regular file; raise ``OSError`` where that is more than ``most`` bytes, or cannot be read."""
-    descriptor = open_regular(path)
-    try:
-        if os.fstat(descriptor).st_size > most:
+    with open(open_regular(path), "rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size > most:
             raise TooLargeError(most)
-        return b"".join(_bounded(iter(partial(os.read, descriptor, _CHUNK), b""), most))
-    finally:
-        os.close(descriptor)
+        return b"".join(_bounded(iter(partial(stream.read, _CHUNK), b""), most))
 
 
 def unpacked(content: bytes, most: int) -> bytes:

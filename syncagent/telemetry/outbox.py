@@ -309,42 +309,31 @@ class AgentTracerProvider(TracerProvider):
 
 @contextmanager
 def sending(trouble: Trouble) -> Iterator[None]:
-    """Mark this thread as one that sends for the agent; what exporters log on it meanwhile is noted as errors."""
+    """Mark this thread as one that sends for the agent.
+
+    What exporters log on it meanwhile is noted as errors, and kept out of the program's log.
+    """
     # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
     attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-    interceptor = _LogInterceptor(trouble.note_error)
     keep_pace()
+    thread = threading.get_ident()
+
+    def intercept(record: logging.LogRecord) -> bool:
+        if record.thread == thread and record.levelno >= logging.WARNING:
+            trouble.note_error(record.getMessage())
+        return record.thread != thread
+
+    known = list(logging.root.manager.loggerDict.items())
+    loggers = [each for name, each in known if isinstance(each, logging.Logger) and name.startswith(_LOGGERS)]
+    for logger in loggers:
+        # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
+        logger.filters.insert(0, intercept)
     try:
         with own_randomness():
             yield
     finally:
-        interceptor.detach()
-
-
-class _LogInterceptor(logging.Filter):
-    """Passes what exporters log on this thread to ``take``, and keeps it out of the program's log."""
-
-    def __init__(self, take: Callable[[str], None]) -> None:
-        super().__init__()
-        self._take = take
-        self._thread = threading.get_ident()
-        self._loggers: list[logging.Logger] = []
-        for name, logger in list(logging.root.manager.loggerDict.items()):
-            if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
-                # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
-                logger.filters.insert(0, self)
-                self._loggers.append(logger)
-
-    def detach(self) -> None:
-        for logger in self._loggers:
-            logger.removeFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.thread != self._thread:
-            return True
-        if record.levelno >= logging.WARNING:
-            self._take(record.getMessage())
-        return False
+        for logger in loggers:
+            logger.removeFilter(intercept)
 
 
 def failure_of(export: Callable[[], bool]) -> str | None:

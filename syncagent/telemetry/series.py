@@ -116,10 +116,9 @@ class SeriesTable:
         return [series.taken() for series in (*self._series.values(), *rest)]
 
     def _is_hot(self, key: int, count: int) -> bool:
-        before = self._folded.get(key)
-        if before is None and len(self._folded) >= _FOLDED_MAX:
+        if key not in self._folded and len(self._folded) >= _FOLDED_MAX:
             return False
-        before = before or 0
+        before = self._folded.get(key, 0)
         now = self._folded[key] = before + count
         if now < _LEAST or now.bit_length() == before.bit_length():  # decided only each time it has doubled
             return False

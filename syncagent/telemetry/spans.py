@@ -82,7 +82,7 @@ class SpanSink(Sink):
         self._provider = tracer_provider
         self._preset_ids: PresetIdGenerator | None = None
         self._takes_all = False
-        """Whether the sampler takes every trace that has no parent."""
+        """Whether the sampler is one of the SDK's that take every trace that has no parent, as the default does."""
         self._tracer = self._own_tracer()
         self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
@@ -161,9 +161,11 @@ class SpanSink(Sink):
         tracer = provider.get_tracer(semconv.INSTRUMENTATION, __version__)
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
+
             self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
             tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]
-            self._takes_all = _takes_all(tracer)
+            self._takes_all = getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
         return tracer
 
     def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
@@ -383,17 +385,8 @@ class _Step:
 
     def is_foreign(self, event: SyncEvent) -> bool:
         """Return whether the sync ran under a user's span that is not the step's parent."""
-        own = _user_span(event)
-        if own is None:
-            return False
-        return self.parent is None or own.get_span_context() != self.parent.get_span_context()
-
-
-def _takes_all(tracer: trace.Tracer) -> bool:
-    """Return whether its sampler is one of the SDK's that take every trace, as the default does."""
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
-
-    return getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
+        own, parent = _user_span(event), self.parent and self.parent.get_span_context()
+        return own is not None and own.get_span_context() != parent
 
 
 def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:

@@ -58,11 +58,7 @@ else:
 
 
 if sys.version_info >= (3, 12) or sys.version_info < (3, 11):
-
-    def current_frames() -> dict[int, FrameType]:
-        """Return the frame that each thread is in, by the thread's ident."""
-        return sys._current_frames()
-
+    current_frames = sys._current_frames
 else:
     import gc
     import operator

@@ -50,8 +50,8 @@ class MetricSender:
         self._interval_s = interval_s
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._is_closing = self._is_done = False
-        self._closing_since = 0.0
+        self._is_done = False
+        self._closing_since: float | None = None
         self._trouble = Trouble(self._changed, on_trouble)
         self._thread = AgentThread(target=self._work, name="syncagent-metrics")
         self._thread.start()
@@ -60,9 +60,7 @@ class MetricSender:
         """Have the last export made, without waiting for it."""
         if os.getpid() == self._pid:
             with self._changed:
-                if not self._is_closing:
-                    self._closing_since = time.monotonic()
-                self._is_closing = True
+                self._closing_since = self._closing_since or time.monotonic()
                 self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -73,7 +71,7 @@ class MetricSender:
         if os.getpid() != self._pid:
             return
         self.begin_close()
-        began = self._closing_since
+        began = self._closing_since or time.monotonic()
         timeout_s += time.monotonic() - began
         with self._changed:
             self._trouble.wait_for(lambda: self._is_done, began, timeout_s)
@@ -89,8 +87,7 @@ class MetricSender:
                 is_last = False
                 while not is_last:
                     with self._changed:
-                        self._changed.wait_for(lambda: self._is_closing, self._interval_s)
-                        is_last = self._is_closing
+                        is_last = self._changed.wait_for(lambda: self._closing_since is not None, self._interval_s)
                     pause_s = self._responses.retry_after_s()
                     if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
                         time.sleep(pause_s)
@@ -114,7 +111,7 @@ class MetricSender:
                 return
             self._trouble.note_error(failure)
             since = self._trouble.since or now
-            is_time = now - since >= PATIENCE_S and not self._is_closing
+            is_time = now - since >= PATIENCE_S and self._closing_since is None
         if is_time:
             self._trouble.report(failure)
 

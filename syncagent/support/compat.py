@@ -58,7 +58,11 @@ else:
 
 
 if sys.version_info >= (3, 12) or sys.version_info < (3, 11):
-    current_frames = sys._current_frames
+
+    def current_frames() -> dict[int, FrameType]:
+        """Return the frame that each thread is in, by the thread's ident."""
+        return sys._current_frames()
+
 else:
     import gc
     import operator

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from syncagent.delivery.sink import Sink
@@ -215,18 +216,14 @@ def _buckets(point: HistogramDataPoint) -> list[Any]:
     from prometheus_client.samples import Exemplar
 
     bounds = [*point.explicit_bounds, float("inf")]
-    newest: dict[int, Exemplar] = {}
+    newest: dict[int, tuple[Exemplar]] = {}
     for one in sorted(point.exemplars, key=lambda exemplar: exemplar.time_unix_nano):
         if one.trace_id and one.span_id:
             where = {"trace_id": f"{one.trace_id:032x}", "span_id": f"{one.span_id:016x}"}
-            newest[bisect_left(bounds, one.value)] = Exemplar(where, one.value, one.time_unix_nano / 1e9)
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-    total = 0
-    for n, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
-        total += count
-        bound_text = "+Inf" if bound == float("inf") else repr(float(bound))
-        buckets.append((bound_text, total, newest[n]) if n in newest else (bound_text, total))
-    return buckets
+            newest[bisect_left(bounds, one.value)] = (Exemplar(where, one.value, one.time_unix_nano / 1e9),)
+    shown = [*map(repr, map(float, point.explicit_bounds)), "+Inf"]
+    counts = accumulate(point.bucket_counts)
+    return [(bound, count, *newest.get(n, ())) for n, (bound, count) in enumerate(zip(shown, counts, strict=True))]
 
 
 def _underscored(name: str) -> str:

@@ -47,8 +47,7 @@ def write(text: str) -> bool:
             return True
         with suppress(RuntimeError):  # a signal handler has come in the middle of a write
             found.flush()
-        encoding = getattr(found, "encoding", None) or "utf-8"
-        _write(found.fileno(), text.encode(encoding, "backslashreplace"))
+        _write(found.fileno(), text.encode(found.encoding, "backslashreplace"))
     except Exception:
         return False
     return True

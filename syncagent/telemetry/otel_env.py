@@ -169,7 +169,10 @@ def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
     _obey(_VARIABLES[signal], environ)
     target = exporter(environ, signal)
     if signal == TRACES or (signal == LOGS and target == "otlp"):  # a journal has batches, too
-        _check_batches(signal, environ)
+        _, queue, batch = _BATCHES[signal]
+        _obey(dict.fromkeys(_BATCHES[signal], _FROM_1), environ)
+        if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
+            raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
     if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey(_RATIO, environ)
     if target == "otlp":
@@ -258,13 +261,6 @@ def batches(environ: Mapping[str, str], signal: str, delay_s: float) -> dict[str
     }
 
 
-def _check_batches(signal: str, environ: Mapping[str, str]) -> None:
-    _, queue, batch = _BATCHES[signal]
-    _obey(dict.fromkeys(_BATCHES[signal], _FROM_1), environ)
-    if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
-        raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
-
-
 def _obey(rules: Mapping[str, _Values], environ: Mapping[str, str]) -> None:
     for variable, values in rules.items():
         value = environ.get(variable, "")
@@ -288,7 +284,4 @@ def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, s
 def _has_grpc() -> bool:
     from importlib.util import find_spec
 
-    try:
-        return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
-    except ImportError:
-        return False
+    return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None  # the packages around it are always there

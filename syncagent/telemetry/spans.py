@@ -110,18 +110,15 @@ class SpanSink(Sink):
             step.stall_ns += event.stall_ns
             if event.stall_ns < self._min_stall_ns:
                 self.short += event.repeats
-                continue
-            if not self._is_sampled(step, event):
+            elif not self._is_sampled(step, event):
                 self.unsampled += event.repeats
-                continue
-            if not self.budget.allows(event):
-                continue
-            held = _Held(event, self._preset_id(step, event))
-            if late:
-                self._emit_sync(step, held)
-                continue
-            step.held.append(held)
-            self._held += 1
+            elif self.budget.allows(event):
+                held = _Held(event, self._preset_id(step, event))
+                if late:
+                    self._emit_sync(step, held)
+                else:
+                    step.held.append(held)
+                    self._held += 1
             if self._held >= HELD_MAX:
                 self.flush()
 

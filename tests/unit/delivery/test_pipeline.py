@@ -10,7 +10,7 @@ import torch
 
 import syncagent
 from syncagent.attribution.threads import Threads
-from syncagent.delivery import buffers, guarded, pipeline
+from syncagent.delivery import buffers, pipeline
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
@@ -119,7 +119,7 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
 @pytest.mark.parametrize("call", ["events", "step", "flush"])
 def test_a_sink_that_fails_is_closed_and_one_that_hangs_then_is_not_waited_for(cpu_agent, monkeypatch, call):
     """Its files, threads and ports are let go of; whatever comes of that, the run goes on."""
-    monkeypatch.setattr(guarded, "_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pipeline, "_CLOSE_TIMEOUT_S", 0.05)
     hangs, over = Broken(call), threading.Event()
     hangs.close = lambda: (hangs.told.append(("close",)), over.wait(20))
     broken, sink = Broken(call), Memory()

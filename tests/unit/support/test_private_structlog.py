@@ -15,7 +15,7 @@ print(random.random() == random.Random(0).random())
 print([name for name in sys.modules if name.partition(".")[0] in ("structlog", "rich")])
 import structlog
 print(structlog.dev.rich is not None)
-from syncagent.support.private_structlog import structlog as load
+from syncagent.support.log import private_structlog as load
 print(load() is structlog)
 """
 
@@ -31,18 +31,18 @@ def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another
 def test_a_structlog_that_the_program_has_loaded_is_taken():
     import structlog
 
-    from syncagent.support import private_structlog
+    from syncagent.support.log import private_structlog
 
-    private_structlog.structlog.cache_clear()
+    private_structlog.cache_clear()
     try:
-        assert private_structlog.structlog() is structlog
+        assert private_structlog() is structlog
     finally:
-        private_structlog.structlog.cache_clear()
+        private_structlog.cache_clear()
 
 
 BESIDE_IMPORTS = """\
 import sys, threading, types
-from syncagent.support.private_structlog import structlog as load
+from syncagent.support.log import private_structlog as load
 
 def import_and_forget():
     n = 0

@@ -41,6 +41,7 @@ class Collector:
 
 def sender_to(collector, collect=lambda: [DATA], **options):
     told = []
+    options = {"responses": CollectorResponses(), **options}
     return MetricSender(collector, collect, on_trouble=told.append, **options), told
 
 

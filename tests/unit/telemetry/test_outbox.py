@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.sdk._shared_internal import DuplicateFilter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 from syncagent.telemetry.responses import CollectorResponses
@@ -37,8 +36,8 @@ class Collector(SpanExporter):
 
 def outbox_to(collector, **options):
     told = []
-    outbox = Outbox(lambda: collector, on_trouble=told.append, **options)
-    provider = AgentTracerProvider(Resource({}), outbox, ALWAYS_ON)
+    options = {"responses": CollectorResponses(), **options}
+    provider = AgentTracerProvider(Resource({}), Outbox(lambda: collector, on_trouble=told.append, **options))
     tracer = provider.get_tracer("test")
 
     def end(*names):

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from sink_records import MS, T0, step, sync
 
+from syncagent._version import __version__
 from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.telemetry import attributes as attribute_limits
 from syncagent.telemetry import spans
@@ -110,7 +111,7 @@ def test_the_step_stretches_to_hold_its_syncs(out, sink):
 
 
 def test_attributes_of_a_sync(out):
-    sink = SpanSink(out.provider, policy="warn", version="9")
+    sink = SpanSink(out.provider, policy="warn")
     sink.events(
         [
             sync(
@@ -161,7 +162,7 @@ def test_attributes_of_a_sync(out):
         "syncagent.library.line.number": 9,
         "syncagent.library.function.name": "step",
     }
-    assert (span.instrumentation_scope.name, span.instrumentation_scope.version) == ("syncagent", "9")
+    assert (span.instrumentation_scope.name, span.instrumentation_scope.version) == ("syncagent", __version__)
     assert dict(out.one("train.step").attributes) == {
         "syncagent.step": 0,
         "syncagent.rank": 3,

@@ -87,6 +87,16 @@ def test_a_full_batch_goes_at_once_and_flush_sends_the_rest():
     provider.close()
 
 
+def test_a_full_queue_is_a_full_batch():
+    sent = threading.Event()
+    provider, end, _ = outbox_to(
+        Collector(lambda: (sent.set(), SpanExportResult.SUCCESS)[1]), max_queue=2, delay_s=3600
+    )
+    end("a", "b")
+    assert sent.wait(30)
+    provider.close()
+
+
 def test_spans_go_when_they_have_waited_long_enough():
     sent = threading.Event()
     collector = Collector(lambda: (sent.set(), SpanExportResult.SUCCESS)[1])
@@ -193,9 +203,14 @@ def test_a_forked_child_has_an_outbox_of_its_own():
 class Throttling(CollectorResponses):
     """Answers of a collector that wants to be left alone until it is told otherwise."""
 
-    left = 0.0
+    def __init__(self):
+        super().__init__()
+        self.left = 0.0
+        self.asked = threading.Semaphore(0)
 
     def retry_after_s(self):
+        if self.left:
+            self.asked.release()
         return self.left
 
 
@@ -215,15 +230,10 @@ class TestLeftAlone:
         collector = Collector(answer)
         return collector, responses, *outbox_to(collector, responses=responses, delay_s=0.01, **options)
 
-    def until_refused(self, collector, provider):
-        ending = time.monotonic() + 30
-        while not (collector.batches and not provider._outbox._sending) and time.monotonic() < ending:
-            time.sleep(0.01)
-
     def test_what_it_refused_is_sent_again_before_what_came_later(self):
         collector, responses, provider, end, told = self.refusing()
         end("a", "b")
-        self.until_refused(collector, provider)
+        assert all(responses.asked.acquire(timeout=30) for _ in range(2))  # to take it back, and for the next batch
         end("c")
         assert provider.force_flush(200) is False
         responses.left = 0.0

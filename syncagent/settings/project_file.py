@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent.sites import working_folder
 from syncagent.support import reading, trust
 from syncagent.support.compat import load_toml
 
@@ -52,9 +53,8 @@ def find(script: str | None = None) -> Project:
 
 
 def _folders() -> Iterator[Path]:
-    try:
-        start = Path.cwd()
-    except OSError:  # the folder is gone
+    start = Path(working_folder())
+    if not start.is_absolute():
         return
     home = os.path.realpath(os.path.expanduser("~"))
     for folder in (start, *start.parents):

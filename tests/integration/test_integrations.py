@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,27 +46,24 @@ callback.on_train_end()
 """
 
 
-def run(folder, **variables):
-    (folder / "train.py").write_text(TRAINER)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT")} | variables
-    return subprocess.run(
-        [sys.executable, "train.py"],
-        env=environ, cwd=folder, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def run(forked, tmp_path):
+    (tmp_path / "train.py").write_text(TRAINER)
+    return partial(forked, "train.py")
 
 
-def test_a_small_integration_watches_what_its_tool_runs(tmp_path):
+def test_a_small_integration_watches_what_its_tool_runs(run, tmp_path):
     """The example of CONTRIBUTING: a callback."""
-    done = run(tmp_path)
+    done = run()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     [site] = report["sites"]
     assert (site["op"], Path(site["file"]).name) == ("aten::_local_scalar_dense", "train.py")
 
 
-def test_the_user_can_turn_an_integration_off(tmp_path):
+def test_the_user_can_turn_an_integration_off(run, tmp_path):
     """``SYNCAGENT=0`` runs the script unwatched."""
-    done = run(tmp_path, SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
+    done = run(SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "report.json").exists()
 

@@ -251,9 +251,8 @@ def _likeness(one: str, other: str) -> float:
 
 def pair(old: Iterable[SiteKey], new: Iterable[SiteKey]) -> dict[SiteKey, SiteKey]:
     """Match new sites with old ones that they are changed versions of, the most similar first; each is used once."""
-    gone = list(old)
     by_frame: dict[Frame, list[SiteKey]] = {}
-    for key in gone:
+    for key in old:
         by_frame.setdefault(key.frame, []).append(key)
     found = sorted(
         ((likeness(key, other), key, other) for key in new for other in by_frame.get(key.frame, ())),

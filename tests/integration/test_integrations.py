@@ -1,13 +1,11 @@
-"""An integration is one file and one line of pyproject.toml; here is a small one for a tool that the test makes up."""
+"""An integration is one file and one line of pyproject.toml; that of CONTRIBUTING.md is tried with a made-up tool."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
-import os
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,60 +13,70 @@ import pytest
 from syncagent import integrations
 from syncagent.integrations.base import Integration
 from syncagent.support.compat import load_toml
+from tests import contributing
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
-TRAINER = """\
-import torch
-from syncagent.integrations.base import Integration
+TOOL = """\
+from importlib.metadata import entry_points
 
 
 class Callback:
-    \"\"\"What the trainer of this script calls.\"\"\"
-
     def on_train_start(self): ...
     def on_train_end(self): ...
 
 
-class HostSyncCallback(Integration, Callback):
-    def __init__(self, **settings):
-        self.settings = settings
+def fit(step):
+    callbacks = [
+        point.load()(report="report.json", simulate=True) for point in entry_points(group="mytool.callbacks")
+    ]
+    for callback in callbacks:
+        callback.on_train_start()
+    step()
+    for callback in callbacks:
+        callback.on_train_end()
+"""
+"""Calls whatever is registered under its group of entry points."""
 
-    def on_train_start(self):
-        self.watch_process(self.settings)
+SCRIPT = """\
+import mytool
+import torch
+import syncagent.integrations
 
-    def on_train_end(self):
-        self.unwatch_process()
-
-
-callback = HostSyncCallback(report="report.json", simulate=True)
-callback.on_train_start()
-torch.ones(8, device="cuda").sum().item()
-callback.on_train_end()
+syncagent.integrations.__path__.append("integrations")  # as if the new file were among them
+mytool.fit(lambda: torch.ones(8, device="cuda").sum().item())
 """
 
 
-def run(folder, **variables):
-    (folder / "train.py").write_text(TRAINER)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT")} | variables
-    return subprocess.run(
-        [sys.executable, "train.py"],
-        env=environ, cwd=folder, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+def run(folder, python, **variables):
+    """A script that uses the tool, with the integration of CONTRIBUTING.md and its line in pyproject.toml."""
+    (folder / "integrations").mkdir()
+    (folder / "integrations" / "mytool.py").write_text(contributing.example("integration"))
+    (folder / "mytool.py").write_text(TOOL)
+    (folder / "train.py").write_text(SCRIPT)
+    [(group, points)] = load_toml(io.BytesIO(contributing.example("integration line").encode()))["project"][
+        "entry-points"
+    ].items()
+    installed = folder / "mytool-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: mytool\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (installed / "entry_points.txt").write_text("\n".join(lines))
+    return python("train.py", **variables)
 
 
-def test_a_small_integration_watches_what_its_tool_runs(tmp_path):
-    """The example of CONTRIBUTING: a callback."""
-    done = run(tmp_path)
+def test_a_small_integration_watches_what_its_tool_runs(tmp_path, python):
+    """The example of CONTRIBUTING.md: a callback."""
+    done = run(tmp_path, python)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     [site] = report["sites"]
     assert (site["op"], Path(site["file"]).name) == ("aten::_local_scalar_dense", "train.py")
 
 
-def test_the_user_can_turn_an_integration_off(tmp_path):
+def test_the_user_can_turn_an_integration_off(tmp_path, python):
     """``SYNCAGENT=0`` runs the script unwatched."""
-    done = run(tmp_path, SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
+    done = run(tmp_path, python, SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "report.json").exists()
 

@@ -1,4 +1,4 @@
-"""The contract of sinks: how a new one is written, in which order they are served, and what each is given."""
+"""The contract of sinks: in which order they are served, and what each is given; CONTRIBUTING.md has an example."""
 
 from __future__ import annotations
 
@@ -17,29 +17,6 @@ from syncagent.settings import sources
 from syncagent.support import log
 
 X = torch.tensor([1.0, 0.0, 2.0])
-
-
-class LongestWait(Sink):
-    """The example of CONTRIBUTING.md: keeps the sync that made the host wait longest."""
-
-    name = "longest wait"
-
-    def __init__(self):
-        self.event = None
-
-    def events(self, batch):
-        self.event = max((self.event, *batch), key=lambda event: event.stall_ns if event else -1)
-
-
-def test_a_new_sink_is_one_class_and_one_line_in_the_registry(cpu_device, monkeypatch):
-    longest = LongestWait()
-    monkeypatch.setitem(SINKS, "longest wait", lambda _outputs: [longest])
-    with syncagent.watch() as agent:
-        X.nonzero()
-        X.unique()
-        X[0].item()
-        events = agent.events()
-    assert longest.event == max(events, key=lambda event: event.stall_ns)
 
 
 class Witness(Sink):

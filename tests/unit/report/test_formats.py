@@ -13,30 +13,16 @@ from syncagent.report import formats, origins
 from syncagent.settings.sources import load
 from syncagent.support import report_formats
 from syncagent.support.report_formats import SUFFIXES, TEXT
-
-CSV = '''
-"""The sites as comma-separated values, for a spreadsheet."""
-
-import csv
-import io
-
-
-def render(report):
-    """A heading, and a line for each site."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\\n")
-    writer.writerow(["op", "file", "line", "count", "stall_ms"])
-    writer.writerows([site.op, site.file, site.line, site.count, site.stall_ms] for site in report.sites)
-    return table.getvalue()
-'''
+from tests import contributing
 
 
 @pytest.fixture
 def csv_format(tmp_path, monkeypatch):
-    """A new format: one file among the others, and one line in the registry."""
-    (tmp_path / "csv.py").write_text(CSV)
+    """The format of CONTRIBUTING.md: one file among the others, and one line in the registry."""
+    (tmp_path / "csv.py").write_text(contributing.example("format"))
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
-    monkeypatch.setitem(report_formats.SUFFIXES, "csv", ".csv")
+    for name, suffix in contributing.entries("format", {}).items():
+        monkeypatch.setitem(report_formats.SUFFIXES, name, suffix)
     yield
     sys.modules.pop(f"{formats.__name__}.csv", None)
 

@@ -217,7 +217,7 @@ class ProcessAgent(Agent):
         """Return the run with the verdict on its gate, if it has one, and all notes."""
         notes = [*self.shared_notes(self.settings), *self.sensors.notes]
         if self._recorder.set_up:
-            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
+            notes.append(f"left out: {self._recorder.set_up} waits of torch while it compiled, tuned or captured")
         if self._buffers.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
         if not self.verdict.is_asked_for:

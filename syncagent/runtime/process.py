@@ -168,4 +168,4 @@ def _forget_in_child() -> None:
         try:
             agent.after_fork_in_child()
         except Exception as error:
-            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))
+            log_once("fork", "the agent could not be switched off in a forked child", error=repr(error))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shown", "begin", "send", "show"]
 
-_UNKNOWN = "what became of the last spans is not known"
+_UNKNOWN = "it is not known whether the last spans arrived"
 
 
 def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Outputs:
@@ -128,7 +128,7 @@ def _where_interrupted(outputs: Outputs) -> tuple[str, str]:
         return outputs.spans_to, ""
     sent = outputs.provider.stats()["exported"]
     where = f"{_target(outputs)} ({sent:,} sent, the rest given up)"
-    return where, f"the sending of spans was interrupted: {sent:,} were sent"
+    return where, f"sending spans was interrupted: {sent:,} were sent"
 
 
 def _target(outputs: Outputs) -> str:

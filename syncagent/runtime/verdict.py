@@ -46,7 +46,7 @@ class GateVerdict:
         warmup = self._settings.warmup_steps
         if is_over and steps < warmup and has_syncs:
             failures.append(
-                f"the policy slept all the time: the first {warmup} steps pass (warmup_steps), and {steps} ended"
+                f"the policy was never active: the first {warmup} steps pass (warmup_steps), and {steps} ended"
             )
         return failures + self.unseen(dropped)
 

@@ -144,7 +144,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
         if not _warned:
             _warned = True
             warnings.warn(
-                "CUDA memory figures are not simulated: memory_allocated() and the like return 0",
+                "CUDA memory figures are not simulated: memory_allocated() and similar functions return 0",
                 SimulationWarning,
                 stacklevel=2,
             )

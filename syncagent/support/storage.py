@@ -38,7 +38,7 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 def write_atomically(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
     """Write through a temporary file beside ``file``, so that no reader ever sees half of it.
 
-    Missing folders are made.  The temporary file has a name that nobody can guess and is always a new one: a link that
+    Missing folders are made.  The temporary file has a name that cannot be guessed and is always a new one: a link that
     stands in its place is never followed.  Raises ``OSError``; nothing is left behind then.
     """
     temporary = _written(file, text, mode)
@@ -131,7 +131,7 @@ def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
             return descriptor, path
         os.close(descriptor)
         if held is None:
-            # Nobody can say who else has it.
+            # There is no way to see who else has it open.
             path = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
             return append_to(path, mode=mode), path
         number += not held
@@ -165,7 +165,7 @@ def lock(descriptor: int) -> bool | None:
 
 
 def is_locked(file: Path) -> bool:
-    """Is there a process that has locked this file?  False where nobody can say."""
+    """Is there a process that has locked this file?  False where that cannot be found out."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | _CLOEXEC)
     except OSError:

@@ -261,7 +261,7 @@ class Outbox(SpanProcessor):
                 self._failed += refused
                 self._trouble.clear()
                 if refused:
-                    is_lost, reason = True, f"it does not take some: {why}"
+                    is_lost, reason = True, f"it rejected some: {why}"
             else:
                 self._trouble.since = self._trouble.since or time.monotonic()
                 is_lost = not self._take_back(batch)

@@ -117,7 +117,7 @@ class ScrapeEndpoint(Sink):
                     self._address.host, self._address.port, make_wsgi_app(registry), "syncagent-prometheus"
                 )
             except (OSError, OverflowError) as error:
-                get_logger().error(f"{self._address} cannot be listened on: {error}. {_REMEDY}")
+                get_logger().error(f"{self._address} cannot be opened: {error}. {_REMEDY}")
                 return
         get_logger().info(f"metrics can be scraped at http://{self._address.shown}/metrics")
 

@@ -126,7 +126,7 @@ def build_metric_sender(
     otel_env.check_metrics(environ)
     target = otel_env.endpoint(environ, otel_env.METRICS)
     if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
-        log_once("temporality", f"{_TEMPORALITY} is not obeyed: metrics are sent cumulative, so that none is lost")
+        log_once("temporality", f"{_TEMPORALITY} is ignored: metrics are sent cumulative, so that none is lost")
     try:
         from syncagent.telemetry.metric_sender import MetricSender
 
@@ -269,7 +269,7 @@ def _warn_once(signal: str, target: str, reason: str) -> None:
         _in_trouble.add(host)
     elif host in _in_trouble:
         return
-    get_logger().warning(f"{_LOST[signal]}; training goes on, this is said once", to=target, reason=reason)
+    get_logger().warning(f"{_LOST[signal]}; training goes on, and this is reported once", to=target, reason=reason)
 
 
 def _warn_of_gaps(reason: str) -> None:

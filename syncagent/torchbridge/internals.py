@@ -57,7 +57,7 @@ UNKNOWN = Internals(
     capturing=lambda: False,
     grad_enabled=lambda: False,
     backward_entry=None,
-    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not told",),
+    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not reported",),
 )
 """Where the look-up itself fails."""
 
@@ -77,8 +77,8 @@ def look_up(*, simulated: bool = False) -> Internals:
                 return otherwise
         return found
 
-    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less surely", None)
-    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less surely", None)
+    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less reliably", None)
+    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less reliably", None)
 
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
@@ -95,12 +95,12 @@ def look_up(*, simulated: bool = False) -> Internals:
     unknown = lambda *_: 0  # noqa: E731
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
-        graph_task=need("_C._current_graph_task_id", "phase backward cannot be told", lambda: -1),
+        graph_task=need("_C._current_graph_task_id", "the backward phase is not recognized", lambda: -1),
         node_sequence=node_sequence,
         next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
         backward_context=backward_context,
-        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not told apart", unknown) if cuda else unknown,
-        current_device=need("_C._cuda_getDevice", "devices are not told apart", unknown) if cuda else unknown,
+        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not distinguished", unknown) if cuda else unknown,
+        current_device=need("_C._cuda_getDevice", "devices are not distinguished", unknown) if cuda else unknown,
         capturing=(
             need("_C._cuda_isCurrentStreamCapturing", "syncs refused in graph capture are counted", lambda: False)
             if cuda

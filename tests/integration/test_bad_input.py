@@ -61,7 +61,9 @@ def test_what_stands_where_settings_do_and_has_no_effect_is_said_once_torch_is_i
     said = [line for line in done.stderr.splitlines() if "pyproject.toml" in line or "POLCY" in line]
     assert len(said) == 2
     assert "pyproject.toml' was not read for settings: it is not TOML (" in said[0]
-    assert said[1].endswith("the variable SYNCAGENT_POLCY is no setting of syncagent; did you mean SYNCAGENT_POLICY?")
+    assert said[1].endswith(
+        "the variable SYNCAGENT_POLCY is not a setting of syncagent; did you mean SYNCAGENT_POLICY?"
+    )
     notes = json.loads(report.read_text())["notes"]
     assert [any(note in line for line in said) for note in notes[:2]] == [True, True]
 

@@ -62,7 +62,7 @@ def launches_lost():
         ({"traceEvents": events(cat="hip_runtime")}, "is of an AMD GPU"),
         ({"traceEvents": two_processes()}, "holds 2 processes: give one rank's trace at a time"),
         ({"traceEvents": two_devices()}, "is of 2 GPUs driven by one process"),
-        ({"traceEvents": launches_lost()}, "ties no work of the GPU to the calls that launched it"),
+        ({"traceEvents": launches_lost()}, "links no work of the GPU to the calls that launched it"),
         ({"traceEvents": events(cat="kernel", args={"stream": "seven"})}, "is not a trace that torch.profiler wrote"),
         ({"schema": 1}, "is not a whole syncagent report"),
     ],

@@ -129,6 +129,6 @@ def test_a_sink_that_cannot_be_built_is_left_out_and_said(no_settings, monkeypat
     outputs = of_program(sources.load({}))
     assert names(outputs) == ["log"]
     said = capsys.readouterr().err
-    assert "lamps could not be set up; the run is watched all the same" in said
+    assert "lamps could not be set up; the run is still watched" in said
     assert "no such device" in said
-    assert "OTEL_SOMETHING='x' is not allowed. No bells are sent; the run is watched all the same." in said
+    assert "OTEL_SOMETHING='x' is not allowed. No bells are sent; the run is still watched." in said

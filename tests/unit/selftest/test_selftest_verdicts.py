@@ -93,7 +93,7 @@ def test_what_stop_leaves_behind_is_named():
     before, during = {"a mode": 0, "a hook": 0}, {"a mode": 1, "a hook": 1}
     assert promises.leaves_nothing(before, during, before, "ops").status == "ok"
     left = promises.leaves_nothing(before, during, {"a mode": 0, "a hook": 1}, "ops")
-    assert (left.status, left.said) == ("BROKEN", "a hook was not put back")
+    assert (left.status, left.said) == ("BROKEN", "a hook was not restored")
 
 
 def test_a_clean_end_proves_nothing_where_nothing_was_put_in():

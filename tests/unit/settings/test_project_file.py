@@ -120,7 +120,7 @@ class TestWhoseFile:
     def test_a_file_that_everybody_may_write_to_is_not_read(self, tmp_path):
         file = write(tmp_path)
         file.chmod(0o666)
-        assert ignored(file) == "everybody may write to it"
+        assert ignored(file) == "anyone may write to it"
         file.chmod(0o664)
         assert sources.load().policy == "warn"
 

@@ -142,7 +142,7 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert exporter.path.parent.name.startswith("syncagent-")
-    assert "everybody may write to it" in capsys.readouterr().err
+    assert "anyone may write to it" in capsys.readouterr().err
     (tmp_path / ".syncagent").rmdir()
     before = os.umask(0)
     try:

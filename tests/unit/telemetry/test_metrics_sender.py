@@ -231,4 +231,4 @@ def test_data_points_that_are_not_taken_are_told_of():
     responses._rejected = (3, "too old")
     sender, told = sender_to(Collector(), interval_s=3600, responses=responses)
     sender.close()
-    assert told == ["it does not take some: too old"]
+    assert told == ["it rejected some: too old"]

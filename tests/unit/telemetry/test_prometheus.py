@@ -262,7 +262,7 @@ class TestEndpoint:
                 one.step(step(number=number))
             one.close()
         (sentence,) = capsys.readouterr().err.splitlines()
-        assert f"OTEL_EXPORTER_PROMETHEUS_PORT={free_port} cannot be listened on" in sentence
+        assert f"OTEL_EXPORTER_PROMETHEUS_PORT={free_port} cannot be opened" in sentence
         assert "training goes on" in sentence
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -240,7 +240,7 @@ def leave_records(agent: ProcessAgent) -> None:
 
 
 def window(step: Step, around: Around, device: str, steps: int, warm: int) -> float:
-    """Return ms a step, from an idle GPU to an idle GPU."""
+    """Return ms per step, from an idle GPU to an idle GPU."""
     with around() as agent:
         for _ in range(warm):
             step()
@@ -349,7 +349,7 @@ class Run:
         gc.freeze()  # so that collecting between windows is quick
 
     def _host_ms(self, step: Step) -> float:
-        """Return what a step takes to be queued: without its sync."""
+        """Return how long a step takes to be queued, without its sync."""
         finish(self.device)
         began = time.perf_counter()
         step(read=False)

@@ -28,7 +28,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 STEPS = 6
-"""The first is where the pipeline fills; five are priced."""
+"""The first one fills the pipeline; the cost is estimated from five."""
 _KEPT = ("correlation", "stream", "device", "bytes", "External id", "memory bandwidth (GB/s)", "wait_on_stream",
          "wait_on_cuda_event_record_corr_id", "wait_on_cuda_event_id", "cuda_sync_kind", "event_id",
          "Fwd thread id", "Sequence number", "Ev Idx")  # fmt: skip
@@ -108,7 +108,7 @@ def drain(device: str) -> None:
 
 
 def block_ms(step: Any, count: int, device: str) -> float:
-    """Milliseconds a step, over ``count`` steps between two drains."""
+    """Milliseconds per step, over ``count`` steps between two drains."""
     drain(device)
     began = time.perf_counter()
     for _ in range(count):
@@ -180,7 +180,7 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
 
         drain(device)
         profiler.start()
-        # The first record of a profiled run is dear: have it over before the first step.
+        # The first record of a profiled run is expensive: get it over with before the first step.
         for _ in range(3):
             mark(-1)
         drain(device)

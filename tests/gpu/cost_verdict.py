@@ -21,7 +21,7 @@ FIXTURES = (
     "two_streams",
 )  # fmt: skip
 SECOND = ("second_item",)
-"""Both programs wait once a step, and one of them a second time."""
+"""Both programs wait once per step, and one of them a second time."""
 _STEP, _SAVING, _SAVING_MS = 0.03, 0.2, 0.3
 
 

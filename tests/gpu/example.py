@@ -60,7 +60,7 @@ def stepper(module: Any, variant: int, batch: int, device: str) -> Callable[[], 
 
 
 def timed(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> tuple[float, float]:
-    """Return host time and end-to-end time a step, ms, from an idle GPU."""
+    """Return host time and end-to-end time per step in ms, from an idle GPU."""
     wait()
     began = time.perf_counter()
     for _ in range(steps):
@@ -115,7 +115,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 
 def busy(step: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]:
-    """Return how long the GPU works a step, and its share of the span, by torch.profiler (GPU activities only)."""
+    """Return how long the GPU works per step, and its share of the span, by torch.profiler (GPU activities only)."""
     from torch.profiler import ProfilerActivity, profile
 
     steps = 3
@@ -222,7 +222,7 @@ def table(rows: dict[str, Any]) -> list[str]:
     lines = [
         (
             f"{'':22s} {'host':>9s} {'loop host':>9s} {'end to end':>10s} {'GPU':>9s} {'busy':>6s} "
-            f"{'ops costs':>9s} {'syncs cost':>10s}  (ms a step)"
+            f"{'ops costs':>9s} {'syncs cost':>10s}  (ms per step)"
         )
     ]
     for name, row in rows.items():

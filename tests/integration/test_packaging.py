@@ -128,7 +128,7 @@ def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(envi
 
 
 def test_the_simulated_device_alone_is_there_from_the_first_import_of_torch_on(environment):
-    """Nobody watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
+    """Nothing watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
     code = """
         import sys
         print("syncagent.runtime.autostart" in sys.modules, "syncagent.runtime.agent" in sys.modules)

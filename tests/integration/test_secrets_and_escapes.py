@@ -56,9 +56,9 @@ def syncagent(*words):
 
 def test_neither_what_is_printed_nor_any_file_has_them(train, tmp_path):
     """A collector that is not there, so that its exporters complain; and a journal, with a detector of the process."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
         endpoint = f"http://{USER}:{PASSWORD}@{address}/v1?token={QUERY}"
         headers = f"authorization=Bearer%20{HEADER},x-key={HEADER}"
         sent = train(

@@ -41,7 +41,7 @@ def test_every_kind_of_sync_is_caught_and_nothing_else_whatever_is_set_around_it
 
 
 BLIND = """
-# Stands for a machine on which a part of the agent does not work: copies wait, and nobody is told.
+# Stands for a machine on which a part of the agent does not work: copies wait, and nothing reports it.
 from syncagent.sensors import simulated
 
 OWN = '''

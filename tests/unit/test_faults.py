@@ -178,7 +178,7 @@ def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     assert shape_of_the_process() == before
     assert syncagent.current() is None
     left = sum(len(state.buffer) for state in agent._recorder.threads.all)
-    torch.ones(2).nonzero()  # is hooked by nobody
+    torch.ones(2).nonzero()  # is not hooked
     assert sum(len(state.buffer) for state in agent._recorder.threads.all) == left
     json.loads(json.dumps(report.to_dict(), allow_nan=False))
     said = lines_of(capsys.readouterr().err)
@@ -243,7 +243,7 @@ NO_RESULT = frozenset(
     if name.rpartition(" ")[2] in {"start", "stop", "arm", "finish"}
     or name in {"modes' sums", "sums of allowed lines", "ranks", "summary's report", "monitored calls"}
 )
-"""What they return is not looked at, or is nobody's but ours."""
+"""Their results are not looked at, or only by us."""
 
 STOPS = frozenset(name for name in POINTS if name.endswith(" stop"))
 """A part that cannot be turned off stays behind: that alone can be seen in the process afterwards."""
@@ -373,7 +373,7 @@ def test_a_torch_in_which_nothing_is_found_is_still_watched(alone, monkeypatch, 
 @pytest.mark.parametrize("wrong", [Fault, *NONSENSE], ids=str)
 @pytest.mark.parametrize("part", ["proves", "waits", "late"])
 def test_a_rule_that_goes_wrong_leaves_the_op_alone(alone, monkeypatch, capsys, part, wrong):
-    """Of an op that is called with what nobody thought of."""
+    """Of an op that is called with unexpected arguments."""
     broken = Broken(wrong if wrong is Fault else NONSENSE[wrong])
     real = kernels.KernelSensor.__init__
 

@@ -158,7 +158,7 @@ def test_a_generator_is_named_by_the_line_it_stands_at(agent, line_of):
 
 
 def test_a_context_manager_and_the_block_inside_are_told_apart(agent, line_of):
-    """Before, inside and after a ``with``; contextlib's frames in between are nobody's."""
+    """Before, inside and after a ``with``; contextlib's frames in between do not count."""
 
     @contextlib.contextmanager
     def measured():
@@ -233,7 +233,7 @@ def test_frames_of_the_standard_library_are_passed_over(agent, line_of):
 
 
 def test_methods_that_dataclasses_write_are_not_the_users(agent, line_of):
-    """``==`` of two dataclasses compares their tensors in code that nobody wrote; the comparison is the user's."""
+    """``==`` of two dataclasses compares their tensors in generated code; the comparison is the user's."""
 
     @dataclasses.dataclass
     class State:
@@ -310,7 +310,7 @@ def test_a_thread_without_a_line_of_the_users_has_no_site(agent):
 
 
 def test_asyncio_tasks_are_named_by_the_line_they_stand_at(agent, line_of):
-    """The event loop's own frames are nobody's."""
+    """The event loop's own frames do not count."""
 
     async def evaluate(value):
         await asyncio.sleep(0)

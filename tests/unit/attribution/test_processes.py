@@ -20,7 +20,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK
 
 @pytest.fixture(autouse=True)
 def first(no_settings, monkeypatch):
-    """As in a process that nobody has started who is watched."""
+    """As in a process that was not started by a watched one."""
     monkeypatch.setenv(processes.VARIABLE, "")
     monkeypatch.setattr(processes, "_made_by", None)
 

@@ -174,7 +174,7 @@ def test_gradscaler_with_two_optimizers_counts_once(steps):
 
 
 def test_a_leader_that_is_skipped_while_another_steps_counts_once(steps):
-    """The leader's step is skipped, the other's is not: the round is a step all the same."""
+    """The leader's step is skipped, the other's is not: the round is still a step."""
     scaler = torch.amp.GradScaler("cpu")
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]

@@ -76,7 +76,7 @@ def test_a_report_shows_the_cost_it_has(tmp_path, capsys):
 
 
 def test_the_order_of_a_report_points_at_its_sites(tmp_path, capsys):
-    """The site that gains most by itself need not be the first to mend, nor the only one without a row before it."""
+    """The site that gains most by itself need not be the first to fix, nor the only one without a row before it."""
     report = whole_report()
     first, second = report.sites[:2]
     rows = (replace(first, gain_ms=2.0), replace(second, gain_ms=1.0))

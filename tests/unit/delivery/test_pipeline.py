@@ -101,7 +101,7 @@ def test_sinks_are_served_on_the_agents_thread(cpu_agent):
 
 @pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
 def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsys, call):
-    """It is said once on stderr and in the report; the program never hears of it."""
+    """It is reported once on stderr and in the report; the program never notices."""
     broken, sink = Broken(call), Memory()
     agent = cpu_agent(detail="syncs", sinks=(broken, sink))
     for _ in range(3):

@@ -450,7 +450,7 @@ def test_sites_can_be_allowed_by_module_function_file_and_line(cpu_agent, monkey
 
 
 def test_an_allowed_site_says_which_entry_allows_it(cpu_agent, job):
-    """So that entries nobody needs can be found and removed."""
+    """So that entries which are no longer needed can be found and removed."""
     agent = cpu_agent(allow="other.module, job.loop:evaluate")
     job.evaluate(X)
     job.Trainer().step(X)

@@ -414,7 +414,7 @@ def _in_the_child(queue, agent):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
-    """Locks that other threads held at that moment are nobody's in the child."""
+    """Locks that other threads held at that moment have no owner in the child."""
     inside, go_on = threading.Event(), threading.Event()
 
     class Slow(Sink):

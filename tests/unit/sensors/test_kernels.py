@@ -441,7 +441,7 @@ def test_a_fault_of_a_predicate_is_kept_for_the_report_and_never_reaches_the_pro
 
 
 def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch):
-    """Before the wait as after it; the sync is counted, though no more is known of it, and in time nobody asks."""
+    """Before the wait as after it; the sync is counted without attribution, which is switched off after a while."""
     watching = sensor()
     tries = []
     monkeypatch.setattr(watching._recorder.locator.sites, "walk", lambda *_: tries.append(1) or 1 / 0)

@@ -62,7 +62,7 @@ def test_the_nearest_project_file_counts(tmp_path, monkeypatch):
     ids=["broken", "tool", "table", "bytes"],
 )
 def test_a_project_file_that_cannot_be_understood_is_no_obstacle(tmp_path, text):
-    """Nobody's training stops over another tool's file."""
+    """No training stops because of another tool's file."""
     (tmp_path / "pyproject.toml").write_bytes(text.encode("latin-1"))
     assert load() == Settings()
 

@@ -161,7 +161,7 @@ class TestWhatCannotBeRead:
 
     @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a device"])
     def test_what_is_no_file_is_said_at_once(self, tmp_path, kind):
-        """And nobody waits for the other end of a pipe."""
+        """And nothing waits for the other end of a pipe."""
         path = tmp_path / "pyproject.toml"
         {"a pipe": os.mkfifo, "a directory": Path.mkdir, "a device": lambda p: p.symlink_to("/dev/zero")}[kind](path)
         assert ignored(path) == f"it is {kind}, not a regular file"

@@ -550,10 +550,16 @@ def variants() -> str:
 
 
 def output() -> str:
+    """The example's recorded output under the headings of a report of today; its figures are those of the run."""
     text = (ROOT / "examples/masked_loss/output/variant0_batch8_ops.txt").read_text(encoding="utf-8")
-    table = text.partition("--- stderr ---\n")[2].strip("\n").splitlines()
-    end = next(i for i, line in enumerate(table) if line.startswith("Host time"))
-    return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *table[:end], "...", "```"])
+    lines = text.partition("--- stderr ---\n")[2].partition("Host time")[0].strip("\n").splitlines()
+    head = next(i for i, line in enumerate(lines) if "  a step  " in line)
+    column = lines[head].index("a step")
+    for i in range(head, len(lines) - 1):
+        lines[i] = f"{lines[i][:column]}  {lines[i][column:]}".replace("  a step  ", "per step  ")
+    step_time = re.findall("share: of (.*) step time", lines[-1])[0]
+    lines[-1] = f"share: fraction of step time ({step_time} in total, first step excluded)"
+    return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *lines, "", "...", "```"])
 
 
 def cost_pairs() -> str:

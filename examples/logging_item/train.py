@@ -49,7 +49,7 @@ class Reader(nn.Module):
 class ReadAtOnce:
     """Logs as most loops do."""
 
-    def __init__(self, layers: int, device: str) -> None:  # noqa: ARG002
+    def __init__(self, layers: int, device: str) -> None:  # noqa: ARG002 - as ReadLater's
         self.norms = [0.0] * layers
         self.lines: list[tuple[float, ...]] = []
 

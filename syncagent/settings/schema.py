@@ -46,10 +46,10 @@ class Settings:
     capitals after ``SYNCAGENT_``), a key of ``[tool.syncagent]`` and an option of ``syncagent run``.
     """
 
-    policy: PolicyName = _setting(  # noqa: RUF009 - a field
+    policy: PolicyName = _setting(  # noqa: RUF009 - it returns a field
         "observe", parsing.Choice(PolicyName), "what happens at a sync that is not allowed"
     )
-    detail: Detail | None = _setting(  # noqa: RUF009 - a field
+    detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
         None,
         parsing.Choice(Detail),
         "wrap every op, or only what may block; by default ops under observe without cost",
@@ -78,7 +78,7 @@ class Settings:
         None, parsing.share, "share of the time that may be stall, over the window"
     )
     stall_share_window: int = _setting(20, parsing.count(1), "number of steps in the window of max_stall_share")
-    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - a field
+    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
         "training", parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train"
     )
     policy_file: str | None = _setting(
@@ -95,7 +95,7 @@ class Settings:
     user_code: tuple[str, ...] = _setting(
         (), parsing.names, "packages or paths that count as the user's code though they are installed"
     )
-    copies: Copies | None = _setting(  # noqa: RUF009 - a field
+    copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
         None,
         parsing.Choice(Copies),
         "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",

@@ -114,7 +114,7 @@ def adapt_ctc_loss() -> None:
 
 def refuse_unsupported() -> None:
     """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
-    original: Any = torch.to_dlpack  # type: ignore[attr-defined]
+    original: Any = torch.to_dlpack  # type: ignore[attr-defined]  # torch does not export it
 
     def to_dlpack(tensor: Any) -> Any:
         return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else original(tensor)
@@ -128,7 +128,7 @@ def refuse_unsupported() -> None:
 
 def _refusing_compile(original: Any) -> Any:
     @functools.wraps(original)
-    def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001
+    def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001 - as in torch
         switched_off = any(os.environ.get(name) == "1" for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"))
         if kwargs.get("disable") or switched_off or not devices.count():
             return original(*args, **kwargs)
@@ -144,7 +144,7 @@ def _refuse_devices_beyond(cls: Any, limit: int) -> None:
     original = cls.__init__
 
     @functools.wraps(original)
-    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - becomes cls.__init__
         on_device = any(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
         if on_device and torch.cuda.device_count() > limit:
             raise SimulationError(

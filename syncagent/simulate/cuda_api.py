@@ -66,7 +66,7 @@ class _Properties:
     shared_memory_per_block: int = 49152
     is_integrated: int = 1
     is_multi_gpu_board: int = 0
-    gcnArchName: str = ""  # noqa: N815
+    gcnArchName: str = ""  # noqa: N815 - torch's name
     uuid: str = "simulated"
 
 

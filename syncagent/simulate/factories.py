@@ -273,4 +273,4 @@ def wrap_methods() -> None:
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone
     data = property(TensorBase.data.__get__, tensor.set_data)
     patches.put(torch.Tensor, "data", data)
-    SimulatedTensor.data = data  # type: ignore[assignment]
+    SimulatedTensor.data = data  # type: ignore[assignment]  # a property in place of an attribute

@@ -86,7 +86,7 @@ class OpFacts:
             path = "_library.custom_ops.CustomOpDef._backend_fns"
             note_loss(f"torch.{path}", ON_INSTANCES[path])
             return None
-        return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]
+        return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]  # private in torch
 
     def _rule_by_tags(self) -> Rule | None:
         """What the op's author has declared with torch's own tags."""

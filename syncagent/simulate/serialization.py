@@ -69,7 +69,7 @@ def _onto_device(storage: Any, index: int) -> Any:
         setattr(storage, _DEVICE, index)
         return storage
     moved = host.to(devices.stand_in(index))
-    values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]
+    values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]  # a SimulatedTensor
     setattr(values, _DEVICE, index)
     return values
 
@@ -107,7 +107,7 @@ def _storage_to_cuda(original: Any) -> Any:
     """``storage.cuda()``, which programs write in ``map_location``."""
 
     @functools.wraps(original)
-    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001
+    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001 - torch's signature
         index = devices.index_of(device)
         if isinstance(self, torch.UntypedStorage):
             return _onto_device(self, index)

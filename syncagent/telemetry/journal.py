@@ -79,7 +79,7 @@ class JournalExporter:
         self._is_shut = True
         self._close()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the SDK's signature
         return True  # nothing is held back
 
     def _write(self, line: bytes) -> None:

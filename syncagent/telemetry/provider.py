@@ -184,7 +184,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
         trouble = partial(_warn_once, otel_env.LOGS, target)
         outbox = _outbox(make, 1.0, trouble, responses, otel_env.LOG_BATCHES)
         provider = LoggerProvider(resource, shutdown_on_exit=False)
-        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]
+        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]  # no base class
     except Exception as error:
         raise ConfigError(f"OpenTelemetry logs cannot be set up as the OTEL_* variables ask: {error}") from error
     return provider, outbox

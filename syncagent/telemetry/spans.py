@@ -167,7 +167,7 @@ class SpanSink(Sink):
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
             self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
-            tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]
+            tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]  # the SDK's tracer has it
             self._takes_all = _takes_all(tracer)
         return tracer
 

@@ -179,7 +179,7 @@ class Hooks:
                 routes[keyset.raw_repr()] = found
             return found
 
-        kernel.with_keyset = True  # type: ignore[attr-defined]
+        kernel.with_keyset = True  # type: ignore[attr-defined]  # read by Hooks
         return kernel
 
     def _kernel_of_tensor(self, call: Call, watch: Call, keys: tuple[str, ...]) -> Callable[..., Any]:
@@ -218,7 +218,7 @@ class Hooks:
                 leave_out_own_frames(error)
                 raise
 
-        kernel.with_keyset = False  # type: ignore[attr-defined]
+        kernel.with_keyset = False  # type: ignore[attr-defined]  # read by Hooks
         return kernel
 
 

@@ -92,7 +92,7 @@ def look_up(*, simulated: bool = False) -> Internals:
     # A build without CUDA has none of the next three, and needs none.
     is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
     cuda = is_built() and not simulated
-    unknown = lambda *_: 0  # noqa: E731
+    unknown = lambda *_: 0  # noqa: E731 - stands for several functions
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
         graph_task=need("_C._current_graph_task_id", "the backward phase is not recognized", lambda: -1),

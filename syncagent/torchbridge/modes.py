@@ -159,7 +159,7 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
-    return OpMode()  # type: ignore[no-untyped-call]
+    return OpMode()  # type: ignore[no-untyped-call]  # torch's __init__
 
 
 def wrap_recorders(without: Without) -> Patches:

@@ -216,7 +216,7 @@ class Variants:
 
     @contextlib.contextmanager
     def nothing(self) -> Iterator[None]:
-        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]
+        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]  # torch's __init__
             yield
 
     @contextlib.contextmanager
@@ -336,7 +336,7 @@ class Run:
         for name, step in self.steps.items():
             for _ in range(5):
                 step()
-            with Count() as count:  # type: ignore[no-untyped-call]
+            with Count() as count:  # type: ignore[no-untyped-call]  # torch's __init__
                 step()
             once = window(step, contextlib.nullcontext, self.device, _SHORT, _WARM_BARE)
             window(step, variants.watched("syncs"), self.device, 1, 1)

@@ -46,7 +46,7 @@ from tests.gpu.compat_cases import (  # the modules for the cases that they hold
     MODES,
     Run,
     SkipCase,
-    compiled,  # noqa: F401
+    compiled,  # noqa: F401 - this and those below register their cases
     content,
     policy,  # noqa: F401
     process,  # noqa: F401

@@ -145,7 +145,7 @@ def interval(values: list[float], draws: int = 2000) -> list[float]:
     return [round(medians[int(draws * 0.025)], 4), round(medians[int(draws * 0.975)], 4)]
 
 
-def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915
+def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915 - one run
     """What the product does: the agent on, steps without the profiler, then a capture."""
     import torch
     from torch.profiler import ProfilerActivity, profile

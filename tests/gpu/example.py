@@ -151,7 +151,7 @@ def measure(out: Path, budget_s: float, device: str, size: int | None) -> None:
 
     began = time.perf_counter()
     spec = importlib.util.spec_from_file_location("train", _SCRIPT)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
+    assert spec is not None and spec.loader is not None  # noqa: PT018 - for mypy
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if size:

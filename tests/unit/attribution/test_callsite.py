@@ -70,7 +70,7 @@ def test_a_function_is_named_with_file_line_qualified_name_and_source(agent, lin
 
 def test_a_lambda_is_its_own_site(agent, line_of):
     """The line inside the lambda is named, not the line that calls it."""
-    read = lambda value: value.item()  # noqa: E731  # <- in a lambda
+    read = lambda value: value.item()  # noqa: E731 - a lambda is wanted  # <- in a lambda
     read(ONE)
     event = only(agent)
     assert place(event) == (__file__, line_of("in a lambda"))

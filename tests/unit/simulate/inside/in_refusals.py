@@ -71,7 +71,7 @@ def test_what_is_not_simulated_says_so(call):
 
 def test_compile_lets_a_program_through_that_has_it_switched_off(monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    function = lambda x: x + 1  # noqa: E731
+    function = lambda x: x + 1  # noqa: E731 - a lambda is wanted
     assert torch.compile(function, disable=True)(1) == 2
 
 

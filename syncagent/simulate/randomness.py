@@ -96,7 +96,7 @@ class Generator(metaclass=_ByDevice):
     """Takes the place of ``torch.Generator``."""
 
 
-class CudaGenerator(RealGenerator):  # type: ignore[misc]  # untyped: it is looked up
+class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is Any
     """A generator for a simulated device."""
 
     _state: State

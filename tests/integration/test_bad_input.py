@@ -50,7 +50,7 @@ def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
     assert "'loud'" in sentence
 
 
-def test_what_stands_where_settings_do_and_has_no_effect_is_said_once_torch_is_imported(python, tmp_path):
+def test_what_stands_where_settings_do_and_has_no_effect_is_reported_once_torch_is_imported(python, tmp_path):
     """A slip in a variable's name, a project file that cannot be read; a helper without torch says nothing."""
     (tmp_path / "pyproject.toml").write_text("[tool.syncagent\n")
     done = python("-c", SCRIPT, SYNCAGENT_POLCY="raise")

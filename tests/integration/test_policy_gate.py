@@ -57,7 +57,7 @@ def test_raise_stops_the_regression_at_its_line(python):
     assert "HostSyncError: aten::_local_scalar_dense makes the host wait for the GPU in step 0 at " in done.stderr
 
 
-def test_warn_tells_of_the_regression_once_and_the_check_of_its_report_fails(python):
+def test_warn_reports_the_regression_once_and_the_check_of_its_report_fails(python):
     """As the workflow in the README runs it, and with warnings: both go together."""
     done = python("-m", "syncagent", "run", "--policy", "warn", "--report", "new.json", *REGRESSED)
     assert (done.returncode, done.stdout.count("loss")) == (0, 2), done.stderr

@@ -58,7 +58,7 @@ exec(compile(OWN, simulated.__file__, "exec"), vars(simulated))
 """
 
 
-def test_a_broken_promise_is_told_and_exits_with_1(selftest, tmp_path):
+def test_a_broken_promise_is_reported_and_exits_with_1(selftest, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BLIND)
     path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))

@@ -157,7 +157,7 @@ def test_counts_are_exact(job, line_of):
     assert job.by_rank_and_line("syncagent_events_dropped_total") == {("0", None): 0, ("1", None): 0}
 
 
-def test_what_is_allowed_and_what_is_against_the_policy_are_told_apart(job, line_of):
+def test_what_is_allowed_and_what_is_against_the_policy_are_distinguished(job, line_of):
     allowed = job.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_allowed="true"})')
     assert {one["metric"]["code_line_number"] for one in allowed} == {line_of("LOGGED")}
     against = job.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_violation="true"})')

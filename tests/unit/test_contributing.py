@@ -161,6 +161,20 @@ def test_every_path_that_a_page_names_exists(page):
     assert [path for path in sorted(named_paths(text) | links) if not exists(path, page)] == []
 
 
+def anchors(path):
+    """Those that GitHub makes of a page's headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", path.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_heading_that_a_page_links_to_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text)
+    here = ROOT / page
+    assert [name for path, name in links if name not in anchors(here.parent / path if path else here)] == []
+
+
 def test_a_path_that_does_not_exist_is_found():
     assert named_paths("see `sensors/gone.py`, tests/unit/gone.py::test_it, and `.syncagent/x`") == {
         "sensors/gone.py",

@@ -415,7 +415,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
 @pytest.mark.parametrize(
     ("call", "mode"), [("judge", "warn"), ("judge", "raise"), ("forbids", "warn"), ("act", "warn"), ("act", "raise")]
 )
-def test_a_policy_that_raises_is_off_and_said_once(alone, monkeypatch, capsys, call, error, mode):
+def test_a_policy_that_raises_is_off_and_reported_once(alone, monkeypatch, capsys, call, error, mode):
     """It lets pass what it cannot judge: only what it forbids on purpose may stop a job.
 
     ``forbids`` is asked after the wait; ``raise`` has forbidden it before.
@@ -668,7 +668,7 @@ def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     assert lines_of(capsys.readouterr().err) == []
 
 
-def test_a_part_that_nobody_asks_for_is_not_missed(alone, monkeypatch, capsys):
+def test_a_part_that_is_not_asked_for_is_not_missed(alone, monkeypatch, capsys):
     """What names the call is only for reading: a sync without it is still one."""
     import syncagent.delivery.buffers
 

@@ -69,7 +69,7 @@ def test_spans_that_a_collector_does_not_take_are_lost_though_it_says_ok(receive
 
 
 @pytest.mark.parametrize(("protocol", "speaks"), [("http/protobuf", "grpc"), ("grpc", "http")])
-def test_an_endpoint_with_the_other_protocol_is_told_as_that(receiver, job, protocol, speaks):
+def test_an_endpoint_with_the_other_protocol_is_reported_as_such(receiver, job, protocol, speaks):
     hint = f"OTEL_EXPORTER_OTLP_PROTOCOL={speaks}"
     collector = receiver("ok", speaks)
     result = job(
@@ -81,7 +81,7 @@ def test_an_endpoint_with_the_other_protocol_is_told_as_that(receiver, job, prot
     assert hint in line
 
 
-def test_tls_where_there_is_none_is_told_as_that(receiver, job):
+def test_tls_where_there_is_none_is_reported_as_such(receiver, job):
     result = job(
         close_timeout=2.0,
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver().endpoint.replace("http:", "https:"),

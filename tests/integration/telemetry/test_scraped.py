@@ -67,7 +67,7 @@ def test_each_rank_is_scraped_at_its_own_port(train, port):
     assert 'service_name="train"' in count
 
 
-def test_a_port_that_is_taken_is_said_and_training_goes_on(train, port, tmp_path):
+def test_a_port_that_is_taken_is_reported_and_training_goes_on(train, port, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()

@@ -157,7 +157,7 @@ def test_a_generator_is_named_by_the_line_it_stands_at(agent, line_of):
     ]
 
 
-def test_a_context_manager_and_the_block_inside_are_told_apart(agent, line_of):
+def test_a_context_manager_and_the_block_inside_are_distinguished(agent, line_of):
     """Before, inside and after a ``with``; contextlib's frames in between do not count."""
 
     @contextlib.contextmanager

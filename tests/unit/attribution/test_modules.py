@@ -152,7 +152,7 @@ def test_a_backward_sync_names_the_module_of_its_forward(agent):
     assert modules(agent) == ["1", "1"]
 
 
-def test_under_syncs_no_path_is_told(cpu_agent):
+def test_under_syncs_there_is_no_path(cpu_agent):
     """It costs a walk that ``detail="syncs"`` does not make."""
     agent = cpu_agent(detail="syncs")
     Masking()(X)

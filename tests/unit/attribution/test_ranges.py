@@ -17,7 +17,7 @@ def ranges(agent):
     return [event.ranges for event in agent.events()]
 
 
-def test_open_ranges_are_told_outermost_first(agent):
+def test_open_ranges_are_listed_outermost_first(agent):
     """Nested, side by side, and none once they are closed."""
     with record_function("step"):
         with record_function("loss"):

@@ -98,7 +98,7 @@ def test_a_bare_list_of_events_is_a_trace_too():
     assert trace.from_values(whole(), "list").bounds
 
 
-def test_events_without_what_a_trace_has_are_told(tmp_path):
+def test_events_that_lack_what_a_trace_has_are_reported(tmp_path):
     with pytest.raises(SyncAgentError, match="an event lacks"):
         trace.from_values(events(cat="gpu_memcpy"), "bad")
 

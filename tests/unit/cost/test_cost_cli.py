@@ -19,7 +19,7 @@ def written(tmp_path, traced):
     return str(file)
 
 
-def test_text_tells_the_whole_and_each_site(tmp_path, capsys):
+def test_text_has_the_total_and_each_site(tmp_path, capsys):
     assert main(["cost", written(tmp_path, training())]) == 0
     printed = capsys.readouterr().out
     assert "5 steps" in printed

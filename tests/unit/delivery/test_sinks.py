@@ -46,7 +46,7 @@ class Witness(Sink):
         self.calls.append("close")
 
 
-def test_a_sink_is_told_of_all_that_the_contract_says(cpu_agent):
+def test_a_sink_gets_every_call_of_the_contract(cpu_agent):
     """It is connected before anything else, and the sums have what it is given already."""
     witness = Witness()
     agent = cpu_agent(detail="syncs", sinks=(witness,))
@@ -115,7 +115,7 @@ def test_a_program_that_has_set_nothing_up_gets_no_progress_and_no_capture(no_se
     assert (outputs.provider, outputs.is_script) == (None, False)
 
 
-def test_a_sink_that_cannot_be_built_is_left_out_and_said(no_settings, monkeypatch, capsys):
+def test_a_sink_that_cannot_be_built_is_left_out_and_reported(no_settings, monkeypatch, capsys):
     """The others are there."""
 
     def unbuildable(_outputs):

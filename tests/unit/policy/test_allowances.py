@@ -122,7 +122,7 @@ def test_an_unknown_pack_is_one_sentence_with_those_there_are(cpu_agent):
         ("pkg.mod", "/job/pkg/mod/inner.py", True), ("pkg.mod", "/job/pkg/model.py", False),
     ],
 )  # fmt: skip
-def test_files_and_modules_are_told_by_their_path(entry, file, covered):
+def test_files_and_modules_are_recognized_by_their_path(entry, file, covered):
     """Whole names only."""
     assert Entry.parse(entry, "").covers(CallSite(file, 1, "f")) is covered
 

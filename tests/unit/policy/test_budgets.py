@@ -64,7 +64,7 @@ def test_allowed_syncs_do_not_count(cpu_agent):
     assert syncs(2) == 1
 
 
-def test_a_warning_tells_of_the_budget_once(cpu_agent, recwarn):
+def test_a_warning_mentions_the_budget_once(cpu_agent, recwarn):
     """Not at each sync beyond it, nor in each step."""
     cpu_agent(policy="warn", max_syncs_per_step=1)
     for _ in range(3):

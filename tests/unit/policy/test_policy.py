@@ -231,7 +231,7 @@ def test_allow_needs_no_reason(raising):
     assert reasons(raising) == ["allowed"]
 
 
-def test_an_allowance_is_told_under_observe_too(cpu_agent):
+def test_an_allowance_is_reported_under_observe_too(cpu_agent):
     """So that a report can be read before a stricter policy is chosen."""
     agent = cpu_agent()
     with syncagent.allow("wanted"):

@@ -33,7 +33,7 @@ class TestNewFormat:
         path = report_of(sync(ms=2)).save(tmp_path / "sites.csv")
         assert path.read_text() == "op,file,line,count,stall_ms\naten::nonzero,/home/ada/proj/loss.py,41,1,2.0\n"
 
-    def test_a_run_can_be_told_to_save_it(self, tmp_path):
+    def test_a_run_can_save_it(self, tmp_path):
         assert load({"report": str(tmp_path / "sites.csv")}).report == str(tmp_path / "sites.csv")
         with pytest.raises(ConfigError, match=r"\.json, \.html, \.sarif, \.trace\.json or \.csv"):
             load({"report": "sites.xls"})

@@ -141,7 +141,7 @@ def test_nothing_is_added_where_that_is_not_wanted(tmp_path, saved, monkeypatch)
     assert files.save_beside(report, tmp_path / "s.json", may_add=False) == tmp_path / "s.json"
 
 
-def test_what_other_processes_of_the_run_have_saved_can_be_told(tmp_path, saved):
+def test_what_other_processes_of_the_run_have_saved_is_known(tmp_path, saved):
     for process in "abc":
         saved(process=process)
     saved("s.json", run="another", process="d")
@@ -150,7 +150,7 @@ def test_what_other_processes_of_the_run_have_saved_can_be_told(tmp_path, saved)
     assert files.saved_by_others(own, tmp_path / "s.json") == []
 
 
-def test_a_number_that_was_added_is_said(saved, capsys, monkeypatch):
+def test_a_number_that_was_added_is_reported(saved, capsys, monkeypatch):
     from syncagent.support import log
 
     monkeypatch.setattr(log, "_said", set())

@@ -22,7 +22,7 @@ def test_a_sync_is_a_slice_of_its_length_at_its_time():
     assert second["args"]["where"] == "loss.py:57"
 
 
-def test_a_sync_whose_site_has_a_price_says_it():
+def test_a_sync_has_the_cost_of_its_site():
     report = report_of(sync())
     assert "advice" not in drawn(report)[0]["args"]
     priced = replace(report.sites[0], gain_ms=1.5, idle_ms=0.0, advice="write this")

@@ -815,7 +815,7 @@ def _in_the_child(queue, region):
 # --- what is shared ---------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_change_inside_is_said_with_both_values(cpu_agent, messages):
+def test_what_cannot_change_inside_is_reported_with_both_values(cpu_agent, messages):
     """Only what was asked for and differs, once; the region's report says it each time."""
     cpu_agent(detail="syncs", copies="all")
     for _ in range(2):

@@ -51,7 +51,7 @@ def test_a_sync_that_is_reported_as_it_was_is_right():
         ((event(14.0),), "reported a stall of 14.00 ms in a call of 10.20 ms"),
     ],
 )
-def test_what_is_wrong_about_a_sync_is_said(events, why):
+def test_what_is_wrong_about_a_sync_is_reported(events, why):
     found = verdict(READ, *events)
     assert (found.status, found.why) == ("BROKEN", why)
 

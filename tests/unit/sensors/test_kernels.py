@@ -194,7 +194,7 @@ def test_a_value_on_the_host_assigned_to_an_element_is_a_copy(agent, host, line_
     assert x[1, 2] == 9.0
 
 
-def test_an_event_tells_the_shapes_of_its_tensors(agent):
+def test_an_event_has_the_shapes_of_its_tensors(agent):
     """The op's own arguments: for an index, the tensor and what it was indexed with."""
     X[MASK]
     [event] = agent.events()
@@ -456,7 +456,7 @@ def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch)
     ]
 
 
-def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor):
+def test_an_op_that_torch_does_not_have_is_reported_and_the_others_are_hooked(sensor):
     """Tables are newer than some torch; the report names what it misses."""
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])

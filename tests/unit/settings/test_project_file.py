@@ -81,7 +81,7 @@ class TestWhichFile:
 
 class TestWhoseFile:
     @as_root
-    def test_a_strangers_file_is_not_read_and_that_is_said(self, tmp_path):
+    def test_a_strangers_file_is_not_read_and_that_is_reported(self, tmp_path):
         """Though it stands nearest, and though the folder is one that everybody may write to."""
         tmp_path.chmod(0o1777)
         file = write(tmp_path)
@@ -155,18 +155,18 @@ class TestWhatCannotBeRead:
         ],
         ids=["broken", "encoding", "deep", "table"],
     )
-    def test_a_broken_file_is_said(self, tmp_path, content, says):
+    def test_a_broken_file_is_reported(self, tmp_path, content, says):
         (tmp_path / "pyproject.toml").write_bytes(content)
         assert ignored(tmp_path / "pyproject.toml").startswith(says)
 
     @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a device"])
-    def test_what_is_no_file_is_said_at_once(self, tmp_path, kind):
+    def test_what_is_no_file_is_reported_at_once(self, tmp_path, kind):
         """And nothing waits for the other end of a pipe."""
         path = tmp_path / "pyproject.toml"
         {"a pipe": os.mkfifo, "a directory": Path.mkdir, "a device": lambda p: p.symlink_to("/dev/zero")}[kind](path)
         assert ignored(path) == f"it is {kind}, not a regular file"
 
-    def test_a_file_of_any_size_is_said(self, tmp_path):
+    def test_a_file_of_any_size_is_reported(self, tmp_path):
         with (tmp_path / "pyproject.toml").open("wb") as stream:
             stream.truncate(2**33)
         assert ignored(tmp_path / "pyproject.toml") == f"it has more than {project_file._LARGEST // 2**20} MiB"

@@ -31,7 +31,7 @@ def test_the_nearest_name_is_given(variable, meant):
     assert sentence == f"the variable {variable} is not a setting of syncagent; did you mean {meant}?"
 
 
-def test_a_name_like_no_other_is_said_without_a_guess():
+def test_a_name_like_no_other_is_reported_without_a_guess():
     assert unknown_variables({"SYNCAGENT_COLOUR_SCHEME": "x"}) == [
         "the variable SYNCAGENT_COLOUR_SCHEME is not a setting of syncagent"
     ]

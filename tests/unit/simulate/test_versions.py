@@ -94,7 +94,7 @@ def ops_with_a_handler():
     return {name for runs in re.findall(r"\b_runs\(([^()]*)\)", special) for name in re.findall(r"\baten\.(\w+)", runs)}
 
 
-def test_a_name_that_is_missing_costs_what_needs_it_and_is_told_of():
+def test_a_missing_name_disables_only_what_needs_it_and_is_reported():
     """The device starts without any of those that are optional, the ops that it treats specially, and functions.
 
     Only without what it cannot do without there is none, and the error names it.

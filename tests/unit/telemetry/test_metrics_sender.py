@@ -77,7 +77,7 @@ def test_an_export_that_fails_is_made_up_for_by_the_next():
     assert told == []
 
 
-def test_failing_for_long_is_said_once(monkeypatch):
+def test_failing_for_long_is_reported_once(monkeypatch):
     monkeypatch.setattr(metric_sender, "PATIENCE_S", 0.0)
     collector = Collector(fail)
     sender, told = sender_to(collector, interval_s=0.01)
@@ -87,7 +87,7 @@ def test_failing_for_long_is_said_once(monkeypatch):
 
 
 @pytest.mark.parametrize("collect", [lambda: [DATA], lambda: 1 / 0])
-def test_failing_at_the_end_is_said(collect):
+def test_failing_at_the_end_is_reported(collect):
     sender, told = sender_to(Collector(fail), collect)
     sender.close()
     assert len(told) == 1
@@ -226,7 +226,7 @@ def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long():
     assert (collector.count, collector.is_shut) == (0, True)
 
 
-def test_data_points_that_are_not_taken_are_told_of():
+def test_rejected_data_points_are_reported():
     responses = CollectorResponses()
     responses._rejected = (3, "too old")
     sender, told = sender_to(Collector(), interval_s=3600, responses=responses)

@@ -48,7 +48,7 @@ def outbox_to(collector, **options):
     return provider, end, told
 
 
-def test_two_that_complain_in_the_same_words_are_both_heard():
+def test_two_that_complain_in_the_same_words_are_both_reported():
     """The SDK's exporters over gRPC let pass one of two complaints alike, be they of spans and of metrics."""
     complains = logging.getLogger("opentelemetry.exporter.test_two")
     complains.addFilter(DuplicateFilter())
@@ -98,7 +98,7 @@ def test_spans_go_when_they_have_waited_long_enough():
 
 
 @pytest.mark.parametrize("way", ["reports", "raises"])
-def test_failures_are_counted_and_told_once(way):
+def test_failures_are_counted_and_reported_once(way):
     def answer():
         if way == "raises":
             raise OSError("disk full")

@@ -105,7 +105,7 @@ class TestLabels:
             "code_function_name": "loss",
         }
 
-    def test_the_rest_of_the_resource_is_told_once(self):
+    def test_the_rest_of_the_resource_is_sent_once(self):
         ((_, labels),) = samples([])
         assert dict(labels)["team"] == "x"
 
@@ -166,7 +166,7 @@ class TestAddress:
         assert [Address({}, rank).port for rank in (None, 0, 7)] == [9464, 9464, 9471]
         assert Address({PORT: "9000"}, 3).port == 9003
 
-    def test_nobody_else_reaches_it_unless_told_to(self):
+    def test_no_other_machine_reaches_it_unless_it_is_opened(self):
         assert Address({}, None).host == Address({HOST: "localhost"}, None).host == "127.0.0.1"
         assert Address({HOST: "0.0.0.0"}, None).host == "0.0.0.0"
         assert Address({HOST: "::"}, None).shown == "[::]:9464"
@@ -178,7 +178,7 @@ class TestAddress:
         with pytest.raises(ConfigError, match=f"{variable}={value!r} is not allowed; allowed: a"):
             build_endpoint(RESOURCE, list, None)
 
-    def test_a_rank_beyond_the_last_port_is_told(self, monkeypatch):
+    def test_a_rank_beyond_the_last_port_is_reported(self, monkeypatch):
         monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
         monkeypatch.setenv(PORT, "65535")
         with pytest.raises(ConfigError, match="local rank 1 of OTEL_EXPORTER_PROMETHEUS_PORT=65535"):

@@ -98,7 +98,7 @@ def test_installing_twice_changes_nothing_and_another_number_is_an_error():
         simulate.install(devices=2)
 
 
-def test_a_torch_that_lacks_a_name_is_told_in_one_sentence(monkeypatch):
+def test_a_torch_that_lacks_a_name_is_reported_in_one_sentence(monkeypatch):
     monkeypatch.setitem(requirements.REQUIRED, "_C._no_such_name", "a test")
     monkeypatch.setitem(requirements.REQUIRED, "nowhere.at_all", "another")
     with pytest.raises(simulate.SimulationError, match=r"it lacks torch\._C\._no_such_name \(a test\), torch\.nowhere"):

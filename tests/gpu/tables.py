@@ -219,7 +219,7 @@ def busy() -> str:
 
 
 def far() -> str:
-    """How many stalls under ``syncs`` are told more than 200 µs wrong."""
+    """How many stalls under ``syncs`` are off by more than 200 µs."""
     cases = load("oracle_syncs")["cases"].values()
     wrong = [case["family"] for case in cases if abs(case.get("error_us") or 0.0) > 200]
     told = sum(1 for case in cases if case.get("error_us") is not None)
@@ -639,7 +639,7 @@ def _told_apart(before: str, after: str) -> tuple[str, str]:
 
 
 NOT_BEHIND = ("wait_between_streams",)
-"""Its other stream did not stand behind the sleeping kernel when it was run; its row has been changed since."""
+"""Its other stream was not queued behind the sleeping kernel when it was run; its row has been changed since."""
 
 
 def _costly_sites(run: dict[str, Any]) -> list[str]:

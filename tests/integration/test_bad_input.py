@@ -81,7 +81,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def test_without_torch_a_watch_is_refused_in_one_sentence(python):
-    """A program that asks for a watch is told what is missing; importing and allowing need no torch."""
+    """A program that asks for a watch gets an error that names what is missing; importing and allowing need no torch."""
     code = NO_TORCH + (
         "import syncagent\n"
         "with syncagent.allow('x'): syncagent.step()\n"
@@ -95,7 +95,7 @@ def test_without_torch_a_watch_is_refused_in_one_sentence(python):
 
 
 def test_without_torch_a_watched_script_gets_pythons_own_error(python):
-    """The same ``ModuleNotFoundError`` that it would get unwatched, and may catch as ever."""
+    """The same ``ModuleNotFoundError`` that it would get unwatched, and may catch as usual."""
     code = (
         NO_TORCH + "try:\n    import torch\nexcept ModuleNotFoundError as error:\n    print(error.name)\nimport torch\n"
     )

@@ -114,7 +114,7 @@ def test_the_sdist_can_be_tested_and_holds_nothing_that_git_ignores(sdist):
 
 
 def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(environment):
-    """A setting that is not allowed is told in one sentence, and the program runs on."""
+    """A setting that is not allowed is reported in one sentence, and the program runs on."""
     code = "import sys; print('syncagent.runtime.autostart' in sys.modules, 'syncagent' in sys.modules)"
     for off in ({}, {"SYNCAGENT": ""}, {"SYNCAGENT": "0"}):
         unwatched = environment.run("python", "-c", code, **off)

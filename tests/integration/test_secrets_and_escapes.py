@@ -69,7 +69,7 @@ def test_neither_what_is_printed_nor_any_file_has_them(train, tmp_path):
         )  # fmt: skip
     kept = train("kept.html", OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="otel,process", SYNCAGENT_JOURNAL="j.jsonl")
     assert sent.returncode == kept.returncode == 0, sent.stderr + kept.stderr
-    assert f"http://{address}/v1/v1/traces" in sent.stderr  # where they go is said
+    assert f"http://{address}/v1/v1/traces" in sent.stderr  # the address is reported
     assert "HostSyncWarning" in sent.stderr
     shown = [syncagent("report", str(tmp_path / "sent.json"), "--format", form) for form in ("text", "html", "sarif")]
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "train.py"]

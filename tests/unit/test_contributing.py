@@ -191,7 +191,7 @@ def test_every_target_of_make_that_a_page_names_exists(page):
 
 
 def test_every_target_is_explained():
-    """What everybody may need to know of; ``setup`` and ``clean`` explain themselves."""
+    """Except ``setup`` and ``clean``, which explain themselves."""
     assert {
         target for target in TARGETS - {"help", "setup", "clean"} if f"make {target}" not in contributing.TEXT
     } == set()

@@ -326,7 +326,7 @@ def test_a_part_that_returns_nonsense_harms_nothing(alone, broken, capsys, name,
 
 @pytest.mark.parametrize("name", sorted(STOPS))
 def test_a_part_that_cannot_be_turned_off_does_not_keep_the_others_on(monkeypatch, broken, alone, capsys, name):
-    """It is said once; the report is made."""
+    """It is reported once; the report is made."""
     holder, attribute, _ = POINTS[name]
     original = getattr(holder, attribute)
 
@@ -497,14 +497,14 @@ def test_a_sink_that_raises_is_off_and_the_others_get_everything(alone, capsys, 
 @pytest.mark.parametrize("wrong", NONSENSE)
 @pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
 def test_what_a_sink_returns_is_not_looked_at(alone, capsys, call, wrong):
-    """Nothing is said of it."""
+    """Nothing is reported."""
     report, said = watched(alone, capsys, sinks=(Failing(call, NONSENSE[wrong]),))
     assert said == []
     assert report.notes == ()
 
 
 class Hanging(Taken):
-    """A sink of which one call does not come back until it is let go."""
+    """A sink with one call that does not return until it is released."""
 
     name = "hanging"
 

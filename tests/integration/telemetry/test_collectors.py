@@ -20,7 +20,7 @@ EXPORTER = tuple(map(int, version("opentelemetry-exporter-otlp-proto-http").spli
 TELLS_WHY_UNAVAILABLE = EXPORTER >= (1, 43)
 """Whether the gRPC exporter says more than ``StatusCode.UNAVAILABLE``."""
 MAY_TRY_AS_IT_SHUTS_DOWN = EXPORTER < (1, 41)
-"""Whether the HTTP exporter, told to shut down while it waits, may send once more at once."""
+"""Whether the HTTP exporter, if it is shut down while it waits, may send once more at once."""
 
 PROTOCOLS = {"http": "http/protobuf", "grpc": "grpc"}
 BAD = [

@@ -48,7 +48,7 @@ def test_without_an_argument_the_processs_own_environment_is_read(monkeypatch, n
 
 
 def test_events_and_the_report_carry_the_rank(monkeypatch, cpu_agent):
-    """So that the reports of a job's processes can be told apart."""
+    """So that the reports of a job's processes can be distinguished."""
     import torch
 
     monkeypatch.setenv("RANK", "3")

@@ -1,4 +1,4 @@
-"""What is no trace, or not enough of one, is told in one sentence; the command's exit code is then 2."""
+"""A file that is no trace, or not enough of one, is refused in one sentence; the exit code is then 2."""
 
 from __future__ import annotations
 

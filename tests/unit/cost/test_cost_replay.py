@@ -226,7 +226,7 @@ def test_a_host_that_works_after_a_wait_leaves_the_gpu_idle_as_long(name, target
 
 
 def test_a_wait_for_an_event_in_the_middle_leaves_the_gpu_its_work():
-    """The event stands behind 5 kernels of 10: the wait for it is free, one for the whole stream would not be."""
+    """The event is queued behind 5 kernels of 10: the wait for it is free, one for the whole stream would not be."""
     traced = Traced()
     for number in range(6):
         began = traced.now

@@ -260,7 +260,7 @@ def until(found):
 
 
 def test_a_file_changes_the_policy(cpu_agent, tmp_path, capsys):
-    """It is read at the start and each second; what makes no sense is told once and changes nothing."""
+    """It is read at the start and each second; what makes no sense is reported once and changes nothing."""
     file = tmp_path / "policy"
     file.write_text("warn\n")
     agent = cpu_agent(policy="observe", policy_file=str(file))
@@ -291,7 +291,7 @@ def test_a_signal_turns_observe_into_warn_and_back(cpu_agent):
 
 
 def test_a_signal_is_no_use_off_the_main_thread(cpu_agent):
-    """It is said, and the rest watches."""
+    """It is reported, and everything else works."""
     agent = on_thread(lambda: cpu_agent(policy="observe", policy_signal="USR2"))
     assert any("policy_signal SIGUSR2 has no effect" in note for note in agent.report().notes)
 

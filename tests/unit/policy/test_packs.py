@@ -82,7 +82,7 @@ def test_each_entry_names_a_module_and_function_that_exist(name, entry):
 
 
 def test_a_function_that_the_library_in_use_does_not_have_is_reported(monkeypatch):
-    """Nothing is said of modules that are not loaded, nor of a function that this version is known to lack."""
+    """Modules that are not loaded are not mentioned, nor functions that this version is known to lack."""
     library, inner = ModuleType("lib"), ModuleType("lib.loop")
     library.__version__, inner.Loop = "2.15.0", type("Loop", (), {"log": print})
     monkeypatch.setitem(sys.modules, "lib", library)

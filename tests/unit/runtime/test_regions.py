@@ -843,7 +843,7 @@ def test_a_second_start_says_which_settings_differ(messages):
 
 
 def test_a_region_that_raises_sees_every_copy_where_they_are_sampled(cpu_agent, host):
-    """From its start to its end, on its thread; each stands for itself, and those outside are scaled up as ever."""
+    """From its start to its end, on its thread; each stands for itself, and those outside are scaled up as usual."""
     agent = cpu_agent(detail="syncs")
     there, here = torch.zeros(3), host(torch.ones(3))
 

@@ -284,7 +284,7 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 
 
 def test_ops_of_other_devices_pass_through(host):
-    """The kernels stand where calls for every backend come by; those for others are theirs alone."""
+    """The kernels are where calls for every backend pass; those for other backends are left alone."""
     recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     watching = KernelSensor(recorder, Conditions(copies="all"))  # watches CUDA, and there is none
     watching.start()
@@ -483,7 +483,7 @@ def test_stop_gives_every_op_its_own_kernel_back(sensor):
 
 
 def test_two_agents_one_after_the_other_each_see_their_own(cpu_agent):
-    """What the second sees is not told to the first."""
+    """What the second sees does not reach the first."""
     first = cpu_agent(detail="syncs")
     X.nonzero()
     syncagent_release(first)

@@ -82,7 +82,7 @@ class TestWhichFile:
 class TestWhoseFile:
     @as_root
     def test_a_strangers_file_is_not_read_and_that_is_reported(self, tmp_path):
-        """Though it stands nearest, and though the folder is one that everybody may write to."""
+        """Even if it is the nearest one, and even in a folder that is writable by everyone."""
         tmp_path.chmod(0o1777)
         file = write(tmp_path)
         os.chown(file, STRANGER, STRANGER)
@@ -90,7 +90,7 @@ class TestWhoseFile:
 
     @as_root
     def test_the_owner_of_the_script_decides_already(self, tmp_path, monkeypatch):
-        """Containers run as root over code that somebody else owns."""
+        """Containers run as root over code that another user owns."""
         os.chown(write(tmp_path), STRANGER, STRANGER)
         (tmp_path / "train.py").write_text("")
         monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))

@@ -1,4 +1,4 @@
-"""A variable that means nothing is said with the one that was meant."""
+"""A variable that means nothing is reported with the one that was probably meant."""
 
 from __future__ import annotations
 

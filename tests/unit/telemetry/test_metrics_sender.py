@@ -20,7 +20,7 @@ DATA = object()
 
 
 class Collector:
-    """Does with each export what it is told to."""
+    """Does with each export what the test asks for."""
 
     def __init__(self, answer=lambda: MetricExportResult.SUCCESS):
         self.answer = answer
@@ -198,7 +198,7 @@ def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(capsys, m
 
 
 class Throttling(CollectorResponses):
-    """Answers of a collector that wants to be left alone until it is told otherwise."""
+    """Responses of a collector that wants no requests until the test says otherwise."""
 
     def __init__(self, left_s):
         super().__init__()

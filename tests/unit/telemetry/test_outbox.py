@@ -20,7 +20,7 @@ FOREVER_MS = 30_000
 
 
 class Collector(SpanExporter):
-    """Does with each batch what it is told to."""
+    """Does with each batch what the test asks for."""
 
     def __init__(self, answer=lambda: SpanExportResult.SUCCESS):
         self.answer = answer
@@ -192,7 +192,7 @@ def test_a_forked_child_has_an_outbox_of_its_own():
 
 
 class Throttling(CollectorResponses):
-    """Answers of a collector that wants to be left alone until it is told otherwise."""
+    """Responses of a collector that wants no requests until the test says otherwise."""
 
     left = 0.0
 

@@ -13,7 +13,7 @@ FAST_S = 0.02
 
 
 class Observed:
-    """An observer that keeps what it is told."""
+    """An observer that keeps what is reported to it."""
 
     def __init__(self):
         self.waits = []

@@ -1,8 +1,9 @@
 """The public interface as type checkers see it; never run.  Each ignored error is one that they have to find.
 
-tests/unit/test_typing.py checks this file under mypy, and under pyright where it is installed.
+tests/unit/test_typing.py checks this file under mypy and pyright.
 """
 
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 from __future__ import annotations
 
 from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 from syncagent.settings import schema
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKERS = {"mypy": ["mypy", "--strict"], "pyright": ["pyright"]}
+CHECKERS = {"mypy": ["mypy", "--strict"], "pyright": ["pyright", "--pythonpath", sys.executable]}
 
 
 @pytest.mark.timeout(600)

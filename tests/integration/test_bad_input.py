@@ -81,7 +81,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def test_without_torch_a_watch_is_refused_in_one_sentence(python):
-    """A program that asks for a watch gets an error that names what is missing; importing and allowing need no torch."""
+    """A program that asks for a watch gets an error that says what is missing; importing and allowing work."""
     code = NO_TORCH + (
         "import syncagent\n"
         "with syncagent.allow('x'): syncagent.step()\n"

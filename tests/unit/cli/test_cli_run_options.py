@@ -47,7 +47,7 @@ def script(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """``started(*words)`` runs the verb up to where the script replaces it; returns the command line and what settings it set."""
+    """``started(*words)`` runs the verb until the script replaces it; returns the command line and the new settings."""
 
     class GivenWay(BaseException):  # as of a process that has gone: nothing catches it
         pass

@@ -19,7 +19,7 @@ __all__ = ["REWRITES", "Rewrite", "advise", "find"]
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One way out."""
+    """One way to avoid a wait."""
 
     name: str
     say: str

@@ -26,7 +26,7 @@ _MOST_OFF = 0.03
 _MOST_UNLIKE = 0.15
 """How much the steps of a window may differ in launches or GPU time."""
 _LEAST_MS, _LEAST_SHARE = 0.02, 0.003
-"""A gain below the larger of both is reported as 0: the replay cannot tell it from its own error."""
+"""A gain below the larger of both is reported as 0: it is within the replay's own error."""
 _MOST_ORDERED = 40
 
 

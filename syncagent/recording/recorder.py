@@ -324,7 +324,7 @@ class Recorder:
 
     @property
     def set_up(self) -> int:
-        """Number of waits that were torch's own, while it compiled, tuned or captured."""
+        """Number of waits inside torch while it compiled, tuned or captured."""
         return sum(state.set_up for state in self.threads.with_ended())
 
     def op_sums(self) -> dict[OpKey, OpSum]:
@@ -348,7 +348,7 @@ class Recorder:
 
 
 def _unattributed(op: str, sensor: str, allowed: str | None) -> SyncContext:
-    """Describe a sync of which nothing could be found out."""
+    """Describe a sync that could not be attributed."""
     return SyncContext(op, None, NOWHERE, Phase.OTHER, 0, 0, sensor, (), allowed, (), None, None, ())
 
 

@@ -88,7 +88,7 @@ class Comparison:
 
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
-    """What makes the two reports less comparable."""
+    """Reasons why the two reports are less comparable."""
     steps: StepChange | None = None
     """``None`` where either report has no steps."""
 

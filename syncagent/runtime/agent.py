@@ -176,9 +176,9 @@ class ProcessAgent(Agent):
         self.sensors.conclude()
 
     def after_fork_in_child(self) -> None:
-        """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
+        """Stop everything in a forked child: the records, and the thread that delivers them, are the parent's."""
         self._recorder.threads.forget()
-        self.remove_device = None  # the child is in the midst of what its parent began
+        self.remove_device = None  # the child is in the middle of what its parent began
         self.regions.forget()
         self._pipeline.forget()
         self._turn_off()

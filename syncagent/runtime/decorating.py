@@ -1,4 +1,4 @@
-"""Runs a decorated function of any kind inside of something that is opened for each call and closed after it."""
+"""Runs a decorated function of any kind inside something that is opened for each call and closed after it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Opened(Protocol):
     """What a call is inside of; a generator leaves it for as long as its caller works."""
 
     def suspend(self) -> None:
-        """Leave it for a while."""
+        """Suspend it."""
 
     def resume(self) -> None:
-        """Be inside it again."""
+        """Resume it."""
 
     def close(self) -> None:
         """End it."""

@@ -119,7 +119,7 @@ class Region(Reach, Agent):
 
     @property
     def own_policy(self) -> Policy:
-        """What judges in here, if this region judges."""
+        """The policy of this region, if it has one."""
         return self._policy
 
     @property

@@ -32,7 +32,7 @@ def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Out
 
 
 class Shown(NamedTuple):
-    """What the user has of the report before the last spans are sent."""
+    """What the user has seen of the report before the last spans are sent."""
 
     report: Report
     saved: str | None

@@ -43,7 +43,7 @@ def _promise(name: str, detail: str | None, wrong: Sequence[str], said: str) -> 
 
 
 def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
-    """Each kind of sync was caught at least once in a call that did wait."""
+    """Each kind of sync was caught at least once in a call that really waited."""
     here = [verdict for verdict in verdicts if verdict.detail == detail and verdict.kind is not None]
     kinds = list(dict.fromkeys(verdict.kind for verdict in here))
     caught = {verdict.kind for verdict in here if verdict.waited and verdict.status == OK}

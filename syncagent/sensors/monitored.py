@@ -27,7 +27,7 @@ __all__ = ["MonitoredSensor"]
 
 _now = time.perf_counter_ns
 _NAME = "synchronize"
-_TOOL_IDS = (4, 3, 5)  # 0 to 2 are spoken for: debugger, coverage, profiler
+_TOOL_IDS = (4, 3, 5)  # 0 to 2 are reserved: debugger, coverage, profiler
 
 
 class MonitoredSensor(Sensor):
@@ -94,7 +94,7 @@ class MonitoredSensor(Sensor):
         return {"tools of sys.monitoring": [monitoring.get_tool(number) for number in range(6)]} if monitoring else {}
 
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""
+        """Stop watching if a callback fails: its exception would otherwise be raised in the program's code."""
         wanted = (HostSyncError, HostSyncWarning)  # by names that stay while the interpreter is torn down
         ending = sys.is_finalizing
 

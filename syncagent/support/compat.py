@@ -1,4 +1,4 @@
-"""What differs between the Pythons that syncagent runs on, made the same on all; each part says when it can go."""
+"""Differences between the Pythons that syncagent runs on, evened out; each part says when it can be removed."""
 
 from __future__ import annotations
 

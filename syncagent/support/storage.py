@@ -1,4 +1,4 @@
-"""Files that the agent writes: private to their owner, and never through a link that somebody laid there before."""
+"""Files that the agent writes: private to their owner, and never through a link that another user has prepared."""
 
 from __future__ import annotations
 

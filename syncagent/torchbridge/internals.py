@@ -44,7 +44,7 @@ class Internals:
     backward_entry: Any
     """Code object of the function in which ``backward()`` callers stand while the engine runs, or ``None``."""
     missing: tuple[str, ...]
-    """One sentence for each name that was not there."""
+    """One sentence for each name that this torch lacks."""
 
 
 UNKNOWN = Internals(
@@ -152,7 +152,7 @@ def op_name(op: Any) -> str:
 
 
 def keep_busy(cycles: int) -> None:
-    """Queue a kernel that keeps the current stream busy for so many cycles of the GPU's clock."""
+    """Queue a kernel that keeps the current stream busy for that many cycles of the GPU's clock."""
     import torch
 
     torch.cuda._sleep(cycles)

@@ -65,7 +65,7 @@ class Capture:
         try:  # which stream a wait is for
             more["experimental_config"] = config(enable_cuda_sync_events=True)
         except TypeError:
-            pass  # then waits are taken to be for all streams
+            pass  # then waits are assumed to be for all streams
         self._gave_way = gave_way
         self.running = False
         self._patches = Patches()

@@ -101,7 +101,7 @@ def _with_device(original: Any) -> Any:
 
 
 def _by_way_of_cpu(original: Any) -> Any:
-    """``torch.tensor`` and its like read Python data: on the CPU first, then a blocking copy, as in torch."""
+    """``torch.tensor`` and similar functions read Python data: on the CPU first, then a blocking copy, as in torch."""
     always_copies = original.__name__ == "tensor"
 
     def factory(data: Any, *args: Any, **kwargs: Any) -> Any:

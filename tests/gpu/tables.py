@@ -593,7 +593,7 @@ def cost_pairs() -> str:
     )
 
 
-def price_shares() -> str:
+def cost_shares() -> str:
     pairs = load("cost_pairs")["pairs"].values()
     savings, steps = (sum(row[key] for row in pairs) for key in ("saving_ok", "step_ok"))
     whole = f"{savings} of {len(pairs)} pairs of programs with and without their syncs"
@@ -754,7 +754,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 MAKERS = {
-    "costpairs": cost_pairs, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
+    "costpairs": cost_pairs, "costshares": cost_shares, "replaytime": replay_time, "afterwindow": after_window,
     "rewrites": rewrites, "losscosts": loss_costs, "lossfixed": loss_fixed,
     "logcosts": log_costs, "logfixed": log_fixed, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,

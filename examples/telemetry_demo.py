@@ -118,7 +118,7 @@ def train(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """torchrun hands the signal on to its ranks, whose agents send what is left."""
+    """torchrun passes the signal on to its ranks, whose agents send what is left."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

@@ -1,4 +1,4 @@
-"""Measures what syncs really cost: pairs of programs in turn, without a profiler, then traces of each for the replay.
+"""Measures what syncs really cost: pairs of programs, alternating and unprofiled, then traces of each for the replay.
 
 python tests/gpu/cost_pairs.py --out FOLDER [--match TEXT] [--device cpu]
 
@@ -146,7 +146,7 @@ def interval(values: list[float], draws: int = 2000) -> list[float]:
 
 
 def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915 - one run
-    """What the product does: the agent on, steps without the profiler, then a capture."""
+    """What users get: the agent on, steps without the profiler, then a capture."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,4 +1,4 @@
-"""Holds the replay against the truth: what it says of each pair, from the traces that cost_pairs.py left.
+"""Compares the replay with the truth: what it says about each pair, from the traces that cost_pairs.py left.
 
 python tests/gpu/cost_verdict.py FOLDER --out tests/gpu/results/cost_pairs.json [--fixtures tests/unit/cost/traces]
 """

@@ -1,4 +1,4 @@
-"""The example's four variants on a GPU: the agent's reports, the honest table of times, and what the agent costs.
+"""The example's four variants on a GPU: the agent's reports, the table of times, and the agent's overhead.
 
     python tests/gpu/example.py --out DIR [--budget SECONDS]
 
@@ -80,7 +80,7 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
-    """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
+    """Return end-to-end time with and without the agent, alternating, with spans going to a journal."""
     from syncagent.runtime import process
     from syncagent.runtime import script as session
     from syncagent.settings import sources
@@ -146,7 +146,7 @@ def busy(step: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]
 
 
 def measure(out: Path, budget_s: float, device: str, size: int | None) -> None:
-    """Fill in everything that is timed; kept after each part, so that a run cut short still tells something."""
+    """Fill in everything that is timed; kept after each part, so that a run that is cut short still has results."""
     import torch
 
     began = time.perf_counter()

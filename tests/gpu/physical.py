@@ -1,6 +1,6 @@
 """The physical test: a call that returns only after the kernel queued before it has ended has waited for the GPU.
 
-Nothing of the agent's is used here.  With ``CORPUS_DEVICE=cpu`` cases run without any sleep and nothing is decided.
+The agent is not used here.  With ``CORPUS_DEVICE=cpu`` cases run without any sleep and nothing is decided.
 """
 
 from __future__ import annotations

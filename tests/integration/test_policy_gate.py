@@ -28,7 +28,7 @@ def syncagent_check(python, report):
 
 
 def test_the_good_script_passes_under_raise_and_against_the_committed_baseline(python):
-    """Its log line is allowed, and set-up is over before the policy wakes."""
+    """Its log line is allowed, and set-up is over before the policy acts."""
     done = python(
         "train.py",
         SYNCAGENT="1",

@@ -226,7 +226,7 @@ def test_a_panels_query_is_answered_with_data(job, filled, panel, target):
 
 
 EMPTY_IS_WELL = {"Dropped"}
-"""Panels that are well when they show zero."""
+"""Panels that may show zero."""
 
 
 def test_exemplars_lead_to_spans(job, filled):

@@ -44,8 +44,10 @@ NOT_FILES = {
 OLD_REPORTS = sorted((ROOT / "tests" / "fixtures" / "reports").glob("*.json"))
 
 
-# --- how to add a part; the sensor is in sensors/test_sensors.py, the format in report/test_formats.py, and the
-# --- integration in tests/integration/test_integrations.py
+# --- how to add a part ------------------------------------------------------------------------------------------------
+
+# The sensor is run by sensors/test_sensors.py, the format by report/test_formats.py, and the integration by
+# tests/integration/test_integrations.py.
 
 
 def test_a_new_rule_is_a_row_of_the_table(monkeypatch, request):

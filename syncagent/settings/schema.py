@@ -52,7 +52,7 @@ class Settings:
     detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
         None,
         parsing.Choice(Detail),
-        "wrap every op, or only what may block; by default ops under observe without cost",
+        "wrap every op, or only those that may wait; by default ops under observe without cost",
     )
     report: str | None = _setting(None, parsing.report_path, "where the report is saved at exit")
     min_stall_ms: float = _setting(
@@ -75,7 +75,7 @@ class Settings:
         "stall that a step, or each of its phases, may have",
     )
     max_stall_share: float | None = _setting(
-        None, parsing.share, "share of the time that may be stall, over the window"
+        None, parsing.share, "fraction of the time that may be stall, over the window"
     )
     stall_share_window: int = _setting(20, parsing.count(1), "number of steps in the window of max_stall_share")
     judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
@@ -93,7 +93,7 @@ class Settings:
     simulate: bool = _setting(default=False, parser=parsing.flag, doc="the simulated device stands in for CUDA")
     stacks: bool = _setting(default=False, parser=parsing.flag, doc="keep the whole stack of each sync")
     user_code: tuple[str, ...] = _setting(
-        (), parsing.names, "packages or paths that count as the user's code though they are installed"
+        (), parsing.names, "installed packages or paths that count as the user's code"
     )
     copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
         None,
@@ -107,16 +107,16 @@ class Settings:
     )
     cost_steps: int = _setting(5, parsing.count(1), "number of steps that cost profiles")
     max_events: int = _setting(10_000, parsing.count(1), "how many of the newest syncs are kept whole")
-    journal: str | None = _setting(None, parsing.path, "where spans go when no endpoint is set; off for nowhere")
+    journal: str | None = _setting(None, parsing.path, "where spans go if no endpoint is set; off for nowhere")
     capture: str | None = _setting(
         None,
         parsing.path,
-        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+        "file that is updated each second, so that `syncagent report` can show a killed process; off for none",
     )
     file_mode: int = _setting(
         DEFAULT_MODE,
         parsing.file_mode,
-        "who may read the reports, journals and captures that are written: a mode in octal",
+        "mode of the reports, journals and captures that are written, in octal",
     )
     summary: bool | None = _setting(
         None, parsing.flag, "print the table at the end; by default for scripts, not for watch()"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
 
-__all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"]
+__all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SimulationError", "SimulationWarning", "SyncAgentError"]
 
 
 class SyncAgentError(Exception):
@@ -31,3 +31,14 @@ class HostSyncError(SyncAgentError, RuntimeError):
 
 class HostSyncWarning(UserWarning):
     """A host sync that the policy warns about; it points at the user's line.  A warning, hence not an error of ours."""
+
+
+class SimulationError(SyncAgentError, RuntimeError):
+    """The simulated device cannot do this.  It stops here instead of giving a wrong number.
+
+    It is a ``RuntimeError`` too, as torch's own errors are, so that a program with a way out takes it.
+    """
+
+
+class SimulationWarning(UserWarning):
+    """The simulated device goes on, but something that a program sees is not what a GPU would show."""

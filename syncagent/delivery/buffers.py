@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +29,17 @@ class BufferReader:
         self,
         recorder: Recorder,
         rank: int | None,
-        device_name: str = "cuda",
         policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None,
     ) -> None:
         """``policy_of`` says which policy judged a sync that the regions with these numbers cover."""
         self._recorder = recorder
         self.rank = rank
         """Written into all records; may become known later."""
-        self._device_name = device_name
         self._policy_of = policy_of
         self.ended_steps: deque[tuple[int, int, int, Any]] = deque()
         """Steps that have ended: number, start and end (``perf_counter_ns``), OpenTelemetry's context."""
         self._anchor_ns = time.time_ns() - time.perf_counter_ns()
-        self.lost: dict[str, int] = {}
+        self.lost: Counter[str] = Counter()
         """How many syncs were dropped, by reason."""
 
     def epoch_ns(self, moment_ns: int) -> int:
@@ -69,15 +67,14 @@ class BufferReader:
                     events.append(self._event(seen, state))
                 except Exception as error:
                     # Counted, whatever it was.
-                    self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
+                    self.lost["unreadable"] += 1
                     self._recorder.faults.add("reading what a thread left", error, "failed")
             if state.tallies or state.sums:
                 events += self._sums(state)
             if state.dropped:
-                self.lost["buffer full"] = self.lost.get("buffer full", 0) + state.dropped
+                self.lost["buffer full"] += state.dropped
                 state.dropped = 0
-        if len(events) > 1:
-            events.sort(key=lambda event: event.start_ns)
+        events.sort(key=lambda event: event.start_ns)
         return events
 
     def retire_threads(self) -> None:
@@ -100,13 +97,8 @@ class BufferReader:
         )
 
     def _step(self, step: int, start_ns: int, end_ns: int, context: Any) -> StepRecord:
-        anchor = self._anchor_ns
-        try:
-            span = span_in(context)
-        except Exception as error:
-            span = None
-            self._recorder.faults.add("reading the program's span", error, "failed")
-        return StepRecord(step, start_ns + anchor, end_ns + anchor, self.rank, span, context or None)
+        span = self._recorder.faults.guard("reading the program's span", lambda: span_in(context), None)
+        return StepRecord(step, self.epoch_ns(start_ns), self.epoch_ns(end_ns), self.rank, span, context or None)
 
     def _sums(self, state: ThreadState) -> list[SyncEvent]:
         """Make one event of the syncs of a line that were only added up since the last time."""
@@ -137,7 +129,7 @@ class BufferReader:
             phase=context.phase,
             step=seen.step,
             rank=self.rank,
-            device=f"{self._device_name}:{context.device}",
+            device=f"cuda:{context.device}",
             stream=context.stream,
             thread=state.name,
             sensor=context.sensor,

@@ -7,6 +7,7 @@ import re
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from syncagent.attribution import ranks
@@ -81,16 +82,12 @@ def remove_old(kind: str, directory: Path) -> None:
     found: list[tuple[float, int, Path]] = []
     for path in directory.iterdir():
         if pattern.fullmatch(path.name):
-            try:
+            with suppress(OSError):  # another process tidies as well
                 status = path.lstat()
-            except OSError:  # another process tidies as well
-                continue
-            found.append((status.st_mtime, status.st_size, path))
+                found.append((status.st_mtime, status.st_size, path))
     kept_bytes = 0
     for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
         kept_bytes += size
         if (number >= _KEPT_FILES or kept_bytes > _KEPT_BYTES) and not storage.is_locked(path):
-            try:
+            with suppress(OSError):  # another user's
                 path.unlink(missing_ok=True)
-            except OSError:  # another user's
-                continue

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from syncagent.delivery.guarded import GuardedSinks
-from syncagent.support.pace import STRETCH_NS, keep_pace
-from syncagent.support.randomness import own_randomness
-from syncagent.support.threads import AgentThread
+from syncagent.support.pace import STRETCH_NS, keep_pace, yield_gil
+from syncagent.support.threads import AgentThread, own_randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from syncagent.delivery.buffers import BufferReader
     from syncagent.delivery.sink import Sink, Source
+    from syncagent.events import SyncEvent
     from syncagent.support.faults import Faults
 
 __all__ = ["Pipeline"]
@@ -28,11 +28,17 @@ _BUSY = 250
 delivery take longer than the rest, since their code and data have left the caches."""
 _UNHURRIED_NS = 200_000
 """How long the agent's thread works at a stretch where little is waiting."""
+_EVENTS_PER_CALL = 8
 _PATIENCE_S = 5.0
+_CLOSE_TIMEOUT_S = 2.0
+"""How long a sink that has failed may take to close."""
 
 
 class Pipeline:
-    """Delivers from the threads' buffers to the sinks: each second, earlier where much is waiting, and at the end."""
+    """Delivers from the threads' buffers to the sinks: each second, earlier where much is waiting, and at the end.
+
+    A sink that fails is switched off and closed, and the others go on.
+    """
 
     def __init__(
         self,
@@ -43,7 +49,7 @@ class Pipeline:
     ) -> None:
         """``each_round`` is called four times a second on the agent's thread."""
         self._buffers = buffers
-        self._sinks = GuardedSinks(sinks, faults)
+        self._sinks = list(sinks)
         self._faults = faults
         self._each_round = each_round
         self._draining = threading.RLock()  # a signal handler may come in the middle of a delivery
@@ -56,11 +62,11 @@ class Pipeline:
 
     def connect(self, source: Source) -> None:
         """Show the sinks the agent they belong to, before anything is delivered."""
-        self._sinks.call("connect", source)
+        self._call("connect", source)
 
     def policy_changed(self, policy: str) -> None:
         """Tell the sinks which policy is in force from now on."""
-        self._sinks.call("policy_changed", policy)
+        self._call("policy_changed", policy)
 
     # --- the agent's thread
 
@@ -80,11 +86,9 @@ class Pipeline:
         thread = self._thread
         if thread is None and self._drainer is None:
             thread = AgentThread(target=self._finish, name="syncagent")
-            try:
+            with suppress(RuntimeError):  # the interpreter is ending
                 thread.start()
-            except RuntimeError:  # the interpreter is ending
-                thread = None
-        if thread is None or get_ident() in (thread.ident, self._drainer):
+        if thread is None or thread.ident is None or get_ident() in (thread.ident, self._drainer):
             self._finish()  # in the middle of a delivery: a signal handler stops the agent
             return
         thread.join(timeout_s)
@@ -100,29 +104,29 @@ class Pipeline:
             self.drain()
         except Exception as error:
             self._faults.add("draining", error)
-        self._sinks.call("close")
+        self._call("close")
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
         self._draining = threading.RLock()
         self._wake = threading.Event()
-        self._sinks.forget()
+        self._sinks = []
         self._thread = None
         self._stopping = self._is_finished = True
 
     def drain(self) -> None:
         """Deliver everything that is waiting; may be called from any thread."""
-        if self._hangs or not self._draining.acquire(timeout=_PATIENCE_S):
-            return  # a sink hangs; what is waiting stays where it is
-        before, self._drainer = self._drainer, get_ident()
-        began_ns = time.perf_counter_ns()
-        try:
-            with own_randomness():
-                self._drain()
-            self.drained_ns = began_ns
-        finally:
-            self._drainer = before
-            self._draining.release()
+        with self._exclusively() as is_ours:
+            if not is_ours:
+                return
+            before, self._drainer = self._drainer, get_ident()
+            began_ns = time.perf_counter_ns()
+            try:
+                with own_randomness():
+                    self._drain()
+                self.drained_ns = began_ns
+            finally:
+                self._drainer = before
 
     def _drain(self) -> None:
         # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
@@ -133,18 +137,43 @@ class Pipeline:
             before = given
             while given < len(events) and events[given].step <= record.step:
                 given += 1
-            self._sinks.give(events[before:given])
-            self._sinks.call("step", record)
-        self._sinks.give(events[given:])
+            self._give(events[before:given])
+            self._call("step", record)
+        self._give(events[given:])
 
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
         self.drain()
-        if not self._hangs and self._draining.acquire(timeout=_PATIENCE_S):
-            try:
-                self._sinks.call("flush")
-            finally:
+        with self._exclusively() as is_ours:
+            if is_ours:
+                self._call("flush")
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[bool]:
+        """Keep other threads from delivering; false while a sink hangs: what is waiting stays where it is."""
+        is_ours = not self._hangs and self._draining.acquire(timeout=_PATIENCE_S)
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
                 self._draining.release()
+
+    def _give(self, events: Sequence[SyncEvent]) -> None:
+        """Hand over events a few at a time, with pauses for the training threads."""
+        for first in range(0, len(events), _EVENTS_PER_CALL):
+            self._call("events", events[first : first + _EVENTS_PER_CALL])
+            yield_gil()
+
+    def _call(self, method: str, *args: object) -> None:
+        """Call a method of every sink."""
+        for sink in self._sinks:
+            try:
+                getattr(sink, method)(*args)
+            except Exception as error:
+                self._sinks = [other for other in self._sinks if other is not sink]
+                self._faults.add(f"sink {sink.name}", error)
+                if method != "close":
+                    _close_in_time(sink)
 
     def _run(self) -> None:
         keep_pace()
@@ -152,7 +181,7 @@ class Pipeline:
         while not self._stopping:
             self._wake.wait(_ROUND_S)
             try:
-                self._sinks.call("tick")
+                self._call("tick")
                 self._each_round()
                 is_due, is_much = time.monotonic() >= due_s, self._buffers.waiting() >= _BUSY
                 if is_due or is_much:
@@ -164,3 +193,16 @@ class Pipeline:
             except Exception as error:
                 self._faults.add("draining", error, "failed")
         self._finish()
+
+
+def _close_in_time(sink: Sink) -> None:
+    """Have a sink that has failed release its files, threads and ports; errors in doing so are not reported."""
+
+    def close() -> None:
+        with suppress(Exception):
+            sink.close()
+
+    thread = AgentThread(target=close, name="syncagent-close")
+    with suppress(RuntimeError):  # the interpreter is ending
+        thread.start()
+        thread.join(_CLOSE_TIMEOUT_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from syncagent.delivery.sink import Sink
 from syncagent.support import stderr
@@ -27,8 +27,7 @@ class Progress(Sink):
 
     name = "progress"
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
         self._due = self._began + _FIRST_S
@@ -47,27 +46,17 @@ class Progress(Sink):
     def close(self) -> None:
         """Clear the line."""
         if self._shown:
-            self._write("\x1b[2K\r")
+            stderr.write("\x1b[2K\r")
 
     def _show(self) -> None:
         now = self._clock()
-        if now < self._due or not self._is_terminal():
+        if now < self._due or not stderr.is_terminal():
             return
         self._due = now + _EVERY_S
         self._shown = True
         elapsed_s = now - self._began
         share = self._stall_ns / 1e9 / elapsed_s
-        self._write(
+        stderr.write(
             f"\x1b[2K\x1b[2m[syncagent] {int(elapsed_s) // 60}:{int(elapsed_s) % 60:02} · {self._steps:,} steps · "
             f"{self._syncs:,} syncs · {min(share, 1.0):.1%} of the time in stalls\x1b[0m\r"
         )
-
-    def _is_terminal(self) -> bool:
-        return stderr.is_terminal() if self._stream is None else self._stream.isatty()
-
-    def _write(self, text: str) -> None:
-        if self._stream is None:
-            stderr.write(text)
-        else:
-            self._stream.write(text)
-            self._stream.flush()

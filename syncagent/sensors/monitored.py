@@ -78,7 +78,7 @@ class MonitoredSensor(Sensor):
 
     def stop(self) -> None:
         if self._tool is not None:
-            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]  # of 3.12
             monitoring.set_events(self._tool, 0)
             for code in self._watched:
                 monitoring.set_local_events(self._tool, code, 0)
@@ -113,13 +113,13 @@ class MonitoredSensor(Sensor):
 
     def _look_at(self, code: CodeType) -> None:
         if _NAME in code.co_names and self._tool is not None:
-            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]  # of 3.12
             monitoring.set_local_events(self._tool, code, monitoring.events.CALL)
             self._watched.append(code)
 
     def _code_starts(self, code: CodeType, _offset: int) -> Any:
         self._look_at(code)
-        return sys.monitoring.DISABLE  # type: ignore[attr-defined, unused-ignore]
+        return sys.monitoring.DISABLE  # type: ignore[attr-defined, unused-ignore]  # of 3.12
 
     def _shown(self, function: Any) -> str | None:
         try:

@@ -9,7 +9,7 @@ Importing this package does not import torch.
 
 from __future__ import annotations
 
-from syncagent.simulate.errors import SimulationError, SimulationWarning
+from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.simulate.installation import borrow, install, install_or_end, installed, missing
 from syncagent.simulate.waits import WaitObserver, internal_waits
 from syncagent.simulate.waits import observe as observe_waits

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
-from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, replacement, set_data
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["adapt_ctc_loss", "adapt_module_moves", "adapt_optimizers", "refuse_unsupported"]
 
@@ -23,23 +20,18 @@ __all__ = ["adapt_ctc_loss", "adapt_module_moves", "adapt_optimizers", "refuse_u
 # --- Module.to ---------------------------------------------------------------------------------------------
 
 
-class _MoveInPlace:
-    """What a module applies to its tensors; a parameter that changes between host and device keeps its identity.
+def _move_in_place(function: Any, tensor: Any) -> Any:
+    """Apply a module's function to one of its tensors; a parameter that changes between host and device stays itself.
 
     torch would put a new parameter there, because the two are of different classes, and an optimizer made before the
     move would train the old one.
     """
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, tensor: Any) -> Any:
-        result = self._function(tensor)
-        crosses = isinstance(result, SimulatedTensor) != isinstance(tensor, SimulatedTensor)
-        if crosses and isinstance(tensor, torch.nn.Parameter) and not result.is_meta and not tensor.is_meta:
-            set_data(tensor, result)
-            return tensor
-        return result
+    result = function(tensor)
+    crosses = isinstance(result, SimulatedTensor) != isinstance(tensor, SimulatedTensor)
+    if crosses and isinstance(tensor, torch.nn.Parameter) and not result.is_meta and not tensor.is_meta:
+        set_data(tensor, result)
+        return tensor
+    return result
 
 
 def adapt_module_moves() -> None:
@@ -48,7 +40,9 @@ def adapt_module_moves() -> None:
 
     @functools.wraps(original)
     def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        return original(self, fn if isinstance(fn, _MoveInPlace) else _MoveInPlace(fn), recurse)
+        if getattr(fn, "func", None) is not _move_in_place:  # the call of a module's parent has wrapped it already
+            fn = functools.partial(_move_in_place, fn)
+        return original(self, fn, recurse)
 
     patches.put(torch.nn.Module, "_apply", apply)
 
@@ -84,9 +78,8 @@ def _remove(types: list[Any]) -> None:
 
 
 def _as_program_sees(device: Any) -> Any:
-    if device is not None and device.type == devices.STAND_IN:
-        return devices.shown(device.index or 0)
-    return device
+    is_ours = device is not None and device.type == devices.STAND_IN
+    return devices.shown[device.index or 0] if is_ours else device
 
 
 # --- ctc_loss ----------------------------------------------------------------------------------------------
@@ -114,30 +107,25 @@ def adapt_ctc_loss() -> None:
 
 def refuse_unsupported() -> None:
     """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
-    original: Any = torch.to_dlpack  # type: ignore[attr-defined]  # torch does not export it
+    to_dlpack, compile_ = torch.to_dlpack, torch.compile  # type: ignore[attr-defined]  # torch does not export to_dlpack
 
-    def to_dlpack(tensor: Any) -> Any:
-        return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else original(tensor)
+    def refusing_to_dlpack(tensor: Any) -> Any:
+        return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else to_dlpack(tensor)
 
-    patches.put(torch.utils.dlpack, "to_dlpack", to_dlpack)
-    patches.put(torch, "to_dlpack", to_dlpack)
-    patches.put(torch, "compile", _refusing_compile(torch.compile))
-    _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
-    _refuse_devices_beyond(torch.nn.DataParallel, 1)
-
-
-def _refusing_compile(original: Any) -> Any:
-    @functools.wraps(original)
-    def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001 - as in torch
+    def refusing_compile(*args: Any, **kwargs: Any) -> Any:
         switched_off = any(os.environ.get(name) == "1" for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"))
-        if kwargs.get("disable") or switched_off or not devices.count():
-            return original(*args, **kwargs)
+        if kwargs.get("disable") or switched_off:
+            return compile_(*args, **kwargs)
         raise SimulationError(
             "torch.compile is not simulated (it would write kernels for a GPU). Set TORCHDYNAMO_DISABLE=1 to run the "
             "program without it."
         )
 
-    return compile
+    patches.put(torch.utils.dlpack, "to_dlpack", refusing_to_dlpack)
+    patches.put(torch, "to_dlpack", refusing_to_dlpack)
+    patches.put(torch, "compile", replacement(refusing_compile, compile_))
+    _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
+    _refuse_devices_beyond(torch.nn.DataParallel, 1)
 
 
 def _refuse_devices_beyond(cls: Any, limit: int) -> None:

@@ -92,8 +92,9 @@ class _Pool:
             whole, segment, offset = self._free[at]
             self._forget(whole, segment, offset)
         else:
-            segment, offset, whole = next(self._made), 0, self._segment_for(size)
-            self._segments[segment] = whole
+            segment, offset = next(self._made), 0
+            whole = _LARGE_SEGMENT if size < _MIN_OF_ITS_OWN else -(-size // _GRAIN) * _GRAIN
+            whole = self._segments[segment] = _SMALL_SEGMENT if self._small else whole
         rest = whole - size
         if rest >= _BLOCK if self._small else rest > _SMALL:
             self._add(rest, segment, offset + size)
@@ -101,15 +102,12 @@ class _Pool:
         return whole, segment, offset
 
     def give_back(self, size: int, segment: int, offset: int) -> None:
-        after = self._begins.get((segment, offset + size))
-        if after is not None:
-            self._forget(after, segment, offset + size)
-            size += after
-        before = self._ends.get((segment, offset))
-        if before is not None:
+        before, after = self._ends.get((segment, offset), 0), self._begins.get((segment, offset + size), 0)
+        if before:
             self._forget(before, segment, offset - before)
-            size, offset = size + before, offset - before
-        self._add(size, segment, offset)
+        if after:
+            self._forget(after, segment, offset + size)
+        self._add(before + size + after, segment, offset - before)
 
     def release_unused(self) -> int:
         unused = [block for block in self._free if block[0] == self._segments[block[1]]]
@@ -117,11 +115,6 @@ class _Pool:
             self._forget(size, segment, offset)
             del self._segments[segment]
         return len(unused)
-
-    def _segment_for(self, size: int) -> int:
-        if self._small:
-            return _SMALL_SEGMENT
-        return _LARGE_SEGMENT if size < _MIN_OF_ITS_OWN else -(-size // _GRAIN) * _GRAIN
 
     def _add(self, size: int, segment: int, offset: int) -> None:
         insort(self._free, (size, segment, offset))
@@ -144,15 +137,13 @@ def _read() -> None:
     try:
         for _ in range(len(_events)):
             number, index, layout = _events.popleft()
-            if layout is None:
-                pool, block = _taken.pop(number, (None, None))
-                if pool is not None and block is not None:
-                    pool.give_back(*block)
-                continue
-            size = -(-nbytes_of(layout) // _BLOCK) * _BLOCK
+            size = 0 if layout is None else -(-nbytes_of(layout) // _BLOCK) * _BLOCK
             if size:
                 small = size <= _SMALL
                 pool = _pools.setdefault((index, small), _Pool(small=small))
                 _taken[number] = pool, pool.take(size)
+            elif number in _taken:
+                pool, block = _taken.pop(number)
+                pool.give_back(*block)
     finally:
         _reading.release()

@@ -6,6 +6,7 @@ kernels for the same lists (``aten/src/ATen/autocast_mode.h``) replace them.
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import weakref
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syncagent.simulate import patches
+from syncagent.simulate.memory import flatten, on_each
 from syncagent.simulate.requirements import LOSSES, aten, find
 from syncagent.simulate.tensor import AUTOCAST_KEYS, SimulatedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["LISTS", "install", "install_kernels", "is_casting", "unlisted"]
+__all__ = ["LISTS", "install", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16
@@ -61,16 +63,10 @@ def _is_eligible(value: Any) -> bool:
     return isinstance(value, SimulatedTensor) and value.dtype.is_floating_point and value.dtype != torch.float64
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return _cast_tensor(value, dtype) if _is_eligible(value) and value.dtype != dtype else value
-    if isinstance(value, (list, tuple)):
-        return [_cast(x, dtype) for x in value]
-    return value
-
-
-def _cast_tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _cast(dtype: torch.dtype, value: Any) -> Any:
     """Cast; a parameter is cast once and remembered until the autocast region ends, as in torch."""
+    if not _is_eligible(value) or value.dtype == dtype:
+        return value
     remembered = (
         dtype == torch.get_autocast_dtype("cuda")
         and value.dtype == torch.float32
@@ -88,29 +84,16 @@ def _cast_tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return cast
 
 
-def _eligible_types(values: Any) -> list[torch.dtype]:
-    found: list[torch.dtype] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            found += _eligible_types(value)
-        elif _is_eligible(value):
-            found.append(value.dtype)
-    return found
-
-
 def _call(op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
-    return op(*[_cast(x, dtype) for x in args], **{name: _cast(x, dtype) for name, x in kwargs.items()})
+    cast = functools.partial(_cast, dtype)
+    return op(*on_each(cast, args), **{name: on_each(cast, value) for name, value in kwargs.items()})
 
 
 def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
-    if _is_eligible(args[0]):
-        position = [argument.name for argument in op._schema.arguments].index("dtype")
-        if position < len(args):
-            args = list(args)
-            args[position] = args[position] or torch.float32
-        else:
-            kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}
-    return op(*args, **kwargs)
+    if not _is_eligible(args[0]):
+        return op(*args, **kwargs)
+    named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    return op(**{**named, "dtype": named.get("dtype") or torch.float32})
 
 
 def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
@@ -122,7 +105,7 @@ def _fp32_append(op: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _widest(op: Any, args: Any, kwargs: Any) -> Any:
-    types = set(_eligible_types([*args, *kwargs.values()]))
+    types = {x.dtype for x in flatten([*args, *kwargs.values()]) if _is_eligible(x)}
     if not types:
         return op(*args, **kwargs)
     return _call(op, args, kwargs, torch.float32 if torch.float32 in types or len(types) > 1 else types.pop())
@@ -184,8 +167,16 @@ def unlisted(registered: Iterable[str]) -> list[str]:
     return [op for op in sorted(set(registered) - ours) if not re.search("dimname|names_", op, re.IGNORECASE)]
 
 
-def install_kernels(library: Any) -> None:
+_library: Any = None
+_destroy = find("library.Library._destroy")
+
+
+def _install_kernels() -> None:
     """Register the lists on the AutocastCUDA key, for the ops that this torch has there."""
+    global _library
+    if _library is not None:
+        return
+    _library = torch.library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
         for name in names.split():
@@ -194,7 +185,7 @@ def install_kernels(library: Any) -> None:
             if op is None or not has_kernel(f"aten::{name}", "AutocastCUDA"):
                 continue  # older and newer torches have other lists
             try:
-                library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+                _library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
             except Exception as error:
                 LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
     registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
@@ -202,8 +193,16 @@ def install_kernels(library: Any) -> None:
         LOSSES[name] = f"autocast leaves {name} alone: how this torch casts for it is not known"
 
 
+def _remove_kernels() -> None:
+    global _library
+    _cast_parameters.clear()
+    if _destroy is not None:
+        _destroy(_library)
+        _library = None
+
+
 def install() -> None:
-    """Clear the cache of cast parameters whenever torch clears its own."""
+    """Cast by these lists, and clear the cache of cast parameters whenever torch clears its own."""
     forget = torch.clear_autocast_cache
 
     def clear_autocast_cache() -> None:
@@ -211,4 +210,4 @@ def install() -> None:
         forget()
 
     patches.put(torch, "clear_autocast_cache", clear_autocast_cache)
-    patches.also(lambda: None, _cast_parameters.clear)
+    patches.also(_install_kernels, _remove_kernels)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness
-from syncagent.simulate.errors import SimulationError, SimulationWarning
 from syncagent.simulate.requirements import find, look_up, note_loss
-from syncagent.simulate.tensor import SimulatedTensor
+from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.simulate.waits import reported
 
 if TYPE_CHECKING:
@@ -38,36 +39,16 @@ def _lazy_init() -> None:
     _started = True
 
 
-def _is_initialized() -> bool:
-    return not engine.is_forked() and (_started or any(e.submitted for e in _all_engines()))
-
-
-def _all_engines() -> Iterable[engine.Engine]:
-    for index in range(devices.count()):
-        yield from devices.engines_of(index)
-
-
 # --- devices -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Properties:
-    """What ``get_device_properties`` returns.  The memory is the host's, with its true size."""
-
-    total_memory: int
-    name: str = NAME
-    major: int = 8
-    minor: int = 0
-    multi_processor_count: int = os.cpu_count() or 1
-    warp_size: int = 32
-    max_threads_per_multi_processor: int = 2048
-    max_threads_per_block: int = 1024
-    regs_per_multiprocessor: int = 65536
-    shared_memory_per_block: int = 49152
-    is_integrated: int = 1
-    is_multi_gpu_board: int = 0
-    gcnArchName: str = ""  # noqa: N815 - torch's name
-    uuid: str = "simulated"
+_PROPERTIES: dict[str, Any] = {
+    "name": NAME, "major": 8, "minor": 0, "multi_processor_count": os.cpu_count() or 1, "warp_size": 32,
+    "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024, "regs_per_multiprocessor": 65536,
+    "shared_memory_per_block": 49152, "is_integrated": 1, "is_multi_gpu_board": 0, "gcnArchName": "",
+    "uuid": "simulated",
+}  # fmt: skip
+"""What ``get_device_properties`` returns, beside the memory, which is the host's, with its true size."""
 
 
 class _Device:
@@ -84,11 +65,9 @@ class _Device:
         devices.exchange(self._before.pop())
 
 
-class _DeviceOf(_Device):
+def _device_of(obj: Any) -> _Device:
     """``torch.cuda.device_of``: the device of a tensor, if it is on one."""
-
-    def __init__(self, obj: Any) -> None:
-        super().__init__(obj.get_device() if isinstance(obj, SimulatedTensor) else -1)
+    return _Device(obj.get_device() if isinstance(obj, SimulatedTensor) else -1)
 
 
 def _set_device(device: Any) -> None:
@@ -101,34 +80,29 @@ class _StreamContext:
 
     def __init__(self, stream: devices.Stream | None) -> None:
         self.stream = stream
+        self._context: Any = stream or contextlib.nullcontext()
 
     def __enter__(self) -> None:
-        if self.stream is not None:
-            self.stream.__enter__()
+        self._context.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.__exit__()
+        self._context.__exit__()
 
 
-def _synchronizer(name: str) -> Callable[..., None]:
-    def synchronize(device: Any = None) -> None:
-        _lazy_init()
-        engines = devices.engines_of(devices.index_of(device))
+def _synchronize(name: str, device: Any) -> None:
+    _lazy_init()
+    engines = devices.engines_of(devices.index_of(device))
+    is_idle = all(each.finished >= each.submitted for each in engines)
+    reported(name, SyncKind.EXPLICIT, (), lambda: _wait_for(engines), is_idle=is_idle)
 
-        def wait() -> None:
-            for each in engines:
-                each.wait()
 
-        is_idle = all(each.finished >= each.submitted for each in engines)
-        reported(name, SyncKind.EXPLICIT, (), wait, is_idle=is_idle)
-
-    return synchronize
+def _wait_for(engines: Iterable[engine.Engine]) -> None:
+    for each in engines:
+        each.wait()
 
 
 def _sleep(cycles: int) -> None:
-    seconds = cycles / CYCLES_PER_SECOND
-    devices.current_engine(devices.current()).submit(lambda: time.sleep(seconds))
+    devices.current_engine(devices.current()).submit(lambda: time.sleep(cycles / CYCLES_PER_SECOND))
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -159,53 +133,50 @@ def _host_memory() -> tuple[int, int]:
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
-def _emptier(name: str) -> Callable[[], None]:
-    """``empty_cache``: the driver waits for all work on the device before it takes memory back."""
-
-    def empty_cache() -> None:
-        if allocator.release_unused():
-            reported(name, SyncKind.OTHER, (), engine.wait_for_all)
-
-    return empty_cache
+def _empty_cache(name: str) -> None:
+    """The driver waits for all work on the device before it takes memory back."""
+    if allocator.release_unused():
+        reported(name, SyncKind.OTHER, (), lambda: _wait_for(engine.all_engines()))
 
 
 # --- what has no simulation --------------------------------------------------------------------------------
 
 
-def _refuse(what: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:
+_REFUSED = {
+    "CUDA graphs are": "graph CUDAGraph make_graphed_callables graph_pool_handle",
+    "memory pools are": "MemPool", "memory snapshots are": "memory_snapshot", "GPU utilization is": "utilization",
+    "GPU memory usage is": "memory_usage", "the CUDA runtime's own interface is": "cudart",
+}  # fmt: skip
+
+
+def _refused(name: str, what: str) -> type:
+    """A class that cannot be made: it takes the place of a class, or of a function."""
+
+    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - becomes cls.__init__
         raise SimulationError(f"{what} not simulated")
 
-    return refuse
-
-
-def _refusing_class(name: str, what: str) -> type:
-    return type(name, (), {"__init__": _refuse(what)})
+    return type(name, (), {"__init__": __init__})
 
 
 # --- random numbers ----------------------------------------------------------------------------------------
 
 
-def _seed_one(seed: int) -> None:
-    randomness.default_state(devices.current()).set_seed(int(seed))
-
-
-def _seed_all(seed: int) -> None:
-    for index in range(devices.count()):
-        randomness.default_state(index).set_seed(int(seed))
+def _seed(seed: int, indices: Iterable[int]) -> None:
+    for index in indices:
+        randomness.default_generator(index).manual_seed(int(seed))
 
 
 def _random_seed() -> None:
-    _seed_all(int.from_bytes(os.urandom(7), "little"))
+    _seed(int.from_bytes(os.urandom(7), "little"), range(devices.count()))
 
 
 def _get_rng_state(device: Any = "cuda") -> torch.Tensor:
     _lazy_init()
-    return randomness.default_state(devices.index_of(device)).pack()
+    return randomness.default_generator(devices.index_of(device)).get_state()
 
 
 def _set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
-    randomness.default_state(devices.index_of(device)).unpack(new_state)
+    randomness.default_generator(devices.index_of(device)).set_state(new_state)
 
 
 def _set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
@@ -229,96 +200,90 @@ def _names() -> dict[str, Any]:
     count, current = devices.count, devices.current
     return {
         # initialization
-        "_lazy_init": _lazy_init, "init": _lazy_init, "is_initialized": _is_initialized,
+        "_lazy_init": _lazy_init, "init": _lazy_init,
+        "is_initialized": lambda: (
+            not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
+        ),
         "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
         # devices
         "device_count": count, "current_device": current, "set_device": _set_device, "device": _Device,
-        "device_of": _DeviceOf, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
+        "device_of": _device_of, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
         "_maybe_exchange_device": devices.exchange, "get_device_name": lambda _device=None: NAME,
         "get_device_capability": lambda _device=None: (8, 0),
-        "get_device_properties": lambda _device=None: _Properties(_host_memory()[1]),
+        "get_device_properties": lambda _device=None: SimpleNamespace(total_memory=_host_memory()[1], **_PROPERTIES),
         "get_arch_list": list, "get_gencode_flags": str, "can_device_access_peer": lambda *_: True,
         "is_bf16_supported": lambda *_, **__: True, "is_tf32_supported": lambda: False,
         # streams
         "Stream": devices.Stream, "Event": devices.Event, "ExternalStream": devices.Stream,
         "current_stream": devices.current_stream, "default_stream": devices.default_stream,
         "set_stream": devices.set_stream, "stream": _StreamContext, "StreamContext": _StreamContext,
-        "synchronize": _synchronizer("torch.cuda.synchronize"), "_sleep": _sleep,
+        "synchronize": lambda device=None: _synchronize("torch.cuda.synchronize", device), "_sleep": _sleep,
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
-        "empty_cache": _emptier("torch.cuda.empty_cache"), "ipc_collect": _nothing, **_MEMORY_FIGURES,
+        "empty_cache": lambda: _empty_cache("torch.cuda.empty_cache"), "ipc_collect": _nothing, **_MEMORY_FIGURES,
         "reset_max_memory_allocated": _nothing, "reset_max_memory_cached": _nothing,
         "set_per_process_memory_fraction": _nothing, "memory_cached": _no_figures(0),
         "max_memory_cached": _no_figures(0), "memory_summary": _no_figures("CUDA memory is not simulated"),
-        "mem_get_info": lambda _device=None: _host_memory(), "utilization": _refuse("GPU utilization is"),
-        "memory_usage": _refuse("GPU memory usage is"), "memory_snapshot": _refuse("memory snapshots are"),
+        "mem_get_info": lambda _device=None: _host_memory(),
         # random numbers
-        "manual_seed": _seed_one, "manual_seed_all": _seed_all, "seed": _random_seed, "seed_all": _random_seed,
-        "initial_seed": lambda: randomness.default_state(current()).seed,
+        "manual_seed": lambda seed: _seed(seed, [current()]),
+        "manual_seed_all": lambda seed: _seed(seed, range(count())), "seed": _random_seed, "seed_all": _random_seed,
+        "initial_seed": lambda: randomness.default_generator(current()).initial_seed(),
         "get_rng_state": _get_rng_state, "set_rng_state": _set_rng_state,
         "get_rng_state_all": lambda: [_get_rng_state(index) for index in range(count())],
         "set_rng_state_all": _set_rng_state_all,
-        "default_generators": tuple(
-            randomness.make_generator(index, randomness.default_state(index)) for index in range(count())
-        ),
+        "default_generators": tuple(map(randomness.default_generator, range(count()))),
         # CUDA graphs
-        "is_current_stream_capturing": lambda: False, "graph": _refusing_class("graph", "CUDA graphs are"),
-        "CUDAGraph": _refusing_class("CUDAGraph", "CUDA graphs are"),
-        "make_graphed_callables": _refuse("CUDA graphs are"), "graph_pool_handle": _refuse("CUDA graphs are"),
-        "MemPool": _refusing_class("MemPool", "memory pools are"),
-        "cudart": _refuse("the CUDA runtime's own interface is"),
+        "is_current_stream_capturing": lambda: False,
+        # what has no simulation
+        **{name: _refused(name, what) for what, names in _REFUSED.items() for name in names.split()},
     }  # fmt: skip
 
 
-def _accelerator_names() -> dict[str, Any]:
-    """What takes the place of each name in ``torch.accelerator``."""
-    return {
-        "is_available": lambda: bool(devices.count()), "device_count": devices.count,
-        "current_accelerator": lambda *_, **__: torch.device("cuda"),
-        "current_device_index": devices.current, "current_device_idx": devices.current,
-        "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
-        "current_stream": devices.current_stream, "set_stream": devices.set_stream,
-        "synchronize": _synchronizer("torch.accelerator.synchronize"),
-        "empty_cache": _emptier("torch.accelerator.empty_cache"), **_MEMORY_FIGURES,
-    }  # fmt: skip
+_ACCELERATOR_NAMES: dict[str, Any] = {
+    "is_available": lambda: bool(devices.count()), "device_count": devices.count,
+    "current_accelerator": lambda *_, **__: torch.device("cuda"),
+    "current_device_index": devices.current, "current_device_idx": devices.current,
+    "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
+    "current_stream": devices.current_stream, "set_stream": devices.set_stream,
+    "synchronize": lambda device=None: _synchronize("torch.accelerator.synchronize", device),
+    "empty_cache": lambda: _empty_cache("torch.accelerator.empty_cache"), **_MEMORY_FIGURES,
+}  # fmt: skip
+"""What takes the place of each name in ``torch.accelerator``."""
+
+
+def _replace(path: str, names: dict[str, Any]) -> None:
+    holder = look_up(path)
+    for name, value in names.items():
+        if hasattr(holder, name):
+            patches.put(holder, name, value)
 
 
 def _forwarded(name: str) -> None:
     """Pass a setting that torch keeps for each thread on to the workers, in stream order."""
-    original = getattr(torch, name, None)
-    if original is None:
-        note_loss(f"torch.{name}")
-        return
+    original = getattr(torch, name)
 
     def setting(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if not engine.is_forked():
-            for each in _all_engines():
-                if each.submitted:  # a worker that has not started yet will take the process's setting
-                    each.submit(lambda: original(*args, **kwargs))
+        for each in () if engine.is_forked() else engine.all_engines():
+            if each.submitted:  # a worker that has not started yet will take the process's setting
+                each.submit(lambda: original(*args, **kwargs))
         return result
 
-    setting.__name__ = name
-    patches.put(torch, name, setting)
+    patches.put(torch, name, replacement(setting, original))
 
 
 def install() -> None:
     """Replace the names of torch.cuda and torch.accelerator."""
-    cuda = [torch.cuda, *map(look_up, ("cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs"))]
-    for name, value in _names().items():
+    names = _names()
+    for name in names:
         if not hasattr(torch.cuda, name):
             note_loss(f"torch.cuda.{name}")
-            continue
-        for holder in cuda:
-            if holder is torch.cuda or (holder is not None and name in vars(holder)):
-                patches.put(holder, name, value)
-    nothing = dict.fromkeys(("range_push", "range_pop", "range_start", "range_end", "mark"), _nothing)
-    for path, names in (("accelerator", _accelerator_names()), ("cuda.nvtx", nothing)):
-        holder = look_up(path)
-        for name, value in names.items():
-            if hasattr(holder, name):
-                patches.put(holder, name, value)
+    for path in ("cuda", "cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs"):
+        _replace(path, names)
+    _replace("accelerator", _ACCELERATOR_NAMES)
+    _replace("cuda.nvtx", dict.fromkeys(("range_push", "range_pop", "range_start", "range_end", "mark"), _nothing))
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
         patches.put(torch.cuda, "_initialized", True)
@@ -350,5 +315,4 @@ def _forget() -> None:
     """Start over like a process that has not used the device."""
     global _started
     _started = False
-    for index in range(devices.most()):
-        randomness.default_state(index).set_seed(randomness.DEFAULT_SEED)
+    _seed(randomness.DEFAULT_SEED, range(len(devices.shown)))

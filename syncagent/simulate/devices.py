@@ -1,4 +1,4 @@
-"""The simulated devices and their streams, and which of them each thread is on.
+"""The simulated devices and their streams, which of them each thread is on, and the queueing of ops on a stream.
 
 Python sees ``cuda:i``.  In C++ the tensors live on torch's ``lazy`` device, which is otherwise unused: it needs no
 device guard and no runtime, and autograd runs its backward pass in the calling thread.
@@ -6,16 +6,19 @@ device guard and no runtime, and autograd runs its backward pass in the calling 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate.engine import Engine, refuse_if_forked
-from syncagent.simulate.errors import SimulationError
+from syncagent.simulate.requirements import find
 from syncagent.simulate.waits import reported
 
 if TYPE_CHECKING:
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
-__all__ = ["CPU", "META", "STAND_IN", "Event", "Stream"]
+    from syncagent.simulate.memory import Placement
+
+__all__ = ["CPU", "META", "STAND_IN", "Event", "Stream", "keeping_error", "order", "queue", "run_here"]
 
 STAND_IN = "lazy"
 CPU = torch.device("cpu")
@@ -31,9 +36,11 @@ META = torch.device("meta")
 POOL_SIZE = 32
 """Streams share that many queues a device, as they do in CUDA: a thread for each Stream would never be given back."""
 
+shown: list[torch.device] = []
+"""Each device as the program sees it."""
+stand_ins: list[torch.device] = []
+"""For each device the one that its tensors are on in C++."""
 _count = 0
-_shown: list[torch.device] = []
-_stand_ins: list[torch.device] = []
 _default_streams: list[Stream] = []
 _pools: list[deque[Engine]] = []
 
@@ -56,20 +63,15 @@ def set_count(devices: int) -> None:
     """Set how many devices there are; without any, tensors made on one before can still be computed with."""
     global _count
     _count = devices
-    for index in range(len(_shown), devices):
-        _shown.append(torch.device("cuda", index))
-        _stand_ins.append(torch.device(STAND_IN, index))
+    for index in range(len(shown), devices):
+        shown.append(torch.device("cuda", index))
+        stand_ins.append(torch.device(STAND_IN, index))
         _pools.append(deque())
-        _default_streams.append(Stream.over(index, Engine(f"cuda:{index} stream 0"), is_default=True))
+        _default_streams.append(Stream(index, default=Engine(f"cuda:{index} stream 0")))
 
 
 def count() -> int:
     return _count
-
-
-def most() -> int:
-    """The largest number of devices that there has been."""
-    return len(_shown)
 
 
 def leave_thread() -> None:
@@ -91,23 +93,13 @@ def exchange(index: int) -> int:
     return before
 
 
-def shown(index: int) -> torch.device:
-    """The device as the program sees it."""
-    return _shown[index]
-
-
-def stand_in(index: int) -> torch.device:
-    """The device that its tensors are on in C++."""
-    return _stand_ins[index]
-
-
 def is_simulated(device: torch.device) -> bool:
     """Whether this is a simulated device, under either name."""
     return device.type in {STAND_IN, "cuda"}
 
 
 def _check(index: int) -> None:
-    there = _count or len(_shown)
+    there = _count or len(shown)
     if not 0 <= index < there:
         raise torch.AcceleratorError(f"CUDA error: invalid device ordinal (cuda:{index} of {there} simulated)")
 
@@ -129,13 +121,13 @@ def index_of(device: Any) -> int:
 
 def translate(device: Any) -> Any:
     """Turn ``cuda`` in any form into its stand-in and leave other devices, and no device, as they are."""
-    if device is None or isinstance(device, bool) or (isinstance(device, str) and not device.startswith("cuda")):
-        return device
-    if isinstance(device, (str, int, torch.device)):
-        if not isinstance(device, int) and torch.device(device).type != "cuda":
-            return device
-        return stand_in(index_of(device))
-    return device
+    if isinstance(device, torch.device):
+        is_cuda = device.type == "cuda"
+    elif isinstance(device, str):
+        is_cuda = device.startswith("cuda")
+    else:
+        is_cuda = isinstance(device, int) and not isinstance(device, bool)
+    return stand_ins[index_of(device)] if is_cuda else device
 
 
 # --- streams and events --------------------------------------------------------------------------------------
@@ -144,28 +136,18 @@ def translate(device: Any) -> Any:
 class Stream:
     """A queue of device work."""
 
-    def __init__(self, device: Any = None, priority: int = 0, **unknown: Any) -> None:
+    def __init__(self, device: Any = None, priority: int = 0, *, default: Engine | None = None, **unknown: Any) -> None:
         if "stream_ptr" in unknown or "stream_id" in unknown:
             raise SimulationError("streams made from a raw pointer or id are not simulated")
         refuse_if_forked()
         index = index_of(device)
-        self._set(index, _pooled_engine(index), priority)
-
-    def _set(self, index: int, engine: Engine, priority: int, *, is_default: bool = False) -> None:
         self.device_index = index
-        self.device = shown(index)
-        self.engine = engine
+        self.device = shown[index]
+        self.engine = default or _pooled_engine(index)
         self.priority = priority
         self.device_type = 1
-        self.cuda_stream = self.stream_id = 0 if is_default else id(engine)
+        self.cuda_stream = self.stream_id = 0 if default else id(self.engine)
         self._before: list[tuple[int, Stream | None]] = []
-
-    @classmethod
-    def over(cls, index: int, engine: Engine, *, is_default: bool) -> Stream:
-        """The stream of an existing queue."""
-        stream = cls.__new__(cls)
-        stream._set(index, engine, 0, is_default=is_default)
-        return stream
 
     def synchronize(self) -> None:
         """Wait for all work of this stream."""
@@ -215,6 +197,10 @@ class Stream:
         return f"<torch.cuda.Stream device={self.device} cuda_stream={self.cuda_stream:#x} (simulated)>"
 
 
+_UNUSED = Engine("no stream")
+"""Stands for the stream of an event that has not been recorded: nothing is ever queued here."""
+
+
 class Event:
     """A mark in a stream."""
 
@@ -228,8 +214,7 @@ class Event:
         if interprocess:
             raise SimulationError("interprocess events are not simulated")
         self._timing = enable_timing
-        self._engine: Engine | None = None
-        self._ticket = 0
+        self._engine, self._ticket = _UNUSED, 0
         self._stamp: list[float] = []
 
     def record(self, stream: Stream | None = None) -> None:
@@ -240,25 +225,22 @@ class Event:
 
     def wait(self, stream: Stream | None = None) -> None:
         """Let the work that the stream gets next wait for the mark, without the host."""
-        if self._engine is not None:
-            waiting = (stream or current_stream()).engine
-            waiting.depend_on(self._engine, self._ticket)
+        (stream or current_stream()).engine.depend_on(self._engine, self._ticket)
 
     def query(self) -> bool:
         """Whether the work before the mark is done."""
-        return self._engine is None or self._engine.finished >= self._ticket
+        return self._engine.finished >= self._ticket
 
     def synchronize(self) -> None:
         """Wait for the work before the mark."""
-        engine, ticket = self._engine, self._ticket
-        wait: Callable[[], None] = (lambda: None) if engine is None else (lambda: engine.wait(ticket))
+        wait = functools.partial(self._engine.wait, self._ticket)
         reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this mark to the other one; they are the CPU's."""
         if not (self._timing and end._timing):
             raise ValueError("Both events must be created with argument 'enable_timing=True'.")
-        if self._engine is None or end._engine is None:
+        if not (self._ticket and end._ticket):
             raise ValueError("Both events must be recorded before calculating elapsed time.")
         if not (self.query() and end.query()):
             raise RuntimeError("Both events must be completed before calculating elapsed time.")
@@ -304,3 +286,69 @@ def set_stream(stream: Stream | None) -> None:
     if stream is not None:
         exchange(stream.device_index)
         _thread.streams[stream.device_index] = stream
+
+
+# --- ops on a stream --------------------------------------------------------------------------------------------
+
+_in_backward = find("_C._current_graph_task_id") or (lambda: 0)
+_races: set[str] = set()
+
+
+def order(name: str, index: int, placements: list[Placement]) -> Engine:
+    """Return the current stream's queue, made to wait for what other streams still write of the op's arguments."""
+    engine = current_engine(index)
+    for placement in placements:
+        box = placement.box
+        writer = box.writer
+        if writer is None or writer is engine or engine.is_ordered_after(writer, box.ticket):
+            continue
+        # Autograd itself orders backward ops after the forward op's stream.  Elsewhere this is a race on a GPU; here
+        # the numbers are those that program order gives.
+        if _in_backward() == -1 and name not in _races:
+            _races.add(name)
+            warnings.warn(
+                f"{name} uses memory that another stream may still be writing: on a GPU this is a race. "
+                "Use Stream.wait_stream or an event.",
+                SimulationWarning,
+                stacklevel=2,
+            )
+        engine.depend_on(writer, box.ticket)
+    return engine
+
+
+def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> None:
+    """Queue a kernel, and record it as the last writer of the boxes that it writes."""
+    ticket = engine.submit(keeping_error(kernel, written))
+    for placement in written:
+        placement.box.writer = engine
+        placement.box.ticket = ticket
+
+
+def keeping_error(kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:
+    """The kernel, whose error stays with the memory that it writes: later readers get it instead of old numbers."""
+
+    def run() -> None:
+        try:
+            kernel()
+        except BaseException as error:
+            for placement in written:
+                placement.box.error = error
+            raise
+
+    return run
+
+
+def run_here(engine: Engine, kernel: Callable[[], Any]) -> Any:
+    """Queue a kernel, wait for it and return its result, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+
+    def task() -> None:
+        try:
+            outcome[0] = kernel()
+        except BaseException as error:
+            outcome[1] = error
+
+    engine.wait(engine.submit(task))
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

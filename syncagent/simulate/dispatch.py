@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import autocast, devices, randomness, shapes, tensor, waits
-from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.facts import OpFacts
-from syncagent.simulate.memory import Layout, Placement, layout_of
-from syncagent.simulate.queues import order, queue, run_here
+from syncagent.errors import SimulationError
+from syncagent.simulate import autocast, devices, randomness, tensor, waits
+from syncagent.simulate.devices import order, queue, run_here
+from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
+from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "run", "run_generic"]
+    Handler = Callable[[OpFacts, Any, Any], Any]
 
-SPECIAL: dict[Any, Callable[[OpFacts, Any, Any], Any]] = {}
-"""Ops that the general rule does not fit, and their handlers; copies.py, special.py and nested.py fill it."""
+__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "refusing", "run", "run_generic"]
+
+SPECIAL: dict[Any, Handler] = {}
+"""Ops that the general rule does not fit, and their handlers; special.py and nested.py fill it."""
 
 CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
 """Ops some of whose results have another form on the CPU: makes CUDA's results from the arguments and the CPU's."""
@@ -33,7 +38,6 @@ _shares_memory = find("_C._is_alias_of") or (
 _runs_on_cpu = find("_C._dispatch_has_computed_kernel_for_dispatch_key") or (lambda _name, _key: True)
 _AsCalled = find("_C._RestorePythonTLSSnapshot")
 _in_inference_mode = torch.is_inference_mode_enabled
-_known: dict[Any, OpFacts] = {}
 
 _UNSUPPORTED_NAMESPACES = {
     "c10d": "distributed communication",
@@ -48,49 +52,43 @@ _UNSUPPORTED_NAMESPACES = {
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:
     """Run an op that has a simulated tensor among its arguments, or makes one."""
-    facts = _known.get(op) or facts_of(op)
+    facts = facts_of(op)
     return facts.handler(facts, args, kwargs)
-
-
-def facts_of(op: Any) -> OpFacts:
-    """Return what is known of an op, with the handler that runs it."""
-    facts = _known.get(op)
-    if facts is None:
-        facts = _known[op] = _learn(op)
-    return facts
 
 
 tensor.dispatch = run
 
 
-def _learn(op: Any) -> OpFacts:
+@functools.cache
+def facts_of(op: Any) -> OpFacts:
+    """Return what is known of an op, with the handler that runs it."""
     facts = OpFacts(op)
     body = facts.python_body()
     if op.namespace in _UNSUPPORTED_NAMESPACES:
-        facts.handler = _refuse
+        facts.handler = refusing(f": {_UNSUPPORTED_NAMESPACES[op.namespace]} is not simulated on the CUDA stand-in")
     elif body is not None:
         facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
     elif op in SPECIAL:
         facts.handler = SPECIAL[op]
     elif not _runs_on_cpu(op.name(), "CPU"):
-        facts.handler = _refuse_without_kernel
+        facts.handler = refusing(" has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
-        facts.handler = _decompose
-        facts.reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
+        reenters = _AsCalled is not None and not _has_kernel(op.name(), "ADInplaceOrView")
+        facts.handler = _decompose_as_called if reenters else _decompose
     elif facts.view is not None:
-        facts.handler = _view if facts.view == "new" else _view_in_place
+        facts.handler = _view
     else:
         facts.handler = run_generic
     return facts
 
 
-def _refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
-    what = _UNSUPPORTED_NAMESPACES[facts.op.namespace]
-    raise SimulationError(f"{facts.name}: {what} is not simulated on the CUDA stand-in")
+def refusing(reason: str) -> Handler:
+    """The handler of an op that is not simulated."""
 
+    def refuse(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+        raise SimulationError(facts.name + reason)
 
-def _refuse_without_kernel(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
-    raise SimulationError(f"{facts.name} has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
+    return refuse
 
 
 def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -98,11 +96,13 @@ def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
     Above autograd torch has done so already.  Below it (``inference_mode``, and ops that call ops) it has not.
     """
-    if facts.reenters and _in_inference_mode() and not autocast.is_casting():
-        # The parts are run as they would have been without Python in between: with autocast, and with views known.
-        with _AsCalled():
-            return facts.op.decompose(*args, **kwargs)
     return facts.op.decompose(*args, **kwargs)
+
+
+def _decompose_as_called(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Run the parts as they would have been without Python in between: with autocast, and with views known."""
+    with _AsCalled() if _in_inference_mode() and not autocast.is_casting() else contextlib.nullcontext():
+        return facts.op.decompose(*args, **kwargs)
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
@@ -145,12 +145,8 @@ def _resolve_kept(value: Any) -> Any:
 
 
 def _snapshot(value: Any) -> Any:
-    """Copy CPU tensors, so that a queued kernel does not see what the host writes into them later."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if type(value) is list:
-        return [_snapshot(x) for x in value]
-    return value
+    """Copy a CPU tensor, so that a queued kernel does not see what the host writes into them later."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torch.Tensor], args: Any) -> int:
@@ -159,7 +155,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
         if placement.index != index:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{devices.shown(index)} and {devices.shown(placement.index)}!"
+                f"{devices.shown[index]} and {devices.shown[placement.index]}!"
             )
     if not hosts:
         return index
@@ -174,7 +170,7 @@ def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torc
         if host.dim() > 0 or any(host is target for target in written):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{devices.shown(index)} and {host.device}! (when running {facts.name})"
+                f"{devices.shown[index]} and {host.device}! (when running {facts.name})"
             )
     return index
 
@@ -197,25 +193,22 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs))
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
-            spec = shapes.infer(facts.op, kept, named)
-        except shapes.NoMetaKernelError:
-            if not facts.pure_write or facts.outs:
-                return kernel.run_unforeseen(args, kwargs, None)
-        except shapes.MetaError as error:
-            return kernel.run_unforeseen(args, kwargs, error)
+            spec = infer(facts.op, kept, named)
+        except UnknownShapeError as error:
+            if error.__cause__ is not None or not facts.pure_write or facts.outs:
+                return kernel.run_unforeseen(args, kwargs, error.__cause__)
         if facts.returns_numbers:  # a meta kernel cannot know them
-            return kernel.run_unforeseen(args, kwargs, None)
+            return kernel.run_unforeseen(args, kwargs)
     if facts.outs:
         kernel.resize_outs(spec, args, kwargs)
     kernel.seed()
     engine = order(facts.name, index, placements)
     if hosts:
-        kernel.args = _snapshot(kernel.args)
-        kernel.kwargs = {name: _snapshot(x) for name, x in named.items()}
-    outputs = kernel.outputs
-    made = [] if facts.pure_write else [_allocate(x, index, outputs) for x in _fresh(facts, spec)]
+        kernel.args = on_each(_snapshot, kernel.args)
+        kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
+    made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in _fresh(facts, spec)]
     kernel.find_written()
-    queue(engine, kernel, [p for p in outputs if p is not None] + kernel.written)
+    queue(engine, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return _returned(facts, args, kwargs, made)
 
 
@@ -223,21 +216,17 @@ def _given(args: Any, kwargs: Any, position: int, name: str) -> Any:
     return args[position] if position < len(args) else kwargs.get(name)
 
 
+@dataclass(slots=True, eq=False)
 class _Kernel:
     """An op with its arguments in the form in which it can be queued."""
 
-    __slots__ = ("args", "facts", "index", "kwargs", "outputs", "placements", "written")
-
-    def __init__(
-        self, facts: OpFacts, index: int, args: list[Any], kwargs: dict[str, Any], placements: list[Placement]
-    ) -> None:
-        self.facts = facts
-        self.index = index
-        self.args = args
-        self.kwargs = kwargs
-        self.placements = placements
-        self.outputs: list[Placement | None] = []
-        self.written: list[Placement] = []
+    facts: OpFacts
+    index: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    placements: list[Placement]
+    outputs: list[Placement | None] = field(default_factory=list)
+    written: list[Placement] = field(default_factory=list)
 
     # --- on the thread that calls the op ---
 
@@ -247,62 +236,57 @@ class _Kernel:
         if position is None:
             if self.facts.seeded:
                 raise SimulationError(f"{self.facts.name} draws random numbers in a way that is not simulated")
-        elif position < len(self.args):
-            self.args[position] = randomness.draw(self.index, self.args[position])
         else:
-            self.kwargs["generator"] = randomness.draw(self.index, self.kwargs.get("generator"))
+            given = _given(self.args, self.kwargs, position, "generator")
+            self.give(randomness.draw(self.index, given), position, "generator")
+
+    def give(self, value: Any, position: int, name: str) -> None:
+        """Give the op another argument than the one that it has in this place."""
+        if position < len(self.args):
+            self.args[position] = value
+        else:
+            self.kwargs[name] = value
 
     def find_written(self) -> None:
-        found: list[Any] = []
-        for position, name in self.facts.writes:
-            value = _given(self.args, self.kwargs, position, name)
-            _flatten(value if isinstance(value, list) else [value], found)
-        self.written = [x for x in found if isinstance(x, Placement)]
+        values = [_given(self.args, self.kwargs, position, name) for position, name in self.facts.writes]
+        self.written = [x for x in flatten(values) if isinstance(x, Placement)]
 
     def resize_outs(self, spec: Any, args: Any, kwargs: Any) -> None:
         """``out=`` takes the shape of the result, as in torch before the kernel runs."""
         specs = spec if isinstance(spec, list) else [spec]
-        returns = self.facts.returns
-        by_name = {alias[1]: layout for alias, layout in zip(returns, specs, strict=True) if alias is not None}
-        for position, name in self.facts.outs:
-            target = _given(args, kwargs, position, name)
-            layout = by_name.get(name)
-            if not isinstance(target, SimulatedTensor) or not isinstance(layout, Layout):
+        for place, layout in zip(self.facts.returns, specs, strict=True):
+            if place is None or not isinstance(layout, Layout):
                 continue
-            if layout.size != target._sim.layout.size:
+            target = _given(args, kwargs, *place)
+            if isinstance(target, SimulatedTensor) and layout.size != target.shape:
                 tensor.resize(target, layout._replace(offset=target._sim.layout.offset))
-                if position < len(self.args):
-                    self.args[position] = target._sim
-                else:
-                    self.kwargs[name] = target._sim
+                self.give(target._sim, *place)
 
     def run_now(self, args: Any, kwargs: Any) -> Any:
         """Wait for this op: its results are there when it returns, and may be of any shape."""
         facts = self.facts
         self.seed()
         engine = order(facts.name, self.index, self.placements)
-        resolved: list[Any] = []
-        keywords: dict[str, Any] = {}
 
         def kernel() -> Any:
-            nonlocal resolved, keywords
             resolved, keywords = self._resolved()
             result = facts.op(*resolved, **keywords)
-            flat: list[Any] = []
-            _flatten(resolved, flat)
-            return [_apart(x, flat) for x in _fresh(facts, result)]
+            hosts = flatten(resolved)
+            return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
 
-        made = [_wrap(x, self.index) for x in run_here(engine, kernel)]
+        made = on_each(lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel))
         for position, name in facts.outs:
-            target, values = _given(args, kwargs, position, name), _given(resolved, keywords, position, name)
-            if isinstance(target, SimulatedTensor) and tuple(values.shape) != target._sim.layout.size:
-                tensor.take_resized(target, values)
+            target = _given(args, kwargs, position, name)
+            if isinstance(target, SimulatedTensor):
+                values = target._sim.resolve()  # the very tensor that the CPU's kernel was given, and has resized
+                if values.shape != target.shape:
+                    tensor.take_resized(target, values)
         self.find_written()
         for placement in self.written:
             placement.box.writer = None  # done: nothing has to wait for it
         return _returned(facts, args, kwargs, made)
 
-    def run_unforeseen(self, args: Any, kwargs: Any, error: BaseException | None) -> Any:
+    def run_unforeseen(self, args: Any, kwargs: Any, error: BaseException | None = None) -> Any:
         """Run an op at once whose results cannot be known in advance; for torch's own ops there are rules."""
         facts = self.facts
         started = time.perf_counter_ns()
@@ -328,19 +312,15 @@ class _Kernel:
         for target in self.written:
             target.box.own_form = None
         if self.outputs:
-            flat: list[Any] = []
-            _flatten(_fresh(self.facts, result), flat)
+            flat = flatten(_fresh(self.facts, result))
             if self.facts.op in CUDA_FORM:
-                self._keep_own_forms(flat)
+                for placement, values in zip(self.outputs, flat, strict=True):
+                    if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
+                        placement.box.own_form = values
                 flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
             for placement, values in zip(self.outputs, flat, strict=True):
                 if placement is not None:
                     _deliver(self.facts, placement, values, args)
-
-    def _keep_own_forms(self, results: list[Any]) -> None:
-        for placement, values in zip(self.outputs, results, strict=True):
-            if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
-                placement.box.own_form = values
 
 
 def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
@@ -362,8 +342,8 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
         placement.box.own_form = values
         values = values.to(layout.dtype)
-    moved = values.storage_offset() or (values.stride() != layout.stride and values.numel() > 1)
-    if moved or _aliases(values, args):
+    is_strided_otherwise = values.stride() != layout.stride and values.numel() > 1
+    if is_strided_otherwise or values.storage_offset() or _aliases(values, args):
         values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values)
     placement.box.values = values
     if values.stride() == layout.stride:
@@ -382,38 +362,15 @@ def _aliases(values: torch.Tensor, args: Any) -> bool:
     return False
 
 
-def _apart(value: Any, hosts: list[Any]) -> Any:
-    """A result in memory of its own."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.layout == torch.strided and _aliases(value, hosts) else value
-    if isinstance(value, (list, tuple)):
-        return [_apart(x, hosts) for x in value]
-    return value
-
-
-def _wrap(value: Any, index: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return adopt(value, index)
-    if isinstance(value, list):
-        return [_wrap(x, index) for x in value]
-    return value
-
-
-def _flatten(values: Any, into: list[Any]) -> None:
-    for x in values:
-        if isinstance(x, (list, tuple)) and not isinstance(x, Layout):
-            _flatten(x, into)
-        else:
-            into.append(x)
+def _is_view_of(value: Any, hosts: list[Any]) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and _aliases(value, hosts)
 
 
 def _fresh(facts: OpFacts, result: Any) -> list[Any]:
     """The return values that are new, not written arguments."""
     if len(facts.returns) == 1:
         return [result] if facts.returns[0] is None else []
-    if not facts.returns:
-        return []
-    return [x for x, alias in zip(result, facts.returns, strict=True) if alias is None]
+    return [x for x, alias in zip(result or (), facts.returns, strict=True) if alias is None]
 
 
 def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
@@ -448,22 +405,14 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
         raise SimulationError(f"{facts.name}: a view of a CPU tensor with arguments on CUDA")
     base = placements[0]
     try:
-        spec = shapes.infer(facts.op, kept, named)
-    except shapes.NoMetaKernelError as error:
-        raise SimulationError(f"{facts.name}: this view is not simulated (no meta kernel)") from error
-    except shapes.MetaError as error:
+        spec = infer(facts.op, kept, named)
+    except UnknownShapeError as error:
         if error.__cause__ is not None:
             raise error.__cause__ from None  # the program's own mistake, in torch's words
-        raise
+        raise SimulationError(f"{facts.name}: this view is not simulated (no meta kernel)") from error
+    if facts.view == "in place":
+        tensor.replace(args[0], base.shifted(spec))
+        return args[0]
     if isinstance(spec, Layout):
         return make_view(args[0], base.shifted(spec))
     return [make_view(args[0], base.shifted(layout)) for layout in spec]
-
-
-def _view_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    target = args[0]
-    placement = target._sim
-    shape = shapes.on_meta(placement)
-    facts.op(shape, *args[1:], **kwargs)
-    tensor.set_placement(target, placement.shifted(layout_of(shape)))
-    return target

@@ -1,7 +1,4 @@
-"""One worker thread per stream, which runs kernels in order and remembers what failed.
-
-Nothing here depends on torch.
-"""
+"""One worker thread per stream, which runs kernels in order and remembers what failed."""
 
 from __future__ import annotations
 
@@ -9,23 +6,26 @@ import atexit
 import os
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from syncagent.errors import SimulationError
+from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Engine", "refuse_if_forked", "retire_all", "wait_for_all"]
+__all__ = ["Engine", "all_engines", "is_forked", "refuse_if_forked"]
+
+# The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
+# inference_mode, and the queueing thread has counted versions already.
+_BelowAutograd = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
 
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
-
-BAD_FORK = (
-    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
-    "method"
-)
 
 FORK_PATIENCE_S = 5.0
 """How long a fork waits for a running kernel.  A longer one is left running, which is better than no fork at all."""
@@ -44,18 +44,14 @@ class Engine:
     A *ticket* is the place of a kernel in its queue, counted from 1: once ``finished`` reaches it, the kernel has run.
     """
 
-    begin_thread: Callable[[], object] | None = None
-    """What each worker thread does first; set at installation."""
     idle_limit_s: float | None = None
     """How long an idle worker thread stays; set when the device is taken away."""
-    as_device_error: Callable[[BaseException], BaseException] = staticmethod(lambda error: error)
-    """Turns what a queued kernel raised into what the waiting thread gets; set at installation."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.submitted = 0
         self.finished = 0
-        self.clock: dict[Engine, int] = {}
+        self.clock: Counter[Engine] = Counter()
         """What the host has ordered before this queue's next kernel: a ticket for each other engine."""
         self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
         self._changed = threading.Condition()
@@ -65,22 +61,21 @@ class Engine:
         self._running = threading.Lock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.is_closed = False
+        """Whether kernels run in the thread that submits them, because the process ends."""
         _engines.add(self)
 
     def depend_on(self, engine: Engine, ticket: int) -> None:
         """Run what is queued from now on after another engine's kernel with that ticket."""
         if engine is self:
             return
-        for other, known in engine.clock.items():
-            self.clock[other] = max(self.clock.get(other, 0), known)
-        self.clock[engine] = max(self.clock.get(engine, 0), ticket)
+        self.clock |= engine.clock | Counter({engine: ticket})  # the larger ticket of each
         if engine.finished < ticket:
             self.submit(_Dependency(engine, ticket))
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
-        return engine is self or engine.finished >= ticket or self.clock.get(engine, 0) >= ticket
+        return engine is self or engine.finished >= ticket or self.clock[engine] >= ticket
 
     def wait(self, ticket: int | None = None) -> None:
         """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure."""
@@ -88,7 +83,7 @@ class Engine:
         self._block(self.submitted if ticket is None else ticket)
         if self._error is not None:
             error, self._error = self._error, None
-            raise self.as_device_error(error) from error
+            raise _as_device_error(error) from error
 
     def _block(self, ticket: int) -> None:
         if self.finished >= ticket:
@@ -108,7 +103,7 @@ class Engine:
         """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
         with self._changed:
-            if self._closed:
+            if self.is_closed:
                 self.submitted += 1
                 self._execute(entry)
                 return self.submitted
@@ -124,28 +119,29 @@ class Engine:
             return self.submitted
 
     def _work(self) -> None:
-        if Engine.begin_thread is not None:
-            Engine.begin_thread()
+        """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
+        torch.set_grad_enabled(False)
         queue, changed = self._queue, self._changed
-        while True:
-            with changed:
-                while not queue:
-                    self._idle = True
-                    if not changed.wait(Engine.idle_limit_s) and not queue:
-                        queue.append(None)
-                self._idle = False
-                entry = queue.popleft()
-                if entry is None:
-                    if queue:
-                        continue
-                    self._thread = None  # the next kernel starts another
-                    return
-            self._execute(entry)
-            # A kernel holds its arguments: release them before waiting for the next one.
-            del entry
-            if self._waiters:
+        with _BelowAutograd():
+            while True:
                 with changed:
-                    changed.notify_all()
+                    while not queue:
+                        self._idle = True
+                        if not changed.wait(Engine.idle_limit_s) and not queue:
+                            queue.append(None)
+                    self._idle = False
+                    entry = queue.popleft()
+                    if entry is None:
+                        if queue:
+                            continue
+                        self._thread = None  # the next kernel starts another
+                        return
+                self._execute(entry)
+                # A kernel holds its arguments: release them before waiting for the next one.
+                del entry
+                if self._waiters:
+                    with changed:
+                        changed.notify_all()
 
     def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
         try:
@@ -171,51 +167,53 @@ class Engine:
         if thread is not None:
             thread.join()
 
-    def close(self) -> None:
-        """Run what is queued and end the thread; later kernels run in the thread that submits them."""
-        self._block(self.submitted)
-        self._closed = True
-        self.retire()
+
+def _as_device_error(error: BaseException) -> BaseException:
+    """Turn what a queued kernel raised into what the waiting thread gets."""
+    if isinstance(error, (SimulationError, KeyboardInterrupt)):
+        return error
+    return torch.AcceleratorError(
+        f"CUDA error: {type(error).__name__} in an asynchronous kernel: {error}\n"
+        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+        "incorrect."
+    )
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _paused: list[Engine] = []
-_guarded = False
 _forked = False
 
 
 def refuse_if_forked() -> None:
     """Raise what CUDA raises in a child that was forked after its parent had used the device."""
     if _forked:
-        raise RuntimeError(BAD_FORK)
+        raise RuntimeError(
+            "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the "
+            "'spawn' start method"
+        )
 
 
 def is_forked() -> bool:
     return _forked
 
 
-def wait_for_all() -> None:
-    """Wait for everything that any stream has been given so far."""
-    for engine in list(_engines):
-        engine.wait()
-
-
-def retire_all() -> None:
-    """End all worker threads; nothing that is queued is lost."""
-    for engine in list(_engines):
-        engine.retire()
+def all_engines() -> list[Engine]:
+    """Those of all streams that are left."""
+    return list(_engines)
 
 
 def _close_all() -> None:
     # A daemon thread that is inside torch while the interpreter is torn down crashes the process.
     if not _forked:
-        for engine in list(_engines):
-            engine.close()
+        for engine in all_engines():
+            engine._block(engine.submitted)
+            engine.is_closed = True
+            engine.retire()
 
 
 def _before_fork() -> None:
     # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
-    _paused.extend(engine for engine in list(_engines) if engine._running.acquire(timeout=FORK_PATIENCE_S))
+    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORK_PATIENCE_S))
 
 
 def _after_fork_in_parent() -> None:
@@ -230,11 +228,5 @@ def _after_fork_in_child() -> None:
     _forked = _forked or any(engine.submitted for engine in _engines)
 
 
-def guard_process() -> None:
-    """Handle forks and the end of the process; installed once."""
-    global _guarded
-    if _guarded:
-        return
-    _guarded = True
-    atexit.register(_close_all)
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+atexit.register(_close_all)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -8,32 +8,25 @@ C++ (``zeros``, ``arange``, ``randn`` ...) follows.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, patches, tensor
-from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.memory import Layout, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
-from syncagent.simulate.tensor import SimulatedTensor, replacement
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from syncagent.simulate.tensor import SimulatedTensor, TensorBase, replacement
 
 __all__ = ["install_kernels", "wrap_functions", "wrap_methods"]
-
-TensorBase: Any = torch._C.TensorBase
-
 
 # --- the dispatcher ----------------------------------------------------------------------------------------
 
 
 def _empty(size: Any, stride: Any = None, **kwargs: Any) -> Any:
-    layout = kwargs.get("layout")
-    if layout is not None and layout != torch.strided:
-        raise SimulationError(f"tensors of layout {layout} are not simulated on CUDA")
+    if kwargs.get("layout") not in {None, torch.strided}:
+        raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
     if kwargs.get("pin_memory"):
         raise RuntimeError("Only dense CPU tensors can be pinned")
     size = tuple(size)
@@ -52,32 +45,34 @@ _RUN_WHOLE = ("silu_backward", "mish_backward")
 """Ops that CPU and CUDA have kernels of their own for; for any other device torch composes them of others."""
 
 
-def install_kernels(library: Any) -> None:
-    """Give the stand-in device the ops that make tensors from nothing and that torch has no general kernel for."""
+@functools.cache
+def install_kernels() -> Any:
+    """Give the stand-in device the ops that make tensors from nothing and that torch has no general kernel for.
+
+    They stay, since what was made on the device may still allocate other tensors once it is gone.
+    """
+    library = torch.library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    library.impl("_copy_from", _copy_from, "Lazy")
-    library.impl("empty.memory_format", _empty, "Lazy")
-    library.impl("empty_strided", _empty, "Lazy")
+    for name, kernel in (("_copy_from", _copy_from), ("empty.memory_format", _empty), ("empty_strided", _empty)):
+        library.impl(name, kernel, "Lazy")
     for name in _RUN_WHOLE:
         if has_kernel(f"aten::{name}", "CPU") and has_kernel(f"aten::{name}", "CompositeImplicitAutograd"):
             op = getattr(torch.ops.aten, name).default
             dispatch.SPECIAL[op] = dispatch.run_generic
             library.impl(name, _dispatched(op), "Lazy")
     for name in torch._C._dispatch_get_all_op_names():
-        if not name.startswith("aten::"):
-            continue
-        if not has_kernel(name, "CPU") or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
+        is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
+        if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
             continue
         packet, _, overload = name.removeprefix("aten::").partition(".")
         op = getattr(getattr(aten, packet), overload or "default")
-        if isinstance(op, MissingOp):
-            continue
-        arguments = op._schema.arguments
+        arguments = () if isinstance(op, MissingOp) else op._schema.arguments
         if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
             library.impl(name.removeprefix("aten::"), _dispatched(op), "Lazy")
+    return library
 
 
-def _dispatched(op: Any) -> Callable[..., Any]:
+def _dispatched(op: Any) -> Any:
     return lambda *args, **kwargs: dispatch.run(op, args, kwargs)
 
 
@@ -136,7 +131,8 @@ def _refusing(original: Any, what: str) -> Any:
     """Not simulated for CUDA, unchanged for other devices."""
 
     def factory(*args: Any, **kwargs: Any) -> Any:
-        if _is_stand_in(devices.translate(kwargs.get("device"))) or _holds_simulated(args):
+        on_device = any(isinstance(x, SimulatedTensor) for x in flatten(args))
+        if on_device or _is_stand_in(devices.translate(kwargs.get("device"))):
             raise SimulationError(f"torch.{original.__name__}: {what} are not simulated on CUDA")
         return original(*args, **kwargs)
 
@@ -145,12 +141,6 @@ def _refusing(original: Any, what: str) -> Any:
 
 def _is_stand_in(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == devices.STAND_IN
-
-
-def _holds_simulated(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_holds_simulated(x) for x in value)
-    return isinstance(value, SimulatedTensor)
 
 
 _TAKE_DEVICE = (
@@ -162,7 +152,7 @@ _SPARSE = (
     "sparse_coo_tensor sparse_compressed_tensor sparse_csr_tensor sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor"
 )
 _NESTED = "nested_tensor as_nested_tensor nested_tensor_from_jagged"
-_FACTORIES: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+_FACTORIES: tuple[tuple[Any, str, Any], ...] = (
     (torch, _TAKE_DEVICE, _with_device),
     (torch.fft, "fftfreq rfftfreq", _with_device),
     (torch, "tensor as_tensor asarray", _by_way_of_cpu),
@@ -199,30 +189,25 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
         args = (devices.translate(args[0]), *args[1:])
     elif args and isinstance(args[0], SimulatedTensor):
         other = args[0]
-        return TensorBase.to(self, devices.stand_in(other._sim.index), other.dtype, *args[1:], **kwargs)
+        return TensorBase.to(self, devices.stand_ins[other._sim.index], other.dtype, *args[1:], **kwargs)
     if kwargs.get("device") is not None:
         kwargs["device"] = devices.translate(kwargs["device"])
     return TensorBase.to(self, *args, **kwargs)
 
 
 def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format) -> Any:
-    target = devices.stand_in(devices.index_of(device))
+    target = devices.stand_ins[devices.index_of(device)]
     return TensorBase.to(self, target, non_blocking=non_blocking, memory_format=memory_format)
-
-
-_TYPES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool,
-}  # fmt: skip
 
 
 def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
     on_device = isinstance(self, SimulatedTensor)
+    if on_device and dtype is None:
+        return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):
         *place, name = dtype.split(".")
-        device = devices.stand_in(devices.current()) if "cuda" in place else devices.CPU
-        return TensorBase.to(self, device, _TYPES[name.removesuffix("Tensor")], non_blocking=non_blocking)
+        device = devices.stand_ins[devices.current()] if "cuda" in place else devices.CPU
+        return TensorBase.to(self, device, getattr(torch, name).dtype, non_blocking=non_blocking)
     if on_device and isinstance(dtype, torch.dtype):
         return TensorBase.to(self, dtype, non_blocking=non_blocking)
     return TensorBase.type(self) if dtype is None else TensorBase.type(self, dtype, non_blocking, **kwargs)
@@ -232,42 +217,23 @@ def _new_tensor(self: Any, data: Any, *, dtype: Any = None, device: Any = None, 
     dtype = self.dtype if dtype is None else dtype
     if isinstance(self, SimulatedTensor) and device is None and not devices.count():
         made = torch.tensor(data, dtype=dtype, device=devices.CPU)
-        return made.to(devices.stand_in(self._sim.index)).requires_grad_(kwargs.get("requires_grad", False))
+        return made.to(devices.stand_ins[self._sim.index]).requires_grad_(kwargs.get("requires_grad", False))
     return torch.tensor(data, dtype=dtype, device=self.device if device is None else device, **kwargs)
 
 
-def _pin_memory(self: Any, device: Any = None) -> Any:  # noqa: ARG001 - deprecated in torch, too
-    return self if is_pinned(self) else mark_pinned(self.detach().clone())
-
-
-def _is_pinned(self: Any, device: Any = None) -> bool:  # noqa: ARG001 - deprecated in torch, too
-    return is_pinned(self)
-
-
-def _new(name: str) -> Any:
-    def new(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("device") is not None:
-            kwargs["device"] = devices.translate(kwargs["device"])
-        return getattr(TensorBase, name)(self, *args, **kwargs)
-
-    return new
-
-
+_NEW = "new_zeros new_ones new_empty new_full new_empty_strided"
 _METHODS: dict[str, Any] = {
-    "to": _to, "cuda": _cuda, "type": _type, "new_tensor": _new_tensor, "pin_memory": _pin_memory,
-    "is_pinned": _is_pinned,
-    **{name: _new(name) for name in ("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")},
+    "to": _to, "cuda": _cuda, "type": _type, "new_tensor": _new_tensor,
+    "pin_memory": lambda self, *_, **__: self if is_pinned(self) else mark_pinned(self.detach().clone()),
+    "is_pinned": lambda self, *_, **__: is_pinned(self),
+    **{name: _with_device(getattr(TensorBase, name)) for name in _NEW.split()},
 }  # fmt: skip
 
 
 def wrap_methods() -> None:
     """Replace the methods of torch.Tensor that take a device, and those that concern pinned memory."""
     for name, function in _METHODS.items():
-        original = getattr(torch.Tensor, name, None)
-        if original is None:
-            note_loss(f"torch.Tensor.{name}")
-            continue
-        method = replacement(function, original, is_method=True)
+        method = replacement(function, getattr(torch.Tensor, name), is_method=True)
         patches.put(torch.Tensor, name, method)
         if name not in vars(SimulatedTensor):
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone

@@ -1,4 +1,7 @@
-"""What is known of an op before it runs: from its schema, from its author's tags, or from a trial run."""
+"""What is known of an op before it runs: from its schema, its author's tags or a trial run, and its results' shapes.
+
+Shapes are found on the meta device and remembered.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import torch
 from syncagent.events import SyncKind
 from syncagent.rules import table
 from syncagent.rules.rule import Rule
-from syncagent.simulate.memory import Placement
-from syncagent.simulate.requirements import ON_INSTANCES, find, note_loss
-from syncagent.simulate.shapes import zeros
+from syncagent.simulate.devices import META
+from syncagent.simulate.memory import Placement, layout_of, on_each
+from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["OpFacts"]
+__all__ = ["OpFacts", "UnknownShapeError", "infer", "on_meta"]
 
 # Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
 _ANY_DEVICE = frozenset({
@@ -24,6 +27,12 @@ _ANY_DEVICE = frozenset({
     "aten::_ctc_loss_backward", "aten::tensor_split", "aten::_amp_update_scale_", "aten::embedding_renorm_",
     "aten::_pack_padded_sequence_backward",
 })  # fmt: skip
+
+_KIND_BY_TAG = {
+    torch.Tag.dynamic_output_shape: SyncKind.DYNAMIC_SHAPE,
+    torch.Tag.data_dependent_output: SyncKind.SCALAR_READ,
+}
+"""How an op waits by what its author has declared with torch's own tags."""
 
 _custom_ops = find("_library.custom_ops.OPDEFS")
 _TRIALS_REMEMBERED = 1024
@@ -39,8 +48,6 @@ class OpFacts:
         self.op = op
         self.handler: Any = None
         """The function that runs this op; dispatch.py chooses it."""
-        self.reenters = False
-        """Whether the ops that a composite op consists of may be run as if the program had called them."""
         self.name: str = schema.name
         self.arguments = [argument.name for argument in schema.arguments]
         self.third_party = op.namespace not in {"aten", "prims", "prim"}
@@ -59,7 +66,7 @@ class OpFacts:
         """Position and name of each argument that the op writes to."""
         self.outs = [(position, argument.name) for position, argument in written if argument.is_out]
         by_alias = {frozenset(a.alias_info.before_set): (p, a.name) for p, a in written}
-        self.returns = [
+        self.returns: list[tuple[int, str] | None] = [
             by_alias.get(frozenset(r.alias_info.before_set)) if r.alias_info and r.alias_info.is_write else None
             for r in schema.returns
         ]
@@ -69,32 +76,19 @@ class OpFacts:
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
-        overload = schema.overload_name
-        self.rule = table.find(f"{self.name}.{overload}" if overload else self.name)
-        if self.third_party:
-            self.rule = self._rule_by_tags()
+        declared = [kind for tag, kind in _KIND_BY_TAG.items() if self.third_party and tag in op.tags]
+        self.rule = self._waits_as(declared[0]) if declared else None if self.third_party else table.find(op.name())
         self.shown = self.name if self.rule is None else self.rule.reported_op
         """The op's name in a report."""
 
     def python_body(self) -> Callable[..., Any] | None:
         """The Python function that runs a custom op on CUDA tensors: the ops in it are then simulated one by one."""
         definition = _custom_ops.get(self.name) if self.third_party and _custom_ops is not None else None
-        if definition is None:
-            return None
         bodies = getattr(definition, "_backend_fns", None)
-        if bodies is None:
+        if definition is not None and bodies is None:
             path = "_library.custom_ops.CustomOpDef._backend_fns"
             note_loss(f"torch.{path}", ON_INSTANCES[path])
-            return None
-        return bodies.get("cuda", bodies.get(None))  # type: ignore[no-any-return]  # private in torch
-
-    def _rule_by_tags(self) -> Rule | None:
-        """What the op's author has declared with torch's own tags."""
-        if torch.Tag.dynamic_output_shape in self.op.tags:
-            return self._waits_as(SyncKind.DYNAMIC_SHAPE)
-        if torch.Tag.data_dependent_output in self.op.tags:
-            return self._waits_as(SyncKind.SCALAR_READ)
-        return None
+        return None if bodies is None else bodies.get("cuda", bodies.get(None))
 
     def _waits_as(self, kind: SyncKind) -> Rule:
         def waits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -110,23 +104,22 @@ class OpFacts:
         The shapes cannot be known beforehand: there is no meta kernel, or it refused with ``error``.  Some of those
         errors say that the shapes depend on values; any other op is tried out on zeros of the same layouts.
         """
-        sizes = [_what_host_sees(value) for value in _as_list(result)]
+        sizes = on_each(_seen_by_host, _as_list(result))
         if not any(size is not None for size in sizes) or not _has_elements(kept):
             return None
-        key = (self.op, tuple(repr(_what_host_sees(x)) for x in (*kept, *named.values())))
+        key = (self.op, repr(on_each(_seen_by_host, [*kept, *named.values()])))
         if key in _same_on_zeros:
             return None
         if not _says_that_values_decide(error):
             try:
-                trial = self.op(*[zeros(x) for x in kept], **{name: zeros(x) for name, x in named.items()})
+                trial = _called_with(_zeros, self.op, kept, named)
             except Exception:
                 return None  # it does not take zeros: nothing is known, and nothing is made up
-            if [_what_host_sees(value) for value in _as_list(trial)] == sizes:
+            if on_each(_seen_by_host, _as_list(trial)) == sizes:
                 if len(_same_on_zeros) < _TRIALS_REMEMBERED:
                     _same_on_zeros.add(key)
                 return None
-        number = not isinstance(sizes[0], tuple)
-        self.rule = self._waits_as(SyncKind.SCALAR_READ if number else SyncKind.DYNAMIC_SHAPE)
+        self.rule = self._waits_as(SyncKind.DYNAMIC_SHAPE if isinstance(sizes[0], tuple) else SyncKind.SCALAR_READ)
         return self.rule.waits(kept, named)
 
 
@@ -134,38 +127,106 @@ def _as_list(result: Any) -> Any:
     return result if isinstance(result, (list, tuple)) else [result]
 
 
-def _has_elements(values: Any) -> bool:
-    """Whether any of these tensors has an element.  If none has, such an op returns at once."""
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            if _has_elements(value):
-                return True
-        elif isinstance(value, Placement):
-            if 0 not in value.layout.size:
-                return True
-        elif isinstance(value, torch.Tensor) and value.numel():
-            return True
-    return False
+def _has_elements(value: Any) -> bool:
+    """Whether there is a tensor that has an element.  If none has, such an op returns at once."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_elements, value))
+    if isinstance(value, Placement):
+        return 0 not in value.layout.size
+    return isinstance(value, torch.Tensor) and value.numel() > 0
 
 
 def _says_that_values_decide(error: BaseException | None) -> bool:
     """A kernel that asks for the context of symbolic shapes has a result of unknown size (torch.library)."""
-    while error is not None:
-        if "get_ctx()" in str(error) or type(error).__name__ in {
-            "DynamicOutputShapeException",
-            "DataDependentOutputException",
-        }:
-            return True
-        error = error.__cause__
-    return False
+    return error is not None and (
+        "get_ctx()" in str(error)
+        or type(error).__name__ in {"DynamicOutputShapeException", "DataDependentOutputException"}
+        or _says_that_values_decide(error.__cause__)
+    )
 
 
-def _what_host_sees(value: Any) -> Any:
+def _seen_by_host(value: Any) -> Any:
     """The part of an argument or result that the host has to know: a tensor's shape, a number itself."""
     if isinstance(value, Placement):
         return value.layout
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else value
+
+
+# --- shapes ------------------------------------------------------------------------------------------------
+
+_SHAPES_REMEMBERED = 8192
+_shapes: dict[Any, Any] = {}
+
+
+class UnknownShapeError(Exception):
+    """The shapes are not known before the op has run: its meta kernel has refused (the cause), or there is none."""
+
+
+def infer(op: Any, args: Any, kwargs: Any) -> Any:
+    """Return the layout of what the op returns, a list of them, or the value itself if it is not a tensor.
+
+    Arguments are placements, CPU tensors and plain values.
+    """
+    try:
+        key = (op, _key(args, top=True), tuple((name, _key(value)) for name, value in kwargs.items()))
+        found = _shapes.get(key, _shapes)
+    except TypeError:  # an argument that cannot be hashed
+        key, found = None, _shapes
+    if found is _shapes:  # the one value that it cannot hold
+        try:
+            result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
+            found = on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
+        except NotImplementedError:
+            found = UnknownShapeError
+        except Exception as error:
+            # Not remembered: most likely the program's own mistake, for which the CPU's kernel has a message.
+            raise UnknownShapeError from error
+        if key is not None:
+            if len(_shapes) >= _SHAPES_REMEMBERED:
+                _shapes.clear()
+            _shapes[key] = found
+    if found is UnknownShapeError:
+        raise UnknownShapeError
+    return found
+
+
+_DIFFERENT_ON_META = frozenset(
+    # The meta kernel gives the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
+    (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+)
+
+
+def _called_with(stand_in: Callable[[Any], Any], op: Any, args: Any, kwargs: Any) -> Any:
+    """What the op returns for something else in place of each argument."""
+    return op(*on_each(stand_in, args), **{name: on_each(stand_in, value) for name, value in kwargs.items()})
+
+
+def on_meta(value: Any) -> Any:
+    """The same without numbers."""
+    if isinstance(value, Placement):
+        layout = value.layout
+        return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=META)
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    return META if isinstance(value, torch.device) else None if isinstance(value, torch.Generator) else value
+
+
+def _zeros(value: Any) -> Any:
+    """Zeros in place of a tensor, and copies of those on the host, to try an op out on the CPU."""
+    if isinstance(value, Placement):
+        return torch.zeros(value.layout.size, dtype=value.layout.dtype)
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _key(value: Any, *, top: bool = False) -> Any:
+    if isinstance(value, Placement):
+        return value.layout
     if isinstance(value, (list, tuple)):
-        return [_what_host_sees(x) for x in value]
-    return value
+        # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
+        scalars = top and any(isinstance(x, Placement) for x in value)
+        return tuple(float if scalars and type(x) is float else _key(x) for x in value)
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, tuple(value.shape), value.stride())
+    if isinstance(value, torch.Generator):
+        return None
+    return (type(value), value)

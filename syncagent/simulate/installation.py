@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,22 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["borrow", "install", "install_or_end", "installed", "missing"]
 
 _installed = 0
-_for_good = False
 _borrowers = 0
 _lock = threading.RLock()
-_library: Any = None
-"""The kernels that allocate tensors; they stay, since what was made on the device may still allocate others."""
-_autocast: Any = None
-_destroy_library: Any = None
 _changes: tuple[int, Changes] | None = None
 """What was changed in torch, for that number of devices."""
-_modules: set[str] = set()
-"""The modules imported before the device was put in; those imported later may have imported its names."""
 _LINGER_S = 1.0
 """How long an idle worker thread that computes with what is left stays once the device is gone."""
-
-OVERRIDES = r"(?s).*(Overriding a previously registered kernel|other operators may also be overridden)"
-"""torch's warning that a kernel replaces another one; here that is the purpose (autocast's lists)."""
 
 
 def installed() -> bool:
@@ -57,10 +45,7 @@ def install(devices: int = 1) -> None:
     Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
     :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
     """
-    global _for_good
-    with _lock:
-        _put_in(devices)
-        _for_good = True
+    borrow(devices)  # and never give back
 
 
 def borrow(devices: int = 1) -> Callable[[], None]:
@@ -72,23 +57,21 @@ def borrow(devices: int = 1) -> Callable[[], None]:
     with _lock:
         _put_in(devices)
         _borrowers += 1
-    given_back: list[bool] = []
+    once = contextlib.ExitStack()
+    once.callback(_give_back)
+    return once.close
 
-    def give_back() -> None:
-        global _borrowers
-        with _lock:
-            if given_back:
-                return
-            given_back.append(True)
-            _borrowers -= 1
-            if not _borrowers and not _for_good:
-                _take_out()
 
-    return give_back
+def _give_back() -> None:
+    global _borrowers
+    with _lock:
+        _borrowers -= 1
+        if not _borrowers:
+            _take_out()
 
 
 def _put_in(devices: int) -> None:
-    global _installed
+    global _installed, _changes
     if _installed:
         if devices != _installed:
             raise SimulationError(f"{_installed} simulated devices are installed already; {devices} asked for now")
@@ -102,22 +85,19 @@ def _put_in(devices: int) -> None:
     from syncagent.simulate import requirements
 
     requirements.check()
-    if _real_cuda_is_used(torch):
+    is_in_use = False
+    with contextlib.suppress(Exception):  # a torch that cannot tell has not initialized it
+        is_in_use = torch.cuda.is_initialized()
+    if is_in_use:
         raise SimulationError("real CUDA is in use in this process already; simulate before the first use of it")
     try:
         _install(devices)
     except BaseException:
         with contextlib.suppress(Exception):
             _take_out()
+        _changes = None  # half of them are no changes to apply again
         raise
     _installed = devices
-
-
-def _real_cuda_is_used(torch: Any) -> bool:
-    try:
-        return bool(torch.cuda.is_initialized())
-    except Exception:  # a torch that cannot tell has not initialized it
-        return False
 
 
 def install_or_end() -> None:
@@ -136,42 +116,28 @@ def install_or_end() -> None:
 
 
 def _install(count: int) -> None:
-    import torch
-
-    from syncagent.simulate import (
-        adaptations,
-        autocast,
-        cuda_api,
-        devices,
-        engine,
-        factories,
-        nested,
-        patches,
-        serialization,
-    )
+    from syncagent.simulate import adaptations, autocast, cuda_api, devices, engine, factories, patches, serialization
     from syncagent.simulate.requirements import LOSSES
 
     global _changes
     engine.Engine.idle_limit_s = None
-    engine.Engine.begin_thread = _begin_worker
-    engine.Engine.as_device_error = staticmethod(_as_device_error)
-    engine.guard_process()
     devices.set_count(count)
-    _register_kernels(torch)
-    _modules.clear()
-    _modules.update(sys.modules)
-    if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
-        _changes[1].apply_again()
-        return
-    _changes = (count, patches.begin())
-    autocast.install()
+    with warnings.catch_warnings():
+        # torch's warning that a kernel replaces another one: here that is the purpose (autocast's lists)
+        overrides = r"(?s).*(Overriding a previously registered kernel|other operators may also be overridden)"
+        warnings.filterwarnings("ignore", message=overrides)
+        factories.install_kernels()
+        if _changes is not None and _changes[0] == count and _changes[1].can_be_applied_again:
+            _changes[1].apply_again()
+            return
+        _changes = (count, patches.begin())
+        autocast.install()
     factories.wrap_functions()
     factories.wrap_methods()
     adaptations.adapt_module_moves()
     cuda_api.install()
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
-        (nested.install, "nn.TransformerEncoder does not take a padding mask in eval mode"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),
@@ -182,68 +148,16 @@ def _install(count: int) -> None:
             LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
 
 
-def _register_kernels(torch: Any) -> None:
-    from syncagent.simulate import autocast, factories
-    from syncagent.simulate.requirements import find
-
-    global _library, _autocast, _destroy_library
-    _destroy_library = find("library.Library._destroy")  # now, so that the report says what is lost without it
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=OVERRIDES)
-        if _library is None:
-            _library = torch.library.Library("aten", "IMPL")
-            factories.install_kernels(_library)
-        if _autocast is None:
-            _autocast = torch.library.Library("aten", "IMPL")
-            autocast.install_kernels(_autocast)
-
-
 def _take_out() -> None:
     """Restore everything in torch, and end the worker threads once their queues are empty."""
-    global _installed, _autocast
+    global _installed
     from syncagent.simulate import devices, engine
 
     _installed = 0
     if _changes is not None:
-        since = [(name, module) for name, module in list(sys.modules.items()) if name not in _modules]
-        with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
-            _changes[1].adopt((name, module) for name, module in since if type(module) is ModuleType)
         _changes[1].restore()
-    if _autocast is not None and _destroy_library is not None:
-        _destroy_library(_autocast)
-        _autocast = None
     devices.set_count(0)
     devices.leave_thread()
     engine.Engine.idle_limit_s = _LINGER_S
-    engine.retire_all()
-
-
-def _begin_worker() -> None:
-    """Let a worker compute on plain CPU tensors; the queueing thread has done everything above that already."""
-    import torch
-
-    from syncagent.simulate.requirements import find
-
-    torch.set_grad_enabled(False)
-    # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has
-    # made in inference_mode, and the queueing thread has counted versions already.
-    below = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
-    # The guard lasts as long as something refers to it: here, as long as the thread.
-    _guards.guard = below()
-    _guards.guard.__enter__()
-
-
-_guards = threading.local()
-
-
-def _as_device_error(error: BaseException) -> BaseException:
-    """Turn what a queued kernel raised into what the waiting thread gets."""
-    import torch
-
-    if isinstance(error, (SimulationError, KeyboardInterrupt)):
-        return error
-    return torch.AcceleratorError(
-        f"CUDA error: {type(error).__name__} in an asynchronous kernel: {error}\n"
-        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
-        "incorrect."
-    )
+    for each in engine.all_engines():
+        each.retire()

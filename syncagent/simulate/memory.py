@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,16 +12,16 @@ from syncagent.simulate.engine import refuse_if_forked
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Callable, Iterable
 
     from syncagent.simulate.engine import Engine
 
 __all__ = [
-    "Box", "Layout", "Placement", "contiguous_stride", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
-    "stride_for",
+    "Box", "Layout", "Placement", "flatten", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
+    "on_each", "stride_for",
 ]  # fmt: skip
 
-TensorBase: Any = torch._C.TensorBase
-_storage_of = TensorBase.untyped_storage
+_storage_of: Any = torch._C.TensorBase.untyped_storage
 
 
 class Layout(NamedTuple):
@@ -36,16 +37,12 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
 
-def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:
+def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None = None) -> tuple[int, ...]:
+    """The strides of a new tensor of that size and format."""
+    if memory_format not in {None, torch.contiguous_format, torch.preserve_format}:
+        return torch.empty(size, device="meta", memory_format=memory_format).stride()
     strides = itertools.accumulate((max(n, 1) for n in reversed(size[1:])), int.__mul__, initial=1)
     return tuple(reversed(list(strides))) if size else ()
-
-
-def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None) -> tuple[int, ...]:
-    """The strides of a new tensor of that size and format."""
-    if memory_format in {None, torch.contiguous_format, torch.preserve_format}:
-        return contiguous_stride(size)
-    return torch.empty(size, device="meta", memory_format=memory_format).stride()
 
 
 def nbytes_of(layout: Layout) -> int:
@@ -104,27 +101,24 @@ class Box:
         return self._address
 
 
+@dataclass(slots=True, eq=False)
 class Placement:
     """A box seen through a layout, on a device: a simulated tensor has it in place of data.  Immutable."""
 
-    __slots__ = ("box", "index", "layout", "view")
-
-    def __init__(self, box: Box, layout: Layout, index: int) -> None:
-        self.box = box
-        self.layout = layout
-        self.index = index
-        self.view: torch.Tensor | None = None
-        """The CPU tensor over the same memory, once it has been needed."""
+    box: Box
+    layout: Layout
+    index: int
+    view: torch.Tensor | None = None
+    """The CPU tensor over the same memory, once it has been needed."""
 
     def resolve(self) -> torch.Tensor:
         """Return the CPU tensor over the same memory; only for kernels, on the worker, in their turn."""
         box = self.box
         if box.error is not None:
             raise box.error
-        view = self.view
-        if view is None:
-            view = self.view = self._look()
-        return view
+        if self.view is None:
+            self.view = self._look()
+        return self.view
 
     def shifted(self, layout: Layout) -> Placement:
         """The same box through a layout that counts from where this one begins."""
@@ -161,3 +155,24 @@ def mark_pinned(tensor: torch.Tensor) -> torch.Tensor:
 def is_pinned(tensor: torch.Tensor) -> bool:
     """Whether a CPU tensor lies in memory that :func:`mark_pinned` has marked."""
     return tensor.layout == torch.strided and getattr(_storage_of(tensor), "_syncagent_pinned", False)
+
+
+# --- arguments and results, which may be lists of tensors, or lists of lists ---------------------------------------
+
+
+def on_each(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to a value, or to each one in a list; tuples become lists, too."""
+    if isinstance(value, (list, tuple)):
+        return [on_each(function, x) for x in value]
+    return function(value)
+
+
+def flatten(values: Iterable[Any], into: list[Any] | None = None) -> list[Any]:
+    """All values, those in lists included, in one list."""
+    found: list[Any] = [] if into is None else into
+    for x in values:
+        if isinstance(x, (list, tuple)) and not isinstance(x, Layout):
+            flatten(x, found)
+        else:
+            found.append(x)
+    return found

@@ -3,95 +3,87 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from syncagent.torchbridge.patches import ABSENT, Patch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
 __all__ = ["Changes", "also", "begin", "put"]
-
-
-class _Action(NamedTuple):
-    """A change that is not an attribute."""
-
-    apply: Callable[[], object]
-    restore: Callable[[], object]
 
 
 class Changes:
     """Patches and other changes, in the order in which they were made."""
 
     def __init__(self) -> None:
-        self._changes: list[Patch | _Action] = []
-        self._by_value: dict[int, Patch] = {}
-        """By the id of what was put, the patch that says what it took the place of."""
+        self._changes: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        """How to apply each one, and how to restore what was there."""
+        self._patches: list[Patch] = []
+        self._modules_before = set(sys.modules)
 
-    def put(self, holder: Any, name: str, value: Any) -> None:
-        """Set an attribute of a module or class."""
-        patch = Patch(holder, name, value)
-        if patch.original is not ABSENT and not isinstance(value, (bool, int)):
-            self._by_value[id(value)] = patch
-        self._make(patch)
+    def put(self, patch: Patch) -> None:
+        self.make(patch.apply, patch.restore)
+        self._patches.append(patch)
 
-    def _make(self, change: Patch | _Action) -> None:
-        self._changes.append(change)
-        change.apply()
-
-    def also(self, apply: Callable[[], object], restore: Callable[[], object]) -> None:
-        """Make any other change."""
-        self._make(_Action(apply, restore))
+    def make(self, apply: Callable[[], object], restore: Callable[[], object]) -> None:
+        apply()
+        self._changes.append((apply, restore))
 
     @property
     def can_be_applied_again(self) -> bool:
         """Whether torch is what it was when the changes were made."""
-        return bool(self._changes) and all(x.is_original for x in self._changes if isinstance(x, Patch))
-
-    def adopt(self, modules: Iterable[tuple[str, Any]]) -> None:
-        """Include the names by which other modules have imported what was put: they change with the rest."""
-        for module_name, module in modules:
-            for holder in (module, *_classes_of(module_name, module)):
-                for name, value in list(vars(holder).items()):
-                    known = self._by_value.get(id(value))
-                    if known is not None and known.value is value:
-                        patch = Patch(holder, name, value)
-                        patch.original = known.original
-                        with contextlib.suppress(AttributeError, TypeError):
-                            patch.apply()  # a value that cannot be set again is not ours to change
-                            self._changes.append(patch)
+        return all(patch.is_original for patch in self._patches)
 
     def apply_again(self) -> None:
-        for change in self._changes:
-            change.apply()
+        self._modules_before = set(sys.modules)
+        for apply, _ in self._changes:
+            apply()
 
     def restore(self) -> None:
-        for change in reversed(self._changes):
-            change.restore()
+        with contextlib.suppress(Exception):  # a module may hold objects that cannot even be looked at
+            self._adopt()
+        for _, restore in reversed(self._changes):
+            restore()
+
+    def _adopt(self) -> None:
+        """Include the names by which modules imported since have imported what was put: they change with the rest."""
+        by_value = {
+            id(patch.value): patch
+            for patch in self._patches
+            if patch.original is not ABSENT and not isinstance(patch.value, (bool, int))
+        }
+        modules = [(name, x) for name, x in list(sys.modules.items()) if name not in self._modules_before]
+        for module_name, module in modules:
+            if type(module) is not ModuleType:
+                continue
+            classes = (x for x in list(vars(module).values()) if issubclass(type(x), type))
+            for holder in (module, *(x for x in classes if getattr(x, "__module__", None) == module_name)):
+                for name, value in list(vars(holder).items()):
+                    if id(value) in by_value:
+                        patch = Patch(holder, name, value)
+                        patch.original = by_value[id(value)].original
+                        with contextlib.suppress(AttributeError, TypeError):
+                            self.put(patch)  # a value that cannot be set again is not ours to change
 
 
-def _classes_of(module_name: str, module: Any) -> Iterator[type]:
-    for value in list(vars(module).values()):
-        if issubclass(type(value), type) and getattr(value, "__module__", None) == module_name:
-            yield value
-
-
-_current = Changes()
-_former: list[Changes] = []
-"""Kept because torch.jit knows functions by their ids, and the program may still hold them."""
+_all: list[Changes] = []
+"""The last ones are the current ones.  All are kept: torch.jit knows functions by their ids, and programs hold them."""
 
 
 def begin() -> Changes:
     """Start a new list of changes, to which :func:`put` and :func:`also` add."""
-    global _current
-    _former.append(_current)
-    _current = Changes()
-    return _current
+    _all.append(Changes())
+    return _all[-1]
 
 
 def put(holder: Any, name: str, value: Any) -> None:
-    _current.put(holder, name, value)
+    """Set an attribute of a module or class."""
+    _all[-1].put(Patch(holder, name, value))
 
 
 def also(apply: Callable[[], object], restore: Callable[[], object]) -> None:
-    _current.also(apply, restore)
+    """Make any other change."""
+    _all[-1].make(apply, restore)

@@ -6,6 +6,7 @@ generator is left alone.  They are not the numbers that CUDA would draw.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import threading
@@ -16,7 +17,7 @@ import torch
 
 from syncagent.simulate import devices
 
-__all__ = ["CudaGenerator", "Generator", "RealGenerator", "default_state", "draw"]
+__all__ = ["CudaGenerator", "Generator", "RealGenerator", "default_generator", "draw"]
 
 RealGenerator: Any = torch.Generator
 DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
@@ -25,55 +26,24 @@ _lock = threading.Lock()
 _tokens = itertools.count(0x51C_A6E27_0000_0000)
 
 
-class State:
-    """Seed and offset."""
-
-    __slots__ = ("__weakref__", "offset", "seed")
-
-    def __init__(self, seed: int = DEFAULT_SEED) -> None:
-        self.seed = seed
-        self.offset = 0
-
-    def set_seed(self, seed: int) -> None:
-        self.seed = seed & (2**64 - 1)
-        self.offset = 0
-
-    def next(self) -> Any:
-        """A fresh CPU generator for one op."""
-        with _lock:
-            self.offset += 4
-            mixed = (self.seed * _MIX_SEED + self.offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
-        generator = RealGenerator()
-        generator.manual_seed(mixed)
-        return generator
-
-    def pack(self) -> torch.Tensor:
-        """The sixteen bytes of CUDA's generator state."""
-        return torch.frombuffer(bytearray(struct.pack("<QQ", self.seed, self.offset)), dtype=torch.uint8)
-
-    def unpack(self, packed: torch.Tensor) -> None:
-        if packed.dtype != torch.uint8 or packed.numel() != 16:
-            raise RuntimeError("RNG state is wrong size")
-        self.seed, self.offset = struct.unpack("<QQ", bytes(packed.tolist()))
+_by_token: weakref.WeakValueDictionary[int, CudaGenerator] = weakref.WeakValueDictionary()
 
 
-_defaults: dict[int, State] = {}
-_states: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
-
-
-def default_state(index: int) -> State:
-    return _defaults.setdefault(index, State())
+@functools.cache
+def default_generator(index: int) -> CudaGenerator:
+    """The device's own generator."""
+    return CudaGenerator(index)
 
 
 def draw(index: int, generator: Any) -> Any:
     """A CPU generator for one op on a device, from the given generator or the device's own."""
     if generator is None:
-        return default_state(index).next()
+        return default_generator(index).for_one_op()
     # C++ hands over another Python object than the program made: the seed of torch's own generator identifies it.
-    state = _states.get(generator.initial_seed()) if type(generator) is not CudaGenerator else generator._state
-    if state is not None:
-        return state.next()
-    raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    known = generator if type(generator) is CudaGenerator else _by_token.get(generator.initial_seed())
+    if known is None:
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    return known.for_one_op()
 
 
 class _ByDevice(type):
@@ -83,7 +53,7 @@ class _ByDevice(type):
         device = torch.device(device)
         if device.type != "cuda":
             return RealGenerator(device)
-        return make_generator(devices.index_of(device), State())
+        return CudaGenerator(devices.index_of(device))
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, RealGenerator)
@@ -97,50 +67,53 @@ class Generator(metaclass=_ByDevice):
 
 
 class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is Any
-    """A generator for a simulated device."""
+    """A generator for a simulated device: a seed, and an offset that counts what has been drawn."""
 
-    _state: State
-    _index: int
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, index: int, seed: int = DEFAULT_SEED, offset: int = 0) -> None:
+        self._index, self._seed, self._offset = index, seed, offset
+        token = next(_tokens)
+        super().manual_seed(token)
+        _by_token[token] = self
 
     @property
     def device(self) -> torch.device:
-        return devices.shown(self._index)
+        return devices.shown[self._index]
+
+    def for_one_op(self) -> Any:
+        """A fresh CPU generator for one op."""
+        with _lock:
+            self._offset += 4
+            mixed = (self._seed * _MIX_SEED + self._offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
+        return RealGenerator().manual_seed(mixed)
 
     def manual_seed(self, seed: int) -> CudaGenerator:
-        self._state.set_seed(seed)
+        self._seed, self._offset = seed & (2**64 - 1), 0
         return self
 
     def seed(self) -> int:
-        self._state.set_seed(RealGenerator().seed())
-        return self._state.seed
+        return self.manual_seed(RealGenerator().seed())._seed
 
     def initial_seed(self) -> int:
-        return self._state.seed
+        return self._seed
 
     def get_state(self) -> torch.Tensor:
-        return self._state.pack()
+        """The sixteen bytes of CUDA's generator state."""
+        return torch.frombuffer(bytearray(struct.pack("<QQ", self._seed, self._offset)), dtype=torch.uint8)
 
     def set_state(self, state: torch.Tensor) -> CudaGenerator:
-        self._state.unpack(state)
+        if state.dtype != torch.uint8 or state.numel() != 16:
+            raise RuntimeError("RNG state is wrong size")
+        self._seed, self._offset = struct.unpack("<QQ", bytes(state.tolist()))
         return self
 
     def get_offset(self) -> int:
-        return self._state.offset
+        return self._offset
 
     def set_offset(self, offset: int) -> None:
-        self._state.offset = offset
+        self._offset = offset
 
     def clone_state(self) -> CudaGenerator:
-        state = State(self._state.seed)
-        state.offset = self._state.offset
-        return make_generator(self._index, state)
-
-
-def make_generator(index: int, state: State) -> CudaGenerator:
-    """A generator for a device; the one with :func:`default_state` is the device's own."""
-    made: CudaGenerator = CudaGenerator("cpu")
-    made._index, made._state = index, state
-    token = next(_tokens)
-    RealGenerator.manual_seed(made, token)
-    _states[token] = state
-    return made
+        return CudaGenerator(self._index, self._seed, self._offset)

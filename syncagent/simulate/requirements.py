@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
 
 __all__ = [
     "LOSSES",
@@ -142,36 +142,24 @@ class MissingOp:
         raise SimulationError(f"the simulated device needs {self.name}, which torch {torch.__version__} does not have")
 
 
-class _Op:
-    """All overloads of one op; what was looked up becomes an attribute, and costs no more than in torch."""
+class _Ops:
+    """The namespace, or all overloads of one op; what was looked up becomes an attribute, and costs no more then."""
 
-    def __init__(self, packet: Any) -> None:
-        self._packet = packet
-
-    def __getattr__(self, overload: str) -> Any:
-        try:
-            found = getattr(self._packet, overload)
-        except AttributeError:
-            if overload.startswith("__"):
-                raise
-            found = MissingOp(f"aten::{self._packet.__name__}.{overload}")
-        setattr(self, overload, found)
-        return found
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._packet(*args, **kwargs)
-
-
-class _Aten:
-    """The namespace ``aten``."""
+    def __init__(self, found: Any, prefix: str) -> None:
+        self._found = found
+        self._prefix = prefix
 
     def __getattr__(self, name: str) -> Any:
-        packet = getattr(torch.ops.aten, name, None)
-        if packet is None and name.startswith("__"):
-            raise AttributeError(name)
-        found = MissingOp(f"aten::{name}") if packet is None else _Op(packet)
+        try:
+            found = getattr(self._found, name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            found = MissingOp(self._prefix + name)
+        if self._found is torch.ops.aten and not isinstance(found, MissingOp):
+            found = _Ops(found, f"{self._prefix}{name}.")
         setattr(self, name, found)
         return found
 
 
-aten: Any = _Aten()
+aten: Any = _Ops(torch.ops.aten, "aten::")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate import copies, devices, patches, queues, tensor
-from syncagent.simulate.errors import SimulationError
+from syncagent.errors import SimulationError
+from syncagent.simulate import devices, patches, special
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
@@ -22,25 +22,24 @@ __all__ = ["install"]
 _DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
 
 
-def _reduce(source: SimulatedTensor) -> Any:
+def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
     """Pickle as torch does for CUDA, including the copy to the host that it waits for."""
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
     placement = source._sim
-    engine = queues.order("pickle", placement.index, [placement])
-    values = copies.wait_for_transfer(
+    engine = devices.order("pickle", placement.index, [placement])
+    values = special.wait_for_transfer(
         torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
-        lambda: queues.run_here(engine, placement.resolve),
+        lambda: devices.run_here(engine, placement.resolve),
     )
     storage = values.untyped_storage()
     setattr(storage, _DEVICE, placement.index)
     setattr(storage, _BOX, weakref.ref(placement.box))
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=source.dtype, _internal=True)
     layout = placement.layout
-    hooks: OrderedDict[Any, Any] = OrderedDict()
-    arguments = (typed, layout.offset, layout.size, layout.stride, source.requires_grad, hooks)
-    return torch._utils._rebuild_tensor_v2, arguments
+    form = (layout.offset, layout.size, layout.stride, source.requires_grad)
+    return torch._utils._rebuild_tensor_v2, (typed, *form, OrderedDict())
 
 
 def _tag(storage: Any) -> str | None:
@@ -68,7 +67,7 @@ def _onto_device(storage: Any, index: int) -> Any:
     if not host.numel():
         setattr(storage, _DEVICE, index)
         return storage
-    moved = host.to(devices.stand_in(index))
+    moved = host.to(devices.stand_ins[index])
     values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]  # a SimulatedTensor
     setattr(values, _DEVICE, index)
     return values
@@ -76,14 +75,11 @@ def _onto_device(storage: Any, index: int) -> Any:
 
 def _rebuild(original: Any) -> Any:
     @functools.wraps(original)
-    def rebuild(
-        storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, backward_hooks: Any,
-        metadata: Any = None,
-    ) -> Any:  # fmt: skip
+    def rebuild(storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, *rest: Any) -> Any:
         memory = getattr(storage, "_untyped_storage", storage)
         index = getattr(memory, _DEVICE, None)
         if index is None:
-            return original(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata)
+            return original(storage, storage_offset, size, stride, requires_grad, *rest)
         layout = Layout(tuple(size), tuple(stride), storage_offset, storage.dtype)
         return make(Placement(_box_over(memory, storage.dtype), layout, index)).requires_grad_(requires_grad)
 
@@ -103,25 +99,20 @@ def _box_over(storage: Any, dtype: torch.dtype) -> Box:
     return box
 
 
-def _storage_to_cuda(original: Any) -> Any:
+def _storage_to_cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001 - torch's signature
     """``storage.cuda()``, which programs write in ``map_location``."""
-
-    @functools.wraps(original)
-    def cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001 - torch's signature
-        index = devices.index_of(device)
-        if isinstance(self, torch.UntypedStorage):
-            return _onto_device(self, index)
-        memory = _onto_device(self._untyped_storage, index)
-        return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
-
-    return cuda
+    index = devices.index_of(device)
+    if isinstance(self, torch.UntypedStorage):
+        return _onto_device(self, index)
+    memory = _onto_device(self._untyped_storage, index)
+    return torch.storage.TypedStorage(wrap_storage=memory, dtype=self.dtype, _internal=True)
 
 
 def _refuse_sharing(_tensor: SimulatedTensor) -> Any:
     raise SimulationError("CUDA IPC (sending a CUDA tensor to another process) is not simulated; send it from the CPU")
 
 
-def _refuse_pickling(_tensor: SimulatedTensor) -> Any:
+def _refuse_pickling(_tensor: SimulatedTensor, _protocol: Any) -> Any:
     raise SimulationError(
         f"tensors on the simulated device cannot be pickled with torch {torch.__version__}, which lacks a name that "
         "this needs (the report says which); save a copy on the CPU"
@@ -140,14 +131,14 @@ def install() -> None:
     rebuild_tensor = find("_utils._rebuild_tensor_v2")
     register, typed = find("serialization.register_package"), find("storage.TypedStorage")
     if all((rebuild_tensor, register, typed, find("_utils._rebuild_parameter"))):
-        tensor.reduce = _reduce
+        SimulatedTensor.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]  # patched
         patches.also(lambda: register(1, _tag, _restore), _unregister)
         patches.put(torch._utils, "_rebuild_tensor_v2", _rebuild(rebuild_tensor))
     else:
-        tensor.reduce = _refuse_pickling
+        SimulatedTensor.__reduce_ex__ = _refuse_pickling  # type: ignore[assignment, method-assign]  # patched
     allowed = find("_weights_only_unpickler._get_allowed_globals")
     if allowed is not None:
         patches.also(allowed.cache_clear, allowed.cache_clear)  # it has cached the function that it found by name
     for storage in filter(None, (torch.UntypedStorage, typed)):
-        patches.put(storage, "cuda", _storage_to_cuda(storage.cuda))
+        patches.put(storage, "cuda", _storage_to_cuda)
     ForkingPickler.register(SimulatedTensor, _refuse_sharing)

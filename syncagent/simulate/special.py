@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from syncagent.simulate import devices, dispatch, queues, shapes, tensor
-from syncagent.simulate.errors import SimulationError
-from syncagent.simulate.memory import Layout, Placement, stride_for
-from syncagent.simulate.requirements import MissingOp, aten
-from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
+from syncagent.errors import SimulationError
+from syncagent.rules import table
+from syncagent.simulate import devices, dispatch, tensor, waits
+from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
+from syncagent.simulate.memory import Box, Layout, Placement, flatten, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.requirements import aten
+from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make, make_view, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from syncagent.simulate.facts import OpFacts
-
-__all__ = ["empty"]
+__all__ = ["empty", "wait_for_transfer"]
 
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:
     def register(handler: Any) -> Any:
-        for op in ops:
-            if not isinstance(op, MissingOp):
-                dispatch.SPECIAL[op] = handler
+        dispatch.SPECIAL.update(dict.fromkeys(ops, handler))
         return handler
 
     return register
@@ -40,19 +39,24 @@ def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return make_view(args[0], args[0]._sim)
 
 
-_runs(aten.lift.default, aten.lift_fresh.default)(lambda _facts, args, _kwargs: args[0])
-_runs(aten.is_same_size.default)(lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape))
-_runs(aten._has_compatible_shallow_copy_type.default)(
-    lambda _facts, args, _kwargs: isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+dispatch.SPECIAL.update(
+    {
+        aten.lift.default: lambda _facts, args, _kwargs: args[0],
+        aten.lift_fresh.default: lambda _facts, args, _kwargs: args[0],
+        aten.is_same_size.default: lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape),
+        aten._has_compatible_shallow_copy_type.default: lambda _facts, args, _kwargs: (
+            isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+        ),
+        aten.is_pinned.default: lambda _facts, _args, _kwargs: False,
+        # Nothing to do: a queued kernel keeps a reference to its memory.
+        aten.record_stream.default: lambda _facts, _args, _kwargs: None,
+        # The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
+        aten._fused_sdp_choice.default: lambda _facts, _args, _kwargs: 0,
+        # In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
+        aten._conj.default: lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}),
+        aten._neg_view.default: lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}),
+    }
 )
-_runs(aten.is_pinned.default)(lambda _facts, _args, _kwargs: False)
-# Nothing to do: a queued kernel keeps a reference to its memory.
-_runs(aten.record_stream.default)(lambda _facts, _args, _kwargs: None)
-# The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
-_runs(aten._fused_sdp_choice.default)(lambda _facts, _args, _kwargs: 0)
-# In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
-_runs(aten._conj.default)(lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}))
-_runs(aten._neg_view.default)(lambda _facts, args, _kwargs: dispatch.run(aten.neg.default, args, {}))
 
 
 @_runs(aten.as_strided.default)
@@ -68,16 +72,15 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @_runs(aten.as_strided_.default)
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    tensor.set_placement(args[0], _as_strided(facts, args, kwargs)._sim)
+    tensor.replace(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
 
 
 @_runs(aten.equal.default)
 def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """For the same memory, or different shapes, torch knows the answer without reading the numbers."""
-    left, right = args
     if facts.rule is not None and facts.rule.waits(args, kwargs) is None:
-        return bool(left.shape == right.shape)
+        return bool(args[0].shape == args[1].shape)
     return dispatch.run_generic(facts, args, kwargs)
 
 
@@ -85,29 +88,18 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The host itself can count how many elements a mask on the host selects, as torch does: nothing waits."""
     source, indices = args
-    if not isinstance(source, SimulatedTensor) or not any(_is_host_mask(index) for index in indices):
-        return dispatch.run_generic(facts, args, kwargs)
-    if any(_is_mask(index) and not _is_host_mask(index) for index in indices):
-        return dispatch.run_generic(facts, args, kwargs)
-    counted: list[Any] = []
-    for index in indices:
-        if _is_host_mask(index):
-            counted.extend(index.nonzero().unbind(1))
-        else:
-            counted.append(index._sim if isinstance(index, SimulatedTensor) else index)
-    try:
-        spec = shapes.infer(facts.op, [source._sim, counted], {})
-    except (shapes.MetaError, shapes.NoMetaKernelError):
-        spec = None  # torch's own error
+    masks = [index for index in indices if _is_mask(index)]
+    spec = None
+    if isinstance(source, SimulatedTensor) and masks and not any(isinstance(mask, SimulatedTensor) for mask in masks):
+        counted = flatten(index.nonzero().unbind(1) if _is_mask(index) else [index] for index in indices)
+        kept = [index._sim if isinstance(index, SimulatedTensor) else index for index in counted]
+        with contextlib.suppress(UnknownShapeError):  # torch's own error
+            spec = infer(facts.op, [source._sim, kept], {})
     return dispatch.run_generic(facts, args, kwargs, spec)
 
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype in {torch.bool, torch.uint8}
-
-
-def _is_host_mask(index: Any) -> bool:
-    return _is_mask(index) and not isinstance(index, SimulatedTensor)
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -119,8 +111,7 @@ def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     size = tuple(args[1])
     layout = target._sim.layout
     if layout.size != size:
-        stride = stride_for(size, kwargs.get("memory_format"))
-        tensor.resize(target, Layout(size, stride, layout.offset, layout.dtype))
+        tensor.resize(target, layout._replace(size=size, stride=stride_for(size, kwargs.get("memory_format"))))
     return target
 
 
@@ -137,7 +128,7 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Only memory is needed, so no kernel runs."""
     form = {name: kwargs.get(name) for name in ("dtype", "memory_format")}
-    layout = shapes.infer(aten.empty_like.default, [args[0]._sim], form)
+    layout = infer(aten.empty_like.default, [args[0]._sim], form)
     return _empty_beside(args[0], layout, kwargs.get("device"))
 
 
@@ -163,7 +154,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     def allocate() -> None:
         placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
-    queues.queue(devices.current_engine(index), allocate, [placement])
+    devices.queue(devices.current_engine(index), allocate, [placement])
     return made
 
 
@@ -175,8 +166,7 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if step == 0 or (end - start) * step < 0:
         return dispatch.run_generic(facts, args, kwargs)  # torch's own error
     size = math.ceil((end - start) / step)
-    layout = Layout((size,), (1,), 0, kwargs["out"].dtype)
-    return dispatch.run_generic(facts, args, kwargs, layout)
+    return dispatch.run_generic(facts, args, kwargs, Layout((size,), (1,), 0, kwargs["out"].dtype))
 
 
 # --- composite ops, where it makes a difference that they are composite ------------------------------------
@@ -202,6 +192,205 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
+
+
+# --- copies: between host and device, within a device, between devices, with or without a change of type ----------
+
+_run_copy = aten.copy_.default
+_RULE: Any = table.find("aten::copy_")
+
+
+def _copying(target: Any, source: Any) -> Callable[[], None]:
+    """A copy to be queued; target and source are each a placement or a CPU tensor."""
+
+    def copy() -> None:
+        into = target
+        if isinstance(target, Placement):
+            if target.box.values is None:
+                layout = target.layout
+                target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
+            target.box.own_form = None
+            into = target.resolve()
+        _run_copy(into, source.resolve() if isinstance(source, Placement) else source)
+
+    return copy
+
+
+@_runs(aten.copy_.default)
+def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
+    target, source = args[0], args[1]
+    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    if not isinstance(source, torch.Tensor):
+        source = torch.scalar_tensor(source, dtype=target.dtype)
+    if not source.numel() or not target.numel():
+        return target  # torch returns before it uses the device: not even a blocking copy waits
+    if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
+        raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
+    if target.shape != source.shape:
+        shape = torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
+        if shape != target.shape:
+            raise RuntimeError(
+                f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(shape)}"
+            )
+    to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
+    placements = [x for x in (to, of) if isinstance(x, Placement)]
+    written = [to] if isinstance(to, Placement) else []
+    if not placements:
+        return _run_copy(target, source)
+    kind = _RULE.waits((target, source, non_blocking), {})
+    if kind is not None:
+        copy = devices.keeping_error(_copying(to, of), written)
+        waits.reported(
+            "aten::copy_", kind, (target, source, non_blocking),
+            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy),
+        )  # fmt: skip
+        return target
+    if isinstance(of, torch.Tensor) and not is_pinned(of):
+        of = of.detach().clone()  # the driver has staged it by the time that it returns
+    if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
+        _copy_between_devices(to, of)
+        return target
+    engine = devices.order("aten::copy_", placements[0].index, placements)
+    devices.queue(engine, _copying(to, of), written)
+    return target
+
+
+def _copy_between_devices(target: Placement, source: Placement) -> None:
+    """Copy on the source's stream, ordered as in torch between the work before and after it on the target's."""
+    ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
+    ours.depend_on(theirs, theirs.submitted)
+    engine = devices.order("aten::copy_", source.index, [source, target])
+    devices.queue(engine, _copying(target, source), [target])
+    theirs.depend_on(engine, engine.submitted)
+
+
+@_runs(aten._to_copy.default)
+def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """``_to_copy``: as in torch, an empty tensor of the right kind and a ``copy_`` into it."""
+    source: SimulatedTensor = args[0]
+    device: torch.device | None = kwargs.get("device")
+    if kwargs.get("layout") not in {None, torch.strided}:
+        raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
+    form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
+    if device is not None and not devices.is_simulated(device):
+        return _to_host(facts, source, device, form, kwargs)
+    index = source._sim.index if device is None else devices.index_of(device)
+    if index == source._sim.index:
+        return dispatch.run_generic(facts, args, form)
+    target = new_output(infer(facts.op, [source._sim], form), index)
+    return copy_(None, (target, source, kwargs.get("non_blocking", False)), {})
+
+
+def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form: Any, kwargs: Any) -> Any:
+    shape = infer(facts.op, [source._sim], form)
+    target = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=device)
+    if device.type == "meta":
+        return target
+    if device.type != "cpu":
+        raise SimulationError(f"copies from simulated CUDA to {device} are not simulated")
+    non_blocking = kwargs.get("non_blocking", False)
+    if non_blocking or kwargs.get("pin_memory"):
+        mark_pinned(target)
+    return copy_(None, (target, source, non_blocking), {})
+
+
+def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
+    """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
+    copied = (target, source, False)
+    return waits.reported("aten::copy_", _RULE.waits(copied, {}), copied, wait)
+
+
+@_runs(aten._foreach_copy_.default)
+def _foreach_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Copies one by one, where some go between host and device."""
+    targets, sources = args[0], args[1]
+    if all(isinstance(x, SimulatedTensor) for x in (*targets, *sources)):
+        return dispatch.run_generic(facts, args, kwargs)
+    for target, source in zip(targets, sources, strict=True):
+        copy_(None, (target, source, *args[2:]), kwargs)
+    return None
+
+
+# --- nested tensors: in eval mode with a padding mask ``nn.TransformerEncoder`` packs the batch, on CUDA too ------
+
+_SAME = {aten.detach.default, aten.alias.default}
+_PADDED = aten.to_padded_tensor.default
+_KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
+"""Ops whose result has rows as long as those of the argument."""
+
+
+class NestedTensor(SimulatedTensor):
+    """Rows of different lengths on a simulated device.  Asked for its size, it answers as if it were padded."""
+
+    is_nested = True
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        source = next(x for x in args if isinstance(x, NestedTensor))
+        layout, index = source._sim.layout, source._sim.index
+        if func in _SAME:
+            return source
+        if func in _KEEPS_ROWS:
+            return _submit(func, args, kwargs, _like(layout, index))
+        if func is not _PADDED:
+            raise SimulationError(
+                f"{func._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder "
+                "does with a padding mask; enable_nested_tensor=False makes it do without them"
+            )
+        size = args[2] if len(args) > 2 else kwargs.get("output_size")
+        if size is None or tuple(size) != layout.size:
+            raise SimulationError(
+                "to_padded_tensor to another size than that of the padded batch is not simulated on CUDA"
+            )
+        return _reported(dispatch.facts_of(func), args, kwargs, new_output(layout, index))
+
+
+@_runs(aten._nested_tensor_from_mask.default)
+def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """Pack a batch."""
+    layout, index = args[0]._sim.layout, args[0]._sim.index
+    packed = layout._replace(stride=stride_for(layout.size), offset=0)
+    return _reported(facts, args, kwargs, _like(packed, index))
+
+
+def _like(layout: Layout, index: int) -> SimulatedTensor:
+    return make(Placement(Box(layout), layout, index), NestedTensor)
+
+
+def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    """Queue the op and wait for it: the lengths of the rows are copied between host and device."""
+    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
+
+    def wait() -> SimulatedTensor:
+        _submit(facts.op, args, kwargs, made)
+        devices.current_engine(made._sim.index).wait()
+        return made
+
+    return waits.reported(facts.shown, kind, args, wait)
+
+
+def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
+    """Queue an op one of whose arguments, or whose result, is nested."""
+    result = made._sim
+    kept = [x._sim if isinstance(x, SimulatedTensor) else x for x in (*args, *kwargs.values())]
+
+    def kernel() -> None:
+        resolved = [x.resolve() if isinstance(x, Placement) else x for x in kept]
+        arguments, keywords = resolved[: len(args)], dict(zip(kwargs, resolved[len(args) :], strict=True))
+        try:
+            values = op(*arguments, **keywords)
+        except Warning:  # torch warns once about nested tensors; -W error would make it an error of the device
+            values = op(*arguments, **keywords)
+        result.box.values = values
+        if values.is_nested:
+            result.view = values  # it has no strides that could describe a view
+
+    placements = [x for x in kept if isinstance(x, Placement)]
+    devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
+    return made
 
 
 # --- error checks ------------------------------------------------------------------------------------------
@@ -248,13 +437,11 @@ def _batch_norm_in_eval(arguments: dict[str, Any], results: list[Any]) -> list[A
     return [output, mean.clone(), inverse, *rest]
 
 
-for _op in (
-    aten.native_batch_norm,
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_no_training,
-    aten._batch_norm_no_update,
-):
-    dispatch.CUDA_FORM[_op.default] = _batch_norm_in_eval
+_BATCH_NORMS = (
+    aten.native_batch_norm.default, aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default,
+)  # fmt: skip
+dispatch.CUDA_FORM.update(dict.fromkeys(_BATCH_NORMS, _batch_norm_in_eval))
 
 
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
@@ -298,12 +485,11 @@ _fill_like("randint_like", _fill_with_integers)
 def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """The lengths are on the CPU, and so are the batch sizes: nothing here waits on CUDA."""
     source, lengths = args[0], args[1]
-    batch_first = bool(args[2]) if len(args) > 2 else False
     if isinstance(lengths, SimulatedTensor):
         raise RuntimeError(  # noqa: TRY004 - as torch
             "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor"
         )
-    padded = source.transpose(0, 1) if batch_first else source
+    padded = source.transpose(0, 1) if len(args) > 2 and args[2] else source  # batch_first
     longest = int(lengths[0])
     batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(longest)], dtype=torch.int64)
     data = torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])
@@ -313,21 +499,16 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 # --- what has no simulation --------------------------------------------------------------------------------
 
 
-def _unsupported(what: str, *ops: Any) -> None:
-    def handler(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
-        raise SimulationError(f"{facts.name}: {what} are not simulated on CUDA")
-
-    for op in ops:
-        _runs(*(getattr(op, overload) for overload in op.overloads()))(handler)
-
-
-_unsupported(
-    "sparse tensors",
-    aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
-    aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
-)  # fmt: skip
-_unsupported(
-    "nested tensors",
-    aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
-)  # fmt: skip
-_unsupported("quantized tensors", aten.quantize_per_tensor, aten.quantize_per_channel)
+_NOT_SIMULATED = {
+    "sparse tensors": (
+        aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
+        aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
+    ),
+    "nested tensors": (
+        aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
+    ),
+    "quantized tensors": (aten.quantize_per_tensor, aten.quantize_per_channel),
+}  # fmt: skip
+for _what, _ops in _NOT_SIMULATED.items():
+    _overloads = [getattr(op, overload) for op in _ops for overload in op.overloads()]
+    _runs(*_overloads)(dispatch.refusing(f": {_what} are not simulated on CUDA"))

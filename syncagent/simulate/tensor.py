@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices
 from syncagent.simulate.allocator import Held, hold
-from syncagent.simulate.errors import SimulationError
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
-from syncagent.simulate.queues import order, queue
-from syncagent.simulate.requirements import aten, find
+from syncagent.simulate.requirements import find
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["SimulatedTensor", "adopt", "make", "make_as", "make_view", "new_output", "set_data"]
+__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
 
 TensorBase: Any = torch._C.TensorBase
 _set_base_data = TensorBase.data.__set__
@@ -33,15 +30,8 @@ AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 _printed = find("_tensor_str._str") or (lambda tensor, **_: repr(tensor.detach().cpu()))
 
 
-def _not_installed(*_: Any) -> Any:
-    raise SimulationError("the simulated device has not been installed: call syncagent.simulate.install()")
-
-
-dispatch: Callable[[Any, Any, Any], Any] = _not_installed
+dispatch: Any = None
 """Runs an op; dispatch.py puts it here."""
-
-reduce: Callable[[SimulatedTensor], Any] = _not_installed
-"""Pickles a tensor; serialization.py puts it here."""
 
 _NO_KWARGS: dict[str, Any] = {}
 
@@ -88,7 +78,7 @@ class SimulatedTensor(torch.Tensor):
         if isinstance(data, SimulatedTensor):
             return data.detach().requires_grad_(requires_grad)
         host = torch.empty(0) if data is None else torch.as_tensor(data, device="cpu")
-        return host.to(devices.stand_in(devices.current())).requires_grad_(requires_grad)
+        return host.to(devices.stand_ins[devices.current()]).requires_grad_(requires_grad)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -103,7 +93,7 @@ class SimulatedTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # read-only, as torch's
-        return devices.shown(self._sim.index)
+        return devices.shown[self._sim.index]
 
     def get_device(self) -> int:
         return self._sim.index
@@ -130,14 +120,9 @@ class SimulatedTensor(torch.Tensor):
         pass  # nothing to do: a queued kernel keeps a reference to its memory
 
     def untyped_storage(self) -> Any:
-        return Storage(self)
+        return Storage(self._sim.box, self.device, self.dtype)
 
     storage = _typed_storage = untyped_storage
-
-    def type(self, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
-        if dtype is None:
-            return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
-        return torch.Tensor.type(self, dtype, non_blocking)
 
     # --- what needs the numbers -----------------------------------------------------------------------------
 
@@ -158,9 +143,7 @@ class SimulatedTensor(torch.Tensor):
         return self.numpy()
 
     def __format__(self, spec: str) -> str:
-        if self.dim() == 0:
-            return format(self.item(), spec)
-        return object.__format__(self, spec)
+        return object.__format__(self, spec) if self.dim() else format(self.item(), spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]  # torch's is untyped
         text: str = _printed(self, tensor_contents=tensor_contents)
@@ -192,23 +175,19 @@ class SimulatedTensor(torch.Tensor):
         kind = type(index)
         if kind is int or kind is slice or kind is SimulatedTensor:
             return index
-        if kind is tuple:
-            return tuple(self._on_device_one(part) for part in index)
-        if kind is list and any(isinstance(part, (slice, torch.Tensor, type(None), type(...))) for part in index):
+        if kind is tuple or (
+            kind is list and any(isinstance(part, (slice, torch.Tensor, type(None), type(...))) for part in index)
+        ):
             return tuple(self._on_device_one(part) for part in index)
         return self._on_device_one(index)
 
     def _on_device_one(self, index: Any) -> Any:
-        if not isinstance(index, (list, range)) and type(index).__module__ != "numpy":
+        is_array = type(index).__module__ == "numpy" and getattr(index, "shape", ()) != ()
+        if not is_array and not isinstance(index, (list, range)):
             return index
-        if getattr(index, "shape", None) == ():
-            return index
-        if isinstance(index, (list, range)):
-            found = torch.tensor(list(index), device="cpu")
-            if not found.numel() and found.dtype.is_floating_point:
-                found = found.long()  # an empty list has no type of its own
-        else:
-            found = torch.from_numpy(index)
+        found = torch.as_tensor(index, device="cpu")
+        if isinstance(index, (list, range)) and not found.numel():
+            found = found.long()  # an empty list has no type of its own
         return found.to(self.device)
 
     # --- copies of the whole object -------------------------------------------------------------------------
@@ -238,35 +217,31 @@ class SimulatedTensor(torch.Tensor):
             again.grad = copy.deepcopy(self.grad, memo)
         return again
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduce(self)
-
     # --- other libraries ------------------------------------------------------------------------------------
 
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise SimulationError("DLPack is not simulated: there is no device memory that another library could read")
 
-    def __dlpack_device__(self) -> Any:
-        return self.__dlpack__()
+    __dlpack_device__ = __dlpack__
 
     @property
     def __cuda_array_interface__(self) -> Any:
         raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
 
 
+@dataclass(frozen=True)
 class Storage:
     """The part of a storage that programs look at: identity, size, address."""
 
-    def __init__(self, tensor: SimulatedTensor) -> None:
-        placement = tensor._sim
-        self._box = placement.box
-        self.device = tensor.device
-        self.dtype = tensor.dtype
-        self.is_cuda = True
-        self._cdata = self._box.address
+    _box: Box
+    device: torch.device = field(compare=False)
+    dtype: torch.dtype = field(compare=False)
+    is_cuda = True
 
     def data_ptr(self) -> int:
         return self._box.address
+
+    _cdata = property(data_ptr)
 
     def nbytes(self) -> int:
         return self._box.nbytes
@@ -274,12 +249,12 @@ class Storage:
     def size(self) -> int:
         return self._box.nbytes // self.dtype.itemsize
 
+    __len__ = size
+
     def untyped(self) -> Storage:
         return self
 
-    @property
-    def _untyped_storage(self) -> Storage:
-        return self
+    _untyped_storage = property(untyped)
 
     def is_pinned(self, _device: Any = None) -> bool:
         return False
@@ -287,32 +262,17 @@ class Storage:
     def resize_(self, size: int) -> Any:
         raise SimulationError(f"resizing a storage in place (to {size}) is not simulated; resize the tensor")
 
-    __len__ = size
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Storage) and other._box is self._box
-
-    def __hash__(self) -> int:
-        return id(self._box)
-
-
-AnyTensor = TypeVar("AnyTensor", bound=SimulatedTensor)
-
-
-def make(placement: Placement) -> SimulatedTensor:
-    return make_as(SimulatedTensor, placement)
-
-
-def make_as(kind: type[AnyTensor], placement: Placement) -> AnyTensor:
-    """A tensor of that class over this memory."""
+def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:
+    """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
-    tensor: AnyTensor = torch.Tensor._make_wrapper_subclass(
+    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
         kind,
         size,
         strides=stride,
         storage_offset=offset,
         dtype=dtype,
-        device=devices.stand_in(placement.index),
+        device=devices.stand_ins[placement.index],
         _extra_dispatch_keys=AUTOCAST_KEYS,
     )
     tensor._sim = placement
@@ -339,9 +299,7 @@ def adopt(values: torch.Tensor, index: int) -> SimulatedTensor:
     if values.layout != torch.strided or values.is_quantized:
         raise SimulationError(f"tensors of layout {values.layout} and type {values.dtype} are not simulated on CUDA")
     layout = layout_of(values)
-    placement = Placement(Box(layout, values), layout, index)
-    placement.view = values
-    return make(placement)
+    return make(Placement(Box(layout, values), layout, index, values))
 
 
 def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
@@ -376,14 +334,6 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
 # --- tensors that become a view of other memory, or of the same memory in another way -----------------------
 
 
-def set_placement(target: SimulatedTensor, placement: Placement) -> None:
-    """Make a tensor another view of the memory that it has."""
-    layout = placement.layout
-    # The CPU kernel of as_strided_ changes nothing but size, stride and offset of the tensor it is given.
-    aten.as_strided_.default.redispatch(CPU_KERNEL, target, layout.size, layout.stride, layout.offset)
-    target._sim = placement
-
-
 def resize(target: SimulatedTensor, layout: Layout) -> None:
     """Give a tensor another size; its storage grows, in stream order, if it has to."""
     placement = target._sim
@@ -391,19 +341,14 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     needed = nbytes_of(layout)
     if needed > box.nbytes:
         box.nbytes = needed
-        queue(order("aten::resize_", placement.index, [placement]), lambda: _grow(placement, needed), [placement])
+        engine = devices.order("aten::resize_", placement.index, [placement])
+        devices.queue(engine, lambda: placement.resolve().untyped_storage().resize_(needed), [placement])
     replace(target, Placement(box, layout, placement.index))
 
 
 def replace(target: SimulatedTensor, placement: Placement) -> None:
     """Make a tensor a view of any memory."""
-    view = make_view(target, placement)
-    _set_base_data(target, view)
-    target._sim, target._held = placement, view._held
-
-
-def _grow(placement: Placement, nbytes: int) -> None:
-    placement.resolve().untyped_storage().resize_(nbytes)
+    set_data(target, make_view(target, placement))
 
 
 def take_resized(target: SimulatedTensor, values: torch.Tensor) -> None:

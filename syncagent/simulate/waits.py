@@ -41,13 +41,16 @@ def current_observer() -> WaitObserver | None:
     return _observer
 
 
-def reported(op: str, kind: SyncKind, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False) -> T:
+def reported(
+    op: str, kind: SyncKind | None, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False
+) -> T:
     """Wait as CUDA would, and report it.  The wait includes the op itself, which runs on the device.
 
-    ``is_idle`` says that there is nothing left to wait for: the reported wait is then 0 ns long.
+    Without a kind there is nothing to report.  ``is_idle`` says that there is nothing left to wait for: the reported
+    wait is then 0 ns long.
     """
     observer = _observer
-    if observer is None:
+    if observer is None or kind is None:
         return wait()
     token = observer.before(op, kind, args)
     start = time.perf_counter_ns()

@@ -24,7 +24,6 @@ class Faults:
         self.sentences: list[str] = []
         self.parts: dict[str, None] = {}
         """The parts that failed, in the order in which they did."""
-        self.has_more = False
 
     def add(self, part: str, error: BaseException, what: str = "failed and is off") -> None:
         """Keep a fault of ``part`` and log the first of it."""
@@ -35,13 +34,9 @@ class Faults:
 
     def say(self, sentence: str) -> None:
         """Keep a sentence for the report."""
-        if sentence in self.sentences:
-            return
-        if len(self.sentences) < _MOST:
-            self.sentences.append(sentence)
-        elif not self.has_more:
-            self.has_more = True
-            self.sentences.append(f"more than {_MOST} parts of the agent failed; the first are above")
+        if sentence not in self.sentences and len(self.sentences) <= _MOST:
+            more = f"more than {_MOST} parts of the agent failed; the first are above"
+            self.sentences.append(sentence if len(self.sentences) < _MOST else more)
 
     def shield(self, part: str) -> Callable[..., None]:
         """Return what calls ``noticed(*args)`` for a part that only takes note, until that has failed once."""

@@ -1,37 +1,50 @@
-"""Resets signal handlers in forked children, from the child's first moment on.
+"""What forked children let go of: objects that belong to the parent, and its signal handlers.
 
-A child inherits its parent's handlers, and a signal may arrive before any code of the child's has run.
+A child inherits the handlers, and a signal may arrive before any code of the child's has run: they are reset from the
+child's first moment on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["keep_in_children", "reset_in_children"]
+__all__ = ["call_in_children", "keep_in_children", "reset_in_children"]
 
 _resets: dict[int, Callable[[], None]] = {}
-_has_fork_handlers = False
+_masks = threading.local()
 
 
-class _Masks(threading.local):
-    before: set[Any] | None = None
+def call_in_children(method: Callable[[], None]) -> None:
+    """Have a bound method called in every forked child, for as long as its object is alive."""
+    reference = weakref.WeakMethod(method)
 
+    def call() -> None:
+        found = reference()
+        if found is not None:
+            found()
 
-_masks = _Masks()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
 
 
 def reset_in_children(number: int, reset: Callable[[], None]) -> None:
     """Have ``reset`` called in every forked child, before signal ``number`` can arrive there."""
-    global _has_fork_handlers
     _resets[number] = reset
-    if not _has_fork_handlers and hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
-        _has_fork_handlers = True
+    _register()
+
+
+@functools.cache
+def _register() -> None:
+    if hasattr(os, "register_at_fork") and hasattr(signal, "pthread_sigmask"):
         os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_reset_child)
 
 
@@ -48,7 +61,7 @@ def _before_fork() -> None:
 
 
 def _unblock() -> None:
-    before, _masks.before = _masks.before, None
+    before = vars(_masks).pop("before", None)
     if before is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -58,9 +71,7 @@ def _reset_child() -> None:
     _resets.clear()
     try:
         for reset in resets:
-            try:
+            with suppress(Exception):
                 reset()
-            except Exception:
-                pass
     finally:
         _unblock()

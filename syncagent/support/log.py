@@ -1,10 +1,17 @@
-"""The agent's own messages: a structlog logger to stderr that leaves the program's structlog configuration alone."""
+"""The agent's own messages: a structlog logger to stderr that leaves the program's structlog configuration alone.
+
+structlog loads rich where it is installed, and rich draws from the global ``random`` when it is loaded: a program that
+has set a seed would draw other numbers than without the agent.  So structlog is loaded without rich here, and the
+program's own ``import structlog`` finds neither.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,11 +20,12 @@ from syncagent.support import redaction, stderr
 from syncagent.support.printable import clean
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Collection, MutableMapping, Sequence
+    from types import ModuleType
 
     from structlog.typing import FilteringBoundLogger, WrappedLogger
 
-__all__ = ["get_logger", "log_once"]
+__all__ = ["get_logger", "log_once", "private_structlog"]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _FORMATS = ("text", "json")
@@ -38,11 +46,10 @@ if hasattr(os, "register_at_fork"):
 @functools.cache
 def get_logger() -> FilteringBoundLogger:
     """The one logger; ``SYNCAGENT_LOG_LEVEL`` and ``SYNCAGENT_LOG_FORMAT`` are read when it is first asked for."""
-    from syncagent.support.private_structlog import structlog as load
-
-    structlog = load()
-    level, bad_level = _choice("SYNCAGENT_LOG_LEVEL", "info", tuple(_LEVELS))
-    fmt, bad_format = _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS)
+    structlog = private_structlog()
+    complaints: list[str] = []
+    level = _choice("SYNCAGENT_LOG_LEVEL", "info", _LEVELS, complaints)
+    fmt = _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS, complaints)
     # Everything is given here: what wrap_logger is not given it would take from the program's global configuration.
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Stderr(),
@@ -55,7 +62,7 @@ def get_logger() -> FilteringBoundLogger:
         context_class=dict,
         cache_logger_on_first_use=True,
     )
-    for complaint in filter(None, (bad_level, bad_format)):
+    for complaint in complaints:
         logger.warning(complaint)
     return logger
 
@@ -70,14 +77,40 @@ def log_once(key: str, message: str, /, *, level: str = "warning", **values: obj
     return True
 
 
-def _choice(variable: str, default: str, allowed: tuple[str, ...]) -> tuple[str, str | None]:
-    """The variable's value, and a complaint if it is none of those allowed."""
-    value = os.environ.get(variable, "").strip().lower()
-    if not value:
-        return default, None
-    if value not in allowed:
-        return default, f"{variable}={value!r} is not allowed, {default} is used; allowed: {', '.join(allowed)}"
-    return value, None
+def _choice(variable: str, default: str, allowed: Collection[str], complaints: list[str]) -> str:
+    """The variable's value; the default, and a complaint, if it is none of those allowed."""
+    value = os.environ.get(variable, "").strip().lower() or default
+    if value in allowed:
+        return value
+    complaints.append(f"{variable}={value!r} is not allowed, {default} is used; allowed: {', '.join(allowed)}")
+    return default
+
+
+@functools.cache
+def private_structlog() -> Any:
+    """Return structlog's package: the program's, if the program has loaded it, or else one that only the agent has."""
+    if "structlog" in sys.modules:
+        return importlib.import_module("structlog")
+    hidden = _HiddenRich()
+    sys.meta_path.insert(0, hidden)
+    try:
+        return importlib.import_module("structlog")
+    finally:
+        sys.meta_path.remove(hidden)
+        for name in list(sys.modules):  # a copy, made in one piece: other threads import meanwhile
+            if name.partition(".")[0] == "structlog":
+                sys.modules.pop(name, None)
+
+
+class _HiddenRich:
+    """A finder that keeps rich from being loaded by the thread that made it."""
+
+    def __init__(self) -> None:
+        self._ident = threading.get_ident()
+
+    def find_spec(self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None) -> None:
+        if name.partition(".")[0] == "rich" and threading.get_ident() == self._ident:
+            raise ModuleNotFoundError(f"{name} is not loaded for the agent's log", name=name)
 
 
 class _Stderr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Settings are read in every interpreter that inherits the variable: nothing heavy here.
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MIB = 1024 * 1024
 REPORT_BYTES = 64 * MIB
 """A report holds a few thousand rows; one of a thousand sites has about 1 MiB."""
 
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _CHUNK = MIB
 _RATIO, _SMALL = 100, 64 * MIB
@@ -58,13 +59,10 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 def read(path: str | os.PathLike[str], most: int) -> bytes:
     """Return what is in a regular file; raise ``OSError`` where that is more than ``most`` bytes, or cannot be read."""
-    descriptor = open_regular(path)
-    try:
-        if os.fstat(descriptor).st_size > most:
+    with open(open_regular(path), "rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size > most:
             raise TooLargeError(most)
-        return b"".join(_bounded(_chunks(descriptor), most))
-    finally:
-        os.close(descriptor)
+        return b"".join(_bounded(iter(partial(stream.read, _CHUNK), b""), most))
 
 
 def unpacked(content: bytes, most: int) -> bytes:
@@ -91,8 +89,6 @@ def from_json(content: bytes, *, strict: bool = True) -> Any:
         return json.loads(content, parse_constant=_no_number if strict else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError:
-        raise
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not text in {error.encoding}: {error.reason} at byte {error.start:,}") from None
     except ValueError as error:
@@ -134,11 +130,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-def _chunks(descriptor: int) -> Iterator[bytes]:
-    while chunk := os.read(descriptor, _CHUNK):
-        yield chunk
 
 
 def _bounded(chunks: Iterable[bytes], most: int, unit: str = "") -> Iterator[bytes]:

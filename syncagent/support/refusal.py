@@ -8,6 +8,7 @@ from __future__ import annotations
 # Imported where torch is being imported, in processes that may not go on: nothing heavy here.
 import os
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +28,9 @@ def refuse_to_start(sentence: str) -> NoReturn:
     """
     if not sentence.startswith(("syncagent", "[syncagent]")):
         sentence = f"syncagent: {sentence}"
-    try:
+    with suppress(Exception):  # closed or taken away: the exit code says it all the same
         sys.stderr.write(f"{sentence.rstrip()} The process ends here, with exit code {REFUSED}.\n")
-    except Exception:  # closed or taken away: the exit code says it all the same
-        pass
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(Exception):
             stream.flush()
-        except Exception:
-            pass
     os._exit(REFUSED)

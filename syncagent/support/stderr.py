@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 __all__ = ["is_terminal", "stream", "write"]
@@ -39,23 +40,17 @@ def write(text: str) -> bool:
         found = stream()
         if found is None:
             return False
-        if not _is_pythons_own(found) or os.name != "posix":
+        is_pythons_own = found is sys.__stderr__
+        if not is_pythons_own or os.name != "posix":
             found.write(text)
             found.flush()
             return True
-        try:
+        with suppress(RuntimeError):  # a signal handler has come in the middle of a write
             found.flush()
-        except RuntimeError:
-            pass  # a signal handler has come in the middle of a write
-        encoding = getattr(found, "encoding", None) or "utf-8"
-        _write(found.fileno(), text.encode(encoding, "backslashreplace"))
+        _write(found.fileno(), text.encode(found.encoding, "backslashreplace"))
     except Exception:
         return False
     return True
-
-
-def _is_pythons_own(found: TextIO) -> bool:
-    return found is sys.__stderr__
 
 
 def _write(descriptor: int, rest: bytes) -> None:

@@ -6,16 +6,15 @@ import os
 import secrets
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from syncagent.support import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import ModuleType
 
 __all__ = [
     "DEFAULT_MODE", "append_alone", "append_to", "is_locked", "lock", "locked_folder", "read", "write_atomically",
@@ -25,14 +24,11 @@ __all__ = [
 DEFAULT_MODE = 0o600
 """Reports, journals and captures hold source lines, paths and arguments."""
 
-fcntl: ModuleType | None
-try:
+fcntl: Any = None
+with suppress(ImportError):  # not on this system
     fcntl = import_module("fcntl")
-except ImportError:  # not on this system
-    fcntl = None
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 def write_atomically(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
@@ -41,12 +37,8 @@ def write_atomically(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None
     Missing folders are made.  The temporary file has a name that cannot be guessed and is always a new one: a link that
     stands in its place is never followed.  Raises ``OSError``; nothing is left behind then.
     """
-    temporary = _written(file, text, mode)
-    try:
+    with _temporary(file, text, mode) as temporary:
         temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_new(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
@@ -54,38 +46,35 @@ def write_new(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
 
     Raises ``FileExistsError`` in the others.
     """
-    temporary = _written(file, text, mode)
-    try:
+    with _temporary(file, text, mode) as temporary:
         try:
             os.link(temporary, file, follow_symlinks=False)
         except FileExistsError:
             raise
         except (OSError, NotImplementedError):  # a file system without links
-            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, mode))
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
             try:
                 temporary.replace(file)
             except BaseException:
                 file.unlink(missing_ok=True)
                 raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _written(file: Path, text: str, mode: int) -> Path:
-    """Write a temporary file beside ``file``."""
+@contextmanager
+def _temporary(file: Path, text: str, mode: int) -> Iterator[Path]:
+    """Write a temporary file beside ``file``, and remove it where it is still there at the end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not derived from the file's name, which may already be as long as the file system allows.
     temporary = file.parent / f".syncagent-{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC, mode)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
             # Names of files may hold bytes that are not UTF-8; an escape in the report is better than no report.
             os.fchmod(descriptor, mode)  # whatever the umask says
             stream.write(text)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    return temporary
 
 
 def append_to(file: Path, *, mode: int = DEFAULT_MODE) -> int:
@@ -93,7 +82,7 @@ def append_to(file: Path, *, mode: int = DEFAULT_MODE) -> int:
 
     Raises ``OSError``, also where the last part of the path is a link or is not a regular file.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | _NOFOLLOW | _CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | _NOFOLLOW
     descriptor = os.open(file, flags, mode)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -140,7 +129,7 @@ def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
 
 def _made_or_found(path: Path, mode: int) -> tuple[int, bool]:
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _CLOEXEC, mode), True
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, mode), True
     except FileExistsError:
         return append_to(path, mode=mode), False
 
@@ -148,7 +137,7 @@ def _made_or_found(path: Path, mode: int) -> tuple[int, bool]:
 _MOST_WRITERS = 10_000
 
 
-def lock(descriptor: int) -> bool | None:
+def lock(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file for this process, without waiting; false where another has, ``None`` where files have no locks.
 
     The lock ends with the process at the latest.
@@ -156,7 +145,7 @@ def lock(descriptor: int) -> bool | None:
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -167,20 +156,13 @@ def lock(descriptor: int) -> bool | None:
 def is_locked(file: Path) -> bool:
     """Is there a process that has locked this file?  False where that cannot be found out."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | _CLOEXEC)
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        if fcntl is None:
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return lock(descriptor, shared=True) is False
     finally:
         os.close(descriptor)
-    return False
 
 
 _PATIENCE_S = 5.0
@@ -194,20 +176,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(folder, os.O_RDONLY | _CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # may be written to and not be read
         yield
         return
     try:
         ending_s = time.monotonic() + _PATIENCE_S
-        while fcntl is not None and time.monotonic() < ending_s:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:
-                break
+        while lock(descriptor) is False and time.monotonic() < ending_s:
+            time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)

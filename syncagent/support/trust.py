@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import suppress
 
 __all__ = ["owners", "why_not", "why_not_owned"]
 
@@ -19,10 +20,8 @@ def owners(script: str | None = None) -> frozenset[int]:
         return frozenset()
     found = {0, os.geteuid()}
     for place in [script] if script is not None else _code():
-        try:
+        with suppress(OSError, ValueError):
             found.add(os.stat(place).st_uid)
-        except (OSError, ValueError):
-            pass
     return frozenset(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from syncagent.telemetry import semconv
@@ -50,13 +51,9 @@ class AttributeSanitizer:
 
     def clean_texts(self, values: Iterable[str]) -> list[str] | None:
         """Return the texts of one attribute, or ``None`` where there are none."""
-        fitted: list[str] = []
-        for value in values:
-            if len(fitted) == ITEMS_MAX:
-                self.cut += 1
-                break
-            fitted.append(self.clean_text(value, TEXT_MAX // 16))
-        return fitted or None
+        first = list(islice(values, ITEMS_MAX + 1))
+        self.cut += len(first) > ITEMS_MAX
+        return [self.clean_text(value, TEXT_MAX // 16) for value in first[:ITEMS_MAX]] or None
 
 
 def location(site: CallSite | None, names: tuple[str, str, str] = semconv.CODE) -> dict[str, AttributeValue | None]:

@@ -33,7 +33,7 @@ _FEW = 8
 
 
 class JournalExporter:
-    """A ``SpanExporter`` in all but its base class, whose import fails where an OTEL_* variable is malformed.
+    """What an Outbox needs of a ``SpanExporter``, whose import fails where an OTEL_* variable is malformed.
 
     Each line is appended in one write, so that the process may be killed at any time.
 
@@ -54,15 +54,14 @@ class JournalExporter:
         self._is_shut = False
         self.path: Path | None = None
         """The file in use; ``None`` until something is written."""
-        self.failed_writes = 0
         self._spans = self._spans_before = 0
         self.overwritten = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         from opentelemetry.sdk.trace.export import SpanExportResult
 
-        if self._is_shut or not spans:
-            return SpanExportResult.FAILURE if self._is_shut else SpanExportResult.SUCCESS
+        if self._is_shut:
+            return SpanExportResult.FAILURE
         try:
             for first in range(0, len(spans), _FEW):
                 few = spans[first : first + _FEW]
@@ -70,42 +69,38 @@ class JournalExporter:
                 self._spans += len(few)
                 yield_gil()
         except Exception as error:
-            self.failed_writes += 1
             log_once("journal", "the journal lacks spans", path=self.path or self._wanted, reason=error)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         self._is_shut = True
-        self._close()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the SDK's signature
-        return True  # nothing is held back
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _write(self, line: bytes) -> None:
-        if self._file is None:
-            self._open()
+        file = self._open() if self._file is None else self._file
         if self._size and self._size + len(line) > self._max_bytes:
-            self._rotate()
-        assert self._file is not None
+            file = self._rotate(file)
         rest = memoryview(b"\n" + line if self._is_torn else line)
         self._is_torn = True  # until the last byte is written
         while rest:
-            written = os.write(self._file, rest)
+            written = os.write(file, rest)
             self._size += written
             rest = rest[written:]
         self._is_torn = False
 
-    def _open(self) -> None:
+    def _open(self) -> int:
         try:
             make_directory(self._wanted.parent)
-            self._open_alone(self._wanted)
+            return self._open_alone(self._wanted)
         except OSError as error:
             elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
             log_once("journal-moved", "the journal is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
-            self._open_alone(elsewhere)
+            return self._open_alone(elsewhere)
 
-    def _open_alone(self, wanted: Path) -> None:
+    def _open_alone(self, wanted: Path) -> int:
         """Open it for this process alone: two writers would rotate it under each other, and lose spans uncounted."""
         self._file, self.path = append_alone(wanted, mode=self._mode)
         if self.path != wanted:
@@ -118,28 +113,24 @@ class JournalExporter:
             )
         self._size = os.fstat(self._file).st_size
         self._is_torn = self._size > 0 and not _ends_a_line(self.path)
+        return self._file
 
-    def _rotate(self) -> None:
+    def _rotate(self, full: int) -> int:
         assert self.path is not None
-        before, full = self.path, self._file
+        before = self.path
         older = before.with_name(f"{before.stem}.1{before.suffix}")
         is_foreign = not self._owns_older and older.exists()
         gone = _count_spans(older) if is_foreign else self._spans_before
         before.replace(older)
         self._file = None
-        if full is not None:
-            os.close(full)  # it was this process's until it had its new name
+        os.close(full)  # it was this process's until it had its new name
         if gone:
             self.overwritten += gone
             log_once("journal-full", "the journal is full and loses its oldest spans", path=before)
-        self._open_alone(before)
+        file = self._open_alone(before)
         self._owns_older = self.path == before
         self._spans_before, self._spans = (self._spans if self._owns_older else 0), 0
-
-    def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        return file
 
 
 def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
@@ -230,7 +221,7 @@ def _value(value: object) -> dict[str, Any]:
         case int():
             return {"intValue": str(value)}
         case float():
-            return {"doubleValue": value if math.isfinite(value) else _not_finite(value)}
+            return {"doubleValue": value if math.isfinite(value) else json.dumps(value)}
         case bytes():
             return {"bytesValue": base64.b64encode(value).decode()}
         case Mapping():
@@ -238,12 +229,6 @@ def _value(value: object) -> dict[str, Any]:
         case Sequence():
             return {"arrayValue": {"values": [_value(item) for item in value]}}
     return {"stringValue": str(value)}
-
-
-def _not_finite(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
 
 
 def _filled(**fields: object) -> dict[str, Any]:

@@ -5,33 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
-from opentelemetry.sdk.metrics.export import MetricExportResult
-
-from syncagent.support.pace import keep_pace, yield_gil
-from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
-from syncagent.support.threads import AgentThread
-from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, _describe, _LogInterceptor
-from syncagent.telemetry.responses import CollectorResponses
+from syncagent.support.pace import yield_gil
+from syncagent.support.threads import AgentThread, isolate_opentelemetry
+from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S, GRACE_S, Trouble, describe, failure_of, sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.metrics.export import MetricsData
 
-__all__ = ["MetricSender", "Sends"]
+    from syncagent.telemetry.outbox import Exporter
+    from syncagent.telemetry.responses import CollectorResponses
+
+__all__ = ["MetricSender"]
 
 PATIENCE_S = 15.0
 """How long exports may fail before it is reported: nothing is lost by then, and spans usually have reported it."""
-
-
-class Sends(Protocol):
-    """What a MetricSender needs of the SDK's MetricExporter."""
-
-    def export(self, metrics_data: MetricsData, /) -> MetricExportResult: ...
-    def shutdown(self) -> None: ...
 
 
 class MetricSender:
@@ -45,22 +36,22 @@ class MetricSender:
 
     def __init__(
         self,
-        exporter: Sends,
+        exporter: Exporter,
         collect: Callable[[], Sequence[MetricsData]],
         *,
+        on_trouble: Callable[[str], object],
+        responses: CollectorResponses,
         interval_s: float = 60.0,
-        on_trouble: Callable[[str], None] = lambda _reason: None,
-        responses: CollectorResponses | None = None,
     ) -> None:
-        self._responses = responses if responses is not None else CollectorResponses()
+        self._responses = responses
         self._exporter = exporter
         isolate_opentelemetry()
         self._collect = collect
         self._interval_s = interval_s
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._is_closing = self._is_done = False
-        self._closing_since = 0.0
+        self._is_done = False
+        self._closing_since: float | None = None
         self._trouble = Trouble(self._changed, on_trouble)
         self._thread = AgentThread(target=self._work, name="syncagent-metrics")
         self._thread.start()
@@ -69,9 +60,7 @@ class MetricSender:
         """Have the last export made, without waiting for it."""
         if os.getpid() == self._pid:
             with self._changed:
-                if not self._is_closing:
-                    self._closing_since = time.monotonic()
-                self._is_closing = True
+                self._closing_since = self._closing_since or time.monotonic()
                 self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -82,14 +71,10 @@ class MetricSender:
         if os.getpid() != self._pid:
             return
         self.begin_close()
-        began = self._closing_since
+        began = self._closing_since or time.monotonic()
         timeout_s += time.monotonic() - began
         with self._changed:
-            while not self._is_done:
-                left = self._trouble.remaining_s(began, timeout_s)
-                if left <= 0:
-                    break
-                self._changed.wait(left)
+            self._trouble.wait_for(lambda: self._is_done, began, timeout_s)
             in_time, failed = self._is_done, self._trouble.since is not None
         if failed or not in_time:
             self._trouble.report("no answer in time")
@@ -97,53 +82,42 @@ class MetricSender:
             self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
     def _work(self) -> None:
-        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_agent_thread()
-        interceptor = _LogInterceptor(self._trouble.note_error)
-        interceptor.attach()
-        keep_pace()
-        try:
-            is_last = False
-            while not is_last:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._is_closing, self._interval_s)
-                    is_last = self._is_closing
-                pause_s = self._responses.retry_after_s()
-                if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
-                    time.sleep(pause_s)
-                if not self._responses.retry_after_s():
-                    self._send()
-        finally:
-            with self._changed:
-                self._is_done = True
-                self._changed.notify_all()
+        with sending(self._trouble):
             try:
-                self._exporter.shutdown()
-            except Exception as error:
-                self._trouble.note_error(_describe(error))
-            interceptor.detach()
+                is_last = False
+                while not is_last:
+                    with self._changed:
+                        is_last = self._changed.wait_for(lambda: self._closing_since is not None, self._interval_s)
+                    pause_s = self._responses.retry_after_s()
+                    if is_last and 0 < pause_s < CLOSE_TIMEOUT_S:
+                        time.sleep(pause_s)
+                    if not self._responses.retry_after_s():
+                        self._send()
+            finally:
+                with self._changed:
+                    self._is_done = True
+                    self._changed.notify_all()
+                try:
+                    self._exporter.shutdown()
+                except Exception as error:
+                    self._trouble.note_error(describe(error))
 
     def _send(self) -> None:
-        reason = "the exporter reported a failure"
-        try:
-            is_sent = all(map(self._export, self._collect()))
-        except Exception as error:
-            is_sent, reason = False, _describe(error)
+        failure = failure_of(lambda: all(map(self._export, self._collect())))
         now = time.monotonic()
         with self._changed:
-            if is_sent:
+            if failure is None:
                 self._trouble.clear()
                 return
-            self._trouble.note_error(reason)
+            self._trouble.note_error(failure)
             since = self._trouble.since or now
-            is_time = now - since >= PATIENCE_S and not self._is_closing
+            is_time = now - since >= PATIENCE_S and self._closing_since is None
         if is_time:
-            self._trouble.report(reason)
+            self._trouble.report(failure)
 
     def _export(self, part: MetricsData) -> bool:
         yield_gil()
-        is_sent = self._exporter.export(part) is MetricExportResult.SUCCESS
+        is_sent = self._exporter.export(part).name == "SUCCESS"
         refused, why = self._responses.take_rejected()
         if refused:
             self._trouble.report(f"it rejected some: {why}")

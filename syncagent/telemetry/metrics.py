@@ -11,9 +11,8 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
@@ -22,7 +21,7 @@ from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
 from syncagent.events import Phase
 from syncagent.support.pace import yield_gil
-from syncagent.support.randomness import isolate_opentelemetry
+from syncagent.support.threads import isolate_opentelemetry
 from syncagent.telemetry import semconv
 from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.series import Series, SeriesTable
@@ -34,18 +33,17 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData, NumberDataPoint
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import SpanContext
-    from opentelemetry.util.types import AttributeValue
 
     from syncagent.delivery.sink import Source
     from syncagent.events import StepRecord, SyncEvent
+    from syncagent.telemetry.series import Attributes
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["MetricSink", "of_program"]
+__all__ = ["MetricSink", "context_of", "of_program"]
 
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
-_FULL = "buffer full"
 _RECORDS_MAX = 100
 """How many measurements a program's own histogram gets at most for one record that stands for many syncs."""
 _PART = 25
@@ -64,17 +62,15 @@ _SPANS_WITHHELD = (semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, s
 _CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut")
 
 
-@dataclass(slots=True)
-class _Snapshot:
+class _Snapshot(NamedTuple):
+    """Everything that was counted, as of one moment."""
+
+    time_ns: int
     series: list[Series]
     steps: Series
     ratio: float | None
-    dropped: dict[str, int]
-    folded: int
-    cut: int
-    withheld: Mapping[str, int]
-    spans_lost: Mapping[str, int]
-    time_ns: int = field(default_factory=time.time_ns)
+    counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]]
+    """Each counter's values by attributes."""
 
 
 class MetricSink(Sink):
@@ -160,7 +156,7 @@ class MetricSink(Sink):
                 elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
                     self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + total_s * 1e9
             if self._stall_histogram is not None:  # without the lock: the SDK has its own, and calls back under them
-                context = _context_of(span, event.user_context)
+                context = context_of(span, event.user_context)
                 for _ in range(min(count, _RECORDS_MAX)):
                     self._stall_histogram.record(total_s / count, series.attributes, context)
                     yield_gil()
@@ -182,7 +178,7 @@ class MetricSink(Sink):
             self._slices[-1][0] += duration_ns
             self._slices[-1][1] += stall_ns
         if self._step_histogram is not None:
-            self._step_histogram.record(duration_ns / 1e9, context=_context_of(span, record.user_context))
+            self._step_histogram.record(duration_ns / 1e9, context=context_of(span, record.user_context))
 
     def close(self) -> None:
         """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
@@ -198,62 +194,48 @@ class MetricSink(Sink):
 
     def data(self, resource: Resource) -> list[MetricsData]:
         """Return everything since the start as the SDK's records, cumulative, in parts; none if nothing happened."""
-        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
+        from opentelemetry.sdk.metrics import export as sdk
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         now = self._snapshot()
-        if not (now.series or now.steps.count or any(now.dropped.values())):
+        if not (now.series or now.steps.count or any(count for _, count in now.counters[_DROPPED])):
             return []
-        scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
-        parts = [self._rest(now)]
-        for first in range(0, len(now.series), _PART):
-            series = self._syncs(now.series[first : first + _PART], now.time_ns)
-            if first:
-                parts.append(series)
-            else:
-                parts[0] = series + parts[0]
-        return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
-
-    def _syncs(self, series: Sequence[Series], now_ns: int) -> list[Metric]:
-        from opentelemetry.sdk.metrics.export import NumberDataPoint
-
-        counts = [NumberDataPoint(one.attributes, one.began_ns, now_ns, one.count) for one in series]
-        return [_sum(_SYNCS, counts), _histogram(_STALL, series, now_ns)]
-
-    def _rest(self, now: _Snapshot) -> list[Metric]:
-        from opentelemetry.sdk.metrics.export import Gauge, Metric, NumberDataPoint
-
-        metrics = [
-            _sum(about, [NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
-            for about, values in _counters(now).items()
-            if values
+        rest = [
+            _sum(about, [sdk.NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
+            for about, values in now.counters.items()
+            if values and about is not _SYNCS
         ]
         if now.steps.count:
-            metrics.append(_histogram(_STEP, [now.steps], now.time_ns))
+            rest.append(_histogram(_STEP, [now.steps], now.time_ns))
         if now.ratio is not None:
             name, unit, description = _RATIO
-            points = [NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
-            metrics.append(Metric(name, description, unit, Gauge(points)))
-        return metrics
+            points = [sdk.NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
+            rest.append(sdk.Metric(name, description, unit, sdk.Gauge(points)))
+        parts: list[list[Metric]] = [] if now.series else [[]]
+        for first in range(0, len(now.series), _PART):
+            series = now.series[first : first + _PART]
+            counts = [sdk.NumberDataPoint(one.attributes, one.began_ns, now.time_ns, one.count) for one in series]
+            parts.append([_sum(_SYNCS, counts), _histogram(_STALL, series, now.time_ns)])
+        parts[0] += rest
+        scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
+        return [
+            sdk.MetricsData([sdk.ResourceMetrics(resource, [sdk.ScopeMetrics(scope, part, "")], "")]) for part in parts
+        ]
 
     def _instruments(self, provider: MeterProvider) -> None:
         from opentelemetry.metrics import Observation
 
         meter = provider.get_meter(semconv.INSTRUMENTATION, __version__)
 
-        def syncs(_options: CallbackOptions) -> list[Observation]:
-            return [Observation(one.count, one.attributes) for one in self._snapshot().series]
-
         def ratio(_options: CallbackOptions) -> list[Observation]:
             now = self._snapshot().ratio
             return [] if now is None else [Observation(now)]
 
         def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in _counters(self._snapshot())[about]]
+            return [Observation(value, labels) for labels, value in self._snapshot().counters[about]]
 
-        meter.create_observable_counter(_SYNCS[0], [syncs], _SYNCS[1], _SYNCS[2])
         meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
-        for about in (_DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
+        for about in (_SYNCS, _DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
             meter.create_observable_counter(about[0], [partial(counted, about)], about[1], about[2])
         self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
         self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
@@ -265,7 +247,7 @@ class MetricSink(Sink):
         line = None if site is None else (site.file, site.line, site.function)
         key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
 
-        def describe() -> dict[str, AttributeValue]:
+        def describe() -> Attributes:
             return self.sanitizer.clean(
                 {
                     semconv.OP: event.op,
@@ -282,27 +264,28 @@ class MetricSink(Sink):
     def _dropped(self) -> dict[str, int]:
         return dict(Counter(self._lost_before) + Counter(self._lost))
 
-    def _withheld(self) -> dict[str, int]:
+    def _withheld(self) -> Counter[str]:
         withheld = Counter(self._withheld_before)
         withheld.update({} if self.spans is None else self.spans.without_span())
-        return dict(withheld)
+        return withheld
 
     def _cut(self) -> int:
         return self._cut_before + self.sanitizer.cut + (0 if self.spans is None else self.spans.sanitizer.cut)
 
     def _snapshot(self) -> _Snapshot:
         with self._lock:
-            step_ns, stall_ns = (sum(part) for part in zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
-            return _Snapshot(
-                self._table.taken(),
-                self._steps.taken(),
-                min(stall_ns / step_ns, 1.0) if step_ns else None,
-                self._dropped(),
-                self._table.folded,
-                self._cut(),
-                self._withheld(),
-                self.spans_lost(),
-            )
+            step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
+            series = self._table.taken()
+            counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]] = {
+                _SYNCS: [(one.attributes, one.count) for one in series],
+                _DROPPED: _by({"buffer full": 0} | self._dropped()),
+                _FOLDED: [({}, self._table.folded)],
+                _CUT: [({}, self._cut())],
+                _SPANS_WITHHELD: _by(self._withheld()),
+                _SPANS_DROPPED: _by(self.spans_lost()),
+            }
+            ratio = min(stall_ns / step_ns, 1.0) if step_ns else None
+            return _Snapshot(time.time_ns(), series, self._steps.taken(), ratio, counters)
 
 
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
@@ -328,24 +311,13 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
     return sink
 
 
-def _counters(now: _Snapshot) -> dict[tuple[str, str, str], list[tuple[dict[str, AttributeValue], int]]]:
-    """Return all counters but that of syncs, each with its values by attributes."""
-    return {
-        _DROPPED: _by({_FULL: 0} | now.dropped),
-        _FOLDED: [({}, now.folded)],
-        _CUT: [({}, now.cut)],
-        _SPANS_WITHHELD: _by(now.withheld),
-        _SPANS_DROPPED: _by(now.spans_lost),
-    }
-
-
-def _by(dropped: Mapping[str, int]) -> list[tuple[dict[str, AttributeValue], int]]:
+def _by(dropped: Mapping[str, int]) -> list[tuple[Attributes, int]]:
     """Zeros are included: an alert needs a series to look at."""
     return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
 
 
-def _context_of(span: SpanContext | None, user: object | None) -> Context | None:
-    """Return what the SDK takes the exemplar from: our span, or else the user's that was active at the time."""
+def context_of(span: SpanContext | None, user: object | None) -> Context:
+    """Return what the SDK takes the span from: ours, or else the user's that was active at the time."""
     if span is not None:
         return set_span_in_context(NonRecordingSpan(span), Context())
     return user if isinstance(user, Context) else Context()
@@ -365,6 +337,7 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
     name, unit, description = about
     points = []
     for one in series:
+        examples = [Exemplar({}, value, ns, span.span_id, span.trace_id) for value, ns, span in one.examples.values()]
         points.append(
             HistogramDataPoint(
                 attributes=one.attributes,
@@ -376,10 +349,7 @@ def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: in
                 explicit_bounds=one.bounds,
                 min=one.min_s,
                 max=one.max_s,
-                exemplars=[
-                    Exemplar({}, value, end_ns, span.span_id, span.trace_id)
-                    for value, end_ns, span in one.examples.values()
-                ],
+                exemplars=examples,
             )
         )
         yield_gil()

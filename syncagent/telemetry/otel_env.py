@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from syncagent.errors import ConfigError
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
+    "batches",
     "check",
-    "check_logs",
-    "check_metrics",
     "check_resource",
     "endpoint",
     "exporter",
@@ -39,9 +37,10 @@ TRACES: Final = "TRACES"
 METRICS: Final = "METRICS"
 LOGS: Final = "LOGS"
 
-SPAN_BATCHES: Final = "OTEL_BSP"
-LOG_BATCHES: Final = "OTEL_BLRP"
-"""Prefixes of the variables for queues and batches."""
+_BATCHES = {
+    signal: (f"{begins}_SCHEDULE_DELAY", f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE")
+    for signal, begins in ((TRACES, "OTEL_BSP"), (LOGS, "OTEL_BLRP"))
+}
 
 _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
 """Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
@@ -49,32 +48,29 @@ _EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "n
 PROMETHEUS: Final = "prometheus"
 """A value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
 
-_SAMPLERS = (
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-)
+
+class _Values(NamedTuple):
+    """The values that a variable may have."""
+
+    allowed: str
+    """For people to read."""
+    is_valid: Callable[[str], object]
+    is_secret: bool = False
+    """Whether a value must not be shown."""
 
 
-def _is_number(low: float, high: float) -> Callable[[str], bool]:
+def _one_of(*words: str) -> _Values:
+    return _Values(", ".join(words), lambda value: value.lower() in words)
+
+
+def _number(low: float, high: float, allowed: str) -> _Values:
     def is_valid(value: str) -> bool:
         try:
             return low <= float(value) <= high
         except ValueError:
             return False
 
-    return is_valid
-
-
-def _is_one_of(*allowed: str) -> Callable[[str], bool]:
-    return lambda value: value.lower() in allowed
-
-
-def _is_int(low: int) -> Callable[[str], bool]:
-    return lambda value: re.fullmatch(r"\d+", value) is not None and int(value) >= low
+    return _Values(allowed, is_valid)
 
 
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
@@ -106,38 +102,61 @@ def _is_pairs(value: str) -> bool:
     return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    variables: tuple[str, ...]
-    allowed: str
-    is_valid: Callable[[str], bool]
-    is_secret: bool = False
-    """Whether the value must not be shown."""
+_BOOLEAN = _one_of("true", "false")._replace(allowed="true or false")
+_FROM_0 = _Values("a whole number from 0", re.compile(r"\d+").fullmatch)
+_FROM_1 = _Values("a whole number from 1", re.compile(r"\d*[1-9]\d*").fullmatch)
+_PEM = _Values("the path of a PEM file", _is_pem)
 
-
-_RESOURCE = (
-    _Rule(("OTEL_SDK_DISABLED",), "true or false", _is_one_of("true", "false")),
-    _Rule(("OTEL_RESOURCE_ATTRIBUTES",), "key=value,key=value", _is_pairs),
-    _Rule(("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",), "names of installed resource detectors", _are_detectors),
-)
-_SPANS = (
-    _Rule(("OTEL_TRACES_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS)),
-    _Rule(("OTEL_TRACES_SAMPLER",), ", ".join(_SAMPLERS), _is_one_of(*_SAMPLERS)),
-    _Rule(
-        (
-            "OTEL_ATTRIBUTE_COUNT_LIMIT",
-            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
-            "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-            "OTEL_SPAN_EVENT_COUNT_LIMIT",
-            "OTEL_SPAN_LINK_COUNT_LIMIT",
-            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-            "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
-        ),
-        "a whole number from 0",
-        _is_int(0),
+_RESOURCE = {
+    "OTEL_SDK_DISABLED": _BOOLEAN,
+    "OTEL_RESOURCE_ATTRIBUTES": _Values("key=value,key=value", _is_pairs),
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _Values("names of installed resource detectors", _are_detectors),
+}
+_SPANS = {
+    "OTEL_TRACES_EXPORTER": _one_of(*_EXPORTERS),
+    "OTEL_TRACES_SAMPLER": _one_of(
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
     ),
-)
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _FROM_0,
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _FROM_0,
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": _FROM_0,
+    "OTEL_SPAN_LINK_COUNT_LIMIT": _FROM_0,
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
+}
+_RATIO = {"OTEL_TRACES_SAMPLER_ARG": _number(0.0, 1.0, "a number from 0 to 1")}
+_METRICS = {
+    "OTEL_METRICS_EXPORTER": _one_of(*_EXPORTERS, PROMETHEUS),
+    "OTEL_METRIC_EXPORT_INTERVAL": _FROM_1,
+    "OTEL_METRICS_EXEMPLAR_FILTER": _one_of("always_on", "always_off", "trace_based"),
+}
+_SCRAPED = {
+    "OTEL_EXPORTER_PROMETHEUS_HOST": _Values(
+        "a host name or an address, without a port",
+        re.compile(r"[\w.-]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*").fullmatch,
+    ),
+    "OTEL_EXPORTER_PROMETHEUS_PORT": _Values(
+        "a port from 1 to 65535", lambda value: _FROM_1.is_valid(value) and int(value) <= 65535
+    ),
+}
+_VARIABLES = {TRACES: _SPANS, METRICS: _METRICS, LOGS: {"OTEL_LOGS_EXPORTER": _one_of(*_EXPORTERS)}}
+_OTLP = {
+    "TIMEOUT": _number(math.ulp(0.0), 1e9, "a number of seconds above 0"),
+    "COMPRESSION": _one_of("none", "gzip", "deflate"),
+    "HEADERS": _Values("key=value,key=value, URL encoded", _are_headers, is_secret=True),
+    "INSECURE": _BOOLEAN,
+    "CERTIFICATE": _PEM,
+    "CLIENT_KEY": _PEM,
+    "CLIENT_CERTIFICATE": _PEM,
+}
+"""Settings of an OTLP exporter."""
 
 
 def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
@@ -145,73 +164,28 @@ def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
 
 
-def _otlp_rules(signal: str) -> tuple[_Rule, ...]:
-    files = (name for setting in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE") for name in otlp(setting, signal))
-    return (
-        _Rule(otlp("TIMEOUT", signal), "a number of seconds above 0", _is_number(math.ulp(0.0), 1e9)),
-        _Rule(otlp("COMPRESSION", signal), "none, gzip, deflate", _is_one_of("none", "gzip", "deflate")),
-        _Rule(otlp("HEADERS", signal), "key=value,key=value, URL encoded", _are_headers, is_secret=True),
-        _Rule(otlp("INSECURE", signal), "true or false", _is_one_of("true", "false")),
-        _Rule(tuple(files), "the path of a PEM file", _is_pem),
-    )
-
-
-_EXEMPLARS = ("always_on", "always_off", "trace_based")
-_METRICS = (
-    _Rule(("OTEL_METRICS_EXPORTER",), ", ".join((*_EXPORTERS, PROMETHEUS)), _is_one_of(*_EXPORTERS, PROMETHEUS)),
-    _Rule(("OTEL_METRIC_EXPORT_INTERVAL",), "a whole number from 1", _is_int(1)),
-    _Rule(("OTEL_METRICS_EXEMPLAR_FILTER",), ", ".join(_EXEMPLARS), _is_one_of(*_EXEMPLARS)),
-)
-_SCRAPED = (
-    _Rule(
-        ("OTEL_EXPORTER_PROMETHEUS_HOST",),
-        "a host name or an address, without a port",
-        lambda value: re.fullmatch(r"[\w.-]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value) is not None,
-    ),
-    _Rule(
-        ("OTEL_EXPORTER_PROMETHEUS_PORT",),
-        "a port from 1 to 65535",
-        lambda value: _is_int(1)(value) and int(value) <= 65535,
-    ),
-)
-_RATIO = _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", _is_number(0.0, 1.0))
-
-
-def check(environ: Mapping[str, str]) -> None:
-    """Check the variables of spans; raises ConfigError with the variable, its value and what is allowed."""
-    _obey(_SPANS, environ)
-    _check_batches(SPAN_BATCHES, environ)
-    if environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
-        _obey([_RATIO], environ)
-    _check_otlp(TRACES, environ)
+def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
+    """Check the variables of a signal; raises ConfigError with the variable, its value and what is allowed."""
+    _obey(_VARIABLES[signal], environ)
+    target = exporter(environ, signal)
+    if signal == TRACES or (signal == LOGS and target == "otlp"):  # a journal has batches, too
+        _, queue, batch = _BATCHES[signal]
+        _obey(dict.fromkeys(_BATCHES[signal], _FROM_1), environ)
+        if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
+            raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
+    if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
+        _obey(_RATIO, environ)
+    if target == "otlp":
+        protocol(environ, signal)
+        endpoint(environ, signal)
+        _obey({name: values for setting, values in _OTLP.items() for name in otlp(setting, signal)}, environ)
+    elif target == PROMETHEUS:
+        _obey(_SCRAPED, environ)
 
 
 def check_resource(environ: Mapping[str, str]) -> None:
     """Check the variables that spans, metrics and logs have in common; raises ConfigError."""
     _obey(_RESOURCE, environ)
-
-
-def check_metrics(environ: Mapping[str, str]) -> None:
-    """Check the variables of metrics; raises ConfigError."""
-    _obey(_METRICS, environ)
-    _check_otlp(METRICS, environ)
-    if exporter(environ, METRICS) == PROMETHEUS:
-        _obey(_SCRAPED, environ)
-
-
-def check_logs(environ: Mapping[str, str]) -> None:
-    """Check the variables of logs; raises ConfigError."""
-    _obey([_Rule(("OTEL_LOGS_EXPORTER",), ", ".join(_EXPORTERS), _is_one_of(*_EXPORTERS))], environ)
-    if exporter(environ, LOGS) == "otlp":
-        _check_batches(LOG_BATCHES, environ)
-    _check_otlp(LOGS, environ)
-
-
-def _check_otlp(signal: str, environ: Mapping[str, str]) -> None:
-    if exporter(environ, signal) == "otlp":
-        protocol(environ, signal)
-        endpoint(environ, signal)
-        _obey(_otlp_rules(signal), environ)
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
@@ -277,20 +251,22 @@ def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int
     return int(environ.get(variable) or default)
 
 
-def _check_batches(begins: str, environ: Mapping[str, str]) -> None:
-    queue, batch = f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE"
-    _obey([_Rule((f"{begins}_SCHEDULE_DELAY", queue, batch), "a whole number from 1", _is_int(1))], environ)
-    if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
-        raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
+def batches(environ: Mapping[str, str], signal: str, delay_s: float) -> dict[str, Any]:
+    """Return the sizes of an Outbox's queue and batches, and after how long a batch is sent."""
+    delay, queue, batch = _BATCHES[signal]
+    return {
+        "delay_s": positive_int(environ, delay, round(delay_s * 1e3)) / 1e3,
+        "max_queue": positive_int(environ, queue, 2048),
+        "max_batch": positive_int(environ, batch, 512),
+    }
 
 
-def _obey(rules: Iterable[_Rule], environ: Mapping[str, str]) -> None:
-    for rule in rules:
-        for variable in rule.variables:
-            value = environ.get(variable, "")
-            if value.strip() and not rule.is_valid(value.strip()):
-                shown = "(not shown)" if rule.is_secret else _shown(value)
-                raise ConfigError(f"{variable}={shown} is not allowed; allowed: {rule.allowed}")
+def _obey(rules: Mapping[str, _Values], environ: Mapping[str, str]) -> None:
+    for variable, values in rules.items():
+        value = environ.get(variable, "")
+        if value.strip() and not values.is_valid(value.strip()):
+            shown = "(not shown)" if values.is_secret else _shown(value)
+            raise ConfigError(f"{variable}={shown} is not allowed; allowed: {values.allowed}")
 
 
 def _shown(value: str) -> str:
@@ -308,7 +284,4 @@ def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, s
 def _has_grpc() -> bool:
     from importlib.util import find_spec
 
-    try:
-        return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
-    except ImportError:
-        return False
+    return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None  # the packages around it are always there

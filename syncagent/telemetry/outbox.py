@@ -7,32 +7,33 @@ at exit no other thread can be started to cut that short.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from syncagent.support import forks
 from syncagent.support.pace import keep_pace
-from syncagent.support.randomness import isolate_opentelemetry, mark_agent_thread
-from syncagent.support.threads import AgentThread
-from syncagent.telemetry.exporter_errors import explain_error
-from syncagent.telemetry.responses import CollectorResponses
+from syncagent.support.threads import AgentThread, isolate_opentelemetry, own_randomness
+from syncagent.telemetry.journal import JournalExporter
+from syncagent.telemetry.responses import explain_error
 from syncagent.telemetry.step_ids import PresetIdGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
     from enum import Enum
     from pathlib import Path
 
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace.sampling import Sampler
 
-__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble"]
+    from syncagent.telemetry.responses import CollectorResponses
+
+__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble", "describe", "failure_of", "sending"]
 
 CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
@@ -45,9 +46,9 @@ _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
 
 
 class Exporter(Protocol):
-    """What an Outbox needs of the SDK's SpanExporter or LogRecordExporter."""
+    """What is needed here of the SDK's exporters of spans, log records and metrics."""
 
-    def export(self, batch: Sequence[Any], /) -> Enum: ...
+    def export(self, batch: Any, /) -> Enum: ...
     def shutdown(self) -> None: ...
 
 
@@ -57,7 +58,7 @@ class Trouble:
     ``changed`` guards it, and is notified of errors, for those who wait for the sending to end.
     """
 
-    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], None]) -> None:
+    def __init__(self, changed: threading.Condition, on_trouble: Callable[[str], object]) -> None:
         self._changed = changed
         self._on_trouble = on_trouble
         self._is_reported = False
@@ -75,10 +76,14 @@ class Trouble:
     def clear(self) -> None:
         self.since = self._first_error = None
 
-    def remaining_s(self, began: float, timeout_s: float) -> float:
-        """Return how much longer to wait: to the timeout, or to the end of the grace period after the first error."""
-        grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
-        return began + min(timeout_s, grace) - time.monotonic()
+    def wait_for(self, is_over: Callable[[], bool], began: float, timeout_s: float) -> None:
+        """Wait, holding ``changed``: to the timeout, or to the end of the grace period after the first error."""
+        while not is_over():
+            grace = timeout_s if self.since is None else max(self.since - began, 0.0) + GRACE_S
+            left = began + min(timeout_s, grace) - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
 
     def report(self, reason: str) -> None:
         """Report that something is lost, once; the exporter's first error explains it best."""
@@ -102,13 +107,13 @@ class Outbox(SpanProcessor):
         self,
         make_exporter: Callable[[], Exporter],
         *,
+        on_trouble: Callable[[str], object],
+        responses: CollectorResponses,
         max_queue: int = 2048,
         max_batch: int = 32,
         delay_s: float = 5.0,
-        on_trouble: Callable[[str], None] = lambda _reason: None,
-        responses: CollectorResponses | None = None,
     ) -> None:
-        self._responses = responses if responses is not None else CollectorResponses()
+        self._responses = responses
         self._make_exporter = make_exporter
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
@@ -116,15 +121,7 @@ class Outbox(SpanProcessor):
         self._on_trouble = on_trouble
         self._reset()
         self._start()
-        after_fork = weakref.WeakMethod(self._reset)
-
-        def in_child() -> None:
-            reset = after_fork()
-            if reset is not None:
-                reset()
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=in_child)
+        forks.call_in_children(self._reset)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -139,9 +136,10 @@ class Outbox(SpanProcessor):
 
     def _start(self) -> None:
         # The exporter's loggers exist once its modules are imported.
-        exporter = self._make_exporter()
+        self.exporter = self._make_exporter()
+        """The latest that was made."""
         isolate_opentelemetry()
-        self._thread = AgentThread(target=self._work, args=(exporter,), name="syncagent-spans")
+        self._thread = AgentThread(target=self._work, args=(self.exporter,), name="syncagent-spans")
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -168,6 +166,8 @@ class Outbox(SpanProcessor):
             except Exception as error:
                 self._trouble.report(f"no thread to send them: {error}")
 
+    on_emit = put  # what a provider of log records calls
+
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Have everything sent now; return whether that was done in time."""
         with self._changed:
@@ -177,9 +177,6 @@ class Outbox(SpanProcessor):
             self._flushing -= 1
             return is_done
 
-    def shutdown(self) -> None:
-        self.close()
-
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is left, but return within that time, or sooner if exports have been failing."""
         with self._changed:
@@ -187,12 +184,9 @@ class Outbox(SpanProcessor):
                 return
             self._is_closing = True
             self._changed.notify_all()
-            began = time.monotonic()
-            while self._queue or self._sending:
-                left = self._trouble.remaining_s(began, timeout_s)
-                if self._thread is None or left <= 0:
-                    break
-                self._changed.wait(left)
+            self._trouble.wait_for(
+                lambda: self._thread is None or not (self._queue or self._sending), time.monotonic(), timeout_s
+            )
             lost = len(self._queue) + self._sending
             self._is_abandoned = True
             self._failed += self._sending
@@ -205,26 +199,21 @@ class Outbox(SpanProcessor):
         elif self._thread is not None:
             self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
+    shutdown = close  # what a provider calls
+
     def stats(self) -> dict[str, int]:
         """Return how many spans were delivered, how many could not be, and how many were dropped unsent."""
         with self._changed:
             return {"exported": self._exported, "failed": self._failed, "dropped": self._dropped}
 
     def _work(self, exporter: Exporter) -> None:
-        # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        mark_agent_thread()
-        interceptor = _LogInterceptor(self._trouble.note_error)
-        interceptor.attach()
-        keep_pace()
-        try:
-            while batch := self._next_batch():
-                self._send(exporter, batch)
-            exporter.shutdown()
-        except Exception as error:
-            self._trouble.report(_describe(error))
-        finally:
-            interceptor.detach()
+        with sending(self._trouble):
+            try:
+                while batch := self._next_batch():
+                    self._send(exporter, batch)
+                exporter.shutdown()
+            except Exception as error:
+                self._trouble.report(describe(error))
 
     def _next_batch(self) -> list[Any]:
         """Wait until a batch is due and return it; return none at the end."""
@@ -245,29 +234,25 @@ class Outbox(SpanProcessor):
                 self._changed.wait(wait_s)
 
     def _send(self, exporter: Exporter, batch: list[Any]) -> None:
-        reason = "the exporter reported a failure"
-        try:
-            is_sent = exporter.export(batch).name == "SUCCESS"
-        except Exception as error:
-            is_sent, reason = False, _describe(error)
+        failure = failure_of(lambda: exporter.export(batch).name == "SUCCESS")
         with self._changed:
             if self._is_abandoned:
                 return  # counted when it was given up
-            self._sending, is_lost = 0, False
-            if is_sent:
+            self._sending = 0
+            if failure is None:
                 refused, why = self._responses.take_rejected()
                 refused = min(refused, len(batch))
                 self._exported += len(batch) - refused
                 self._failed += refused
                 self._trouble.clear()
-                if refused:
-                    is_lost, reason = True, f"it rejected some: {why}"
+                failure = f"it rejected some: {why}" if refused else None
             else:
                 self._trouble.since = self._trouble.since or time.monotonic()
-                is_lost = not self._take_back(batch)
+                if self._take_back(batch):
+                    failure = None
             self._changed.notify_all()
-        if is_lost:
-            self._trouble.report(reason)
+        if failure is not None:
+            self._trouble.report(failure)
 
     def _take_back(self, batch: list[Any]) -> bool:
         """Queue again what the Collector wants later; return whether there was room for all of it."""
@@ -281,20 +266,28 @@ class Outbox(SpanProcessor):
 class AgentTracerProvider(TracerProvider):
     """The SDK's provider with one Outbox, or with none.  Whoever built it calls ``close``; no exit handler does."""
 
-    def __init__(self, resource: Resource, outbox: Outbox | None, sampler: Sampler | None = None) -> None:
+    def __init__(self, resource: Resource, outbox: Outbox | None) -> None:
         ids: Any = PresetIdGenerator()
+        sampler = ALWAYS_OFF if outbox is None else None
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids)
         self._outbox = outbox
-        self._journal: Callable[[], Path | None] = lambda: None
-        self.overwritten: Callable[[], int] = lambda: 0
-        """How many spans of the journal have been overwritten since it was full."""
         if outbox is not None:
             self.add_span_processor(outbox)
 
     @property
     def journal(self) -> Path | None:
         """The journal's file, once something has been written to it."""
-        return self._journal()
+        journal = self._journal_exporter()
+        return None if journal is None else journal.path
+
+    def overwritten(self) -> int:
+        """Return how many spans of the journal have been overwritten since it was full."""
+        journal = self._journal_exporter()
+        return 0 if journal is None else journal.overwritten
+
+    def _journal_exporter(self) -> JournalExporter | None:
+        exporter = self._outbox and self._outbox.exporter
+        return exporter if isinstance(exporter, JournalExporter) else None
 
     def stats(self) -> dict[str, int]:
         return {"exported": 0, "failed": 0, "dropped": 0} if self._outbox is None else self._outbox.stats()
@@ -311,37 +304,45 @@ class AgentTracerProvider(TracerProvider):
         if self._outbox is not None:
             self._outbox.close(timeout_s)
 
-    def shutdown(self) -> None:
-        self.close()
+    shutdown = close
 
 
-class _LogInterceptor(logging.Filter):
-    """Passes what exporters log on this thread to ``take``, and keeps it out of the program's log."""
+@contextmanager
+def sending(trouble: Trouble) -> Iterator[None]:
+    """Mark this thread as one that sends for the agent.
 
-    def __init__(self, take: Callable[[str], None]) -> None:
-        super().__init__()
-        self._take = take
-        self._thread = threading.get_ident()
-        self._loggers: list[logging.Logger] = []
+    What exporters log on it meanwhile is noted as errors, and kept out of the program's log.
+    """
+    # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
+    attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+    keep_pace()
+    thread = threading.get_ident()
 
-    def attach(self) -> None:
-        for name, logger in list(logging.root.manager.loggerDict.items()):
-            if isinstance(logger, logging.Logger) and name.startswith(_LOGGERS):
-                # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
-                logger.filters.insert(0, self)
-                self._loggers.append(logger)
+    def intercept(record: logging.LogRecord) -> bool:
+        if record.thread == thread and record.levelno >= logging.WARNING:
+            trouble.note_error(record.getMessage())
+        return record.thread != thread
 
-    def detach(self) -> None:
-        for logger in self._loggers:
-            logger.removeFilter(self)
+    known = list(logging.root.manager.loggerDict.items())
+    loggers = [each for name, each in known if isinstance(each, logging.Logger) and name.startswith(_LOGGERS)]
+    for logger in loggers:
+        # Ahead of the SDK's, which drops one of two that are alike: to it those of spans and of metrics are.
+        logger.filters.insert(0, intercept)
+    try:
+        with own_randomness():
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(intercept)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.thread != self._thread:
-            return True
-        if record.levelno >= logging.WARNING:
-            self._take(record.getMessage())
-        return False
+
+def failure_of(export: Callable[[], bool]) -> str | None:
+    """Return why an export has failed; ``None`` where it has not."""
+    try:
+        return None if export() else "the exporter reported a failure"
+    except Exception as error:
+        return describe(error)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from syncagent.delivery.sink import Sink
@@ -24,17 +25,15 @@ if TYPE_CHECKING:
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.telemetry.web import Server
 
+    _Collect = Callable[[Resource], Sequence[MetricsData]]
+
 __all__ = ["ScrapeEndpoint", "build_endpoint", "families"]
 
 COPIED = (semconv.SERVICE_NAME, semconv.HOST_NAME, semconv.PROCESS_PID, semconv.RANK)
 """What of the resource is a label of every series, as ``transform/labels`` of ``otel/collector/config.yaml`` has it."""
 
-_UNITS = {"s": "seconds"}
 
-
-def build_endpoint(
-    resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]], local_rank: int | None
-) -> ScrapeEndpoint | None:
+def build_endpoint(resource: Resource, collect: _Collect, local_rank: int | None) -> ScrapeEndpoint | None:
     """Return an endpoint if ``OTEL_METRICS_EXPORTER`` is ``prometheus``.
 
     A malformed variable raises ConfigError, as does the lack of prometheus-client.
@@ -42,7 +41,7 @@ def build_endpoint(
     environ = os.environ
     if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != otel_env.PROMETHEUS:
         return None
-    otel_env.check_metrics(environ)
+    otel_env.check(environ, otel_env.METRICS)
     address = Address(environ, local_rank)
     if address.port > 65535:
         raise ConfigError(f"{address} is not allowed; the port of the last rank may be 65535 at most.")
@@ -66,9 +65,7 @@ class ScrapeEndpoint(Sink):
 
     name = "prometheus"
 
-    def __init__(
-        self, collect: Callable[[Resource], Sequence[MetricsData]], resource: Resource, address: Address
-    ) -> None:
+    def __init__(self, collect: _Collect, resource: Resource, address: Address) -> None:
         self._collect = collect
         self._resource = resource
         self._address = address
@@ -180,10 +177,7 @@ def families(parts: Iterable[MetricsData], resource: Resource) -> list[Family]:
                 for metric in of_scope.metrics:
                     found.setdefault(metric.name, []).append(metric)
     info = {_underscored(name): _text(value) for name, value in resource.attributes.items()}
-    return [
-        InfoMetricFamily("target", "The process", info),
-        *(_family(metrics, about) for metrics in found.values()),
-    ]
+    return [InfoMetricFamily("target", "The process", info), *(_family(each, about) for each in found.values())]
 
 
 def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
@@ -195,28 +189,26 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
     names = list(dict.fromkeys([*about, *(name for point in points for name in point.attributes or ())]))
     labels = [_underscored(name) for name in names]
     name = _underscored(first.name)
-    if first.unit in _UNITS:
-        name += f"_{_UNITS[first.unit]}"
+    if first.unit == "s":
+        name += "_seconds"
 
     def values(point: Any) -> list[str]:
         own = {**about, **(point.attributes or {})}
         return [_text(own[name]) if name in own else "" for name in names]  # to Prometheus an empty label is no label
 
+    family: Any
     if isinstance(first.data, Histogram):
-        histogram = HistogramMetricFamily(name, description, labels=labels)
-        for point in points:
-            histogram.add_metric(values(point), _buckets(point), point.sum)
-            yield_gil()
-        return histogram
-    if isinstance(first.data, Sum):
-        plain: CounterMetricFamily | GaugeMetricFamily = CounterMetricFamily(name, description, labels=labels)
+        family = HistogramMetricFamily(name, description, labels=labels)
+    elif isinstance(first.data, Sum):
+        family = CounterMetricFamily(name, description, labels=labels)
     else:
         ratio = "_ratio" if first.unit == "1" and not name.endswith("ratio") else ""
-        plain = GaugeMetricFamily(name + ratio, description, labels=labels)
+        family = GaugeMetricFamily(name + ratio, description, labels=labels)
     for point in points:
-        plain.add_metric(values(point), point.value)
+        what = (_buckets(point), point.sum) if isinstance(first.data, Histogram) else (point.value,)
+        family.add_metric(values(point), *what)
         yield_gil()
-    return plain
+    return family  # type: ignore[no-any-return]  # prometheus_client is untyped
 
 
 def _buckets(point: HistogramDataPoint) -> list[Any]:
@@ -224,18 +216,14 @@ def _buckets(point: HistogramDataPoint) -> list[Any]:
     from prometheus_client.samples import Exemplar
 
     bounds = [*point.explicit_bounds, float("inf")]
-    newest: dict[int, Exemplar] = {}
+    newest: dict[int, tuple[Exemplar]] = {}
     for one in sorted(point.exemplars, key=lambda exemplar: exemplar.time_unix_nano):
         if one.trace_id and one.span_id:
             where = {"trace_id": f"{one.trace_id:032x}", "span_id": f"{one.span_id:016x}"}
-            newest[bisect_left(bounds, one.value)] = Exemplar(where, one.value, one.time_unix_nano / 1e9)
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-    total = 0
-    for n, (bound, count) in enumerate(zip(bounds, point.bucket_counts, strict=True)):
-        total += count
-        bound_text = "+Inf" if bound == float("inf") else repr(float(bound))
-        buckets.append((bound_text, total, newest[n]) if n in newest else (bound_text, total))
-    return buckets
+            newest[bisect_left(bounds, one.value)] = (Exemplar(where, one.value, one.time_unix_nano / 1e9),)
+    shown = [*map(repr, map(float, point.explicit_bounds)), "+Inf"]
+    counts = accumulate(point.bucket_counts)
+    return [(bound, count, *newest.get(n, ())) for n, (bound, count) in enumerate(zip(shown, counts, strict=True))]
 
 
 def _underscored(name: str) -> str:

@@ -6,6 +6,7 @@ import importlib
 import os
 import socket
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,14 @@ from syncagent.telemetry.attributes import AttributeSanitizer
 from syncagent.telemetry.responses import CollectorResponses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.resources import Resource
 
     from syncagent.telemetry.journal import JournalExporter
     from syncagent.telemetry.metric_sender import MetricSender
-    from syncagent.telemetry.outbox import AgentTracerProvider, Exporter, Outbox
+    from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
 __all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
 
@@ -35,6 +36,18 @@ JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
 
 
+@contextmanager
+def _config_errors(what: str) -> Iterator[None]:
+    """Make a ConfigError of whatever the SDK raises."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} variables ask: {error}") from error
+
+
+@_config_errors("OpenTelemetry cannot be set up as its OTEL_*")
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
     """Return a resource of what is known of the process and ``run_resource`` (``syncagent.rank`` and the like).
 
@@ -42,38 +55,33 @@ def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
     OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.  A malformed variable raises ConfigError.
     """
     otel_env.check_resource(os.environ)
-    try:
-        from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import Resource
 
-        own: dict[str, Any] = {
-            semconv.SERVICE_NAME: _script_name(),
-            semconv.HOST_NAME: socket.gethostname(),
-            semconv.PROCESS_PID: os.getpid(),
-            **run_resource,
-        }
-        found = Resource.create()
-        attributes = {key: value for key, value in found.attributes.items() if value != ""}
-        if str(attributes.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
-            del attributes[semconv.SERVICE_NAME]
-        attributes = _without_secrets(attributes)
-        if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs run the detectors in no fixed order
-            attributes[semconv.SERVICE_NAME] = named
-        return Resource(AttributeSanitizer().clean({**own, **attributes}), found.schema_url)
-    except Exception as error:
-        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
+    own: dict[str, Any] = {
+        semconv.SERVICE_NAME: _script_name(),
+        semconv.HOST_NAME: socket.gethostname(),
+        semconv.PROCESS_PID: os.getpid(),
+        **run_resource,
+    }
+    found = Resource.create()
+    attributes = {key: _redacted(key, value) for key, value in found.attributes.items() if value != ""}
+    if str(attributes.get(semconv.SERVICE_NAME)).startswith("unknown_service"):  # the SDK's name for none
+        del attributes[semconv.SERVICE_NAME]
+    if named := os.environ.get("OTEL_SERVICE_NAME"):  # some SDKs run the detectors in no fixed order
+        attributes[semconv.SERVICE_NAME] = named
+    return Resource(AttributeSanitizer().clean({**own, **attributes}), found.schema_url)
 
 
-def _without_secrets(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Redact the command line, which a resource detector may have put there as a whole."""
-    found = dict(attributes)
-    for name, value in attributes.items():
-        if name.startswith("process.command") or name == "process.executable.path":
-            is_list = isinstance(value, (list, tuple))
-            words = redaction.argv([str(word) for word in value] if is_list else str(value).split(" "))
-            found[name] = words if is_list else " ".join(words)
-    return found
+def _redacted(name: str, value: Any) -> Any:
+    """Return an attribute without the secrets of a command line, which a resource detector may have put there."""
+    if not name.startswith("process.command") and name != "process.executable.path":
+        return value
+    if isinstance(value, (list, tuple)):
+        return redaction.argv([str(word) for word in value])
+    return " ".join(redaction.argv(str(value).split(" ")))
 
 
+@_config_errors("OpenTelemetry cannot be set up as its OTEL_*")
 def build_provider(
     resource: Resource, journal: Path | None, journal_mode: int = DEFAULT_MODE
 ) -> tuple[AgentTracerProvider, str]:
@@ -82,37 +90,32 @@ def build_provider(
     A malformed variable raises ConfigError.
     """
     otel_env.check(os.environ)
-    try:
-        # Checked first, imported now: the SDK reads some variables at import.
-        from syncagent.telemetry.outbox import AgentTracerProvider
+    # Checked first, imported now: the SDK reads some variables at import.
+    from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
-        if otel_env.is_disabled(os.environ):
-            return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
-        chosen = otel_env.exporter(os.environ)
-        if chosen == "none":
-            return _silent(resource), "nowhere: OTEL_TRACES_EXPORTER is none"
-        if chosen == "otlp":
-            target = otel_env.endpoint(os.environ)
-            responses = CollectorResponses()
-            make = partial(_exporter, otel_env.TRACES, responses)
-            outbox = _outbox(make, 5.0, partial(_warn_once, otel_env.TRACES, target), responses)
-            return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
-        if journal is None:
-            return _silent(resource), "nowhere: no OTLP endpoint and no journal"
-        exporters = _Journals(journal, journal_mode)
-        provider = AgentTracerProvider(resource, _outbox(exporters, JOURNAL_DELAY_S, _warn_of_gaps))
-        provider._journal = exporters.path
-        provider.overwritten = exporters.overwritten
-    except Exception as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"OpenTelemetry cannot be set up as its OTEL_* variables ask: {error}") from error
-    return provider, f"journal {journal}"
+    chosen = otel_env.exporter(os.environ)
+    if otel_env.is_disabled(os.environ):
+        return AgentTracerProvider(resource, None), "nowhere: OTEL_SDK_DISABLED is set"
+    if chosen == "none":
+        return AgentTracerProvider(resource, None), "nowhere: OTEL_TRACES_EXPORTER is none"
+    if chosen == "otlp":
+        outbox, target = _otlp_outbox(otel_env.TRACES, 5.0)
+        return AgentTracerProvider(resource, outbox), f"OTLP {otel_env.protocol(os.environ)} to {target}"
+    if journal is None:
+        return AgentTracerProvider(resource, None), "nowhere: no OTLP endpoint and no journal"
+    outbox = Outbox(
+        partial(_journal, journal, journal_mode, os.getpid()),
+        on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
+        responses=CollectorResponses(),
+        **otel_env.batches(os.environ, otel_env.TRACES, JOURNAL_DELAY_S),
+    )
+    return AgentTracerProvider(resource, outbox), f"journal {journal}"
 
 
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
+@_config_errors("OpenTelemetry metrics cannot be set up as the OTEL_*")
 def build_metric_sender(
     resource: Resource, collect: Callable[[Resource], Sequence[MetricsData]]
 ) -> MetricSender | None:
@@ -123,37 +126,34 @@ def build_metric_sender(
     environ = os.environ
     if otel_env.is_disabled(environ) or otel_env.exporter(environ, otel_env.METRICS) != "otlp":
         return None
-    otel_env.check_metrics(environ)
+    otel_env.check(environ, otel_env.METRICS)
     target = otel_env.endpoint(environ, otel_env.METRICS)
     if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
         log_once("temporality", f"{_TEMPORALITY} is ignored: metrics are sent cumulative, so that none is lost")
-    try:
-        from syncagent.telemetry.metric_sender import MetricSender
+    from syncagent.telemetry.metric_sender import MetricSender
 
-        responses = CollectorResponses()
-        return MetricSender(
-            _exporter(otel_env.METRICS, responses),
-            lambda: collect(resource),
-            interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
-            on_trouble=partial(_warn_once, otel_env.METRICS, target),
-            responses=responses,
-        )
-    except Exception as error:
-        raise ConfigError(f"OpenTelemetry metrics cannot be set up as the OTEL_* variables ask: {error}") from error
+    responses = CollectorResponses()
+    return MetricSender(
+        _exporter(otel_env.METRICS, responses),
+        lambda: collect(resource),
+        interval_s=otel_env.positive_int(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
+        on_trouble=partial(_warn_once, otel_env.METRICS, target),
+        responses=responses,
+    )
 
 
-_EXPORTERS = {
-    otel_env.TRACES: ("trace_exporter", "OTLPSpanExporter"),
-    otel_env.METRICS: ("metric_exporter", "OTLPMetricExporter"),
-    otel_env.LOGS: ("_log_exporter", "OTLPLogExporter"),
+_SIGNALS = {
+    otel_env.TRACES: ("trace_exporter", "OTLPSpanExporter", "spans are being lost"),
+    otel_env.METRICS: ("metric_exporter", "OTLPMetricExporter", "metrics do not arrive"),
+    otel_env.LOGS: ("_log_exporter", "OTLPLogExporter", "log records are being lost"),
 }
-"""The SDK's OTLP exporter of each signal: its module and its class."""
+"""The SDK's OTLP exporter of each signal, its module and its class, and what it means where it fails."""
 
 
 def _exporter(signal: str, responses: CollectorResponses) -> Any:
     """Make the exporter of a signal; over HTTP its answers are read, unless the program brings its own sessions."""
     is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
-    module, name = _EXPORTERS[signal]
+    module, name, _ = _SIGNALS[signal]
     package = f"opentelemetry.exporter.otlp.proto.{'grpc' if is_grpc else 'http'}"
     own = (
         "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
@@ -163,6 +163,7 @@ def _exporter(signal: str, responses: CollectorResponses) -> Any:
     return getattr(importlib.import_module(f"{package}.{module}"), name)(**options)
 
 
+@_config_errors("OpenTelemetry logs cannot be set up as the OTEL_*")
 def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
     """Return a logger provider and what it sends through, if OTEL_LOGS_EXPORTER asks for it.
 
@@ -173,93 +174,42 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
     environ = os.environ
     if otel_env.is_disabled(environ) or not environ.get("OTEL_LOGS_EXPORTER", "").strip():
         return None
-    otel_env.check_logs(environ)
+    otel_env.check(environ, otel_env.LOGS)
     if otel_env.exporter(environ, otel_env.LOGS) != "otlp":
         return None
-    target, responses = otel_env.endpoint(environ, otel_env.LOGS), CollectorResponses()
-    try:
-        from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs import LoggerProvider
 
-        make = partial(_exporter, otel_env.LOGS, responses)
-        trouble = partial(_warn_once, otel_env.LOGS, target)
-        outbox = _outbox(make, 1.0, trouble, responses, otel_env.LOG_BATCHES)
-        provider = LoggerProvider(resource, shutdown_on_exit=False)
-        provider.add_log_record_processor(_LogProcessor(outbox))  # type: ignore[arg-type]  # no base class
-    except Exception as error:
-        raise ConfigError(f"OpenTelemetry logs cannot be set up as the OTEL_* variables ask: {error}") from error
+    outbox, _ = _otlp_outbox(otel_env.LOGS, 1.0)
+    provider = LoggerProvider(resource, shutdown_on_exit=False)
+    provider.add_log_record_processor(outbox)  # type: ignore[arg-type]  # no base class
     return provider, outbox
 
 
-class _LogProcessor:
-    """A LogRecordProcessor; ``emit`` is what the SDK before 1.35 calls."""
+def _journal(path: Path, mode: int, parent_pid: int) -> JournalExporter:
+    """Make a journal's exporter; one made in a forked child has a file of its own."""
+    from syncagent.telemetry.journal import JournalExporter
 
-    def __init__(self, outbox: Outbox) -> None:
-        self.on_emit = self.emit = outbox.put
-        self.force_flush = outbox.force_flush
-        self.shutdown = outbox.close
-
-
-class _Journals:
-    """Makes journal exporters; one made in a forked child has a file of its own."""
-
-    def __init__(self, path: Path, mode: int) -> None:
-        self._path = path
-        self._mode = mode
-        self._pid = os.getpid()
-        self._latest: JournalExporter | None = None
-
-    def __call__(self) -> JournalExporter:
-        from syncagent.telemetry.journal import JournalExporter
-
-        path = self._path
-        if os.getpid() != self._pid:
-            path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
-        self._latest = JournalExporter(path, mode=self._mode)
-        return self._latest
-
-    def overwritten(self) -> int:
-        return 0 if self._latest is None else self._latest.overwritten
-
-    def path(self) -> Path | None:
-        return None if self._latest is None else self._latest.path
+    if os.getpid() != parent_pid:
+        path = path.with_name(f"{path.stem}-child{os.getpid()}{path.suffix}")
+    return JournalExporter(path, mode=mode)
 
 
-def _outbox(
-    make_exporter: Callable[[], Exporter],
-    delay_s: float,
-    on_trouble: Callable[[str], None] = lambda _reason: None,
-    responses: CollectorResponses | None = None,
-    batches: str = otel_env.SPAN_BATCHES,
-) -> Outbox:
+def _otlp_outbox(signal: str, delay_s: float) -> tuple[Outbox, str]:
+    """Return what sends a signal by OTLP, and where to, for people to read."""
     from syncagent.telemetry.outbox import Outbox
 
-    return Outbox(
-        make_exporter,
-        max_queue=otel_env.positive_int(os.environ, f"{batches}_MAX_QUEUE_SIZE", 2048),
-        max_batch=otel_env.positive_int(os.environ, f"{batches}_MAX_EXPORT_BATCH_SIZE", 512),
-        delay_s=otel_env.positive_int(os.environ, f"{batches}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
-        on_trouble=on_trouble,
+    target, responses = otel_env.endpoint(os.environ, signal), CollectorResponses()
+    outbox = Outbox(
+        partial(_exporter, signal, responses),
+        on_trouble=partial(_warn_once, signal, target),
         responses=responses,
+        **otel_env.batches(os.environ, signal, delay_s),
     )
-
-
-def _silent(resource: Resource) -> AgentTracerProvider:
-    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-
-    from syncagent.telemetry.outbox import AgentTracerProvider
-
-    return AgentTracerProvider(resource, None, ALWAYS_OFF)
+    return outbox, target
 
 
 _in_trouble: set[str] = set()
 """Hosts for which it has been reported that spans are being lost."""
-
-
-_LOST = {
-    otel_env.TRACES: "spans are being lost",
-    otel_env.METRICS: "metrics do not arrive",
-    otel_env.LOGS: "log records are being lost",
-}
 
 
 def _warn_once(signal: str, target: str, reason: str) -> None:
@@ -269,11 +219,7 @@ def _warn_once(signal: str, target: str, reason: str) -> None:
         _in_trouble.add(host)
     elif host in _in_trouble:
         return
-    get_logger().warning(f"{_LOST[signal]}; training goes on, and this is reported once", to=target, reason=reason)
-
-
-def _warn_of_gaps(reason: str) -> None:
-    log_once("journal", "the journal lacks spans", reason=reason)
+    get_logger().warning(f"{_SIGNALS[signal][2]}; training goes on, reported once", to=target, reason=reason)
 
 
 def _script_name() -> str:

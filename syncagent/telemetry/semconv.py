@@ -10,10 +10,7 @@ INSTRUMENTATION: Final = "syncagent"
 STEP_SPAN: Final = "train.step"
 
 # OpenTelemetry's own names: https://opentelemetry.io/docs/specs/semconv/registry/attributes/
-CODE_FILE_PATH: Final = "code.file.path"
-CODE_LINE_NUMBER: Final = "code.line.number"
-CODE_FUNCTION_NAME: Final = "code.function.name"
-CODE: Final = (CODE_FILE_PATH, CODE_LINE_NUMBER, CODE_FUNCTION_NAME)
+CODE: Final = ("code.file.path", "code.line.number", "code.function.name")
 CODE_STACKTRACE: Final = "code.stacktrace"
 THREAD_NAME: Final = "thread.name"
 SERVICE_NAME: Final = "service.name"
@@ -44,14 +41,8 @@ WORLD_SIZE: Final = "syncagent.world_size"
 JOB_ID: Final = "syncagent.job.id"
 
 # The forward line behind a sync of the backward pass; the library's line where the user's is further out.
-FORWARD_FILE_PATH: Final = "syncagent.forward.file.path"
-FORWARD_LINE_NUMBER: Final = "syncagent.forward.line.number"
-FORWARD_FUNCTION_NAME: Final = "syncagent.forward.function.name"
-LIBRARY_FILE_PATH: Final = "syncagent.library.file.path"
-LIBRARY_LINE_NUMBER: Final = "syncagent.library.line.number"
-LIBRARY_FUNCTION_NAME: Final = "syncagent.library.function.name"
-FORWARD: Final = (FORWARD_FILE_PATH, FORWARD_LINE_NUMBER, FORWARD_FUNCTION_NAME)
-LIBRARY: Final = (LIBRARY_FILE_PATH, LIBRARY_LINE_NUMBER, LIBRARY_FUNCTION_NAME)
+FORWARD: Final = ("syncagent.forward.file.path", "syncagent.forward.line.number", "syncagent.forward.function.name")
+LIBRARY: Final = ("syncagent.library.file.path", "syncagent.library.line.number", "syncagent.library.function.name")
 
 # On the step: all its syncs, those included that were too short for a span.
 STEP_SYNCS: Final = "syncagent.step.syncs"

@@ -87,7 +87,7 @@ class SeriesTable:
         self._most = most
         self._began_ns = began_ns
         self._series: dict[Hashable, Series] = {}
-        self._other: Series | None = None
+        self._other = Series({semconv.OP: OTHER}, bounds, began_ns)
         self._folded: dict[int, int] = {}
 
     @property
@@ -103,10 +103,8 @@ class SeriesTable:
         if len(self._series) < self._most:
             series = self._series[key] = Series(describe(), self._bounds, self._began_ns)
             return series
-        if self._other is None:
-            self._other = Series({semconv.OP: OTHER}, self._bounds, self._began_ns)
         if self._is_hot(hash(key), count):
-            self._fold_the_coldest(self._other)
+            self._fold_the_coldest()
             del self._folded[hash(key)]
             series = self._series[key] = Series(describe(), self._bounds, time.time_ns())
             return series
@@ -114,20 +112,19 @@ class SeriesTable:
 
     def taken(self) -> list[Series]:
         """Return copies of all series, and hand the exemplars over to them."""
-        rest = [] if self._other is None else [self._other]
+        rest = [self._other] if self._other.count else []
         return [series.taken() for series in (*self._series.values(), *rest)]
 
     def _is_hot(self, key: int, count: int) -> bool:
-        before = self._folded.get(key)
-        if before is None and len(self._folded) >= _FOLDED_MAX:
+        if key not in self._folded and len(self._folded) >= _FOLDED_MAX:
             return False
-        before = before or 0
+        before = self._folded.get(key, 0)
         now = self._folded[key] = before + count
         if now < _LEAST or now.bit_length() == before.bit_length():  # decided only each time it has doubled
             return False
         return now >= 2 * min(series.count for series in self._series.values())
 
-    def _fold_the_coldest(self, other: Series) -> None:
+    def _fold_the_coldest(self) -> None:
         coldest = min(self._series, key=lambda key: self._series[key].count)
-        other.absorb(self._series.pop(coldest))
+        self._other.absorb(self._series.pop(coldest))
         self._folded[hash(coldest)] = 0

@@ -77,14 +77,12 @@ class SpanSink(Sink):
         policy: str = "observe",
         identity: Callable[[], ProcessIdentity] | None = None,
         budget: SpanBudget | None = None,
-        version: str = __version__,
     ) -> None:
         """``identity`` says, asked again every second, what is on every span and what trace ids are made from."""
         self._provider = tracer_provider
-        self._version = version
         self._preset_ids: PresetIdGenerator | None = None
         self._takes_all = False
-        """Whether the sampler takes every trace that has no parent."""
+        """Whether the sampler is one of the SDK's that take every trace that has no parent, as the default does."""
         self._tracer = self._own_tracer()
         self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
@@ -112,21 +110,15 @@ class SpanSink(Sink):
             step.stall_ns += event.stall_ns
             if event.stall_ns < self._min_stall_ns:
                 self.short += event.repeats
-                continue
-            if not self._is_sampled(step, event):
+            elif not self._is_sampled(step, event):
                 self.unsampled += event.repeats
-                continue
-            if not self.budget.allows(event):
-                continue
-            if late and step.root is None:
-                self.budget.withheld += 1
-                continue
-            held = _Held(event, self._preset_id(step, event))
-            if late and step.root is not None:
-                self._emit_sync(step, step.root, held)
-                continue
-            step.held.append(held)
-            self._held += 1
+            elif self.budget.allows(event):
+                held = _Held(event, self._preset_id(step, event))
+                if late:
+                    self._emit_sync(step, held)
+                else:
+                    step.held.append(held)
+                    self._held += 1
             if self._held >= HELD_MAX:
                 self.flush()
 
@@ -163,12 +155,14 @@ class SpanSink(Sink):
         provider = self._provider if self._provider is not None else trace.get_tracer_provider()
         if not isinstance(provider, trace.ProxyTracerProvider):
             self._provider = provider
-        tracer = provider.get_tracer(semconv.INSTRUMENTATION, self._version)
+        tracer = provider.get_tracer(semconv.INSTRUMENTATION, __version__)
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
+
             self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
             tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]  # the SDK's tracer has it
-            self._takes_all = _takes_all(tracer)
+            self._takes_all = getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
         return tracer
 
     def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
@@ -247,20 +241,19 @@ class SpanSink(Sink):
 
     def _emit(self, step: _Step, record: StepRecord | None = None) -> None:
         """Build the spans of the syncs that are held, and the step's own if it has none yet."""
-        root = step.root
-        if root is None:
+        if step.root is None:
             if record is None and not step.held:
                 return
-            root = self._open(step, record)
+            self._open(step, record)
         for held in step.held:
-            self._emit_sync(step, root, held)
+            self._emit_sync(step, held)
             yield_gil()
         self._held -= len(step.held)
         step.held = []
         if record is not None:
             step.end_ns = max(step.end_ns, record.end_ns)
 
-    def _open(self, step: _Step, record: StepRecord | None) -> trace.Span:
+    def _open(self, step: _Step, record: StepRecord | None) -> None:
         about = record if record is not None else step.held[0].event
         step.parent = _user_span(about)
         starts = [held.event.start_ns for held in step.held if not step.is_foreign(held.event)]
@@ -280,24 +273,26 @@ class SpanSink(Sink):
             attributes=self.sanitizer.clean({**attributes, **self._ids.identity().attributes}),
             start_time=step.start_ns,
         )
-        return step.root
 
-    def _emit_sync(self, step: _Step, root: trace.Span, held: _Held) -> None:
+    def _emit_sync(self, step: _Step, held: _Held) -> None:
         event = held.event
         end_ns = event.start_ns + max(event.stall_ns, 0)
         links = []
-        root_context = root.get_span_context()
+        assert step.root is not None
+        root_context = step.root.get_span_context()
         if step.is_foreign(event):
             parent = _user_span(event)
         elif event.start_ns < step.start_ns and root_context.trace_flags.sampled:
             parent = None
             links = [trace.Link(root_context)]
         else:
-            parent = root
+            parent = step.root
             step.end_ns = max(step.end_ns, end_ns)
         if self._preset_ids is not None:
             self._preset_ids.span_id = held.span_id
-            self._preset_ids.trace_id = 0 if parent is not None else self._stray_id(step, root_context)
+            # The step's own id, for a sync outside of its step's span where that is in a user's trace.
+            is_stray = parent is None and root_context.trace_id != self._trace_id(step)
+            self._preset_ids.trace_id = step.trace_id if is_stray else 0
         span = self._tracer.start_span(
             self.sanitizer.clean_text(event.op, NAME_MAX),
             context=_context(parent, event.user_context),
@@ -306,11 +301,6 @@ class SpanSink(Sink):
             start_time=event.start_ns,
         )
         span.end(end_ns)
-
-    def _stray_id(self, step: _Step, root: trace.SpanContext) -> int:
-        """Return the trace id of a sync outside of its step's span: the step's, if that is in a user's trace."""
-        trace_id = self._trace_id(step)
-        return trace_id if root.trace_id != trace_id else 0
 
     def _finish_oldest(self) -> None:
         step = self._steps.pop(next(iter(self._steps)))
@@ -392,17 +382,8 @@ class _Step:
 
     def is_foreign(self, event: SyncEvent) -> bool:
         """Return whether the sync ran under a user's span that is not the step's parent."""
-        own = _user_span(event)
-        if own is None:
-            return False
-        return self.parent is None or own.get_span_context() != self.parent.get_span_context()
-
-
-def _takes_all(tracer: trace.Tracer) -> bool:
-    """Return whether its sampler is one of the SDK's that take every trace, as the default does."""
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
-
-    return getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
+        own, parent = _user_span(event), self.parent and self.parent.get_span_context()
+        return own is not None and own.get_span_context() != parent
 
 
 def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:
@@ -413,19 +394,15 @@ def _user_span(record: SyncEvent | StepRecord) -> trace.Span | None:
 def _context(parent: trace.Span | None, user: object | None) -> Context:
     """Return the user's context (baggage, say) with that parent; the draining thread's own plays no part."""
     base = user if isinstance(user, Context) else Context()
-    if parent is None:
-        return trace.set_span_in_context(trace.INVALID_SPAN, base) if base else base
-    return trace.set_span_in_context(parent, base)
+    return trace.set_span_in_context(trace.INVALID_SPAN if parent is None else parent, base)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _stacktrace(stack: tuple[CallSite, ...]) -> str | None:
+def _stacktrace(stack: tuple[CallSite, ...]) -> str:
     """Return the stack as Python prints it, the most recent call last."""
-    if not stack:
-        return None
     lines = []
     for site in reversed(stack):
         lines.append(f'  File "{site.file}", line {site.line}, in {site.function}')

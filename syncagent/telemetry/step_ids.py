@@ -112,7 +112,4 @@ class PresetIdGenerator:
 
     def is_trace_id_random(self) -> bool:
         """Say what the replaced generator says; hashed bits are as good as random ones for this flag."""
-        if self._replaced is None:
-            return True
-        is_random = getattr(self._replaced, "is_trace_id_random", None)
-        return is_random is not None and bool(is_random())
+        return self._replaced is None or bool(getattr(self._replaced, "is_trace_id_random", lambda: False)())

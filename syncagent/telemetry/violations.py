@@ -96,18 +96,13 @@ def _provider_of_program() -> Any:
 
 
 def _record(event: SyncEvent, span: SpanContext | None, count: int, stall_ms: float) -> object:
-    """Make a record in the sync's span, or else in the user's own that was active at the time."""
     from opentelemetry._logs import LogRecord, SeverityNumber
-    from opentelemetry.context import Context
-    from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
-    if span is not None:
-        context = set_span_in_context(NonRecordingSpan(span), Context())
-    else:
-        context = event.user_context if isinstance(event.user_context, Context) else Context()
+    from syncagent.telemetry.metrics import context_of
+
     return LogRecord(
         timestamp=event.start_ns + max(event.stall_ns, 0),
-        context=context,
+        context=context_of(span, event.user_context),
         severity_number=SeverityNumber.WARN,
         severity_text="WARN",
         body=MESSAGE,

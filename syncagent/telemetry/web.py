@@ -12,9 +12,12 @@ import selectors
 import socket
 import threading
 import time
-import weakref
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+
+from syncagent.support import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,21 +37,17 @@ _BACKLOG = 64
 _PAUSE_S = 1.0
 """For how long no connection is accepted after the process had no descriptor left."""
 _CLOSE_S = 5.0
-
-_open: weakref.WeakSet[Server] = weakref.WeakSet()
-_is_registered = False
+_NOTHING = memoryview(b"")
 
 
+@dataclass(slots=True, eq=False)
 class _Connection:
     """One client: its request comes in, then its answer goes out, then it is closed."""
 
-    __slots__ = ("answer", "ending", "head", "socket")
-
-    def __init__(self, accepted: socket.socket) -> None:
-        self.socket = accepted
-        self.head = b""
-        self.answer = memoryview(b"")
-        self.ending = time.monotonic() + REQUEST_S
+    client: socket.socket
+    head: bytes = b""
+    answer: memoryview = _NOTHING
+    ending: float = field(default_factory=lambda: time.monotonic() + REQUEST_S)
 
 
 class Server:
@@ -81,35 +80,33 @@ class Server:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        _close_in_forked_children(self)
+        # Children inherit the sockets: one that outlives its parent would keep the port and never answer.
+        forks.call_in_children(self.close_sockets)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Close the port and every connection; waits a bounded time for an answer that is being made."""
         self._is_closed = True
-        try:
+        with suppress(OSError):
             self._wake.send(b".")
-        except OSError:
-            pass
         self._thread.join(_CLOSE_S)
         self.close_sockets()
 
     def close_sockets(self) -> None:
         """Close the sockets of this process, and nothing else."""
-        _open.discard(self)
-        for one in (self._listener, self._wake, self._woken, *(c.socket for c in list(self._connections.values()))):
-            try:
+        for one in (self._listener, self._wake, self._woken, *(c.client for c in list(self._connections.values()))):
+            with suppress(OSError):
                 one.close()
-            except OSError:
-                pass
 
     # --- on the server's thread
 
     def _serve(self) -> None:
         while True:
             try:
-                ready = self._selector.select(self._timeout_s())
+                endings = [connection.ending for connection in self._connections.values()]
+                endings += [] if self._paused_until is None else [self._paused_until]
+                ready = self._selector.select(max(min(endings) - time.monotonic(), 0.0) if endings else None)
                 if self._is_closed:
                     return
                 for key, _ in ready:
@@ -120,12 +117,6 @@ class Server:
                 self._drop_overdue()
             except Exception:
                 time.sleep(_PAUSE_S)  # whatever it is, it must not keep a core busy
-
-    def _timeout_s(self) -> float | None:
-        endings = [connection.ending for connection in self._connections.values()]
-        if self._paused_until is not None:
-            endings.append(self._paused_until)
-        return max(min(endings) - time.monotonic(), 0.0) if endings else None
 
     def _drop_overdue(self) -> None:
         now = time.monotonic()
@@ -158,11 +149,11 @@ class Server:
 
     def _serve_ready(self, connection: _Connection) -> None:
         """Receive what has come, or send what can be sent."""
-        if self._connections.get(connection.socket.fileno()) is not connection:
+        if self._connections.get(connection.client.fileno()) is not connection:
             return  # dropped in this very round
         try:
             if connection.answer:
-                connection.answer = connection.answer[connection.socket.send(connection.answer) :]
+                connection.answer = connection.answer[connection.client.send(connection.answer) :]
             else:
                 self._receive(connection)
             if not connection.answer and _is_whole(connection.head):
@@ -173,22 +164,20 @@ class Server:
             self._drop(connection)
 
     def _receive(self, connection: _Connection) -> None:
-        received = connection.socket.recv(HEAD_BYTES)
+        received = connection.client.recv(HEAD_BYTES)
         connection.head += received
         if not received or (len(connection.head) > HEAD_BYTES and not _is_whole(connection.head)):
             self._drop(connection)
         elif _is_whole(connection.head):
             connection.answer = memoryview(_answer(connection.head, self._application))
             connection.ending = time.monotonic() + ANSWER_S
-            self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+            self._selector.modify(connection.client, selectors.EVENT_WRITE, connection)
 
     def _drop(self, connection: _Connection) -> None:
-        self._connections.pop(connection.socket.fileno(), None)
-        try:
-            self._selector.unregister(connection.socket)
-        except (KeyError, ValueError):
-            pass
-        connection.socket.close()
+        self._connections.pop(connection.client.fileno(), None)
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(connection.client)
+        connection.client.close()
 
 
 def _is_whole(head: bytes) -> bool:
@@ -219,17 +208,3 @@ def _page(status: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
     shown = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = f"HTTP/1.1 {status}\r\n{shown}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode("latin-1", "replace") + body
-
-
-def _close_in_forked_children(server: Server) -> None:
-    """Children inherit the parent's sockets: one that outlives it would keep its port and never answer."""
-    global _is_registered
-    _open.add(server)
-    if not _is_registered and hasattr(os, "register_at_fork"):
-        _is_registered = True
-        os.register_at_fork(after_in_child=_close_all)
-
-
-def _close_all() -> None:
-    for server in list(_open):
-        server.close_sockets()

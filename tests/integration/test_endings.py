@@ -1,6 +1,6 @@
 """Programs may do anything to their own process, threads, folders and outputs: the agent copes.
 
-Most cases are children of one process that has loaded torch; see ``test_faults_processes``.
+Most cases are children of one process that has loaded torch; see ``tests/forked.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tests.integration.test_faults_processes import begin, fork
+from tests.forked import begin, fork
 
 CASES: dict[str, tuple[str, dict[str, str]]] = {}
 
@@ -56,7 +56,7 @@ for number in range(40):
             code = 0
         finally:
             os._exit(code)
-    ending = time.monotonic() + 8
+    ending = time.monotonic() + 30
     done = 0
     while not done and time.monotonic() < ending:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -84,7 +84,7 @@ case(
         pid = os.fork()
         if pid == 0:
             os._exit(0)
-    ending, done = time.monotonic() + 5, 0
+    ending, done = time.monotonic() + 30, 0
     while not done and time.monotonic() < ending:
         done, status = os.waitpid(pid, os.WNOHANG)
         time.sleep(0.01)

@@ -116,12 +116,14 @@ for step in range(3):
 """
 
 
-def test_explicit_waits_always_count_and_what_was_stopped_is_in_the_report(python, tmp_path):
+def test_explicit_waits_always_count_and_what_was_stopped_is_in_the_report(python, forked, tmp_path):
     """Also where nothing was left to wait for; and the check finds what was stopped."""
     (tmp_path / "train.py").write_text(JOB.replace("if step", "if False"))
-    quiet = {"SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_SUMMARY": "off"}
-    words = ("-m", "syncagent", "run", "--warmup-steps", "0", "--report")
-    first = python(*words, "base.json", "train.py", **quiet)
+    watched = {
+        "SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off", "SYNCAGENT_SUMMARY": "off",
+        "SYNCAGENT_WARMUP_STEPS": "0",
+    }  # fmt: skip
+    first = forked("train.py", SYNCAGENT_REPORT="base.json", **watched)
     assert first.returncode == 0, first.stderr
     base = json.loads((tmp_path / "base.json").read_text())
     counts = {(row["source"], row["count"]) for row in base["sites"] if row["kind"] == "explicit"}
@@ -136,8 +138,8 @@ def test_explicit_waits_always_count_and_what_was_stopped_is_in_the_report(pytho
     assert base["run"]["gate"] is None
 
     (tmp_path / "train.py").write_text(JOB)
-    gate = ("--policy", "raise", "--baseline", "base.json")
-    second = python(*words, "new.json", *gate, "train.py", **quiet)
+    gate = {"SYNCAGENT_POLICY": "raise", "SYNCAGENT_BASELINE": "base.json"}
+    second = forked("train.py", SYNCAGENT_REPORT="new.json", **gate, **watched)
     assert second.returncode == 0, second.stderr
     new = json.loads((tmp_path / "new.json").read_text())
     assert new["run"]["gate"] == "held"

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import pkgutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,35 +49,35 @@ mytool.fit(lambda: torch.ones(8, device="cuda").sum().item())
 """
 
 
-def run(folder, python, **variables):
+@pytest.fixture
+def run(forked, tmp_path):
     """A script that uses the tool, with the integration of CONTRIBUTING.md and its line in pyproject.toml."""
-    (folder / "integrations").mkdir()
-    (folder / "integrations" / "mytool.py").write_text(contributing.example("integration"))
-    (folder / "mytool.py").write_text(TOOL)
-    (folder / "train.py").write_text(SCRIPT)
-    [(group, points)] = load_toml(io.BytesIO(contributing.example("integration line").encode()))["project"][
-        "entry-points"
-    ].items()
-    installed = folder / "mytool-1.0.dist-info"
+    (tmp_path / "integrations").mkdir()
+    (tmp_path / "integrations" / "mytool.py").write_text(contributing.example("integration"))
+    (tmp_path / "mytool.py").write_text(TOOL)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    document = load_toml(io.BytesIO(contributing.example("integration line").encode()))
+    [(group, points)] = document["project"]["entry-points"].items()
+    installed = tmp_path / "mytool-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Name: mytool\nVersion: 1.0\n")
     lines = [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
     (installed / "entry_points.txt").write_text("\n".join(lines))
-    return python("train.py", **variables)
+    return partial(forked, "train.py")
 
 
-def test_a_small_integration_watches_what_its_tool_runs(tmp_path, python):
+def test_a_small_integration_watches_what_its_tool_runs(run, tmp_path):
     """The example of CONTRIBUTING.md: a callback."""
-    done = run(tmp_path, python)
+    done = run()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     [site] = report["sites"]
     assert (site["op"], Path(site["file"]).name) == ("aten::_local_scalar_dense", "train.py")
 
 
-def test_the_user_can_turn_an_integration_off(tmp_path, python):
+def test_the_user_can_turn_an_integration_off(run, tmp_path):
     """``SYNCAGENT=0`` runs the script unwatched."""
-    done = run(tmp_path, python, SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
+    done = run(SYNCAGENT="0", SYNCAGENT_SIMULATE="1")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "report.json").exists()
 

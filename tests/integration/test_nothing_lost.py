@@ -11,6 +11,11 @@ import pytest
 
 from tests import processes
 
+WATCHED = {
+    "SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_DETAIL": "syncs", "OMP_NUM_THREADS": "1",
+    "SYNCAGENT_REPORT": "report.json",
+}  # fmt: skip
+
 
 @pytest.fixture
 def start(tmp_path, environ):
@@ -19,13 +24,9 @@ def start(tmp_path, environ):
     def run(source, **variables):
         script = tmp_path / "train.py"
         script.write_text(textwrap.dedent(source))
-        settings = {
-            "SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_DETAIL": "syncs", "OMP_NUM_THREADS": "1",
-            "SYNCAGENT_REPORT": "report.json",
-        }  # fmt: skip
         return subprocess.Popen(
             [sys.executable, str(script)],
-            env=environ | settings | variables,
+            env=environ | WATCHED | variables,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -60,13 +61,13 @@ SPAWNS = """\
 
 
 ALONE = """\
-    import torch
-    torch.ones(3, device="cuda").sum().item()
+import torch
+torch.ones(3, device="cuda").sum().item()
 """
 
 
 @pytest.mark.timeout(400)
-def test_spawned_processes_with_one_report_keep_both_and_a_new_run_replaces_them(start, tmp_path):
+def test_spawned_processes_with_one_report_keep_both_and_a_new_run_replaces_them(start, forked, tmp_path):
     """The report of the second gets a number, which it says, and both commands read the two as one."""
     (tmp_path / "report.1.json").write_text("not a report, and not touched")
     done = start(SPAWNS)
@@ -82,8 +83,9 @@ def test_spawned_processes_with_one_report_keep_both_and_a_new_run_replaces_them
     checked = syncagent(tmp_path, "check", "report.json", "--baseline", "base.json")
     assert checked.returncode == 1
     assert "11 syncs" in checked.stdout
-    again = start(ALONE)
-    assert "report: report.json" in again.communicate(timeout=300)[1]
+    (tmp_path / "train.py").write_text(ALONE)
+    again = forked("train.py", **WATCHED)
+    assert "report: report.json" in again.stderr
     assert again.returncode == 0
     assert sorted(file.name for file in tmp_path.glob("report*")) == ["report.1.json", "report.json"]
     assert (tmp_path / "report.1.json").read_text() == "not a report, and not touched"

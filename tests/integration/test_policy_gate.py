@@ -23,15 +23,21 @@ def python(tmp_path):
     return partial(processes.run, cwd=folder, **quiet)
 
 
+@pytest.fixture
+def train(forker, python, environ):
+    """``train(*words, **variables)``: a script of the example under the agent, in the folder of ``python``."""
+    watched = {name: value for name, value in python.keywords.items() if name != "cwd"} | {"SYNCAGENT": "1"}
+    return lambda *words, **variables: forker.run(*words, cwd=python.keywords["cwd"], **environ | watched | variables)
+
+
 def syncagent_check(python, report):
     return python("-m", "syncagent", "check", report, "--baseline", "baseline.json")
 
 
-def test_the_good_script_passes_under_raise_and_against_the_committed_baseline(python):
+def test_the_good_script_passes_under_raise_and_against_the_committed_baseline(python, train):
     """Its log line is allowed, and set-up is over before the policy acts."""
-    done = python(
+    done = train(
         "train.py",
-        SYNCAGENT="1",
         SYNCAGENT_POLICY="raise",
         SYNCAGENT_WARMUP_STEPS="3",
         SYNCAGENT_REPORT="good.json",
@@ -43,11 +49,10 @@ def test_the_good_script_passes_under_raise_and_against_the_committed_baseline(p
     assert "No new or grown sites; 4 known sites unchanged." in checked.stdout
 
 
-def test_raise_stops_the_regression_at_its_line(python):
+def test_raise_stops_the_regression_at_its_line(train):
     """With the baseline in place of the warm-up, in the very first step."""
-    done = python(
+    done = train(
         *REGRESSED,
-        SYNCAGENT="1",
         SYNCAGENT_POLICY="raise",
         SYNCAGENT_WARMUP_STEPS="0",
         SYNCAGENT_BASELINE="baseline.json",

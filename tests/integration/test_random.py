@@ -1,6 +1,6 @@
 """A program that has seeded its generators draws the same numbers with the agent as without it.
 
-The cases are children of one process that has loaded torch; see ``test_faults_processes``.
+The cases are children of one process that has loaded torch; see ``tests/forked.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.integration.test_faults_processes import fork
+from tests.forked import fork
 
 SCRIPT = """\
 import atexit, hashlib, os, random, sys, threading, time

@@ -81,15 +81,15 @@ with syncagent.watch(policy="raise", report="killed.json"), syncagent.allow("las
 
 
 @pytest.mark.parametrize(("detail", "ending"), [("ops", "exits"), ("syncs", "killed")])
-def test_a_region_in_a_process_that_is_watched(python, tmp_path, detail, ending):
+def test_a_region_in_a_process_that_is_watched(forked, tmp_path, detail, ending):
     """It raises at the user's line before the wait, in its thread, task and backward passes, and nowhere else.
 
     Its report holds what ran inside, and is saved however the process ends.
     """
     (tmp_path / "train.py").write_text(SCRIPT)
-    done = python(
-        "-m", "syncagent", "run", "--simulate", "--detail", detail, "--journal", "off",
-        "--report", "run.json", "train.py", ending,
+    done = forked(
+        "train.py", ending, SYNCAGENT="1", SYNCAGENT_SIMULATE="1", SYNCAGENT_DETAIL=detail, SYNCAGENT_JOURNAL="off",
+        SYNCAGENT_REPORT="run.json",
     )  # fmt: skip
     assert done.returncode == (-signal.SIGTERM if ending == "killed" else 3), done.stderr
     line = 1 + SCRIPT.splitlines().index("    return x.sum().item()  # line 18")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -40,21 +38,27 @@ def train(python, tmp_path):
 
     def run(report, **variables):
         return python(
-            "-m", "syncagent", "run", "--simulate", "--policy", "warn", "--warmup-steps", "0", "--report", report,
-            "train.py", "--hub-token", ARGUMENT, f"wandb.api_key={ARGUMENT}", OMP_NUM_THREADS="1", **variables,
+            "train.py", "--hub-token", ARGUMENT, f"wandb.api_key={ARGUMENT}", OMP_NUM_THREADS="1",
+            SYNCAGENT="1", SYNCAGENT_SIMULATE="1", SYNCAGENT_POLICY="warn", SYNCAGENT_WARMUP_STEPS="0",
+            SYNCAGENT_REPORT=report, **variables,
         )  # fmt: skip
 
     return run
 
 
-def syncagent(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", *words], capture_output=True, encoding="utf-8", check=True
-    )
-    return done.stdout + done.stderr
+@pytest.fixture
+def syncagent(python):
+    """What a command prints."""
+
+    def run(*words):
+        done = python("-m", "syncagent", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
-def test_neither_what_is_printed_nor_any_file_has_them(train, tmp_path):
+def test_neither_what_is_printed_nor_any_file_has_them(train, syncagent, tmp_path):
     """A collector that is not there, so that its exporters complain; and a journal, with a detector of the process."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and does not listen

@@ -1,6 +1,6 @@
 """Signals: what a program does about them, and how it ends by them, is what it would be without the agent.
 
-Most cases are children of one process that has loaded torch; see ``test_faults_processes``.
+Most cases are children of one process that has loaded torch; see ``tests/forked.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.integration.test_faults_processes import begin, fork
+from tests.forked import begin, fork
 
 TERM = -signal.SIGTERM
 CASES: dict[str, tuple[str, dict[str, str]]] = {}
@@ -160,7 +160,7 @@ case(
         while True:
             time.sleep(1)
     agent.ProcessAgent.save = hang
-    signal.alarm(19)  # another signal than the one that is waited for
+    signal.alarm(50)  # another signal than the one that is waited for
     os.kill(os.getpid(), signal.SIGTERM)
     """,
 )
@@ -468,7 +468,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_process(environ, tmp_path)
         time.sleep(max(due - time.monotonic(), 0.0))
         process.terminate()
         try:
-            codes.append(process.wait(15))
+            codes.append(process.wait(60))
         except subprocess.TimeoutExpired:
             process.kill()
             codes.append("hangs")

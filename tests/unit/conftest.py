@@ -17,6 +17,7 @@ import syncagent.runtime.process
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
 from tests import processes
+from tests.unit.tools import keep_recorders
 
 
 class OnDevice:
@@ -129,6 +130,12 @@ def leave_all_modes():
         overrides._pop_mode()
     while _C._len_torch_dispatch_stack():
         _python_dispatch._pop_mode()
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """The recorders of the agents that are made meanwhile."""
+    return keep_recorders(monkeypatch)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -27,9 +25,9 @@ print(json.dumps(facts))
 """
 
 
-def test_importing_and_preparing_imports_neither_torch_nor_opentelemetry(tmp_path):
+def test_importing_and_preparing_imports_neither_torch_nor_opentelemetry(python):
     """Nor do the public names, an allowance, a mark of a step or a decorated function; starting an agent does."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = python("-c", SCRIPT)
     facts = json.loads(done.stdout)
     assert facts == {"package": [], "all": True, "names": [], "current": None, "used": [], "parts": []}
     assert done.stderr == ""
@@ -49,7 +47,7 @@ def test_a_name_that_does_not_exist_gets_pythons_own_message():
         syncagent.wach
 
 
-def test_two_who_wait_for_one_import_do_not_ask_each_other(tmp_path):
+def test_two_who_wait_for_one_import_do_not_ask_each_other(python, tmp_path):
     """As under opentelemetry-instrument with SYNCAGENT_SIMULATE=1: both are called, once, the later asked first."""
     (tmp_path / "awaited.py").write_text("")
     code = (
@@ -57,5 +55,5 @@ def test_two_who_wait_for_one_import_do_not_ask_each_other(tmp_path):
         "sys.meta_path[:0] = [ImportHook('awaited', lambda name=name: said.append(name)) for name in 'ab']\n"
         "import awaited; print(*sorted(said), [f for f in sys.meta_path if isinstance(f, ImportHook)])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout == "a b []\n"

@@ -6,8 +6,6 @@ Names are taken away in forked children of one process, which has imported torch
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 GROUPS = (
     (
@@ -82,11 +80,9 @@ for names in json.load(sys.stdin):
 """
 
 
-def test_an_agent_starts_without_any_of_them_and_says_what_is_lost(no_settings):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps([[], *GROUPS]), capture_output=True, text=True, timeout=110,
-        check=True,
-    )  # fmt: skip
+def test_an_agent_starts_without_any_of_them_and_says_what_is_lost(python):
+    done = python("-c", PROGRAM, given=json.dumps([[], *GROUPS]))
+    assert done.returncode == 0, done.stderr
     usual, *outcomes = map(json.loads, done.stdout.splitlines())
     for names, outcome in zip(GROUPS, outcomes, strict=True):
         assert (outcome.get("gradient"), outcome.get("steps")) == ([2.0, 2.0], 1), (names, outcome)

@@ -23,7 +23,8 @@ DASHBOARDS = {
 YAML = sorted(STACK.rglob("*.yaml"))
 README = (STACK / "README.md").read_text("utf-8")
 
-ATTRIBUTES = {value for name, value in vars(semconv).items() if name.isupper() and "." in value}
+NAMES = [value for name, value in vars(semconv).items() if name.isupper()]
+ATTRIBUTES = {name for value in NAMES for name in ((value,) if isinstance(value, str) else value) if "." in name}
 
 SENT = {
     "syncagent.stall.duration": "histogram in seconds",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from syncagent.settings import schema
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECKERS = {"mypy": ["mypy", "--strict"], "pyright": ["pyright", "--pythonpath", sys.executable]}
 
 
@@ -21,8 +19,7 @@ CHECKERS = {"mypy": ["mypy", "--strict"], "pyright": ["pyright", "--pythonpath",
 def test_the_public_interface_is_typed(checker):
     if importlib.util.find_spec(checker) is None:
         pytest.skip(f"{checker} is not installed")
-    words = [sys.executable, "-m", *CHECKERS[checker], "tests/typing/api.py"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = processes.run("-m", *CHECKERS[checker], "tests/typing/api.py", cwd=processes.ROOT, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

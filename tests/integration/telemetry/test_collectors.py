@@ -11,6 +11,7 @@ import pytest
 
 from syncagent.telemetry.metrics import MetricSink
 from syncagent.telemetry.provider import build_metric_sender, build_provider, build_resource
+from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit"))
@@ -93,7 +94,7 @@ def test_tls_where_there_is_none_is_reported_as_such(receiver, job):
 class Run:
     """Spans and metrics of a job that goes on, in this process."""
 
-    def __init__(self, monkeypatch, endpoint, protocol, **variables):
+    def __init__(self, monkeypatch, endpoint, protocol, budget=None, **variables):
         self.ended = self.syncs = 0
         for name, value in {
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -105,7 +106,7 @@ class Run:
         }.items():
             monkeypatch.setenv(name, variables.get(name, value))
         self.provider, _ = build_provider(build_resource({}), None)
-        self.spans, self.counts = SpanSink(self.provider), MetricSink()
+        self.spans, self.counts = SpanSink(self.provider, budget=budget), MetricSink()
         self.metrics = build_metric_sender(self.provider.resource, self.counts.data)
 
     def steps(self, count):
@@ -207,10 +208,10 @@ def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long(rece
 def test_one_that_hangs_costs_a_bounded_queue(receiver, monkeypatch):
     """However many spans there are: the oldest are dropped, and each is counted."""
     collector = receiver("hang")
-    run = Run(monkeypatch, collector.endpoint, "http", OTEL_EXPORTER_OTLP_TIMEOUT="10")
-    run.spans.budget._first = 10**9
+    everything = SpanBudget(first=10**9)
+    run = Run(monkeypatch, collector.endpoint, "http", everything, OTEL_EXPORTER_OTLP_TIMEOUT="10")
     run.steps(3000)
-    assert len(run.provider._outbox._queue) <= 2048
+    assert 9000 - run.provider.stats()["dropped"] <= 2048 + 512  # the queue, and the batch that is being sent
     run.provider.close(0.2)
     run.metrics.close(0.2)
     stats = run.provider.stats()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -42,11 +41,12 @@ SCRIPT = textwrap.dedent(
     sys.exit(3)
     """
 )
+COMMAND = (Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, "train.py")
 COUNTS = {"syncs": "value", "stall.duration": "count"}
 
 
 @pytest.fixture
-def instrument(environ, tmp_path):
+def instrument(python, environ, tmp_path):
     def run(endpoint, protocol="http/protobuf", device="cuda", **variables):
         (tmp_path / "train.py").write_text(SCRIPT.replace('"cuda"', repr(device)))
         own = {
@@ -61,15 +61,7 @@ def instrument(environ, tmp_path):
             "WORLD_SIZE": "2",
             "TORCHELASTIC_RUN_ID": "exp7",
         }
-        done = subprocess.run(
-            [Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, "train.py"],
-            env={name: value for name, value in (environ | own | variables).items() if value},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        done = python(*COMMAND, **{name: value for name, value in (environ | own | variables).items() if value})
         assert done.returncode == 3, done.stderr
         assert not (tmp_path / ".syncagent").exists()  # what goes to the program's own providers goes nowhere else
         return done.stderr
@@ -195,18 +187,16 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
-def test_a_program_may_instrument_itself(environ, tmp_path):
+def test_a_program_may_instrument_itself(forked, tmp_path):
     """With a provider that is not the global one, and with settings; a wrong one is a sentence, no more."""
-    done = subprocess.run(
-        [sys.executable, "-c", BY_HAND],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    (tmp_path / "train.py").write_text(BY_HAND)
+    done = forked("train.py")
     assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
     (line,) = done.stderr.splitlines()
     assert "setting detail is 'all of it'" in line
 
 
-def test_a_job_that_gets_sigterm_still_sends_what_it_has(receiver, environ, tmp_path):
+def test_a_job_that_gets_sigterm_still_sends_what_it_has(receiver, python, environ, tmp_path):
     """SIGTERM skips the exit handlers that the SDK relies on."""
     collector = receiver()
     ending = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
@@ -221,22 +211,17 @@ def test_a_job_that_gets_sigterm_still_sends_what_it_has(receiver, environ, tmp_
         "SYNCAGENT_WARMUP_STEPS": "0",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, "train.py"],
-        env=environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = python(*COMMAND, **environ | own)
     assert done.returncode == -15
     assert [span["name"] for span in collector.spans()].count("train.step") == 5
     assert any(point["name"] == "syncagent.syncs" for point in collector.points())
     assert any(record["body"] == "host sync against the policy" for record in collector.log_records())
 
 
-def test_one_with_a_provider_of_its_own_sends_what_it_has_on_sigterm(environ, tmp_path):
+def test_one_with_a_provider_of_its_own_sends_what_it_has_on_sigterm(forked, tmp_path):
     """It is that one which has the spans."""
-    done = subprocess.run(
-        [sys.executable, "-c", BY_HAND_AND_TOLD_TO_END],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    (tmp_path / "train.py").write_text(BY_HAND_AND_TOLD_TO_END)
+    done = forked("train.py")
     assert (done.returncode, done.stdout) == (-15, "sent\n"), done.stderr
 
 

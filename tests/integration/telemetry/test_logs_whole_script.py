@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -18,10 +16,11 @@ for _ in range(12):
 
 
 @pytest.fixture
-def train(environ, tmp_path):
+def train(forked, tmp_path):
     def run(endpoint, **variables):
         (tmp_path / "train.py").write_text(SCRIPT)
         own = {
+            "SYNCAGENT": "1",
             "SYNCAGENT_SIMULATE": "1",
             "SYNCAGENT_POLICY": "warn",
             "SYNCAGENT_WARMUP_STEPS": "0",
@@ -31,10 +30,7 @@ def train(environ, tmp_path):
             "OTEL_SERVICE_NAME": "toy",
             "OMP_NUM_THREADS": "1",
         }
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "syncagent", "run", "train.py"],
-            env=environ | own | variables, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        done = forked("train.py", **own | variables)
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
         return [line for line in lines if line["message"] == "host sync against the policy"], lines

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -39,7 +37,7 @@ def line_of(mark):
 
 
 @pytest.fixture
-def train(environ, tmp_path):
+def train(forked, tmp_path):
     def run(endpoint, **variables):
         (tmp_path / "train.py").write_text(SCRIPT)
         own = {
@@ -53,10 +51,7 @@ def train(environ, tmp_path):
             "OMP_NUM_THREADS": "1",
         }
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "syncagent", "run", "train.py"],
-            env=environ | own | variables, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        done = forked("train.py", **own | variables)
         assert done.returncode == 3, done.stderr
         assert "Traceback" not in done.stderr
         lines = [line for line in done.stderr.splitlines() if line.startswith("[syncagent]")]
@@ -200,9 +195,6 @@ assert counts == (total, total) and total >= 40, (counts, total)
 """
 
 
-def test_a_program_with_a_meter_provider_finds_all_its_watches_there(environ, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", OWN],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+def test_a_program_with_a_meter_provider_finds_all_its_watches_there(python, environ):
+    done = python("-W", "error", "-c", OWN, **environ)
     assert (done.returncode, done.stderr) == (0, "")

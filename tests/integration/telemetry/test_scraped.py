@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
+
+from tests import processes
 
 SCRIPT = """\
 import sys, time, urllib.request
@@ -31,10 +31,11 @@ sys.exit(3)
 
 
 @pytest.fixture
-def train(environ, tmp_path):
+def train(forked, tmp_path):
     def run(port, *arguments, **variables):
         (tmp_path / "train.py").write_text(SCRIPT)
         own = {
+            "SYNCAGENT": "1",
             "SYNCAGENT_SIMULATE": "1",
             "SYNCAGENT_REPORT": str(tmp_path / "report.json"),
             "SYNCAGENT_SUMMARY": "off",
@@ -42,10 +43,7 @@ def train(environ, tmp_path):
             "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        return subprocess.run(
-            [sys.executable, "-m", "syncagent", "run", "train.py", *arguments],
-            env=environ | own | variables, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        return forked("train.py", *arguments, **own | variables)
 
     return run
 
@@ -53,9 +51,7 @@ def train(environ, tmp_path):
 @pytest.fixture
 def port():
     """One that is free, and the one after it most likely, too."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return processes.free_port()
 
 
 def test_each_rank_is_scraped_at_its_own_port(train, port):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from collections import defaultdict
 
@@ -24,7 +22,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def test_the_ranks_of_a_step_share_a_trace(receiver, environ, tmp_path):
+def test_the_ranks_of_a_step_share_a_trace(receiver, python, environ, tmp_path):
     """Rank, local rank, world size, host and job are on every span and on the resource."""
     collector = receiver()
     (tmp_path / "train.py").write_text(SCRIPT)
@@ -36,16 +34,8 @@ def test_the_ranks_of_a_step_share_a_trace(receiver, environ, tmp_path):
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "--master-port", "0", "-m", "syncagent", "run", "train.py"],
-        env=environ | own,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    done = python(*words, "-m", "syncagent", "run", "train.py", **environ | own)
     assert done.returncode == 0, done.stderr
     spans = collector.spans()
     steps = defaultdict(list)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 
 SCRIPT = textwrap.dedent(
@@ -34,7 +32,7 @@ def line_of(mark):
     return next(n for n, text in enumerate(SCRIPT.splitlines(), 1) if text.endswith(f"# {mark}"))
 
 
-def test_a_script_that_knows_nothing_of_the_agent_is_seen_by_a_collector(receiver, environ, tmp_path):
+def test_a_script_that_knows_nothing_of_the_agent_is_seen_by_a_collector(receiver, python, environ, tmp_path):
     """One trace per step, syncs inside their step by time and parent, with the user's lines; its exit code is kept."""
     collector = receiver()
     script = tmp_path / "train.py"
@@ -49,10 +47,7 @@ def test_a_script_that_knows_nothing_of_the_agent_is_seen_by_a_collector(receive
         "WORLD_SIZE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", "run", script.name],
-        env=environ | variables, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = python("-m", "syncagent", "run", script.name, **environ | variables)
     assert done.returncode == 3, done.stderr
     assert done.stdout.startswith("loss ")
     assert "aten::index" in done.stderr

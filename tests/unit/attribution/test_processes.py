@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from syncagent.attribution import processes
+from tests.processes import is_setting, run
 
 ASK = """\
 import os
@@ -26,8 +25,9 @@ def first(no_settings, monkeypatch):
 
 
 def ask(code=f"{ASK}ask()", **variables):
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=True)
+    inherited = {name: value for name, value in os.environ.items() if is_setting(name)}
+    done = run("-c", code, cwd=os.getcwd(), **inherited | variables)
+    assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.profiler import record_function
 
+from syncagent.attribution.ranges import Ranges, footprint
 from syncagent.runtime.process import release
+from syncagent.support.faults import Faults
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
@@ -45,30 +47,23 @@ def test_a_range_that_cannot_be_opened_is_none(agent):
     assert ranges(agent) == [()]
 
 
-def test_where_a_label_cannot_be_kept_the_watch_for_them_ends_and_the_program_goes_on(cpu_agent, monkeypatch, capsys):
+def test_where_a_label_cannot_be_kept_the_watch_for_them_ends_and_the_program_goes_on():
     """The class has its own methods back, and the report says so."""
-    own = record_function.__enter__, record_function.__exit__
-    agent = cpu_agent(detail="syncs")
-    done = []
 
-    def broken():
-        raise RuntimeError("injected")
+    class NoThreads:
+        local = threading.local()
 
-    def work():
-        with record_function("in a new thread"):
-            done.append(True)
+        def current(self):
+            raise RuntimeError("injected")
 
-    monkeypatch.setattr(agent._recorder.threads, "current", broken)
-    agent._ranges.stop()
-    agent._ranges.start()
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    monkeypatch.undo()
-    assert done == [True]
-    assert (record_function.__enter__, record_function.__exit__) == own
-    assert "labels of record_function failed and is off" in " ".join(agent.report().notes)
-    assert "injected" in capsys.readouterr().err
+    before, faults = footprint(), Faults()
+    watch = Ranges(NoThreads(), faults)
+    watch.start()
+    assert footprint() != before
+    with record_function("in a new thread"):
+        pass
+    assert footprint() == before
+    assert faults.sentences == ["the watch for labels of record_function failed and is off: RuntimeError: injected"]
 
 
 def test_a_decorated_function_is_a_range(agent):

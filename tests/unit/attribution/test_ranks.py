@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -116,12 +114,11 @@ for rank in "01":
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a parent's start is read from /proc")
-def test_processes_of_one_machine_know_each_other_by_their_launcher(no_settings, tmp_path):
+def test_processes_of_one_machine_know_each_other_by_their_launcher(python):
     """The same launcher started again is another job."""
     keys = []
     for _ in range(2):
-        command = [sys.executable, "-c", LAUNCHER]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = python("-c", LAUNCHER)
         keys += [json.loads(line)[1] for line in done.stdout.splitlines()]
     one, two, again, again_two = keys
     assert (one, again) == (two, again_two)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import json
 import os
 import random
+import shutil
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,8 +48,11 @@ class Run:
             script="train.py", cwd="/proj", run_id="run", process="me",
         )  # fmt: skip
         self.dropped = 0
-        self.capture = Capture(Path(path), **settings)
-        self.capture.connect(sink_records.source(summary=self.summary, facts=self.facts))
+        self.follow(Capture(Path(path), **settings), self.facts)
+
+    def follow(self, capture, facts):
+        self.capture = capture
+        capture.connect(sink_records.source(summary=self.summary, facts=facts))
 
     def facts(self):
         return Facts(self.info, SENSORS, self.dropped, ("a note",))
@@ -102,8 +109,8 @@ def test_a_process_that_is_killed_has_the_report_it_would_have_had(run):
         if dice.random() < 0.5:
             run.capture.flush()
     run.write()
-    os.close(run.capture._file)  # as the system does at the end of a process
-    report = run.report()
+    ended = Path(shutil.copy(run.capture.path, run.capture.path.with_name("ended.jsonl")))  # no process writes to it
+    report = files.load(ended)
     assert sums(report) == sums(run.expected())
     assert not report.run.ended
     assert report.notes == (
@@ -159,12 +166,14 @@ def test_it_is_written_once_a_second_at_most(run, monkeypatch):
 
 def test_where_it_takes_long_it_is_written_less_often(run, monkeypatch):
     """At most a hundredth of the time."""
-    spent = iter([0.0, 0.05])
+    spent, sizes = itertools.count(0.0, 0.05), []
     monkeypatch.setattr(capture.time, "thread_time", lambda: next(spent))
-    monkeypatch.setattr(capture.time, "monotonic", lambda: 100.0)
-    run.sync()
-    run.capture.tick()
-    assert run.capture._due_s == 105.0
+    for now in (100.0, 104.9, 105.1):
+        monkeypatch.setattr(capture.time, "monotonic", partial(float, now))
+        run.sync()
+        run.capture.tick()
+        sizes.append(run.capture.path.stat().st_size)
+    assert sizes[0] == sizes[1] < sizes[2]
 
 
 def test_a_full_file_is_written_anew_and_no_sum_is_lost(tmp_path):
@@ -319,10 +328,22 @@ def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(
     run.write()
     run.sync()
     size = run.capture.path.stat().st_size
-    with run.capture._writing:
-        run.capture.flush()
-        run.capture.close()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        inside.set()
+        assert go_on.wait(30)
+        return run.facts()
+
+    run.follow(run.capture, slow)
+    writes = threading.Thread(target=run.capture.flush)
+    writes.start()
+    assert inside.wait(30)
+    run.capture.flush()
+    run.capture.close()
     assert run.capture.path.stat().st_size == size
+    go_on.set()
+    writes.join()
     run.capture.close()
     assert run.report().totals.syncs == 2
 
@@ -442,7 +463,11 @@ def test_the_setting_says_where(tmp_path, no_settings, setting, by_default, path
         assert built == []
     else:
         expected = path.replace("{pid}", str(os.getpid()))
-        assert re.fullmatch(expected, str(built[0]._wanted.relative_to(tmp_path)))
+        run = Run(tmp_path)
+        run.follow(built[0], run.facts)
+        run.sync()
+        run.write()
+        assert re.fullmatch(expected, str(built[0].path.relative_to(tmp_path)))
 
 
 def test_a_database_reads_it_as_it_is(run):

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from syncagent import __version__
@@ -67,13 +64,13 @@ def test_an_interrupt_ends_it_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_loads_neither_torch_nor_opentelemetry_nor_rich():
+def test_help_loads_neither_torch_nor_opentelemetry_nor_rich(python):
     """Verbs import what they work with when they are called, so help comes at once."""
     code = (
         "import sys; from syncagent.cli import main; main(['run', '--help']);"
         "print({'torch', 'opentelemetry', 'rich', 'numpy'} & set(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = python("-c", code)
     assert done.stderr == "set()\n"
 
 

@@ -67,13 +67,13 @@ def test_a_capture_that_has_ended_leaves_nothing_behind():
 
 def test_cupti_is_given_back_unless_somebody_has_decided_otherwise(monkeypatch):
     seen = []
-    capture = Capture()
-    capture.start()
-    stop = capture._profiler.stop
-    monkeypatch.setattr(capture._profiler, "stop", lambda: (seen.append(os.environ.get("TEARDOWN_CUPTI")), stop()))
+    stop = profile.stop
+    monkeypatch.setattr(profile, "stop", lambda self: (seen.append(os.environ.get("TEARDOWN_CUPTI")), stop(self)))
     monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
-    capture.stop()
-    monkeypatch.setenv("TEARDOWN_CUPTI", "0")
-    with profiling._given_back():
-        seen.append(os.environ.get("TEARDOWN_CUPTI"))
+    for decided in (None, "0"):
+        if decided:
+            monkeypatch.setenv("TEARDOWN_CUPTI", decided)
+        capture = Capture()
+        capture.start()
+        capture.stop()
     assert seen == ["1", "0"]

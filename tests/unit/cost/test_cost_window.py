@@ -12,6 +12,7 @@ from traced import training
 import syncagent
 from syncagent.cost import window as windows
 from syncagent.cost.window import Window
+from syncagent.delivery.buffers import BufferReader
 from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.settings.sources import load
@@ -154,6 +155,14 @@ def test_a_trace_that_cannot_be_read_is_reported(monkeypatch, measured):
     assert window.why.startswith("the window's trace is not a trace of torch.profiler")
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """The windows that agents have opened, the newest last."""
+    made = []
+    monkeypatch.setattr(windows, "Window", lambda *words: made.append(Window(*words)) or made[-1])
+    return made
+
+
 class TestAgent:
     def report(self, **settings):
         with syncagent.watch(**settings) as agent:
@@ -175,38 +184,36 @@ class TestAgent:
         with syncagent.watch(detail="ops") as agent, pytest.raises(syncagent.ConfigError, match="detail"):
             agent.measure_cost()
 
-    def test_measure_cost_takes_a_number_of_steps(self):
+    def test_measure_cost_takes_a_number_of_steps(self, opened):
         agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost(steps=8)
-        assert agent._cost.window.steps == 8
+        assert opened[-1].steps == 8
         with pytest.raises(syncagent.ConfigError, match="cost_steps"):
             agent.measure_cost(steps=0)
 
     @pytest.mark.parametrize("steps", [13, 30], ids=["while the first captures", "after it"])
     def test_a_window_that_is_asked_for_later_takes_the_place_of_the_first(
-        self, monkeypatch, measured, tmp_path, steps
+        self, monkeypatch, measured, opened, tmp_path, steps
     ):
         """Left running, the first one's profiler would slow the job and be another profiler to the second."""
         monkeypatch.setattr(windows.tempfile, "tempdir", str(tmp_path))
         gpu = FakeGpu(monkeypatch)
         agent = ProcessAgent(load({"detail": "syncs"}))
         agent.measure_cost()
-        run(agent._cost.window, steps)
+        run(opened[-1], steps)
         agent.measure_cost()
         assert (gpu.did.count("start"), gpu.did.count("stop")) == (1, 1)
         assert os.listdir(tmp_path) == []
-        assert not agent._cost.capturing
+        assert [window.capturing for window in opened] == [False, False]
 
-    def test_the_cost_lands_in_the_reports_columns(self, monkeypatch, measured):
+    def test_the_cost_lands_in_the_reports_columns(self, monkeypatch, measured, opened):
         traced = training()
         FakeGpu(monkeypatch, traced)
         agent = ProcessAgent(load({"detail": "syncs", "cost_steps": 5}))
         agent.measure_cost()
-        events = [event for event, _ in events_of(traced)]
-        agent._summary.events(events)
-        agent._cost.window._events_since = lambda _: agent._summary.since(0)
-        for _ in range(30):
-            agent._cost.window.step_ended()
+        given = [[event for event, _ in events_of(traced)]]
+        monkeypatch.setattr(BufferReader, "take_events", lambda _: given.pop() if given else [])
+        run(opened[-1], 30)
         report = agent.report()
         (site,) = report.sites
         assert report.cost.abstained is None

@@ -10,7 +10,7 @@ import torch
 
 import syncagent
 from syncagent.attribution.threads import Threads
-from syncagent.delivery import buffers, guarded, pipeline
+from syncagent.delivery import buffers, pipeline
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
@@ -119,7 +119,7 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
 @pytest.mark.parametrize("call", ["events", "step", "flush"])
 def test_a_sink_that_fails_is_closed_and_one_that_hangs_then_is_not_waited_for(cpu_agent, monkeypatch, call):
     """Its files, threads and ports are released; whatever happens then, the run goes on."""
-    monkeypatch.setattr(guarded, "_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pipeline, "_CLOSE_TIMEOUT_S", 0.05)
     hangs, over = Broken(call), threading.Event()
     hangs.close = lambda: (hangs.told.append(("close",)), over.wait(20))
     broken, sink = Broken(call), Memory()
@@ -197,10 +197,10 @@ def test_a_thread_that_has_ended_is_not_forgotten(cpu_agent):
     assert [event.thread for event in agent.events()] == [f"loader-{number}" for number in range(30)]
 
 
-def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
+def test_threads_that_have_ended_leave_nothing_behind(cpu_agent, recorders):
     """A program that makes threads without end does not fill the memory, though each has the number of the last."""
     agent = cpu_agent(detail="syncs")
-    threads = agent._recorder.threads
+    threads = recorders[0].threads
     for _ in range(20):
         X.nonzero()
         del threads.local.state  # as when a thread has ended and a new one has been given its number
@@ -212,19 +212,18 @@ def test_threads_that_have_ended_leave_nothing_behind(cpu_agent):
 def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, capsys):
     """The report says so, and the next round is made."""
     agent = cpu_agent(detail="syncs")
-    own = agent._buffers
     once, done = [OSError("surprise")], threading.Event()
-    collect = own.take_events
+    collect = BufferReader.take_events
 
-    def failing():
+    def failing(self):
         if once:
             raise once.pop()
-        events = collect()
+        events = collect(self)
         if events:
             done.set()
         return events
 
-    monkeypatch.setattr(own, "take_events", failing)
+    monkeypatch.setattr(BufferReader, "take_events", failing)
     X.nonzero()
     assert done.wait(10)
     assert [event.op for event in agent.events()] == ["aten::nonzero"]
@@ -304,11 +303,12 @@ def test_a_step_whose_span_cannot_be_read_is_delivered_without(monkeypatch):
         raise ValueError("strange")
 
     monkeypatch.setattr(buffers, "span_in", strange)
-    own, reader = delivering(Keeping())
+    recorder = NoThreads()
+    own, reader = delivering(Keeping(), recorder=recorder)
     reader.ended_steps.append((7, 0, 1, None))
     own.drain()
     assert [(record.step, record.user_span) for record in records] == [(7, None)]
-    assert "strange" in " ".join(reader._recorder.faults.sentences)
+    assert "strange" in " ".join(recorder.faults.sentences)
 
 
 @pytest.mark.usefixtures("held")

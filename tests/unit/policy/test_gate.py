@@ -11,11 +11,12 @@ import torch
 
 import syncagent
 from syncagent import ConfigError, HostSyncWarning
+from syncagent.delivery import pipeline
 from syncagent.policy import Policy, gate
+from syncagent.recording import recorder
 from syncagent.rules.table import RULES
 from syncagent.sensors import hooked_op, kernels
 from syncagent.settings import sources
-from syncagent.torchbridge.dispatcher import Hooks
 from tests.unit.tools import forbidden
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -65,12 +66,12 @@ def test_a_gate_needs_every_op_that_this_torch_has(cpu_agent, monkeypatch):
     agent = cpu_agent(policy="raise")
     assert agent.report().run.gate == "held"
     syncagent.stop()
-    build = Hooks._kernel
+    build = kernels.watched
 
-    def cannot_hook(self, rule, switch=None):
-        return fail() if rule.op == "aten::nonzero" else build(self, rule, switch)
+    def cannot_hook(recorder, rule, *rest, **options):
+        return fail() if rule.op == "aten::nonzero" else build(recorder, rule, *rest, **options)
 
-    monkeypatch.setattr(Hooks, "_kernel", cannot_hook)
+    monkeypatch.setattr(kernels, "watched", cannot_hook)
     with pytest.raises(ConfigError, match="not hooked: aten::nonzero"):
         cpu_agent(policy="raise")
 
@@ -142,10 +143,14 @@ def test_a_rule_or_a_record_that_fails_is_a_hole(cpu_agent, monkeypatch):
     assert reasons(agent.report()) == ["the rule of aten::nonzero failed"]
 
 
-def test_dropped_syncs_leave_a_gates_report_unfit(cpu_agent):
+def test_dropped_syncs_leave_a_gates_report_unfit(cpu_agent, monkeypatch):
     """Their sites may be missing in it."""
-    agent = cpu_agent(policy="raise")
-    agent._buffers.lost["buffer full"] = 3
+    monkeypatch.setattr(recorder, "_BUFFER", 5)
+    monkeypatch.setattr(recorder, "_TALLIES", 0)
+    monkeypatch.setattr(pipeline, "_ROUND_S", 3600.0)  # nothing is delivered meanwhile
+    agent = cpu_agent(policy="raise", allow_kinds=["dynamic_shape"])
+    for _ in range(8):
+        X.nonzero()
     assert reasons(agent.report()) == ["3 syncs were dropped, and their sites may be missing here"]
 
 

@@ -16,6 +16,7 @@ import torch
 
 import syncagent
 from syncagent import HostSyncError, HostSyncWarning, SyncKind
+from syncagent.policy import Policy
 from syncagent.runtime.process import release
 from tests.unit.tools import forbidden, on_thread
 
@@ -524,14 +525,14 @@ def test_a_baseline_that_is_no_report_is_one_sentence(cpu_agent, tmp_path, conte
 
 
 @pytest.mark.parametrize("part", ["judge", "forbids", "act"])
-def test_a_fault_of_the_policys_own_never_reaches_the_program(cpu_agent, part):
+def test_a_fault_of_the_policys_own_never_reaches_the_program(cpu_agent, monkeypatch, part):
     """It is off from then on, and the report says so."""
     agent = cpu_agent(policy="raise" if part == "judge" else "warn", warmup_steps=0)
 
     def broken(*_):
         raise KeyError("surprise")
 
-    setattr(agent._policy, part, broken)
+    monkeypatch.setattr(Policy, part, broken)
     assert len(X.nonzero())
     assert len(X.nonzero())
     assert any("policy" in note and "surprise" in note for note in agent.report().notes)

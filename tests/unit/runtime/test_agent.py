@@ -15,7 +15,9 @@ import syncagent
 from syncagent.delivery.sink import Sink
 from syncagent.report import summary
 from syncagent.sensors.copies import CopySampling
+from syncagent.settings import sources
 from syncagent.support import log
+from tests.unit.tools import waiting
 
 X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
@@ -376,13 +378,13 @@ def test_events_can_be_asked_for_while_the_program_runs():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("detail", ["ops", "syncs"])
-def test_a_forked_child_is_silent_and_the_parent_goes_on(detail):
+def test_a_forked_child_is_silent_and_the_parent_goes_on(detail, recorders):
     """The child has no agent, no mode and no event of its parent's; its ops work."""
     with syncagent.watch(detail=detail) as agent:
         X.nonzero()
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
-        child = context.Process(target=_in_the_child, args=(queue, agent))
+        child = context.Process(target=_in_the_child, args=(queue, agent, recorders[0]))
         child.start()
         found = queue.get()
         child.join()
@@ -398,14 +400,14 @@ def test_a_forked_child_is_silent_and_the_parent_goes_on(detail):
     assert ops(agent) == ["aten::nonzero", "aten::_unique2"]
 
 
-def _in_the_child(queue, agent):
+def _in_the_child(queue, agent, recorder):
     found = {
         "current": syncagent.current(),
         "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
         "result": X.nonzero().tolist(),
     }
-    agent._pipeline.drain()
-    found["events"] = len(agent._recorder.threads.current().buffer)
+    agent.drain()
+    found["events"] = len(waiting(recorder))
     with syncagent.watch(detail="syncs") as own:
         X.unique()
     found["own"] = [event.op for event in own.events()]
@@ -423,8 +425,6 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
         def events(self, _batch):
             inside.set()
             go_on.wait(10)
-
-    from syncagent.settings import sources
 
     agent = syncagent.runtime.process.launch(sources.load({"detail": "syncs"}), (Slow(),))
     X.nonzero()
@@ -446,4 +446,4 @@ def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
 
 def test_the_summary_is_the_default_bound():
     """10,000 events, as the design says."""
-    assert syncagent.watch()._settings.max_events == summary.Summary().__init__.__kwdefaults__["newest"] == 10_000
+    assert sources.load({}, {}).max_events == summary.Summary().__init__.__kwdefaults__["newest"] == 10_000

@@ -13,15 +13,12 @@ import torch
 
 from syncagent import SyncKind, allow
 from syncagent.policy import Policy
-from syncagent.recording.recorder import Recorder
 from syncagent.rules.predicates import STAGED_BYTES
 from syncagent.rules.rule import Rule
 from syncagent.rules.table import RULES
 from syncagent.sensors import hooked_op
-from syncagent.sensors.base import Conditions
-from syncagent.sensors.kernels import KernelSensor
 from syncagent.settings import sources
-from syncagent.torchbridge.internals import look_up
+from tests.unit.tools import Kernels
 
 SHAPE, SCALAR, CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 H2D, D2H = SyncKind.COPY_H2D, SyncKind.COPY_D2H
@@ -97,24 +94,17 @@ WITHOUT_HOST_TIME = [replace(rule, host_us=0.0) for rule in RULES]
 
 @pytest.fixture
 def sensor(host):
-    """``sensor(rules)``: kernels by themselves, with a recorder but no agent; taken off at the end."""
+    """``sensor(rules)``: kernels by themselves; taken off at the end."""
     made = []
 
-    def make(rules=RULES, *, hot=False, detail="syncs"):
-        recorder = Recorder(sources.load({"detail": detail}, {}), look_up(simulated=True), lambda: 0)
-        conditions = Conditions(copies="all" if hot else "off")
-        made.append(KernelSensor(recorder, conditions, [host.rule(rule) for rule in rules], device_key="CPU"))
+    def make(rules=RULES, *, hot=False):
+        made.append(Kernels(map(host.rule, rules), copies="all" if hot else "off"))
         made[-1].start()
         return made[-1]
 
     yield make
     for sensor in made:
         sensor.stop()
-
-
-def seen(sensor):
-    """What a sensor left in this thread's buffer."""
-    return list(sensor._recorder.threads.current().buffer)
 
 
 # --- what is reported -------------------------------------------------------------------------------------------------
@@ -144,8 +134,7 @@ def test_a_copy_that_stays_on_the_device_is_passed_on_unasked(source):
         asked.append(args[1].device.type)
 
     rule = Rule("aten::copy_", proves, proves, "as in the table", keys=("Meta",), hot=True)
-    recorder = Recorder(sources.load({}, {}), look_up(simulated=True), lambda: 0)
-    sensor = KernelSensor(recorder, Conditions(copies="all"), [rule])
+    sensor = Kernels([rule], copies="all", device_key=None)
     sensor.start()
     try:
         torch.empty(3, device="meta").copy_(torch.empty(3, device=source))
@@ -209,7 +198,7 @@ def test_an_op_is_counted_once_when_it_calls_another_that_waits(sensor, monkeypa
     watching = sensor(WITHOUT_HOST_TIME)
     X[MASK]
     torch.nonzero(X)
-    indexed, plain = seen(watching)
+    indexed, plain = watching.seen()
     assert (indexed.context.op, plain.context.op) == ("aten::index", "aten::nonzero")
     assert indexed.stall_ns == plain.stall_ns == 1000
 
@@ -230,7 +219,7 @@ def test_the_ops_own_time_on_the_host_is_no_stall(sensor, monkeypatch):
     watching = sensor([replace(rule, host_us=20.0)])
     for _ in range(4):
         X.nonzero()
-    assert [event.stall_ns for event in seen(watching)] == [10_000, 0, 490_000, 89_980_000]
+    assert [event.stall_ns for event in watching.seen()] == [10_000, 0, 490_000, 89_980_000]
 
 
 def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatch):
@@ -239,7 +228,7 @@ def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatc
     monkeypatch.setattr(hooked_op, "_now", lambda: next(ticks))
     watching = sensor(WITHOUT_HOST_TIME)
     X[torch.tensor([True, True]), torch.tensor([True, False, True])]
-    [both] = seen(watching)
+    [both] = watching.seen()
     assert (both.context.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
 
 
@@ -285,8 +274,7 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 
 def test_ops_of_other_devices_pass_through(host):
     """The kernels are where calls for every backend pass; those for other backends are left alone."""
-    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    watching = KernelSensor(recorder, Conditions(copies="all"))  # watches CUDA, and there is none
+    watching = Kernels(copies="all", device_key=None)  # watches CUDA, and there is none
     watching.start()
     try:
         for call, _, _ in WAITS.values():
@@ -298,7 +286,7 @@ def test_ops_of_other_devices_pass_through(host):
             meta.sum().item()
     finally:
         watching.stop()
-    assert (seen(watching), recorder.faults.sentences) == ([], [])
+    assert (watching.seen(), watching.recorder.faults.sentences) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -314,16 +302,14 @@ def test_an_ops_own_error_comes_out_where_the_check_for_a_graph_capture_fails(ho
     def fails():
         raise OSError("no such capture")
 
-    internals = replace(look_up(simulated=True), capturing=fails)
-    recorder = Recorder(sources.load({"detail": "syncs"}, {}), internals, lambda: 0)
-    sensor = KernelSensor(recorder, Conditions(copies="off"), [host.rule(rule) for rule in RULES], device_key="CPU")
+    sensor = Kernels(map(host.rule, RULES), capturing=fails)
     sensor.start()
     try:
         with pytest.raises(RuntimeError, match=raised):
             op()
     finally:
         sensor.stop()
-    assert "the check for a graph capture" in " ".join(recorder.faults.sentences)
+    assert "the check for a graph capture" in " ".join(sensor.recorder.faults.sentences)
 
 
 # --- nothing else changes ---------------------------------------------------------------------------------------------
@@ -436,21 +422,21 @@ def test_a_fault_of_a_predicate_is_kept_for_the_report_and_never_reaches_the_pro
     watching = sensor([Rule("aten::nonzero", broken, broken, "")])
     assert X.nonzero().shape == (3, 2)
     X.nonzero()
-    assert watching._recorder.faults.sentences == ["the rule of aten::nonzero failed: KeyError: 'surprise'"]
-    assert seen(watching) == []
+    assert watching.recorder.faults.sentences == ["the rule of aten::nonzero failed: KeyError: 'surprise'"]
+    assert watching.seen() == []
 
 
 def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch):
     """Before the wait as after it; the sync is counted without attribution, which is switched off after a while."""
     watching = sensor()
     tries = []
-    monkeypatch.setattr(watching._recorder.locator.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
+    monkeypatch.setattr(watching.recorder.locator.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
     for _ in range(50):
         assert X.nonzero().shape == (3, 2)
-    left = {(entry.context.op, entry.kind, entry.context.where.user) for entry in seen(watching)}
+    left = {(entry.context.op, entry.kind, entry.context.where.user) for entry in watching.seen()}
     assert left == {("aten::nonzero", SHAPE, None)}
-    assert (len(seen(watching)), len(tries)) == (50, 20)
-    assert watching._recorder.faults.sentences == [
+    assert (len(watching.seen()), len(tries)) == (50, 20)
+    assert watching.recorder.faults.sentences == [
         "attribution failed for a sync: ZeroDivisionError: division by zero",
         "attribution failed and is off: ZeroDivisionError: division by zero",
     ]
@@ -461,7 +447,7 @@ def test_an_op_that_torch_does_not_have_is_reported_and_the_others_are_hooked(se
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
     X.nonzero()
-    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.context.op for entry in watching.seen()] == ["aten::nonzero"]
     _, lost = watching.cannot_see.split("; ")
     assert lost.startswith("aten::no_such_op is not hooked: ")
     assert "\n" not in lost
@@ -479,7 +465,7 @@ def test_stop_gives_every_op_its_own_kernel_back(sensor):
         assert not watching.live
         X.nonzero()
         X.clone().copy_(X)
-        assert len(seen(watching)) == 1
+        assert len(watching.seen()) == 1
 
 
 def test_two_agents_one_after_the_other_each_see_their_own(cpu_agent):
@@ -501,7 +487,7 @@ def test_hot_ops_are_watched_only_while_they_are_armed(sensor, host):
     for change in (lambda: None, watching.arm_hot, watching.arm_hot, watching.disarm_hot, watching.disarm_hot):
         change()
         there.copy_(here)
-        counts.append((watching.hot_armed, len(seen(watching))))
+        counts.append((watching.hot_armed, len(watching.seen())))
     assert counts == [(False, 0), (True, 1), (True, 2), (False, 2), (False, 2)]
 
 
@@ -518,22 +504,22 @@ def test_a_wait_inside_an_op_that_is_only_added_up_is_part_of_it(sensor):
     [nonzero] = [rule for rule in RULES if rule.op == "aten::nonzero"]
     [index] = [rule for rule in RULES if rule.op == "aten::index.Tensor"]
     watching = sensor([replace(index, proves=index.waits), nonzero])
-    watching._recorder.policy = Policy(sources.load({}, {}), watching._recorder.locator, lambda: 0)
+    watching.recorder.policy = Policy(sources.load({}, {}), watching.recorder.locator, lambda: 0)
     with allow("wanted"):
         for _ in range(120):
             assert X[MASK].shape == (3,)
             X[ROW]  # an op that need not wait forgets what the one before was about
-    state = watching._recorder.threads.current()
+    state = watching.recorder.threads.current()
     [tally] = state.tallies.values()
-    assert (len(seen(watching)), tally.count) == (100, 20)
-    assert watching._recorder.faults.sentences == []
+    assert (len(watching.seen()), tally.count) == (100, 20)
+    assert watching.recorder.faults.sentences == []
 
 
 def test_a_torch_without_the_names_that_the_shorter_way_leans_on_is_watched_the_longer_way(sensor, monkeypatch):
     monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
     watching = sensor()
     assert (X[0, 2].item(), X.nonzero().shape) == (3.0, (3, 2))
-    assert [entry.context.op for entry in seen(watching)] == ["aten::_local_scalar_dense", "aten::nonzero"]
+    assert [entry.context.op for entry in watching.seen()] == ["aten::_local_scalar_dense", "aten::nonzero"]
     assert "is not hooked" not in watching.cannot_see
 
 
@@ -558,12 +544,12 @@ def test_an_interrupt_before_a_wait_leaves_nothing_behind(sensor, monkeypatch):
     """Ctrl-C comes out where it came; the next sync is the program's own again and not one inside of another."""
     watching = sensor()
     with monkeypatch.context() as patch:
-        patch.setattr(watching._recorder.locator.sites, "walk", Interrupts())
+        patch.setattr(watching.recorder.locator.sites, "walk", Interrupts())
         with pytest.raises(KeyboardInterrupt):
             X.nonzero()
-    assert watching._recorder.threads.current().op is None
+    assert watching.recorder.threads.current().op is None
     assert X.nonzero().shape == (3, 2)
-    assert [entry.context.op for entry in seen(watching)] == ["aten::nonzero"]
+    assert [entry.context.op for entry in watching.seen()] == ["aten::nonzero"]
 
 
 class Interrupts:

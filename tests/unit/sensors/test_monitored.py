@@ -7,11 +7,9 @@ import sys
 import pytest
 
 from syncagent import HostSyncError
-from syncagent.recording.recorder import Recorder
 from syncagent.sensors import monitored
 from syncagent.sensors.base import Conditions
-from syncagent.settings import sources
-from syncagent.torchbridge.internals import look_up
+from tests.unit.tools import new_recorder, waiting
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
 TARGETS = {list.__dict__["sort"]: "list.sort"}
@@ -27,26 +25,30 @@ def sort_bound():
 
 
 @pytest.fixture
-def sensor(monkeypatch):
+def recorder():
+    return new_recorder()
+
+
+@pytest.fixture
+def sensor(monkeypatch, recorder):
     monkeypatch.setattr(monitored, "_NAME", "sort")
-    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
     made = monitored.MonitoredSensor(recorder, Conditions())
     yield made
     made.stop()
 
 
-def seen(sensor):
-    return [(o.context.op, o.context.where.user[0].co_name) for s in sensor._recorder.threads.all for o in s.buffer]
+def seen(recorder):
+    return [(o.context.op, o.context.where.user[0].co_name) for o in waiting(recorder)]
 
 
-def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor):
+def test_a_call_is_seen_at_its_line_by_method_and_bound(sensor, recorder):
     sensor.start(TARGETS)
     sort_some()
     sort_bound()
-    assert seen(sensor) == [("list.sort", "sort_some"), ("list.sort", "sort_bound")]
+    assert seen(recorder) == [("list.sort", "sort_some"), ("list.sort", "sort_bound")]
 
 
-def test_a_second_watch_sees_code_that_the_first_has_looked_at(sensor):
+def test_a_second_watch_sees_code_that_the_first_has_looked_at(sensor, recorder):
     """What the interpreter was told not to ask again about is asked again."""
     sensor.start(TARGETS)
     sort_some()
@@ -54,13 +56,13 @@ def test_a_second_watch_sees_code_that_the_first_has_looked_at(sensor):
     sort_some()
     sensor.start(TARGETS)
     sort_some()
-    assert seen(sensor) == [("list.sort", "sort_some")] * 2
+    assert seen(recorder) == [("list.sort", "sort_some")] * 2
 
 
 def test_its_end_leaves_nothing_on(sensor):
     sensor.start(TARGETS)
     sort_some()
-    tool = sensor._tool
+    [tool] = [number for number in range(6) if sys.monitoring.get_tool(number) == "syncagent"]
     sensor.stop()
     assert sys.monitoring.get_tool(tool) is None
     sys.monitoring.use_tool_id(tool, "looking")
@@ -70,7 +72,7 @@ def test_its_end_leaves_nothing_on(sensor):
         sys.monitoring.free_tool_id(tool)
 
 
-def test_the_policy_is_asked_before_the_call(sensor):
+def test_the_policy_is_asked_before_the_call(sensor, recorder):
     """What it raises comes out at the caller, and the call has not been made."""
 
     class Forbidding:
@@ -80,7 +82,7 @@ def test_the_policy_is_asked_before_the_call(sensor):
         def judge(self, *_):
             raise HostSyncError("forbidden")
 
-    sensor._recorder.policy = Forbidding()
+    recorder.policy = Forbidding()
     sensor.start(TARGETS)
     values = [2, 1]
     with pytest.raises(HostSyncError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +15,19 @@ from syncagent.simulate.requirements import ON_INSTANCES, OPTIONAL, REQUIRED
 SOURCES = sorted(Path(simulate.__file__).parent.glob("*.py"))
 
 
-def run(program, **settings):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, **settings)
+@pytest.fixture
+def run(forked, tmp_path):
+    """``run(program)``: in a process that has loaded torch, and not installed the device."""
+
+    def written(program):
+        (tmp_path / "program.py").write_text(program)
+        return forked("program.py")
+
+    return written
 
 
-def test_importing_the_package_does_not_import_torch():
-    done = run("import syncagent.simulate, sys; print('torch' in sys.modules, syncagent.simulate.installed())")
+def test_importing_the_package_does_not_import_torch(python):
+    done = python("-c", "import syncagent.simulate, sys; print('torch' in sys.modules, syncagent.simulate.installed())")
     assert done.stdout == "False False\n", done.stderr
 
 
@@ -69,7 +74,7 @@ def test_every_private_attribute_of_torchs_objects_is_listed():
     assert {"_schema", "_backend_fns", "_untyped_storage"} <= set().union(*(read for read, _ in found))
 
 
-def test_a_program_that_ends_with_work_in_the_queue_ends_well():
+def test_a_program_that_ends_with_work_in_the_queue_ends_well(run):
     done = run(
         "from syncagent import simulate; simulate.install()\n"
         "import torch\n"
@@ -80,7 +85,7 @@ def test_a_program_that_ends_with_work_in_the_queue_ends_well():
     assert (done.returncode, done.stdout, done.stderr) == (0, "last line\n", "")
 
 
-def test_a_program_that_ends_by_an_exception_keeps_its_traceback():
+def test_a_program_that_ends_by_an_exception_keeps_its_traceback(run):
     done = run(
         "from syncagent import simulate; simulate.install()\n"
         "import torch\n"
@@ -91,7 +96,7 @@ def test_a_program_that_ends_by_an_exception_keeps_its_traceback():
     assert "same device" in done.stderr.splitlines()[-1]
 
 
-def test_a_child_forked_before_the_device_was_used_may_use_it():
+def test_a_child_forked_before_the_device_was_used_may_use_it(run):
     done = run(
         "from syncagent import simulate; simulate.install()\n"
         "import os, torch\n"
@@ -103,16 +108,17 @@ def test_a_child_forked_before_the_device_was_used_may_use_it():
     assert done.stdout == "2.0\n2.0\n", done.stderr
 
 
-def test_installing_is_silent_even_where_warnings_are_errors():
-    done = run(
+def test_installing_is_silent_even_where_warnings_are_errors(python):
+    done = python(
+        "-c",
         "import warnings; warnings.simplefilter('error')\n"
         "import torch\n"
         "from syncagent import simulate; simulate.install()\n"
-        "print(torch.ones(2, device='cuda'))\n"
+        "print(torch.ones(2, device='cuda'))\n",
     )
     assert (done.stdout, done.stderr) == ("tensor([1., 1.], device='cuda:0')\n", "")
 
 
-def test_a_number_of_devices_below_one_is_refused():
+def test_a_number_of_devices_below_one_is_refused(run):
     done = run("from syncagent import simulate\nsimulate.install(devices=0)")
     assert "SimulationError: devices=0: at least one" in done.stderr

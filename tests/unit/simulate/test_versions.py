@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from syncagent import simulate
@@ -72,11 +70,9 @@ for names in json.load(sys.stdin):
 """
 
 
-def without(*cases):
+def without(python, *cases):
     """What comes of the device in a torch that lacks these names, one case after the other."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(cases), capture_output=True, text=True, check=False
-    )
+    done = python("-c", PROGRAM, given=json.dumps(cases))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -94,7 +90,7 @@ def ops_with_a_handler():
     return {name for runs in re.findall(r"\b_runs\(([^()]*)\)", special) for name in re.findall(r"\baten\.(\w+)", runs)}
 
 
-def test_a_missing_name_disables_only_what_needs_it_and_is_reported():
+def test_a_missing_name_disables_only_what_needs_it_and_is_reported(python):
     """The device starts without any of those that are optional, the ops that it treats specially, and functions.
 
     Only without what it cannot do without there is none, and the error names it.
@@ -104,7 +100,7 @@ def test_a_missing_name_disables_only_what_needs_it_and_is_reported():
     functions = ["range", "nested.as_nested_tensor", "cuda.memory_cached", "fft.rfftfreq"]
     optional = {path: lost for path, lost in OPTIONAL.items() if path not in TORCHS_OWN}
     *started, whole, refused = without(
-        list(optional), [f"aten::{name}" for name in ops], functions, [], ["nn.Module._apply"]
+        python, list(optional), [f"aten::{name}" for name in ops], functions, [], ["nn.Module._apply"]
     )
     for said in (*started, whole):
         assert said.get("gradient") == [2.0, 2.0, 2.0], said

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 SCRIPT = """\
 import random, sys
 random.seed(0)
@@ -18,14 +15,14 @@ print(random.random() == random.Random(0).random())
 print([name for name in sys.modules if name.partition(".")[0] in ("structlog", "rich")])
 import structlog
 print(structlog.dev.rich is not None)
-from syncagent.support.private_structlog import structlog as load
+from syncagent.support.log import private_structlog as load
 print(load() is structlog)
 """
 
 
-def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another():
+def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another(python):
     """rich, which structlog loads where it can, draws one; the program's structlog has rich as usual."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    done = python("-c", SCRIPT)
     assert done.stdout.splitlines() == ["True", "[]", "True", "False"]
     assert "said value=1" in done.stderr
     assert "ZeroDivisionError" in done.stderr
@@ -34,18 +31,18 @@ def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another
 def test_a_structlog_that_the_program_has_loaded_is_taken():
     import structlog
 
-    from syncagent.support import private_structlog
+    from syncagent.support.log import private_structlog
 
-    private_structlog.structlog.cache_clear()
+    private_structlog.cache_clear()
     try:
-        assert private_structlog.structlog() is structlog
+        assert private_structlog() is structlog
     finally:
-        private_structlog.structlog.cache_clear()
+        private_structlog.cache_clear()
 
 
 BESIDE_IMPORTS = """\
 import sys, threading, types
-from syncagent.support.private_structlog import structlog as load
+from syncagent.support.log import private_structlog as load
 
 def import_and_forget():
     n = 0
@@ -71,7 +68,7 @@ print("structlog" in sys.modules)
 """
 
 
-def test_other_threads_may_import_while_it_is_loaded():
+def test_other_threads_may_import_while_it_is_loaded(python):
     """As at the end of a script: the main thread loads the report while the agent's logs its first line."""
-    done = subprocess.run([sys.executable, "-c", BESIDE_IMPORTS], capture_output=True, text=True, check=False)
+    done = python("-c", BESIDE_IMPORTS)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 PROGRAM = """
 import atexit, sys
 print("before", end="")
@@ -17,19 +14,13 @@ finally:
 """
 
 
-def _end(first: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(first=first)], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def test_refusal_ends_the_process_with_2_and_one_sentence_whatever_the_program_catches() -> None:
-    ended = _end()
+def test_refusal_ends_the_process_with_2_and_one_sentence_whatever_the_program_catches(python):
+    ended = python("-c", PROGRAM.format(first=""))
     assert ended.returncode == 2
     assert ended.stdout == "before"
     assert ended.stderr == "syncagent: the baseline is not there. The process ends here, with exit code 2.\n"
 
 
-def test_refusal_needs_no_stderr() -> None:
+def test_refusal_needs_no_stderr(python):
     for first in ("sys.stderr.close()", "sys.stderr = None", "sys.stdout = sys.stderr = None"):
-        assert _end(first).returncode == 2, first
+        assert python("-c", PROGRAM.format(first=first)).returncode == 2, first

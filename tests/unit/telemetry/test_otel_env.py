@@ -65,9 +65,9 @@ def test_a_malformed_value_of_the_exporter_is_named(variable, value):
 
 @pytest.mark.parametrize("value", ["soon", "0"])
 def test_batches_of_log_records_have_variables_of_their_own(value):
-    otel_env.check_logs(ENDPOINT | {"OTEL_BSP_SCHEDULE_DELAY": value})
+    otel_env.check(ENDPOINT | {"OTEL_BSP_SCHEDULE_DELAY": value}, otel_env.LOGS)
     with pytest.raises(ConfigError, match=f"^OTEL_BLRP_SCHEDULE_DELAY='{value}' is not allowed"):
-        otel_env.check_logs(ENDPOINT | {"OTEL_BLRP_SCHEDULE_DELAY": value})
+        otel_env.check(ENDPOINT | {"OTEL_BLRP_SCHEDULE_DELAY": value}, otel_env.LOGS)
 
 
 def test_the_exporters_variables_do_not_matter_without_it():

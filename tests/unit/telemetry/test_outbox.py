@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.sdk._shared_internal import DuplicateFilter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 from syncagent.telemetry.responses import CollectorResponses
@@ -37,8 +36,8 @@ class Collector(SpanExporter):
 
 def outbox_to(collector, **options):
     told = []
-    outbox = Outbox(lambda: collector, on_trouble=told.append, **options)
-    provider = AgentTracerProvider(Resource({}), outbox, ALWAYS_ON)
+    options = {"responses": CollectorResponses(), **options}
+    provider = AgentTracerProvider(Resource({}), Outbox(lambda: collector, on_trouble=told.append, **options))
     tracer = provider.get_tracer("test")
 
     def end(*names):
@@ -85,6 +84,16 @@ def test_a_full_batch_goes_at_once_and_flush_sends_the_rest():
     assert provider.force_flush(FOREVER_MS)
     assert [name for batch in collector.batches for name in batch] == ["a", "b", "c"]
     assert max(map(len, collector.batches)) == 2
+    provider.close()
+
+
+def test_a_full_queue_is_a_full_batch():
+    sent = threading.Event()
+    provider, end, _ = outbox_to(
+        Collector(lambda: (sent.set(), SpanExportResult.SUCCESS)[1]), max_queue=2, delay_s=3600
+    )
+    end("a", "b")
+    assert sent.wait(30)
     provider.close()
 
 
@@ -194,9 +203,14 @@ def test_a_forked_child_has_an_outbox_of_its_own():
 class Throttling(CollectorResponses):
     """Responses of a collector that wants no requests until the test says otherwise."""
 
-    left = 0.0
+    def __init__(self):
+        super().__init__()
+        self.left = 0.0
+        self.asked = threading.Semaphore(0)
 
     def retry_after_s(self):
+        if self.left:
+            self.asked.release()
         return self.left
 
 
@@ -216,15 +230,10 @@ class TestLeftAlone:
         collector = Collector(answer)
         return collector, responses, *outbox_to(collector, responses=responses, delay_s=0.01, **options)
 
-    def until_refused(self, collector, provider):
-        ending = time.monotonic() + 30
-        while not (collector.batches and not provider._outbox._sending) and time.monotonic() < ending:
-            time.sleep(0.01)
-
     def test_what_it_refused_is_sent_again_before_what_came_later(self):
         collector, responses, provider, end, told = self.refusing()
         end("a", "b")
-        self.until_refused(collector, provider)
+        assert all(responses.asked.acquire(timeout=30) for _ in range(2))  # to take it back, and for the next batch
         end("c")
         assert provider.force_flush(200) is False
         responses.left = 0.0

@@ -27,6 +27,7 @@ from syncagent.errors import ConfigError
 from syncagent.events import CallSite
 from syncagent.telemetry.metrics import MetricSink
 from syncagent.telemetry.prometheus import Address, ScrapeEndpoint, build_endpoint, families
+from tests import processes
 
 pytest.importorskip("prometheus_client")
 
@@ -203,9 +204,7 @@ class TestAddress:
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return processes.free_port()
 
 
 @pytest.fixture

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk import trace as sdk_trace
+from opentelemetry.sdk.resources import Resource
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
-from syncagent.telemetry import provider as providers
+from syncagent.telemetry import outbox
 from syncagent.telemetry.attributes import TEXT_MAX
 from syncagent.telemetry.provider import build_provider, build_resource
 from syncagent.telemetry.spans import SpanSink
+from tests.processes import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -96,18 +96,15 @@ print(*(found[name] for name in ("service.name", "host.name", "host.rack", "sync
 
 
 @pytest.mark.parametrize(("service", "expected"), [("", "found"), ("said", "said")])
-def test_a_resource_detector_knows_better_than_the_agent(tmp_path, service, expected):
+def test_a_resource_detector_knows_better_than_the_agent(python, tmp_path, service, expected):
     about = tmp_path / "rack-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: rack\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[opentelemetry_resource_detector]\nrack = rack:Detector\n")
     (tmp_path / "rack.py").write_text(DETECTOR)
     own = {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "rack", "OTEL_SERVICE_NAME": service}
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
-    done = subprocess.run(
-        [sys.executable, "-c", DETECT],
-        env=os.environ | own | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = python("-c", DETECT, PYTHONPATH=path, **own)
     assert done.stdout == f"{expected} node7 3 3\n"
 
 
@@ -190,13 +187,20 @@ def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, t
 def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "250")
-    outbox = build()[0]._outbox
-    assert (outbox._max_queue, outbox._max_batch, outbox._delay_s) == (10, 10, 0.25)
+    asked_for, real = {}, outbox.Outbox
+
+    def noted(*words, **options):
+        asked_for.update(options)
+        return real(*words, **options)
+
+    monkeypatch.setattr(outbox, "Outbox", noted)
+    build()
+    assert (asked_for["max_queue"], asked_for["max_batch"], asked_for["delay_s"]) == (10, 512, 0.25)
 
 
-def test_a_command_line_that_a_detector_found_has_no_secrets():
+def test_a_command_line_that_a_detector_found_has_no_secrets(monkeypatch):
     """The SDK's detector of the process gives it as a list, as a text, or not at all, by its version."""
-    found = providers._without_secrets(
+    detected = Resource(
         {
             "process.command_args": ("train.py", "--api-key", "s3cr3t"),
             "process.command_line": "python train.py --api-key=s3cr3t --lr 1",
@@ -204,6 +208,9 @@ def test_a_command_line_that_a_detector_found_has_no_secrets():
             "service.name": "a key=b",
         }
     )
+    monkeypatch.setattr(Resource, "create", lambda: detected)
+    found = dict(build_resource({}).attributes)
+    assert found.pop("host.name") == socket.gethostname()
     assert found == {
         "process.command_args": ("train.py", "--api-key", "[redacted]"),
         "process.command_line": "python train.py --api-key=[redacted] --lr 1",

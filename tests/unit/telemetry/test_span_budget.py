@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 
 from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
@@ -86,7 +87,8 @@ def test_each_line_has_one_span_in_a_step_that_is_picked():
     budget = SpanBudget(first=0, draw=lambda step: step % 2)
     for n in range(4):
         budget.allows_step(StepRecord(n, n * S // 2, (n + 1) * S // 2))
+    for stall in range(MOST):  # nothing is left for the slowest
+        assert budget.allows(replace(sync(50, stall_ns=1000 + stall, line=-1), step=1))
     for line in (*range(LINES + 5), *range(LINES)):
-        budget.allows(sync(50, stall_ns=1000 + line, line=line))  # step 0
-        budget._given = MOST  # nothing is left for the slowest
+        budget.allows(sync(50, stall_ns=2000 + line, line=line))  # step 0
     assert budget.withheld == 5 + LINES

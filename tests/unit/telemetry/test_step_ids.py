@@ -64,7 +64,6 @@ def test_the_job_may_be_known_later_than_the_first_step(monkeypatch):
     monkeypatch.setattr("syncagent.telemetry.step_ids._FRESH_S", 0.0)
     made.trace_id(0)
     now["key"] = "job"
-    made._due = 0.0
     assert made.trace_id(1) == ids("job").trace_id(1)
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from syncagent.recording.recorder import Recorder
 from syncagent.rules.table import RULES
-from syncagent.sensors.base import Conditions
-from syncagent.sensors.kernels import KernelSensor
-from syncagent.settings import sources
-from syncagent.torchbridge.internals import look_up
 from syncagent.torchbridge.switch import Switch, compile_in_use
-from tests.unit.tools import on_thread
+from tests.unit.tools import Kernels, on_thread
 
 X = torch.ones(3)
 
@@ -20,9 +15,7 @@ X = torch.ones(3)
 @pytest.fixture
 def watching(cpu_device, host):
     """A sensor of copies alone, which is not armed yet."""
-    recorder = Recorder(sources.load({"detail": "syncs"}, {}), look_up(simulated=True), lambda: 0)
-    rules = [host.rule(rule) for rule in RULES if rule.hot]
-    sensor = KernelSensor(recorder, Conditions(), rules, device_key="CPU")
+    sensor = Kernels([host.rule(rule) for rule in RULES if rule.hot])
     sensor.start()
     yield sensor
     sensor.disarm_hot()
@@ -33,7 +26,7 @@ def copies(sensor, host, times=1):
     """Copy from the host that often; return how many copies were seen in all threads so far."""
     for _ in range(times):
         X.clone().copy_(host(torch.zeros(3)))
-    return sum(len(state.buffer) for state in sensor._recorder.threads.all)
+    return len(sensor.seen())
 
 
 def test_copies_are_seen_while_it_is_on(watching, host):
@@ -80,7 +73,7 @@ def test_a_fake_tensors_copy_is_no_copy(watching):
     watching.arm_hot()
     with FakeTensorMode():
         assert torch.ones(3).copy_(torch.zeros(3)).shape == (3,)
-    assert [len(state.buffer) for state in watching._recorder.threads.all] in ([], [0])
+    assert watching.seen() == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
-SLEEP_S = 0.05
-"""How long the stream is kept busy; a call that takes most of that has waited for it."""
-SLOW_S = 0.04
-FAST_S = 0.02
+SLEEP_S = 0.2
+"""How long the stream is kept busy: what happens meanwhile takes a fraction of that, also on a busy machine."""
 
 
 class Observed:
@@ -35,23 +31,26 @@ class Observed:
         return [op for op, _ in self.waits]
 
 
-def seconds_behind_a_sleep(call):
-    """Host time of a call while the stream is busy for SLEEP_S."""
-    torch.cuda.synchronize()
-    torch.cuda._sleep(int(SLEEP_S * 1.5e9))
-    start = time.perf_counter()
-    call()
-    spent = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return spent
+def asleep(seconds=SLEEP_S):
+    """Keep the current stream busy for that long; ``asleep().query()``: is it over?"""
+    torch.cuda._sleep(int(seconds * 1.5e9))
+    over = torch.cuda.Event()
+    over.record()
+    return over
 
 
 def waits_behind_a_sleep(call, expected):
-    """Whether a call waits for the stream; on a busy machine a fast call is given five chances to be fast."""
+    """Whether a call returns after what the stream was busy with before.
+
+    On a busy machine a call that does not wait may take long as well: it is given ever more time.
+    """
     call()  # the first call of an op pays for its shape
-    for _ in range(5):
-        spent = seconds_behind_a_sleep(call)
-        waited = spent >= SLOW_S
+    for seconds in (0.03, 0.06, 0.12, 0.25, 0.5):
+        torch.cuda.synchronize()
+        over = asleep(seconds)
+        call()
+        waited = over.query()
+        torch.cuda.synchronize()
         if waited == expected:
-            return waited
+            break
     return waited

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from harness import asleep
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -50,7 +51,7 @@ def test_pinned_memory_is_known_by_its_storage():
 
 def test_a_queued_copy_does_not_see_what_the_host_writes_later_into_pageable_memory():
     host = torch.ones(8)
-    torch.cuda._sleep(int(0.02 * 1.5e9))
+    asleep()
     copy = host.to("cuda", non_blocking=True)
     host.zero_()
     assert copy.tolist() == [1.0] * 8
@@ -58,7 +59,7 @@ def test_a_queued_copy_does_not_see_what_the_host_writes_later_into_pageable_mem
 
 def test_a_queued_copy_from_pinned_memory_does_see_it():
     host = torch.ones(8).pin_memory()
-    torch.cuda._sleep(int(0.02 * 1.5e9))
+    asleep()
     copy = host.to("cuda", non_blocking=True)
     host.zero_()
     assert copy.tolist() == [0.0] * 8
@@ -107,7 +108,7 @@ def test_a_forked_child_cannot_use_its_parents_tensors():
 
 
 def test_a_forked_child_may_use_the_cpu():
-    torch.cuda._sleep(int(0.05 * 1.5e9))
+    asleep()
     assert in_child(lambda: (torch.manual_seed(0), torch.ones(2).sum().item())[1]) == "returned 2.0"
     torch.cuda.synchronize()
 

@@ -10,7 +10,6 @@ import pickle
 import sys
 import threading
 import types
-import weakref
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ import syncagent
 from syncagent import simulate
 from syncagent.simulate import installation
 from syncagent.simulate.engine import Engine
+from syncagent.simulate.memory import Box
 from syncagent.simulate.tensor import SimulatedTensor
 
 WORDS = ("cuda:", "syncagent")
@@ -134,15 +134,20 @@ def saved_and_loaded(value):
     return torch.load(file)
 
 
+def boxes_of(nbytes):
+    """How many allocations of that size there are."""
+    return sum(type(found) is Box and found.nbytes == nbytes for found in gc.get_objects())
+
+
 def test_memory_on_the_device_is_freed_after_it():
     with syncagent.watch(simulate=True):
-        made = torch.ones(1000, device="cuda")
-        box = weakref.ref(made._sim.box)
+        made = torch.ones(1_000_003, device="cuda")
         made.sum().item()
-    assert made.sum().item() == 1000
+    assert made.sum().item() == 1_000_003
+    assert boxes_of(1_000_003 * 4) == 1
     del made
     gc.collect()
-    assert box() is None
+    assert boxes_of(1_000_003 * 4) == 0
 
 
 def test_a_thread_that_computes_with_what_is_left_ends_when_it_has_nothing_to_do():

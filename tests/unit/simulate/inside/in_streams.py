@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
-from harness import FAST_S, SLEEP_S, SLOW_S
+from harness import SLEEP_S, asleep
 
 from syncagent import simulate
 
-CYCLES = int(SLEEP_S * 1.5e9)
-
-
-def seconds(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
 
 def test_work_is_queued_and_a_synchronize_waits_for_it():
-    assert seconds(lambda: torch.cuda._sleep(CYCLES)) < FAST_S
-    assert seconds(torch.cuda.synchronize) > SLOW_S
+    over = asleep()
+    assert not over.query()
+    torch.cuda.synchronize()
+    assert over.query()
 
 
 def test_streams_run_beside_each_other():
     other = torch.cuda.Stream()
     assert (torch.ones(3, device="cuda") + 1).sum().item() == 6  # the first call of an op pays for its shape
-    torch.cuda._sleep(CYCLES)
+    over = asleep()
     with torch.cuda.stream(other):
         assert torch.cuda.current_stream() == other
         done = torch.ones(3, device="cuda") + 1
-    assert seconds(other.synchronize) < FAST_S
+    other.synchronize()
     assert other.query()
+    assert not over.query()
     assert not torch.cuda.current_stream().query()
     torch.cuda.synchronize()
     assert done.tolist() == [2.0] * 3
@@ -42,13 +36,14 @@ def test_streams_run_beside_each_other():
 def test_a_stream_waits_for_another_without_the_host():
     other = torch.cuda.Stream()
     x = torch.zeros(1, device="cuda")
-    torch.cuda._sleep(CYCLES)
+    over = asleep()
     x.add_(1)
     other.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(other):
         y = x * 2
     assert not other.query()
-    assert seconds(other.synchronize) > SLOW_S
+    other.synchronize()
+    assert over.query()
     torch.cuda.current_stream().wait_stream(other)
     assert y.item() == 2.0
 
@@ -56,16 +51,16 @@ def test_a_stream_waits_for_another_without_the_host():
 def test_events_mark_time_and_order():
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    torch.cuda._sleep(CYCLES)
+    asleep()
     end.record()
     assert not end.query()
     other = torch.cuda.Stream()
     other.wait_event(end)
     with pytest.raises(RuntimeError, match=r"completed"):
         start.elapsed_time(end)
-    assert seconds(end.synchronize) > SLOW_S
-    assert SLOW_S * 1e3 < start.elapsed_time(end) < 1e3
+    end.synchronize()
     assert end.query()
+    assert 0.9 * SLEEP_S * 1e3 < start.elapsed_time(end) < 60e3
     other.synchronize()
     with pytest.raises(ValueError, match=r"enable_timing"):
         torch.cuda.Event().elapsed_time(torch.cuda.Event())
@@ -86,7 +81,7 @@ def test_a_prefetching_loop_is_no_race():
 def test_a_race_is_warned_of_and_the_numbers_are_in_program_order():
     side, x = torch.cuda.Stream(), torch.ones(2, device="cuda")
     torch.cuda.synchronize()
-    torch.cuda._sleep(CYCLES)
+    asleep()
     x.mul_(3)
     with torch.cuda.stream(side), pytest.warns(simulate.SimulationWarning, match=r"race"):
         y = torch.special.i0e(x) * 0 + x
@@ -98,7 +93,7 @@ def test_backward_orders_itself_after_the_forwards_stream():
     side, w = torch.cuda.Stream(), torch.ones(2, device="cuda", requires_grad=True)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(CYCLES)
+        asleep()
         loss = (w * w).sum()
     loss.backward()
     torch.cuda.synchronize()
@@ -118,9 +113,11 @@ def test_backward_returns_before_the_work_is_done():
     w = torch.rand(8, device="cuda", requires_grad=True)
     (w * w).sum().backward()
     torch.cuda.synchronize()
-    torch.cuda._sleep(CYCLES)
-    assert seconds(lambda: (w * w).sum().backward()) < SLOW_S
-    assert seconds(torch.cuda.synchronize) > SLOW_S / 2
+    over = asleep()
+    (w * w).sum().backward()
+    assert not over.query()
+    torch.cuda.synchronize()
+    assert over.query()
 
 
 def test_a_mask_in_the_backward_pass_waits_and_is_reported(observed):
@@ -129,10 +126,11 @@ def test_a_mask_in_the_backward_pass_waits_and_is_reported(observed):
     loss = w[w > 0.5].sum()
     torch.cuda.synchronize()
     observed.clear()
-    torch.cuda._sleep(CYCLES)
-    assert seconds(loss.backward) > SLOW_S
+    over = asleep()
+    loss.backward()
+    assert over.query()
     assert observed.waits == [("aten::index_put_", "dynamic_shape")]
-    assert observed.spans[0][1] > SLOW_S * 1e9
+    assert observed.spans[0][1] > SLEEP_S / 4 * 1e9
 
 
 def test_a_kernel_that_fails_is_reported_at_the_next_wait():
@@ -166,8 +164,10 @@ def test_wrong_shapes_are_refused_at_once():
 def test_the_launch_queue_is_bounded():
     x = torch.ones(1, device="cuda")
     torch.cuda.synchronize()
-    torch.cuda._sleep(CYCLES)
-    assert seconds(lambda: [x.add_(1) for _ in range(1500)]) > SLOW_S
+    over = asleep()
+    for _ in range(1500):
+        x.add_(1)
+    assert over.query()
     assert x.item() == 1501
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.telemetry.exporter_errors import REASON_MAX, explain_error
+from syncagent.telemetry.responses import REASON_MAX, explain_error
 
 # As said by the exporters of 1.45.2 to a port that speaks something else, or that is not there.
 SAID = {

@@ -152,7 +152,7 @@ _REFUSED = {
 def _refused(name: str, what: str) -> type:
     """A class that cannot be made: it takes the place of a class, or of a function."""
 
-    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - becomes cls.__init__
+    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - of the class below
         raise SimulationError(f"{what} not simulated")
 
     return type(name, (), {"__init__": __init__})

@@ -49,7 +49,7 @@ def _config_errors(what: str) -> Iterator[None]:
 
 @_config_errors("OpenTelemetry cannot be set up as its OTEL_*")
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
-    """Return a resource of what is known of the process and ``run_resource`` (``syncagent.rank`` and the like).
+    """Return a resource of what is known of the process and ``run_resource`` (such as ``syncagent.rank``).
 
     The resource detectors that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names take precedence, as do
     OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.  A malformed variable raises ConfigError.

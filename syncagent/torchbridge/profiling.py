@@ -37,7 +37,7 @@ def why_not() -> str | None:
 def _given_back() -> Iterator[None]:
     """Have Kineto let go of CUPTI when the capture ends, so that later steps are as fast as earlier ones.
 
-    The variable is left alone where somebody set it (torch does, where CUDA graphs of inductor are in use).
+    The variable is left alone where it is set already (torch does, where CUDA graphs of inductor are in use).
     """
     name = "TEARDOWN_CUPTI"
     mine = name not in os.environ

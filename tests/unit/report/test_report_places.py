@@ -90,7 +90,7 @@ def test_a_report_of_an_older_version_is_replaced(saved, tmp_path):
 
 
 def test_a_file_that_only_has_such_a_name_is_left_alone(saved, tmp_path):
-    """Somebody's own report of another run, and a file that is none."""
+    """The user's own report of another run, and a file that is no report."""
     os.rename(tmp_path / saved(run="kept", process="k"), tmp_path / "r.1.json")
     (tmp_path / "r.2.json").write_text("mine")
     assert [saved(process=process) for process in "ab"] == ["r.json", "r.3.json"]

@@ -250,7 +250,8 @@ class Recorder:
             tally = state.tallies.get(key)
             if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
                 # A region of another thread has begun or ended: what was summed so far keeps its own regions.
-                state.tallies[(*key, tally.last.regions)] = tally
+                before = (*key, tally.last.regions)  # in the brackets below mypy takes it for 3.11's syntax
+                state.tallies[before] = tally
                 tally = state.tallies.pop((*key, seen.regions), None)
                 if tally is not None:
                     state.tallies[key] = tally

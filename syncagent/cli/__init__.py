@@ -87,7 +87,7 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
         return _INTERRUPTED
     except Exception as error:  # Python's own exit code would be 1, which says that there is a finding
         kind = type(error).__name__
-        return _refuse(f"an error of syncagent's own, which is worth a report: {kind}: {error}", context)
+        return _refuse(f"an internal error of syncagent; please report it: {kind}: {error}", context)
     return outcome
 
 

@@ -30,7 +30,7 @@ _GIB = 1024**3
     "--step-ms",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="MS",
-    help="The time of a step without the profiler; host times are scaled to it.",
+    help="Step time without the profiler; host times are scaled to match it.",
 )
 @click.option(
     "--memory",
@@ -41,7 +41,7 @@ _GIB = 1024**3
     help="Memory limit; the unpacked trace may take a quarter of it.",
 )
 def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
-    """Replay a trace of torch.profiler without one, several and all of its syncs, and say what a step gains.
+    """Replay a torch.profiler trace without one, several and all of its syncs, and report the gain per step.
 
     The trace is Kineto's (.json or .json.gz, with CPU and CUDA activities). Functions are known if it was made with
     with_stack=True, and lines if their source is on this machine. Of a report made with SYNCAGENT_COST=1, the cost that

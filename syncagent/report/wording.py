@@ -1,4 +1,4 @@
-"""How durations, counts, places and costs are written for people."""
+"""Formats durations, counts, places and costs for people."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def duration(ms: float) -> str:
 
 
 def share(part: float) -> str:
-    """``12.3 %``; what is there but too little for a tenth of a percent is ``<0.1 %``."""
+    """``12.3 %``; what is less than a tenth of a percent, but not 0, is ``<0.1 %``."""
     if 0 < part < 0.0005:
         return "<0.1 %"
     return f"{part * 100:.1f} %"

@@ -176,9 +176,9 @@ class ProcessAgent(Agent):
         self.sensors.conclude()
 
     def after_fork_in_child(self) -> None:
-        """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
+        """Stop everything in a forked child: the records, and the thread that delivers them, are the parent's."""
         self._recorder.threads.forget()
-        self.remove_device = None  # the child is in the midst of what its parent began
+        self.remove_device = None  # the child is in the middle of what its parent began
         self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
@@ -232,7 +232,7 @@ class ProcessAgent(Agent):
         """Return the run with the verdict on its gate, if it has one, and all notes."""
         notes = [*self.shared_notes(self.settings), *self.sensors.notes]
         if self._recorder.set_up:
-            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
+            notes.append(f"left out: {self._recorder.set_up} waits of torch while it compiled, tuned or captured")
         if self._buffers.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
         return self._verdict.on(run, notes, lambda: self._gate_failures(dropped))

@@ -248,7 +248,7 @@ class _Run:
             Finalize(None, self.finish, exitpriority=100)
 
     def _forked(self) -> None:
-        """In a forked child: be silent, unless it turns out to use CUDA itself."""
+        """In a forked child: do nothing, unless it turns out to use CUDA itself."""
         self._agent = self._outputs = None
         torch = sys.modules.get("torch")
         if torch is not None and not torch.cuda.is_initialized():

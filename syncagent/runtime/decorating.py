@@ -1,4 +1,4 @@
-"""Runs a decorated function of any kind inside of something that is opened for each call and closed after it."""
+"""Runs a decorated function of any kind inside something that is opened for each call and closed after it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class ImportHook:
                 self._then()
 
         try:
-            spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+            spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]  # else: below
         except AttributeError:
             self._cannot(TypeError("torch's loader takes no attributes"))
         return spec

@@ -47,7 +47,7 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
             _log_differences(settings, _running.settings)
             return _running
         try:
-            import torch  # noqa: F401
+            import torch  # noqa: F401 - is it there?
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
         remove_device = _install_device(settings) if settings.simulate else None
@@ -157,7 +157,7 @@ def _forget_in_child() -> None:
         try:
             agent.after_fork_in_child()
         except Exception as error:
-            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))
+            log_once("fork", "the agent could not be switched off in a forked child", error=repr(error))
 
 
 if hasattr(os, "register_at_fork"):

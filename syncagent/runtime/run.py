@@ -28,7 +28,7 @@ _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 
 
 def no_run(policy: str) -> RunInfo:
-    """Describe a run of which nothing is known."""
+    """Describe a run that nothing is known about."""
     return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Shown", "send", "show"]
 
-_UNKNOWN = "what became of the last spans is not known"
+_UNKNOWN = "it is not known whether the last spans arrived"
 
 
 class Shown(NamedTuple):
-    """What the user has of the report before the last spans are sent."""
+    """What the user has seen of the report before the last spans are sent."""
 
     report: Report
     saved: str | None
@@ -106,7 +106,7 @@ def _where_spans_are(outputs: Outputs, *, is_interrupted: bool) -> tuple[str, st
     stats = provider.stats()
     exported = f"{stats['exported']:,}"
     if is_interrupted:
-        note = f"the sending of spans was interrupted: {exported} were sent"
+        note = f"sending spans was interrupted: {exported} were sent"
         return f"{target} ({exported} sent, the rest given up)", note
     lost, overwritten = stats["failed"] + stats["dropped"], provider.overwritten()
     where = f"{target} ({exported} sent"

@@ -68,13 +68,13 @@ class Outputs:
         return self.providers is None
 
     def attempt(self, part: str, build: Callable[[], T]) -> T | None:
-        """Build a part; where that fails it is left out and logged, and the run is watched all the same."""
+        """Build a part; where that fails it is left out and logged, and the run is still watched."""
         try:
             return build()
         except ConfigError as error:
             self.refused.setdefault(str(error), []).append(part)
         except Exception as error:
-            log_once(part, f"{part} could not be set up; the run is watched all the same", error=repr(error))
+            log_once(part, f"{part} could not be set up; the run is still watched", error=repr(error))
         return None
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ def build(settings: Settings, providers: Mapping[str, Any] | None = None) -> Out
         outputs.sinks += tuple(outputs.attempt(part, partial(sinks_for, outputs)) or ())
     for why, signals in outputs.refused.items():
         what = " or ".join(filter(None, (", ".join(signals[:-1]), signals[-1])))
-        get_logger().error(f"{why.rstrip('.')}. No {what} are sent; the run is watched all the same.")
+        get_logger().error(f"{why.rstrip('.')}. No {what} are sent; the run is still watched.")
     return outputs
 
 

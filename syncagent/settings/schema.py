@@ -46,11 +46,11 @@ class Settings:
     capitals after ``SYNCAGENT_``), a key of ``[tool.syncagent]`` and an option of ``syncagent run``.
     """
 
-    policy: PolicyName = _setting(  # noqa: RUF009 - a field
+    policy: PolicyName = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(PolicyName), "what happens at a sync that is not allowed", "observe"
     )
-    detail: Detail | None = _setting(  # noqa: RUF009 - a field
-        parsing.Choice(Detail), "wrap every op, or only what may block; by default ops under observe without cost"
+    detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(Detail), "wrap every op, or only those that may wait; by default ops under observe without cost"
     )
     report: str | None = _setting(parsing.report_path, "where the report is saved at exit")
     min_stall_ms: float = _setting(
@@ -74,7 +74,7 @@ class Settings:
     )
     max_stall_share: float | None = _setting(parsing.share, "share of the time that may be stall, over the window")
     stall_share_window: int = _setting(parsing.count(1), "number of steps in the window of max_stall_share", 20)
-    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - a field
+    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train", "training"
     )
     policy_file: str | None = _setting(
@@ -89,7 +89,7 @@ class Settings:
     user_code: tuple[str, ...] = _setting(
         parsing.names, "packages or paths that count as the user's code though they are installed", ()
     )
-    copies: Copies | None = _setting(  # noqa: RUF009 - a field
+    copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(Copies),
         "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
     )
@@ -101,7 +101,7 @@ class Settings:
     journal: str | None = _setting(parsing.path, "where spans go when no endpoint is set; off for nowhere")
     capture: str | None = _setting(
         parsing.path,
-        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+        "file that is updated each second, so that `syncagent report` can show a killed process; off for none",
     )
     file_mode: int = _setting(
         parsing.file_mode,

@@ -125,7 +125,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
         if not _warned:
             _warned = True
             warnings.warn(
-                "CUDA memory figures are not simulated: memory_allocated() and the like return 0",
+                "CUDA memory figures are not simulated: memory_allocated() and similar functions return 0",
                 SimulationWarning,
                 stacklevel=2,
             )
@@ -159,7 +159,7 @@ _REFUSED = {
 def _refused(name: str, what: str) -> type:
     """A class that cannot be made: it takes the place of a class, or of a function."""
 
-    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807
+    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - of the class below
         raise SimulationError(f"{what} not simulated")
 
     return type(name, (), {"__init__": __init__})

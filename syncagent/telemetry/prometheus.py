@@ -114,7 +114,7 @@ class ScrapeEndpoint(Sink):
                     self._address.host, self._address.port, make_wsgi_app(registry), "syncagent-prometheus"
                 )
             except (OSError, OverflowError) as error:
-                get_logger().error(f"{self._address} cannot be listened on: {error}. {_REMEDY}")
+                get_logger().error(f"{self._address} cannot be opened: {error}. {_REMEDY}")
                 return
         get_logger().info(f"metrics can be scraped at http://{self._address.shown}/metrics")
 
@@ -205,7 +205,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         what = (_buckets(point), point.sum) if isinstance(first.data, Histogram) else (point.value,)
         family.add_metric(values(point), *what)
         yield_gil()
-    return family  # type: ignore[no-any-return]
+    return family  # type: ignore[no-any-return]  # prometheus_client is untyped
 
 
 def _buckets(point: HistogramDataPoint) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a sync adds on the training thread at a given rate, with spans on and the collector well, slow or gone.
+"""What a sync adds on the training thread at a given rate, with spans on and the collector up, slow or down.
 
     python tests/benchmarks/latency.py --out FILE.json [--device cuda|cpu] [--budget 190] [--quick]
 

@@ -1,4 +1,4 @@
-"""What the agent holds in memory after ten million syncs at a thousand lines, and that it does not grow on and on.
+"""What the agent holds in memory after ten million syncs at a thousand lines, and that it stops growing.
 
     python tests/benchmarks/memory.py --out FILE.json [--device cpu|cuda] [--syncs 10000000] [--spans journal|off]
 
@@ -53,7 +53,7 @@ def sites(folder: str) -> list[Callable[[Any], object]]:
 
 
 def load(agent: Any, reads: Sequence[Callable[[Any], object]], tensor: Any, syncs: int) -> list[tuple[int, float]]:
-    """Make the syncs, round and round the lines; return memory by the number of syncs made."""
+    """Make the syncs, cycling through the lines; return memory by the number of syncs made."""
     state = agent._recorder.threads.current()
     samples: list[tuple[int, float]] = []
     every = max(syncs // _SAMPLES, 1)

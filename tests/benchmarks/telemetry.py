@@ -180,7 +180,7 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
 
 
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
-    """Spans of every sync, from records to the collector or the journal: none is rationed."""
+    """Spans of every sync, from records to the collector or the journal: without a span budget."""
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_provider, build_resource
     from syncagent.telemetry.span_budget import SpanBudget

@@ -101,7 +101,7 @@ def as_list(body):
     return body if isinstance(body, list) else [body]
 
 
-def test_a_name_that_is_missing_costs_what_needs_it_and_is_told_of(python):
+def test_a_missing_name_disables_only_what_needs_it_and_is_reported(python):
     """The device starts without any of those that are optional, the ops that it treats specially, and functions.
 
     Only without what it cannot do without there is none, and the error names it.

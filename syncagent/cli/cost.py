@@ -67,11 +67,7 @@ def _at_most(size: int, advice: str) -> Iterator[None]:
         with open("/proc/self/statm", encoding="ascii") as stream:
             taken = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         before = resource.getrlimit(resource.RLIMIT_AS)
-        limit = taken + size
-        if resource.RLIM_INFINITY not in before:
-            limit = min(limit, *before)
-        elif before[0] != resource.RLIM_INFINITY:
-            limit = min(limit, before[0])
+        limit = min([taken + size, *(bound for bound in before if bound != resource.RLIM_INFINITY)])
         resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     except (ImportError, OSError, ValueError):
         yield

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
 
 _SHOWN = 5
-_PACKAGES = ("site-packages", "dist-packages")
 
 
 def duration(ms: float) -> str:
@@ -67,19 +65,11 @@ def short_path(file: str, cwd: str = "") -> str:
 
     It is also the same on another machine, as long as the project's layout is.
     """
-    parts = PurePath(file).parts
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] in _PACKAGES:
-            return "/".join(parts[index + 1 :])
-    base = cwd or _folder()
+    inside = package_path(file)
+    if inside is not None:
+        return inside
+    base = cwd or working_folder()
     return file.removeprefix(base.rstrip("/") + "/") if base else file
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it is gone
-        return ""
 
 
 def place(file: str, line: int, cwd: str = "") -> str:

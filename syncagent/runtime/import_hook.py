@@ -32,8 +32,12 @@ class ImportHook:
         self._cannot = cannot
 
     def install(self) -> None:
-        """Ask this finder first from now on."""
-        sys.meta_path.insert(0, self)
+        """Ask this finder first from now on; where the module is there already, make both calls at once."""
+        if self._name in sys.modules:
+            self._before()
+            self._then()
+        else:
+            sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
         """Take it out again, unless it has removed itself."""

@@ -80,9 +80,6 @@ class SimulatedTensor(torch.Tensor):
         host = torch.empty(0) if data is None else torch.as_tensor(data, device="cpu")
         return host.to(devices.stand_ins[devices.current()]).requires_grad_(requires_grad)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None

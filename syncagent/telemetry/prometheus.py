@@ -143,10 +143,7 @@ class Address:
         self.port = int(environ.get(PORT, "").strip() or 9464) + self._local_rank
         # A name with two addresses would be listened on at one of them only, and which one differs by machine.
         self.host = "127.0.0.1" if self._said_host == "localhost" else self._said_host
-
-    @property
-    def shown(self) -> str:
-        return f"[{self._said_host}]:{self.port}" if ":" in self._said_host else f"{self._said_host}:{self.port}"
+        self.shown = f"[{self._said_host}]:{self.port}" if ":" in self._said_host else f"{self._said_host}:{self.port}"
 
     def __str__(self) -> str:
         own = f" (local rank {self._local_rank} of {PORT}={self.port - self._local_rank})" if self._local_rank else ""

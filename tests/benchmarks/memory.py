@@ -120,12 +120,12 @@ def main() -> int:
 def measure(
     options: argparse.Namespace, reads: Sequence[Callable[[Any], object]], tensor: Any, folder: str, bare_mb: float
 ) -> dict[str, Any]:
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     journal = str(Path(folder, "journal.jsonl")) if options.spans == "journal" else "off"
-    ends = session.begin(sources.load({"detail": "syncs", "journal": journal}, {}))
+    ends = build(sources.load({"detail": "syncs", "journal": journal}, {}))
     agent = begin(options.device, ends.sinks, by_hand=False, journal=journal)
     started_mb = rss_mb()
     began = time.perf_counter()

@@ -43,7 +43,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from syncagent.delivery import pipeline
-from syncagent.runtime import script as session
+from syncagent.runtime.sinks import build
 from syncagent.settings import sources
 from syncagent.telemetry.span_budget import SpanBudget
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
@@ -196,7 +196,7 @@ class Variants:
         def around() -> Iterator[ProcessAgent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
-            ends = session.begin(sources.load(chosen, {}))
+            ends = build(sources.load(chosen, {}))
             if ends.spans is not None:
                 ends.spans.budget = SpanBudget(first=0)  # as in a long run: the spans of its start are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)

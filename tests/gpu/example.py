@@ -82,7 +82,7 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
     """Return end-to-end time with and without the agent, alternating, with spans going to a journal."""
     from syncagent.runtime import process
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
 
     found: dict[str, list[float]] = {"bare": [], "ops": [], "syncs": []}
@@ -94,7 +94,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     found[detail].append(timed(step, steps, wait)[1])
                     continue
                 settings = sources.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
-                ends = session.begin(settings)
+                ends = build(settings)
                 watching = process.launch(settings, ends.sinks)
                 try:
                     for _ in range(_WARM if steps > _BURST else 1):

@@ -146,6 +146,10 @@ CASES["instrument on another thread"] = (
 )
 
 
+# The first of them pays for the processes of all.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """``done(name)``: how that case ended."""

@@ -114,6 +114,10 @@ CASES = {
 }  # fmt: skip
 
 
+# The first of them pays for the processes of all.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """``done(name)``: how that case ended."""

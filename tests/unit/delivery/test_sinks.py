@@ -12,7 +12,7 @@ import syncagent
 from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.runtime import sinks
-from syncagent.runtime.sinks import SINKS, of_program, of_script
+from syncagent.runtime.sinks import SINKS
 from syncagent.settings import sources
 from syncagent.support import log
 
@@ -90,7 +90,7 @@ def script(no_settings, monkeypatch):
     def build(*, settings=None, **variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        built.append(of_script(sources.load(settings or {})))
+        built.append(sinks.build(sources.load(settings or {})))
         return built[-1]
 
     yield build
@@ -109,7 +109,7 @@ def test_what_asks_the_spans_stands_behind_them(script):
 def test_a_program_that_has_set_nothing_up_gets_no_progress_and_no_capture(no_settings):
     """Its own provider is used, and nothing is built beside it."""
     provider = TracerProvider(shutdown_on_exit=False)
-    outputs = of_program(sources.load({}), {"tracer_provider": provider})
+    outputs = sinks.build(sources.load({}), {"tracer_provider": provider})
     assert names(outputs)[0] == "spans"
     assert not {"progress", "capture"} & {*names(outputs)}
     assert (outputs.provider, outputs.is_script) == (None, False)
@@ -126,7 +126,7 @@ def test_a_sink_that_cannot_be_built_is_left_out_and_reported(no_settings, monke
 
     monkeypatch.setattr(log, "_said", set())
     monkeypatch.setattr(sinks, "SINKS", {"lamps": unbuildable, "bells": refused, "log": SINKS["violations"]})
-    outputs = of_program(sources.load({}))
+    outputs = sinks.build(sources.load({}), {})
     assert names(outputs) == ["log"]
     said = capsys.readouterr().err
     assert "lamps could not be set up; the run is still watched" in said

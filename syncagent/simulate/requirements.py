@@ -156,10 +156,11 @@ class _Ops:
             if name.startswith("__"):
                 raise
             found = MissingOp(self._prefix + name)
-        if self._found is torch.ops.aten and not isinstance(found, MissingOp):
+        if self._prefix == _ATEN and not isinstance(found, MissingOp):
             found = _Ops(found, f"{self._prefix}{name}.")
         setattr(self, name, found)
         return found
 
 
-aten: Any = _Ops(torch.ops.aten, "aten::")
+_ATEN = "aten::"
+aten: Any = _Ops(getattr(getattr(torch, "ops", None), "aten", None), _ATEN)

@@ -86,7 +86,9 @@ def test_memory_figures_are_zero_and_one_warning_says_why():
         torch.cuda.reset_peak_memory_stats()
     free, total = torch.cuda.mem_get_info()
     assert 0 < free <= total
-    assert torch.cuda.get_device_properties(0).total_memory == total
+    properties = torch.cuda.get_device_properties(0)
+    assert properties.total_memory == total
+    assert {properties: "a table by device"}[torch.cuda.get_device_properties(0)]
 
 
 def test_installing_twice_changes_nothing_and_another_number_is_an_error():

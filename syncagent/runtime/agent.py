@@ -247,7 +247,7 @@ class ProcessAgent(Agent):
         warmup, steps = self.settings.warmup_steps, self.steps.count
         if steps < warmup and self._summary.recorded and not self.running:
             failures.append(
-                f"the policy slept all the time: the first {warmup} steps pass (warmup_steps), and {steps} ended"
+                f"the policy was never active: the first {warmup} steps pass (warmup_steps), and {steps} ended"
             )
         return failures + self.unseen_by_gates(dropped)
 

@@ -87,7 +87,7 @@ class Settings:
     simulate: bool = _setting(parsing.flag, "the simulated device stands in for CUDA", False)
     stacks: bool = _setting(parsing.flag, "keep the whole stack of each sync", False)
     user_code: tuple[str, ...] = _setting(
-        parsing.names, "packages or paths that count as the user's code though they are installed", ()
+        parsing.names, "installed packages or paths that count as the user's code", ()
     )
     copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(Copies),
@@ -98,14 +98,14 @@ class Settings:
     )
     cost_steps: int = _setting(parsing.count(1), "number of steps that cost profiles", 5)
     max_events: int = _setting(parsing.count(1), "how many of the newest syncs are kept whole", 10_000)
-    journal: str | None = _setting(parsing.path, "where spans go when no endpoint is set; off for nowhere")
+    journal: str | None = _setting(parsing.path, "where spans go if no endpoint is set; off for nowhere")
     capture: str | None = _setting(
         parsing.path,
         "file that is updated each second, so that `syncagent report` can show a killed process; off for none",
     )
     file_mode: int = _setting(
         parsing.file_mode,
-        "who may read the reports, journals and captures that are written: a mode in octal",
+        "mode of the reports, journals and captures that are written, in octal",
         DEFAULT_MODE,
     )
     summary: bool | None = _setting(parsing.flag, "print the table at the end; by default for scripts, not for watch()")

@@ -12,8 +12,8 @@ from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
 from syncagent.policy import Policy, gate, packs
-from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
+from syncagent.policy.scopes import open_reaches
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary

@@ -13,7 +13,6 @@ import os
 import sys
 
 from syncagent.attribution import processes
-from syncagent.attribution.launchers import is_launcher
 from syncagent.runtime.import_hook import ImportHook
 
 TYPE_CHECKING = False
@@ -59,7 +58,7 @@ def _is_on(variable: str) -> bool:
 
 def _simulate_without_agent() -> None:
     global _awaits_torch
-    if _awaits_torch or not _is_on("SYNCAGENT_SIMULATE") or is_launcher():
+    if _awaits_torch or not _is_on("SYNCAGENT_SIMULATE") or processes.is_launcher():
         return
     _awaits_torch = True
     if "torch" in sys.modules:
@@ -157,7 +156,7 @@ class _Run:
         self._hook: ImportHook | None = None
 
     def begin(self, settings: Mapping[str, object] | None = None) -> None:
-        if is_launcher():
+        if processes.is_launcher():
             processes.join_run()
             return
         from syncagent.errors import ConfigError

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
 
 from syncagent.policy import gate, scopes
-from syncagent.policy.reach import Reach
+from syncagent.policy.scopes import Reach
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
 from syncagent.runtime.handle import Agent

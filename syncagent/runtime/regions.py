@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.delivery.sink import Sink
 from syncagent.policy import scopes
-from syncagent.policy.reach import covering, innermost, open_reaches
+from syncagent.policy.scopes import covering, innermost, open_reaches
 from syncagent.runtime.region import Region
 from syncagent.runtime.verdict import cannot_hold
 from syncagent.support.log import log_once

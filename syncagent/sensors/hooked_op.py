@@ -10,8 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.policy.reach import open_reaches
-from syncagent.policy.scopes import open_scopes, scopes_by_thread
+from syncagent.policy.scopes import open_reaches, open_scopes, scopes_by_thread
 from syncagent.rules.rule import own_time_taken_off
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sys
 from contextvars import ContextVar
 from itertools import count
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from syncagent.attribution.locator import Locator
     from syncagent.attribution.threads import WatchedThread
-    from syncagent.policy.judge import Policy
+
+P = TypeVar("P")  # a policy, or None; judge.py reads what is open here
 
 __all__ = [
     "Numbers", "Reach", "allow", "covering", "enter", "forget", "in_force", "innermost", "leave", "open_reaches",
@@ -164,12 +165,12 @@ class Reach:
     it.
     """
 
-    def __init__(self, outer: Reach | None, policy: Policy, *, judges: bool = True, every_thread: bool = False) -> None:
+    def __init__(self, outer: Reach | None, policy: Any, *, judges: bool = True, every_thread: bool = False) -> None:
         self.number = next(_numbers)
         self.numbers: Numbers = (*(outer.numbers if outer is not None else ()), self.number)
         """This one and those around it, outermost first."""
         self.outer = outer
-        self.judge: Policy | None = policy
+        self.judge = policy
         """``None`` once it has failed: nothing is judged then."""
         self.judges = judges
         self.every_thread = every_thread
@@ -195,7 +196,7 @@ def covering(locator: Locator, thread: WatchedThread) -> tuple[Reach | None, lis
     return own, others[::-1]
 
 
-def in_force(locator: Locator, thread: WatchedThread, of_process: Policy | None) -> tuple[Numbers, Policy | None]:
+def in_force(locator: Locator, thread: WatchedThread, of_process: P) -> tuple[Numbers, P]:
     """Return the regions that cover a sync of this thread, and the policy that judges it.
 
     That is the innermost region's; ``of_process`` where no region judges.

@@ -148,7 +148,7 @@ class ProcessAgent(Agent):
 
     def enter_modes(self) -> None:
         """Start the sensors that watch one thread on this one, if ``detail`` asks for them."""
-        self.sensors.start_on_thread(self._parts.turn_on)
+        self.sensors.start(self._parts.turn_on, on_thread=True)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""

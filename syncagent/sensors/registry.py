@@ -46,15 +46,11 @@ class SensorSet:
         self.copies = next(watches, None) or CopyWatch(recorder, conditions, None)
         self._final: tuple[SensorStatus, ...] | None = None
 
-    def start(self, turn_on: TurnOn) -> None:
-        """Start those that watch all threads; ``turn_on(part, start, stop)`` keeps what fails from the others."""
-        self._start(turn_on, on_thread=False)
+    def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
+        """Start those that watch all threads, or those that watch only the one that calls this.
 
-    def start_on_thread(self, turn_on: TurnOn) -> None:
-        """Start those that watch only the thread that calls this."""
-        self._start(turn_on, on_thread=True)
-
-    def _start(self, turn_on: TurnOn, *, on_thread: bool) -> None:
+        ``turn_on(part, start, stop)`` keeps what fails from the others.
+        """
         for sensor in self._sensors:
             if sensor.starts_on_thread is on_thread and sensor.is_wanted(self.conditions):
                 turn_on(sensor.part, sensor.start, sensor.stop)

@@ -119,11 +119,7 @@ class Allowances:
 
     def sites(self, sites: Iterable[CallSite]) -> str | None:
         """Return the reason why a sync may pass: ``sites`` are its lines in libraries, then the user's."""
-        for site in sites:
-            for entry in self._entries:
-                if entry.covers(site):
-                    return entry.reason
-        return None
+        return next((entry.reason for site in sites for entry in self._entries if entry.covers(site)), None)
 
 
 def pack_for(sites: Iterable[CallSite]) -> str | None:
@@ -131,21 +127,11 @@ def pack_for(sites: Iterable[CallSite]) -> str | None:
     from syncagent.policy import packs
 
     lines = tuple(sites)
-    for name, entries in packs.PACKS.items():
-        for entry in entries:
-            if any(Entry.parse(entry.where, "").covers(line) for line in lines):
-                return name
-    return None
+    entries = ((name, Entry.parse(entry.where, "")) for name, pack in packs.PACKS.items() for entry in pack)
+    return next((name for name, entry in entries if any(map(entry.covers, lines))), None)
 
 
 def _pack(name: str) -> tuple[Entry, ...]:
     from syncagent.policy import packs
 
-    try:
-        entries = packs.pack(name)
-    except KeyError:
-        known = ", ".join(packs.names())
-        raise ConfigError(f"syncagent: setting allow_packs is {name!r}, but it must be one of {known}.") from None
-    except ValueError as error:
-        raise ConfigError(f"syncagent: setting allow_packs is {name!r}, but {error}") from None
-    return tuple(Entry.parse(entry.where, f"pack {name}: {entry.reason}") for entry in entries)
+    return tuple(Entry.parse(entry.where, f"pack {name}: {entry.reason}") for entry in packs.pack(name))

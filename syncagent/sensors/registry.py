@@ -57,11 +57,10 @@ class SensorSet:
 
     def statuses(self) -> tuple[SensorStatus, ...]:
         """Return a row for each sensor, as it is now or was when :meth:`conclude` was called."""
-        none: tuple[SensorStatus, ...] = ()
-        return self._final if self._final is not None else self._faults.guard("the list of sensors", self._rows, none)
-
-    def _rows(self) -> tuple[SensorStatus, ...]:
-        return tuple(SensorStatus(s.name, s.live, s.cannot_see, s.detail) for s in self._sensors)
+        if self._final is not None:
+            return self._final
+        rows = (SensorStatus(s.name, s.live, s.cannot_see, s.detail) for s in self._sensors)
+        return self._faults.guard("the list of sensors", lambda: tuple(rows), ())
 
     def conclude(self) -> None:
         """Keep the statuses as they are: the sensors are about to stop."""

@@ -6,6 +6,7 @@ source text are looked up on the agent's own thread.
 
 from __future__ import annotations
 
+import functools
 import os
 import site
 import sys
@@ -13,7 +14,6 @@ import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.attribution import handlers
-from syncagent.attribution.importable import belongs_to
 from syncagent.attribution.statements import statement_at
 from syncagent.events import CallSite
 from syncagent.support.compat import qualified_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-__all__ = ["NOWHERE", "CallSites", "Where"]
+__all__ = ["NOWHERE", "CallSites", "Where", "belongs_to"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
@@ -61,6 +61,7 @@ _SETTING_UP = (
 )  # fmt: skip
 """Files of torch that compile, tune or capture: waits below them are torch's own, and happen once."""
 
+_INSTALLED = ("/site-packages/", "/dist-packages/")
 _MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
 _CACHE_LIMIT = 50_000
 
@@ -257,6 +258,36 @@ class CallSites:
         return known[0]
 
 
+def belongs_to(path: str, module: str) -> bool:
+    """Return whether the file is ``package.module`` itself, or below it.
+
+    The names of the folders above are not enough: a checkout that is named like its package also holds scripts, tests
+    and often a ``.venv`` with every library, which do not belong to the package.
+    """
+    inside = module.replace(".", "/")
+    path = path.replace(os.sep, "/")
+    names = _below_roots(path, tuple(sys.path))
+    if names:
+        return any(name in {f"{inside}.py", inside} or name.startswith(f"{inside}/") for name in names)
+    # Imported from elsewhere (an editable installation), or seen on another machine.
+    return path.endswith(f"/{inside}.py") or f"/{inside}/" in path
+
+
+@functools.lru_cache(maxsize=4096)
+def _below_roots(path: str, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the file's path below each folder that modules are imported from."""
+    for mark in _INSTALLED:
+        before, found, name = path.rpartition(mark)
+        if found and before:
+            return (name,)
+    names = []
+    for root in roots:
+        folder = os.path.abspath(root).replace(os.sep, "/").rstrip("/") + "/"
+        if path.startswith(folder):
+            names.append(path[len(folder) :])
+    return tuple(names)
+
+
 def _absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
@@ -270,9 +301,5 @@ def _folders(*paths: str | None) -> tuple[str, ...]:
 
 def _line(code: CodeType, offset: int) -> int:
     """Return the line of the instruction at byte ``offset``; the first line where the code object has none for it."""
-    if offset < 0:
-        return code.co_firstlineno
-    for start, end, line in code.co_lines():
-        if start <= offset < end and line is not None:
-            return line
-    return code.co_firstlineno
+    lines = (line for start, end, line in code.co_lines() if start <= offset < end and line is not None)
+    return next(lines, code.co_firstlineno)

@@ -1,4 +1,4 @@
-"""Which run this process belongs to, and which process of the run it is, so that each writes files of its own.
+"""Which run this process belongs to, which process of the run it is, and whether it only starts others (torchrun).
 
 The first process of a run that imports torch puts a random id into the environment, and all processes that it starts
 inherit it: ranks, spawned and forked children.  Ranks that another program has started recognize each other by their
@@ -11,7 +11,11 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["VARIABLE", "join_run", "process_id", "run_id"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["VARIABLE", "is_launcher", "join_run", "process_id", "run_id"]
 
 VARIABLE = "SYNCAGENT_RUN"
 """Not a setting: how processes of one run recognize each other."""
@@ -22,6 +26,28 @@ JOB = "job-"
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 _LONGEST = 80
+
+_MODULES = (
+    "torch.distributed.run",
+    "torch.distributed.launch",
+    "torch.distributed.elastic",
+    "accelerate.commands",
+    "deepspeed.launcher",
+    "horovod.runner",
+    "lightning.fabric.cli",
+    "lightning_fabric.cli",
+    "ray.scripts",
+    "torchx.cli",
+)
+"""Modules, and packages with all that is in them, that start ranks and do not train themselves."""
+
+_COMMANDS = frozenset({"accelerate", "accelerate-launch", "deepspeed", "ds", "horovodrun", "ray", "torchrun", "torchx"})
+"""The commands that installing those puts on the path."""
+
+_COMMANDS_WITH_RUN = frozenset({"fabric", "lightning"})
+"""Commands that start ranks where their first argument is ``run``, and train in their own process where it is not."""
+
+_OPTIONS_WITH_VALUE = "WX"
 
 _made_by: int | None = None
 """The process that chose the id in this environment; ``None`` in one that has inherited it or has not looked yet."""
@@ -110,3 +136,56 @@ def _digest(text: str) -> str:
     import hashlib
 
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+# --- launchers, however they were called
+
+
+def is_launcher(words: Sequence[str] | None = None) -> bool:
+    """Return whether this process only starts the ranks: it imports torch, but has no syncs of its own to report.
+
+    ``words`` is the interpreter's command line, by default that of this process.
+    """
+    if words is None:
+        words = getattr(sys, "orig_argv", ())
+    module, script, first = _program(list(words[1:]))
+    if module:
+        name = module.removesuffix(".__main__")
+        return _is_launching(name) or (name in _COMMANDS_WITH_RUN and first == "run")
+    path = os.path.normpath(script).replace("\\", "/") if script else ""
+    command = os.path.basename(path).removesuffix(".exe")
+    if command in _COMMANDS or (command in _COMMANDS_WITH_RUN and first == "run"):
+        return True
+    if not path.endswith(".py"):
+        return False
+    parts = path.removesuffix(".py").split("/")
+    return any(_is_launching(".".join(parts[start:])) for start in range(len(parts)))
+
+
+def _is_launching(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _MODULES)
+
+
+def _program(words: list[str]) -> tuple[str, str, str]:
+    """Return the module or the script that an interpreter was asked to run, and its first argument; empty if missing.
+
+    https://docs.python.org/3/using/cmdline.html: single letters may be combined (``-um``), and the value of the last
+    one may follow without a space (``-mtorch.distributed.run``).
+    """
+    while words:
+        word = words.pop(0)
+        if word.startswith("--"):
+            if word == "--check-hash-based-pycs" and words:
+                words.pop(0)
+        elif word.startswith("-") and len(word) > 1:
+            for index, letter in enumerate(word[1:], 2):
+                if letter == "c":
+                    return "", "", ""
+                if letter == "m" or letter in _OPTIONS_WITH_VALUE:
+                    value = word[index:] or (words.pop(0) if words else "")
+                    if letter == "m":
+                        return value, "", words[0] if words else ""
+                    break
+        else:
+            return "", word, words[0] if words else ""
+    return "", "", ""

@@ -60,19 +60,17 @@ class Job(NamedTuple):
     ``None`` where there is none."""
 
 
-def read(environment: Mapping[str, str] | None = None) -> Rank:
+def read(environment: Mapping[str, str] = os.environ) -> Rank:
     """Read the launcher's variables."""
-    environment = os.environ if environment is None else environment
     return Rank(_number(environment, _RANK), _number(environment, _LOCAL), _number(environment, _WORLD))
 
 
-def job(environment: Mapping[str, str] | None = None) -> Job:
+def job(environment: Mapping[str, str] = os.environ) -> Job:
     """Read which job this is.
 
     Without a name, processes on one machine recognize each other by their parent, the launcher.  On several machines
     they cannot: the previous job may have had the same address and port.
     """
-    environment = os.environ if environment is None else environment
     name = _named(environment)
     if name is None and is_on_one_machine(environment):
         name = parent()
@@ -99,9 +97,8 @@ def _resource(text: str) -> dict[str, str]:
     return {key.strip(): unquote(value.strip()) for key, _, value in pairs}
 
 
-def is_on_one_machine(environment: Mapping[str, str] | None = None) -> bool:
+def is_on_one_machine(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether there are several ranks and the launcher says that all of them are on this machine."""
-    environment = os.environ if environment is None else environment
     world, local = _number(environment, _WORLD), _number(environment, _LOCAL_WORLD)
     return world is not None and world > 1 and world == local
 

@@ -172,9 +172,9 @@ def _is_alive(native_id: int) -> bool:
 def _thread_name(ident: int, native_id: int) -> str:
     """Return Python's name of this thread, else the one the system knows (autograd's threads have no other)."""
     # threading.current_thread() would make up an object for a thread that Python did not start.
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            return thread.name
+    known = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
+    if known is not None:
+        return known
     try:
         # The system cuts names to 15 bytes, in the middle of a character if need be.
         with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8", errors="replace") as stream:

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from syncagent.attribution.apis import api_name
+from syncagent.attribution.names import api_name
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import span_in
 from syncagent.support.pace import yield_gil

@@ -30,6 +30,8 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from syncagent.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -288,8 +290,8 @@ def names() -> tuple[str, ...]:
 def pack(name: str) -> tuple[Allowance, ...]:
     """Return the entries of a pack.
 
-    Raises :class:`KeyError` with the names that there are if there is none of that name, and :class:`ValueError` if
-    another distribution brings one that cannot be used.
+    Raises :class:`~syncagent.errors.ConfigError` if there is none of that name, or if another distribution brings one
+    that cannot be used.
     """
     if name in PACKS:
         return PACKS[name]
@@ -298,9 +300,11 @@ def pack(name: str) -> tuple[Allowance, ...]:
             return _entries(entry_point.load())
         except Exception as error:
             problem = str(error) or type(error).__name__
-            raise ValueError(f"the allow-pack {name!r} ({entry_point.value}) cannot be used: {problem}") from error
-    known = ", ".join(names())
-    raise KeyError(f"there is no allow-pack {name!r}; there are {known}")
+            raise ConfigError(
+                f"syncagent: setting allow_packs is {name!r}, but the allow-pack {name!r} ({entry_point.value}) cannot "
+                f"be used: {problem}"
+            ) from error
+    raise ConfigError(f"syncagent: setting allow_packs is {name!r}, but it must be one of {', '.join(names())}.")
 
 
 def gone(names: Iterable[str]) -> list[str]:

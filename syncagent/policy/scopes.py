@@ -1,4 +1,7 @@
-"""``syncagent.allow``: marks a part of the program in which syncs are wanted."""
+"""What is open around a sync: ``syncagent.allow`` blocks, in which syncs are wanted, and regions.
+
+A region is a watch inside a watch.  The innermost one that judges decides which policy a sync meets.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import functools
 import inspect
 import sys
 from contextvars import ContextVar
+from itertools import count
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -17,11 +21,16 @@ if TYPE_CHECKING:
     from syncagent.attribution.locator import Locator
     from syncagent.attribution.threads import WatchedThread
 
-__all__ = ["allow", "enter", "forget", "leave", "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward"]
+P = TypeVar("P")  # a policy, or None; judge.py reads what is open here
+
+__all__ = [
+    "Numbers", "Reach", "allow", "covering", "enter", "forget", "in_force", "innermost", "leave", "open_reaches",
+    "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward",
+]  # fmt: skip
 
 Scopes = tuple[Any, ...]
 """What is open, outermost first: the reasons of ``allow`` blocks, ``None`` for a ``first_only`` block that was entered
-before, and regions (:class:`~syncagent.policy.reach.Reach`)."""
+before, and regions (:class:`Reach`)."""
 
 _OPEN: ContextVar[Scopes] = ContextVar("syncagent_allowed", default=())
 scopes_by_thread: dict[int, Scopes] = {}
@@ -137,3 +146,70 @@ def scopes_of_backward(locator: Locator, thread: WatchedThread) -> Scopes:
         return scopes
     owner = locator.owner_of_backward(thread)
     return scopes_by_thread.get(owner.ident, ()) if owner is not None else ()
+
+
+# --- regions
+
+Numbers = tuple[int, ...]
+"""The regions that cover a sync, by number; the last one's policy comes first."""
+
+open_reaches: list[Reach] = []
+"""All open regions, the oldest first.  Empty in most programs: all that their hot path checks."""
+_numbers = count(1)
+
+
+class Reach:
+    """What a region covers: the thread or asyncio task that opened it, and the backward passes called there.
+
+    With ``every_thread`` it covers other threads as well.  A region that does not judge leaves that to the one around
+    it.
+    """
+
+    def __init__(self, outer: Reach | None, policy: Any, *, judges: bool = True, every_thread: bool = False) -> None:
+        self.number = next(_numbers)
+        self.numbers: Numbers = (*(outer.numbers if outer is not None else ()), self.number)
+        """This one and those around it, outermost first."""
+        self.outer = outer
+        self.judge = policy
+        """``None`` once it has failed: nothing is judged then."""
+        self.judges = judges
+        self.every_thread = every_thread
+        self.ident = get_ident()
+        self.is_open = True
+
+
+def innermost(scopes: Scopes) -> Reach | None:
+    """Return the innermost open region among those scopes."""
+    for scope in reversed(scopes):
+        if isinstance(scope, Reach) and scope.is_open:
+            return scope
+    return None
+
+
+def covering(locator: Locator, thread: WatchedThread) -> tuple[Reach | None, list[Reach]]:
+    """Return the innermost region of this thread or task, and those of other threads that cover it, newest first."""
+    own = innermost(open_scopes())
+    if own is None and scopes_by_thread:
+        own = innermost(scopes_of_backward(locator, thread))
+    # A copy of the list: others open and close regions meanwhile.
+    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != thread.ident]
+    return own, others[::-1]
+
+
+def in_force(locator: Locator, thread: WatchedThread, of_process: P) -> tuple[Numbers, P]:
+    """Return the regions that cover a sync of this thread, and the policy that judges it.
+
+    That is the innermost region's; ``of_process`` where no region judges.
+    """
+    own, others = covering(locator, thread)
+    numbers = own.numbers if own is not None else ()
+    if others:
+        numbers = (*(reach.number for reach in others[::-1] if reach.number not in numbers), *numbers)
+    while own is not None:
+        if own.judges and own.is_open:
+            return numbers, own.judge
+        own = own.outer
+    for reach in others:
+        if reach.judges:
+            return numbers, reach.judge
+    return numbers, of_process

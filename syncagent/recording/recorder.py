@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, SET_UP, CallSites, Point, Where
 from syncagent.attribution.locator import Locator, phase_outside_backward
-from syncagent.attribution.modules import ModulePaths
+from syncagent.attribution.names import ModulePaths
 from syncagent.attribution.ranges import labels
 from syncagent.attribution.threads import Threads
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import Phase, SyncKind
-from syncagent.policy.reach import Numbers, in_force, open_reaches
-from syncagent.policy.scopes import open_scopes, scopes_by_thread
+from syncagent.policy.scopes import Numbers, in_force, open_reaches, open_scopes, scopes_by_thread
 from syncagent.recording.records import (
     SETTING_UP,
     Observation,

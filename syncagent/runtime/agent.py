@@ -12,8 +12,8 @@ from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Source
 from syncagent.policy import Policy, gate, packs
-from syncagent.policy.reach import open_reaches
 from syncagent.policy.remote import Remote
+from syncagent.policy.scopes import open_reaches
 from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
@@ -148,7 +148,7 @@ class ProcessAgent(Agent):
 
     def enter_modes(self) -> None:
         """Start the sensors that watch one thread on this one, if ``detail`` asks for them."""
-        self.sensors.start_on_thread(self._turn_on)
+        self.sensors.start(self._turn_on, on_thread=True)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""

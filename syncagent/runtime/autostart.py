@@ -13,7 +13,6 @@ import os
 import sys
 
 from syncagent.attribution import processes
-from syncagent.attribution.launchers import is_launcher
 from syncagent.runtime.import_hook import ImportHook
 
 TYPE_CHECKING = False
@@ -45,7 +44,7 @@ def begin() -> None:
         return
     if _is_on("SYNCAGENT"):
         _watch({})
-    elif _is_on("SYNCAGENT_SIMULATE") and not _awaits_torch and not is_launcher():
+    elif _is_on("SYNCAGENT_SIMULATE") and not _awaits_torch and not processes.is_launcher():
         _awaits_torch = True
         ImportHook("torch", _install_device).install()
 
@@ -148,7 +147,7 @@ class _Run:
         self._hook = ImportHook("torch", self._torch_imported, before=self._check_gate, cannot=self._refused)
 
     def begin(self, settings: Mapping[str, object]) -> None:
-        if is_launcher():
+        if processes.is_launcher():
             processes.join_run()
             return
         from syncagent.errors import ConfigError

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from syncagent.delivery.sink import Sink
 from syncagent.policy import Policy, scopes
-from syncagent.policy.reach import Reach, covering, innermost, open_reaches
+from syncagent.policy.scopes import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
 from syncagent.runtime.handle import Agent

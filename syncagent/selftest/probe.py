@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncagent.selftest.cases import FILE, compiled, line_of, namespace
+from syncagent.torchbridge.internals import keep_busy
 
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
     from syncagent.runtime.handle import Agent
     from syncagent.selftest.cases import Case
-    from syncagent.selftest.delay import Delay
 
-__all__ = ["ATTEMPTS", "BROKEN", "OK", "UNCLEAR", "Shot", "Verdict", "applies", "failure", "fire", "judge", "probe"]
+__all__ = [
+    "ATTEMPTS", "BROKEN", "OK", "UNCLEAR", "Delay", "Shot", "Verdict", "applies", "failure", "fire", "judge", "probe",
+]  # fmt: skip
 
 OK, BROKEN, UNCLEAR = "ok", "BROKEN", "unclear"
 
@@ -28,7 +31,41 @@ ATTEMPTS = 5
 _LEAST_NS = 1_000_000
 _WITHIN = 0.2
 
+_CYCLES = 20_000_000
+"""About 10 ms on a GPU of 2 GHz."""
+
 _now = time.perf_counter_ns
+
+
+class Delay:
+    """Work that keeps the current stream busy for about ``ms`` milliseconds; none is queued when this is made.
+
+    The simulated device knows the same kernel.
+    """
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+        self._cycles = _CYCLES
+        lengths_ms = [self._length_ms() for _ in range(6)]
+        per_ms = _CYCLES / statistics.median(lengths_ms[3:])  # the clock rises under load
+        self._cycles = max(int(ms * per_ms), 1)
+
+    def queue(self) -> tuple[Any, Any]:
+        """Queue it and return the events around it, which measure its length: a GPU's clock is not constant."""
+        import torch
+
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        keep_busy(self._cycles)
+        ended.record()
+        return begun, ended
+
+    def _length_ms(self) -> float:
+        import torch
+
+        begun, ended = self.queue()
+        torch.cuda.synchronize()
+        return max(float(begun.elapsed_time(ended)), 1e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +108,6 @@ class Verdict:
     error_us: float | None = None
     """The wall time less the stall: negative if more was reported than there can have been."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def applies(case: Case, *, simulated: bool) -> bool:
     return not (case.real and simulated) and not (case.monitored and sys.version_info < (3, 12))
@@ -104,7 +138,9 @@ def _best(case: Case, delay: Delay, agent: Agent, detail: str) -> Verdict:
     fire(case, code)
     best: Verdict | None = None
     for _ in range(ATTEMPTS):
-        shot = _shot(case, code, delay, agent)
+        idle_ns, _, _ = fire(case, code)
+        wall_ns, queued_ms, events = fire(case, code, delay, agent)
+        shot = Shot(wall_ns, idle_ns, queued_ms, events)
         verdict = judge(case, shot, detail)
         if best is None or best.status == UNCLEAR or verdict.status == OK:
             best = verdict
@@ -121,12 +157,6 @@ def _unfired(case: Case, detail: str, status: str, why: str) -> Verdict:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def _shot(case: Case, code: Any, delay: Delay, agent: Agent) -> Shot:
-    idle_ns, _, _ = fire(case, code)
-    wall_ns, queued_ms, events = fire(case, code, delay, agent)
-    return Shot(wall_ns, idle_ns, queued_ms, events)
 
 
 def fire(

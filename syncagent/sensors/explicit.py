@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.events import SyncKind
 from syncagent.sensors.base import Sensor
-from syncagent.torchbridge.explicit_calls import EMPTY_CACHE, SYNCHRONIZE
+from syncagent.torchbridge.internals import EMPTY_CACHE, SYNCHRONIZE
 from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:

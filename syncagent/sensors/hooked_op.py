@@ -6,12 +6,12 @@ the sync.  All that can be done before a wait is done before it: the GPU is at w
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from syncagent.policy.reach import open_reaches
-from syncagent.policy.scopes import open_scopes, scopes_by_thread
+from syncagent.policy.scopes import open_reaches, open_scopes, scopes_by_thread
 from syncagent.rules.rule import own_time_taken_off
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
     local = recorder.threads.local
     current_step, describe, settle = recorder.current_step, recorder.describe, recorder.settle
     capturing = recorder.locator.internals.capturing
-    name, late = rule.reported_op, rule.late
+    name, late, part = rule.reported_op, rule.late, f"the rule of {rule.op}"
     proves = _of_data(rule.proves) if above_backends else rule.proves
     names_itself = rule.waits is rule.proves  # else the kind of its wait is another question
     always: SyncKind | None = getattr(proves, "always", None)
@@ -59,7 +59,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             try:
                 kind = proves(args, kwargs)
             except Exception as error:
-                _fault(recorder, rule, error)
+                recorder.fault(part, error)
         if kind is None:
             return call(below, *args, **kwargs) if state.op is not None else not_proven(state, below, args, kwargs)
         kernel = sys._getframe().f_back
@@ -138,7 +138,8 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
             returned = _now()
             kind, is_late = state.kind, False
             if kind is None and not raised and late is not None and returned - started > _LATE_NS:
-                kind, is_late = _if_late(recorder, rule, args, kwargs, returned - started), True
+                is_late = True
+                kind = recorder.faults.guard(part, functools.partial(late, args, kwargs, returned - started), None)
                 state.start_ns, state.stall_ns = started, waited_ns(returned - started, args)
             elif raised and is_refused():
                 kind = None
@@ -188,23 +189,8 @@ def _kind(recorder: Recorder, rule: Rule, args: Sequence[Any], kwargs: Mapping[s
     try:
         return rule.waits(args, kwargs)
     except Exception as error:
-        _fault(recorder, rule, error)
+        recorder.fault(f"the rule of {rule.op}", error)
         return None
-
-
-def _if_late(
-    recorder: Recorder, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any], lasted_ns: int
-) -> SyncKind | None:
-    """Did a call that need not wait return so late that it must have waited?"""
-    try:
-        return rule.late(args, kwargs, lasted_ns) if rule.late is not None else None
-    except Exception as error:
-        _fault(recorder, rule, error)
-        return None
-
-
-def _fault(recorder: Recorder, rule: Rule, error: Exception) -> None:
-    recorder.fault(f"the rule of {rule.op}", error)
 
 
 def _caller(depth: int = 1) -> FrameType | None:

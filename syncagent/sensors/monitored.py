@@ -42,6 +42,9 @@ class MonitoredSensor(Sensor):
         self._entered = threading.local()
         self._watched: list[CodeType] = []
         self.why_not = ""
+        self._callbacks: dict[str, Callable[..., Any]] = {
+            "PY_START": self._code_starts, "CALL": self._called, "C_RETURN": self._returned, "C_RAISE": self._returned,
+        }  # fmt: skip
 
     @property
     def live(self) -> bool:
@@ -64,17 +67,14 @@ class MonitoredSensor(Sensor):
         self._targets = targets if targets is not None else _c_methods()
         monitoring.use_tool_id(tool, "syncagent")
         self._tool = tool
-        events = monitoring.events
-        monitoring.register_callback(tool, events.PY_START, self._guarded(self._code_starts))
-        monitoring.register_callback(tool, events.CALL, self._guarded(self._called))
-        monitoring.register_callback(tool, events.C_RETURN, self._guarded(self._returned))
-        monitoring.register_callback(tool, events.C_RAISE, self._guarded(self._returned))
+        for event, callback in self._callbacks.items():
+            monitoring.register_callback(tool, getattr(monitoring.events, event), self._guarded(callback))
         for frame in sys._current_frames().values():  # what runs already does not start again
             outer: Any = frame
             while outer is not None:
                 self._look_at(outer.f_code)
                 outer = outer.f_back
-        monitoring.set_events(tool, events.PY_START)
+        monitoring.set_events(tool, monitoring.events.PY_START)
 
     def stop(self) -> None:
         if self._tool is not None:
@@ -83,7 +83,7 @@ class MonitoredSensor(Sensor):
             for code in self._watched:
                 monitoring.set_local_events(self._tool, code, 0)
             self._watched.clear()
-            for event in ("PY_START", "CALL", "C_RETURN", "C_RAISE"):
+            for event in self._callbacks:
                 monitoring.register_callback(self._tool, getattr(monitoring.events, event), None)
             monitoring.free_tool_id(self._tool)
             self._tool = None

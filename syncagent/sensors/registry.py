@@ -46,26 +46,21 @@ class SensorSet:
         self.copies = next(watches, None) or CopyWatch(recorder, conditions, None)
         self._final: tuple[SensorStatus, ...] | None = None
 
-    def start(self, turn_on: TurnOn) -> None:
-        """Start those that watch all threads; ``turn_on(part, start, stop)`` keeps what fails from the others."""
-        self._start(turn_on, on_thread=False)
+    def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
+        """Start those that watch all threads, or those that watch only the one that calls this.
 
-    def start_on_thread(self, turn_on: TurnOn) -> None:
-        """Start those that watch only the thread that calls this."""
-        self._start(turn_on, on_thread=True)
-
-    def _start(self, turn_on: TurnOn, *, on_thread: bool) -> None:
+        ``turn_on(part, start, stop)`` keeps what fails from the others.
+        """
         for sensor in self._sensors:
             if sensor.starts_on_thread is on_thread and sensor.is_wanted(self.conditions):
                 turn_on(sensor.part, sensor.start, sensor.stop)
 
     def statuses(self) -> tuple[SensorStatus, ...]:
         """Return a row for each sensor, as it is now or was when :meth:`conclude` was called."""
-        none: tuple[SensorStatus, ...] = ()
-        return self._final if self._final is not None else self._faults.guard("the list of sensors", self._rows, none)
-
-    def _rows(self) -> tuple[SensorStatus, ...]:
-        return tuple(SensorStatus(s.name, s.live, s.cannot_see, s.detail) for s in self._sensors)
+        if self._final is not None:
+            return self._final
+        rows = (SensorStatus(s.name, s.live, s.cannot_see, s.detail) for s in self._sensors)
+        return self._faults.guard("the list of sensors", lambda: tuple(rows), ())
 
     def conclude(self) -> None:
         """Keep the statuses as they are: the sensors are about to stop."""

@@ -45,7 +45,7 @@ def _lazy_init() -> None:
 class _DeviceProperties(SimpleNamespace):
     """A key of tables, as libraries use it."""
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]  # a namespace has none, since it can be changed
         return hash(repr(self))
 
 

@@ -104,20 +104,12 @@ def _measure_kernel() -> float:
 
 def _measure_modes() -> float:
     import torch
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class PassFunction(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return func(*args, **(kwargs or {}))
-
-    class PassDispatch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return func(*args, **(kwargs or {}))
+    from torch.overrides import BaseTorchFunctionMode
+    from torch.utils._python_dispatch import BaseTorchDispatchMode
 
     with torch.no_grad(), warnings.catch_warnings():
         value = torch.zeros(1)
         bare = _per_call_ns(torch.neg, value)
-        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]  # torch's __init__
+        with BaseTorchFunctionMode(), BaseTorchDispatchMode():
             wrapped = _per_call_ns(torch.neg, value)
     return wrapped - bare

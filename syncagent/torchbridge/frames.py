@@ -98,20 +98,15 @@ def leave_out_own_frames(error: BaseException) -> None:
     Python 3.10 the entry that is there already stays; below a mode, the stand-in's is kept behind it, so that the last
     line is the program's all the same.
     """
-    first = last = None
-    entry = error.__traceback__
+    entry, inner = error.__traceback__, None
+    kept = []
     while entry is not None:
-        inner = entry.tb_next
         if not _is_own(entry.tb_frame.f_code):
-            if last is None:
-                first = entry
-            else:
-                last.tb_next = entry
-            last = entry
-        entry = inner
-    if last is not None:
-        last.tb_next = None
-    error.__traceback__ = first
+            kept.append(entry)
+        entry = entry.tb_next
+    for entry in reversed(kept):
+        entry.tb_next, inner = inner, entry
+    error.__traceback__ = inner
 
 
 def _is_own(code: CodeType) -> bool:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from syncagent.torchbridge.patches import find
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "EMPTY_CACHE",
+    "SYNCHRONIZE",
     "UNKNOWN",
     "Internals",
     "keep_busy",
@@ -23,41 +27,63 @@ __all__ = [
 ]
 
 
+SYNCHRONIZE = (
+    # (where the attribute lives below torch, its name, how the sync is named).  torch.cuda.synchronize looks its C
+    # function up at each call, so a reference to it that was taken before the agent came is seen too.
+    ("_C", "_cuda_synchronize", "torch.cuda.synchronize"),
+    ("_C", "_accelerator_synchronizeDevice", "torch.accelerator.synchronize"),
+    ("cuda.Stream", "synchronize", "torch.cuda.Stream.synchronize"),
+    ("cuda.Event", "synchronize", "torch.cuda.Event.synchronize"),
+)
+"""The functions behind the calls by which a program asks to wait."""
+
+EMPTY_CACHE = (
+    # cudaFree waits for the device, so giving cached memory back does; with nothing cached it does not.
+    ("_C", "_cuda_emptyCache", "torch.cuda.empty_cache"),
+    ("_C", "_accelerator_emptyCache", "torch.accelerator.empty_cache"),
+)
+
+_NO_LINE = "backward syncs lack their forward line"
+_NAMES = (
+    # (field of Internals, place below torch, what is lost without it)
+    ("graph_task", "_C._current_graph_task_id", "the backward phase is not recognized"),
+    ("next_sequence", "_C._autograd._get_sequence_nr", _NO_LINE),
+    ("grad_enabled", "is_grad_enabled", _NO_LINE),
+)
+_NAMES_OF_CUDA = (
+    ("raw_stream", "_C._cuda_getCurrentRawStream", "streams are not distinguished"),
+    ("current_device", "_C._cuda_getDevice", "devices are not distinguished"),
+    ("capturing", "_C._cuda_isCurrentStreamCapturing", "syncs refused in graph capture are counted"),
+)
+"""A build without CUDA has none of these, and needs none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Internals:
-    """What was found; a stand-in that answers "unknown" takes the place of what was not."""
+    """What was found; the default, which answers "unknown", takes the place of what was not."""
 
-    graph_task: Callable[[], int]
+    graph_task: Callable[[], int] = lambda: -1
     """Id of the backward pass that runs on this thread; -1 outside of one."""
-    node_sequence: Callable[[], int]
+    node_sequence: Callable[[], int] = lambda: -1
     """Sequence number of the autograd node that is being executed on this thread; -1 where there is none."""
-    next_sequence: Callable[[], int]
+    next_sequence: Callable[[], int] = lambda: 0
     """Number that the next autograd node made on this thread will get."""
-    backward_context: Callable[[], Any]
+    backward_context: Callable[[], Any] = lambda: None
     """On an autograd thread: the ``contextvars.Context`` of the thread that called ``backward()``, or ``None``."""
-    raw_stream: Callable[[int], int]
+    raw_stream: Callable[[int], int] = lambda _device: 0
     """Handle of the current CUDA stream of a device."""
-    current_device: Callable[[], int]
-    capturing: Callable[[], bool]
+    current_device: Callable[[], int] = lambda: 0
+    capturing: Callable[[], bool] = lambda: False
     """Whether the current stream is being captured into a CUDA graph."""
-    grad_enabled: Callable[[], bool]
-    backward_entry: Any
+    grad_enabled: Callable[[], bool] = lambda: False
+    backward_entry: Any = None
     """Code object of the function in which ``backward()`` callers stand while the engine runs, or ``None``."""
-    missing: tuple[str, ...]
+    missing: tuple[str, ...] = ()
     """One sentence for each name that this torch lacks."""
 
 
 UNKNOWN = Internals(
-    graph_task=lambda: -1,
-    node_sequence=lambda: -1,
-    next_sequence=lambda: 0,
-    backward_context=lambda: None,
-    raw_stream=lambda _device: 0,
-    current_device=lambda: 0,
-    capturing=lambda: False,
-    grad_enabled=lambda: False,
-    backward_entry=None,
-    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not reported",),
+    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not reported",)
 )
 """Where the look-up itself fails."""
 
@@ -68,47 +94,34 @@ def look_up(*, simulated: bool = False) -> Internals:
 
     missing: list[str] = []
 
-    def need(path: str, lost: str, otherwise: Any) -> Any:
-        found: Any = torch
-        for part in path.split("."):
-            found = getattr(found, part, None)
-            if found is None:
-                missing.append(f"torch.{path} is not in torch {torch.__version__}: {lost}")
-                return otherwise
+    def need(path: str, lost: str) -> Any:
+        found = find(torch, path)
+        if found is None:
+            missing.append(f"torch.{path} is not in torch {torch.__version__}: {lost}")
         return found
 
-    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less reliably", None)
-    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less reliably", None)
+    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less reliably")
+    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less reliably")
 
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
 
-    current_node = need("_C._current_autograd_node", "backward syncs lack their forward line", lambda: None)
+    current_node = need("_C._current_autograd_node", _NO_LINE) or (lambda: None)
 
     def node_sequence() -> int:
         node = current_node()
         return node._sequence_nr() if node is not None else -1
 
-    # A build without CUDA has none of the next three, and needs none.
-    is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
-    cuda = is_built() and not simulated
-    unknown = lambda *_: 0  # noqa: E731 - stands for several functions
-    entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
+    is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it") or (lambda: True)
+    names = _NAMES + (_NAMES_OF_CUDA if is_built() and not simulated else ())
+    found = {field: need(path, lost) for field, path, lost in names}
+    entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line")
     return Internals(
-        graph_task=need("_C._current_graph_task_id", "the backward phase is not recognized", lambda: -1),
         node_sequence=node_sequence,
-        next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
         backward_context=backward_context,
-        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not distinguished", unknown) if cuda else unknown,
-        current_device=need("_C._cuda_getDevice", "devices are not distinguished", unknown) if cuda else unknown,
-        capturing=(
-            need("_C._cuda_isCurrentStreamCapturing", "syncs refused in graph capture are counted", lambda: False)
-            if cuda
-            else lambda: False
-        ),
-        grad_enabled=need("is_grad_enabled", "backward syncs lack their forward line", lambda: False),
         backward_entry=getattr(entry, "__code__", None),
         missing=tuple(missing),
+        **{field: function for field, function in found.items() if function is not None},
     )
 
 

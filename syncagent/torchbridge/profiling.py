@@ -6,7 +6,6 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from syncagent.torchbridge.explicit_calls import drain, unseen
 from syncagent.torchbridge.patches import Patches
 
 if TYPE_CHECKING:
@@ -50,6 +49,30 @@ def _given_back() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def drain() -> None:
+    """Wait for the GPU past the agent's own sensor, so that this wait is not taken for one of the program's."""
+    import torch
+
+    synchronize: Any = torch._C._cuda_synchronize
+    getattr(synchronize, "__wrapped__", synchronize)()
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Have calls of ``torch.cuda.synchronize`` inside go past the agent's sensor: they are not the program's."""
+    import torch
+
+    wrapped: Any = getattr(torch._C, "_cuda_synchronize", None)
+    if wrapped is None:  # a build without CUDA
+        yield
+        return
+    torch._C._cuda_synchronize = getattr(wrapped, "__wrapped__", wrapped)
+    try:
+        yield
+    finally:
+        torch._C._cuda_synchronize = wrapped
+
+
 class Capture:
     """One run of the profiler.
 
@@ -73,7 +96,7 @@ class Capture:
         self._profiler = profile(activities=activities, acc_events=True, **more)
 
     def start(self) -> None:
-        with unseen():
+        with _unseen():
             self._profiler.start()
         self._make_way()
 
@@ -102,7 +125,7 @@ class Capture:
     def stop(self) -> None:
         self.running = False
         self._patches.restore()
-        with _given_back(), unseen():
+        with _given_back(), _unseen():
             self._profiler.stop()
 
     def save(self, path: str) -> None:

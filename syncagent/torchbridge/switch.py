@@ -96,9 +96,13 @@ class Switch:
     # --- torch.compile
 
     def _watch_for_compile(self) -> None:
+        """Wrap ``torch.compile``; register a callback for the start of compiling if anything of it is loaded."""
         import torch
 
-        self._register()
+        if self._registered is None and _CALLBACKS in sys.modules:
+            self.compiles = self.compiles or compile_in_use()
+            self._registered = sys.modules[_CALLBACKS].callback_handler
+            self._registered.register_start_callback(self._compile_starts)
         if not self.compiles and not self._patches:
             self._patches.wrap(torch, "compile", self._announced)
 
@@ -109,14 +113,6 @@ class Switch:
             return original(*args, **kwargs)
 
         return compile_
-
-    def _register(self) -> None:
-        """Register a callback for the start of compiling, if anything of torch.compile is loaded."""
-        if self._registered is None and _CALLBACKS in sys.modules:
-            self.compiles = self.compiles or compile_in_use()
-            handler = sys.modules[_CALLBACKS].callback_handler
-            handler.register_start_callback(self._compile_starts)
-            self._registered = handler
 
     def _compile_starts(self, *_: object) -> None:
         self.compiles = True

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from syncagent.attribution.importable import belongs_to
+from syncagent.attribution.callsite import belongs_to
 
 
 @pytest.fixture

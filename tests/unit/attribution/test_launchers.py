@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncagent.attribution.launchers import is_launcher
+from syncagent.attribution.processes import is_launcher
 
 LAUNCHERS = [
     "python -m torch.distributed.run train.py",

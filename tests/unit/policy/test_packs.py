@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from syncagent.errors import ConfigError
 from syncagent.events import CallSite
 from syncagent.policy import packs
 from syncagent.policy.allowances import Entry
@@ -149,9 +150,9 @@ def test_another_distribution_brings_a_pack(brought):
     assert packs.pack("torch") is packs.PACKS["torch"]
 
 
-def test_a_name_without_a_pack_is_a_key_error_that_lists_the_packs(brought):
+def test_a_name_without_a_pack_is_an_error_that_lists_the_packs(brought):
     brought("ours", ImportError("not to be loaded"))
-    with pytest.raises(KeyError, match=r"no allow-pack 'touch'; there are torch, torch\.distributed, .*, ours"):
+    with pytest.raises(ConfigError, match=r"but it must be one of torch, torch\.distributed, .*, ours"):
         packs.pack("touch")
 
 
@@ -171,5 +172,5 @@ def test_a_name_without_a_pack_is_a_key_error_that_lists_the_packs(brought):
 )
 def test_a_broken_pack_is_a_value_error_that_names_it(brought, value, problem):
     brought("theirs", value)
-    with pytest.raises(ValueError, match=rf"the allow-pack 'theirs' \(theirs_lib:packs\) cannot be used: .*{problem}"):
+    with pytest.raises(ConfigError, match=rf"the allow-pack 'theirs' \(theirs_lib:packs\) cannot be used: .*{problem}"):
         packs.pack("theirs")

@@ -20,7 +20,7 @@ import torch
 import syncagent
 from syncagent import HostSyncError, HostSyncWarning
 from syncagent.policy import scopes
-from syncagent.policy.reach import open_reaches
+from syncagent.policy.scopes import open_reaches
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.runtime.regions import Region
 from syncagent.sensors.kernels import KernelSensor

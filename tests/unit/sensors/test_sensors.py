@@ -11,7 +11,7 @@ import pytest
 import syncagent
 from syncagent.recording.recorder import Recorder
 from syncagent.rules import table
-from syncagent.selftest import patch_audit
+from syncagent.selftest import promises
 from syncagent.sensors import registry
 from syncagent.sensors.base import Conditions
 from syncagent.sensors.registry import SENSORS, SensorSet
@@ -42,9 +42,9 @@ def camera_sensor(monkeypatch, tmp_path):
 
 def test_a_new_sensor_needs_a_line_in_the_registry(camera_sensor, cpu_agent, line_of):
     """The agent starts it, its syncs have lines, the report lists it, and the audit sees that it is gone."""
-    before = patch_audit.state()
+    before = promises.state()
     agent = cpu_agent(detail="syncs")
-    assert "Camera.wait_for_frame" in patch_audit.changed(before, patch_audit.state())
+    assert "Camera.wait_for_frame" in promises.changed(before, promises.state())
     assert Camera.wait_for_frame() == "frame"  # <- waits for the camera
     syncagent.stop()
     [event] = agent.events()
@@ -52,7 +52,7 @@ def test_a_new_sensor_needs_a_line_in_the_registry(camera_sensor, cpu_agent, lin
     assert event.site.line == line_of("waits for the camera")
     assert event.stall_ns >= 10_000_000
     assert ("camera", True) in [(sensor.name, sensor.live) for sensor in agent.report().sensors]
-    assert patch_audit.changed(before, patch_audit.state()) == []
+    assert promises.changed(before, promises.state()) == []
 
 
 def test_the_policy_judges_what_a_new_sensor_sees(camera_sensor, cpu_agent):
@@ -94,7 +94,7 @@ def test_the_conditions_decide_which_sensors_there_are_and_which_start(condition
     found, parts = sensors(**conditions), []
     assert [status.name for status in found.statuses()] == listed.split()
     found.start(lambda part, _start, _stop: parts.append(part))
-    found.start_on_thread(lambda part, _start, _stop: parts.append(part))
+    found.start(lambda part, _start, _stop: parts.append(part), on_thread=True)
     words = [{"the simulated device's sensor": "simulated"}.get(part, part.rpartition(" ")[2]) for part in parts]
     assert words == started.split()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from syncagent.report.origins import origin_of, same_run
@@ -105,7 +106,5 @@ def _remove_parts_of_other_runs(file: Path, origin: Origin) -> None:
     for part in parts_of(file):
         found = origin_of(part)
         if found is not None and found.part and not same_run(found, origin):
-            try:
+            with suppress(OSError):  # it is not read either: it says which run it is of
                 part.unlink()
-            except OSError:
-                pass  # it is not read either: it says which run it is of

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -71,32 +72,27 @@ class Program:
         self.work: list[tuple[int, float]] = _work(raw)
         """Launches and GPU time (µs) of each step."""
 
-    def ready(self, scale: float) -> list[tuple[Any, ...]]:
+    def ready(self, scale: float) -> list[Sequence[Any]]:
         """Return the instructions with the host's times multiplied by ``scale``."""
-        items: list[tuple[Any, ...]] = []
+        items: list[Sequence[Any]] = []
         latency, gap = self.latency_us, self.gap_us
-        run: list[Any] | None = None
+        launches: list[Any] | None = None  # in ``items`` already; the next launch may join it
         for raw in self._raw:
             code = raw[0]
             if code == LAUNCH:
                 _, group, host, stream, dur = raw
-                if run is not None and (run[2] != stream or run[1] != group or run[7] >= _RUN):
-                    items.append(tuple(run))
-                    run = None
+                host *= scale
                 busy = dur + gap
-                if run is None:
-                    host *= scale
-                    run = [LAUNCH, group, stream, host, busy, host + latency + dur, host + latency, 1]
-                    continue
-                run[3] += host * scale
-                run[4] += busy
-                late = run[3] + latency + dur
-                run[5] = max(run[5] + busy, late)
-                run[7] += 1
+                if launches is not None and launches[1:3] == [group, stream] and launches[7] < _RUN:
+                    launches[3] += host
+                    launches[4] += busy
+                    launches[5] = max(launches[5] + busy, launches[3] + latency + dur)
+                    launches[7] += 1
+                else:
+                    launches = [LAUNCH, group, stream, host, busy, host + latency + dur, host + latency, 1]
+                    items.append(launches)
                 continue
-            if run is not None:
-                items.append(tuple(run))
-                run = None
+            launches = None
             if code == WAIT:
                 _, group, host, back, target, site = raw
                 items.append((WAIT, group, host * scale, back * scale, target, site))
@@ -108,8 +104,6 @@ class Program:
                 items.append((code, raw[1], raw[2] * scale))
             else:
                 items.append(raw)
-        if run is not None:
-            items.append(tuple(run))
         return items
 
 
@@ -125,23 +119,6 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
         elif entry[0] == COPY:
             count, busy = count + 1, busy + entry[7]
     return found[1:]
-
-
-class _ProfilerPauses:
-    """How long the profiler itself blocked the host between two moments."""
-
-    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
-        self._spans = spans
-        self._ends = [end for _, end in spans]
-
-    def between(self, start: float, end: float) -> float:
-        taken = 0.0
-        for index in range(bisect_left(self._ends, start), len(self._spans)):
-            began, ended = self._spans[index]
-            if began >= end:
-                break
-            taken += max(min(ended, end) - max(began, start), 0.0)
-        return taken
 
 
 class _Reads:
@@ -175,7 +152,6 @@ class _Builder:
         self._trace = trace
         self._bounds = bounds
         self._groups = _groups(trace)
-        self._profiler_pauses = _ProfilerPauses(trace.profiler_pauses)
         self._calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
         self._following: dict[int, Call] = {}
         latest: dict[int, Call] = {}
@@ -214,7 +190,17 @@ class _Builder:
         if until <= since:
             return 0.0
         self._until[group] = until
-        return max(until - since - self._profiler_pauses.between(since, until), 0.0)
+        return max(until - since - self._paused(since, until), 0.0)
+
+    def _paused(self, start: float, end: float) -> float:
+        """How long the profiler itself blocked the host between two moments."""
+        pauses, taken = self._trace.profiler_pauses, 0.0
+        for index in range(bisect_left(pauses, start, key=itemgetter(1)), len(pauses)):
+            began, ended = pauses[index]
+            if began >= end:
+                break
+            taken += max(min(ended, end) - max(began, start), 0.0)
+        return taken
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from syncagent.report.model import Report, RunInfo
 
 __all__ = [
-    "DASH", "clean", "cost", "count", "duration", "length", "per_step", "place", "plural", "processes", "share",
+    "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural", "processes", "share",
     "short_path",
 ]  # fmt: skip
 
@@ -39,6 +39,11 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def known_duration(ms: float | None) -> str:
+    """A duration; a dash where it is not known."""
+    return DASH if ms is None else duration(ms)
 
 
 def share(part: float) -> str:

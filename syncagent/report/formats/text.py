@@ -159,8 +159,8 @@ def _numbers(report: Report, site: SiteRow) -> list[str]:
     share = report.share(site)
     outside = site.step_stall_ms == 0 and site.stall_ms > 0
     return [
-        _DASH if site.gain_ms is None else wording.duration(site.gain_ms),
-        _DASH if site.idle_ms is None else wording.duration(site.idle_ms),
+        wording.known_duration(site.gain_ms),
+        wording.known_duration(site.idle_ms),
         wording.duration(site.stall_ms),
         _DASH if share is None or outside else wording.share(share),
         f"{'~' if site.sampled else ''}{wording.count(site.count)}",

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from syncagent.report.model import Report, RunInfo
 
 __all__ = [
-    "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural", "processes", "share",
-    "short_path",
+    "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural",
+    "processes", "share", "short_path",
 ]  # fmt: skip
 
 DASH = "\N{EN DASH}"

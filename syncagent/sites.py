@@ -30,6 +30,7 @@ __all__ = [
     "line_key",
     "naming",
     "normal",
+    "package_path",
     "pair",
 ]
 
@@ -120,7 +121,7 @@ def _folder_of_script() -> str:
     if not isinstance(file, str) or not os.path.isfile(file):
         return ""
     path = os.path.abspath(file)
-    if _package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
+    if package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
         return ""  # pytest, torchrun: files are named from where these were called
     name = getattr(getattr(main, "__spec__", None), "name", None)
     up = name.count(".") if isinstance(name, str) else 0
@@ -191,7 +192,7 @@ def _file(file: str, root: str, cwd: str) -> str:
         return "<cell>"
     if file.startswith("<"):
         return file
-    inside = _package_path(file)
+    inside = package_path(file)
     if inside is not None:
         return inside
     if not os.path.isabs(file):
@@ -205,7 +206,8 @@ def _file(file: str, root: str, cwd: str) -> str:
     return file
 
 
-def _package_path(file: str) -> str | None:
+def package_path(file: str) -> str | None:
+    """The file from its package on, for installed code."""
     parts = PurePath(file).parts
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] in _PACKAGES:

@@ -36,6 +36,8 @@ _STAGING_US = 12.0
 _RUN = 32
 """The most launches in one instruction, so that the queue's limit is met about where it is."""
 
+_READS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
+
 Span = tuple[float, float]
 
 LAUNCH, HOST, WAIT, COPY, RECORD, AWAIT, MARK = range(7)
@@ -83,7 +85,7 @@ class Program:
                 _, group, host, stream, dur = raw
                 host *= scale
                 busy = dur + gap
-                if launches is not None and launches[1:3] == [group, stream] and launches[7] < _RUN:
+                if launches and launches[2] == stream and launches[1] == group and launches[7] < _RUN:
                     launches[3] += host
                     launches[4] += busy
                     launches[5] = max(launches[5] + busy, launches[3] + latency + dur)
@@ -121,23 +123,14 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
     return found[1:]
 
 
-class _Reads:
-    """When the program was reading numbers: all of that time goes away if the number is not read."""
-
-    _OPS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
-
-    def __init__(self, trace: Trace) -> None:
-        self._spans: dict[int, list[Span]] = defaultdict(list)
-        for start, end, thread, category, name in trace.spans:
-            own = self._spans[thread]
-            if category == "cpu_op" and name in self._OPS and not (own and own[-1][1] >= end):
-                own.append((start, end))
-
-    def around(self, call: Call) -> Span | None:
-        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
-        own = self._spans.get(call.thread, [])
-        index = bisect_left(own, (call.start, float("inf"))) - 1
-        return own[index] if index >= 0 and own[index][1] >= call.end else None
+def _reads(trace: Trace) -> dict[int, list[Span]]:
+    """When each thread was reading numbers: all of that time goes away if the number is not read."""
+    spans: dict[int, list[Span]] = defaultdict(list)
+    for start, end, thread, category, name in trace.spans:
+        own = spans[thread]
+        if category == "cpu_op" and name in _READS and not (own and own[-1][1] >= end):
+            own.append((start, end))
+    return spans
 
 
 def build(trace: Trace, bounds: Sequence[float]) -> Program:
@@ -165,7 +158,7 @@ class _Builder:
         self._owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
-        self._reads = _Reads(trace)
+        self._reads = _reads(trace)
 
     def program(self) -> Program:
         passed = 0
@@ -201,6 +194,12 @@ class _Builder:
                 break
             taken += max(min(ended, end) - max(began, start), 0.0)
         return taken
+
+    def _read_around(self, call: Call) -> Span | None:
+        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
+        own = self._reads.get(call.thread, [])
+        index = bisect_left(own, (call.start, float("inf"))) - 1
+        return own[index] if index >= 0 and own[index][1] >= call.end else None
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]
@@ -246,7 +245,7 @@ class _Builder:
         later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
         drops = op.to_host and op.bytes <= _SCALAR_BYTES
         lead = 0.0
-        if drops and (read := self._reads.around(call)) is not None:
+        if drops and (read := self._read_around(call)) is not None:
             lead = min(max(call.start - read[0], 0.0), before)
             back += self._spend(group, read[1])
         asks = _STAGING_US if op.pageable else min(took, _RETURN_US)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from syncagent.sites import package_path
 from syncagent.support.printable import clean
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
 
 _SHOWN = 5
-_PACKAGES = ("site-packages", "dist-packages")
 
 
 def duration(ms: float) -> str:
@@ -89,10 +88,9 @@ def short_path(file: str, cwd: str = "") -> str:
 
     It is also the same on another machine, as long as the project's layout is.
     """
-    parts = PurePath(file).parts
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] in _PACKAGES:
-            return "/".join(parts[index + 1 :])
+    inside = package_path(file)
+    if inside is not None:
+        return inside
     base = cwd or _folder()
     return file.removeprefix(base.rstrip("/") + "/") if base else file
 

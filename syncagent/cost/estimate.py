@@ -12,6 +12,7 @@ from syncagent.cost import replay as replaying
 from syncagent.cost.program import build
 from syncagent.cost.sites import WaitSite, branches
 from syncagent.errors import SyncAgentError
+from syncagent.report.model import OrderRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from syncagent.cost.program import Program, Wait
     from syncagent.cost.trace import Trace
 
-__all__ = ["CostEstimate", "Fix", "SiteCost", "estimate", "where"]
+__all__ = ["CostEstimate", "SiteCost", "estimate", "where"]
 
 _MOST_OFF = 0.03
 """How far the replayed step time may be from the measured one."""
@@ -50,16 +51,6 @@ class SiteCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Fix:
-    """One entry of the best order: this site is fixed next."""
-
-    site: int
-    """Its index in ``sites``, which also has those that need a rewrite."""
-    gain_ms: float
-    """The gain of this fix and all before it together."""
-
-
-@dataclass(frozen=True, slots=True)
 class CostEstimate:
     """What the syncs of one window cost."""
 
@@ -74,7 +65,8 @@ class CostEstimate:
     """The factor between the host's times in the replay and under the profiler."""
     gain_all_ms: float | None
     """How much faster a step is without any of the waits."""
-    order: tuple[Fix, ...] = ()
+    order: tuple[OrderRow, ...] = ()
+    """The best order of fixes.  Here ``site`` is an index of ``sites``, which also has those that need a rewrite."""
     sites: tuple[SiteCost, ...] = ()
     abstained: str | None = None
     unmatched: int = 0
@@ -164,7 +156,8 @@ def estimate(
     sets = {key: frozenset(numbers) for key, numbers in waits.items()}
     alone = {key: gains.of(numbers) for key, numbers in sets.items()}
     keys = sorted(sets, key=lambda key: (-alone[key], site_of[key].file, site_of[key].line, site_of[key].op))
-    order: tuple[Fix, ...] = ()
+    order: tuple[OrderRow, ...] = ()
+    """The best order of fixes.  Here ``site`` is an index of ``sites``, which also has those that need a rewrite."""
     if abstained is None:
         order = _best_order([sets[key] for key in keys], gains)
         if len(keys) > len(order):
@@ -263,7 +256,7 @@ class _Gains:
         return 0.0 if gain_ms < self._least_ms else gain_ms
 
 
-def _best_order(sets: list[frozenset[int]], gains: _Gains) -> tuple[Fix, ...]:
+def _best_order(sets: list[frozenset[int]], gains: _Gains) -> tuple[OrderRow, ...]:
     """Fix one site after another, each time the one that then gains most."""
     left = list(range(min(len(sets), _MOST_ORDERED)))
     fixed: frozenset[int] = frozenset()
@@ -273,5 +266,5 @@ def _best_order(sets: list[frozenset[int]], gains: _Gains) -> tuple[Fix, ...]:
         best = max(left, key=lambda site: (then[site], -site))
         fixed |= sets[best]
         left.remove(best)
-        order.append(Fix(best, gains.reported(then[best])))
+        order.append(OrderRow(best, gains.reported(then[best])))
     return tuple(order)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _STAGING_US = 12.0
 """The call of a copy from pageable memory, without the copying that it does itself."""
 _RUN = 32
 """The most launches in one instruction, so that the queue's limit is met about where it is."""
+
+_READS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
 
 Span = tuple[float, float]
 
@@ -71,32 +74,27 @@ class Program:
         self.work: list[tuple[int, float]] = _work(raw)
         """Launches and GPU time (µs) of each step."""
 
-    def ready(self, scale: float) -> list[tuple[Any, ...]]:
+    def ready(self, scale: float) -> list[Sequence[Any]]:
         """Return the instructions with the host's times multiplied by ``scale``."""
-        items: list[tuple[Any, ...]] = []
+        items: list[Sequence[Any]] = []
         latency, gap = self.latency_us, self.gap_us
-        run: list[Any] | None = None
+        launches: list[Any] | None = None  # in ``items`` already; the next launch may join it
         for raw in self._raw:
             code = raw[0]
             if code == LAUNCH:
                 _, group, host, stream, dur = raw
-                if run is not None and (run[2] != stream or run[1] != group or run[7] >= _RUN):
-                    items.append(tuple(run))
-                    run = None
+                host *= scale
                 busy = dur + gap
-                if run is None:
-                    host *= scale
-                    run = [LAUNCH, group, stream, host, busy, host + latency + dur, host + latency, 1]
-                    continue
-                run[3] += host * scale
-                run[4] += busy
-                late = run[3] + latency + dur
-                run[5] = max(run[5] + busy, late)
-                run[7] += 1
+                if launches and launches[2] == stream and launches[1] == group and launches[7] < _RUN:
+                    launches[3] += host
+                    launches[4] += busy
+                    launches[5] = max(launches[5] + busy, launches[3] + latency + dur)
+                    launches[7] += 1
+                else:
+                    launches = [LAUNCH, group, stream, host, busy, host + latency + dur, host + latency, 1]
+                    items.append(launches)
                 continue
-            if run is not None:
-                items.append(tuple(run))
-                run = None
+            launches = None
             if code == WAIT:
                 _, group, host, back, target, site = raw
                 items.append((WAIT, group, host * scale, back * scale, target, site))
@@ -108,8 +106,6 @@ class Program:
                 items.append((code, raw[1], raw[2] * scale))
             else:
                 items.append(raw)
-        if run is not None:
-            items.append(tuple(run))
         return items
 
 
@@ -127,40 +123,14 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
     return found[1:]
 
 
-class _ProfilerPauses:
-    """How long the profiler itself blocked the host between two moments."""
-
-    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
-        self._spans = spans
-        self._ends = [end for _, end in spans]
-
-    def between(self, start: float, end: float) -> float:
-        taken = 0.0
-        for index in range(bisect_left(self._ends, start), len(self._spans)):
-            began, ended = self._spans[index]
-            if began >= end:
-                break
-            taken += max(min(ended, end) - max(began, start), 0.0)
-        return taken
-
-
-class _Reads:
-    """When the program was reading numbers: all of that time goes away if the number is not read."""
-
-    _OPS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
-
-    def __init__(self, trace: Trace) -> None:
-        self._spans: dict[int, list[Span]] = defaultdict(list)
-        for start, end, thread, category, name in trace.spans:
-            own = self._spans[thread]
-            if category == "cpu_op" and name in self._OPS and not (own and own[-1][1] >= end):
-                own.append((start, end))
-
-    def around(self, call: Call) -> Span | None:
-        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
-        own = self._spans.get(call.thread, [])
-        index = bisect_left(own, (call.start, float("inf"))) - 1
-        return own[index] if index >= 0 and own[index][1] >= call.end else None
+def _reads(trace: Trace) -> dict[int, list[Span]]:
+    """When each thread was reading numbers: all of that time goes away if the number is not read."""
+    spans: dict[int, list[Span]] = defaultdict(list)
+    for start, end, thread, category, name in trace.spans:
+        own = spans[thread]
+        if category == "cpu_op" and name in _READS and not (own and own[-1][1] >= end):
+            own.append((start, end))
+    return spans
 
 
 def build(trace: Trace, bounds: Sequence[float]) -> Program:
@@ -175,7 +145,6 @@ class _Builder:
         self._trace = trace
         self._bounds = bounds
         self._groups = _groups(trace)
-        self._profiler_pauses = _ProfilerPauses(trace.profiler_pauses)
         self._calls = [call for call in trace.calls if bounds[0] <= call.start < bounds[-1]]
         self._following: dict[int, Call] = {}
         latest: dict[int, Call] = {}
@@ -189,7 +158,7 @@ class _Builder:
         self._owed: dict[int, float] = defaultdict(float)  # host time that no instruction has yet
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
-        self._reads = _Reads(trace)
+        self._reads = _reads(trace)
 
     def program(self) -> Program:
         passed = 0
@@ -214,7 +183,23 @@ class _Builder:
         if until <= since:
             return 0.0
         self._until[group] = until
-        return max(until - since - self._profiler_pauses.between(since, until), 0.0)
+        return max(until - since - self._paused(since, until), 0.0)
+
+    def _paused(self, start: float, end: float) -> float:
+        """How long the profiler itself blocked the host between two moments."""
+        pauses, taken = self._trace.profiler_pauses, 0.0
+        for index in range(bisect_left(pauses, start, key=itemgetter(1)), len(pauses)):
+            began, ended = pauses[index]
+            if began >= end:
+                break
+            taken += max(min(ended, end) - max(began, start), 0.0)
+        return taken
+
+    def _read_around(self, call: Call) -> Span | None:
+        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
+        own = self._reads.get(call.thread, [])
+        index = bisect_left(own, (call.start, float("inf"))) - 1
+        return own[index] if index >= 0 and own[index][1] >= call.end else None
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]
@@ -260,7 +245,7 @@ class _Builder:
         later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
         drops = op.to_host and op.bytes <= _SCALAR_BYTES
         lead = 0.0
-        if drops and (read := self._reads.around(call)) is not None:
+        if drops and (read := self._read_around(call)) is not None:
             lead = min(max(call.start - read[0], 0.0), before)
             back += self._spend(group, read[1])
         asks = _STAGING_US if op.pageable else min(took, _RETURN_US)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from syncagent.cost.lines import line_of
+from syncagent.events import CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -105,14 +106,14 @@ def from_events(trace: Trace, waits: Sequence[Wait], events: Sequence[tuple[Sync
 
 
 def _of_event(event: SyncEvent, row: int) -> WaitSite:
-    site = event.forward_site or event.site
+    site = event.forward_site or event.site or CallSite("", 0, "")
     return WaitSite(
         op=event.op,
         kind=event.kind.value,
-        file=site.file if site else "",
-        line=site.line if site else 0,
-        function=site.function if site else "",
-        source=site.source if site else "",
+        file=site.file,
+        line=site.line,
+        function=site.function,
+        source=site.source,
         phase=event.phase.value,
         ranges=event.ranges,
         row=row,
@@ -165,10 +166,9 @@ def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> WaitSite:
 
 
 def _kind(ops: Sequence[str], wait: Wait) -> str:
-    for name in ops:
-        kind = _KINDS.get(name.partition("::")[2])
-        if kind:
-            return kind
+    kind = next(filter(None, (_KINDS.get(name.partition("::")[2]) for name in ops)), None)
+    if kind is not None:
+        return kind
     if wait.copy is not None and wait.copy.op is not None:
         return "copy_d2h" if wait.copy.op.to_host else "copy_h2d"
     return "other" if ops else "explicit"

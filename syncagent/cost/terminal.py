@@ -48,7 +48,7 @@ def render(found: CostEstimate, *, limit: int = 20) -> str:
 
 def _site(cost: SiteCost, abstained: str | None) -> Iterator[str]:
     site = cost.site
-    gain = wording.DASH if cost.gain_ms is None else wording.duration(cost.gain_ms)
+    gain = wording.known_duration(cost.gain_ms)
     place = wording.clean(where(site)) if site.file or site.ranges else "(line unknown)"
     function = f" in {wording.clean(site.function)}" if site.function and site.line else ""
     yield (

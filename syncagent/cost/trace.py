@@ -224,24 +224,20 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
 
 
 def _refuse(name: str, categories: set[str], processes: set[Any], devices: set[Any], *, ops: bool, calls: bool) -> None:
-    if any(category.startswith(("hip", "roc")) for category in categories):
-        raise SyncAgentError(f"{name!r} is of an AMD GPU; the replay knows CUDA's calls only")
-    if not ops and not calls:
-        if categories & {"cpu_op", "python_function", "user_annotation"}:
-            raise SyncAgentError(f"{name!r} has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU")
-        raise SyncAgentError(
-            f"{name!r} is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel"
-        )
-    if not ops:
-        raise SyncAgentError(f"{name!r} has no GPU activity: nothing ran on the GPU while it was recorded")
-    if not calls:
-        raise SyncAgentError(
-            f"{name!r} has no calls of the CUDA API (category cuda_runtime), without which nothing can be replayed"
-        )
-    if len(processes) > 1:
-        raise SyncAgentError(f"{name!r} holds {len(processes)} processes: give one rank's trace at a time")
-    if len(devices) > 1:
-        raise SyncAgentError(f"{name!r} is of {len(devices)} GPUs driven by one process, which cannot be replayed yet")
+    python = categories & {"cpu_op", "python_function", "user_annotation"}
+    is_amd = any(category.startswith(("hip", "roc")) for category in categories)
+    refusals = {
+        "is of an AMD GPU; the replay knows CUDA's calls only": is_amd,
+        "has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU": python and not ops and not calls,
+        "is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel": not ops and not calls,
+        "has no GPU activity: nothing ran on the GPU while it was recorded": not ops,
+        "has no calls of the CUDA API (category cuda_runtime), without which nothing can be replayed": not calls,
+        f"holds {len(processes)} processes: give one rank's trace at a time": len(processes) > 1,
+        f"is of {len(devices)} GPUs driven by one process, which cannot be replayed yet": len(devices) > 1,
+    }
+    why = next((why for why, is_so in refusals.items() if is_so), None)
+    if why is not None:
+        raise SyncAgentError(f"{name!r} {why}")
 
 
 def _call(event: Mapping[str, Any], ops: Mapping[int, list[Op]], syncs: Mapping[int, Mapping[str, Any]]) -> Call:

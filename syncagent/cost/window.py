@@ -85,20 +85,22 @@ class Window:
                 self._end_capture()
 
     def _open(self) -> None:
-        why = profiling.why_not()
-        if why is not None:
-            self.close(why)
+        if self._is_impossible():
             return
         profiling.drain()
         self._state, self._number = "plain", 0
         self._began_ns = time.perf_counter_ns()
 
-    def _start_capture(self) -> None:
-        profiling.drain()
-        self._measured_ms = (time.perf_counter_ns() - self._began_ns) / 1e6 / self._number
+    def _is_impossible(self) -> bool:
         why = profiling.why_not()
         if why is not None:
             self.close(why)
+        return why is not None
+
+    def _start_capture(self) -> None:
+        profiling.drain()
+        self._measured_ms = (time.perf_counter_ns() - self._began_ns) / 1e6 / self._number
+        if self._is_impossible():
             return
         get_logger().info(f"cost: the next {self.steps + 1} steps run under torch.profiler")
         self._capture = profiling.Capture(self._give_way)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import SyncAgentError
@@ -39,65 +41,39 @@ def read(file: Path, content: bytes) -> Report:
         raise SyncAgentError(
             f"{name} is a capture of version {version!r}, but this syncagent reads version {VERSION} only"
         )
-    sites: dict[Any, dict[str, Any]] = {}
-    run: dict[str, Any] = {}
-    totals: dict[str, Any] = {}
-    events, step_times, ended = [], [], False
+    sites: dict[str, dict[str, Any]] = {}
+    others: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines[1:]:
-        match line.pop("type", None):
-            case "run":
-                run = line
-            case "site":
-                sites[_key(line)] = line
-            case "sums":
-                if _key(line) in sites:
-                    sites[_key(line)].update(line)
-                else:
-                    broken += 1
-            case "totals":
-                totals = line
-            case "event":
-                events.append(line)
-            case "step":
-                step_times.append(line)
-            case "end":
-                ended = True
+        kind, site = str(line.pop("type", "")), repr(line.get("site"))
+        if kind == "site":
+            sites[site] = line
+        elif kind != "sums":
+            others[kind].append(line)
+        elif site in sites:
+            sites[site].update(line)
+        else:
+            broken += 1
+    run, totals = ([{}, *others[kind]][-1] for kind in ("run", "totals"))
     if not run or not totals:
         raise SyncAgentError(f"{name} is not a whole capture: nothing was written after its header")
-    values = _values(run, totals, list(sites.values()), events, step_times)
-    values["run"]["ended"] = ended
-    values["notes"] += _notes(file, broken, totals, len(events), ended=ended)
+    values = _values(run, totals, list(sites.values()))
+    values["events"], values["step_times"] = others["event"], others["step"]
+    values["run"]["ended"] = ended = "end" in others
+    values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)
     return Report.from_dict(values, name=name)
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    lines: list[dict[str, Any]] = []
-    broken = 0
-    for text in content.split(b"\n"):
-        if not text.strip():
-            continue
-        try:
-            line = reading.from_json(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        else:
-            broken += 1
-    return lines, broken
+    texts = [text for text in content.split(b"\n") if text.strip()]
+    lines = []
+    for text in texts:
+        with suppress(ValueError):
+            lines.append(reading.from_json(text))
+    whole = [line for line in lines if isinstance(line, dict)]
+    return whole, len(texts) - len(whole)
 
 
-def _key(line: dict[str, Any]) -> str:
-    return repr(line.get("site"))
-
-
-def _values(
-    run: dict[str, Any],
-    totals: dict[str, Any],
-    sites: list[dict[str, Any]],
-    events: list[dict[str, Any]],
-    step_times: list[dict[str, Any]],
-) -> dict[str, Any]:
+def _values(run: dict[str, Any], totals: dict[str, Any], sites: list[dict[str, Any]]) -> dict[str, Any]:
     """The JSON values of the report; they are checked when the report is made of them."""
     steps = _number(totals.get("steps"))
     for site in sites:
@@ -127,8 +103,6 @@ def _values(
             "step_stall_ms": totals.get("step_stall_ms"),
         },
         "sites": sites,
-        "events": events,
-        "step_times": step_times,
         "notes": list(notes) if isinstance(notes, list) else [],
     }
 
@@ -143,16 +117,15 @@ _TOO_LARGE = 1e300
 
 
 def _notes(file: Path, broken: int, totals: dict[str, Any], events: int, *, ended: bool) -> list[str]:
-    notes = []
+    end = "process that did not end by itself: what it saw in its last second or two is missing"
     if not ended and storage.is_locked(file):
-        notes.append("from the capture of a process that is still running")
-    elif not ended:
-        notes.append(
-            "from the capture of a process that did not end by itself: what it saw in its last second or two is missing"
-        )
-    if broken:
-        notes.append(f"{broken:,} line{'s are' if broken > 1 else ' is'} not whole and left out of the capture's sums")
+        end = "process that is still running"
     seen = totals.get("events")
-    if isinstance(seen, int) and seen > events:
-        notes.append(f"the time line has {events:,} of {seen:,} syncs; the sums have all")
-    return notes
+    notes = [
+        not ended and f"from the capture of a {end}",
+        broken and f"{broken:,} line{'s are' if broken > 1 else ' is'} not whole and left out of the capture's sums",
+        isinstance(seen, int)
+        and seen > events
+        and f"the time line has {events:,} of {seen:,} syncs; the sums have all",
+    ]
+    return [note for note in notes if note]

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from syncagent.report import wording
+from syncagent.report.compare import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from syncagent.report.compare import Change, Comparison, Measure, StepChange, Verdict
+    from syncagent.report.compare import Change, Comparison, Measure, StepChange
 
 __all__ = ["render", "render_changes"]
 
 
 def render(comparison: Comparison) -> str:
     """Every site that changed, under a heading for each verdict, and how many did not."""
-    verdicts: tuple[Verdict, ...] = ("new", "grown", "changed", "shrunk", "gone")
     blocks = [
         f"{wording.plural(len(changes), 'site')} {verdict}\n{render_changes(changes)}"
-        for verdict in verdicts
-        if (changes := comparison.of(verdict))
+        for verdict in VERDICTS
+        if verdict != "same" and (changes := comparison.of(verdict))
     ]
     same = len(comparison.of("same"))
     blocks.append(f"{wording.plural(same, 'site')} unchanged" if same or blocks else "No syncs in either report.")
@@ -31,14 +31,11 @@ def render(comparison: Comparison) -> str:
 
 
 def _steps(steps: StepChange) -> str:
-    line = f"time per step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}"
-    saved = wording.duration(abs(steps.saved_ms))
-    line += f", {saved} {'saved' if steps.saved_ms >= 0 else 'longer'}"
+    saved = f"{wording.duration(abs(steps.saved_ms))} {'saved' if steps.saved_ms >= 0 else 'longer'}"
+    line = f"time per step: {wording.duration(steps.old_ms)}  →  {wording.duration(steps.new_ms)}, {saved}"
     if steps.predicted_ms is not None and steps.mended:
         line += f"; {wording.duration(steps.predicted_ms)} was predicted for the sites that are gone or wait less often"
-    if steps.unpriced:
-        line += f" ({steps.unpriced} of them had no predicted gain)"
-    return line
+    return f"{line} ({steps.unpriced} of them had no predicted gain)" if steps.unpriced else line
 
 
 def render_changes(changes: Sequence[Change]) -> str:
@@ -47,26 +44,19 @@ def render_changes(changes: Sequence[Change]) -> str:
 
 
 def _paragraph(change: Change) -> str:
-    line = change.latest.line
     place = wording.clean(change.file) or "(line unknown)"
-    lines = [f"  {wording.clean(change.op)}  {place}{f':{line}' if line else ''}"]
-    if change.function:
-        lines[0] += f" in {wording.clean(change.function)}"
-    if change.source:
-        lines.append(f"    {wording.clean(change.source)}")
-    if change.was:
-        lines.append(f"    was: {wording.clean(' '.join(change.was.split()))}")
-    if change.forward:
-        lines.append(f"    forward {wording.clean(change.forward)}")
-    if change.library:
-        lines.append(f"    library {wording.clean(change.library)}")
-    if change.old and change.new:
-        lines.append(f"    {_measure(change.old)}  →  {_measure(change.new)}")
-    else:
-        lines.append(f"    {_measure(change.latest)}")
-    if change.new and change.new.allowed:
-        lines.append("    allowed")
-    return "\n".join(lines)
+    line = f":{change.latest.line}" if change.latest.line else ""
+    function = f" in {wording.clean(change.function)}" if change.function else ""
+    details = [
+        change.source and wording.clean(change.source),
+        change.was and f"was: {wording.clean(' '.join(change.was.split()))}",
+        change.forward and f"forward {wording.clean(change.forward)}",
+        change.library and f"library {wording.clean(change.library)}",
+        "  →  ".join(_measure(side) for side in (change.old, change.new) if side),
+        change.new and change.new.allowed and "allowed",
+    ]
+    first = f"  {wording.clean(change.op)}  {place}{line}{function}"
+    return "\n".join((first, *(f"    {detail}" for detail in details if detail)))
 
 
 def _measure(measure: Measure) -> str:

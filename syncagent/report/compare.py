@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from syncagent import sites
 from syncagent.report import wording
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
     _Sites = dict[SiteKey, list[SiteRow]]
 
-__all__ = ["Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
+__all__ = ["VERDICTS", "Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
 
 Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""In the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,6 @@ class Comparison:
         return {"schema": 1, **encode(self)}
 
 
-_ORDER: tuple[Verdict, ...] = ("new", "grown", "changed", "shrunk", "gone", "same")
-
-
 def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     """Match the sites of two reports by the key of :mod:`syncagent.sites`: neither line numbers nor ops are in it.
 
@@ -130,17 +130,17 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
         site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
         earlier_site = before[key][0] if key in changed else None
         changes.append(_change(site, cwd, _measure(before.get(key)), _measure(after.get(key)), tolerance, earlier_site))
-    changes.sort(key=lambda change: (_ORDER.index(change.verdict), -change.latest.stall_ms))
+    changes.sort(key=lambda change: (VERDICTS.index(change.verdict), -change.latest.stall_ms))
     return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
 
 
 def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:
     """Sites by what does not move; several have the same key where a function has the same text twice."""
-    found: _Sites = {}
+    found: _Sites = defaultdict(list)
     for site in report.sites:
         if not site.conditional:
-            found.setdefault(site.key(named), []).append(site)
-    return found
+            found[site.key(named)].append(site)
+    return dict(found)
 
 
 def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
@@ -244,11 +244,9 @@ def _verdict(was: Measure | None, now: Measure | None, tolerance: float) -> Verd
     if was.per_step is None or now.per_step is None:
         return _moved(was.count, now.count, tolerance)
     verdict = _moved(was.per_step, now.per_step, tolerance)
-    if was.per_step < 1 and verdict == "grown" and now.count <= was.count:
-        return "same"
-    if now.per_step < 1 and verdict == "shrunk" and now.count >= was.count:
-        return "same"
-    return verdict
+    is_longer_run = verdict == "shrunk" and now.per_step < 1 and now.count >= was.count
+    is_shorter_run = verdict == "grown" and was.per_step < 1 and now.count <= was.count
+    return "same" if is_longer_run or is_shorter_run else verdict
 
 
 def _moved(was: float, now: float, tolerance: float) -> Verdict:
@@ -260,26 +258,24 @@ def _moved(was: float, now: float, tolerance: float) -> Verdict:
 
 
 def _notes(old: Report, new: Report) -> list[str]:
-    notes = []
+    was, now = old.run, new.run
     conditional = sum(site.count for site in new.sites if site.conditional)
-    if conditional:
-        notes.append(
-            f"left out: {wording.plural(conditional, 'sync')} that depended on the driver's state alone: another run "
-            "need not have them"
-        )
-    if any(site.sampled for report in (old, new) for site in report.sites):
-        notes.append("copies were sampled in one of the runs: their counts are estimates (copies=all counts each)")
-    if old.run.simulated != new.run.simulated:
-        notes.append("one of the two runs was on a simulated device: compare counts, not stalls")
-    elif old.run.device != new.run.device:
-        notes.append(f"the devices differ ({old.run.device}, {new.run.device}): compare counts, not stalls")
-    if old.run.detail != new.run.detail:
-        notes.append(f"the runs watched in different detail ({old.run.detail}, {new.run.detail})")
     blind = {sensor.name for sensor in old.sensors if sensor.live} - {s.name for s in new.sensors if s.live}
-    if blind:
-        notes.append(f"sensors live in the old run only: {', '.join(sorted(blind))}; what they saw may seem gone")
-    if not old.run.steps or not new.run.steps:
-        notes.append("a run without steps: whole counts are compared, not counts per step")
-    if new.dropped or old.dropped:
-        notes.append("syncs were dropped in one of the runs: its counts are too low")
-    return notes
+    device = ""
+    if was.simulated != now.simulated:
+        device = "one of the two runs was on a simulated device: compare counts, not stalls"
+    elif was.device != now.device:
+        device = f"the devices differ ({was.device}, {now.device}): compare counts, not stalls"
+    notes = [
+        conditional
+        and f"left out: {wording.plural(conditional, 'sync')} that depended on the driver's state alone: "
+        "another run need not have them",
+        any(site.sampled for report in (old, new) for site in report.sites)
+        and "copies were sampled in one of the runs: their counts are estimates (copies=all counts each)",
+        device,
+        was.detail != now.detail and f"the runs watched in different detail ({was.detail}, {now.detail})",
+        blind and f"sensors live in the old run only: {', '.join(sorted(blind))}; what they saw may seem gone",
+        not (was.steps and now.steps) and "a run without steps: whole counts are compared, not counts per step",
+        (old.dropped or new.dropped) and "syncs were dropped in one of the runs: its counts are too low",
+    ]
+    return [note for note in notes if note]

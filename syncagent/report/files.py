@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -129,13 +130,9 @@ def load_merged(paths: Sequence[str | Path]) -> Report:
     A directory stands for all reports in it.  A file includes those that other processes of the same run saved beside
     it, under its name with a number.
     """
-    found: list[together.Found] = []
-    for path in map(Path, paths):
-        if os.path.isdir(path):  # unlike Path.is_dir, never an error
-            found += _in_folder(path)
-        else:
-            found += _with_parts(path)
-    return together.add_up(found)
+    # Unlike Path.is_dir, isdir never raises.
+    found = [_in_folder(path) if os.path.isdir(path) else _with_parts(path) for path in map(Path, paths)]
+    return together.add_up([*itertools.chain(*found)])
 
 
 def _in_folder(folder: Path) -> list[together.Found]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+from bisect import bisect_left
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,10 +117,10 @@ def _merge_gates(gates: Sequence[str | None]) -> str | None:
 def _merge_sites(
     ranked: Sequence[tuple[int, Report]], keys: Mapping[tuple[int, int], Hashable], ids: Mapping[Hashable, int]
 ) -> tuple[SiteRow, ...]:
-    groups: dict[Hashable, list[tuple[int, SiteRow]]] = {}
+    groups: dict[Hashable, list[tuple[int, SiteRow]]] = defaultdict(list)
     for rank, part in ranked:
         for site in part.sites:
-            groups.setdefault(keys[id(part), site.id], []).append((rank, site))
+            groups[keys[id(part), site.id]].append((rank, site))
     steps = sum(part.run.steps for _, part in ranked)
     return tuple(_merge_site(rows, steps, ids[key]) for key, rows in groups.items())
 
@@ -190,14 +193,9 @@ def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
 
 
 def _weighted_median(values: Sequence[tuple[float, int]]) -> float:
-    half = sum(weight for _, weight in values) / 2
-    passed = 0
     ordered = sorted(values)
-    for value, weight in ordered:
-        passed += weight
-        if passed >= half:
-            return value
-    return ordered[-1][0]
+    passed = list(itertools.accumulate(weight for _, weight in ordered))
+    return ordered[bisect_left(passed, passed[-1] / 2)][0]
 
 
 def _mean(weighted: Iterable[tuple[float | None, float]]) -> float | None:
@@ -213,14 +211,12 @@ def _known_sum(values: Iterable[float | None]) -> float | None:
 
 
 def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
-    known = [part for part in reports if part.cost is not None]
-    measured = [part for part in known if part.cost is not None and part.cost.gain_all_ms is not None]
-    if not known:
+    costs = [(part, part.cost) for part in reports if part.cost is not None]
+    if not costs:
         return None
-    part = min(measured, key=lambda part: (part.cost and part.cost.gain_all_ms) or 0.0) if measured else known[0]
-    assert part.cost is not None
-    order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in part.cost.order)
-    return replace(part.cost, order=order)
+    part, least = min(costs, key=lambda pair: math.inf if pair[1].gain_all_ms is None else pair[1].gain_all_ms)
+    order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in least.order)
+    return replace(least, order=order)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

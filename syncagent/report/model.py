@@ -121,6 +121,13 @@ class Totals:
     step_stall_ms: float | None = None
     """Stalls that began inside a step."""
 
+    def shares(self) -> dict[str, float]:
+        """The fractions for which it was stalled, by what they are fractions of."""
+        shares = {"of the run": self.stall_share}
+        if self.step_ms and self.step_stall_ms is not None:
+            shares["of step time"] = self.step_stall_ms / self.step_ms
+        return shares
+
 
 @dataclass(frozen=True, slots=True)
 class OpShare:

@@ -33,14 +33,14 @@ _APART_S = 60.0
 class Origin:
     """The fields of ``RunInfo`` that tell one process's file from another's."""
 
-    run_id: str
-    process: str
-    part: int
-    script: str
-    rank: int | None
-    world_size: int | None
-    started: str
-    duration_s: float
+    run_id: str = ""
+    process: str = ""
+    part: int = 0
+    script: str = ""
+    rank: int | None = None
+    world_size: int | None = None
+    started: str = ""
+    duration_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -49,7 +49,7 @@ class Origin:
 
 def of_run(run: RunInfo) -> Origin:
     """The origin of a report."""
-    return Origin(run.run_id, run.process, run.part, run.script, run.rank, run.world_size, run.started, run.duration_s)
+    return Origin(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Origin)})
 
 
 def same_run(one: Origin, other: Origin) -> bool:
@@ -96,21 +96,19 @@ _PLACES = (
 these, since quotes are escaped in all of them."""
 
 
+_KINDS = {"part": int, "rank": int | None, "world_size": int | None, "duration_s": int | float}
+"""The types of the fields that are no text."""
+
+
 def _origin(values: dict[str, Any]) -> Origin | None:
-    defaults: dict[str, Any] = {"run_id": "", "process": "", "part": 0, "script": "", "rank": None, "world_size": None}
-    kinds: dict[str, tuple[type, ...]] = {"part": (int,), "rank": (int, type(None)), "world_size": (int, type(None))}
-    found: dict[str, Any] = {}
-    for name, default in {**defaults, "started": "", "duration_s": 0.0}.items():
-        value = values.get(name, default)
-        if not isinstance(value, kinds.get(name, (int, float) if name == "duration_s" else (str,))):
-            return None
-        found[name] = value
-    return Origin(**found)
+    found = {field.name: values.get(field.name, field.default) for field in dataclasses.fields(Origin)}
+    if all(isinstance(value, _KINDS.get(name, str)) for name, value in found.items()):
+        return Origin(**found)
+    return None
 
 
 def _overlap(one: Origin, other: Origin) -> bool:
-    spans = [_span(origin) for origin in (one, other)]
-    (began, ended), (other_began, other_ended) = spans
+    (began, ended), (other_began, other_ended) = _span(one), _span(other)
     return began - _APART_S <= other_ended and other_began - _APART_S <= ended
 
 

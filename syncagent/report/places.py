@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from syncagent.report.origins import origin_of, same_run
@@ -67,14 +69,17 @@ def numbered(file: Path, number: int) -> Path:
 
 def parts_of(file: Path) -> list[Path]:
     """The numbered files beside a file, in the order of their numbers."""
+    return [numbered(file, number) for number in _numbers(file)]
+
+
+def _numbers(file: Path) -> list[int]:
     suffix = _suffix(file.name)
     pattern = re.compile(rf"{re.escape(file.name.removesuffix(suffix))}\.([1-9]\d{{0,5}}){re.escape(suffix)}")
     try:
         names = os.listdir(file.parent)
     except OSError:
         return []
-    found = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
-    return [file.with_name(name) for _, name in sorted(found)]
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
 
 def _suffix(name: str) -> str:
@@ -86,26 +91,16 @@ _added_before: dict[tuple[str, str], int] = {}
 
 
 def _add(file: Path, text_of: Callable[[int], str], mode: int) -> int:
-    last = parts_of(file)[-1:]
-    number = 1 + (_number(last[0]) if last else 0)
-    while True:
-        try:
+    for number in itertools.count(1 + max(_numbers(file), default=0)):
+        with suppress(FileExistsError):
             storage.write_new(numbered(file, number), text_of(number), mode=mode)
-        except FileExistsError:
-            number += 1
-        else:
             return number
-
-
-def _number(part: Path) -> int:
-    return int(part.name.removesuffix(_suffix(part.name)).rpartition(".")[2])
+    raise AssertionError("there is always a next number")
 
 
 def _remove_parts_of_other_runs(file: Path, origin: Origin) -> None:
     for part in parts_of(file):
         found = origin_of(part)
         if found is not None and found.part and not same_run(found, origin):
-            try:
+            with suppress(OSError):  # it is not read either: it says which run it is of
                 part.unlink()
-            except OSError:
-                pass  # it is not read either: it says which run it is of

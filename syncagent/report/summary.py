@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from syncagent.events import CallSite, Phase, SyncKind
-from syncagent.report.model import EventRow, OpRow, OpShare, Report, SiteRow, StepRow, Totals
+from syncagent.report.model import EventRow, OpRow, OpShare, Overhead, Report, SiteRow, StepRow, Totals
 from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from syncagent.events import OpCount, StepRecord, SyncEvent
-    from syncagent.report.model import Overhead, RunInfo, SensorStatus
+    from syncagent.report.model import RunInfo, SensorStatus
 
 __all__ = ["OTHER", "Changes", "Facts", "Since", "Summary"]
 
@@ -32,6 +32,7 @@ _THREADS = 4
 _OPS = 64
 """How many ops of a site are counted separately."""
 _PENDING = 50_000
+_NOWHERE = CallSite("", 0, "")
 _Part: TypeAlias = "tuple[str, str | None, Phase]"
 
 
@@ -121,8 +122,6 @@ class Summary:
         which autograd's threads run while that thread waits in ``backward()``.  Other threads wait at the same time as
         the training thread, so their stalls are in ``stall_ms`` but not in the share.
         """
-        from syncagent.report.model import Overhead
-
         sites, now = self._changes(Since())
         op_rows = _op_rows(ops, sites, run.duration_s * 1e3)
         seen, steps, exact = sum(site.seen for site in sites), now.steps, now.steps_exact
@@ -329,17 +328,17 @@ class _Site:
 
     def row(self, steps: int, exact: bool) -> SiteRow:
         first = self.first
-        site = first.site if first else None
+        site = (first and first.site) or _NOWHERE
         count = round(self.count)
         op, api, phase = self.longest()
         return SiteRow(
             op=op,
             api=api,
             kind=(first.kind if first else SyncKind.OTHER).value,
-            file=site.file if site else "",
-            line=site.line if site else 0,
-            function=site.function if site else "",
-            source=site.source if site else "",
+            file=site.file,
+            line=site.line,
+            function=site.function,
+            source=site.source,
             phase=phase.value,
             count=count,
             per_step=count / steps if steps else None,
@@ -357,7 +356,7 @@ class _Site:
             allowed_count=round(self.allowed_count),
             violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
-            statement=site.statement if site else "",
+            statement=site.statement,
             ops=self.ops(),
             conditional=first.conditional if first else False,
             stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
@@ -368,13 +367,13 @@ def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float)
     """Return ops by their host time without the stalls of the same op at the same line."""
     stalls: dict[Hashable, float] = {}
     for site in sites:
-        where = site.first.site if site.first else None
+        where = (site.first and site.first.site) or _NOWHERE
         for (name, _, phase), (_, stall_ns) in site.parts.items():
-            key = (name, where.file if where else "", where.line if where else 0, phase is Phase.BACKWARD)
+            key = (name, where.file, where.line, phase is Phase.BACKWARD)
             stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
-        line = op.site or CallSite("", 0, "")
+        line = op.site or _NOWHERE
         host_ms = op.host_ns / 1e6
         stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
         rows.append(
@@ -410,13 +409,9 @@ def _common_module(one: str | None, other: str | None) -> str | None:
     ones, others = one.split("."), other.split(".")
     if len(ones) == len(others):
         return ".".join(a if a == b else "*" for a, b in zip(ones, others, strict=True))
-    return ".".join((*_common_prefix(tuple(ones), tuple(others)), "*"))
+    return ".".join((*_common_prefix(ones, others), "*"))
 
 
-def _common_prefix(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return one[:length]
+def _common_prefix(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
+    pairs = zip(one, other, strict=False)
+    return tuple(name for name, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -67,26 +67,17 @@ def _runs(found: Sequence[Found]) -> list[list[Found]]:
     return groups
 
 
-def _refusal(one: Found, other: Found) -> str:
-    (file, report), (other_file, other_report) = one, other
-    first, second = report.run, other_report.run
+def _refusal(*found: Found) -> str:
+    (file, first), (other, second) = ((repr(os.fspath(path)), report.run) for path, report in found)
     if first.script != second.script:
-        differs = f"{os.fspath(file)!r} is of {first.script!r}, {os.fspath(other_file)!r} of {second.script!r}"
+        differs = f"{file} is of {first.script!r}, {other} of {second.script!r}"
     elif first.world_size != second.world_size:
-        differs = (
-            f"{os.fspath(file)!r} is of a run of {_ranks(first.world_size)}, "
-            f"{os.fspath(other_file)!r} of one of {_ranks(second.world_size)}"
-        )
+        differs = f"{file} is of a run of {_ranks(first.world_size)}, {other} of one of {_ranks(second.world_size)}"
     else:
-        ranks = (
-            ""
-            if first.rank != second.rank
-            else ", and both are " + ("without a rank" if first.rank is None else f"of rank {first.rank}")
-        )
-        differs = (
-            f"{os.fspath(file)!r} began at {first.started or 'an unknown time'}, "
-            f"{os.fspath(other_file)!r} at {second.started or 'an unknown time'}{ranks}"
-        )
+        rank = "without a rank" if first.rank is None else f"of rank {first.rank}"
+        ranks = f", and both are {rank}" if first.rank == second.rank else ""
+        began, other_began = (run.started or "an unknown time" for run in (first, second))
+        differs = f"{file} began at {began}, {other} at {other_began}{ranks}"
     return (
         f"only reports of one run can be added up, and these are of two: {differs} (`syncagent compare` compares runs)"
     )

@@ -8,9 +8,12 @@ from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 if TYPE_CHECKING:
-    from syncagent.report.model import Report
+    from syncagent.report.model import Report, RunInfo
 
-__all__ = ["DASH", "clean", "cost", "count", "duration", "per_step", "place", "plural", "share", "short_path"]
+__all__ = [
+    "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural",
+    "processes", "share", "short_path",
+]  # fmt: skip
 
 DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
@@ -36,6 +39,11 @@ def duration(ms: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def known_duration(ms: float | None) -> str:
+    """A duration; a dash where it is not known."""
+    return DASH if ms is None else duration(ms)
+
+
 def share(part: float) -> str:
     """``12.3 %``; what is less than a tenth of a percent, but not 0, is ``<0.1 %``."""
     if 0 < part < 0.0005:
@@ -58,6 +66,20 @@ def per_step(rate: float | None) -> str:
 
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def length(run: RunInfo) -> str:
+    """``20 steps in 4.10 s``."""
+    return f"{plural(run.steps, 'step')} in {duration(run.duration_s * 1e3)}"
+
+
+def processes(run: RunInfo, size: int | None = None) -> str:
+    """``3 processes``, ``2 ranks``, ``rank 1``, of ``size`` ranks ``rank 1 of 2``; empty for a process without rank."""
+    if run.processes:
+        return f"{run.processes:,} processes"
+    if run.ranks:
+        return plural(len(run.ranks), "rank")
+    return "" if run.rank is None else f"rank {run.rank} of {size}" if size else f"rank {run.rank}"
 
 
 def short_path(file: str, cwd: str = "") -> str:

@@ -53,16 +53,10 @@ def _template() -> Template:
 
 def _facts(run: RunInfo) -> list[str]:
     """What the run was; empty for what is not known."""
-    if run.processes:
-        process = f"{run.processes:,} processes"
-    elif run.ranks:
-        process = wording.plural(len(run.ranks), "rank")
-    else:
-        process = "" if run.rank is None else f"rank {run.rank}"
     return [
         run.device or "no device",
-        f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
-        process,
+        wording.length(run),
+        wording.processes(run),
         run.host,
         f"torch {run.torch}" if run.torch else "",
         f"CUDA {run.cuda}" if run.cuda else "",
@@ -72,23 +66,18 @@ def _facts(run: RunInfo) -> list[str]:
 
 
 def _tiles(report: Report) -> list[tuple[str, str]]:
-    totals, cost = report.totals, report.overhead
+    totals, agent = report.totals, report.overhead
+    gain_ms = report.cost.gain_all_ms if report.cost else None
     tiles = [
         ("host syncs", wording.count(totals.syncs)),
         ("stalled", wording.duration(totals.stall_ms)),
-        ("of the run", wording.share(totals.stall_share)),
+        *((whole, wording.share(share)) for whole, share in totals.shares().items()),
+        ("gain per step", "" if gain_ms is None else wording.duration(gain_ms)),
+        ("agent, per step", "" if agent.agent_ms_per_step is None else wording.duration(agent.agent_ms_per_step)),
+        ("agent, of the run", "" if agent.share is None else wording.share(agent.share)),
+        ("dropped", wording.count(report.dropped) if report.dropped else ""),
     ]
-    if totals.step_ms and totals.step_stall_ms is not None:
-        tiles.append(("of step time", wording.share(totals.step_stall_ms / totals.step_ms)))
-    if report.cost is not None and report.cost.gain_all_ms is not None:
-        tiles.append(("gain per step", wording.duration(report.cost.gain_all_ms)))
-    if cost.agent_ms_per_step is not None:
-        tiles.append(("agent, per step", wording.duration(cost.agent_ms_per_step)))
-    if cost.share is not None:
-        tiles.append(("agent, of the run", wording.share(cost.share)))
-    if report.dropped:
-        tiles.append(("dropped", wording.count(report.dropped)))
-    return tiles
+    return [(name, value) for name, value in tiles if value]
 
 
 def _context(site: SiteRow) -> list[str]:

@@ -69,19 +69,17 @@ def _rule(kind: SyncKind) -> dict[str, Any]:
 def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     kind = SyncKind(site.kind) if site.kind in set(SyncKind) else SyncKind.OTHER
     rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} per step"
-    text = (
-        f"{site.op} stalled the host for {wording.duration(site.stall_ms)} in "
-        f"{wording.plural(site.count, 'sync')}{rate} ({site.phase})."
-    )
-    if report.run.simulated:
-        text += " The device was simulated: times are the CPU's."
-    if site.advice:
-        text += f" {site.advice}"
+    stalled, syncs = wording.duration(site.stall_ms), wording.plural(site.count, "sync")
+    sentences = [
+        f"{site.op} stalled the host for {stalled} in {syncs}{rate} ({site.phase}).",
+        "The device was simulated: times are the CPU's." if report.run.simulated else "",
+        site.advice,
+    ]
     result: dict[str, Any] = {
         "ruleId": f"syncagent/{kind.value}",
         "ruleIndex": list(SyncKind).index(kind),
         "level": "note" if site.allowed else "warning",
-        "message": {"text": wording.clean(text)},
+        "message": {"text": wording.clean(" ".join(filter(None, sentences)))},
         "locations": [_location(site, report.run.cwd)] if site.file else [],
         # Lines move; the text of the line in its function stays, so a service knows a site again.
         "partialFingerprints": {"syncagentSite/v2": _fingerprint(site, report.run)},
@@ -99,14 +97,13 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
         for index, (line, text) in lines.items()
         if line and line.file
     ]
-    if related:
-        result["relatedLocations"] = related
-    if site.stack:
-        frames = [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file]
-        result["stacks"] = [{"message": {"text": "the stack of the longest sync"}, "frames": frames}]
-    if site.allowed:
-        result["suppressions"] = [{"kind": "external", "justification": wording.clean(site.allowed)}]
-    return result
+    frames = [{"location": _location(frame, report.run.cwd)} for frame in site.stack if frame.file]
+    optional = {
+        "relatedLocations": related,
+        "stacks": site.stack and [{"message": {"text": "the stack of the longest sync"}, "frames": frames}],
+        "suppressions": site.allowed and [{"kind": "external", "justification": wording.clean(site.allowed)}],
+    }
+    return result | {name: value for name, value in optional.items() if value}
 
 
 def _location(line: CallSite | SiteRow, cwd: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from syncagent.report.model import Report, SiteRow
+    from syncagent.report.model import RankShare, Report, SiteRow
 
 __all__ = ["emit", "render"]
 
@@ -101,25 +101,14 @@ def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) ->
 
 def _title(report: Report) -> Text:
     run = report.run
-    facts = [
-        wording.clean(run.device or "no device"),
-        f"{wording.plural(run.steps, 'step')} in {wording.duration(run.duration_s * 1e3)}",
-    ]
-    if run.processes:
-        facts.append(f"{run.processes:,} processes")
-    elif run.ranks:
-        facts.append(wording.plural(len(run.ranks), "rank"))
-    elif run.rank is not None:
-        facts.append(f"rank {run.rank} of {run.world_size}" if run.world_size else f"rank {run.rank}")
+    facts = [wording.clean(run.device or "no device"), wording.length(run), wording.processes(run, size=run.world_size)]
     script = wording.clean(wording.short_path(run.script, run.cwd)) or "syncagent"
-    return Text.assemble((script, "bold"), *(f" · {fact}" for fact in facts))
+    return Text.assemble((script, "bold"), *(f" · {fact}" for fact in facts if fact))
 
 
 def _stalled(report: Report) -> Text:
     totals = report.totals
-    shares = [f"{wording.share(totals.stall_share)} of the run"]
-    if totals.step_ms and totals.step_stall_ms is not None:
-        shares.append(f"{wording.share(totals.step_stall_ms / totals.step_ms)} of step time")
+    shares = [f"{wording.share(share)} {whole}" for whole, share in totals.shares().items()]
     text = f"{wording.plural(totals.syncs, 'host sync')}, stalled for {wording.duration(totals.stall_ms)}"
     return Text.assemble((text, "bold"), f" ({', '.join(shares)})")
 
@@ -170,8 +159,8 @@ def _numbers(report: Report, site: SiteRow) -> list[str]:
     share = report.share(site)
     outside = site.step_stall_ms == 0 and site.stall_ms > 0
     return [
-        _DASH if site.gain_ms is None else wording.duration(site.gain_ms),
-        _DASH if site.idle_ms is None else wording.duration(site.idle_ms),
+        wording.known_duration(site.gain_ms),
+        wording.known_duration(site.idle_ms),
         wording.duration(site.stall_ms),
         _DASH if share is None or outside else wording.share(share),
         f"{'~' if site.sampled else ''}{wording.count(site.count)}",
@@ -193,36 +182,34 @@ def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
         lines = _line("", here, cwd, width)
     if site.library:
         lines += _line("library", site.library, cwd, width)
-    context = [f"module {wording.clean(site.module)}"] if site.module else []
     counts: Counter[str] = Counter()
     for share in site.ops:
         counts[share.op] += share.count
-    if len(counts) > 1:
-        context.append(", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items()))
-    if site.ranges:
-        context.append(f"range {' > '.join(map(wording.clean, site.ranges))}")
-    if len(site.ranks) > 1:
-        worst = max(site.ranks, key=lambda part: part.stall_ms)
-        best = min(site.ranks, key=lambda part: part.stall_ms)
-        context.append(
-            f"{wording.duration(best.stall_ms)} on rank {best.rank} to "
-            f"{wording.duration(worst.stall_ms)} on rank {worst.rank}"
-        )
-    if site.allowed:
-        context.append(f"allowed: {wording.clean(site.allowed)}")
-    elif site.allowed_count:
-        context.append(f"{wording.count(site.allowed_count)} of them allowed")
-    if site.conditional:
-        context.append("depends on the driver's state")
-    if site.violations:
-        context.append(f"{wording.count(site.violations)} against the policy")
+    allowed = f"allowed: {wording.clean(site.allowed)}" if site.allowed else ""
+    if site.allowed_count and not site.allowed:
+        allowed = f"{wording.count(site.allowed_count)} of them allowed"
+    facts = [
+        site.module and f"module {wording.clean(site.module)}",
+        len(counts) > 1 and ", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items()),
+        site.ranges and f"range {' > '.join(map(wording.clean, site.ranges))}",
+        len(site.ranks) > 1 and _ranks(site.ranks),
+        allowed,
+        site.conditional and "depends on the driver's state",
+        site.violations and f"{wording.count(site.violations)} against the policy",
+    ]
+    context = " · ".join(fact for fact in facts if fact)
     if context:
-        lines.append(Text(" · ".join(context), "dim"))
+        lines.append(Text(context, "dim"))
     if site.stack:
         lines.append(_stack(site.stack, cwd))
     if site.advice:
         lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
     return lines
+
+
+def _ranks(ranks: Sequence[RankShare]) -> str:
+    ends = [end(ranks, key=lambda part: part.stall_ms) for end in (min, max)]
+    return " to ".join(f"{wording.duration(part.stall_ms)} on rank {part.rank}" for part in ends)
 
 
 def _line(label: str, line: CallSite, cwd: str, width: int) -> list[Text]:
@@ -298,12 +285,11 @@ def _sensors(report: Report) -> list[RenderableType]:
 
 def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:
     cost = report.overhead
-    figures = []
-    if cost.agent_ms_per_step is not None:
-        figures.append(f"{wording.duration(cost.agent_ms_per_step)} per step")
-    if cost.share is not None:
-        figures.append(wording.share(cost.share))
-    lines = {"agent": ", ".join(figures) or "overhead not measured"}
+    figures = [
+        "" if cost.agent_ms_per_step is None else f"{wording.duration(cost.agent_ms_per_step)} per step",
+        "" if cost.share is None else wording.share(cost.share),
+    ]
+    lines = {"agent": ", ".join(filter(None, figures)) or "overhead not measured"}
     if report.dropped:
         lines["dropped"] = f"{wording.plural(report.dropped, 'sync')} noticed but not recorded: the counts are too low"
     lines |= {wording.clean(name): wording.clean(value) for name, value in where.items()}

@@ -67,10 +67,8 @@ def _slice(event: EventRow, site: SiteRow | None, zero_ns: int, track: int, cwd:
         args |= {"phase": site.phase, "api": site.api}
         cost = {"site_gain_ms_a_step": site.gain_ms, "site_idle_ms_a_step": site.idle_ms, "advice": site.advice}
         args |= {name: value for name, value in cost.items() if value is not None}
-        if site.forward:
-            args["forward"] = wording.place(site.forward.file, site.forward.line, cwd)
-        if site.library:
-            args["library"] = wording.place(site.library.file, site.library.line, cwd)
+        lines = {"forward": site.forward, "library": site.library}
+        args |= {name: wording.place(line.file, line.line, cwd) for name, line in lines.items() if line}
         if site.stack:
             args["stack of the longest"] = [
                 f"{wording.place(frame.file, frame.line, cwd)} {frame.function}" for frame in site.stack

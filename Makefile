@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PHOENIX ?= .venv-phoenix
 BIN := $(VENV)/bin
-# Hundreds of processes import the package: each would compile it anew.
+# Hundreds of processes import the package, and each would compile it again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup test coverage test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup hooks changelog \
@@ -17,15 +17,15 @@ help:
 	@echo "make coverage   which lines and branches the unit tests reach; fails below the floor in pyproject.toml"
 	@echo "make test-telemetry  those of telemetry, with 8 ranks at 1,000 syncs a second each for three minutes"
 	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
-	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all else (hours)"
+	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all dependencies (hours)"
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
 	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"
 	@echo "make hooks   have each commit checked;  make changelog VERSION=1.2.0: CHANGELOG.md from the fragments in news/"
-	@echo "make dist    wheel and sdist;  make release-check TAG=v1.2.0: may this checkout be released?"
-	@echo "make bench-startup   what an interpreter pays with and without SYNCAGENT=1"
+	@echo "make dist    wheel and sdist;  make release-check TAG=v1.2.0: can this checkout be released?"
+	@echo "make bench-startup   how long an interpreter takes to start with and without SYNCAGENT=1"
 
-# Where torch is installed already (a GPU machine's image), that one is used: a second build would cost gigabytes.  The
-# packages of an activated virtual environment are not seen from within another one, so what counts is the new one's word.
+# If torch is installed already (in the image of a GPU machine), it is used: a second one would take gigabytes.  Packages of an
+# activated virtual environment are not visible from another one, so the new environment decides.
 $(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then shared=--system-site-packages; fi; \
 	$(PYTHON) -m venv $$shared $(VENV)
@@ -36,7 +36,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 
 setup: $(VENV)/.ready
 
-# A worker a core. A file stays with one worker, since its tests share processes that are costly to start; whole scripts
+# One worker per core. A file stays with one worker, since its tests share processes that are expensive to start; whole scripts
 # come first, since they take longest. WORKERS=0 runs all in this one process, ARGS are pytest's own.
 WORKERS ?= auto
 TESTS ?= tests/integration tests/unit
@@ -55,12 +55,12 @@ test-telemetry: export SOAK_SECONDS ?= 180
 test-telemetry: setup
 	$(BIN)/python -m pytest tests/integration/telemetry tests/unit/telemetry
 
-# What cannot be installed is said, and its tests are skipped.
+# The tests of what cannot be installed are skipped, with the reason.
 test-stack: setup
 	@otel/local/install.sh "$(PYTHON)" "$(abspath $(PHOENIX))" || true
 	SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python -m pytest tests/stack
 
-# Each session makes an environment of its own in .nox, 5 GB with a torch for CUDA; ENDS names other sessions.
+# Each session has its own environment in .nox, 5 GB with a torch for CUDA; ENDS names other sessions.
 matrix: setup
 	$(BIN)/nox
 
@@ -80,7 +80,7 @@ types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10
 
-# What a commit is held to: .pre-commit-config.yaml runs the targets above.
+# Checks before each commit: .pre-commit-config.yaml runs the targets above.
 hooks: setup
 	$(BIN)/pre-commit install
 
@@ -91,11 +91,11 @@ changelog: setup
 changelog-draft: setup
 	$(BIN)/towncrier build --draft --version next
 
-# make release-check TAG=v1.2.0: may this checkout be released under this tag?
+# make release-check TAG=v1.2.0: can this checkout be released under this tag?
 release-check: setup
 	$(BIN)/python .ci/release_check.py "$(TAG)"
 
-# The wheel is built of the sdist, so neither lacks anything.
+# The wheel is built from the sdist, so neither lacks anything.
 dist: setup
 	rm -rf dist
 	$(BIN)/hatchling build -t sdist -t wheel

@@ -79,7 +79,7 @@ def _install(session: nox.Session, torch: str, *extra: str) -> None:
 
 
 def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *, keep: bool = True) -> None:
-    """Run pytest and note what came of it, also where tests failed."""
+    """Run pytest and note the result, even if tests failed."""
     # Not in create_tmp(): that becomes the folder for temporary files, and those would lie inside this repository.
     junit = Path(session.virtualenv.location) / "junit.xml"
     junit.unlink(missing_ok=True)

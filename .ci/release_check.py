@@ -1,4 +1,4 @@
-"""May this checkout be released under a tag?  ``release_check.py v1.2.0``; ends with 1 and what is missing if not."""
+"""Can this checkout be released under a tag?  ``release_check.py v1.2.0`` exits with 1 and says what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def missing(tag: str) -> list[str]:
-    """What has to be done before, a sentence each."""
+    """What has to be done first, one sentence each."""
     version = re.search(r'__version__ = "(.+)"', (ROOT / "syncagent/_version.py").read_text(encoding="utf-8"))[1]
     found = []
     if tag != f"v{version}":

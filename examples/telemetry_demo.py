@@ -118,7 +118,7 @@ def train(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """torchrun hands the signal on to its ranks, whose agents send what is left."""
+    """torchrun passes the signal on to its ranks, whose agents send what is left."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
@@ -189,9 +189,7 @@ def tell(traces: Service | None, metrics: Service | None) -> None:
         projects = traces.get("/v1/projects")["data"]
         number = next(project["id"] for project in projects if project["name"] == PROJECT)
         print(f"\nPhoenix     {traces.url}/projects/{quote(number)}/traces")
-        print(
-            "            one trace a training step; its syncs have op, line and stall_ms among their attributes. A step"
-        )
+        print("            one trace per training step; its syncs have op, line and stall_ms as attributes. A step")
         print("            of the first hundred, all of whose syncs have spans (later on tens a second have):")
         print(f"            {traces.url}/projects/{quote(number)}/traces/{fullest(traces)}")
     if metrics is not None:

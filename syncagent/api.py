@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from syncagent.errors import ConfigError
 from syncagent.policy import allow
 from syncagent.runtime import process
-from syncagent.runtime.decorating import decorate
-from syncagent.runtime.regions import Region
+from syncagent.runtime.decorating import Opened, decorate
 from syncagent.settings import sources
 
 if TYPE_CHECKING:
@@ -74,74 +73,44 @@ class watch:  # noqa: N801 - reads as a verb: with syncagent.watch()
 
     def __init__(self, **settings: Unpack[Keywords]) -> None:
         self._settings = sources.load(settings)
-        self._open: list[_Opened] = []
-        self._judged: tuple[ProcessAgent, Policy] | None = None
+        self._open: list[Opened] = []
+        self._judged: tuple[ProcessAgent | None, Policy | None] = (None, None)
         """The policy of this watch's last region, and the agent that it belonged to."""
 
     def __enter__(self) -> Agent:
         opened = self._begin()
         self._open.append(opened)
-        _ENTERED.set((*_ENTERED.get(), (self, opened)))
+        _ENTERED.set((*_ENTERED.get(), opened))
         return opened.handle
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        entered = _ENTERED.get()
-        place = next((place for place in reversed(range(len(entered))) if entered[place][0] is self), None)
-        if place is None:  # entered elsewhere, as by an ExitStack that was handed over to another thread
-            opened = self._open.pop()
-        else:
-            opened = entered[place][1]
-            _ENTERED.set(entered[:place] + entered[place + 1 :])
-            self._open.remove(opened)
-        opened.close()
+        here = [opened for opened in _ENTERED.get() if opened in self._open]
+        # Entered elsewhere, as by an ExitStack that was handed over to another thread, it is the newest of all.
+        last = (here or self._open)[-1]
+        self._open.remove(last)
+        _ENTERED.set(tuple(opened for opened in _ENTERED.get() if opened is not last))
+        last.close()
 
     def __call__(self, function: _Function) -> _Function:
         return cast("_Function", decorate(function, self._begin))
 
-    def _begin(self) -> _Opened:
+    def _begin(self) -> Opened:
         agent, is_new = process.launch_or_find(self._settings)
-        if is_new:
-            return _Opened(agent, ends=True)
-        judged = self._judged  # another thread may enter at the same time
+        if is_new:  # ended here, whoever has joined it meanwhile, unless it was stopped before
+            return Opened(agent, lambda: process.end(agent) if agent is process.running() else None)
+        judged_for, judge = self._judged  # another thread may enter at the same time
         try:
-            region = agent.regions.open(
-                self._settings, judged[1] if judged is not None and judged[0] is agent else None
-            )
+            region = agent.regions.open(self._settings, judge if judged_for is agent else None)
         except ConfigError:
             raise
         except Exception as error:
             agent.faults.add("a watch inside another", error, "could not begin and is not judged by its own policy")
-            return _Opened(agent, ends=False)
+            return Opened(agent, lambda: None)
         self._judged = (agent, region.own_policy)
-        return _Opened(region, ends=True)
+        return Opened(region, region.close)
 
 
-class _Opened:
-    """What a watch has begun: the agent, or a region of the one that was running."""
-
-    def __init__(self, handle: ProcessAgent | Region, *, ends: bool) -> None:
-        self.handle = handle
-        self._ends = ends
-
-    def suspend(self) -> None:
-        """Cover nothing for a while, if it is a region."""
-        if isinstance(self.handle, Region):
-            self.handle.suspend()
-
-    def resume(self) -> None:
-        """Cover this thread or task again."""
-        if isinstance(self.handle, Region):
-            self.handle.resume()
-
-    def close(self) -> None:
-        """End it, unless it was stopped before."""
-        if isinstance(self.handle, Region):
-            self.handle.close()
-        elif self._ends and self.handle is process.running():
-            process.end(self.handle)  # whoever has joined it meanwhile
-
-
-_ENTERED: ContextVar[tuple[tuple[watch, _Opened], ...]] = ContextVar("syncagent_entered", default=())
-"""The watches that were entered on this thread or in this task, and what each of them has begun."""
+_ENTERED: ContextVar[tuple[Opened, ...]] = ContextVar("syncagent_entered", default=())
+"""What the watches that were entered on this thread or in this task have begun."""

@@ -30,7 +30,9 @@ __all__ = [
     "line_key",
     "naming",
     "normal",
+    "package_path",
     "pair",
+    "working_folder",
 ]
 
 ALIKE = 0.6
@@ -104,12 +106,17 @@ class Home(NamedTuple):
     cwd: str = ""
 
 
+def working_folder() -> str:
+    """Return the working directory; empty where it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 def home_of_process() -> Home:
     """Return the folders of this process; best called before the script changes its working directory."""
-    try:
-        cwd = os.getcwd()
-    except OSError:  # it has been deleted
-        cwd = ""
+    cwd = working_folder()
     folder = _folder_of_script() or cwd
     return Home(_project(folder), folder, cwd)
 
@@ -120,14 +127,11 @@ def _folder_of_script() -> str:
     if not isinstance(file, str) or not os.path.isfile(file):
         return ""
     path = os.path.abspath(file)
-    if _package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
+    if package_path(path) is not None or _STDLIB.fullmatch(path) or path.startswith(_scripts()):
         return ""  # pytest, torchrun: files are named from where these were called
     name = getattr(getattr(main, "__spec__", None), "name", None)
     up = name.count(".") if isinstance(name, str) else 0
-    folder = os.path.dirname(path)
-    for _ in range(up):
-        folder = os.path.dirname(folder)
-    return folder
+    return str(PurePath(path).parents[: up + 1][-1])
 
 
 def _project(folder: str) -> str:
@@ -191,7 +195,7 @@ def _file(file: str, root: str, cwd: str) -> str:
         return "<cell>"
     if file.startswith("<"):
         return file
-    inside = _package_path(file)
+    inside = package_path(file)
     if inside is not None:
         return inside
     if not os.path.isabs(file):
@@ -205,12 +209,11 @@ def _file(file: str, root: str, cwd: str) -> str:
     return file
 
 
-def _package_path(file: str) -> str | None:
+def package_path(file: str) -> str | None:
+    """Name an installed file from its package on; ``None`` for any other."""
     parts = PurePath(file).parts
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] in _PACKAGES:
-            return "/".join(parts[index + 1 :])
-    return None
+    last = max((index for index, part in enumerate(parts) if part in _PACKAGES), default=None)
+    return None if last is None else "/".join(parts[last + 1 :])
 
 
 def _scripts() -> str:
@@ -248,9 +251,8 @@ def _likeness(one: str, other: str) -> float:
 
 def pair(old: Iterable[SiteKey], new: Iterable[SiteKey]) -> dict[SiteKey, SiteKey]:
     """Match new sites with old ones that they are changed versions of, the most similar first; each is used once."""
-    gone = list(old)
     by_frame: dict[Frame, list[SiteKey]] = {}
-    for key in gone:
+    for key in old:
         by_frame.setdefault(key.frame, []).append(key)
     found = sorted(
         ((likeness(key, other), key, other) for key in new for other in by_frame.get(key.frame, ())),

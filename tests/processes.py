@@ -23,7 +23,7 @@ _ports = itertools.count(10_000 + os.getpid() % 100 * 200)
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on.
+    """Return a port of loopback that nothing listens on.
 
     The system gives such a low one to no client, and workers that run tests side by side look in different places.
     """

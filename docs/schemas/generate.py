@@ -1,4 +1,4 @@
-"""Writes the JSON Schemas of reports and captures from the model of a report, so that they cannot fall behind it.
+"""Writes the JSON Schemas of reports and captures from the model of a report, so that they are never out of date.
 
 python docs/schemas/generate.py
 """
@@ -35,7 +35,7 @@ def report_schema() -> dict[str, Any]:
     return {
         "$schema": _DRAFT,
         "title": "A report of syncagent",
-        "description": "Keys that are not listed here may follow in later versions; readers pass over them.",
+        "description": "Later versions may add keys that are not listed here; readers ignore those.",
         **whole,
         "$defs": definitions,
     }

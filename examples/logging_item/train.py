@@ -1,7 +1,7 @@
-"""A training loop whose logging makes the CPU wait for the GPU at every layer and step, and its mended form.
+"""A training loop whose logging makes the CPU wait for the GPU at every layer and step, and its fixed form.
 
 As people write it: the norm of each layer's output, the loss and the accuracy are read with ``item()`` in every step.
-``--mended`` logs the same numbers: they stay on the GPU, go to pinned memory with ``non_blocking=True`` and are read
+``--fixed`` logs the same numbers: they stay on the GPU, go to pinned memory with ``non_blocking=True`` and are read
 one step later, when the GPU has a whole step left to do.  Nothing in this file knows of syncagent.
 """
 
@@ -49,7 +49,7 @@ class Reader(nn.Module):
 class ReadAtOnce:
     """Logs as most loops do."""
 
-    def __init__(self, layers: int, device: str) -> None:  # noqa: ARG002
+    def __init__(self, layers: int, device: str) -> None:  # noqa: ARG002 - as ReadLater's
         self.norms = [0.0] * layers
         self.lines: list[tuple[float, ...]] = []
 
@@ -118,7 +118,7 @@ def trainer(layers: int, width: int, batch: int, length: int, device: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mended", action="store_true", help="log one step later")
+    parser.add_argument("--fixed", action="store_true", help="log one step later")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=512)
@@ -126,14 +126,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    logger = (ReadLater if arguments.mended else ReadAtOnce)(arguments.layers, arguments.device)
+    logger = (ReadLater if arguments.fixed else ReadAtOnce)(arguments.layers, arguments.device)
     step = trainer(arguments.layers, arguments.width, arguments.batch, arguments.length, arguments.device)
     began = time.perf_counter()
     for _ in range(arguments.steps):
         step(logger)
     logger.close()
     *_, loss, accuracy = logger.lines[-1]
-    print(f"{'mended' if arguments.mended else 'as written'}: {len(logger.lines)} lines, last loss {loss:.6f}, "
+    print(f"{'fixed' if arguments.fixed else 'as written'}: {len(logger.lines)} lines, last loss {loss:.6f}, "
           f"accuracy {accuracy:.4f}, {time.perf_counter() - began:.2f} s")  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""A toy segmentation loss that makes the CPU wait for the GPU three times a step, and its three mends.
+"""A toy segmentation loss that makes the CPU wait for the GPU three times per step, and its three fixes.
 
 Written after the toy of "PyTorch Model Performance Analysis and Optimization, part 3" (Chaim Rand): variant 0 waits at
-``torch.nonzero``, ``torch.unique`` and the boolean masks; each next variant mends one of them.  Nothing in this file
+``torch.nonzero``, ``torch.unique`` and the boolean masks; each further variant fixes one of them.  Nothing in this file
 knows of syncagent.
 """
 
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 class MaskedLoss(nn.Module):
-    """Cross entropy over labelled pixels; ``variant`` says how many of its three waits are mended."""
+    """Cross entropy over labelled pixels; ``variant`` says how many of its three waits are fixed."""
 
     def __init__(self, variant: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def train(variant: int, batch: int, steps: int, device: str, size: int = SIZE) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variant", type=int, choices=range(4), default=0, help="how many of the waits are mended")
+    parser.add_argument("--variant", type=int, choices=range(4), default=0, help="how many of the waits are fixed")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=SIZE, help="height and width of the images")

@@ -74,7 +74,7 @@ class Service:
 
 
 def port(wanted: int = 0) -> int:
-    """That port if nobody has it, else any that is free."""
+    """That port if it is free, else any free one."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended leave it free
         try:
@@ -86,7 +86,7 @@ def port(wanted: int = 0) -> int:
 
 
 def free_ports(count: int, wanted: int = 0) -> int:
-    """The first of so many ports in a row that nobody has."""
+    """The first of that many free ports in a row."""
     while True:
         first = port(wanted)
         if first + count <= 65536 and all(port(first + n) == first + n for n in range(count)):

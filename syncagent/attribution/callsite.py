@@ -52,7 +52,7 @@ _TORCH_PLUMBING = (
     "utils/_contextlib.py", "utils/_device.py", "utils/_python_dispatch.py", "nn/modules/module.py", "nn/functional.py",
     "autograd/", "_dynamo/", "cuda/", "_library/", "_higher_order_ops/", "serialization.py", "storage.py",
 )  # fmt: skip
-"""Files of torch that only pass a call on: their names would not help a reader."""
+"""Files of torch that only pass a call on: their names would not help the reader."""
 
 _SETTING_UP = (
     "_dynamo/convert_frame.py", "_dynamo/output_graph.py", "_inductor/compile_fx.py", "_inductor/select_algorithm.py",

@@ -27,7 +27,7 @@ _MODULES = (
 """Modules, and packages with all that is in them, that start ranks and do not train themselves."""
 
 _COMMANDS = frozenset({"accelerate", "accelerate-launch", "deepspeed", "ds", "horovodrun", "ray", "torchrun", "torchx"})
-"""The commands that installing those puts on the path."""
+"""The commands that those packages install."""
 
 _COMMANDS_WITH_RUN = frozenset({"fabric", "lightning"})
 """Commands that start ranks where their first argument is ``run``, and train in their own process where it is not."""

@@ -99,7 +99,7 @@ class Locator:
 
 
 def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
-    """Tell the phase from what was running; shape-changing calls outside a module count while gradients are on."""
+    """Derive the phase from what was running; shape-changing calls outside a module count while gradients are on."""
     if marks & OPTIMIZER:
         return _OPTIMIZER
     return _FORWARD if marks & MODULE_CALL or (grad_enabled and kind in _COMPUTING) else _OTHER

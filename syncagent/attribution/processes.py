@@ -86,7 +86,7 @@ def _of_job() -> str | None:
     A single process in an allocation may be one of many that were started in it one after another.
     """
     world = any(name in os.environ for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    if not world:  # spares every interpreter the import
+    if not world:  # saves every interpreter the import
         return None
     from syncagent.attribution import ranks
 

@@ -32,7 +32,7 @@ _read: dict[tuple[str, int], tuple[list[str], tuple[Statement, ...]]] = {}
 
 
 def statement_at(code: CodeType, line: int) -> str:
-    """Return the text of the statement at a line of this code; empty where the source is not to be had."""
+    """Return the text of the statement at a line of this code; empty where the source is not available."""
     return next((found.text for found in statements_of(code) if found.first <= line <= found.last), "")
 
 

@@ -42,7 +42,7 @@ class Steps:
         self._hook: Any = None
         self._patches = Patches()
         self.without: list[str] = []
-        """One sentence for each name of torch that was not there."""
+        """One sentence for each name that this torch lacks."""
         self._safely = (faults or Faults()).shield("the count of steps")
 
     def start(self) -> None:

@@ -112,7 +112,7 @@ T = TypeVar("T", bound=WatchedThread)
 
 
 class Threads(Generic[T]):
-    """Makes a thread's state at its first use, and lets go of it once the thread has ended and is delivered."""
+    """Makes a thread's state at its first use, and drops it once the thread has ended and its records are delivered."""
 
     def __init__(self, make: Callable[[], T], faults: Faults) -> None:
         self.local = threading.local()
@@ -144,7 +144,7 @@ class Threads(Generic[T]):
         return state
 
     def retire(self, *new: T) -> None:
-        """Let go of threads that have ended and whose records are delivered, keeping their sums; add ``new`` ones."""
+        """Drop threads that have ended once their records are delivered, keeping their sums; add ``new`` ones."""
         with self._lock:
             # News is looked for last: a thread may leave a sync behind and end between the two looks.
             gone = [s for s in self.all if (s.ended or not _is_alive(s.native_id)) and not s.has_news()]
@@ -153,7 +153,7 @@ class Threads(Generic[T]):
                 self._ended.add_sums(state)
 
     def with_ended(self) -> tuple[T, ...]:
-        """Return all threads; one further entry holds the sums of those that have been let go of."""
+        """Return all threads; one more entry holds the sums of those that were dropped."""
         return (self._ended, *self.all)
 
     def forget(self) -> None:

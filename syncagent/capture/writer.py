@@ -76,7 +76,7 @@ class Capture(Sink):
         self._summary, self._facts = source.summary, source.facts
 
     def flush(self) -> None:
-        """Write what is new now."""
+        """Write everything that is new."""
         self._due_s = 0.0
         self.tick()
 

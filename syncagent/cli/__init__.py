@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -87,7 +87,7 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
         return _INTERRUPTED
     except Exception as error:  # Python's own exit code would be 1, which says that there is a finding
         kind = type(error).__name__
-        return _refuse(f"an error of syncagent's own, which is worth a report: {kind}: {error}", context)
+        return _refuse(f"an internal error of syncagent; please report it: {kind}: {error}", context)
     return outcome
 
 
@@ -107,10 +107,8 @@ def _escaping_output() -> Iterator[None]:
 
 def _discard_output() -> None:
     """Send buffered output nowhere, so that it does not raise again when the interpreter ends."""
-    try:
+    with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):
-        pass  # it is closed, or there is none
 
 
 def _refuse(sentence: str, context: click.Context | None) -> int:
@@ -119,7 +117,3 @@ def _refuse(sentence: str, context: click.Context | None) -> int:
     sentence = clean(" ".join(sentence.splitlines()))
     print(sentence if sentence.startswith("syncagent") else f"{prefix}: {sentence}", file=sys.stderr)
     return _WRONG_USAGE
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -24,7 +24,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str) -> flo
     except ValueError:
         share = math.nan
     if not 0 <= share < math.inf:
-        raise click.BadParameter(f"{value!r} is not a share: a number from 0 up, such as 0.1")
+        raise click.BadParameter(f"{value!r} is not a fraction: a number from 0 up, such as 0.1")
     return share
 
 

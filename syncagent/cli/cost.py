@@ -30,7 +30,7 @@ _GIB = 1024**3
     "--step-ms",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="MS",
-    help="The time of a step without the profiler; host times are scaled to it.",
+    help="Step time without the profiler; host times are scaled to match it.",
 )
 @click.option(
     "--memory",
@@ -41,7 +41,7 @@ _GIB = 1024**3
     help="Memory limit; the unpacked trace may take a quarter of it.",
 )
 def command(path: str, form: str, step_ms: float | None, memory: float) -> int:
-    """Replay a trace of torch.profiler without one, several and all of its syncs, and say what a step gains.
+    """Replay a torch.profiler trace without one, several and all of its syncs, and report the gain per step.
 
     The trace is Kineto's (.json or .json.gz, with CPU and CUDA activities). Functions are known if it was made with
     with_stack=True, and lines if their source is on this machine. Of a report made with SYNCAGENT_COST=1, the cost that
@@ -67,11 +67,7 @@ def _at_most(size: int, advice: str) -> Iterator[None]:
         with open("/proc/self/statm", encoding="ascii") as stream:
             taken = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         before = resource.getrlimit(resource.RLIMIT_AS)
-        limit = taken + size
-        if resource.RLIM_INFINITY not in before:
-            limit = min(limit, *before)
-        elif before[0] != resource.RLIM_INFINITY:
-            limit = min(limit, before[0])
+        limit = min([taken + size, *(bound for bound in before if bound != resource.RLIM_INFINITY)])
         resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     except (ImportError, OSError, ValueError):
         yield

@@ -14,6 +14,7 @@ import click
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
 from syncagent.settings import schema, sources
+from syncagent.settings.parsing import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,16 +28,6 @@ _METAVARS = {
     "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
     "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
 }  # fmt: skip
-
-
-def _options(command: click.Command) -> click.Command:
-    """Add an option for each setting to the command."""
-    command.params += [_option(setting) for setting in fields(schema.Settings) if "parse" in setting.metadata]
-    return command
-
-
-def _metavar(name: str, kind: str) -> str:
-    return _METAVARS.get(name, _METAVARS.get(kind, "VALUE"))
 
 
 def _option(setting: Field[Any]) -> click.Option:
@@ -59,18 +50,22 @@ def _option(setting: Field[Any]) -> click.Option:
     if kind == "bool":
         off = f"--no-{flag[2:]}"
         return click.Option([f"{flag}/{off}", setting.name], default=None, callback=checked, help=help_)
+    metavar = _METAVARS.get(setting.name) or _METAVARS.get(kind, "VALUE")
+    if isinstance(parse, Choice):
+        metavar = f"[{'|'.join(parse.choices)}]"
     return click.Option(
         [flag, setting.name],
         multiple=kind.startswith("tuple"),
-        metavar=f"[{'|'.join(parse.choices)}]" if hasattr(parse, "choices") else _metavar(setting.name, kind),
+        metavar=metavar,
         callback=checked,
         help=help_,
     )
 
 
-@_options
 @click.command(
-    "run", short_help="Run a script or module under watch.", context_settings={"allow_interspersed_args": False}
+    "run",
+    short_help="Run a script or module under watch.",
+    context_settings={"allow_interspersed_args": False},
 )
 @click.option("-m", "module", is_flag=True, help="What follows is a module, not a file.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT | -m MODULE) [ARGUMENTS]...")
@@ -101,6 +96,9 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
         except (OSError, ValueError) as error:  # the command line is too long or has a NUL in it
             raise SyncAgentError(f"{sys.executable} cannot be started: {error}") from None
     return lambda: _run_here(list(words), environment, module=module)
+
+
+command.params += [_option(setting) for setting in fields(schema.Settings) if "parse" in setting.metadata]
 
 
 def _try_the_simulated_device() -> None:

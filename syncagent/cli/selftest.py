@@ -70,6 +70,6 @@ def _outcome(word: str) -> dict[str, Any]:
         return {"schema": 1, "passed": False, "failed": f"it did not end within {_PATIENCE_S} s"}
     if done.returncode:
         how = f"signal {-done.returncode} ended it" if done.returncode < 0 else f"it ended with {done.returncode}"
-        return {"schema": 1, "passed": False, "failed": f"{how}; what it said of that stands above"}
+        return {"schema": 1, "passed": False, "failed": f"{how}; its output is above"}
     outcome: dict[str, Any] = json.loads(done.stdout)
     return outcome

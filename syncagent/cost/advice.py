@@ -19,7 +19,7 @@ __all__ = ["REWRITES", "Rewrite", "advise", "find"]
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One way out."""
+    """One way to avoid a wait."""
 
     name: str
     say: str
@@ -54,7 +54,7 @@ REWRITES = (
     ),
     Rewrite("masked_fill", ops=("index", "masked_select", "nonzero"), kinds=("dynamic_shape",),
         source=r"\b(amax|amin|max|min|argmax|argmin|softmax|logsumexp|topk|sort)\(", changes_gpu_work=True,
-        say="keep the shape: masked_fill(~mask, -inf) before max, softmax and the like",
+        say="keep the shape: masked_fill(~mask, -inf) before max, softmax and similar ops",
     ),
     Rewrite("reduce_through_a_mask", ops=("index", "masked_select", "nonzero"), kinds=("dynamic_shape",),
         changes_gpu_work=True,
@@ -138,13 +138,13 @@ REWRITES = (
 )  # fmt: skip
 
 _ALIKE = {"nonzero_numpy": "nonzero", "_index_put_impl_": "index_put_"}
-"""Names under which ops of the table stand in traces."""
+"""Other names that traces use for ops of the table."""
 
 
 def find(site: WaitSite) -> Rewrite | None:
-    """The row of the table whose op, kind and source pattern fit best; of equals the first, which is more special.
+    """The row of the table whose op, kind and source pattern fit best; of equals the first, which is more specific.
 
-    Of a line that is not known (a trace without stacks) the op alone has to tell.
+    Where the line is not known (a trace without stacks), the op alone decides.
     """
     op = site.op.rpartition("::")[2].partition(".")[0]
     op = _ALIKE.get(op, op)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["CostEstimate", "Fix", "SiteCost", "estimate", "where"]
 
 _MOST_OFF = 0.03
-"""How far the replayed time of a step may be from the measured one."""
+"""How far the replayed step time may be from the measured one."""
 _MOST_UNLIKE = 0.15
 """How much the steps of a window may differ in launches or GPU time."""
 _LEAST_MS, _LEAST_SHARE = 0.02, 0.003
-"""A gain below the larger of both is reported as 0: the replay cannot tell it from its own error."""
+"""A gain below the larger of both is reported as 0: it is within the replay's own error."""
 _MOST_ORDERED = 40
 
 
@@ -213,7 +213,7 @@ def _site_cost(
 
 
 def _captured_ms(trace: Trace, bounds: Sequence[float]) -> float:
-    """The time of a step in the trace: until host and GPU were both done with it; the first step is left out."""
+    """Step time in the trace: until host and GPU were both done with it; the first step is left out."""
     done = [bounds[0]]
     work = sorted((call.start, call.op.end) for call in trace.calls if call.op is not None)
     index, latest = 0, bounds[0]
@@ -249,7 +249,7 @@ def _steps_differ(program: Program) -> str | None:
 
 
 class _Gains:
-    """What a step gains without some of its waits."""
+    """How much faster a step is without some of its waits."""
 
     def __init__(self, program: Program, fit: replaying.Fit, measured_ms: float) -> None:
         self._program = program

@@ -48,7 +48,7 @@ def _source(file: str) -> tuple[ast.Module, list[str]] | None:
     try:
         text = reading.read(file, _LARGEST).decode("utf-8")
         return ast.parse(text), text.splitlines()
-    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):  # the parser's word for too deep
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):  # the last: too deeply nested
         return None
 
 

@@ -46,11 +46,11 @@ class CostMeasurement:
 
     @property
     def capturing(self) -> bool:
-        """Whether every sync is to be seen now."""
+        """Whether every sync has to be seen now."""
         return self.window is not None and self.window.capturing
 
     def end(self) -> None:
-        """The run is over."""
+        """Close the window: the run is over."""
         if self.window is not None:
             self.window.end()
 

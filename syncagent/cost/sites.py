@@ -36,7 +36,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class WaitSite:
-    """What a wait is known by; empty where it is not known."""
+    """What identifies a wait; empty where it is not known."""
 
     op: str
     kind: str

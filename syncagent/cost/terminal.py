@@ -24,7 +24,7 @@ def render(found: CostEstimate, *, limit: int = 20) -> str:
     elif not found.sites:
         lines.append("nothing waits")
     elif not found.gain_all_ms:
-        lines.append("if nothing waited a step would take as long: the syncs cost nothing")
+        lines.append("if nothing waited, a step would take as long: the syncs cost nothing")
     else:
         share = wording.share(found.gain_all_ms / found.measured_step_ms)
         lines.append(f"if nothing waited a step would gain {wording.duration(found.gain_all_ms)} ({share})")

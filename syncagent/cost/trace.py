@@ -217,7 +217,7 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
     spans.sort(key=lambda span: (span[0], -span[1]))
     launched = [op for call in calls if (op := call.op) is not None]
     if not launched:
-        raise SyncAgentError(f"{name!r} ties no work of the GPU to the calls that launched it: the trace is cut off")
+        raise SyncAgentError(f"{name!r} links no work of the GPU to the calls that launched it: the trace is cut off")
     trace = Trace(name, calls, launched, [], spans, thread_names, base_ns, sorted(profiler_pauses))
     trace.bounds = _bounds(trace)
     return trace

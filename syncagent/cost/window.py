@@ -54,7 +54,7 @@ class Window:
 
     @property
     def capturing(self) -> bool:
-        """Whether every sync is to be seen now."""
+        """Whether every sync has to be seen now."""
         return self._state == "capturing"
 
     def step_ended(self) -> None:
@@ -135,7 +135,7 @@ class Window:
             self._faults.guard("the window's file", self._delete_trace, None)
 
     def end(self) -> None:
-        """The run is over: a window that is still open closes without an estimate."""
+        """Close a window that is still open, without an estimate: the run is over."""
         if self._state != "done":
             self.close(self.why or "the run ended before the window")
 

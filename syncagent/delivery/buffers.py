@@ -78,7 +78,7 @@ class BufferReader:
         return events
 
     def retire_threads(self) -> None:
-        """Let go of threads that have ended; one thread alone is not looked at."""
+        """Drop threads that have ended; a single thread needs no check."""
         if len(self._recorder.threads.all) > 1:
             self._recorder.threads.retire()
 

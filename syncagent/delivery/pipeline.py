@@ -71,7 +71,7 @@ class Pipeline:
     # --- the agent's thread
 
     def start(self) -> None:
-        """Begin to deliver; where no thread can be had, at the end only."""
+        """Begin to deliver; without a thread, if none can be started, only at the end."""
         self._thread = AgentThread(target=self._run, name="syncagent")
         try:
             self._thread.start()
@@ -129,7 +129,7 @@ class Pipeline:
                 self._drainer = before
 
     def _drain(self) -> None:
-        # Steps first: what a step holds was recorded before its end was, so it is in the buffers by now.
+        # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
         steps = self._buffers.take_steps()
         events = self._buffers.take_events()
         given = 0

@@ -44,7 +44,7 @@ class Progress(Sink):
         self._show()
 
     def close(self) -> None:
-        """Wipe the line."""
+        """Clear the line."""
         if self._shown:
             stderr.write("\x1b[2K\r")
 

@@ -77,28 +77,28 @@ _WHERE = re.compile(r"{name}(\.{name})*(:{part}(\.{part})*)?".format(name=r"[^\W
 _TABLES = {
     "torch": """
 torch.amp.grad_scaler:GradScaler._maybe_opt_step
-    whether a gradient overflowed decides on the host whether the optimizer steps: one read a step, none with
-    fused=True.
+    whether a gradient overflowed decides on the host whether the optimizer steps: one read per step, none
+    with fused=True.
 torch.amp.grad_scaler:GradScaler.state_dict
     the scale is read when a checkpoint is made.
 torch.optim.lbfgs:LBFGS.step
-    the line search compares losses on the host to choose the length of a step.
+    the line search compares losses on the host to choose the step length.
 torch.optim._adafactor:_single_tensor_adafactor
 torch.optim._adafactor:_multi_tensor_adafactor
     Adafactor scales each update by norms that it reads on the host.
 torch.optim._functional:sparse_adam
-    only the GPU knows how many rows are left when the doubles of a sparse gradient are added up.
+    only the GPU knows how many rows are left once duplicate rows of a sparse gradient are summed.
 torch.optim.lr_scheduler:ReduceLROnPlateau.step
-    the scheduler compares the metric that it is given on the host, once an epoch.
+    the scheduler compares its metric on the host, once per epoch.
 torch.optim.swa_utils:AveragedModel.update_parameters
-    the average asks its own counter whether it is the first.
+    the average reads its counter to see whether this is the first update.
 torch.optim.optimizer:Optimizer.load_state_dict
 torch.nn.modules.module:Module.load_state_dict
     loading a checkpoint copies it to the GPU.
 torch.nn.utils.clip_grad:_get_total_norm
-    error_if_nonfinite=True asks for an answer on the host, once a step; without it nothing is read.
+    error_if_nonfinite=True reads the norm on the host, once per step; without it nothing is read.
 torch.nn.utils.rnn:pack_padded_sequence
-    the order of the sequences is found on the host, where their lengths have to be, and copied to the GPU.
+    the order of the sequences is computed on the host, where their lengths have to be, and copied to the GPU.
 torch.nn.utils.rnn:pad_packed_sequence
     the order of the sequences is copied back to the host, where their lengths are.
 torch.nn.modules.adaptive:AdaptiveLogSoftmaxWithLoss.forward
@@ -108,12 +108,12 @@ torch.serialization:save
 torch.serialization:load
     loading a checkpoint copies it to the GPU.
 torch.autograd.profiler:profile.__exit__
-    the profiler waits for the kernels that it recorded, once a trace.
+    the profiler waits for the kernels that it recorded, once per trace.
 torch.cuda.graphs:graph.__enter__
 torch.cuda.graphs:make_graphed_callables
-    a capture begins with an idle GPU, once a graph.
+    a capture begins with an idle GPU, once per graph.
 torch._inductor.runtime.benchmarking
-    the compiler times its candidates when it compiles, not afterwards.
+    the compiler times its candidates while it compiles, not afterwards.
 """,
     "torch.distributed": """
 torch.distributed.distributed_c10d:all_gather_object
@@ -128,7 +128,7 @@ torch.distributed.utils:_verify_param_shape_across_processes
 torch.distributed.utils:_sync_module_states
     rank 0 sends its parameters once, when wrapped.
 torch.nn.modules._functions:SyncBatchNorm.forward
-    ranks whose batch is empty are dropped by a mask, once a layer; no option spares it.
+    ranks with an empty batch are dropped by a mask, once per layer; no option avoids it.
 torch.nn.parallel.distributed:DistributedDataParallel._check_global_requires_backward_grad_sync
     with uneven inputs (join) the ranks agree in each step on whether they still synchronize.
 torch.nn.parallel.distributed:DistributedDataParallel._find_common_rank
@@ -138,10 +138,10 @@ torch.distributed.algorithms.join:Join._get_num_nonjoined_procs
 torch.distributed.algorithms.join:Join.notify_join_context
     with uneven inputs (join) the ranks agree in each step on whether one of them stopped.
 torch.distributed.algorithms.model_averaging.utils:average_parameters
-    parameters are averaged every so many steps, and no other collective may be under way.
+    parameters are averaged every few steps, while no other collective may be running.
 torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:powerSGD_hook.<locals>.decompress
 torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook:batched_powerSGD_hook.<locals>.decompress
-    the hook waits for a bucket that it decompressed, and has no option that spares it.
+    the hook waits for a bucket that it has decompressed; no option avoids it.
 torch.distributed.fsdp._exec_order_utils:_ExecOrderData._check_order
     in the first iteration the ranks compare the order in which they gather parameters.
 torch.distributed.fsdp._runtime_utils:_unshard
@@ -166,20 +166,19 @@ torch.distributed.pipelining.schedules:_PipelineSchedule._initialize_pipeline_di
 """,
     "transformers": """
 transformers.trainer:Trainer._maybe_log_save_evaluate
-    losses are read to be logged, and checkpoints and evaluations made, in steps of logging_steps, save_steps
-    and eval_steps.
+    losses are logged, checkpoints saved and evaluations run every logging_steps, save_steps and eval_steps.
 transformers.trainer:Trainer._get_num_items_in_batch
-    the number of labels in a batch is counted on the host and copied to the GPU: one number a step.
+    the number of labels in a batch is counted on the host and copied to the GPU: one number per step.
 transformers.trainer:Trainer._finalize_training
     the last losses are read when training is over.
 transformers.trainer:Trainer.evaluation_loop
-    an evaluation brings its predictions to the host, every eval_steps; what the model waits for passes too.
+    an evaluation copies its predictions to the host every eval_steps; waits of the model inside it pass as well.
 transformers.trainer:Trainer.save_model
 transformers.trainer:Trainer._save_checkpoint
 transformers.modeling_utils:PreTrainedModel.save_pretrained
     the state is gathered and copied to the host for a checkpoint.
 transformers.generation.utils:GenerationMixin._has_unfinished_sequences
-    each new token may be the last, and only then is the host to stop.
+    each new token may be the last, so the host has to look whether to stop.
 transformers.optimization:Adafactor.step
     Adafactor compares the size of each parameter with a bound on the host.
 """,
@@ -199,15 +198,15 @@ accelerate.utils.operations:broadcast_object_list
 accelerate.utils.operations:pad_across_processes
     the ranks compare shapes on the host before they gather tensors of different size, as evaluations do.
 accelerate.utils.random:synchronize_rng_states
-    the ranks take over one random state, once an epoch.
+    the ranks synchronize their random state, once per epoch.
 accelerate.utils.deepspeed:DeepSpeedEngineWrapper.get_global_grad_norm
-    the norm that DeepSpeed clipped by is handed over as a number: one read a step.
+    DeepSpeed returns the norm that it clipped by as a number: one read per step.
 """,
     "lightning": """
 lightning.pytorch.trainer.connectors.logger_connector.logger_connector:_LoggerConnector.log_metrics
     loggers get numbers, every log_every_n_steps.
 lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor
-    with several ranks each step asks whether one of them was told to end, and no option spares it.
+    with several ranks each step checks whether one of them got SIGTERM; no option avoids it.
 lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.teardown
     results go to the host after training.
 lightning.pytorch.loops.evaluation_loop:_EvaluationLoop._print_results
@@ -227,7 +226,7 @@ lightning.pytorch.tuner.lr_finder:_LRCallback.on_train_batch_end
 lightning.pytorch.tuner.lr_finder:_LRFinder.suggestion
     the search for a learning rate ends with the losses on the host.
 lightning.pytorch.utilities.data:has_len_all_ranks
-    the ranks add up the lengths of their loaders, once a loader.
+    the ranks add up the lengths of their loaders, once per loader.
 lightning.pytorch.strategies.strategy:Strategy.teardown
     the model goes back to the host after training.
 lightning.pytorch.strategies.ddp:DDPStrategy.broadcast
@@ -250,7 +249,7 @@ torchmetrics.metric:Metric._wrap_compute.<locals>.wrapped_func
 torchmetrics.utilities.data:_bincount
     torch.bincount reads the range of its input on the host, and metrics that count have no other way.
 torchmetrics.utilities.distributed:gather_all_tensors
-    the ranks compare shapes on the host before they gather states, once a compute().
+    the ranks compare shapes on the host before they gather states, once per compute().
 torchmetrics.collections:MetricCollection._merge_compute_groups
     after the first update metrics with equal states are found, once.
 torchmetrics.wrappers.tracker:MetricTracker.best_metric

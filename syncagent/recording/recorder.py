@@ -250,7 +250,8 @@ class Recorder:
             tally = state.tallies.get(key)
             if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
                 # A region of another thread has begun or ended: what was summed so far keeps its own regions.
-                state.tallies[(*key, tally.last.regions)] = tally
+                before = (*key, tally.last.regions)  # in the brackets below mypy takes it for 3.11's syntax
+                state.tallies[before] = tally
                 tally = state.tallies.pop((*key, seen.regions), None)
                 if tally is not None:
                     state.tallies[key] = tally
@@ -324,7 +325,7 @@ class Recorder:
 
     @property
     def set_up(self) -> int:
-        """Number of waits that were torch's own, while it compiled, tuned or captured."""
+        """Number of waits inside torch while it compiled, tuned or captured."""
         return sum(state.set_up for state in self.threads.with_ended())
 
     def op_sums(self) -> dict[OpKey, OpSum]:
@@ -348,7 +349,7 @@ class Recorder:
 
 
 def _unattributed(op: str, sensor: str, allowed: str | None) -> SyncContext:
-    """Describe a sync of which nothing could be found out."""
+    """Describe a sync that could not be attributed."""
     return SyncContext(op, None, NOWHERE, Phase.OTHER, 0, 0, sensor, (), allowed, (), None, None, ())
 
 

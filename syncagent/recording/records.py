@@ -113,7 +113,7 @@ class ThreadState(WatchedThread):
         """Syncs of allowed lines, by op, kind, calling line (identity of the code, offset) and open scopes.  Once the
         regions around a line have changed, the old regions are added to the key of the old sums."""
         self.contexts: dict[tuple[Any, ...], SyncContext] = {}
-        """Those that a line's next sync is likely to share."""
+        """Descriptions that the next sync of a line is likely to share."""
         # The outermost hooked op that is running, and what is known of its wait so far.
         self.op: str | None = None
         self.outer: Any = None
@@ -132,7 +132,7 @@ class ThreadState(WatchedThread):
         self.passes = 0
         """Calls that the agent's kernels passed on."""
         self.set_up = 0
-        """Waits of torch.compile's own work and of graph capture, which are no syncs of the program's."""
+        """Waits of torch.compile and of graph capture, which are not syncs of the program."""
         self.copies_armed = False
         """Whether copies are watched on this thread, in this step."""
 

@@ -34,7 +34,7 @@ class Measure:
     allowed: bool
     """Whether every sync of it was allowed."""
     gain_ms: float | None = None
-    """What a step would gain without its waits (ms), where that was measured."""
+    """How much faster a step would be without its waits (ms), where that was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class StepChange:
-    """The time of a step in both reports (ms)."""
+    """Step time in both reports (ms)."""
 
     old_ms: float
     new_ms: float
@@ -88,7 +88,7 @@ class Comparison:
 
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
-    """What makes the two reports less comparable."""
+    """Reasons why the two reports are less comparable."""
     steps: StepChange | None = None
     """``None`` where either report has no steps."""
 
@@ -159,7 +159,7 @@ def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
 
 
 def _step_ms(report: Report) -> float | None:
-    """The time of a step: from the cost window, without a profiler; else the mean of the run, first step excluded."""
+    """Step time: from the cost window, without a profiler; else the mean of the run, first step excluded."""
     if report.cost is not None and report.cost.measured_step_ms is not None:
         return report.cost.measured_step_ms
     steps = report.run.steps - 1
@@ -167,7 +167,7 @@ def _step_ms(report: Report) -> float | None:
 
 
 def _steps(old: Report, new: Report, before: _Sites, after: _Sites, tolerance: float) -> StepChange | None:
-    """What the sites that are gone or wait less often were predicted to gain, and what a step gained.
+    """The predicted gain of the sites that are gone or wait less often, and the measured one.
 
     Gains do not add up: fix one site, and the wait moves to the next.  So the prediction is the cumulative gain of the
     old report's order, as far as that holds only sites that are gone, or the largest single gain if that is larger.  A

@@ -1,11 +1,10 @@
-"""How durations, counts, places and costs are written for people."""
+"""Formats durations, counts, places and costs for people."""
 
 from __future__ import annotations
 
-import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
 
 _SHOWN = 5
-_PACKAGES = ("site-packages", "dist-packages")
 
 
 def duration(ms: float) -> str:
@@ -39,7 +37,7 @@ def duration(ms: float) -> str:
 
 
 def share(part: float) -> str:
-    """``12.3 %``; what is there but too little for a tenth of a percent is ``<0.1 %``."""
+    """``12.3 %``; what is less than a tenth of a percent, but not 0, is ``<0.1 %``."""
     if 0 < part < 0.0005:
         return "<0.1 %"
     return f"{part * 100:.1f} %"
@@ -67,19 +65,11 @@ def short_path(file: str, cwd: str = "") -> str:
 
     It is also the same on another machine, as long as the project's layout is.
     """
-    parts = PurePath(file).parts
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] in _PACKAGES:
-            return "/".join(parts[index + 1 :])
-    base = cwd or _folder()
+    inside = package_path(file)
+    if inside is not None:
+        return inside
+    base = cwd or working_folder()
     return file.removeprefix(base.rstrip("/") + "/") if base else file
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it is gone
-        return ""
 
 
 def place(file: str, line: int, cwd: str = "") -> str:

@@ -18,7 +18,6 @@ from syncagent.recording.recorder import Recorder
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.handle import Agent
-from syncagent.runtime.parts import Parts
 from syncagent.runtime.regions import Regions
 from syncagent.runtime.run import Run, log_settings_source, no_run, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
@@ -58,7 +57,7 @@ class ProcessAgent(Agent):
         )
         self.steps = Steps(self._step_ended, self.faults)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self.faults)
-        self._policy = self.new_policy(settings)
+        self._policy = Policy(settings, self._recorder.locator, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder.threads, self.faults)
@@ -73,8 +72,9 @@ class ProcessAgent(Agent):
         )
         self._pipeline.connect(Source(self._buffers.lost, self.weight, self._summary, self._facts))
         self._cost = CostMeasurement(settings, self._events_since, self.faults)
-        self._parts = Parts(self.faults)
-        self.verdict = GateVerdict(settings, self._recorder, self.sensors, self.faults)
+        self._parts: list[tuple[str, Callable[[], None]]] = []
+        """What is on, and how each is turned off; the last one first."""
+        self._verdict = GateVerdict(is_gate=settings.is_gate)
         self.remove_device: Callable[[], None] | None = None
         """Removes the simulated device, if that was installed for this agent alone."""
         self.notes: list[str] = list(settings.warnings)
@@ -102,7 +102,7 @@ class ProcessAgent(Agent):
         if policy == before:
             return
         self._policy.mode = policy
-        self.verdict.policy_changed(policy, by)
+        self._verdict.policy_changed(policy, by, is_gate=schema.is_gate(policy, self.settings.baseline))
         self._pipeline.policy_changed(policy)
         self.sensors.copies.policy_changed(policy, self.steps.current + 1)
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
@@ -124,7 +124,7 @@ class ProcessAgent(Agent):
 
     def start(self, *, modes: bool = True) -> None:
         """Turn everything on.  A part that cannot be turned on stays off, and the others work without it."""
-        turn_on = self._parts.turn_on
+        turn_on = self._turn_on
         try:
             log_settings_source(self.settings, self.rank.rank)
             self.sensors.start(turn_on)
@@ -148,7 +148,7 @@ class ProcessAgent(Agent):
 
     def enter_modes(self) -> None:
         """Start the sensors that watch one thread on this one, if ``detail`` asks for them."""
-        self.sensors.start_on_thread(self._parts.turn_on)
+        self.sensors.start_on_thread(self._turn_on)
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
@@ -176,15 +176,30 @@ class ProcessAgent(Agent):
         self.sensors.conclude()
 
     def after_fork_in_child(self) -> None:
-        """Fall silent in a forked child: what was seen, and the thread that delivers it, are the parent's."""
+        """Stop everything in a forked child: the records, and the thread that delivers them, are the parent's."""
         self._recorder.threads.forget()
-        self.remove_device = None  # the child is in the midst of what its parent began
+        self.remove_device = None  # the child is in the middle of what its parent began
         self.regions.forget()
         self._pipeline.forget()
         self._turn_off()
 
+    def _turn_on(self, part: str, start: Callable[[], None], stop: Callable[[], None]) -> None:
+        """Start a part; ``stop`` undoes whatever ``start`` has done, however far it got."""
+        self._parts.append((part, stop))
+        try:
+            start()
+        except Exception as error:
+            self.faults.add(part, error, "could not be started and is off")
+            self.faults.guard(part, stop, None)
+            self._parts.remove((part, stop))
+
     def _turn_off(self) -> None:
-        self._parts.turn_off()
+        while self._parts:
+            part, stop = self._parts.pop()
+            try:
+                stop()
+            except Exception as error:
+                self.faults.add(part, error, "could not be turned off")
         remove_device, self.remove_device = self.remove_device, None
         if remove_device is not None:
             self.faults.guard("the end of the simulated device", remove_device, None)
@@ -204,7 +219,7 @@ class ProcessAgent(Agent):
             return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
         except Exception as error:
             self.faults.add("the report", error, "failed")
-            run = replace(run, gate=gate.FAILED if self.verdict.is_asked_for else None)
+            run = replace(run, gate=gate.FAILED if self._verdict.is_asked_for else None)
             return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self.faults.sentences[-1]])
 
     def _facts(self) -> Facts:
@@ -217,20 +232,32 @@ class ProcessAgent(Agent):
         """Return the run with the verdict on its gate, if it has one, and all notes."""
         notes = [*self.shared_notes(self.settings), *self.sensors.notes]
         if self._recorder.set_up:
-            notes.append(f"left out: {self._recorder.set_up} waits of torch's own, as it compiled, tuned or captured")
+            notes.append(f"left out: {self._recorder.set_up} waits of torch while it compiled, tuned or captured")
         if self._buffers.lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
-        if not self.verdict.is_asked_for:
-            return run, notes
-        failures = self._gate_failures(dropped)
-        run = replace(run, gate=gate.FAILED if failures else gate.HELD)
-        return run, [*notes, *(gate.NOTE + why for why in failures)]
+        return self._verdict.on(run, notes, lambda: self._gate_failures(dropped))
 
     def _gate_failures(self, dropped: int) -> list[str]:
-        has_syncs = bool(self._summary.recorded)
-        return self.verdict.failures(
-            self._policy.mode, self.steps.count, dropped, is_over=self.run.is_over, has_syncs=has_syncs
-        )
+        """Return a phrase for each thing that lets a sync past the gate or keeps it out of the report."""
+        failures = []
+        if self._recorder.policy is None and self.running:
+            failures.append("the policy failed and is off")
+        if self.sensors.conditions.has_cuda and self.sensors.copies.gave_way and self._policy.mode == "raise":
+            failures.append("torch.compile is in use, and copies are no longer watched")
+        warmup, steps = self.settings.warmup_steps, self.steps.count
+        if steps < warmup and self._summary.recorded and not self.running:
+            failures.append(
+                f"the policy was never active: the first {warmup} steps pass (warmup_steps), and {steps} ended"
+            )
+        return failures + self.unseen_by_gates(dropped)
+
+    def unseen_by_gates(self, dropped: int) -> list[str]:
+        """Return a phrase for each thing that hides syncs from any gate, the process's or a region's."""
+        failures = self.sensors.blind_spots()
+        failures += [f"{part} failed" for part in gate.that_matter(self.faults.parts)]
+        if dropped:
+            failures.append(f"{dropped} syncs were dropped, and their sites may be missing here")
+        return failures
 
     def require_gate(self) -> None:
         """After the start, stop and raise :class:`~syncagent.ConfigError` if a gate was asked for and cannot hold."""
@@ -265,9 +292,6 @@ class ProcessAgent(Agent):
     def dropped(self) -> int:
         """How many syncs were dropped before they reached any sink."""
         return sum(tuple(self._buffers.lost.values()))
-
-    def new_policy(self, settings: schema.Settings) -> Policy:
-        return Policy(settings, self._recorder.locator, lambda: self.steps.current)
 
     def drain(self) -> None:
         """Deliver what the threads have left so far."""

@@ -18,7 +18,7 @@ from syncagent.runtime.import_hook import ImportHook
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
 __all__ = ["begin", "instrument", "uninstrument"]
@@ -40,32 +40,47 @@ def begin() -> None:
 
     ``SYNCAGENT_SIMULATE=1`` without ``SYNCAGENT=1`` installs the simulated device and no agent.
     """
-    global _run
+    global _awaits_torch
     if _run is not None:
         return
-    if not _is_on("SYNCAGENT"):
-        _simulate_without_agent()
-        return
-    try:
-        _run = _Run()
-        _run.begin()
-    except Exception as error:
-        _run_unwatched_or_refuse(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(None))
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "").strip().lower() not in _OFF
-
-
-def _simulate_without_agent() -> None:
-    global _awaits_torch
-    if _awaits_torch or not _is_on("SYNCAGENT_SIMULATE") or is_launcher():
-        return
-    _awaits_torch = True
-    if "torch" in sys.modules:
-        _install_device()
-    else:
+    if _is_on("SYNCAGENT"):
+        _watch({})
+    elif _is_on("SYNCAGENT_SIMULATE") and not _awaits_torch and not is_launcher():
+        _awaits_torch = True
         ImportHook("torch", _install_device).install()
+
+
+def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Watch this process for a program that has set up OpenTelemetry: spans and metrics go to its own providers.
+
+    ``SYNCAGENT=0`` turns this off.  A process that is watched already only adopts the providers.  Never raises.
+    """
+    if _is_on("SYNCAGENT", by_default="1"):
+        _watch(settings, providers)
+
+
+def uninstrument() -> None:
+    """Undo :func:`instrument`."""
+    global _run
+    if _run is not None:
+        _run.end()
+        _run = None
+
+
+def _is_on(variable: str, by_default: str = "") -> bool:
+    return os.environ.get(variable, by_default).strip().lower() not in _OFF
+
+
+def _watch(settings: Mapping[str, object], providers: Mapping[str, object] | None = None) -> None:
+    global _run
+    try:
+        if _run is None:
+            _run = _Run(providers)
+            _run.begin(settings)
+        elif providers is not None:
+            _run.use(providers)
+    except Exception as error:
+        _could_not_start(repr(error), is_gate=_wants_gate(settings))
 
 
 def _install_device() -> None:
@@ -82,39 +97,13 @@ def _install_device() -> None:
     simulate.install_or_end()
 
 
-def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) -> None:
-    """Watch this process for a program that has set up OpenTelemetry: spans and metrics go to its own providers.
-
-    ``SYNCAGENT=0`` turns this off.  A process that is watched already only adopts the providers.  Never raises.
-    """
-    global _run
-    if os.environ.get("SYNCAGENT", "1").strip().lower() in _OFF:
-        return
-    try:
-        if _run is None:
-            _run = _Run(providers)
-            _run.begin(settings)
-        else:
-            _run.use(providers)
-    except Exception as error:
-        _run_unwatched_or_refuse(f"syncagent: could not start: {error!r}", is_gate=_wants_gate(settings))
-
-
-def uninstrument() -> None:
-    """Undo :func:`instrument`."""
-    global _run
-    if _run is not None:
-        _run.end()
-        _run = None
-
-
 def _write_line(sentence: str) -> None:
     from syncagent.support import stderr
 
     stderr.write(f"{sentence}\n")
 
 
-def _wants_gate(settings: Mapping[str, object] | None) -> bool:
+def _wants_gate(settings: Mapping[str, object]) -> bool:
     """Whether a policy with consequences was asked for: then no script may run without it."""
     try:
         from syncagent.settings import sources
@@ -124,19 +113,21 @@ def _wants_gate(settings: Mapping[str, object] | None) -> bool:
         return os.environ.get("SYNCAGENT_POLICY", "").strip().lower() not in {"", "observe"}
 
 
-def _run_unwatched_or_refuse(sentence: str, *, is_gate: bool) -> None:
-    """Say that the agent could not start; where a gate was asked for, the process ends at its import of torch."""
+def _could_not_start(error: object, *, is_gate: bool, at_once: bool = False) -> None:
+    """Say so; where a gate was asked for, the process ends at its import of torch, or ``at_once``."""
+    sentence = str(error) or repr(error)
+    if not sentence.startswith("syncagent"):
+        sentence = f"syncagent: could not start: {sentence}"
     if not is_gate:
         _write_line(f"{sentence.rstrip('.')}. The script runs unwatched.")
         return
     from syncagent.support.refusal import refuse_to_start
 
-    if "torch" in sys.modules:
-        refuse_to_start(sentence)
-
     def refuse(*_: object) -> None:
         refuse_to_start(sentence)
 
+    if at_once:
+        refuse()
     ImportHook("torch", before=refuse, cannot=refuse).install()
 
 
@@ -154,9 +145,9 @@ class _Run:
         self._is_sent = False
         self._saving: Any = None
         self._settings: Any = None
-        self._hook: ImportHook | None = None
+        self._hook = ImportHook("torch", self._torch_imported, before=self._check_gate, cannot=self._refused)
 
-    def begin(self, settings: Mapping[str, object] | None = None) -> None:
+    def begin(self, settings: Mapping[str, object]) -> None:
         if is_launcher():
             processes.join_run()
             return
@@ -166,15 +157,9 @@ class _Run:
         try:
             self._settings = sources.load(settings)
         except ConfigError as error:
-            _run_unwatched_or_refuse(str(error), is_gate=_wants_gate(settings))
+            _could_not_start(error, is_gate=_wants_gate(settings))
             return
-        if "torch" in sys.modules:
-            self._torch_imported()
-        else:
-            self._hook = ImportHook(
-                "torch", self._torch_imported, before=self._check_gate, cannot=self._could_not_start
-            )
-            self._hook.install()
+        self._hook.install()
         self._finish_at_exit()
 
     def use(self, providers: Mapping[str, object]) -> None:
@@ -193,8 +178,7 @@ class _Run:
             atexit.register(self.finish)
 
     def end(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
+        self._hook.remove()
         self.finish()
         atexit.unregister(self.finish)
 
@@ -206,15 +190,15 @@ class _Run:
             simulate.install_or_end()
         processes.join_run()  # processes that this one starts from now on belong to the same run
         try:
-            if _is_multiprocessing_child() and self._settings.simulate:
-                self._start(modes=False)  # the simulated device has no first use to wait for
-            elif _is_multiprocessing_child():
-                _when_cuda_is_used(self._start_late)
-            else:
+            if not _is_multiprocessing_child():
                 self._start(modes=True)
                 os.register_at_fork(after_in_child=self._forked)
+            elif self._settings.simulate:
+                self._start(modes=False)  # the simulated device has no first use to wait for
+            else:
+                self._start_at_first_use()
         except Exception as error:
-            self._could_not_start(error)
+            self._refused(error)
 
     def _check_gate(self) -> None:
         """Find out what is wrong with a gate before torch, which takes seconds, is imported."""
@@ -224,17 +208,15 @@ class _Run:
 
                 gate.check(self._settings)
             except Exception as error:
-                self._could_not_start(error)
+                self._refused(error)
 
-    def _could_not_start(self, error: Exception) -> None:
-        sentence = str(error) or repr(error)
-        if not sentence.startswith("syncagent"):
-            sentence = f"syncagent: could not start: {sentence}"
-        if self._settings is not None and self._settings.is_gate:
-            from syncagent.support.refusal import refuse_to_start
+    def _refused(self, error: Exception) -> None:
+        _could_not_start(error, is_gate=self._settings.is_gate, at_once=True)
 
-            refuse_to_start(sentence)
-        _run_unwatched_or_refuse(sentence, is_gate=False)
+    def _start_at_first_use(self) -> None:
+        from syncagent.torchbridge.internals import when_cuda_is_used
+
+        when_cuda_is_used(self._start_late)
 
     def _start_late(self) -> None:
         try:
@@ -243,14 +225,14 @@ class _Run:
             # In the middle of a program modes can only be entered where the user has none open.
             self._start(modes=none_active())
         except Exception as error:
-            self._could_not_start(error)
+            self._refused(error)
 
     def _start(self, *, modes: bool) -> None:
         import threading
 
-        from syncagent.runtime import process, script, signals
+        from syncagent.runtime import process, signals, sinks
 
-        self._outputs = script.begin(self._settings, self._providers)
+        self._outputs = sinks.build(self._settings, self._providers)
         self._agent = process.launch(self._settings, self._outputs.sinks, modes=modes)
         self._finished = False
         self._shown, self._is_sent = None, False
@@ -266,12 +248,11 @@ class _Run:
             Finalize(None, self.finish, exitpriority=100)
 
     def _forked(self) -> None:
-        """In a forked child: be silent, unless it turns out to use CUDA itself."""
+        """In a forked child: do nothing, unless it turns out to use CUDA itself."""
         self._agent = self._outputs = None
-        self._finished = True
         torch = sys.modules.get("torch")
         if torch is not None and not torch.cuda.is_initialized():
-            _when_cuda_is_used(self._start_late)
+            self._start_at_first_use()
 
     def _save_before_death(self) -> None:
         """Save and show what was seen, since a signal is about to end the process; it may interrupt :meth:`finish`."""
@@ -334,9 +315,3 @@ def _is_multiprocessing_child() -> bool:
     """Whether multiprocessing, including its forkserver, has spawned this process."""
     line = " ".join(getattr(sys, "orig_argv", sys.argv))
     return "--multiprocessing-fork" in line or "multiprocessing.forkserver" in line or "resource_tracker" in line
-
-
-def _when_cuda_is_used(then: Callable[[], None]) -> None:
-    from syncagent.torchbridge.internals import when_cuda_is_used
-
-    when_cuda_is_used(then)

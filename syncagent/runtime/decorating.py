@@ -1,30 +1,34 @@
-"""Runs a decorated function of any kind inside of something that is opened for each call and closed after it."""
+"""Runs a decorated function of any kind inside something that is opened for each call and closed after it."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from syncagent.runtime.regions import Region
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
+    from contextlib import AbstractContextManager
+
+    from syncagent.runtime.handle import Agent
 
     Function = Callable[..., Any]
 
 __all__ = ["Opened", "decorate"]
 
 
-class Opened(Protocol):
-    """What a call is inside of; a generator leaves it for as long as its caller works."""
+class Opened(NamedTuple):
+    """What a watch has begun: the agent, or a region of the one that was running."""
 
-    def suspend(self) -> None:
-        """Leave it for a while."""
+    handle: Agent
+    close: Callable[[], object]
 
-    def resume(self) -> None:
-        """Be inside it again."""
-
-    def close(self) -> None:
-        """End it."""
+    def suspended(self) -> AbstractContextManager[None]:
+        """Be outside of the region, if it is one: a generator is for as long as its caller works."""
+        return self.handle.suspended() if isinstance(self.handle, Region) else nullcontext()
 
 
 def decorate(function: Function, begin: Callable[[], Opened]) -> Function:
@@ -44,30 +48,23 @@ def decorate(function: Function, begin: Callable[[], Opened]) -> Function:
 
 def _function(function: Function, begin: Callable[[], Opened]) -> Function:
     def called(*args: Any, **kwargs: Any) -> Any:
-        opened = begin()
-        try:
+        with closing(begin()):
             return function(*args, **kwargs)
-        finally:
-            opened.close()
 
     return called
 
 
 def _coroutine(function: Function, begin: Callable[[], Opened]) -> Function:
     async def called(*args: Any, **kwargs: Any) -> Any:
-        opened = begin()
-        try:
+        with closing(begin()):
             return await function(*args, **kwargs)
-        finally:
-            opened.close()
 
     return called
 
 
 def _generator(function: Function, begin: Callable[[], Opened]) -> Function:
     def called(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        opened = begin()
-        try:
+        with closing(begin()) as opened:
             values = function(*args, **kwargs)
             call, sent = values.send, None
             while True:
@@ -75,26 +72,21 @@ def _generator(function: Function, begin: Callable[[], Opened]) -> Function:
                     value = call(sent)
                 except StopIteration as stop:
                     return stop.value
-                opened.suspend()
                 try:
-                    sent, call = (yield value), values.send
+                    with opened.suspended():
+                        sent, call = (yield value), values.send
                 except GeneratorExit:
-                    opened.resume()
                     values.close()
                     raise
                 except BaseException as error:
                     sent, call = error, values.throw
-                opened.resume()
-        finally:
-            opened.close()
 
     return called
 
 
 def _async_generator(function: Function, begin: Callable[[], Opened]) -> Function:
     async def called(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        opened = begin()
-        try:
+        with closing(begin()) as opened:
             values = function(*args, **kwargs)
             call, sent = values.asend, None
             while True:
@@ -102,17 +94,13 @@ def _async_generator(function: Function, begin: Callable[[], Opened]) -> Functio
                     value = await call(sent)
                 except StopAsyncIteration:
                     return
-                opened.suspend()
                 try:
-                    sent, call = (yield value), values.asend
+                    with opened.suspended():
+                        sent, call = (yield value), values.asend
                 except GeneratorExit:
-                    opened.resume()
                     await values.aclose()
                     raise
                 except BaseException as error:
                     sent, call = error, values.athrow
-                opened.resume()
-        finally:
-            opened.close()
 
     return called

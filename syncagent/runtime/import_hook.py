@@ -32,8 +32,12 @@ class ImportHook:
         self._cannot = cannot
 
     def install(self) -> None:
-        """Ask this finder first from now on."""
-        sys.meta_path.insert(0, self)
+        """Ask this finder first from now on; where the module is there already, make both calls at once."""
+        if self._name in sys.modules:
+            self._before()
+            self._then()
+        else:
+            sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
         """Take it out again, unless it has removed itself."""
@@ -63,7 +67,7 @@ class ImportHook:
                 self._then()
 
         try:
-            spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+            spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]  # else: below
         except AttributeError:
             self._cannot(TypeError("torch's loader takes no attributes"))
         return spec

@@ -10,7 +10,7 @@ from syncagent.errors import ConfigError
 from syncagent.report.summary import Summary
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.runtime.run import no_run
-from syncagent.runtime.sinks import of_program
+from syncagent.runtime.sinks import build
 from syncagent.settings.schema import parse
 from syncagent.support.log import log_once
 
@@ -47,12 +47,12 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
             _log_differences(settings, _running.settings)
             return _running
         try:
-            import torch  # noqa: F401
+            import torch  # noqa: F401 - is it there?
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
         remove_device = _install_device(settings) if settings.simulate else None
         try:
-            agent = ProcessAgent(settings, of_program(settings).sinks if sinks is None else sinks)
+            agent = ProcessAgent(settings, build(settings, {}).sinks if sinks is None else sinks)
         except BaseException:
             if remove_device is not None:
                 remove_device()
@@ -61,7 +61,6 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
         agent.start(modes=modes)
         agent.require_gate()
         _running = agent
-        _register_fork_handler()
         return agent
 
 
@@ -150,16 +149,6 @@ def _log_differences(asked: Settings, in_force: Settings) -> None:
         )
 
 
-_has_fork_handler = False
-
-
-def _register_fork_handler() -> None:
-    global _has_fork_handler
-    if not _has_fork_handler and hasattr(os, "register_at_fork"):
-        _has_fork_handler = True
-        os.register_at_fork(after_in_child=_forget_in_child)
-
-
 def _forget_in_child() -> None:
     global _running, _lock
     _lock = threading.RLock()  # a thread that does not exist in the child may have held it
@@ -168,4 +157,8 @@ def _forget_in_child() -> None:
         try:
             agent.after_fork_in_child()
         except Exception as error:
-            log_once("fork", "the agent could not fall silent in a forked child", error=repr(error))
+            log_once("fork", "the agent could not be switched off in a forked child", error=repr(error))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

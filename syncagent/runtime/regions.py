@@ -11,34 +11,215 @@ are opened inside it.  A region that is given no setting of the policy is judged
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from syncagent.delivery.sink import Sink
-from syncagent.policy import scopes
-from syncagent.policy.reach import covering, innermost, open_reaches
-from syncagent.runtime.region import Region
-from syncagent.runtime.verdict import cannot_hold
+from syncagent.policy import Policy, scopes
+from syncagent.policy.reach import Reach, covering, innermost, open_reaches
+from syncagent.report.model import Overhead
+from syncagent.report.summary import Summary
+from syncagent.runtime.handle import Agent
+from syncagent.runtime.run import no_run
+from syncagent.runtime.verdict import GateVerdict, cannot_hold
+from syncagent.settings import schema
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from syncagent.attribution.ranks import Rank
+    from syncagent.attribution.steps import Steps
     from syncagent.events import StepRecord, SyncEvent
-    from syncagent.policy import Policy
     from syncagent.recording.recorder import Recorder
-    from syncagent.runtime.region import Host
-    from syncagent.settings.schema import Settings
+    from syncagent.recording.records import ThreadState
+    from syncagent.report.model import Report, RunInfo
+    from syncagent.sensors.registry import SensorSet
+    from syncagent.settings.schema import PolicyName, Settings
+    from syncagent.support.faults import Faults
 
-__all__ = ["Region", "Regions"]
+__all__ = ["Host", "Region", "Regions"]
 
+_JUDGING = (
+    "policy", "allow", "allow_kinds", "allow_packs", "baseline", "max_syncs_per_step", "max_stall_ms_per_step",
+    "max_stall_share", "stall_share_window", "min_stall_ms", "warmup_steps", "judge_threads",
+)  # fmt: skip
+"""A region that is given one of these has a policy of its own."""
 _SHARED = (
     "simulate", "stacks", "user_code", "cost", "cost_steps", "journal", "summary", "policy_file", "policy_signal",
 )  # fmt: skip
 """Settings that a region takes from the agent, beside ``detail`` and, in part, ``copies``."""
+
+
+class Host(Protocol):
+    """What regions need of the agent of the process."""
+
+    settings: Settings
+    faults: Faults
+    steps: Steps
+    sensors: SensorSet
+    policy: PolicyName
+
+    @property
+    def rank(self) -> Rank: ...
+    @property
+    def dropped(self) -> int: ...
+    def drain(self) -> None: ...
+    def flush(self) -> None: ...
+    def epoch_ns(self, moment_ns: int) -> int: ...
+    def weight(self, event: SyncEvent) -> float: ...
+    def watch_copies(self, state: ThreadState) -> None: ...
+    def run_info(self) -> RunInfo: ...
+    def shared_notes(self, settings: Settings) -> list[str]: ...
+    def unseen_by_gates(self, dropped: int) -> list[str]: ...
+    def measure_cost(self, steps: int = 5) -> None: ...
+
+
+class Region(Reach, Agent):
+    """What ``with syncagent.watch(...)`` gives inside another watch."""
+
+    def __init__(self, agent: Host, regions: Regions, settings: Settings, outer: Reach | None, policy: Policy) -> None:
+        given = {name for name, source in settings.sources.items() if source == "keyword"}
+        super().__init__(
+            outer,
+            policy,
+            judges=not given.isdisjoint(_JUDGING),
+            every_thread=settings.judge_threads == "all",
+        )
+        self.settings = settings
+        self.steps = agent.steps
+        self.own_policy = policy
+        """What judges in here, if this region judges."""
+        self.summary = Summary(newest=settings.max_events, scale=agent.weight)
+        self.began_ns = time.perf_counter_ns()
+        self.ended_ns = math.inf
+        self.all_copies_from_ns = math.inf
+        """From when on every copy of this thread is seen."""
+        self.dropped_by_end: int | None = None
+        """How many syncs the agent had dropped when the last of this region's was delivered."""
+        self.is_saved = "report" not in given  # the environment's report is the agent's
+        """Whether the report is saved already, or was not asked for."""
+        self.notes: list[str] = ["this is the report of a region, a watch inside the one of the process"]
+        self._agent = agent
+        self._regions = regions
+        self._started = datetime.now(timezone.utc)
+        self._dropped_before = agent.dropped
+        self._asks_for_copies: bool | None = settings.copies == "all" if "copies" in given else None
+        self.verdict = GateVerdict(is_gate=self.is_gate)
+
+    # --- what a program sees
+
+    @property
+    def running(self) -> bool:
+        return self.is_open
+
+    @property
+    def rank(self) -> Rank:
+        return self._agent.rank
+
+    @property
+    def policy(self) -> PolicyName:
+        if self.judges:
+            return self.own_policy.mode
+        return self.outer.policy if isinstance(self.outer, Region) else self._agent.policy
+
+    @policy.setter
+    def policy(self, value: PolicyName) -> None:
+        self.own_policy.mode = schema.parse("policy", value)
+        self.judges = True
+        self.verdict.policy_changed(self.own_policy.mode, "the program", is_gate=self.is_gate)
+        if self.is_open:
+            self._regions.update_copies(self)
+
+    def events(self) -> tuple[SyncEvent, ...]:
+        self._agent.drain()
+        return self._agent.faults.guard("the newest syncs of a region", self.summary.newest, ())
+
+    def report(self) -> Report:
+        self._agent.drain()
+        empty = Summary().snapshot(no_run(self.own_policy.mode), notes=self.notes)
+        return self._agent.faults.guard("the report of a region", self._report, empty)
+
+    def _report(self) -> Report:
+        agent = self._agent
+        run = replace(
+            agent.run_info(),
+            started=self._started.isoformat(timespec="milliseconds"),
+            duration_s=(min(self.ended_ns, time.perf_counter_ns()) - self.began_ns) / 1e9,
+            policy=self.policy,
+        )
+        sensors = agent.sensors.statuses()
+        notes = [*self.notes, *agent.shared_notes(self.settings)]
+        if self.all_copies_from_ns < math.inf and not agent.sensors.copies.gave_way:
+            detail = "copies: every one on the region's thread"
+            sensors = tuple(replace(one, detail=detail) if one.name == "kernels" else one for one in sensors)
+        dropped = (agent.dropped if self.dropped_by_end is None else self.dropped_by_end) - self._dropped_before
+        run, notes = self.verdict.on(run, notes, lambda: agent.unseen_by_gates(dropped))
+        return self.summary.snapshot(run, sensors, Overhead(None, None), dropped, (), notes)
+
+    def stop(self) -> Report:
+        self._regions.end(self)
+        return self.report()
+
+    def flush(self) -> None:
+        self._agent.flush()
+
+    def measure_cost(self, steps: int = 5) -> None:
+        self._agent.measure_cost(steps)
+
+    # --- while it is open
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Do not cover this thread or task meanwhile, as a generator does not while its caller runs."""
+        scopes.leave(self)
+        try:
+            yield
+        finally:
+            if self.is_open:
+                scopes.enter(self)
+
+    def close(self) -> None:
+        """End the region where its block ends, and save its report if that was asked for."""
+        scopes.leave(self)
+        self._regions.end(self)
+        self.save_once()
+
+    def save_once(self) -> None:
+        """Save the report that was asked for, unless that has been done."""
+        if not self.is_saved:
+            self.is_saved = True
+            self.save(self.report())
+
+    @property
+    def wants_copies(self) -> bool:
+        """Whether every copy is to be watched, as by gates and under budgets."""
+        if self._asks_for_copies is not None:
+            return self._asks_for_copies
+        return self.judges and (self.is_gate or self.own_policy.budgets.set)
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether a sync that is not allowed in here has consequences."""
+        return self.judges and schema.is_gate(self.own_policy.mode, self.settings.baseline)
+
+    def note(self, sentence: str, *, is_gap: bool = False) -> None:
+        """Put a sentence into the report and, once, into the log; a gap lets syncs past the region's gate."""
+        notes = self.verdict.gaps if is_gap and self.is_gate else self.notes
+        if sentence not in notes:
+            notes.append(sentence)
+            log_once(f"region-{sentence}", sentence)
+
+
+def _open_regions() -> list[Region]:
+    return [reach for reach in tuple(open_reaches) if isinstance(reach, Region)]  # other threads open and close them
 
 
 class Regions(Sink):
@@ -70,19 +251,19 @@ class Regions(Sink):
         if given.get("policy") != "keyword":
             settings = replace(settings, policy=outer.policy if isinstance(outer, Region) else agent.policy)
         if like is None:
-            like = agent.new_policy(settings)
+            like = Policy(settings, self._recorder.locator, lambda: agent.steps.current)
         begun = agent.steps.count
         policy = like.for_region(settings.policy, lambda: agent.steps.count - begun)
         region = Region(agent, self, settings, outer, policy)
-        self._refuse_a_gate_that_cannot_hold(region)
+        if region.is_gate and (blind_spots := agent.sensors.blind_spots()):
+            raise cannot_hold(region.policy, blind_spots)
         self._note_shared_settings(region)
         with self._lock:
             self._known[region.number] = region
             open_reaches.append(region)
         scopes.scopes_by_thread[-region.number] = (region,)  # no thread's number: allowances are asked about meanwhile
         scopes.enter(region)
-        agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
-        self._note_unseen_copies(region)
+        self._copies_changed(region)
         return region
 
     def end(self, region: Region) -> None:
@@ -95,27 +276,23 @@ class Regions(Sink):
             if region in open_reaches:
                 open_reaches.remove(region)
         scopes.forget(region)
-        self._agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
-        self._note_unseen_copies(region)  # torch.compile may have come into use
+        self._copies_changed(region)  # torch.compile may have come into use
 
     def end_all(self, deliver: Callable[[], object]) -> None:
         """End all open regions, since the agent stops; save their reports once ``deliver`` has brought the rest."""
-        ended: tuple[Region, ...] = self._agent.faults.guard("the end of regions", self._end_open, ())
+        guard = self._agent.faults.guard
+        ended = _open_regions()[::-1]
+        for region in ended:
+            guard("the end of regions", partial(self.end, region), None)
         deliver()
         for region in ended:
-            self._agent.faults.guard("the report of a region", region.save_once, None)
-
-    def _end_open(self) -> tuple[Region, ...]:
-        regions = tuple(reach for reach in reversed(open_reaches) if isinstance(reach, Region))
-        for region in regions:
-            self.end(region)
-        return regions
+            guard("the report of a region", region.save_once, None)
 
     def forget(self) -> None:
-        """In a forked child: the regions are the parent's, and so are the locks that its threads held."""
+        """In a forked child: the regions are the parent's, and so are their reports and the locks of its threads."""
         self._lock = threading.RLock()
         for region in self._known.values():
-            region.forget()
+            region.is_open, region.is_saved = False, True
             scopes.forget(region)
         self._known.clear()
         open_reaches.clear()
@@ -126,11 +303,6 @@ class Regions(Sink):
             return None
         own, others = covering(self._recorder.locator, self._recorder.threads.current())
         return next((reach for reach in (own, *others) if isinstance(reach, Region)), None)
-
-    def _refuse_a_gate_that_cannot_hold(self, region: Region) -> None:
-        blind_spots = self._agent.sensors.blind_spots() if region.is_gate else []
-        if blind_spots:
-            raise cannot_hold(region.policy, blind_spots)
 
     # --- what cannot change inside
 
@@ -143,52 +315,31 @@ class Regions(Sink):
         if agent.copies_timed == "off" or asked.copies != "all":  # sampled copies can all be watched in a region
             pairs.append(("copies", asked.copies, agent.copies_timed))
         theirs = agent.report and os.path.abspath(agent.report)
-        if not region.saved and theirs == os.path.abspath(asked.report or ""):
-            self._note(
-                region, f"the report of a region goes to {theirs}, where that of the process will take its place"
-            )
+        if not region.is_saved and theirs == os.path.abspath(asked.report or ""):
+            region.note(f"the report of a region goes to {theirs}, where that of the process will take its place")
         for name, wanted, shared in pairs:
             if asked.sources.get(name) == "keyword" and wanted != shared:
-                self._note(
-                    region,
+                region.note(
                     f"setting {name} is {wanted!r} for a watch inside another, but it stays {shared!r}: "
-                    "it is set where the outermost watch begins",
+                    "it is set where the outermost watch begins"
                 )
 
-    def _note_unseen_copies(self, region: Region) -> None:
-        """Note the copies that the policy does not see, for those who rely on it."""
+    # --- copies
+
+    def _copies_changed(self, region: Region) -> None:
+        """Watch the copies that are wanted now, and note those that the policy does not see, for who relies on it."""
+        self._agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
         if region.judges and region.wants_copies:
             why = self._agent.sensors.copies.unseen(every_thread=region.every_thread)
             if why is not None:
-                self._note_gap(region, f"policy {region.policy!r} of a region does not see copies{why}")
-
-    @staticmethod
-    def _note_gap(region: Region, sentence: str) -> None:
-        """Log what the policy does not see and put it into the report."""
-        gaps = region.gaps if region.is_gate else region.notes
-        if sentence not in gaps:
-            gaps.append(sentence)
-            log_once(f"region-{sentence}", sentence)
-
-    @staticmethod
-    def _note(region: Region, sentence: str) -> None:
-        """Put a sentence into the region's report and, once, into the log."""
-        if sentence not in region.notes:
-            region.notes.append(sentence)
-            log_once(f"region-{sentence}", sentence)
-
-    # --- copies
+                region.note(f"policy {region.policy!r} of a region does not see copies{why}", is_gap=True)
 
     def want_copies(self) -> bool:
         """Whether a region that is open on this thread wants every copy watched; from now on they are."""
         ident = threading.get_ident()
-        wanting = [
-            reach
-            for reach in tuple(open_reaches)
-            if isinstance(reach, Region) and reach.ident == ident and reach.wants_copies
-        ]
+        wanting = [region for region in _open_regions() if region.ident == ident and region.wants_copies]
         for region in wanting:
-            region.copies_watched()
+            region.all_copies_from_ns = min(region.all_copies_from_ns, time.perf_counter_ns())
         return bool(wanting)
 
     def update_copies(self, region: Region) -> None:
@@ -198,60 +349,56 @@ class Regions(Sink):
 
     def saw_all_copies(self, event: SyncEvent) -> bool:
         """Whether a region that covers this sync saw all copies, so that this copy stands for no other one."""
-        known = [region for number in event.regions if (region := self._known.get(number)) is not None]
         moment_ns = event.start_ns - self._agent.epoch_ns(0)
-        return any(region.saw_all_copies(moment_ns) for region in known)
+        return any(moment_ns >= region.all_copies_from_ns for region in self._of(event.regions))
+
+    def _of(self, numbers: Sequence[int]) -> Iterator[Region]:
+        """Return the regions with these numbers, but for those that have been retired."""
+        return (region for number in numbers if (region := self._known.get(number)) is not None)
 
     # --- once a step, and on the agent's thread
 
     def step_ended(self, step: int, lasted_ns: int) -> None:
-        """Move the budgets of the open regions on."""
-        for reach in tuple(open_reaches):
-            if isinstance(reach, Region):
-                reach.step_ended(step, lasted_ns)
+        """Move the window of ``max_stall_share`` on in the open regions."""
+        for region in _open_regions():
+            budgets = region.own_policy.budgets
+            if budgets.has_window:
+                budgets.step_ended(step, lasted_ns)
 
     def policy_of(self, numbers: Sequence[int]) -> str | None:
         """Return the policy that judged a sync, if it was a region's."""
-        for number in reversed(numbers):
-            region = self._known.get(number)
-            if region is not None and region.judges:
-                return region.policy
-        return None
+        return next((region.policy for region in self._of(numbers[::-1]) if region.judges), None)
 
     def retire(self, drained_ns: int) -> None:
         """Forget the regions that have ended and whose syncs have all been delivered."""
-        ended = [r for r in tuple(self._known.values()) if r.ended_ns is not None and r.ended_ns < drained_ns]
+        ended = {region.number: region for region in tuple(self._known.values()) if region.ended_ns < drained_ns}
         if not ended:
             return
-        for region in ended:
-            region.delivered()
-            self._known.pop(region.number, None)
-        numbers = {region.number for region in ended}
+        for number, region in ended.items():
+            region.dropped_by_end = self._agent.dropped
+            self._known.pop(number, None)
         for state in self._recorder.threads.all:
-            for key, tally in tuple(state.tallies.items()):
-                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
-                    state.tallies.pop(key, None)
-            for sum_key, tally in tuple(state.sums.items()):
-                if tally.count == tally.delivered_count and tally.last is not None and numbers & {*tally.last.regions}:
-                    state.sums.pop(sum_key, None)
+            kept: tuple[dict[Any, Any], ...] = (state.tallies, state.sums)
+            for tallies in kept:
+                for key, tally in tuple(tallies.items()):
+                    is_delivered = tally.count == tally.delivered_count and tally.last is not None
+                    if is_delivered and not ended.keys().isdisjoint(tally.last.regions):
+                        tallies.pop(key, None)
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
-        shares: dict[int, list[SyncEvent]] = {}
+        offset_ns = self._agent.epoch_ns(0)
+        shares: dict[Region, list[SyncEvent]] = {}
         for event in batch:
-            for number in event.regions:
-                shares.setdefault(number, []).append(event)
-        for number, events in shares.items():
-            region = self._known.get(number)
-            if region is not None:
-                ended_ns = self._ended_ns(region)
-                region.add(events if ended_ns is None else [event for event in events if event.start_ns <= ended_ns])
+            for region in self._of(event.regions):
+                if event.start_ns - offset_ns <= region.ended_ns:
+                    shares.setdefault(region, []).append(event)
+        for region, events in shares.items():
+            region.summary.events(events)
 
     def step(self, record: StepRecord) -> None:
+        """Count a step for each region that it ended in; of one that began before the region, only the rest."""
+        offset_ns = self._agent.epoch_ns(0)
         for region in tuple(self._known.values()):
-            began_ns = self._agent.epoch_ns(region.began_ns)
-            ended_ns = self._ended_ns(region)
-            if record.end_ns >= began_ns and (ended_ns is None or record.end_ns <= ended_ns):
-                region.step(record, began_ns)
-
-    def _ended_ns(self, region: Region) -> int | None:
-        return None if region.ended_ns is None else self._agent.epoch_ns(region.ended_ns)
+            began_ns = region.began_ns + offset_ns
+            if began_ns <= record.end_ns <= region.ended_ns + offset_ns:
+                region.summary.step(replace(record, start_ns=max(record.start_ns, began_ns)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from syncagent.attribution import processes, ranks
 from syncagent.report.model import Overhead, RunInfo
-from syncagent.sites import Home, home_of_process
+from syncagent.sites import Home, home_of_process, working_folder
 from syncagent.support import redaction
 from syncagent.support.log import log_once
 
@@ -28,7 +28,7 @@ _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 
 
 def no_run(policy: str) -> RunInfo:
-    """Describe a run of which nothing is known."""
+    """Describe a run that nothing is known about."""
     return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
 
 
@@ -101,7 +101,7 @@ class Run:
             simulated=simulated,
             script=os.path.basename(sys.argv[0] if sys.argv else "") or "python",
             argv=redaction.argv(sys.argv),
-            cwd=_folder(),
+            cwd=working_folder(),
             pid=os.getpid(),
             folder=self._home.folder,
             project=self._home.project,
@@ -145,13 +145,6 @@ def note_without_gpu(*, has_cuda: bool) -> str | None:
     note = f"{why}, so there is no host sync to see; SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
     log_once("no-gpu", note)
     return note
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # the folder is gone
-        return ""
 
 
 def _current_rank() -> ranks.Rank:

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from syncagent.runtime.sinks import of_program, of_script
 from syncagent.support import stderr
 from syncagent.support.log import log_once
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from syncagent.report.model import Report
     from syncagent.runtime.handle import Agent
     from syncagent.runtime.sinks import Outputs
-    from syncagent.settings.schema import Settings
 
-__all__ = ["Shown", "begin", "send", "show"]
+__all__ = ["Shown", "send", "show"]
 
-_UNKNOWN = "what became of the last spans is not known"
-
-
-def begin(settings: Settings, providers: Mapping[str, Any] | None = None) -> Outputs:
-    """Build what the run sends its records to.
-
-    With ``providers`` all is sent through those of the program: the ones named there, or else its global ones.
-    """
-    return of_script(settings) if providers is None else of_program(settings, providers)
+_UNKNOWN = "it is not known whether the last spans arrived"
 
 
 class Shown(NamedTuple):
-    """What the user has of the report before the last spans are sent."""
+    """What the user has seen of the report before the last spans are sent."""
 
     report: Report
     saved: str | None
@@ -90,9 +78,9 @@ def send(agent: Agent, shown: Shown, outputs: Outputs, *, is_interrupted: bool =
     try:
         if not is_interrupted:
             outputs.close()
-        where, lost = _where_interrupted(outputs) if is_interrupted else _where_spans_are(outputs)
+        where, lost = _where_spans_are(outputs, is_interrupted=is_interrupted)
     except KeyboardInterrupt:
-        where, lost = _where_interrupted(outputs)
+        where, lost = _where_spans_are(outputs, is_interrupted=True)
     except Exception as error:
         log_once("spans", _UNKNOWN, error=repr(error))
         where, lost = outputs.spans_to, _UNKNOWN
@@ -105,14 +93,23 @@ def send(agent: Agent, shown: Shown, outputs: Outputs, *, is_interrupted: bool =
         stderr.write(f"spans: {wording.clean(where)}\n{note}")
 
 
-def _where_spans_are(outputs: Outputs) -> tuple[str, str]:
-    """Return where the spans are, and a note on those that are lost, if any are."""
+def _where_spans_are(outputs: Outputs, *, is_interrupted: bool) -> tuple[str, str]:
+    """Return where the spans are, and a note on those that are lost, if any are.
+
+    Where the user has interrupted the sending, some may still arrive.
+    """
     provider = outputs.provider
     if provider is None:
         return outputs.spans_to, ""
+    # The journal may not be where it was wanted.
+    target = outputs.spans_to if provider.journal is None else f"journal {provider.journal}"
     stats = provider.stats()
+    exported = f"{stats['exported']:,}"
+    if is_interrupted:
+        note = f"sending spans was interrupted: {exported} were sent"
+        return f"{target} ({exported} sent, the rest given up)", note
     lost, overwritten = stats["failed"] + stats["dropped"], provider.overwritten()
-    where = f"{_target(outputs)} ({stats['exported']:,} sent"
+    where = f"{target} ({exported} sent"
     where += f", {lost:,} lost" if lost else ""
     where += f", the oldest {overwritten:,} overwritten)" if overwritten else ")"
     without = outputs.spans.without_span() if outputs.spans is not None else {}
@@ -120,18 +117,3 @@ def _where_spans_are(outputs: Outputs) -> tuple[str, str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in without.items() if count)
         where += f"; {sum(without.values()):,} syncs have no span of their own ({reasons})"
     return where, f"{lost:,} spans were lost on the way to {outputs.spans_to}" if lost else ""
-
-
-def _where_interrupted(outputs: Outputs) -> tuple[str, str]:
-    """Return the same where the user has interrupted the sending; some spans may still arrive."""
-    if outputs.provider is None:
-        return outputs.spans_to, ""
-    sent = outputs.provider.stats()["exported"]
-    where = f"{_target(outputs)} ({sent:,} sent, the rest given up)"
-    return where, f"the sending of spans was interrupted: {sent:,} were sent"
-
-
-def _target(outputs: Outputs) -> str:
-    """Return where spans go; the journal may not be where it was wanted."""
-    journal = outputs.provider.journal if outputs.provider is not None else None
-    return outputs.spans_to if journal is None else f"journal {journal}"

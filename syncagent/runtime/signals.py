@@ -26,6 +26,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from syncagent.support import forks
@@ -86,15 +87,13 @@ class _Watch:
     def start(self) -> None:
         """Begin to catch the signal; raises, with everything unchanged, where that cannot be done."""
         before = _raw.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
-        if before != -1:
-            _raw.set_wakeup_fd(before)
-            self.close()
-            raise OSError("the program has a wakeup file descriptor of its own")
         try:
+            if before != -1:
+                raise OSError("the program has a wakeup file descriptor of its own")  # noqa: TRY301 - undone below
             AgentThread(target=self._listen, name="syncagent-signals").start()
-        except RuntimeError:
-            _raw.set_wakeup_fd(-1)
-            self.close()
+        except (OSError, RuntimeError):
+            _raw.set_wakeup_fd(before)
+            self._close()
             raise
         self.is_on = True
         self.replace_default()
@@ -114,27 +113,18 @@ class _Watch:
     def is_installed(self) -> bool:
         return _raw.getsignal(_SIGTERM) is self.handler
 
-    def stop(self) -> None:
+    def stop(self, *, is_child: bool = False) -> None:
+        """Undo :meth:`start`; in a forked child, the thread is the parent's, and listens on the same sockets."""
         self.is_on = False
         self.restore_default()
         if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
             _raw.set_wakeup_fd(before)
-        self.close()
+        self._close(wakes_thread=not is_child)
 
-    def close(self) -> None:
-        try:
-            self._receiver.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        except OSError:
-            pass
-        self._receiver.close()
-        self._sender.close()
-
-    def forget(self) -> None:
-        """In a forked child: close without waking the thread, which is the parent's and listens on the same sockets."""
-        self.is_on = False
-        self.restore_default()
-        if (before := _raw.set_wakeup_fd(-1)) not in {-1, self.fd}:
-            _raw.set_wakeup_fd(before)
+    def _close(self, *, wakes_thread: bool = True) -> None:
+        if wakes_thread:
+            with suppress(OSError):
+                self._receiver.shutdown(socket.SHUT_RDWR)
         self._receiver.close()
         self._sender.close()
 
@@ -142,10 +132,8 @@ class _Watch:
 
     def on_main_thread(self, number: int) -> None:
         """Handle the signal; called by the interpreter between any two instructions of the main thread."""
-        if os.getpid() == 1:
-            return  # the other thread saves
-        if self._is_ending:
-            return  # a second signal, before the first has been dealt with
+        if os.getpid() == 1 or self._is_ending:
+            return  # the other thread saves, or this is a second signal, before the first has been dealt with
         if self._claimed.acquire(blocking=False):
             self._is_ending = True
             self._finish()
@@ -154,35 +142,22 @@ class _Watch:
             self._is_over.wait(DEADLINE_S)
         self._die(number)
 
-    def _end_succeeds(self) -> bool:
-        try:
-            self._end()
-        except BaseException:  # the program's handler of yet another signal has raised
-            return False
-        return True
-
     def _finish(self) -> None:
         try:
             with holding_interrupts():
                 for _ in range(_TRIES):
-                    if self._end_succeeds():
+                    with suppress(BaseException):  # the program's handler of yet another signal may raise
+                        self._end()
                         break
         finally:
             self._is_over.set()
 
     def _listen(self) -> None:
-        while True:
-            try:
-                numbers = self._receive()
-            except OSError:
-                return
-            if not numbers:
-                return
-            if _SIGTERM in numbers:
-                try:
-                    self._on_arrival()
-                except Exception:
-                    pass
+        with suppress(OSError):
+            while numbers := self._receive():
+                if _SIGTERM in numbers:
+                    with suppress(Exception):
+                        self._on_arrival()
 
     def _receive(self) -> bytes:
         """Wait for the numbers of signals that were sent to this very process; empty once the sockets are closed."""
@@ -239,7 +214,7 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
         return False
     _watch = watch
     _wrap_signal_functions()
-    forks.reset_in_children(_SIGTERM, _forget)
+    forks.reset_in_children(_SIGTERM, functools.partial(_end_watch, is_child=True))
     return True
 
 
@@ -248,10 +223,8 @@ def _call_on_main_thread(call: Callable[[], object]) -> None:
     import ctypes
 
     def on_main_thread(_: object) -> int:
-        try:
+        with suppress(Exception):  # it runs in the middle of the program's code, which must not see this
             call()
-        except Exception:
-            pass  # it runs in the middle of the program's code, which must not see this
         return 0
 
     pending = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(on_main_thread)
@@ -264,19 +237,16 @@ _pending: list[Any] = []
 
 def release_sigterm() -> None:
     """Undo :func:`catch_sigterm`; only the main thread can, and on any other the signal stays caught."""
-    global _watch
-    if _watch is None or threading.current_thread() is not threading.main_thread():
-        return
-    watch, _watch = _watch, None
-    forks.keep_in_children(_SIGTERM)
-    watch.stop()
+    if threading.current_thread() is threading.main_thread():
+        forks.keep_in_children(_SIGTERM)
+        _end_watch()
 
 
-def _forget() -> None:
+def _end_watch(*, is_child: bool = False) -> None:
     global _watch
     watch, _watch = _watch, None
     if watch is not None:
-        watch.forget()
+        watch.stop(is_child=is_child)
 
 
 def _killer() -> Callable[[int], None]:

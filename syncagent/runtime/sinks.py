@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from syncagent.telemetry.prometheus import ScrapeEndpoint
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["SINKS", "Outputs", "all_sinks", "of_program", "of_script"]
+__all__ = ["SINKS", "Outputs", "all_sinks", "build"]
 
 T = TypeVar("T")
 
@@ -68,13 +68,13 @@ class Outputs:
         return self.providers is None
 
     def attempt(self, part: str, build: Callable[[], T]) -> T | None:
-        """Build a part; where that fails it is left out and logged, and the run is watched all the same."""
+        """Build a part; where that fails it is left out and logged, and the run is still watched."""
         try:
             return build()
         except ConfigError as error:
             self.refused.setdefault(str(error), []).append(part)
         except Exception as error:
-            log_once(part, f"{part} could not be set up; the run is watched all the same", error=repr(error))
+            log_once(part, f"{part} could not be set up; the run is still watched", error=repr(error))
         return None
 
     def close(self) -> None:
@@ -119,16 +119,19 @@ class Outputs:
             thread.join(max(ending - time.monotonic(), 0.0))
 
 
-def of_script(settings: Settings) -> Outputs:
-    """Build what a script's run sends its records to."""
-    outputs = Outputs(settings)
-    outputs.resource = outputs.attempt("spans, metrics or log records", _resource)
-    return _built(outputs)
-
-
-def of_program(settings: Settings, providers: Mapping[str, Any] | None = None) -> Outputs:
-    """Build what a run inside a program sends its records to: the program's own providers, as far as it has them."""
-    return _built(Outputs(settings, providers or {}, spans_to="the program's own tracer provider"))
+def build(settings: Settings, providers: Mapping[str, Any] | None = None) -> Outputs:
+    """Build what a run sends its records to: with ``providers``, which may be none, through those of the program."""
+    outputs = Outputs(settings, providers)
+    if providers is None:
+        outputs.resource = outputs.attempt("spans, metrics or log records", _resource)
+    else:
+        outputs.spans_to = "the program's own tracer provider"
+    for part, sinks_for in SINKS.items():
+        outputs.sinks += tuple(outputs.attempt(part, partial(sinks_for, outputs)) or ())
+    for why, signals in outputs.refused.items():
+        what = " or ".join(filter(None, (", ".join(signals[:-1]), signals[-1])))
+        get_logger().error(f"{why.rstrip('.')}. No {what} are sent; the run is still watched.")
+    return outputs
 
 
 def all_sinks(summary: Summary, regions: Sink, others: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -137,15 +140,6 @@ def all_sinks(summary: Summary, regions: Sink, others: Iterable[Sink]) -> tuple[
     Its sums come first, then those of its regions, so that reports are right and on time whatever becomes of the rest.
     """
     return (_SummarySink(summary), regions, *others)
-
-
-def _built(outputs: Outputs) -> Outputs:
-    for part, build in SINKS.items():
-        outputs.sinks += tuple(outputs.attempt(part, partial(build, outputs)) or ())
-    for why, signals in outputs.refused.items():
-        what = " or ".join(filter(None, (", ".join(signals[:-1]), signals[-1])))
-        get_logger().error(f"{why.rstrip('.')}. No {what} are sent; the run is watched all the same.")
-    return outputs
 
 
 # --- one function a sink ----------------------------------------------------------------------------------------------

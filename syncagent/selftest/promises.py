@@ -43,7 +43,7 @@ def _promise(name: str, detail: str | None, wrong: Sequence[str], said: str) -> 
 
 
 def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
-    """Each kind of sync was caught at least once in a call that did wait."""
+    """Each kind of sync was caught at least once in a call that really waited."""
     here = [verdict for verdict in verdicts if verdict.detail == detail and verdict.kind is not None]
     kinds = list(dict.fromkeys(verdict.kind for verdict in here))
     caught = {verdict.kind for verdict in here if verdict.waited and verdict.status == OK}
@@ -54,7 +54,7 @@ def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
 def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[str, Any], detail: str) -> Promise:
     """All that the agent put into torch is gone once it has stopped."""
     put = patch_audit.changed(before, during)
-    wrong = [f"{name} was not put back" for name in patch_audit.changed(before, after)]
+    wrong = [f"{name} was not restored" for name in patch_audit.changed(before, after)]
     if not put:
         wrong.append("the running agent had changed nothing, so nothing is proven")
     return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")

@@ -1,1 +1,1 @@
-"""The only rooms where torch's private parts are touched: each sensor notices that a thread waits for the GPU."""
+"""Sensors: each one notices, in its own way, that a thread waits for the GPU."""

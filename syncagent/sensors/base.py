@@ -144,5 +144,5 @@ class Sensor(ABC):
 
     @property
     def passed_through(self) -> int:
-        """How many calls came by and were passed on unrecorded; their cost belongs to the agent's overhead."""
+        """How many calls were passed on without a record; their cost is part of the agent's overhead."""
         return 0

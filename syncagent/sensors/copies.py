@@ -53,7 +53,7 @@ class CopyWatch:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is ever anything to be turned on or off."""
+        """Whether watching copies is ever turned on or off."""
         return self._sampling.has_work
 
     @property
@@ -73,7 +73,7 @@ class CopyWatch:
             self._recorder.faults.guard("the watch for copies", self._kernels.arm_hot, None)
 
     def update(self, state: ThreadState, step: int, *, wanted: bool) -> None:
-        """Watch this thread's copies in this step, if it is one of those that are sampled or somebody wants them."""
+        """Watch this thread's copies in this step, if it is a sampled one, or a region or a cost window wants them."""
         wanted = wanted or (state.trains and self._sampling.watches(step))
         if wanted or state.copies_armed:
             state.copies_armed = wanted

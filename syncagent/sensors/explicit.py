@@ -1,4 +1,4 @@
-"""The calls by which a program asks to wait: wrapped by name while the agent is on.
+"""The calls with which a program asks to wait, wrapped by name while the agent is on.
 
 Each call counts, even where nothing was left to wait for: otherwise two runs of one program would differ.
 """
@@ -87,7 +87,7 @@ class ExplicitSensor(Sensor):
         return synchronize
 
     def _freeing(self, shown: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a call that waits if it frees memory; that it did shows only afterwards."""
+        """Wrap a call that waits if it frees memory, which is known only afterwards."""
         recorder, patches = self._recorder, self._patches
 
         @functools.wraps(original)

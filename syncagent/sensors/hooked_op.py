@@ -100,7 +100,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
         return result
 
     def is_refused() -> bool:
-        """Has a graph capture refused an op that raised?  The program has to see that error, never one of ours."""
+        """Has a graph capture refused an op that raised?  The program has to see that error, never the agent's."""
         try:
             return capturing()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Python kernels around the ops that may wait: which stand there, when, and for whom.
+"""Python kernels around the ops that may wait: on which ops, when, and for which threads.
 
 :mod:`syncagent.torchbridge.dispatcher` puts them in place, :mod:`syncagent.sensors.hooked_op` is what they do.
 """

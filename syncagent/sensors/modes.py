@@ -45,7 +45,7 @@ class ModeSensor(Sensor):
         self._tracing = Patches()
 
     @classmethod
-    def is_listed(cls, conditions: Conditions) -> bool:  # noqa: ARG003 - under all
+    def is_listed(cls, conditions: Conditions) -> bool:  # noqa: ARG003 - always listed
         return True
 
     @classmethod

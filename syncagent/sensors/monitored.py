@@ -27,7 +27,7 @@ __all__ = ["MonitoredSensor"]
 
 _now = time.perf_counter_ns
 _NAME = "synchronize"
-_TOOL_IDS = (4, 3, 5)  # 0 to 2 are spoken for: debugger, coverage, profiler
+_TOOL_IDS = (4, 3, 5)  # 0 to 2 are reserved: debugger, coverage, profiler
 
 
 class MonitoredSensor(Sensor):
@@ -78,7 +78,7 @@ class MonitoredSensor(Sensor):
 
     def stop(self) -> None:
         if self._tool is not None:
-            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]  # of 3.12
             monitoring.set_events(self._tool, 0)
             for code in self._watched:
                 monitoring.set_local_events(self._tool, code, 0)
@@ -94,7 +94,7 @@ class MonitoredSensor(Sensor):
         return {"tools of sys.monitoring": [monitoring.get_tool(number) for number in range(6)]} if monitoring else {}
 
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """Have a callback's own mistake end the watch: what it raises would come out of the program's code."""
+        """Stop watching if a callback fails: its exception would otherwise be raised in the program's code."""
         wanted = (HostSyncError, HostSyncWarning)  # by names that stay while the interpreter is torn down
         ending = sys.is_finalizing
 
@@ -113,13 +113,13 @@ class MonitoredSensor(Sensor):
 
     def _look_at(self, code: CodeType) -> None:
         if _NAME in code.co_names and self._tool is not None:
-            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+            monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]  # of 3.12
             monitoring.set_local_events(self._tool, code, monitoring.events.CALL)
             self._watched.append(code)
 
     def _code_starts(self, code: CodeType, _offset: int) -> Any:
         self._look_at(code)
-        return sys.monitoring.DISABLE  # type: ignore[attr-defined, unused-ignore]
+        return sys.monitoring.DISABLE  # type: ignore[attr-defined, unused-ignore]  # of 3.12
 
     def _shown(self, function: Any) -> str | None:
         try:

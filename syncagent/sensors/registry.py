@@ -85,5 +85,5 @@ class SensorSet:
 
     @property
     def passed_through(self) -> int:
-        """Calls that came by a sensor and were passed on unrecorded."""
+        """Calls that passed through a sensor without a record."""
         return sum(sensor.passed_through for sensor in self._sensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -97,26 +98,23 @@ def count(least: int) -> Callable[[str, object], int]:
     return parse
 
 
-def milliseconds(name: str, value: object) -> float:
-    number = _number(value)
-    if 0.0 <= number < float("inf"):
-        return number
-    raise rejected(name, value, "a number of milliseconds, 0 or more")
+def _number(most: float, allowed: str) -> Callable[[str, object], float]:
+    """Accept a number from 0 to ``most``."""
+
+    def parse(name: str, value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else -1.0
+        except (ValueError, OverflowError):
+            number = -1.0
+        if 0.0 <= number <= most:
+            return number
+        raise rejected(name, value, allowed)
+
+    return parse
 
 
-def share(name: str, value: object) -> float:
-    number = _number(value)
-    if 0.0 <= number <= 1.0:
-        return number
-    raise rejected(name, value, "a share of the time from 0 to 1")
-
-
-def _number(value: object) -> float:
-    """Return the number, or -1, which no setting allows, for what is none."""
-    try:
-        return float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else -1.0
-    except (ValueError, OverflowError):
-        return -1.0
+milliseconds = _number(sys.float_info.max, "a number of milliseconds, 0 or more")
+share = _number(1.0, "a share of the time from 0 to 1")
 
 
 def names(name: str, value: object) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent.sites import working_folder
 from syncagent.support import reading, trust
 from syncagent.support.compat import load_toml
 
@@ -52,9 +53,8 @@ def find(script: str | None = None) -> Project:
 
 
 def _folders() -> Iterator[Path]:
-    try:
-        start = Path.cwd()
-    except OSError:  # the folder is gone
+    start = Path(working_folder())
+    if not start.is_absolute():
         return
     home = os.path.realpath(os.path.expanduser("~"))
     for folder in (start, *start.parents):
@@ -66,28 +66,24 @@ def _folders() -> Iterator[Path]:
 def _read(file: Path, link: os.stat_result, script: str | None) -> Project:
     trusted = trust.owners(script)
     try:
-        descriptor = reading.open_regular(file)
-        with open(descriptor, "rb") as stream:
-            why = trust.why_not(os.fstat(descriptor), trusted)
+        with open(reading.open_regular(file), "rb") as stream:
+            why = trust.why_not(os.fstat(stream.fileno()), trusted)
             if why is None and stat.S_ISLNK(link.st_mode):  # whoever made the link chose what it points at
                 why = trust.why_not_owned(link, trusted)
-            if why is not None:
-                return Project(file, ignored=_ignored(file, why))
-            content = stream.read(_LARGEST + 1)
+            content = stream.read(_LARGEST + 1) if why is None else b""
         if len(content) > _LARGEST:
             raise reading.TooLargeError(_LARGEST)
-        document = load_toml(io.BytesIO(content))
+        tool = load_toml(io.BytesIO(content)).get("tool", {})
+        table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}
+        if not isinstance(table, dict):
+            why = "its tool.syncagent is not a table"
     except OSError as error:
-        return Project(file, ignored=_ignored(file, reading.reason(error)))
+        why = reading.reason(error)
     except RecursionError:
-        return Project(file, ignored=_ignored(file, "it is nested too deeply"))
+        why = "it is nested too deeply"
     except ValueError as error:  # TOML's own error and a wrong encoding are ValueErrors
-        return Project(file, ignored=_ignored(file, f"it is not TOML ({error})"))
-    tool = document.get("tool", {})
-    table = tool.get("syncagent", {}) if isinstance(tool, dict) else {}
-    if not isinstance(table, dict):
-        return Project(file, ignored=_ignored(file, "its tool.syncagent is not a table"))
-    return Project(file, table)
+        why = f"it is not TOML ({error})"
+    return Project(file, table) if why is None else Project(file, ignored=_ignored(file, why))
 
 
 def _ignored(file: Path, why: str) -> str:

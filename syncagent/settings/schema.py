@@ -34,7 +34,7 @@ Copies = Literal["all", "sampled", "off"]
 JudgedThreads = Literal["training", "all"]
 
 
-def _setting(default: Any, parser: Callable[[str, object], Any], doc: str) -> Any:
+def _setting(parser: Callable[[str, object], Any], doc: str, default: Any = None) -> Any:
     return field(default=default, metadata={"parse": parser, "doc": doc})
 
 
@@ -46,81 +46,69 @@ class Settings:
     capitals after ``SYNCAGENT_``), a key of ``[tool.syncagent]`` and an option of ``syncagent run``.
     """
 
-    policy: PolicyName = _setting(  # noqa: RUF009 - a field
-        "observe", parsing.Choice(PolicyName), "what happens at a sync that is not allowed"
+    policy: PolicyName = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(PolicyName), "what happens at a sync that is not allowed", "observe"
     )
-    detail: Detail | None = _setting(  # noqa: RUF009 - a field
-        None,
-        parsing.Choice(Detail),
-        "wrap every op, or only what may block; by default ops under observe without cost",
+    detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(Detail), "wrap every op, or only those that may wait; by default ops under observe without cost"
     )
-    report: str | None = _setting(None, parsing.report_path, "where the report is saved at exit")
+    report: str | None = _setting(parsing.report_path, "where the report is saved at exit")
     min_stall_ms: float = _setting(
-        0.0, parsing.milliseconds, "shorter stalls are counted, but get no span and no warning"
+        parsing.milliseconds, "shorter stalls are counted, but get no span and no warning", 0.0
     )
-    warmup_steps: int = _setting(3, parsing.count(0), "number of first steps in which the policy does not act")
-    allow: tuple[str, ...] = _setting((), parsing.allowances, "code whose syncs are allowed")
-    allow_kinds: tuple[str, ...] = _setting((), parsing.kinds, "kinds of sync that are allowed everywhere")
+    warmup_steps: int = _setting(parsing.count(0), "number of first steps in which the policy does not act", 3)
+    allow: tuple[str, ...] = _setting(parsing.allowances, "code whose syncs are allowed", ())
+    allow_kinds: tuple[str, ...] = _setting(parsing.kinds, "kinds of sync that are allowed everywhere", ())
     allow_packs: tuple[str, ...] = _setting(
-        (), parsing.names, "libraries whose own syncs are allowed: torch, lightning, ..."
+        parsing.names, "libraries whose own syncs are allowed: torch, lightning, ...", ()
     )
     max_syncs_per_step: tuple[tuple[str, int], ...] = _setting(
-        (),
         parsing.per_phase(parsing.count(0), "a whole number, 0 or more"),
         "number of syncs that a step, or each of its phases, may have",
+        (),
     )
     max_stall_ms_per_step: tuple[tuple[str, float], ...] = _setting(
-        (),
         parsing.per_phase(parsing.milliseconds, "a number of milliseconds"),
         "stall that a step, or each of its phases, may have",
+        (),
     )
-    max_stall_share: float | None = _setting(
-        None, parsing.share, "share of the time that may be stall, over the window"
-    )
-    stall_share_window: int = _setting(20, parsing.count(1), "number of steps in the window of max_stall_share")
-    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - a field
-        "training", parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train"
+    max_stall_share: float | None = _setting(parsing.share, "share of the time that may be stall, over the window")
+    stall_share_window: int = _setting(parsing.count(1), "number of steps in the window of max_stall_share", 20)
+    judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train", "training"
     )
     policy_file: str | None = _setting(
-        None, parsing.path, "a file from which the policy is read each second while the job runs"
+        parsing.path, "a file from which the policy is read each second while the job runs"
     )
     policy_signal: str | None = _setting(
-        None, parsing.signal_name, "a signal that switches the policy between observe and warn"
+        parsing.signal_name, "a signal that switches the policy between observe and warn"
     )
-    baseline: str | None = _setting(
-        None, parsing.path, "a report whose sites are known; the policy acts on new ones only"
-    )
-    simulate: bool = _setting(default=False, parser=parsing.flag, doc="the simulated device stands in for CUDA")
-    stacks: bool = _setting(default=False, parser=parsing.flag, doc="keep the whole stack of each sync")
+    baseline: str | None = _setting(parsing.path, "a report whose sites are known; the policy acts on new ones only")
+    simulate: bool = _setting(parsing.flag, "the simulated device stands in for CUDA", False)
+    stacks: bool = _setting(parsing.flag, "keep the whole stack of each sync", False)
     user_code: tuple[str, ...] = _setting(
-        (), parsing.names, "packages or paths that count as the user's code though they are installed"
+        parsing.names, "installed packages or paths that count as the user's code", ()
     )
-    copies: Copies | None = _setting(  # noqa: RUF009 - a field
-        None,
+    copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(Copies),
         "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
     )
     cost: bool = _setting(
-        default=False,
-        parser=parsing.flag,
-        doc="measure what each sync costs: a few steps are profiled and replayed without it",
+        parsing.flag, "measure what each sync costs: a few steps are profiled and replayed without it", False
     )
-    cost_steps: int = _setting(5, parsing.count(1), "number of steps that cost profiles")
-    max_events: int = _setting(10_000, parsing.count(1), "how many of the newest syncs are kept whole")
-    journal: str | None = _setting(None, parsing.path, "where spans go when no endpoint is set; off for nowhere")
+    cost_steps: int = _setting(parsing.count(1), "number of steps that cost profiles", 5)
+    max_events: int = _setting(parsing.count(1), "how many of the newest syncs are kept whole", 10_000)
+    journal: str | None = _setting(parsing.path, "where spans go if no endpoint is set; off for nowhere")
     capture: str | None = _setting(
-        None,
         parsing.path,
-        "where what was seen is kept each second, for `syncagent report` of a killed process; off for nowhere",
+        "file that is updated each second, so that `syncagent report` can show a killed process; off for none",
     )
     file_mode: int = _setting(
-        DEFAULT_MODE,
         parsing.file_mode,
-        "who may read the reports, journals and captures that are written: a mode in octal",
+        "mode of the reports, journals and captures that are written, in octal",
+        DEFAULT_MODE,
     )
-    summary: bool | None = _setting(
-        None, parsing.flag, "print the table at the end; by default for scripts, not for watch()"
-    )
+    summary: bool | None = _setting(parsing.flag, "print the table at the end; by default for scripts, not for watch()")
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """For each setting that is not at its default: keyword, environment, or the path of the pyproject.toml."""

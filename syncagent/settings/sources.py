@@ -87,7 +87,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Return a sentence for each variable that is named like a setting and is none, with the one probably meant."""
     known = _OTHER_VARIABLES | {f"{_PREFIX}_{name.upper()}" for name in PARSERS}
     return [
-        f"the variable {name} is no setting of syncagent{_meant(name, known)}"
+        f"the variable {name} is not a setting of syncagent{_meant(name, known)}"
         for name in sorted(environment)
         if name.upper().startswith(_PREFIX) and name not in known
     ]

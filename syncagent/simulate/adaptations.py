@@ -107,7 +107,7 @@ def adapt_ctc_loss() -> None:
 
 def refuse_unsupported() -> None:
     """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
-    to_dlpack, compile_ = torch.to_dlpack, torch.compile  # type: ignore[attr-defined]
+    to_dlpack, compile_ = torch.to_dlpack, torch.compile  # type: ignore[attr-defined]  # torch does not export to_dlpack
 
     def refusing_to_dlpack(tensor: Any) -> Any:
         return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else to_dlpack(tensor)
@@ -132,7 +132,7 @@ def _refuse_devices_beyond(cls: Any, limit: int) -> None:
     original = cls.__init__
 
     @functools.wraps(original)
-    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - becomes cls.__init__
         on_device = any(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
         if on_device and torch.cuda.device_count() > limit:
             raise SimulationError(

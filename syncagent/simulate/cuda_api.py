@@ -42,6 +42,13 @@ def _lazy_init() -> None:
 # --- devices -----------------------------------------------------------------------------------------------
 
 
+class _DeviceProperties(SimpleNamespace):
+    """A key of tables, as libraries use it."""
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
 _PROPERTIES: dict[str, Any] = {
     "name": NAME, "major": 8, "minor": 0, "multi_processor_count": os.cpu_count() or 1, "warp_size": 32,
     "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024, "regs_per_multiprocessor": 65536,
@@ -118,7 +125,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
         if not _warned:
             _warned = True
             warnings.warn(
-                "CUDA memory figures are not simulated: memory_allocated() and the like return 0",
+                "CUDA memory figures are not simulated: memory_allocated() and similar functions return 0",
                 SimulationWarning,
                 stacklevel=2,
             )
@@ -152,7 +159,7 @@ _REFUSED = {
 def _refused(name: str, what: str) -> type:
     """A class that cannot be made: it takes the place of a class, or of a function."""
 
-    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807
+    def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - of the class below
         raise SimulationError(f"{what} not simulated")
 
     return type(name, (), {"__init__": __init__})
@@ -211,7 +218,7 @@ def _names() -> dict[str, Any]:
         "device_of": _device_of, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
         "_maybe_exchange_device": devices.exchange, "get_device_name": lambda _device=None: NAME,
         "get_device_capability": lambda _device=None: (8, 0),
-        "get_device_properties": lambda _device=None: SimpleNamespace(total_memory=_host_memory()[1], **_PROPERTIES),
+        "get_device_properties": lambda _device=None: _DeviceProperties(total_memory=_host_memory()[1], **_PROPERTIES),
         "get_arch_list": list, "get_gencode_flags": str, "can_device_access_peer": lambda *_: True,
         "is_bf16_supported": lambda *_, **__: True, "is_tf32_supported": lambda: False,
         # streams

@@ -283,7 +283,7 @@ class _Kernel:
                     tensor.take_resized(target, values)
         self.find_written()
         for placement in self.written:
-            placement.box.writer = None  # done: nobody has to wait for it
+            placement.box.writer = None  # done: nothing has to wait for it
         return _returned(facts, args, kwargs, made)
 
     def run_unforeseen(self, args: Any, kwargs: Any, error: BaseException | None = None) -> Any:

@@ -96,7 +96,7 @@ def _with_device(original: Any) -> Any:
 
 
 def _by_way_of_cpu(original: Any) -> Any:
-    """``torch.tensor`` and its like read Python data: on the CPU first, then a blocking copy, as in torch."""
+    """``torch.tensor`` and similar functions read Python data: on the CPU first, then a blocking copy, as in torch."""
     always_copies = original.__name__ == "tensor"
 
     def factory(data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,4 +239,4 @@ def wrap_methods() -> None:
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone
     data = property(TensorBase.data.__get__, tensor.set_data)
     patches.put(torch.Tensor, "data", data)
-    SimulatedTensor.data = data  # type: ignore[assignment]
+    SimulatedTensor.data = data  # type: ignore[assignment]  # a property in place of an attribute

@@ -66,7 +66,7 @@ class Generator(metaclass=_ByDevice):
     """Takes the place of ``torch.Generator``."""
 
 
-class CudaGenerator(RealGenerator):  # type: ignore[misc]
+class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is Any
     """A generator for a simulated device: a seed, and an offset that counts what has been drawn."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:

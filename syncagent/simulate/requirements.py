@@ -49,9 +49,9 @@ OPTIONAL: dict[str, str] = {
     "_C._ExcludeDispatchKeyGuard": "autocast is left by another way inside its kernels, which is slower",
     "_C._RestorePythonTLSSnapshot": "autocast inside inference_mode does not reach the parts of an op",
     "_C._dispatch_has_computed_kernel_for_dispatch_key": "an op that the CPU lacks is refused only when it runs",
-    "_C._current_graph_task_id": "races between streams are not warned of",
+    "_C._current_graph_task_id": "nothing warns of races between streams",
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
-    "_C._is_alias_of": "results and views are told apart by the address of their storage",
+    "_C._is_alias_of": "results and views are distinguished by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
@@ -156,10 +156,11 @@ class _Ops:
             if name.startswith("__"):
                 raise
             found = MissingOp(self._prefix + name)
-        if self._found is torch.ops.aten and not isinstance(found, MissingOp):
+        if self._prefix == _ATEN and not isinstance(found, MissingOp):
             found = _Ops(found, f"{self._prefix}{name}.")
         setattr(self, name, found)
         return found
 
 
-aten: Any = _Ops(torch.ops.aten, "aten::")
+_ATEN = "aten::"
+aten: Any = _Ops(getattr(getattr(torch, "ops", None), "aten", None), _ATEN)

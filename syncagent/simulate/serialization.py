@@ -68,7 +68,7 @@ def _onto_device(storage: Any, index: int) -> Any:
         setattr(storage, _DEVICE, index)
         return storage
     moved = host.to(devices.stand_ins[index])
-    values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]
+    values = moved._sim.box.values.untyped_storage()  # type: ignore[attr-defined]  # a SimulatedTensor
     setattr(values, _DEVICE, index)
     return values
 
@@ -99,7 +99,7 @@ def _box_over(storage: Any, dtype: torch.dtype) -> Box:
     return box
 
 
-def _storage_to_cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001
+def _storage_to_cuda(self: Any, device: Any = None, non_blocking: bool = False) -> Any:  # noqa: ARG001 - torch's signature
     """``storage.cuda()``, which programs write in ``map_location``."""
     index = devices.index_of(device)
     if isinstance(self, torch.UntypedStorage):
@@ -131,11 +131,11 @@ def install() -> None:
     rebuild_tensor = find("_utils._rebuild_tensor_v2")
     register, typed = find("serialization.register_package"), find("storage.TypedStorage")
     if all((rebuild_tensor, register, typed, find("_utils._rebuild_parameter"))):
-        SimulatedTensor.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
+        SimulatedTensor.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]  # patched
         patches.also(lambda: register(1, _tag, _restore), _unregister)
         patches.put(torch._utils, "_rebuild_tensor_v2", _rebuild(rebuild_tensor))
     else:
-        SimulatedTensor.__reduce_ex__ = _refuse_pickling  # type: ignore[assignment, method-assign]
+        SimulatedTensor.__reduce_ex__ = _refuse_pickling  # type: ignore[assignment, method-assign]  # patched
     allowed = find("_weights_only_unpickler._get_allowed_globals")
     if allowed is not None:
         patches.also(allowed.cache_clear, allowed.cache_clear)  # it has cached the function that it found by name

@@ -172,23 +172,16 @@ def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 # --- composite ops, where it makes a difference that they are composite ------------------------------------
 
 
-@_runs(
-    aten.allclose.default,
-    aten.linalg_pinv.atol_rtol_tensor,
-    aten.logspace.Tensor_Tensor,
-    aten.logspace.Tensor_Scalar,
-    aten.logspace.Scalar_Tensor,
-    aten._unsafe_index.Tensor,
-    aten.resize_as_.default,
+_COMPOSITE = (
+    aten.allclose.default, aten.linalg_pinv.atol_rtol_tensor, aten.logspace.Tensor_Tensor, aten.logspace.Tensor_Scalar,
+    aten.logspace.Scalar_Tensor, aten._unsafe_index.Tensor, aten.resize_as_.default,
     # These look at no numbers of their argument: as kernels they would be queued behind what writes it.
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-    aten.new_empty.default,
-    aten.new_full.default,
-    aten.new_ones.default,
-    aten.new_zeros.default,
-)
+    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.new_empty.default,
+    aten.new_full.default, aten.new_ones.default, aten.new_zeros.default,
+)  # fmt: skip
+
+
+@_runs(*_COMPOSITE)
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
@@ -325,7 +318,7 @@ class NestedTensor(SimulatedTensor):
     is_nested = True
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}

@@ -70,7 +70,7 @@ class SimulatedTensor(torch.Tensor):
     is_cpu = False
     is_lazy = False
     # No detour through Python for each API call; modes see the calls all the same.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # a C function
 
     @staticmethod
     def __new__(cls: type, data: Any = None, *, requires_grad: bool = False, **_: Any) -> Any:
@@ -80,11 +80,8 @@ class SimulatedTensor(torch.Tensor):
         host = torch.empty(0) if data is None else torch.as_tensor(data, device="cpu")
         return host.to(devices.stand_ins[devices.current()]).requires_grad_(requires_grad)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return dispatch(func, args, kwargs or _NO_KWARGS)
@@ -92,7 +89,7 @@ class SimulatedTensor(torch.Tensor):
     # --- what it says about itself --------------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:  # type: ignore[override]  # read-only, as torch's
         return devices.shown[self._sim.index]
 
     def get_device(self) -> int:
@@ -145,7 +142,7 @@ class SimulatedTensor(torch.Tensor):
     def __format__(self, spec: str) -> str:
         return object.__format__(self, spec) if self.dim() else format(self.item(), spec)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]  # torch's is untyped
         text: str = _printed(self, tensor_contents=tensor_contents)
         is_parameter = isinstance(self, torch.nn.Parameter)
         if is_parameter and text.startswith("Parameter("):
@@ -308,7 +305,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if to_device == on_device:
         _set_base_data(tensor, data)
         if on_device:
-            tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]
+            tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]  # both are simulated
         return
     # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
     # and a simulated one are of different classes, so the objects exchange everything but their identity.

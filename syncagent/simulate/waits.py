@@ -37,7 +37,7 @@ def observe(observer: WaitObserver | None) -> None:
 
 
 def current_observer() -> WaitObserver | None:
-    """Return the one that is told now."""
+    """Return the one that waits are reported to now."""
     return _observer
 
 

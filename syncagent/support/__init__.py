@@ -1,1 +1,1 @@
-"""What every other room may lean on: files, text, the log, threads; nothing in here knows of torch or of syncs."""
+"""What every other room may use: files, text, the log, threads; nothing in here knows about torch or syncs."""

@@ -1,4 +1,4 @@
-"""What differs between the Pythons that syncagent runs on, made the same on all; each part says when it can go."""
+"""Differences between the Pythons that syncagent runs on, evened out; each part says when it can be removed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ else:
             return sys._current_frames()
         # All three calls are made from C: no other thread can run, and turn collection on, between them.
         _, frames, _ = map(operator.call, (gc.disable, sys._current_frames, gc.enable))
-        return frames  # type: ignore[return-value]
+        return frames  # type: ignore[return-value]  # map() loses the type
 
 
 def load_toml(stream: IO[bytes]) -> dict[str, Any]:

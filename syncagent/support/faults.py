@@ -1,4 +1,4 @@
-"""The agent's own mistakes: caught, told once, kept for the report; the program never sees one."""
+"""The agent's own mistakes: caught, logged once and kept for the report; the program never sees one."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _RATIO, _SMALL = 100, 64 * MIB
 
 
 class TooLargeError(OSError):
-    """A file holds more than may be read of it."""
+    """A file is larger than what may be read of it."""
 
     def __init__(self, most: int, unit: str = "") -> None:
         shown = f"{most // MIB:,} MiB" if most >= MIB else f"{most:,} bytes"

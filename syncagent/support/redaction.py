@@ -72,7 +72,7 @@ def url(address: str) -> str:
     host = re.match(r"[^/?#]*", rest)
     ends = host.end() if host is not None else 0
     if "@" in rest[ends:] and not re.search(r"@|^[\w.-]+(?::\d+)?$|^\[[\da-fA-F:.]+\](?::\d+)?$", rest[:ends]):
-        ends = rest.rindex("@") + 1 + len(re.match(r"[^/?#]*", rest[rest.rindex("@") + 1 :])[0])  # type: ignore[index]
+        ends = rest.rindex("@") + 1 + len(re.match(r"[^/?#]*", rest[rest.rindex("@") + 1 :])[0])  # type: ignore[index]  # always matches
     rest = rest[:ends].rpartition("@")[2] + rest[ends:]
     return scheme + mark + re.split(r"[?#]", rest, maxsplit=1)[0]
 

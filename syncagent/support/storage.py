@@ -1,4 +1,4 @@
-"""Files that the agent writes: private to their owner, and never through a link that somebody laid there before."""
+"""Files that the agent writes: private to their owner, and never through a link that another user has prepared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def write_atomically(file: Path, text: str, *, mode: int = DEFAULT_MODE) -> None:
     """Write through a temporary file beside ``file``, so that no reader ever sees half of it.
 
-    Missing folders are made.  The temporary file has a name that nobody can guess and is always a new one: a link that
+    Missing folders are made.  The temporary file has a name that cannot be guessed and is always a new one: a link that
     stands in its place is never followed.  Raises ``OSError``; nothing is left behind then.
     """
     with _temporary(file, text, mode) as temporary:
@@ -120,7 +120,7 @@ def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
             return descriptor, path
         os.close(descriptor)
         if held is None:
-            # Nobody can say who else has it.
+            # There is no way to see who else has it open.
             path = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
             return append_to(path, mode=mode), path
         number += not held
@@ -154,7 +154,7 @@ def lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def is_locked(file: Path) -> bool:
-    """Is there a process that has locked this file?  False where nobody can say."""
+    """Is there a process that has locked this file?  False where that cannot be found out."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

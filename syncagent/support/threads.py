@@ -29,7 +29,7 @@ class AgentThread(threading.Thread):
     """
 
     def __init__(self, *, target: object, name: str, args: tuple[object, ...] = ()) -> None:
-        super().__init__(target=target, name=name, args=args, daemon=True)  # type: ignore[arg-type]
+        super().__init__(target=target, name=name, args=args, daemon=True)  # type: ignore[arg-type]  # it is a callable
 
     def start(self) -> None:
         if not hasattr(signal, "pthread_sigmask"):
@@ -43,7 +43,7 @@ class AgentThread(threading.Thread):
 
     def _delete(self) -> None:
         try:
-            super()._delete()  # type: ignore[misc]
+            super()._delete()  # type: ignore[misc]  # private in threading
         except KeyError:
             registered = getattr(threading, "_active", {})
             for ident, thread in list(registered.items()):

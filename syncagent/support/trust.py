@@ -1,4 +1,4 @@
-"""Whose files may decide what a process does: those of root, of its user, and of who owns the code that it runs."""
+"""Which files may decide what a process does: those of root, of its user, and of the owner of the code that it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def why_not(about: os.stat_result, trusted: frozenset[int]) -> str | None:
     owned = why_not_owned(about, trusted)
     if owned is not None:
         return owned
-    return "everybody may write to it" if trusted and about.st_mode & stat.S_IWOTH else None
+    return "anyone may write to it" if trusted and about.st_mode & stat.S_IWOTH else None
 
 
 def why_not_owned(about: os.stat_result, trusted: frozenset[int]) -> str | None:

@@ -120,5 +120,5 @@ class MetricSender:
         is_sent = self._exporter.export(part).name == "SUCCESS"
         refused, why = self._responses.take_rejected()
         if refused:
-            self._trouble.report(f"it does not take some: {why}")
+            self._trouble.report(f"it rejected some: {why}")
         return is_sent

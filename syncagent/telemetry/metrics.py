@@ -299,14 +299,13 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
     api = sys.modules.get("opentelemetry.metrics")
     if api is None:
         return None
-    provider = provider if provider is not None else api.get_meter_provider()
-    assert provider is not None
-    if type(provider).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
+    found: MeterProvider = provider if provider is not None else api.get_meter_provider()
+    if type(found).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
         return None
-    sink = _of_programs.get(provider)
+    sink = _of_programs.get(found)
     if sink is None:
         isolate_opentelemetry()
-        sink = _of_programs[provider] = MetricSink(provider)
+        sink = _of_programs[found] = MetricSink(found)
     sink.spans = spans
     return sink
 

@@ -1,7 +1,7 @@
 """Checks the ``OTEL_*`` variables that matter here, with errors that a person can act on.
 
 The SDK reads most of them itself, each in its own way: a malformed value may raise at import, be a warning in a
-log that nobody reads, or silently become a default.
+log that no one reads, or silently become a default.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class Outbox(SpanProcessor):
                 self._exported += len(batch) - refused
                 self._failed += refused
                 self._trouble.clear()
-                failure = f"it does not take some: {why}" if refused else None
+                failure = f"it rejected some: {why}" if refused else None
             else:
                 self._trouble.since = self._trouble.since or time.monotonic()
                 if self._take_back(batch):

@@ -114,7 +114,7 @@ class ScrapeEndpoint(Sink):
                     self._address.host, self._address.port, make_wsgi_app(registry), "syncagent-prometheus"
                 )
             except (OSError, OverflowError) as error:
-                get_logger().error(f"{self._address} cannot be listened on: {error}. {_REMEDY}")
+                get_logger().error(f"{self._address} cannot be opened: {error}. {_REMEDY}")
                 return
         get_logger().info(f"metrics can be scraped at http://{self._address.shown}/metrics")
 
@@ -143,10 +143,7 @@ class Address:
         self.port = int(environ.get(PORT, "").strip() or 9464) + self._local_rank
         # A name with two addresses would be listened on at one of them only, and which one differs by machine.
         self.host = "127.0.0.1" if self._said_host == "localhost" else self._said_host
-
-    @property
-    def shown(self) -> str:
-        return f"[{self._said_host}]:{self.port}" if ":" in self._said_host else f"{self._said_host}:{self.port}"
+        self.shown = f"[{self._said_host}]:{self.port}" if ":" in self._said_host else f"{self._said_host}:{self.port}"
 
     def __str__(self) -> str:
         own = f" (local rank {self._local_rank} of {PORT}={self.port - self._local_rank})" if self._local_rank else ""
@@ -208,7 +205,7 @@ def _family(metrics: Sequence[Metric], about: Mapping[str, object]) -> Family:
         what = (_buckets(point), point.sum) if isinstance(first.data, Histogram) else (point.value,)
         family.add_metric(values(point), *what)
         yield_gil()
-    return family  # type: ignore[no-any-return]
+    return family  # type: ignore[no-any-return]  # prometheus_client is untyped
 
 
 def _buckets(point: HistogramDataPoint) -> list[Any]:

@@ -49,7 +49,7 @@ def _config_errors(what: str) -> Iterator[None]:
 
 @_config_errors("OpenTelemetry cannot be set up as its OTEL_*")
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
-    """Return a resource of what is known of the process and ``run_resource`` (``syncagent.rank`` and the like).
+    """Return a resource of what is known of the process and ``run_resource`` (such as ``syncagent.rank``).
 
     The resource detectors that OTEL_EXPERIMENTAL_RESOURCE_DETECTORS names take precedence, as do
     OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.  A malformed variable raises ConfigError.
@@ -129,7 +129,7 @@ def build_metric_sender(
     otel_env.check(environ, otel_env.METRICS)
     target = otel_env.endpoint(environ, otel_env.METRICS)
     if environ.get(_TEMPORALITY, "").strip().lower() not in {"", "cumulative"}:
-        log_once("temporality", f"{_TEMPORALITY} is not obeyed: metrics are sent cumulative, so that none is lost")
+        log_once("temporality", f"{_TEMPORALITY} is ignored: metrics are sent cumulative, so that none is lost")
     from syncagent.telemetry.metric_sender import MetricSender
 
     responses = CollectorResponses()
@@ -181,7 +181,7 @@ def build_logs(resource: Resource) -> tuple[Any, Outbox] | None:
 
     outbox, _ = _otlp_outbox(otel_env.LOGS, 1.0)
     provider = LoggerProvider(resource, shutdown_on_exit=False)
-    provider.add_log_record_processor(outbox)  # type: ignore[arg-type]
+    provider.add_log_record_processor(outbox)  # type: ignore[arg-type]  # no base class
     return provider, outbox
 
 
@@ -219,7 +219,7 @@ def _warn_once(signal: str, target: str, reason: str) -> None:
         _in_trouble.add(host)
     elif host in _in_trouble:
         return
-    get_logger().warning(f"{_SIGNALS[signal][2]}; training goes on, this is said once", to=target, reason=reason)
+    get_logger().warning(f"{_SIGNALS[signal][2]}; training goes on, reported once", to=target, reason=reason)
 
 
 def _script_name() -> str:

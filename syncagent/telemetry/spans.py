@@ -161,7 +161,7 @@ class SpanSink(Sink):
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
 
             self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
-            tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]
+            tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]  # the SDK's tracer has it
             self._takes_all = getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
         return tracer
 

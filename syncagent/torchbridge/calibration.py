@@ -118,6 +118,6 @@ def _measure_modes() -> float:
     with torch.no_grad(), warnings.catch_warnings():
         value = torch.zeros(1)
         bare = _per_call_ns(torch.neg, value)
-        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]
+        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]  # torch's __init__
             wrapped = _per_call_ns(torch.neg, value)
     return wrapped - bare

@@ -81,7 +81,7 @@ class Hooks:
         has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
         get_kernel = getattr(torch._C, "_dispatch_get_computed_kernel_for_dispatch_key", None)
         with warnings.catch_warnings():
-            # torch warns of every kernel that is overridden, and that is just what is meant here.
+            # torch warns of every kernel that is overridden, which is intended here.
             warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verriding a previously registered kernel.*")
             for rule in rules:
                 try:
@@ -179,7 +179,7 @@ class Hooks:
                 routes[keyset.raw_repr()] = found
             return found
 
-        kernel.with_keyset = True  # type: ignore[attr-defined]
+        kernel.with_keyset = True  # type: ignore[attr-defined]  # read by Hooks
         return kernel
 
     def _kernel_of_tensor(self, call: Call, watch: Call, keys: tuple[str, ...]) -> Callable[..., Any]:
@@ -218,7 +218,7 @@ class Hooks:
                 leave_out_own_frames(error)
                 raise
 
-        kernel.with_keyset = False  # type: ignore[attr-defined]
+        kernel.with_keyset = False  # type: ignore[attr-defined]  # read by Hooks
         return kernel
 
 

@@ -1,4 +1,4 @@
-"""The functions behind the calls by which a program asks to wait, and how a wait of our own goes past them.
+"""The functions behind the calls with which a program asks to wait, and how the agent's own waits bypass them.
 
 Each row has the place below ``torch``, the attribute's name, and how a sync of it is named.
 """
@@ -30,7 +30,7 @@ EMPTY_CACHE = (
 
 
 def drain() -> None:
-    """Wait for the GPU past the agent's own sensor, so that this wait is not taken for one of the program's."""
+    """Wait for the GPU past the agent's own sensor, so that this wait does not count as the program's."""
     import torch
 
     synchronize: Any = torch._C._cuda_synchronize

@@ -1,4 +1,4 @@
-"""Leads ``torch.optim``'s reads of numbers on the host past the hook on ``item()``.
+"""Lets ``torch.optim``'s reads of numbers on the host bypass the hook on ``item()``.
 
 Adam and optimizers like it keep the step count of each parameter in a tensor on the host and read it about twice a
 parameter and step.  Such a read waits for nothing, but every ``item()`` passes the kernel that stands on the op for all
@@ -34,7 +34,7 @@ class HostScalars:
 
         original = self._in_place()
         if original is None or compile_in_use():
-            return  # a guard of torch.compile's would see another function, and compile anew
+            return  # a guard of torch.compile's would see another function, and compile again
         is_compiling = torch.compiler.is_compiling
         plain = torch.Tensor
 

@@ -44,7 +44,7 @@ class Internals:
     backward_entry: Any
     """Code object of the function in which ``backward()`` callers stand while the engine runs, or ``None``."""
     missing: tuple[str, ...]
-    """One sentence for each name that was not there."""
+    """One sentence for each name that this torch lacks."""
 
 
 UNKNOWN = Internals(
@@ -57,7 +57,7 @@ UNKNOWN = Internals(
     capturing=lambda: False,
     grad_enabled=lambda: False,
     backward_entry=None,
-    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not told",),
+    missing=("nothing is known of torch's internals: phases, forward lines, devices and streams are not reported",),
 )
 """Where the look-up itself fails."""
 
@@ -77,8 +77,8 @@ def look_up(*, simulated: bool = False) -> Internals:
                 return otherwise
         return found
 
-    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less surely", None)
-    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less surely", None)
+    get_stash = need("_C._get_obj_in_tls", "backward syncs name their thread less reliably", None)
+    has_stash = need("_C._is_key_in_tls", "backward syncs name their thread less reliably", None)
 
     def backward_context() -> Any:
         return get_stash("context") if get_stash and has_stash and has_stash("context") else None
@@ -92,15 +92,15 @@ def look_up(*, simulated: bool = False) -> Internals:
     # A build without CUDA has none of the next three, and needs none.
     is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it", lambda: True)
     cuda = is_built() and not simulated
-    unknown = lambda *_: 0  # noqa: E731
+    unknown = lambda *_: 0  # noqa: E731 - stands for several functions
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line", None)
     return Internals(
-        graph_task=need("_C._current_graph_task_id", "phase backward cannot be told", lambda: -1),
+        graph_task=need("_C._current_graph_task_id", "the backward phase is not recognized", lambda: -1),
         node_sequence=node_sequence,
         next_sequence=need("_C._autograd._get_sequence_nr", "backward syncs lack their forward line", lambda: 0),
         backward_context=backward_context,
-        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not told apart", unknown) if cuda else unknown,
-        current_device=need("_C._cuda_getDevice", "devices are not told apart", unknown) if cuda else unknown,
+        raw_stream=need("_C._cuda_getCurrentRawStream", "streams are not distinguished", unknown) if cuda else unknown,
+        current_device=need("_C._cuda_getDevice", "devices are not distinguished", unknown) if cuda else unknown,
         capturing=(
             need("_C._cuda_isCurrentStreamCapturing", "syncs refused in graph capture are counted", lambda: False)
             if cuda
@@ -152,7 +152,7 @@ def op_name(op: Any) -> str:
 
 
 def keep_busy(cycles: int) -> None:
-    """Queue a kernel that keeps the current stream busy for so many cycles of the GPU's clock."""
+    """Queue a kernel that keeps the current stream busy for that many cycles of the GPU's clock."""
     import torch
 
     torch.cuda._sleep(cycles)

@@ -60,7 +60,7 @@ class ModeStack:
             self.push(other)
 
     def remove(self, mode: Any) -> bool:
-        """Take one mode out from wherever it stands and leave the others in their order; was it there?"""
+        """Remove one mode from wherever it is, keeping the order of the others; was it there?"""
         above = []
         found = False
         while self._length() and not found:
@@ -97,7 +97,7 @@ def dispatch_stack() -> ModeStack:
 
 
 def none_active() -> bool:
-    """Whether no mode of anybody's is active on this thread."""
+    """Whether no mode at all is active on this thread."""
     from torch import _C
 
     return not _C._len_torch_function_stack() and not _C._len_torch_dispatch_stack()
@@ -114,7 +114,7 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
     from torch.utils._python_dispatch import TorchDispatchMode
 
     nothing: dict[str, Any] = {}
-    overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # whose own __call__ is one more frame
+    overload: Any = getattr(getattr(torch, "_ops", None), "OpOverload", None)  # its own __call__ is one more frame
     overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
     can_skip = skip_in_dynamo(op_mode)
     stand_ins, warn_at_once = StandIns(), ops_warn_at_once()
@@ -159,7 +159,7 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
 
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
-    return OpMode()  # type: ignore[no-untyped-call]
+    return OpMode()  # type: ignore[no-untyped-call]  # torch's __init__
 
 
 def wrap_recorders(without: Without) -> Patches:

@@ -31,7 +31,7 @@ def as_tensor(number: complex) -> Any:
 
 @functools.cache
 def _maker() -> tuple[Call, Any, dict[type, Any], Any]:
-    """What makes one: the CPU's kernel itself, past the program's modes and whatever is recording a graph."""
+    """What makes one: the CPU's kernel itself, bypassing the program's modes and whatever is recording a graph."""
     import torch
 
     op = torch.ops.aten.scalar_tensor.default

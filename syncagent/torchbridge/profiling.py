@@ -37,7 +37,7 @@ def why_not() -> str | None:
 def _given_back() -> Iterator[None]:
     """Have Kineto let go of CUPTI when the capture ends, so that later steps are as fast as earlier ones.
 
-    The variable is left alone where somebody set it (torch does, where CUDA graphs of inductor are in use).
+    The variable is left alone where it is set already (torch does, where CUDA graphs of inductor are in use).
     """
     name = "TEARDOWN_CUPTI"
     mine = name not in os.environ
@@ -65,7 +65,7 @@ class Capture:
         try:  # which stream a wait is for
             more["experimental_config"] = config(enable_cuda_sync_events=True)
         except TypeError:
-            pass  # then waits are taken to be for all streams
+            pass  # then waits are assumed to be for all streams
         self._gave_way = gave_way
         self.running = False
         self._patches = Patches()

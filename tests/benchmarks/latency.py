@@ -1,4 +1,4 @@
-"""What a sync adds on the training thread at a given rate, with spans on and the collector well, slow or gone.
+"""What a sync adds on the training thread at a given rate, with spans on and the collector up, slow or down.
 
     python tests/benchmarks/latency.py --out FILE.json [--device cuda|cpu] [--budget 190] [--quick]
 
@@ -195,14 +195,14 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
 
 
 def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, Any]:
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     os.environ.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
     if endpoint is not None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-    ends = session.begin(sources.load({"detail": "syncs", "journal": journal}, {}))
+    ends = build(sources.load({"detail": "syncs", "journal": journal}, {}))
     assert ends.provider is not None, ends.spans_to
     return begin(device, ends.sinks, by_hand=False, journal=journal), ends
 

@@ -1,4 +1,4 @@
-"""What the agent holds in memory after ten million syncs at a thousand lines, and that it does not grow on and on.
+"""What the agent holds in memory after ten million syncs at a thousand lines, and that it stops growing.
 
     python tests/benchmarks/memory.py --out FILE.json [--device cpu|cuda] [--syncs 10000000] [--spans journal|off]
 
@@ -53,7 +53,7 @@ def sites(folder: str) -> list[Callable[[Any], object]]:
 
 
 def load(agent: Any, reads: Sequence[Callable[[Any], object]], tensor: Any, syncs: int) -> list[tuple[int, float]]:
-    """Make the syncs, round and round the lines; return memory by the number of syncs made."""
+    """Make the syncs, cycling through the lines; return memory by the number of syncs made."""
     state = agent._recorder.threads.current()
     samples: list[tuple[int, float]] = []
     every = max(syncs // _SAMPLES, 1)
@@ -120,12 +120,12 @@ def main() -> int:
 def measure(
     options: argparse.Namespace, reads: Sequence[Callable[[Any], object]], tensor: Any, folder: str, bare_mb: float
 ) -> dict[str, Any]:
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     journal = str(Path(folder, "journal.jsonl")) if options.spans == "journal" else "off"
-    ends = session.begin(sources.load({"detail": "syncs", "journal": journal}, {}))
+    ends = build(sources.load({"detail": "syncs", "journal": journal}, {}))
     agent = begin(options.device, ends.sinks, by_hand=False, journal=journal)
     started_mb = rss_mb()
     began = time.perf_counter()

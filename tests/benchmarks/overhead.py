@@ -1,4 +1,4 @@
-"""What watching costs a training step: the agent against nothing, turn about in one process.
+"""What watching costs a training step: with and without the agent, alternating in one process.
 
     python tests/benchmarks/overhead.py --out FILE.json [--device cuda|cpu] [--budget 150] [--rounds 100] [--cpus N]
 
@@ -43,7 +43,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from syncagent.delivery import pipeline
-from syncagent.runtime import script as session
+from syncagent.runtime.sinks import build
 from syncagent.settings import sources
 from syncagent.telemetry.span_budget import SpanBudget
 from tests.benchmarks.per_sync import begin, bootstrap, finish, write
@@ -61,7 +61,7 @@ _ORDER = (False, True, True, False, True, False, False, True)
 """Whether a window of a round is watched."""
 _WARM, _WARM_BARE = 4, 2
 _BEHIND = 1024
-"""So many steps are behind the agent when a window begins."""
+"""How many steps the agent has seen when a window begins."""
 _DELIVERED = 48
 """Steps of which the agent's thread finds the records beside those of the window itself, in every fourth."""
 _SHORT = 4
@@ -134,7 +134,7 @@ class Net(nn.Module):
 def stepper(size: Size, device: str, optimizer_name: str, *, autocast: bool) -> Step:
     """Return one training step, with one sync: the loss is read, as for a log.
 
-    AdamW reads its step counts, tensors on the host, twice a parameter: calls of a hooked op that do not wait.
+    AdamW reads its step counts, tensors on the host, twice per parameter: calls of a hooked op that do not wait.
     """
     torch.manual_seed(0)
     net = Net(size).to(device)
@@ -196,7 +196,7 @@ class Variants:
         def around() -> Iterator[ProcessAgent | None]:
             self._made += 1
             chosen = {"detail": detail, "journal": str(Path(self._folder, f"{self._made}.jsonl"))}
-            ends = session.begin(sources.load(chosen, {}))
+            ends = build(sources.load(chosen, {}))
             if ends.spans is not None:
                 ends.spans.budget = SpanBudget(first=0)  # as in a long run: the spans of its start are behind it
             agent = begin(self._device, ends.sinks, by_hand=False, **chosen)
@@ -216,7 +216,7 @@ class Variants:
 
     @contextlib.contextmanager
     def nothing(self) -> Iterator[None]:
-        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]
+        with PassFunction(), PassDispatch():  # type: ignore[no-untyped-call]  # torch's __init__
             yield
 
     @contextlib.contextmanager
@@ -240,7 +240,7 @@ def leave_records(agent: ProcessAgent) -> None:
 
 
 def window(step: Step, around: Around, device: str, steps: int, warm: int) -> float:
-    """Return ms a step, from an idle GPU to an idle GPU."""
+    """Return ms per step, from an idle GPU to an idle GPU."""
     with around() as agent:
         for _ in range(warm):
             step()
@@ -260,7 +260,7 @@ def window(step: Step, around: Around, device: str, steps: int, warm: int) -> fl
 
 
 def turns(step: Step, arounds: Mapping[str, Around], device: str, rounds: int, until: float) -> dict[str, list[float]]:
-    """Return, for each way, a short window a round; who comes first goes round."""
+    """Return, for each way, one short window per round; the order rotates."""
     found: dict[str, list[float]] = {name: [] for name in arounds}
     names = list(arounds)
     for turn in range(rounds):
@@ -275,7 +275,7 @@ def turns(step: Step, arounds: Mapping[str, Around], device: str, rounds: int, u
 def rounds_of(
     step: Step, around: Around, device: str, rounds: int, until: float
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Return, a round, the windows without and those with."""
+    """Return, for each round, the windows without the agent and those with it."""
     plain: Around = contextlib.nullcontext
     bare: list[list[float]] = []
     watched: list[list[float]] = []
@@ -336,7 +336,7 @@ class Run:
         for name, step in self.steps.items():
             for _ in range(5):
                 step()
-            with Count() as count:  # type: ignore[no-untyped-call]
+            with Count() as count:  # type: ignore[no-untyped-call]  # torch's __init__
                 step()
             once = window(step, contextlib.nullcontext, self.device, _SHORT, _WARM_BARE)
             window(step, variants.watched("syncs"), self.device, 1, 1)
@@ -349,7 +349,7 @@ class Run:
         gc.freeze()  # so that collecting between windows is quick
 
     def _host_ms(self, step: Step) -> float:
-        """Return what a step takes to be queued: without its sync."""
+        """Return how long a step takes to be queued, without its sync."""
         finish(self.device)
         began = time.perf_counter()
         step(read=False)
@@ -426,7 +426,7 @@ def main() -> int:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.cpus:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.cpus :])  # threads to come inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.cpus :])  # later threads inherit it
     if options.device == "cpu":
         torch.set_num_threads(1)
     # Without the records that are put there, a window does not come to so many; with them, they are delivered in it.
@@ -436,7 +436,7 @@ def main() -> int:
     try:
         run.measure()
         code = 0
-    finally:  # a run cut short still tells something
+    finally:  # a run that is cut short still has results
         before = json.loads(options.out.read_text()) if options.add and options.out.exists() else {}
         content: Mapping[str, Any] = {
             "optimizer": options.optimizer, "cpus": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""What one sync costs the training thread: hooked against bare, in tight loops over a scalar that is ready to be read.
+"""What one sync costs the training thread, hooked and bare, in tight loops over a scalar that is ready to be read.
 
     python tests/benchmarks/per_sync.py --out FILE.json [--device cuda|cpu] [--rounds 40]
 
@@ -51,10 +51,10 @@ _WARM = 100
 _CALLS = 2_000
 _FEW = 500
 _LONG = 5
-"""Times ``_CALLS``: a loop must be long enough for the agent's thread to come by (ten times a second)."""
+"""Times ``_CALLS``: a loop must be long enough for the agent's thread to run during it (ten times a second)."""
 _DEPTH = 30
 _CYCLES = 150_000
-"""Of the GPU: some 80 µs, more than the host needs to come round."""
+"""Of the GPU: some 80 µs, more than the host needs for one round."""
 _RESAMPLES = 2_000
 
 _now = time.perf_counter_ns
@@ -94,7 +94,7 @@ _AGENTS = {"cuda": ProcessAgent, "cpu": _OnCpu, "neither": _OnNeither}
 
 
 def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, **settings: Any) -> ProcessAgent:
-    """Start an agent that no variable of the environment has a say in."""
+    """Start an agent that ignores the environment."""
     loaded = sources.load({"detail": "syncs", **settings}, {})
     agent = _AGENTS[device](loaded, sinks)
     if by_hand:
@@ -104,7 +104,7 @@ def begin(device: str, sinks: tuple[Sink, ...] = (), *, by_hand: bool = False, *
 
 
 def finish(device: str) -> None:
-    """Wait for the GPU, unseen by the agent."""
+    """Wait for the GPU without the agent noticing."""
     if device == "cuda" and _synchronize is not None:
         _synchronize()
 
@@ -174,17 +174,17 @@ def deep(tensor: torch.Tensor, calls: int, depth: int = _DEPTH) -> float:
 
 
 class Account(NamedTuple):
-    """What an agent said at its end."""
+    """What an agent reported at its end."""
 
     syncs: int
     allowed: int
     dropped: int
     own_us: float
-    """What it says of its own cost, a sync."""
+    """The overhead per sync that it reports."""
 
 
 class Bench:
-    """The variants, and what their agents said."""
+    """The variants, and what their agents reported."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -283,7 +283,7 @@ def _listed() -> str:
 
 
 def measure(device: str, rounds: int) -> tuple[dict[str, list[float]], Bench, dict[str, Variant]]:
-    """Return µs a call of each variant, round by round."""
+    """Return µs per call of each variant, round by round."""
     bench = Bench(device)
     plan = variants(bench)
     tensor = torch.ones((), device=device)
@@ -354,7 +354,7 @@ def _per_call(part: Callable[[], Any], calls: int = 1_000) -> float:
 def rows(
     times: Mapping[str, list[float]], accounts: Mapping[str, list[Account]], plan: Mapping[str, Variant]
 ) -> dict[str, dict[str, Any]]:
-    """Return a row a variant, each with its difference to the bare loop of the same round."""
+    """Return one row per variant, each with its difference to the bare loop of the same round."""
     table: dict[str, dict[str, Any]] = {}
     for name, column in times.items():
         variant = plan[name]

@@ -1,4 +1,4 @@
-"""What an interpreter pays at start: without the package, with its ``.pth``, with ``SYNCAGENT=1``, with torch on top.
+"""Start-up time of an interpreter: without the package, with its ``.pth``, with ``SYNCAGENT=1``, with torch on top.
 
     python tests/benchmarks/startup.py [--rounds 40]
 

@@ -161,7 +161,7 @@ def drained(sinks: tuple[Any, ...], per_step: int) -> dict[str, Any]:
 
 
 def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
     from syncagent.telemetry.metrics import MetricSink
 
@@ -169,7 +169,7 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
     yield {"case": "summary alone"} | drained((), per_step)
     yield {"case": "and metrics"} | drained((MetricSink(),), per_step)
     with collector(cores[1]):
-        ends = session.begin(sources.load({"detail": "syncs"}, {}))
+        ends = build(sources.load({"detail": "syncs"}, {}))
         yield {"case": "and spans, rationed"} | drained(ends.sinks, per_step)
         ends.close()
     from opentelemetry.sdk.metrics import MeterProvider
@@ -180,7 +180,7 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
 
 
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
-    """Spans of every sync, from records to the collector or the journal: none is rationed."""
+    """Spans of every sync, from records to the collector or the journal: without a span budget."""
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_provider, build_resource
     from syncagent.telemetry.span_budget import SpanBudget
@@ -236,12 +236,12 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
     """A job at a rate: bytes an event, spans a second, and whether every sync is counted at the collector."""
     import torch
 
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
     from tests.benchmarks.per_sync import begin
 
     with collector(cores[1]) as told:
-        ends = session.begin(sources.load({"detail": "syncs"}, {}))
+        ends = build(sources.load({"detail": "syncs"}, {}))
         agent = begin("cpu", ends.sinks)
         reads, tensor, made = lines(), torch.ones(()), 0
         began = time.perf_counter()

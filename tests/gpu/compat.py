@@ -46,7 +46,7 @@ from tests.gpu.compat_cases import (  # the modules for the cases that they hold
     MODES,
     Run,
     SkipCase,
-    compiled,  # noqa: F401
+    compiled,  # noqa: F401 - this and those below register their cases
     content,
     policy,  # noqa: F401
     process,  # noqa: F401
@@ -266,7 +266,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _look_at(run: Run, row: dict[str, Any]) -> None:
-    """Hold what the agent reported against what the case expected."""
+    """Compare what the agent reported with what the case expected."""
     agent = run.agent
     if agent is None:
         return
@@ -359,7 +359,7 @@ def run_case(case: Case, device: str, *, sees: bool) -> dict[str, Any]:
 def _compare_compiled(run: Run, without: Mapping[str, int], row: dict[str, Any]) -> None:
     """The same graphs, and under ``detail="syncs"`` no frame or break more.
 
-    Under ``"ops"`` there may be: a function mode of anybody's brings its own code before Dynamo.
+    Under ``"ops"`` there may be: any function mode brings its own code before Dynamo.
     """
     under: dict[str, int] = row["compiled"]
     changed = {key: (count, under[key]) for key, count in without.items() if count != under[key]}
@@ -390,7 +390,7 @@ def _cores() -> int:
 
 
 def pretend() -> None:
-    """Have every agent take ops of the CPU for waits, and ask no driver for anything."""
+    """Have every agent treat CPU ops as waits, and never ask a driver."""
     from syncagent.sensors.kernels import KernelSensor
     from syncagent.torchbridge import internals
 

@@ -1,4 +1,4 @@
-"""Keeps of the examples' priced reports what the READMEs show.
+"""Keeps what the READMEs show of the examples' reports with costs.
 
 python tests/gpu/cost_examples.py NAME=REPORT.json ... --out tests/gpu/results/cost_examples.json
 """

@@ -1,4 +1,4 @@
-"""Measures what syncs really cost: pairs of programs in turn, without a profiler, then traces of each for the replay.
+"""Measures what syncs really cost: pairs of programs, alternating and unprofiled, then traces of each for the replay.
 
 python tests/gpu/cost_pairs.py --out FOLDER [--match TEXT] [--device cpu]
 
@@ -28,7 +28,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 STEPS = 6
-"""The first is where the pipeline fills; five are priced."""
+"""The first one fills the pipeline; the cost is estimated from five."""
 _KEPT = ("correlation", "stream", "device", "bytes", "External id", "memory bandwidth (GB/s)", "wait_on_stream",
          "wait_on_cuda_event_record_corr_id", "wait_on_cuda_event_id", "cuda_sync_kind", "event_id",
          "Fwd thread id", "Sequence number", "Ev Idx")  # fmt: skip
@@ -108,7 +108,7 @@ def drain(device: str) -> None:
 
 
 def block_ms(step: Any, count: int, device: str) -> float:
-    """Milliseconds a step, over ``count`` steps between two drains."""
+    """Milliseconds per step, over ``count`` steps between two drains."""
     drain(device)
     began = time.perf_counter()
     for _ in range(count):
@@ -145,8 +145,8 @@ def interval(values: list[float], draws: int = 2000) -> list[float]:
     return [round(medians[int(draws * 0.025)], 4), round(medians[int(draws * 0.975)], 4)]
 
 
-def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915
-    """What the product does: the agent on, steps without the profiler, then a capture."""
+def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) -> dict[str, Any]:  # noqa: PLR0915 - one run
+    """What users get: the agent on, steps without the profiler, then a capture."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -180,7 +180,7 @@ def window(step: Any, device: str, activities: str, file: Path, *, raw: bool) ->
 
         drain(device)
         profiler.start()
-        # The first record of a profiled run is dear: have it over before the first step.
+        # The first record of a profiled run is expensive: get it over with before the first step.
         for _ in range(3):
             mark(-1)
         drain(device)

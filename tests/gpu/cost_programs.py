@@ -1,7 +1,7 @@
 """Pairs of training steps that differ only in how they wait for the GPU: with the syncs, and without them.
 
 Each is a function that builds a model and returns ``(with_syncs, without)``, two callables that make one training step
-of the same model, plus a kernel-free ``drain`` where the mended form still owes the host something at the end.
+of the same model, plus a kernel-free ``drain`` where the fixed form still owes the host something at the end.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Lab:
 
 
 def keep(into: list[Any]) -> Callable[[torch.Tensor], None]:
-    """The mended logging: the number stays on the GPU."""
+    """The fixed logging: the number stays on the GPU."""
 
     def kept(value: torch.Tensor) -> None:
         into[:] = [value.detach()]
@@ -320,7 +320,7 @@ def batches(lab: ConvLab, *, pinned: bool) -> list[torch.Tensor]:
 
 @pair("copy_pageable", "balanced")
 def _(device: str, small: bool) -> tuple[Step, Step]:
-    """A batch from pageable memory a step (6 MB) against pinned memory and ``non_blocking``."""
+    """One batch per step (6 MB) from pageable memory, against pinned memory and ``non_blocking``."""
     lab = ConvLab(device, small, batch=128, size=64, width=32)
     pageable, pinned = batches(lab, pinned=False), batches(lab, pinned=True)
     turn = [0]
@@ -543,7 +543,7 @@ def example(name: str) -> Any:
 
 @pair("example_logging_item", "balanced")
 def _(device: str, small: bool) -> tuple[Step, Step]:
-    """The example's loop, as written and mended."""
+    """The example's loop, as written and fixed."""
     module = example("logging_item")
     layers, width, batch, length = (2, 64, 2, 16) if small else (6, 512, 24, 256)
     step = module.trainer(layers, width, batch, length, device)

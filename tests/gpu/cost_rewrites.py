@@ -1,4 +1,4 @@
-"""Tries every rewrite on a GPU: what it replaces waits, and it does not.
+"""Tries every rewrite on a GPU: the original must wait, the rewrite must not.
 
 python tests/gpu/cost_rewrites.py --out FILE.json
 

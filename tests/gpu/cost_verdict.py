@@ -1,4 +1,4 @@
-"""Holds the replay against the truth: what it says of each pair, from the traces that cost_pairs.py left.
+"""Compares the replay with the truth: what it says about each pair, from the traces that cost_pairs.py left.
 
 python tests/gpu/cost_verdict.py FOLDER --out tests/gpu/results/cost_pairs.json [--fixtures tests/unit/cost/traces]
 """
@@ -21,7 +21,7 @@ FIXTURES = (
     "two_streams",
 )  # fmt: skip
 SECOND = ("second_item",)
-"""Both programs wait once a step, and one of them a second time."""
+"""Both programs wait once per step, and one of them a second time."""
 _STEP, _SAVING, _SAVING_MS = 0.03, 0.2, 0.3
 
 

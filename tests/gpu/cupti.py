@@ -1,6 +1,6 @@
 """The driver's own truth, on request: CUPTI callbacks around every call of the CUDA runtime that may wait.
 
-An oracle to hold the agent against, not a way to watch a job: it knows nothing of ops and lines, it costs two crossings
+An oracle to compare the agent with, not a way to watch a job: it knows nothing of ops and lines, it costs two crossings
 into Python for each copy and allocation, and **a CUPTI subscriber and torch.profiler exclude each other**: while one of
 them is on the other sees nothing of CUDA, and in the same process the profiler does not recover afterwards.
 

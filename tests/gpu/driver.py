@@ -1,4 +1,4 @@
-"""What the CUDA runtime itself says of its waits: CUPTI's callbacks, taken in C so that taking them costs nothing."""
+"""What the CUDA runtime itself says about its waits: CUPTI's callbacks, taken in C, where it costs nothing."""
 
 from __future__ import annotations
 

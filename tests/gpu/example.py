@@ -1,4 +1,4 @@
-"""The example's four variants on a GPU: the agent's reports, the honest table of times, and what the agent costs.
+"""The example's four variants on a GPU: the agent's reports, the table of times, and the agent's overhead.
 
     python tests/gpu/example.py --out DIR [--budget SECONDS]
 
@@ -60,7 +60,7 @@ def stepper(module: Any, variant: int, batch: int, device: str) -> Callable[[], 
 
 
 def timed(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> tuple[float, float]:
-    """Return host time and end-to-end time a step, ms, from an idle GPU."""
+    """Return host time and end-to-end time per step in ms, from an idle GPU."""
     wait()
     began = time.perf_counter()
     for _ in range(steps):
@@ -80,9 +80,9 @@ def times(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 
 def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dict[str, Any]:
-    """Return end-to-end time with the agent against without, turn about, with spans going to a journal."""
+    """Return end-to-end time with and without the agent, alternating, with spans going to a journal."""
     from syncagent.runtime import process
-    from syncagent.runtime import script as session
+    from syncagent.runtime.sinks import build
     from syncagent.settings import sources
 
     found: dict[str, list[float]] = {"bare": [], "ops": [], "syncs": []}
@@ -94,7 +94,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     found[detail].append(timed(step, steps, wait)[1])
                     continue
                 settings = sources.load({"detail": detail, "journal": str(Path(folder, f"{detail}{turn}.jsonl"))})
-                ends = session.begin(settings)
+                ends = build(settings)
                 watching = process.launch(settings, ends.sinks)
                 try:
                     for _ in range(_WARM if steps > _BURST else 1):
@@ -115,7 +115,7 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
 
 
 def busy(step: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]:
-    """Return how long the GPU works a step, and its share of the span, by torch.profiler (GPU activities only)."""
+    """Return how long the GPU works per step, and its share of the span, by torch.profiler (GPU activities only)."""
     from torch.profiler import ProfilerActivity, profile
 
     steps = 3
@@ -146,12 +146,12 @@ def busy(step: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]
 
 
 def measure(out: Path, budget_s: float, device: str, size: int | None) -> None:
-    """Fill in everything that is timed; kept after each part, so that a run cut short still tells something."""
+    """Fill in everything that is timed; kept after each part, so that a run that is cut short still has results."""
     import torch
 
     began = time.perf_counter()
     spec = importlib.util.spec_from_file_location("train", _SCRIPT)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
+    assert spec is not None and spec.loader is not None  # noqa: PT018 - for mypy
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if size:
@@ -222,7 +222,7 @@ def table(rows: dict[str, Any]) -> list[str]:
     lines = [
         (
             f"{'':22s} {'host':>9s} {'loop host':>9s} {'end to end':>10s} {'GPU':>9s} {'busy':>6s} "
-            f"{'ops costs':>9s} {'syncs cost':>10s}  (ms a step)"
+            f"{'ops costs':>9s} {'syncs cost':>10s}  (ms per step)"
         )
     ]
     for name, row in rows.items():

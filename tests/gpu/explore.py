@@ -169,7 +169,7 @@ def innermost(nest: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def warned(case: Case) -> bool:
-    """Tell whether torch's own sync debug mode warns of the case."""
+    """Return whether torch's own sync debug mode warns about the case."""
     if not physical.SLEEPS:
         return False
     with warnings.catch_warnings(record=True) as heard:
@@ -189,7 +189,7 @@ def warned(case: Case) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Say what the results were got with."""
+    """Return what the results were made with."""
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -200,7 +200,7 @@ def environment() -> dict[str, Any]:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with one row a line, so that a later run's differences can be read."""
+    """Write JSON with one row per line, so that a later run's differences can be read."""
     rows = content["cases"]
     body = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     head = json.dumps({key: value for key, value in content.items() if key != "cases"}, indent=2)
@@ -260,7 +260,7 @@ def second_pass(cases: Sequence[Case], rows: dict[str, dict[str, Any]], hooks: H
 
 
 def tell(rows: dict[str, dict[str, Any]], repeats: int) -> None:
-    """Print what a person wants to know first."""
+    """Print the most important results."""
     blocking = {name: row for name, row in rows.items() if row["blocks"]}
     skipped = [name for name, row in rows.items() if row["error"].startswith(physical.SKIPPED)]
     failed = {name: row["error"] for name, row in rows.items() if row["error"] and name not in skipped}

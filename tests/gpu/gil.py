@@ -57,7 +57,7 @@ class Ticker:
 
 
 def calls() -> dict[str, Callable[[], Any]]:
-    """Return what waits; each is prepared anew by ``once``."""
+    """Return what waits; ``once`` prepares each one again."""
     g = torch.rand(999, device="cuda")
     w = torch.rand(999, device="cuda").requires_grad_()
     m = g > 0.5

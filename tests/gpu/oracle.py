@@ -250,7 +250,7 @@ def stall_errors(rows: Rows) -> dict[str, Any]:
 
 
 def tell(results: dict[str, Any]) -> None:
-    """Print what a person wants to know first."""
+    """Print the most important results."""
     rows: Rows = results["cases"]
     totals = results["totals"]
     print(

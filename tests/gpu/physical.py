@@ -1,6 +1,6 @@
 """The physical test: a call that returns only after the kernel queued before it has ended has waited for the GPU.
 
-Nothing of the agent's is used here.  With ``CORPUS_DEVICE=cpu`` cases run without any sleep and nothing is decided.
+The agent is not used here.  With ``CORPUS_DEVICE=cpu`` cases run without any sleep and nothing is decided.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ _signature: list[tuple[Any, ...]] = []
 
 
 def fresh() -> dict[str, Any]:
-    """Return the corpus's names, made anew, but for the 16 MB tensors on the host: making those is dear."""
+    """Return fresh names for the corpus, except for the 16 MB host tensors, which are expensive to make."""
     if not all(isinstance(value, (*_CONSTANT, torch.Tensor)) for value in _template.values()):
         return corpus_names.namespace()
     if not _template or _signature != [_looks(value) for value in _shared()]:

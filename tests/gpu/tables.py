@@ -162,11 +162,11 @@ def overhead() -> str:
     calls = " / ".join(f"{case['dispatcher_calls']:,}" for case in cases.values())
     windows = [4 * case["syncs"]["rounds"] for case in cases.values()]
     return "\n".join(rows) + (
-        "\n\nFrom the second row on: times what a step takes without, or what the row says, and the 95 % interval. A "
-        "transformer with "
-        f"{result['optimizer'].replace('adamw', 'AdamW').replace('sgd', 'SGD')} and one `.item()` a step, "
-        f"{calls} calls into the dispatcher; turn about in one process, {min(windows)} to {max(windows)} windows of 16 "
-        f"steps each for `syncs`, fewer and shorter ones for what is below; on {result['cpus']} cores. "
+        "\n\nFrom the second row on: how many times as long as without the agent, or as what the row names, with 95 % "
+        "interval. A transformer with "
+        f"{result['optimizer'].replace('adamw', 'AdamW').replace('sgd', 'SGD')} and one `.item()` per step, "
+        f"{calls} calls into the dispatcher; alternating in one process, {min(windows)} to {max(windows)} windows of "
+        f"16 steps each for `syncs`, fewer and shorter ones for the rows below; on {result['cpus']} cores. "
         f"{where(result)}. `{command}`."
     )
 
@@ -219,7 +219,7 @@ def busy() -> str:
 
 
 def far() -> str:
-    """How many stalls under ``syncs`` are told more than 200 µs wrong."""
+    """How many stalls under ``syncs`` are off by more than 200 µs."""
     cases = load("oracle_syncs")["cases"].values()
     wrong = [case["family"] for case in cases if abs(case.get("error_us") or 0.0) > 200]
     told = sum(1 for case in cases if case.get("error_us") is not None)
@@ -254,7 +254,7 @@ def targets() -> str:
         found = {name: case["syncs"] for name, case in cases.items() if name.startswith(kind)}
         control = [span(case["bare against bare"]) for name, case in cases.items() if name in found]
         rows.append(
-            f"| a step under `syncs`, {kind.replace('gpu', 'GPU')} | {most:g} times at most | "
+            f"| step time under `syncs`, {kind.replace('gpu', 'GPU')} | {most:g} times at most | "
             f"{'; '.join(map(span, found.values()))}; without, against itself: {'; '.join(control)} | "
             f"{verdict([row['ci95'] for row in found.values()], most)} |"
         )
@@ -282,15 +282,16 @@ def targets() -> str:
         rows.append(f"| {what} | {most} µs at most | {measured} | {said} |")
     found = [case["ops over modes that do nothing"] for case in cases.values()]
     rows.append(
-        f"| a step under `ops`, against two modes that do nothing | 1.15 times at most | "
+        f"| step time under `ops`, against two modes that do nothing | 1.15 times at most | "
         f"{'; '.join(map(span, found))} | {verdict([row['ci95'] for row in found], 1.15)} |"
     )
     found = [case["ops over torch.profiler"] for case in cases.values()]
     floor = [case["nothing over torch.profiler"] for case in cases.values()]
     why = " (modes that do nothing already cost more than it)" if min(row["ci95"][0] for row in floor) > 1 else ""
     rows.append(
-        f"| a step under `ops`, against torch.profiler with stacks | less | {'; '.join(map(span, found))} times; two "
-        f"modes that do nothing: {'; '.join(map(span, floor))} | {verdict([row['ci95'] for row in found], 1)}{why} |"
+        f"| step time under `ops`, against torch.profiler with stacks | less | {'; '.join(map(span, found))} times; "
+        f"two modes that do nothing: {'; '.join(map(span, floor))} | "
+        f"{verdict([row['ci95'] for row in found], 1)}{why} |"
     )
     tails = [
         [load(name)["cases"][f"1000 a second, {mode}"]["p99.9"] for mode in _COLLECTOR]
@@ -452,16 +453,16 @@ def cost() -> str:
     for name, row in times().items():
         own = row["agent"]
         cells = [f"{own[d]['end_to_end_ms']:.2f} ms ({own[d]['ratio']:.3f} times)" for d in ("syncs", "ops")]
-        rows.append(f"| the example, {name} | {own['bare']['end_to_end_ms']:.2f} ms a step | {' | '.join(cells)} |")
+        rows.append(f"| the example, {name} | {own['bare']['end_to_end_ms']:.2f} ms per step | {' | '.join(cells)} |")
     shares = [row["share"] for row in load("gil")["rows"]]
     is_older = not not_yet("overhead", "") and load("example")["date"] < load("overhead")["date"]
     row = load("example_earlier")["times"]["batch 8 variant 0"]["agent"]
     earlier = " and ".join(f"{row[detail]['ratio']:.2f}" for detail in ("syncs", "ops"))
     return "\n".join(rows) + (
-        f"\n\n{where(load('example'))}{', before the runs above' * is_older}; spans go to a journal, runs turn about "
+        f"\n\n{where(load('example'))}{', before the runs above' * is_older}; spans go to a journal, runs alternate "
         "in one process: `python tests/gpu/example.py --out DIR`. Where the host is the bottleneck the ratios vary "
         f"from run to run: an earlier pass gave {earlier} for the first row (`tests/gpu/results/example_earlier.json`)."
-        "\n\nWhile the host waits, other Python threads go on: a thread that ticks every millisecond made "
+        "\n\nWhile the host waits, other Python threads run: a thread that ticks every millisecond made "
         f"{min(shares):.0%} to {max(shares):.0%} of the ticks that it makes without the agent (`python tests/gpu/"
         "gil.py --out FILE`)."
     )
@@ -472,8 +473,8 @@ def startup() -> str:
     rows = ["| | median |", "|---|---|"]
     rows += [f"| `{name}` | {row['median_ms']:.1f} ms |" for name, row in result["variants"].items()]
     return "\n".join(rows) + (
-        f"\n\nThe line of the `.pth` itself takes {result['pth_line_us']:.1f} µs. Python {result['python']}, 2 cores, "
-        "`make bench-startup`."
+        f"\n\nThe line in the `.pth` file itself takes {result['pth_line_us']:.1f} µs. Python {result['python']}, "
+        "2 cores, `make bench-startup`."
     )
 
 
@@ -491,7 +492,7 @@ def gain(batch: int, key: str) -> float:
 
 def gains() -> str:
     return (
-        f"a host that is done {gain(256, 'host_ms'):.0f} times sooner finishes the work "
+        f"a host that is done {gain(256, 'host_ms'):.0f} times sooner finishes the work only "
         f"{gain(256, 'end_to_end_ms'):.2f} times sooner"
     )
 
@@ -509,8 +510,8 @@ def honest() -> str:
         )
 
     return "\n".join(rows) + (
-        f"\n\n{where(load('example'))}; milliseconds a step, `python tests/gpu/example.py --out DIR`. Host time is of "
-        "four steps from an idle GPU, so that the launch queue (about 1,000 kernels) does not fill.\n\n"
+        f"\n\n{where(load('example'))}; milliseconds per step, `python tests/gpu/example.py --out DIR`. Host time is "
+        "of four steps from an idle GPU, so that the launch queue (about 1,000 kernels) does not fill.\n\n"
         f"From variant 0 to 3 the host is done {gain(256, 'host_ms'):.0f} times sooner at batch 256, and the work "
         f"{gain(256, 'end_to_end_ms'):.2f} times; at batch 8 {gain(8, 'host_ms'):.1f} and "
         f"{gain(8, 'end_to_end_ms'):.2f} times."
@@ -519,7 +520,7 @@ def honest() -> str:
 
 def programs() -> str:
     rows = [
-        "| program | syncs a step | waits of the driver, 50 µs and more | inside a sync of ours | worst sites |",
+        "| program | syncs per step | waits in the driver, 50 µs and longer | inside a reported sync | worst sites |",
         "|---|---|---|---|---|",
     ]
     for name, found in load("real_programs")["programs"].items():
@@ -549,10 +550,16 @@ def variants() -> str:
 
 
 def output() -> str:
+    """The example's recorded output under the headings of a report of today; its figures are those of the run."""
     text = (ROOT / "examples/masked_loss/output/variant0_batch8_ops.txt").read_text(encoding="utf-8")
-    table = text.partition("--- stderr ---\n")[2].strip("\n").splitlines()
-    end = next(i for i, line in enumerate(table) if line.startswith("Host time"))
-    return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *table[:end], "...", "```"])
+    lines = text.partition("--- stderr ---\n")[2].partition("Host time")[0].strip("\n").splitlines()
+    head = next(i for i, line in enumerate(lines) if "  a step  " in line)
+    column = lines[head].index("a step")
+    for i in range(head, len(lines) - 1):
+        lines[i] = f"{lines[i][:column]}  {lines[i][column:]}".replace("  a step  ", "per step  ")
+    step_time = re.findall("share: of (.*) step time", lines[-1])[0]
+    lines[-1] = f"share: fraction of step time ({step_time} in total, first step excluded)"
+    return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *lines, "", "...", "```"])
 
 
 def cost_pairs() -> str:
@@ -579,14 +586,14 @@ def cost_pairs() -> str:
     return "\n".join(rows) + (
         f"\n\nThe saving is within 20 % or 0.3 ms, whichever is larger, in {savings} of {len(pairs)} pairs "
         f"({savings / len(pairs):.0%}; in {within} if the truth's own interval is counted), the step time within 3 % "
-        f"in {steps} of {len(pairs)}; none was abstained from. "
-        f"The programs without syncs are reproduced within {worst:.1%}. Reading aside, a window of up to {largest:,} "
-        f"GPU ops is priced in {slowest:.2f} s at most. {where(result)}. `{command.replace('FILE', 'FOLDER')}`, then "
-        "`python tests/gpu/cost_verdict.py FOLDER --out FILE`."
+        f"in {steps} of {len(pairs)}; the replay answered for all of them. "
+        f"The programs without syncs are reproduced within {worst:.1%}. Without reading the trace, a window of up "
+        f"to {largest:,} GPU ops takes {slowest:.2f} s at most. {where(result)}. "
+        f"`{command.replace('FILE', 'FOLDER')}`, then `python tests/gpu/cost_verdict.py FOLDER --out FILE`."
     )
 
 
-def price_shares() -> str:
+def cost_shares() -> str:
     pairs = load("cost_pairs")["pairs"].values()
     savings, steps = (sum(row[key] for row in pairs) for key in ("saving_ok", "step_ok"))
     whole = f"{savings} of {len(pairs)} pairs of programs with and without their syncs"
@@ -618,7 +625,7 @@ def rewrites() -> str:
         if seen is not None:
             waits = ", ".join("yes" if seen[key] > 5 else "no" for key in ("before_ms", "after_ms"))
         if name in NOT_BEHIND:
-            waits = "not told by this test"
+            waits = "not shown by this test"
         rows.append(f"| {before} | {after} | {waits} |")
     return "\n".join(rows)
 
@@ -632,7 +639,7 @@ def _told_apart(before: str, after: str) -> tuple[str, str]:
 
 
 NOT_BEHIND = ("wait_between_streams",)
-"""Its other stream did not stand behind the sleeping kernel when it was run; its row has been changed since."""
+"""Its other stream was not queued behind the sleeping kernel when it was run; its row has been changed since."""
 
 
 def _costly_sites(run: dict[str, Any]) -> list[str]:
@@ -706,7 +713,7 @@ def log_fixed() -> str:
 def late_log() -> str:
     run = load("cost_examples")["logging_1_mended"]
     (site,) = [site for site in run["sites"] if site["op"] == "torch.cuda.Event.synchronize"]
-    return f"{site['stall_ms'] / run['steps']:.1f} ms a step"
+    return f"{site['stall_ms'] / run['steps']:.1f} ms per step"
 
 
 def versions() -> str:
@@ -747,7 +754,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 MAKERS = {
-    "costpairs": cost_pairs, "priceshares": price_shares, "replaytime": replay_time, "afterwindow": after_window,
+    "costpairs": cost_pairs, "costshares": cost_shares, "replaytime": replay_time, "afterwindow": after_window,
     "rewrites": rewrites, "losscosts": loss_costs, "lossfixed": loss_fixed,
     "logcosts": log_costs, "logfixed": log_fixed, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,

@@ -50,7 +50,7 @@ def test_a_wrong_value_in_pyproject_toml_is_one_sentence_too(python, tmp_path):
     assert "'loud'" in sentence
 
 
-def test_what_stands_where_settings_do_and_has_no_effect_is_said_once_torch_is_imported(python, tmp_path):
+def test_what_stands_where_settings_do_and_has_no_effect_is_reported_once_torch_is_imported(python, tmp_path):
     """A slip in a variable's name, a project file that cannot be read; a helper without torch says nothing."""
     (tmp_path / "pyproject.toml").write_text("[tool.syncagent\n")
     done = python("-c", SCRIPT, SYNCAGENT_POLCY="raise")
@@ -61,7 +61,9 @@ def test_what_stands_where_settings_do_and_has_no_effect_is_said_once_torch_is_i
     said = [line for line in done.stderr.splitlines() if "pyproject.toml" in line or "POLCY" in line]
     assert len(said) == 2
     assert "pyproject.toml' was not read for settings: it is not TOML (" in said[0]
-    assert said[1].endswith("the variable SYNCAGENT_POLCY is no setting of syncagent; did you mean SYNCAGENT_POLICY?")
+    assert said[1].endswith(
+        "the variable SYNCAGENT_POLCY is not a setting of syncagent; did you mean SYNCAGENT_POLICY?"
+    )
     notes = json.loads(report.read_text())["notes"]
     assert [any(note in line for line in said) for note in notes[:2]] == [True, True]
 
@@ -79,7 +81,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def test_without_torch_a_watch_is_refused_in_one_sentence(python):
-    """A program that asks for a watch is told what is missing; importing and allowing need no torch."""
+    """A program that asks for a watch gets an error that says what is missing; importing and allowing work."""
     code = NO_TORCH + (
         "import syncagent\n"
         "with syncagent.allow('x'): syncagent.step()\n"
@@ -93,7 +95,7 @@ def test_without_torch_a_watch_is_refused_in_one_sentence(python):
 
 
 def test_without_torch_a_watched_script_gets_pythons_own_error(python):
-    """The same ``ModuleNotFoundError`` that it would get unwatched, and may catch as ever."""
+    """The same ``ModuleNotFoundError`` that it would get unwatched, and may catch as usual."""
     code = (
         NO_TORCH + "try:\n    import torch\nexcept ModuleNotFoundError as error:\n    print(error.name)\nimport torch\n"
     )

@@ -112,7 +112,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(syncagent, tmp_pat
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_wrong_variable_is_told_before_the_script_runs(syncagent, tmp_path):
+def test_a_wrong_variable_is_reported_before_the_script_runs(syncagent, tmp_path):
     """``run`` is asked to watch, so it refuses; ``SYNCAGENT=1 python`` would run the script unwatched."""
     (tmp_path / "here.py").write_text("print('ran')")
     done = syncagent("run", "here.py", SYNCAGENT_DETAIL="everything")
@@ -120,7 +120,7 @@ def test_a_wrong_variable_is_told_before_the_script_runs(syncagent, tmp_path):
     assert "setting SYNCAGENT_DETAIL is 'everything', but it must be one of ops, syncs" in done.stderr
 
 
-def test_a_price_that_cannot_be_had_is_said_to_be_so(syncagent, tmp_path):
+def test_a_cost_that_cannot_be_measured_is_reported_as_unknown(syncagent, tmp_path):
     """On the simulated device there is no GPU to trace; the run is reported all the same, under detail="syncs"."""
     (tmp_path / "train.py").write_text(
         "import torch\n"

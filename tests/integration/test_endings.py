@@ -1,4 +1,4 @@
-"""What a program does to its own process, threads, folders and outputs is its business: the agent makes do.
+"""Programs may do anything to their own process, threads, folders and outputs: the agent copes.
 
 Most cases are children of one process that has loaded torch; see ``tests/forked.py``.
 """
@@ -226,7 +226,7 @@ sys.exit(5)
 
 
 def test_gevent_may_take_the_place_of_threads_after_torch_is_imported(python):
-    """The agent's threads, which were there before, end without a word."""
+    """The agent's threads, which were there before, end silently."""
     pytest.importorskip("gevent")
     ran = python("-c", GEVENT, SYNCAGENT="1")
     assert (ran.returncode, ran.stdout) == (5, "")

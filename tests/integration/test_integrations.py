@@ -1,8 +1,9 @@
-"""An integration is one file and one line of pyproject.toml; here is a small one for a tool that the test makes up."""
+"""An integration is one file and one line of pyproject.toml; that of CONTRIBUTING.md is tried with a made-up tool."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pkgutil
 from functools import partial
@@ -13,47 +14,60 @@ import pytest
 from syncagent import integrations
 from syncagent.integrations.base import Integration
 from syncagent.support.compat import load_toml
+from tests import contributing
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
-TRAINER = """\
-import torch
-from syncagent.integrations.base import Integration
+TOOL = """\
+from importlib.metadata import entry_points
 
 
 class Callback:
-    \"\"\"What the trainer of this script calls.\"\"\"
-
     def on_train_start(self): ...
     def on_train_end(self): ...
 
 
-class HostSyncCallback(Integration, Callback):
-    def __init__(self, **settings):
-        self.settings = settings
+def fit(step):
+    callbacks = [
+        point.load()(report="report.json", simulate=True) for point in entry_points(group="mytool.callbacks")
+    ]
+    for callback in callbacks:
+        callback.on_train_start()
+    step()
+    for callback in callbacks:
+        callback.on_train_end()
+"""
+"""Calls whatever is registered under its group of entry points."""
 
-    def on_train_start(self):
-        self.watch_process(self.settings)
+SCRIPT = """\
+import mytool
+import torch
+import syncagent.integrations
 
-    def on_train_end(self):
-        self.unwatch_process()
-
-
-callback = HostSyncCallback(report="report.json", simulate=True)
-callback.on_train_start()
-torch.ones(8, device="cuda").sum().item()
-callback.on_train_end()
+syncagent.integrations.__path__.append("integrations")  # as if the new file were among them
+mytool.fit(lambda: torch.ones(8, device="cuda").sum().item())
 """
 
 
 @pytest.fixture
 def run(forked, tmp_path):
-    (tmp_path / "train.py").write_text(TRAINER)
+    """A script that uses the tool, with the integration of CONTRIBUTING.md and its line in pyproject.toml."""
+    (tmp_path / "integrations").mkdir()
+    (tmp_path / "integrations" / "mytool.py").write_text(contributing.example("integration"))
+    (tmp_path / "mytool.py").write_text(TOOL)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    document = load_toml(io.BytesIO(contributing.example("integration line").encode()))
+    [(group, points)] = document["project"]["entry-points"].items()
+    installed = tmp_path / "mytool-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: mytool\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (installed / "entry_points.txt").write_text("\n".join(lines))
     return partial(forked, "train.py")
 
 
 def test_a_small_integration_watches_what_its_tool_runs(run, tmp_path):
-    """The example of CONTRIBUTING: a callback."""
+    """The example of CONTRIBUTING.md: a callback."""
     done = run()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     report = json.loads((tmp_path / "report.json").read_text())

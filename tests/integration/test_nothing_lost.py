@@ -113,7 +113,7 @@ RANK = """\
 
 @pytest.mark.timeout(400)
 def test_ranks_with_one_name_for_everything_lose_nothing_though_one_is_killed(start, tmp_path):
-    """Two ranks that somebody has started by hand; one of them ends by SIGKILL."""
+    """Two ranks that were started by hand; one of them ends by SIGKILL."""
     names = {"SYNCAGENT_JOURNAL": "off", "SYNCAGENT_CAPTURE": "c.jsonl", "WORLD_SIZE": "2"}
     ranks = [start(RANK, RANK=rank, **names) for rank in "01"]
     errors = [rank.communicate(timeout=300)[1] for rank in ranks]

@@ -114,7 +114,7 @@ def test_the_sdist_can_be_tested_and_holds_nothing_that_git_ignores(sdist):
 
 
 def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(environment):
-    """A setting that is not allowed is told in one sentence, and the program runs on."""
+    """A setting that is not allowed is reported in one sentence, and the program runs on."""
     code = "import sys; print('syncagent.runtime.autostart' in sys.modules, 'syncagent' in sys.modules)"
     for off in ({}, {"SYNCAGENT": ""}, {"SYNCAGENT": "0"}):
         unwatched = environment.run("python", "-c", code, **off)
@@ -128,7 +128,7 @@ def test_the_pth_starts_the_agent_where_the_variable_is_set_and_there_alone(envi
 
 
 def test_the_simulated_device_alone_is_there_from_the_first_import_of_torch_on(environment):
-    """Nobody watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
+    """Nothing watches; a watch inside does not take it away; a wrong value ends the process where torch is imported."""
     code = """
         import sys
         print("syncagent.runtime.autostart" in sys.modules, "syncagent.runtime.agent" in sys.modules)

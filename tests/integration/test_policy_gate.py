@@ -35,7 +35,7 @@ def syncagent_check(python, report):
 
 
 def test_the_good_script_passes_under_raise_and_against_the_committed_baseline(python, train):
-    """Its log line is allowed, and set-up is over before the policy wakes."""
+    """Its log line is allowed, and set-up is over before the policy acts."""
     done = train(
         "train.py",
         SYNCAGENT_POLICY="raise",
@@ -62,7 +62,7 @@ def test_raise_stops_the_regression_at_its_line(train):
     assert "HostSyncError: aten::_local_scalar_dense makes the host wait for the GPU in step 0 at " in done.stderr
 
 
-def test_warn_tells_of_the_regression_once_and_the_check_of_its_report_fails(python):
+def test_warn_reports_the_regression_once_and_the_check_of_its_report_fails(python):
     """As the workflow in the README runs it, and with warnings: both go together."""
     done = python("-m", "syncagent", "run", "--policy", "warn", "--report", "new.json", *REGRESSED)
     assert (done.returncode, done.stdout.count("loss")) == (0, 2), done.stderr

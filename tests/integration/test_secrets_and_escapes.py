@@ -60,9 +60,9 @@ def syncagent(python):
 
 def test_neither_what_is_printed_nor_any_file_has_them(train, syncagent, tmp_path):
     """A collector that is not there, so that its exporters complain; and a journal, with a detector of the process."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
         endpoint = f"http://{USER}:{PASSWORD}@{address}/v1?token={QUERY}"
         headers = f"authorization=Bearer%20{HEADER},x-key={HEADER}"
         sent = train(
@@ -73,7 +73,7 @@ def test_neither_what_is_printed_nor_any_file_has_them(train, syncagent, tmp_pat
         )  # fmt: skip
     kept = train("kept.html", OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="otel,process", SYNCAGENT_JOURNAL="j.jsonl")
     assert sent.returncode == kept.returncode == 0, sent.stderr + kept.stderr
-    assert f"http://{address}/v1/v1/traces" in sent.stderr  # where they go is said
+    assert f"http://{address}/v1/v1/traces" in sent.stderr  # the address is reported
     assert "HostSyncWarning" in sent.stderr
     shown = [syncagent("report", str(tmp_path / "sent.json"), "--format", form) for form in ("text", "html", "sarif")]
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "train.py"]

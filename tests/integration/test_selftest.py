@@ -41,7 +41,7 @@ def test_every_kind_of_sync_is_caught_and_nothing_else_whatever_is_set_around_it
 
 
 BLIND = """
-# Stands for a machine on which a part of the agent does not work: copies wait, and nobody is told.
+# Stands for a machine on which a part of the agent does not work: copies wait, and nothing reports it.
 from syncagent.sensors import simulated
 
 OWN = '''
@@ -58,7 +58,7 @@ exec(compile(OWN, simulated.__file__, "exec"), vars(simulated))
 """
 
 
-def test_a_broken_promise_is_told_and_exits_with_1(selftest, tmp_path):
+def test_a_broken_promise_is_reported_and_exits_with_1(selftest, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BLIND)
     path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))

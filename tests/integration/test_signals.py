@@ -391,7 +391,7 @@ def test_a_program_may_leave_while_another_thread_makes_the_report(done):
 
 
 def test_a_program_that_is_woken_up_by_signals_itself_dies_at_once(done):
-    """As without the agent: its file descriptor is its own, and nothing hears of the signal in time to save."""
+    """As without the agent: its file descriptor is its own, and nothing learns of the signal in time to save."""
     found = done("a wakeup of the program's own")
     assert (found.code, found.out) == (TERM, "trained\n")
 

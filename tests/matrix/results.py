@@ -1,4 +1,4 @@
-"""What came of each combination of versions, kept in results.json."""
+"""The result of each combination of versions, kept in results.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of ``otel/`` that a program can check which is to be had: promtool, and Kubernetes' own schemas."""
+"""The files of ``otel/``, as far as available programs can check them: promtool, and Kubernetes' own schemas."""
 
 from __future__ import annotations
 

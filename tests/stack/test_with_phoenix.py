@@ -1,4 +1,4 @@
-"""A job's spans in a real Phoenix, asked back by its API: what was sent is there, each attribute with its value."""
+"""A job's spans in a real Phoenix, read back through its API: what was sent is there, each attribute with its value."""
 
 from __future__ import annotations
 

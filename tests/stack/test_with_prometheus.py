@@ -141,7 +141,7 @@ def test_each_rank_has_a_port_of_its_own_and_the_launcher_none(job):
         ("0", "2"),
         ("1", "2"),
     }
-    assert "cannot be listened on" not in (job.folder / "log").read_text()
+    assert "cannot be opened" not in (job.folder / "log").read_text()
 
 
 def test_counts_are_exact(job, line_of):
@@ -157,7 +157,7 @@ def test_counts_are_exact(job, line_of):
     assert job.by_rank_and_line("syncagent_events_dropped_total") == {("0", None): 0, ("1", None): 0}
 
 
-def test_what_is_allowed_and_what_is_against_the_policy_are_told_apart(job, line_of):
+def test_what_is_allowed_and_what_is_against_the_policy_are_distinguished(job, line_of):
     allowed = job.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_allowed="true"})')
     assert {one["metric"]["code_line_number"] for one in allowed} == {line_of("LOGGED")}
     against = job.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_violation="true"})')
@@ -226,7 +226,7 @@ def test_a_panels_query_is_answered_with_data(job, filled, panel, target):
 
 
 EMPTY_IS_WELL = {"Dropped"}
-"""Panels that are well when they show zero."""
+"""Panels that may show zero."""
 
 
 def test_exemplars_lead_to_spans(job, filled):

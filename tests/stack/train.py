@@ -1,4 +1,4 @@
-"""A rank of a small job: ``train.py FOLDER``.  Lines that wait, each a known number of times a step.
+"""A rank of a small job: ``train.py FOLDER``.  Lines that wait, each a known number of times per step.
 
 It trains until FOLDER/stop is there, writes the number of its steps to FOLDER/rankN.json, and stays until FOLDER/leave
 is there, so that its last counts can be scraped.

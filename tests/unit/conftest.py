@@ -115,7 +115,7 @@ def cpu_device(monkeypatch, no_settings, host):
 
 
 def forget_compiled_code():
-    """Whatever other tests have compiled: some sensors give way to torch.compile."""
+    """Whatever other tests have compiled: some sensors stop watching once torch.compile is used."""
     if "torch._dynamo.utils" in sys.modules:
         sys.modules["torch._dynamo.utils"].counters.clear()
         sys.modules["torch._dynamo.eval_frame"].cached_backends.clear()

@@ -186,7 +186,7 @@ def watched(alone, capsys, *, sinks=(), detail="ops", **settings):
     assert shape_of_the_process() == before
     assert syncagent.current() is None
     left = waiting(recorders[0])
-    torch.ones(2).nonzero()  # is hooked by nobody
+    torch.ones(2).nonzero()  # is not hooked
     assert waiting(recorders[0]) == left
     json.loads(json.dumps(report.to_dict(), allow_nan=False))
     said = lines_of(capsys.readouterr().err)
@@ -251,7 +251,7 @@ NO_RESULT = frozenset(
     if name.rpartition(" ")[2] in {"start", "stop", "arm", "finish"}
     or name in {"modes' sums", "sums of allowed lines", "ranks", "summary's report", "monitored calls"}
 )
-"""What they return is not looked at, or is nobody's but ours."""
+"""Their results are not looked at, or only by us."""
 
 STOPS = frozenset(name for name in POINTS if name.endswith(" stop"))
 """A part that cannot be turned off stays behind: that alone can be seen in the process afterwards."""
@@ -334,7 +334,7 @@ def test_a_part_that_returns_nonsense_harms_nothing(alone, broken, capsys, name,
 
 @pytest.mark.parametrize("name", sorted(STOPS))
 def test_a_part_that_cannot_be_turned_off_does_not_keep_the_others_on(monkeypatch, broken, alone, capsys, name):
-    """It is said once; the report is made."""
+    """It is reported once; the report is made."""
     holder, attribute, _ = POINTS[name]
     original = getattr(holder, attribute)
 
@@ -381,7 +381,7 @@ def test_a_torch_in_which_nothing_is_found_is_still_watched(alone, monkeypatch, 
 @pytest.mark.parametrize("wrong", [Fault, *NONSENSE], ids=str)
 @pytest.mark.parametrize("part", ["proves", "waits", "late"])
 def test_a_rule_that_goes_wrong_leaves_the_op_alone(alone, monkeypatch, capsys, part, wrong):
-    """Of an op that is called with what nobody thought of."""
+    """Of an op that is called with unexpected arguments."""
     broken = Broken(wrong if wrong is Fault else NONSENSE[wrong])
     real = kernels.KernelSensor.__init__
 
@@ -423,7 +423,7 @@ def test_a_name_that_cannot_be_shown_costs_only_its_label(alone, capsys):
 @pytest.mark.parametrize(
     ("call", "mode"), [("judge", "warn"), ("judge", "raise"), ("forbids", "warn"), ("act", "warn"), ("act", "raise")]
 )
-def test_a_policy_that_raises_is_off_and_said_once(alone, monkeypatch, capsys, call, error, mode):
+def test_a_policy_that_raises_is_off_and_reported_once(alone, monkeypatch, capsys, call, error, mode):
     """It lets pass what it cannot judge: only what it forbids on purpose may stop a job.
 
     ``forbids`` is asked after the wait; ``raise`` has forbidden it before.
@@ -505,14 +505,14 @@ def test_a_sink_that_raises_is_off_and_the_others_get_everything(alone, capsys, 
 @pytest.mark.parametrize("wrong", NONSENSE)
 @pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
 def test_what_a_sink_returns_is_not_looked_at(alone, capsys, call, wrong):
-    """Nothing is said of it."""
+    """Nothing is reported."""
     report, said = watched(alone, capsys, sinks=(Failing(call, NONSENSE[wrong]),))
     assert said == []
     assert report.notes == ()
 
 
 class Hanging(Taken):
-    """A sink of which one call does not come back until it is let go."""
+    """A sink with one call that does not return until it is released."""
 
     name = "hanging"
 
@@ -677,7 +677,7 @@ def test_an_agent_may_be_stopped_from_another_thread(alone, capsys):
     assert lines_of(capsys.readouterr().err) == []
 
 
-def test_a_part_that_nobody_asks_for_is_not_missed(alone, monkeypatch, capsys):
+def test_a_part_that_is_not_asked_for_is_not_missed(alone, monkeypatch, capsys):
     """What names the call is only for reading: a sync without it is still one."""
     import syncagent.delivery.buffers
 

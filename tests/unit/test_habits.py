@@ -1,4 +1,4 @@
-"""What runs on a commit, in CI and at a release is what everybody can run: targets of the Makefile."""
+"""What runs on a commit, in CI and at a release is what anyone can run: targets of the Makefile."""
 
 from __future__ import annotations
 

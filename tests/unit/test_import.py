@@ -41,7 +41,7 @@ def test_the_public_names_are_those_of_the_design():
     assert all(getattr(syncagent, name) is not None for name in syncagent.__all__)
 
 
-def test_a_name_that_does_not_exist_is_said_as_python_says_it():
+def test_a_name_that_does_not_exist_gets_pythons_own_message():
     """With the module's name and the attribute's."""
     with pytest.raises(AttributeError, match=r"^module 'syncagent' has no attribute 'wach'$"):
         syncagent.wach

@@ -350,7 +350,7 @@ class TestKubernetes:
             environ = {"WORLD_SIZE": "32", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
             for variable in container["env"]:
                 value = variable.get("value") or given[variable["valueFrom"]["fieldRef"]["fieldPath"]]
-                environ[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda used: environ[used[1]], value)  # noqa: B023
+                environ[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda used: environ[used[1]], value)  # noqa: B023 - used at once
             jobs.add(ranks.job(environ))
         (job,) = jobs
         assert job.id == "vision/train"

@@ -67,7 +67,7 @@ LATENCY_ROW = {"p50": 9.6, "p99": 20.0, "p99.9": 300.4, "max": 1234.5, "a_second
 RESULT = {"torch": "2.11.0", "gpu": None, "python": "3.12.3", "date": "2026-11-23T00:00:00", "exact": True}
 
 
-def test_the_latency_table_tells_of_rates_not_reached_and_spans_dropped(monkeypatch, tmp_path):
+def test_the_latency_table_mentions_rates_not_reached_and_spans_dropped(monkeypatch, tmp_path):
     spans = {"exported": 60, "failed": 0, "dropped": 40}
     cases = {"1000 a second, no agent": LATENCY_ROW, "1000 a second, journal": {**LATENCY_ROW, "spans": spans}}
     (tmp_path / "latency.json").write_text(json.dumps({**RESULT, "cases": cases}), encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "robustness.md"
-TRIED = PAGE.read_text(encoding="utf-8").partition("\n## What all this costs\n")[0]
+TRIED = PAGE.read_text(encoding="utf-8").partition("\n## What all of this costs\n")[0]
 ROWS = [line for line in TRIED.splitlines() if line.startswith("| ") and not line.startswith("| tried")]
 
 

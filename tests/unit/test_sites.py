@@ -77,7 +77,7 @@ def test_a_comprehension_is_part_of_its_function():
     assert key(function="step.<locals>.<lambda>") != key()
 
 
-def test_without_a_text_the_line_tells():
+def test_without_a_text_the_line_decides():
     """It is all that there is, and lines that differ are not a little changed."""
     assert key("", line=1) != key("", line=2)
     assert not is_a_little_changed(key("", line=11), key("", line=12))

@@ -258,7 +258,7 @@ def batch(run: Run, rows: int = 6, width: int = 8) -> torch.Tensor:
 
 
 def train(run: Run, net: Any, optimizer: Any, steps: int = 3) -> list[float]:
-    """Train, and read each loss back: one sync a step."""
+    """Train, and read each loss back: one sync per step."""
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()

@@ -85,7 +85,7 @@ def graph_break(run: Run) -> Any:
 
 @case("compile: a cache folder of the user's own", compiled=True, limit_s=60)
 def own_cache(run: Run) -> Any:
-    """Generated code is nobody's line, wherever it is kept."""
+    """Generated code is no user's line, wherever it is kept."""
     import torch._dynamo.config
     import torch._inductor.utils
 

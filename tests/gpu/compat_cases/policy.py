@@ -105,8 +105,8 @@ class InBackward(torch.autograd.Function):
 def functions(run: Run) -> Any:
     net, optimizer, x = _begin(run)
     with run.forbidden(ITEM, ".item()", list(net.parameters())):
-        InForward.apply(net(x))  # type: ignore[no-untyped-call]
-    out: Any = InBackward.apply(net(x))  # type: ignore[no-untyped-call]
+        InForward.apply(net(x))  # type: ignore[no-untyped-call]  # torch's
+    out: Any = InBackward.apply(net(x))  # type: ignore[no-untyped-call]  # torch's
     with run.forbidden(ITEM, ".item()", list(net.parameters())):
         out.sum().backward()
     return _go_on(run, net, optimizer)

@@ -228,7 +228,7 @@ class Logging(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         cls.called.append(getattr(func, "__name__", str(func)))
-        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's
 
 
 @case("subclass with __torch_function__, trained")
@@ -309,7 +309,7 @@ def user_modes(run: Run) -> Any:
 
     net = Net().to(run.device)
     x = batch(run)
-    with Ops(), Calls(), run.syncs({ITEM: 1}, at="out.item()"):  # type: ignore[no-untyped-call]
+    with Ops(), Calls(), run.syncs({ITEM: 1}, at="out.item()"):  # type: ignore[no-untyped-call]  # torch's
         out = net(x).sum()
         out.backward()
         value = out.item()

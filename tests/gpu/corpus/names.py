@@ -1,4 +1,4 @@
-"""The namespace in which cases run: standard tensors on the device and on the host, made anew for each run."""
+"""The namespace in which cases run: standard tensors on the device and on the host, fresh for each run."""
 
 from __future__ import annotations
 

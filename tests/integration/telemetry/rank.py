@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 
-from syncagent.runtime import script as session
+from syncagent.runtime.sinks import build
 from syncagent.settings import sources
 from tests.benchmarks.memory import rss_mb
 from tests.benchmarks.per_sync import begin
@@ -62,7 +62,7 @@ def work(agent, reads, rate, seconds):
 def main(rate, seconds):
     torch.set_num_threads(1)
     settings = sources.load({"detail": "syncs", "summary": False}, {})
-    ends = session.begin(settings)
+    ends = build(settings)
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)
     agent.events()  # delivers, for as long as it takes: the end waits for seconds only

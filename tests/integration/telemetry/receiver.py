@@ -4,7 +4,7 @@ Prints the port it listens on, and appends each span it takes to FILE as a line 
 FILE.metrics, each log record to FILE.logs, and the time of each request to FILE.requests.  Modes:
 
 - ``ok``;
-- ``500``, which answers that (gRPC: INTERNAL); ``401`` likewise (UNAUTHENTICATED);
+- ``500``, which answers that (gRPC: INTERNAL); ``401``, the same (UNAUTHENTICATED);
 - ``hang``, which reads the request and never answers;
 - ``flaky``, which answers 503 once (UNAVAILABLE); ``later:N``, which answers that with Retry-After: N once (RetryInfo);
 - ``part``, which takes a request but for one span or data point of it, and says so;

@@ -21,7 +21,7 @@ EXPORTER = tuple(map(int, version("opentelemetry-exporter-otlp-proto-http").spli
 TELLS_WHY_UNAVAILABLE = EXPORTER >= (1, 43)
 """Whether the gRPC exporter says more than ``StatusCode.UNAVAILABLE``."""
 MAY_TRY_AS_IT_SHUTS_DOWN = EXPORTER < (1, 41)
-"""Whether the HTTP exporter, told to shut down while it waits, may send once more at once."""
+"""Whether the HTTP exporter, if it is shut down while it waits, may send once more at once."""
 
 PROTOCOLS = {"http": "http/protobuf", "grpc": "grpc"}
 BAD = [
@@ -66,11 +66,11 @@ def test_spans_that_a_collector_does_not_take_are_lost_though_it_says_ok(receive
     result = job(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
     assert (result.account["exported"], result.account["failed"]) == (8, 1)
     (line,) = result.messages
-    assert "it does not take some: one is too old" in line
+    assert "it rejected some: one is too old" in line
 
 
 @pytest.mark.parametrize(("protocol", "speaks"), [("http/protobuf", "grpc"), ("grpc", "http")])
-def test_an_endpoint_with_the_other_protocol_is_told_as_that(receiver, job, protocol, speaks):
+def test_an_endpoint_with_the_other_protocol_is_reported_as_such(receiver, job, protocol, speaks):
     hint = f"OTEL_EXPORTER_OTLP_PROTOCOL={speaks}"
     collector = receiver("ok", speaks)
     result = job(
@@ -82,7 +82,7 @@ def test_an_endpoint_with_the_other_protocol_is_told_as_that(receiver, job, prot
     assert hint in line
 
 
-def test_tls_where_there_is_none_is_told_as_that(receiver, job):
+def test_tls_where_there_is_none_is_reported_as_such(receiver, job):
     result = job(
         close_timeout=20.0,
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver().endpoint.replace("http:", "https:"),

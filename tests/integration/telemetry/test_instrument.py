@@ -196,7 +196,7 @@ def test_a_program_may_instrument_itself(forked, tmp_path):
     assert "setting detail is 'all of it'" in line
 
 
-def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, python, environ, tmp_path):
+def test_a_job_that_gets_sigterm_still_sends_what_it_has(receiver, python, environ, tmp_path):
     """SIGTERM skips the exit handlers that the SDK relies on."""
     collector = receiver()
     ending = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
@@ -218,7 +218,7 @@ def test_a_job_that_is_told_to_end_still_sends_what_it_has(receiver, python, env
     assert any(record["body"] == "host sync against the policy" for record in collector.log_records())
 
 
-def test_one_that_has_named_its_provider_is_told_to_end(forked, tmp_path):
+def test_one_with_a_provider_of_its_own_sends_what_it_has_on_sigterm(forked, tmp_path):
     """It is that one which has the spans."""
     (tmp_path / "train.py").write_text(BY_HAND_AND_TOLD_TO_END)
     done = forked("train.py")

@@ -1,4 +1,4 @@
-"""The processes of a job at one collector: exact counts, flat memory, one trace a step.
+"""The processes of a job at one collector: exact counts, flat memory, one trace per step.
 
 Short here; ``make test-telemetry`` runs 8 ranks at 1,000 syncs a second each for three minutes.
 """
@@ -96,7 +96,7 @@ def test_counts_are_exact_memory_is_flat_and_ranks_share_their_steps(receiver, s
         assert received[rank] <= first + (MOST + LINES + 50) * (told["seconds"] + 1)
         half = len(told["rss_mb"]) // 2
         assert statistics.median(told["rss_mb"][half:]) - max(told["rss_mb"][:half]) < GROWTH_MB
-    # One trace a step, whoever sends it; the first hundred steps are there from all ranks.
+    # One trace per step, whichever rank sends it; the first hundred steps are there from all ranks.
     assert len({step for step, _ in ids}) == len(ids)
     shared = min(100, *(told["steps"] for told in ranks))
     assert all(members == set(range(RANKS)) for (step, _), members in ids.items() if step < shared)

@@ -158,7 +158,7 @@ def test_what_is_wrong_with_spans_alone_costs_spans_alone(receiver, train):
     collector = receiver()
     report, (line,), _ = train(collector.endpoint, OTEL_TRACES_EXPORTER="zipkin")
     assert "OTEL_TRACES_EXPORTER='zipkin' is not allowed; allowed: otlp" in line
-    assert line.endswith("none. No spans are sent; the run is watched all the same.")
+    assert line.endswith("none. No spans are sent; the run is still watched.")
     counts = [point["value"] for point in latest(collector.points()) if point["name"] == "syncagent.syncs"]
     assert sum(counts) == report["totals"]["syncs"]
     assert collector.spans() == []
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_spans_alone_costs_spans_alone(receiver, train):
 def test_what_is_wrong_with_spans_and_metrics_is_one_sentence(train):
     _, (line,), _ = train("collector")
     assert "OTEL_EXPORTER_OTLP_ENDPOINT='collector' is not allowed" in line
-    assert line.endswith("No spans or metrics are sent; the run is watched all the same.")
+    assert line.endswith("No spans or metrics are sent; the run is still watched.")
 
 
 OWN = """\

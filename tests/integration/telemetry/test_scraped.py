@@ -63,13 +63,13 @@ def test_each_rank_is_scraped_at_its_own_port(train, port):
     assert 'service_name="train"' in count
 
 
-def test_a_port_that_is_taken_is_said_and_training_goes_on(train, port, tmp_path):
+def test_a_port_that_is_taken_is_reported_and_training_goes_on(train, port, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
         done = train(port, f"http://127.0.0.1:{port + 1}/metrics", "once")
     assert done.returncode == 3, done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if "PROMETHEUS" in line]
-    assert f"PORT={port} cannot be listened on" in sentence
+    assert f"PORT={port} cannot be opened" in sentence
     assert "Traceback" not in done.stderr
     assert sum(site["count"] for site in json.loads((tmp_path / "report.json").read_text())["sites"]) >= 5

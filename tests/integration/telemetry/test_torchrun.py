@@ -1,4 +1,4 @@
-"""A job under the real torchrun: its ranks' steps in the same traces, though nobody gave the run a name."""
+"""A job under the real torchrun: its ranks' steps share traces, although the run was given no name."""
 
 from __future__ import annotations
 

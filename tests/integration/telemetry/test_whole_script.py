@@ -33,7 +33,7 @@ def line_of(mark):
 
 
 def test_a_script_that_knows_nothing_of_the_agent_is_seen_by_a_collector(receiver, python, environ, tmp_path):
-    """One trace a step, syncs inside their step by time and by parent, with the user's lines; its exit code is kept."""
+    """One trace per step, syncs inside their step by time and parent, with the user's lines; its exit code is kept."""
     collector = receiver()
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

@@ -70,7 +70,7 @@ def test_a_function_is_named_with_file_line_qualified_name_and_source(agent, lin
 
 def test_a_lambda_is_its_own_site(agent, line_of):
     """The line inside the lambda is named, not the line that calls it."""
-    read = lambda value: value.item()  # noqa: E731  # <- in a lambda
+    read = lambda value: value.item()  # noqa: E731 - a lambda is wanted  # <- in a lambda
     read(ONE)
     event = only(agent)
     assert place(event) == (__file__, line_of("in a lambda"))
@@ -157,8 +157,8 @@ def test_a_generator_is_named_by_the_line_it_stands_at(agent, line_of):
     ]
 
 
-def test_a_context_manager_and_the_block_inside_are_told_apart(agent, line_of):
-    """Before, inside and after a ``with``; contextlib's frames in between are nobody's."""
+def test_a_context_manager_and_the_block_inside_are_distinguished(agent, line_of):
+    """Before, inside and after a ``with``; contextlib's frames in between do not count."""
 
     @contextlib.contextmanager
     def measured():
@@ -233,7 +233,7 @@ def test_frames_of_the_standard_library_are_passed_over(agent, line_of):
 
 
 def test_methods_that_dataclasses_write_are_not_the_users(agent, line_of):
-    """``==`` of two dataclasses compares their tensors in code that nobody wrote; the comparison is the user's."""
+    """``==`` of two dataclasses compares their tensors in generated code; the comparison is the user's."""
 
     @dataclasses.dataclass
     class State:
@@ -310,7 +310,7 @@ def test_a_thread_without_a_line_of_the_users_has_no_site(agent):
 
 
 def test_asyncio_tasks_are_named_by_the_line_they_stand_at(agent, line_of):
-    """The event loop's own frames are nobody's."""
+    """The event loop's own frames do not count."""
 
     async def evaluate(value):
         await asyncio.sleep(0)

@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def agent(cpu_agent):
-    """Paths are told under ``detail="ops"``."""
+    """Paths are reported under ``detail="ops"``."""
     return cpu_agent(detail="ops")
 
 
@@ -107,7 +107,7 @@ def test_a_module_that_is_replaced_keeps_the_path(agent):
 
 
 def test_a_module_that_moved_is_named_by_where_it_is_now(agent):
-    """A path that is no longer true is not told."""
+    """A path that is no longer true is not reported."""
     net = nn.Sequential(nn.Identity(), Masking())
     net(X)
     net[0], net[1] = net[1], nn.Identity()
@@ -152,7 +152,7 @@ def test_a_backward_sync_names_the_module_of_its_forward(agent):
     assert modules(agent) == ["1", "1"]
 
 
-def test_under_syncs_no_path_is_told(cpu_agent):
+def test_under_syncs_there_is_no_path(cpu_agent):
     """It costs a walk that ``detail="syncs"`` does not make."""
     agent = cpu_agent(detail="syncs")
     Masking()(X)

@@ -74,7 +74,7 @@ def test_what_is_not_certain_is_asked_again(passes):
     assert passes.caller(3) is passes.other
 
 
-def test_outside_of_a_backward_pass_nobody_has_called_it(passes):
+def test_outside_of_a_backward_pass_there_is_no_caller(passes):
     passes.standing = (passes.one,)
     assert passes.caller(-1) is None
     assert passes.looks == 0

@@ -19,7 +19,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK
 
 @pytest.fixture(autouse=True)
 def first(no_settings, monkeypatch):
-    """As in a process that nobody has started who is watched."""
+    """As in a process that was not started by a watched one."""
     monkeypatch.setenv(processes.VARIABLE, "")
     monkeypatch.setattr(processes, "_made_by", None)
 
@@ -38,7 +38,7 @@ def test_a_child_belongs_to_the_run_of_its_parent_and_is_another_process():
     assert process != processes.process_id()
 
 
-def test_a_process_started_by_nobody_who_is_watched_is_a_run_of_its_own(monkeypatch):
+def test_a_process_that_no_watched_one_started_is_a_run_of_its_own(monkeypatch):
     first = processes.run_id()
     monkeypatch.delenv(processes.VARIABLE)
     monkeypatch.setattr(processes, "_made_by", None)

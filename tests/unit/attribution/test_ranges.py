@@ -19,7 +19,7 @@ def ranges(agent):
     return [event.ranges for event in agent.events()]
 
 
-def test_open_ranges_are_told_outermost_first(agent):
+def test_open_ranges_are_listed_outermost_first(agent):
     """Nested, side by side, and none once they are closed."""
     with record_function("step"):
         with record_function("loss"):
@@ -105,7 +105,7 @@ def test_a_backward_sync_has_the_ranges_around_backward(agent):
 
 
 def test_a_range_open_at_the_start_of_the_watch_closes_without_harm(cpu_agent):
-    """Its beginning was not seen, so it is not told; what is opened inside is, and its end takes nothing away."""
+    """Its beginning was not seen, so it is not reported; what is opened inside is, and its end closes nothing else."""
     with record_function("before"):
         agent = cpu_agent(detail="syncs")
         with record_function("inside"):
@@ -126,7 +126,7 @@ def test_a_range_of_before_that_ends_inside_another_takes_nothing_away(cpu_agent
 
 
 def test_stop_gives_the_class_its_own_methods_back(cpu_agent):
-    """A range that is still open then closes as ever."""
+    """A range that is still open then closes as usual."""
     own = record_function.__enter__, record_function.__exit__
     agent = cpu_agent(detail="syncs")
     with record_function("open"):

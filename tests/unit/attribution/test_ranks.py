@@ -25,7 +25,7 @@ LAUNCHERS = {
         Rank(3, 0, 8),
     ),
     "rank 0": ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, Rank(0, 0, 1)),
-    "nobody": ({}, Rank(None, None, None)),
+    "no launcher": ({}, Rank(None, None, None)),
     "not a number": ({"RANK": "first", "WORLD_SIZE": "", "SLURM_PROCID": "-1"}, Rank(None, None, None)),
     "a number that int() refuses": ({"RANK": "\u00b2", "WORLD_SIZE": "9" * 5000}, Rank(None, None, None)),
     "a broken value beside a good one": ({"RANK": "?", "SLURM_PROCID": "2"}, Rank(2, None, None)),
@@ -46,7 +46,7 @@ def test_without_an_argument_the_processs_own_environment_is_read(monkeypatch, n
 
 
 def test_events_and_the_report_carry_the_rank(monkeypatch, cpu_agent):
-    """So that the reports of a job's processes can be told apart."""
+    """So that the reports of a job's processes can be distinguished."""
     import torch
 
     monkeypatch.setenv("RANK", "3")
@@ -82,7 +82,7 @@ JOBS = {
         None,
     ),
     "one process": ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None),
-    "nobody": ({}, None),
+    "no launcher": ({}, None),
     "a broken list of attributes": ({"OTEL_RESOURCE_ATTRIBUTES": "syncagent.job.id"}, None),
 }
 

@@ -174,7 +174,7 @@ def test_gradscaler_with_two_optimizers_counts_once(steps):
 
 
 def test_a_leader_that_is_skipped_while_another_steps_counts_once(steps):
-    """The leader's step is skipped, the other's is not: the round is a step all the same."""
+    """The leader's step is skipped, the other's is not: the round is still a step."""
     scaler = torch.amp.GradScaler("cpu")
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
@@ -303,7 +303,7 @@ def test_each_backward_sync_finds_its_own_forward_line(cpu_agent, line_of, detai
     assert [event.forward_site.line for event in backward] == [line_of("second mask"), line_of("first mask")]
 
 
-def test_a_forward_line_is_not_told_where_it_was_not_seen(cpu_agent):
+def test_there_is_no_forward_line_where_it_was_not_seen(cpu_agent):
     """A graph made before the watch began: nothing is guessed."""
     x = torch.tensor([1.0, -1.0, 2.0], requires_grad=True)
     loss = x[x > 0].sum()

@@ -193,7 +193,7 @@ def test_a_full_file_is_written_anew_and_no_sum_is_lost(tmp_path):
     assert "still running" in report.notes[-1]
 
 
-def test_more_syncs_than_it_takes_at_once_are_counted_and_said(run):
+def test_more_syncs_than_it_takes_at_once_are_counted_and_reported(run):
     run.sync()
     run.write()
     run.sync(times=500)
@@ -214,7 +214,7 @@ def test_it_is_its_owners_alone(run, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_torn_last_line_is_left_out_and_said(run, cut):
+def test_a_torn_last_line_is_left_out_and_reported(run, cut):
     run.sync()
     run.write()
     run.sync()
@@ -262,7 +262,7 @@ def test_a_damaged_capture_is_a_report_or_one_sentence(run, seed):
         (b'{"resourceSpans":[]}\n{"resourceSpans":[]}\n', "is a journal of spans, for an OpenTelemetry Collector"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, content, says):
+def test_what_cannot_be_read_is_reported_in_one_sentence(tmp_path, content, says):
     (tmp_path / "c.jsonl").write_bytes(content)
     with pytest.raises(SyncAgentError, match=says):
         files.load(tmp_path / "c.jsonl")
@@ -490,7 +490,7 @@ def test_a_database_reads_it_as_it_is(run):
     assert rows == [(1, 4, 7.0), (2, 1, 1.0), (3, 1, 1.0)]
 
 
-def test_it_is_told_from_a_report_by_its_first_words(run):
+def test_it_is_distinguished_from_a_report_by_its_first_words(run):
     run.sync()
     run.write()
     assert captured.is_capture(run.capture.path.read_bytes())

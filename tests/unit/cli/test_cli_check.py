@@ -28,7 +28,7 @@ def test_a_grown_site_fails_unless_it_is_tolerated(verb, saved, capsys):
 @pytest.mark.parametrize("value", ["much", "-1", "nan", "inf"])
 def test_a_tolerance_is_a_share(verb, saved, capsys, value):
     assert verb("check", saved("new.json"), "--baseline", saved("base.json"), f"--tolerance={value}") == 2
-    assert f"{value!r} is not a share: a number from 0 up, such as 0.1" in capsys.readouterr().err
+    assert f"{value!r} is not a fraction: a number from 0 up, such as 0.1" in capsys.readouterr().err
 
 
 def test_a_baseline_is_needed(verb, saved, capsys):

@@ -86,4 +86,4 @@ def test_a_mistake_of_syncagents_own_is_no_finding(monkeypatch, capsys):
     """Python's exit code would be 1, which says of ``check`` that there are new sites."""
     monkeypatch.setattr("syncagent.report.files.load_merged", lambda _paths: 1 / 0)
     assert main(["check", "x.json", "--baseline", "y.json"]) == 2
-    assert "an error of syncagent's own" in capsys.readouterr().err
+    assert "an internal error of syncagent; please report it" in capsys.readouterr().err

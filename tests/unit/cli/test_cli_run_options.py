@@ -47,7 +47,7 @@ def script(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """``started(*words)`` runs the verb up to where it gives way; returns the command line and what settings it set."""
+    """``started(*words)`` runs the verb until the script replaces it; returns the command line and the new settings."""
 
     class GivenWay(BaseException):  # as of a process that has gone: nothing catches it
         pass
@@ -128,7 +128,7 @@ def test_an_option_becomes_the_settings_variable(started, script, words, variabl
 
 @pytest.mark.parametrize("name", sorted(FLAGS))
 @pytest.mark.parametrize(("form", "value"), [("--{}", "1"), ("--no-{}", "0")])
-def test_a_flag_is_said_or_denied(started, script, name, form, value):
+def test_a_flag_is_yes_or_no(started, script, name, form, value):
     assert started(form.format(name), script)[1] == {"SYNCAGENT": "1", f"SYNCAGENT_{name.upper()}": value}
 
 
@@ -163,7 +163,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(script, capsys, words, senten
     assert capsys.readouterr() == ("", f"{sentence}\n")
 
 
-def test_a_wrong_variable_is_told_before_anything_runs(script, capsys, monkeypatch):
+def test_a_wrong_variable_is_reported_before_anything_runs(script, capsys, monkeypatch):
     monkeypatch.setenv("SYNCAGENT_DETAIL", "all")
     assert main(["run", script]) == 2
     sentence = "syncagent: setting SYNCAGENT_DETAIL is 'all', but it must be one of ops, syncs.\n"

@@ -56,7 +56,7 @@ def test_what_cannot_be_tested_is_one_sentence_and_no_finding(verb, capsys, chil
 def test_a_test_that_breaks_down_is_a_broken_promise(verb, capsys, child, code, how):
     child("", code)
     assert verb("selftest") == 1
-    assert f"BROKEN: {how}; what it said of that stands above\n" in capsys.readouterr().err
+    assert f"BROKEN: {how}; its output is above\n" in capsys.readouterr().err
     assert verb("selftest", "--format", "json") == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
 

@@ -68,7 +68,7 @@ def test_every_row_can_be_found():
         ("aten::index", "forward", "reduce_through_a_mask"),
     ],
 )
-def test_where_a_trace_knows_no_line_the_op_tells(op, phase, name):
+def test_where_a_trace_knows_no_line_the_op_decides(op, phase, name):
     assert advice.find(WaitSite(op, "dynamic_shape", phase=phase)).name == name
 
 

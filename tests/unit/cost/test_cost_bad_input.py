@@ -1,4 +1,4 @@
-"""What is no trace, or not enough of one, is told in one sentence; the command's exit code is then 2."""
+"""A file that is no trace, or not enough of one, is refused in one sentence; the exit code is then 2."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def launches_lost():
         ({"traceEvents": events(cat="hip_runtime")}, "is of an AMD GPU"),
         ({"traceEvents": two_processes()}, "holds 2 processes: give one rank's trace at a time"),
         ({"traceEvents": two_devices()}, "is of 2 GPUs driven by one process"),
-        ({"traceEvents": launches_lost()}, "ties no work of the GPU to the calls that launched it"),
+        ({"traceEvents": launches_lost()}, "links no work of the GPU to the calls that launched it"),
         ({"traceEvents": events(cat="kernel", args={"stream": "seven"})}, "is not a trace that torch.profiler wrote"),
         ({"schema": 1}, "is not a whole syncagent report"),
     ],
@@ -98,7 +98,7 @@ def test_a_bare_list_of_events_is_a_trace_too():
     assert trace.from_values(whole(), "list").bounds
 
 
-def test_events_without_what_a_trace_has_are_told(tmp_path):
+def test_events_that_lack_what_a_trace_has_are_reported(tmp_path):
     with pytest.raises(SyncAgentError, match="an event lacks"):
         trace.from_values(events(cat="gpu_memcpy"), "bad")
 

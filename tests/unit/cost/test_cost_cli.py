@@ -19,7 +19,7 @@ def written(tmp_path, traced):
     return str(file)
 
 
-def test_text_tells_the_whole_and_each_site(tmp_path, capsys):
+def test_text_has_the_total_and_each_site(tmp_path, capsys):
     assert main(["cost", written(tmp_path, training())]) == 0
     printed = capsys.readouterr().out
     assert "5 steps" in printed
@@ -76,7 +76,7 @@ def test_a_report_shows_the_cost_it_has(tmp_path, capsys):
 
 
 def test_the_order_of_a_report_points_at_its_sites(tmp_path, capsys):
-    """The site that gains most by itself need not be the first to mend, nor the only one without a row before it."""
+    """The site that gains most by itself need not be the first to fix, nor the only one without a row before it."""
     report = whole_report()
     first, second = report.sites[:2]
     rows = (replace(first, gain_ms=2.0), replace(second, gain_ms=1.0))

@@ -41,7 +41,7 @@ def test_the_columns_and_the_order_are_shown():
     assert "would gain 3.0 ms" in page
 
 
-def test_syncs_that_cost_nothing_are_said_to():
+def test_syncs_that_cost_nothing_are_reported_as_such():
     shown = text.render(report(*LINES, everything=0.0), width=140)
     assert "cost: none; a step takes 20.0 ms, and would take as long if nothing waited" in shown
 
@@ -86,7 +86,7 @@ class TestCompare:
         steps = compare(report(*LINES, abstained="why"), report(LINES[0])).steps
         assert steps.predicted_ms is None
 
-    def test_without_steps_nothing_is_said(self):
+    def test_without_steps_nothing_is_reported(self):
         old = replace(report(*LINES), cost=None)
         old = replace(old, totals=replace(old.totals, step_ms=None))
         assert compare(old, old).steps is None

@@ -52,7 +52,7 @@ def test_the_hosts_times_scale_and_the_gpus_do_not():
 
 
 def test_a_full_launch_queue_holds_the_host_up():
-    """A host far ahead cannot end its steps before the GPU has room: 3,000 launches a step, 1,000 outstanding."""
+    """A host far ahead cannot end its steps before the GPU has room: 3,000 launches per step, 1,000 outstanding."""
     traced = training(steps=3, kernels=3_000, kernel_us=20.0, host_us=0.0, items=0)
     program = program_of(traced)
     assert replay.run(program.ready(1.0), 1) == pytest.approx(3_000 * 21.0 / 1e3, rel=0.01)
@@ -124,7 +124,7 @@ def test_streams_that_depend_on_each_other_overlap_only_once_the_host_does_not_w
 
 
 def test_a_thread_that_waits_for_work_of_its_own_does_not_hold_the_step_up():
-    """Another thread launches and waits, beside a host that sets the pace: 0.9 ms a step, whether it waits or not."""
+    """Another thread launches and waits, beside a host that sets the pace: 0.9 ms per step, whether it waits or not."""
     traced = Traced()
     for number in range(6):
         began = traced.now
@@ -226,7 +226,7 @@ def test_a_host_that_works_after_a_wait_leaves_the_gpu_idle_as_long(name, target
 
 
 def test_a_wait_for_an_event_in_the_middle_leaves_the_gpu_its_work():
-    """The event stands behind 5 kernels of 10: the wait for it is free, one for the whole stream would not be."""
+    """The event is queued behind 5 kernels of 10: the wait for it is free, one for the whole stream would not be."""
     traced = Traced()
     for number in range(6):
         began = traced.now

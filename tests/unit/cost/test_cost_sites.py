@@ -40,7 +40,7 @@ def test_a_wait_that_no_event_covers_stays_untied():
     assert sites.from_events(whole, waits, [(event(waits[0].start - 5_000, 10, 1), 0)])[0] is None
 
 
-def test_threads_that_wait_at_the_same_time_are_told_apart():
+def test_threads_that_wait_at_the_same_time_are_distinguished():
     """Two threads wait at once, again and again; each event goes with its own thread's wait."""
     traced = Traced()
     events = []
@@ -138,7 +138,7 @@ def test_the_number_of_a_step_in_the_name_of_a_range_does_not_make_a_site():
     assert place("step 1", row=4).key == place("warm-up", row=4).key != place("step 1", row=5).key
 
 
-def test_without_stacks_the_annotation_tells():
+def test_without_stacks_the_annotation_decides():
     traced = training(steps=1)
     traced.event("user_annotation", "log the loss", 900.0, 1e7)
     whole, waits = waits_of(traced)

@@ -41,6 +41,6 @@ def test_the_saving_is_predicted_within_a_fifth_or_a_third_of_a_millisecond(pair
         assert found.gain_all_ms == pytest.approx(truth["saves_ms"], rel=0.2, abs=0.3)
 
 
-def test_every_wait_is_told_apart_by_its_op(pair):
+def test_every_wait_is_distinguished_by_its_op(pair):
     found, _ = pair
     assert all(site.site.op.startswith(("aten::", "cuda")) for site in found.sites)

@@ -146,7 +146,7 @@ def test_a_run_that_ends_too_soon_says_how_many_steps_it_takes(monkeypatch):
     assert window.why == "the run ended before the window: it opens after 3 steps and takes up to 66"
 
 
-def test_a_trace_that_cannot_be_read_is_told(monkeypatch, measured):
+def test_a_trace_that_cannot_be_read_is_reported(monkeypatch, measured):
     gpu = FakeGpu(monkeypatch)
     gpu.traced.events = []
     window = Window(5, 1, lambda _: [], Faults())

@@ -23,7 +23,7 @@ X = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
 
 
 class Memory(Sink):
-    """Remembers what it was told."""
+    """Remembers the calls that it got."""
 
     name = "memory"
 
@@ -64,7 +64,7 @@ def _nothing_said(monkeypatch):
 
 @pytest.fixture
 def held(monkeypatch):
-    """The agent's thread drains only when it is told to."""
+    """The agent's thread drains only on demand."""
     monkeypatch.setattr(pipeline, "_ROUND_S", 3600.0)
 
 
@@ -101,7 +101,7 @@ def test_sinks_are_served_on_the_agents_thread(cpu_agent):
 
 @pytest.mark.parametrize("call", ["events", "step", "flush", "close"])
 def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsys, call):
-    """It is said once on stderr and in the report; the program never hears of it."""
+    """It is reported once on stderr and in the report; the program never notices."""
     broken, sink = Broken(call), Memory()
     agent = cpu_agent(detail="syncs", sinks=(broken, sink))
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(cpu_agent, capsy
 
 @pytest.mark.parametrize("call", ["events", "step", "flush"])
 def test_a_sink_that_fails_is_closed_and_one_that_hangs_then_is_not_waited_for(cpu_agent, monkeypatch, call):
-    """Its files, threads and ports are let go of; whatever comes of that, the run goes on."""
+    """Its files, threads and ports are released; whatever happens then, the run goes on."""
     monkeypatch.setattr(pipeline, "_CLOSE_TIMEOUT_S", 0.05)
     hangs, over = Broken(call), threading.Event()
     hangs.close = lambda: (hangs.told.append(("close",)), over.wait(20))
@@ -210,7 +210,7 @@ def test_threads_that_have_ended_leave_nothing_behind(cpu_agent, recorders):
 
 
 def test_the_agents_thread_outlives_a_fault_of_its_own(cpu_agent, monkeypatch, capsys):
-    """It is told in the report, and the next round is made."""
+    """The report says so, and the next round is made."""
     agent = cpu_agent(detail="syncs")
     once, done = [OSError("surprise")], threading.Event()
     collect = BufferReader.take_events

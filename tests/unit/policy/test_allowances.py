@@ -122,7 +122,7 @@ def test_an_unknown_pack_is_one_sentence_with_those_there_are(cpu_agent):
         ("pkg.mod", "/job/pkg/mod/inner.py", True), ("pkg.mod", "/job/pkg/model.py", False),
     ],
 )  # fmt: skip
-def test_files_and_modules_are_told_by_their_path(entry, file, covered):
+def test_files_and_modules_are_recognized_by_their_path(entry, file, covered):
     """Whole names only."""
     assert Entry.parse(entry, "").covers(CallSite(file, 1, "f")) is covered
 
@@ -190,7 +190,7 @@ def test_an_allowed_line_in_a_hot_loop_is_summed_and_no_count_is_lost(cpu_agent)
 def test_sums_are_kept_apart_by_reason_and_the_loop_is_judged_once_the_block_is_left(cpu_agent):
     """The same line is another matter outside of it."""
     agent = cpu_agent(policy="warn", detail="syncs")
-    with pytest.warns(syncagent.HostSyncWarning):  # noqa: PT031
+    with pytest.warns(syncagent.HostSyncWarning):  # noqa: PT031 - the loop warns once
         for reason in ("one", "other", None):
             with syncagent.allow(reason) if reason else contextlib.nullcontext():
                 for _ in range(300):

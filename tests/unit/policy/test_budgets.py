@@ -64,7 +64,7 @@ def test_allowed_syncs_do_not_count(cpu_agent):
     assert syncs(2) == 1
 
 
-def test_a_warning_tells_of_the_budget_once(cpu_agent, recwarn):
+def test_a_warning_mentions_the_budget_once(cpu_agent, recwarn):
     """Not at each sync beyond it, nor in each step."""
     cpu_agent(policy="warn", max_syncs_per_step=1)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_the_report_counts_what_went_beyond(cpu_agent, recwarn):
 
 
 def test_stall_and_share_budgets():
-    """Milliseconds a step, and a share of the time over a window of steps."""
+    """Milliseconds per step, and a share of the time over a window of steps."""
     budgets = Budgets(sources.load({"max_stall_ms_per_step": 5, "max_stall_share": 0.5, "stall_share_window": 2}, {}))
     assert budgets.set
     assert budgets.after(Phase.FORWARD, 0, 4_000_000) is None
@@ -96,7 +96,7 @@ def test_stall_and_share_budgets():
     assert budgets.after(Phase.FORWARD, 1, 4_900_000) is None  # the window is not full yet
     budgets.step_ended(1, 10_000_000)
     assert budgets.after(Phase.FORWARD, 2, 1) == ("max_stall_share allows 50.0%, and the last 2 steps stalled 54.5%")
-    assert budgets.after(Phase.FORWARD, 2, 1) is None  # told once a step
+    assert budgets.after(Phase.FORWARD, 2, 1) is None  # reported once per step
     budgets.step_ended(2, 100_000_000)
     assert budgets.after(Phase.FORWARD, 3, 1) is None  # the window has moved on
 

@@ -252,7 +252,7 @@ def test_a_gate_that_slept_all_the_time_did_not_hold(cpu_agent):
     X.nonzero()
     report = syncagent.runtime.process.release(agent)
     assert report.run.gate == "failed"
-    assert reasons(report) == ["the policy slept all the time: the first 3 steps pass (warmup_steps), and 0 ended"]
+    assert reasons(report) == ["the policy was never active: the first 3 steps pass (warmup_steps), and 0 ended"]
     agent = cpu_agent(policy="raise", warmup_steps=3)
     assert syncagent.runtime.process.release(agent).run.gate == "held"  # there was nothing to judge
     agent = cpu_agent(policy="raise", warmup_steps=1)

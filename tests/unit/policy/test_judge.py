@@ -161,7 +161,7 @@ def test_the_error_keeps_its_type_and_line_from_anywhere(cpu_agent, place, detai
 # --- warnings and the log ---------------------------------------------------------------------------------------------
 
 
-def test_the_log_tells_of_a_site_at_counts_that_grow(cpu_agent, capsys):
+def test_the_log_mentions_a_site_at_growing_counts(cpu_agent, capsys):
     """1, 10, 100: never one line a call."""
     agent = cpu_agent(policy="warn")
     with warnings.catch_warnings():
@@ -260,7 +260,7 @@ def until(found):
 
 
 def test_a_file_changes_the_policy(cpu_agent, tmp_path, capsys):
-    """It is read at the start and each second; what makes no sense is told once and changes nothing."""
+    """It is read at the start and each second; what makes no sense is reported once and changes nothing."""
     file = tmp_path / "policy"
     file.write_text("warn\n")
     agent = cpu_agent(policy="observe", policy_file=str(file))
@@ -291,7 +291,7 @@ def test_a_signal_turns_observe_into_warn_and_back(cpu_agent):
 
 
 def test_a_signal_is_no_use_off_the_main_thread(cpu_agent):
-    """It is said, and the rest watches."""
+    """It is reported, and everything else works."""
     agent = on_thread(lambda: cpu_agent(policy="observe", policy_signal="USR2"))
     assert any("policy_signal SIGUSR2 has no effect" in note for note in agent.report().notes)
 
@@ -303,7 +303,7 @@ def test_a_signal_that_is_not_to_be_had_is_one_sentence(value):
         syncagent.watch(policy_signal=value)
 
 
-def test_a_policy_file_that_is_no_file_is_said_and_holds_nobody_up(cpu_agent, tmp_path, capsys):
+def test_a_policy_file_that_is_no_file_is_reported_and_nothing_waits_for_it(cpu_agent, tmp_path, capsys):
     """A pipe without a writer; once there is a file in its place, it counts."""
     place = tmp_path / "policy"
     os.mkfifo(place)

@@ -81,8 +81,8 @@ def test_each_entry_names_a_module_and_function_that_exist(name, entry):
     assert Entry.parse(entry.where, "").covers(line)
 
 
-def test_a_function_that_the_library_in_use_does_not_have_is_told_of(monkeypatch):
-    """Nothing is said of modules that are not loaded, nor of a function that this version is known to lack."""
+def test_a_function_that_the_library_in_use_does_not_have_is_reported(monkeypatch):
+    """Modules that are not loaded are not mentioned, nor functions that this version is known to lack."""
     library, inner = ModuleType("lib"), ModuleType("lib.loop")
     library.__version__, inner.Loop = "2.15.0", type("Loop", (), {"log": print})
     monkeypatch.setitem(sys.modules, "lib", library)
@@ -94,7 +94,7 @@ def test_a_function_that_the_library_in_use_does_not_have_is_told_of(monkeypatch
     assert said.startswith("lib.loop:Loop.gone is not in lib 2.15.0: ")
 
 
-def test_a_report_tells_of_functions_that_a_pack_names_in_vain(cpu_agent, monkeypatch):
+def test_a_report_names_the_functions_of_a_pack_that_do_not_exist(cpu_agent, monkeypatch):
     monkeypatch.setattr(packs, "PACKS", {"torch": (packs.Allowance("torch.functional:gone", "it waits by design."),)})
     agent = cpu_agent(allow_packs=("torch",))
     assert any("torch.functional:gone is not in torch" in note for note in agent.report().notes)
@@ -149,7 +149,7 @@ def test_another_distribution_brings_a_pack(brought):
     assert packs.pack("torch") is packs.PACKS["torch"]
 
 
-def test_a_name_that_nobody_brings_is_a_key_error_with_those_that_there_are(brought):
+def test_a_name_without_a_pack_is_a_key_error_that_lists_the_packs(brought):
     brought("ours", ImportError("not to be loaded"))
     with pytest.raises(KeyError, match=r"no allow-pack 'touch'; there are torch, torch\.distributed, .*, ours"):
         packs.pack("touch")

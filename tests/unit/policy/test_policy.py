@@ -232,7 +232,7 @@ def test_allow_needs_no_reason(raising):
     assert reasons(raising) == ["allowed"]
 
 
-def test_an_allowance_is_told_under_observe_too(cpu_agent):
+def test_an_allowance_is_reported_under_observe_too(cpu_agent):
     """So that a report can be read before a stricter policy is chosen."""
     agent = cpu_agent()
     with syncagent.allow("wanted"):
@@ -451,7 +451,7 @@ def test_sites_can_be_allowed_by_module_function_file_and_line(cpu_agent, monkey
 
 
 def test_an_allowed_site_says_which_entry_allows_it(cpu_agent, job):
-    """So that entries nobody needs can be found and removed."""
+    """So that entries which are no longer needed can be found and removed."""
     agent = cpu_agent(allow="other.module, job.loop:evaluate")
     job.evaluate(X)
     job.Trainer().step(X)

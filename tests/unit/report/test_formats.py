@@ -13,30 +13,16 @@ from syncagent.report import formats, origins
 from syncagent.settings.sources import load
 from syncagent.support import report_formats
 from syncagent.support.report_formats import SUFFIXES, TEXT
-
-CSV = '''
-"""The sites as comma-separated values, for a spreadsheet."""
-
-import csv
-import io
-
-
-def render(report):
-    """A heading, and a line for each site."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\\n")
-    writer.writerow(["op", "file", "line", "count", "stall_ms"])
-    writer.writerows([site.op, site.file, site.line, site.count, site.stall_ms] for site in report.sites)
-    return table.getvalue()
-'''
+from tests import contributing
 
 
 @pytest.fixture
 def csv_format(tmp_path, monkeypatch):
-    """A new format: one file among the others, and one line in the registry."""
-    (tmp_path / "csv.py").write_text(CSV)
+    """The format of CONTRIBUTING.md: one file among the others, and one line in the registry."""
+    (tmp_path / "csv.py").write_text(contributing.example("format"))
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
-    monkeypatch.setitem(report_formats.SUFFIXES, "csv", ".csv")
+    for name, suffix in contributing.entries("format", {}).items():
+        monkeypatch.setitem(report_formats.SUFFIXES, name, suffix)
     yield
     sys.modules.pop(f"{formats.__name__}.csv", None)
 
@@ -47,7 +33,7 @@ class TestNewFormat:
         path = report_of(sync(ms=2)).save(tmp_path / "sites.csv")
         assert path.read_text() == "op,file,line,count,stall_ms\naten::nonzero,/home/ada/proj/loss.py,41,1,2.0\n"
 
-    def test_a_run_can_be_told_to_save_it(self, tmp_path):
+    def test_a_run_can_save_it(self, tmp_path):
         assert load({"report": str(tmp_path / "sites.csv")}).report == str(tmp_path / "sites.csv")
         with pytest.raises(ConfigError, match=r"\.json, \.html, \.sarif, \.trace\.json or \.csv"):
             load({"report": "sites.xls"})

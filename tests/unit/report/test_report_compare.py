@@ -39,7 +39,7 @@ class TestMatching:
         other = sync(at(1, file=f"{CWD}/sub/a.py"))
         assert verdicts(report_of(sync(at(1))), report_of(other)) == ["new", "gone"]
 
-    def test_backward_syncs_are_told_apart_by_their_forward_line(self):
+    def test_backward_syncs_are_distinguished_by_their_forward_line(self):
         old, new = report_of(backward_sync()), report_of(backward_sync(forward_site=NONZERO))
         assert verdicts(old, new) == ["new", "gone"]
 
@@ -173,10 +173,10 @@ class TestText:
             "0 sites unchanged\n"
         )
 
-    def test_nothing_at_all_is_said(self):
+    def test_nothing_at_all_is_printed(self):
         assert changes.render(compare(report_of(steps=1), report_of(steps=1))) == "No syncs in either report.\n"
 
-    def test_backward_library_and_allowed_are_told(self):
+    def test_backward_library_and_allowed_are_shown(self):
         shown = changes.render(compare(report_of(steps=1), whole_report()))
         assert "forward loss.py:57: kept = logits[mask]" in shown
         assert "library transformers/trainer.py:9: float(x)" in shown

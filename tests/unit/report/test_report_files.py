@@ -92,7 +92,7 @@ class TestSave:
         with pytest.raises(ConfigError, match=r"^the report cannot be written to .*: (file name too long|embedded)"):
             whole_report().save(path)
 
-    def test_a_disk_without_room_is_told_and_what_was_there_stays(self, tmp_path):
+    def test_a_disk_without_room_is_reported_and_what_was_there_stays(self, tmp_path):
         """Here it is a limit on the size of files, which fails as a full disk does: in the middle of a write."""
         resource = pytest.importorskip("resource")
         path = whole_report().save(tmp_path / "x.json")
@@ -113,7 +113,7 @@ class TestSave:
             whole_report().save(path)
         assert str(caught.value) == f"the report cannot be written to '{path}': a folder in this path is a file"
 
-    def test_a_directory_in_its_place_is_told_and_no_temporary_file_stays(self, tmp_path):
+    def test_a_directory_in_its_place_is_reported_and_no_temporary_file_stays(self, tmp_path):
         (tmp_path / "x.html").mkdir()
         with pytest.raises(ConfigError, match="cannot be written"):
             files.write_atomically(tmp_path / "x.html", "text")
@@ -126,7 +126,7 @@ class TestSave:
 
 class TestLoad:
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"hello"])
-    def test_what_is_not_json_is_told_in_one_sentence(self, tmp_path, content):
+    def test_what_is_not_json_is_reported_in_one_sentence(self, tmp_path, content):
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(
             SyncAgentError, match=r"x.json' is not a syncagent report: it is not whole JSON \("
@@ -134,18 +134,18 @@ class TestLoad:
             Report.load(tmp_path / "x.json")
         assert "\n" not in str(caught.value)
 
-    def test_a_truncated_report_is_told(self, tmp_path):
+    def test_a_truncated_report_is_reported(self, tmp_path):
         path = whole_report().save(tmp_path / "x.json")
         path.write_text(path.read_text()[:-200])
         with pytest.raises(SyncAgentError, match="not whole JSON"):
             Report.load(path)
 
-    def test_another_tools_json_is_told(self, tmp_path):
+    def test_another_tools_json_is_reported(self, tmp_path):
         (tmp_path / "x.json").write_text(json.dumps({"traceEvents": []}))
         with pytest.raises(SyncAgentError, match='it has no key "schema"'):
             Report.load(tmp_path / "x.json")
 
-    def test_a_missing_file_is_told(self, tmp_path):
+    def test_a_missing_file_is_reported(self, tmp_path):
         with pytest.raises(SyncAgentError, match=r"cannot read the report .*: no such file or directory"):
             Report.load(tmp_path / "x.json")
 
@@ -157,6 +157,6 @@ class TestLoadMerged:
         whole_report().save(tmp_path / "x.trace.json")
         assert files.load_merged([tmp_path]).run.ranks == (0, 1)
 
-    def test_an_empty_directory_is_told(self, tmp_path):
+    def test_an_empty_directory_is_reported(self, tmp_path):
         with pytest.raises(SyncAgentError, match="there is no report in the directory"):
             files.load_merged([tmp_path])

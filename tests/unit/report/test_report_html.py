@@ -86,7 +86,7 @@ def test_no_syncs_is_stated_with_what_it_means():
     assert "this says nothing" in Page(html.render(replace(report_of(), sensors=()))).text
 
 
-def test_ranks_and_simulation_are_told():
+def test_ranks_and_simulation_are_shown():
     page = Page(html.render(merge([whole_report(rank=rank, simulated=True) for rank in (0, 1)])))
     assert "2 ranks" in page.text
     assert "Simulated device" in page.text

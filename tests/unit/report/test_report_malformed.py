@@ -141,7 +141,7 @@ def test_a_file_of_anything_is_refused_in_one_sentence(content, capsys, tmp_path
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge", "directory", "unreadable name"])
 def test_a_path_with_no_readable_file_is_refused_in_one_sentence(kind, capsys, tmp_path, good):
-    """At once: nobody waits for the other end of a pipe."""
+    """At once: nothing waits for the other end of a pipe."""
     path = tmp_path / "bad.json"
     if kind == "pipe":
         os.mkfifo(path)

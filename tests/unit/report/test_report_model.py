@@ -111,7 +111,7 @@ def _set(value, *path):
 
 
 class TestMalformed:
-    """Whatever is wrong with a report's dictionary is said in one sentence that names the place."""
+    """Whatever is wrong with a report's dictionary is reported in one sentence that names the place."""
 
     @pytest.mark.parametrize(
         ("change", "sentence"),

@@ -90,7 +90,7 @@ def test_a_report_of_an_older_version_is_replaced(saved, tmp_path):
 
 
 def test_a_file_that_only_has_such_a_name_is_left_alone(saved, tmp_path):
-    """Somebody's own report of another run, and a file that is none."""
+    """The user's own report of another run, and a file that is no report."""
     os.rename(tmp_path / saved(run="kept", process="k"), tmp_path / "r.1.json")
     (tmp_path / "r.2.json").write_text("mine")
     assert [saved(process=process) for process in "ab"] == ["r.json", "r.3.json"]
@@ -141,7 +141,7 @@ def test_nothing_is_added_where_that_is_not_wanted(tmp_path, saved, monkeypatch)
     assert files.save_beside(report, tmp_path / "s.json", may_add=False) == tmp_path / "s.json"
 
 
-def test_what_other_processes_of_the_run_have_saved_can_be_told(tmp_path, saved):
+def test_what_other_processes_of_the_run_have_saved_is_known(tmp_path, saved):
     for process in "abc":
         saved(process=process)
     saved("s.json", run="another", process="d")
@@ -150,7 +150,7 @@ def test_what_other_processes_of_the_run_have_saved_can_be_told(tmp_path, saved)
     assert files.saved_by_others(own, tmp_path / "s.json") == []
 
 
-def test_a_number_that_was_added_is_said(saved, capsys, monkeypatch):
+def test_a_number_that_was_added_is_reported(saved, capsys, monkeypatch):
     from syncagent.support import log
 
     monkeypatch.setattr(log, "_said", set())

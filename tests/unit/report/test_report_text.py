@@ -179,7 +179,7 @@ class TestEmit:
         assert b"1 host sync" in raw.getvalue()
 
 
-def test_the_ops_of_a_line_are_told_where_there_are_several_and_what_no_gate_counts():
+def test_the_ops_of_a_line_are_shown_where_there_are_several_and_what_no_gate_counts():
     shown = text.render(report_of(sync(ms=3), sync(op="aten::unique"), sync(op="aten::unique"), sync(MASK)), width=80)
     assert shown.count("aten::nonzero 1, aten::unique 2") == 1
     assert "depends on the driver's state" not in shown

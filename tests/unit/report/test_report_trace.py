@@ -22,11 +22,11 @@ def test_a_sync_is_a_slice_of_its_length_at_its_time():
     assert second["args"]["where"] == "loss.py:57"
 
 
-def test_a_sync_whose_site_has_a_price_says_it():
+def test_a_sync_has_the_cost_of_its_site():
     report = report_of(sync())
     assert "advice" not in drawn(report)[0]["args"]
-    priced = replace(report.sites[0], gain_ms=1.5, idle_ms=0.0, advice="write this")
-    arguments = drawn(replace(report, sites=(priced,)))[0]["args"]
+    with_cost = replace(report.sites[0], gain_ms=1.5, idle_ms=0.0, advice="write this")
+    arguments = drawn(replace(report, sites=(with_cost,)))[0]["args"]
     assert (arguments["site_gain_ms_a_step"], arguments["site_idle_ms_a_step"]) == (1.5, 0.0)
     assert arguments["advice"] == "write this"
 

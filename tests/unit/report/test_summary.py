@@ -229,13 +229,13 @@ class TestWhatIsLeftOut:
     def notes(self, summary, ops=()):
         return summary.snapshot(run_info(), ops=ops).notes
 
-    def test_nothing_is_said_below_the_limits(self):
+    def test_nothing_is_reported_below_the_limits(self):
         summary = Summary(newest=2, max_sites=2, max_ops=1)
         summary.events([sync(), sync(MASK)])
         summary.step(step())
         assert self.notes(summary, [OpCount("aten::add", NONZERO, Phase.FORWARD, 1, 1)]) == ()
 
-    def test_each_limit_that_is_reached_is_said(self, monkeypatch):
+    def test_each_limit_that_is_reached_is_reported(self, monkeypatch):
         monkeypatch.setattr("syncagent.report.summary._PENDING", 5)
         summary = Summary(newest=2, max_sites=1, max_ops=1)
         for number in range(3):

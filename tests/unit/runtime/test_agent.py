@@ -60,7 +60,7 @@ def test_watch_watches_what_runs_inside():
 
 
 def test_watch_takes_every_setting_as_a_keyword():
-    """And settles them when it is made: a wrong one is told before anything runs."""
+    """And settles them when it is made: a wrong one is refused before anything runs."""
     with syncagent.watch(policy="warn", detail="syncs", max_events=3) as agent:
         assert (agent.settings.policy, agent.settings.detail, agent.settings.max_events) == ("warn", "syncs", 3)
     with pytest.raises(syncagent.ConfigError, match="setting policy is 'loud'"):
@@ -130,7 +130,7 @@ def test_a_watched_function_may_call_itself():
 
 
 def test_a_watch_inside_a_watch_is_a_region_of_it(messages):
-    """It ends nothing and has the same sensors; that ``detail`` cannot change inside is said."""
+    """It ends nothing and has the same sensors; the log says that ``detail`` cannot change inside."""
     with syncagent.watch(detail="syncs") as outer:
         with syncagent.watch(detail="ops") as inner:
             assert syncagent.current() is inner
@@ -167,7 +167,7 @@ def test_stop_returns_the_report_of_what_start_began(tmp_path):
 
 
 def test_a_second_start_returns_the_agent_that_runs(messages):
-    """With the same settings nothing is said; with others, that they are not applied."""
+    """With the same settings nothing is logged; with others, that they are not applied."""
     agent = syncagent.start(detail="syncs")
     assert syncagent.start(detail="syncs") is agent
     assert messages == []
@@ -417,7 +417,7 @@ def _in_the_child(queue, agent, recorder):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_the_agent_delivers_does_not_hang_the_child(monkeypatch):
-    """Locks that other threads held at that moment are nobody's in the child."""
+    """Locks that other threads held at that moment have no owner in the child."""
     inside, go_on = threading.Event(), threading.Event()
 
     class Slow(Sink):

@@ -817,7 +817,7 @@ def _in_the_child(queue, region):
 # --- what is shared ---------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_change_inside_is_said_with_both_values(cpu_agent, messages):
+def test_what_cannot_change_inside_is_reported_with_both_values(cpu_agent, messages):
     """Only what was asked for and differs, once; the region's report says it each time."""
     cpu_agent(detail="syncs", copies="all")
     for _ in range(2):
@@ -845,7 +845,7 @@ def test_a_second_start_says_which_settings_differ(messages):
 
 
 def test_a_region_that_raises_sees_every_copy_where_they_are_sampled(cpu_agent, host):
-    """From its start to its end, on its thread; each stands for itself, and those outside are scaled up as ever."""
+    """From its start to its end, on its thread; each stands for itself, and those outside are scaled up as usual."""
     agent = cpu_agent(detail="syncs")
     there, here = torch.zeros(3), host(torch.ones(3))
 

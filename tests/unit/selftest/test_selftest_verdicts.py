@@ -51,7 +51,7 @@ def test_a_sync_that_is_reported_as_it_was_is_right():
         ((event(14.0),), "reported a stall of 14.00 ms in a call of 10.20 ms"),
     ],
 )
-def test_what_is_wrong_about_a_sync_is_said(events, why):
+def test_what_is_wrong_about_a_sync_is_reported(events, why):
     found = verdict(READ, *events)
     assert (found.status, found.why) == ("BROKEN", why)
 
@@ -93,7 +93,7 @@ def test_what_stop_leaves_behind_is_named():
     before, during = {"a mode": 0, "a hook": 0}, {"a mode": 1, "a hook": 1}
     assert promises.leaves_nothing(before, during, before, "ops").status == "ok"
     left = promises.leaves_nothing(before, during, {"a mode": 0, "a hook": 1}, "ops")
-    assert (left.status, left.said) == ("BROKEN", "a hook was not put back")
+    assert (left.status, left.said) == ("BROKEN", "a hook was not restored")
 
 
 def test_a_clean_end_proves_nothing_where_nothing_was_put_in():

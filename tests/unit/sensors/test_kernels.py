@@ -183,7 +183,7 @@ def test_a_value_on_the_host_assigned_to_an_element_is_a_copy(agent, host, line_
     assert x[1, 2] == 9.0
 
 
-def test_an_event_tells_the_shapes_of_its_tensors(agent):
+def test_an_event_has_the_shapes_of_its_tensors(agent):
     """The op's own arguments: for an index, the tensor and what it was indexed with."""
     X[MASK]
     [event] = agent.events()
@@ -273,7 +273,7 @@ def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):
 
 
 def test_ops_of_other_devices_pass_through(host):
-    """The kernels stand where calls for every backend come by; those for others are theirs alone."""
+    """The kernels are where calls for every backend pass; those for other backends are left alone."""
     watching = Kernels(copies="all", device_key=None)  # watches CUDA, and there is none
     watching.start()
     try:
@@ -427,7 +427,7 @@ def test_a_fault_of_a_predicate_is_kept_for_the_report_and_never_reaches_the_pro
 
 
 def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch):
-    """Before the wait as after it; the sync is counted, though no more is known of it, and in time nobody asks."""
+    """Before the wait as after it; the sync is counted without attribution, which is switched off after a while."""
     watching = sensor()
     tries = []
     monkeypatch.setattr(watching.recorder.locator.sites, "walk", lambda *_: tries.append(1) or 1 / 0)
@@ -442,7 +442,7 @@ def test_a_fault_while_recording_is_kept_for_the_report_too(sensor, monkeypatch)
     ]
 
 
-def test_an_op_that_torch_does_not_have_is_said_and_the_others_are_hooked(sensor):
+def test_an_op_that_torch_does_not_have_is_reported_and_the_others_are_hooked(sensor):
     """Tables are newer than some torch; the report names what it misses."""
     always = next(rule.waits for rule in RULES if rule.op == "aten::nonzero")
     watching = sensor([Rule("aten::no_such_op", always, always, ""), Rule("aten::nonzero", always, always, "")])
@@ -469,7 +469,7 @@ def test_stop_gives_every_op_its_own_kernel_back(sensor):
 
 
 def test_two_agents_one_after_the_other_each_see_their_own(cpu_agent):
-    """What the second sees is not told to the first."""
+    """What the second sees does not reach the first."""
     first = cpu_agent(detail="syncs")
     X.nonzero()
     syncagent_release(first)

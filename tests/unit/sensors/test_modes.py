@@ -75,7 +75,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_call_is_named_as_a_user_would_write_it(ops, name):
-    """Public names, whatever C function or wrapper stands behind them."""
+    """Public names, whatever C function or wrapper implements them."""
     CALLS[name]()
     assert {event.api for event in ops.events()} == {name}
 
@@ -125,7 +125,7 @@ def test_every_op_is_counted_at_its_line(ops, line_of):
 
 
 def test_the_report_shows_where_host_time_goes_between_syncs(ops):
-    """``report().ops`` holds host time by op and line; stalls are told apart."""
+    """``report().ops`` holds host time by op and line; stalls are listed separately."""
     X.mul(2)
     X.nonzero()
     rows = {row.op: row for row in ops.report().ops}

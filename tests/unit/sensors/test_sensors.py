@@ -1,26 +1,23 @@
-"""Sensors and the set that an agent runs; with an example of a new sensor, and one of a new rule."""
+"""Sensors and the set that an agent runs; the example of a new sensor is that of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 import syncagent
-from syncagent import SyncKind
 from syncagent.recording.recorder import Recorder
 from syncagent.rules import table
-from syncagent.rules.predicates import nonempty
-from syncagent.rules.rule import Rule
 from syncagent.selftest import patch_audit
 from syncagent.sensors import registry
-from syncagent.sensors.base import Conditions, Sensor
+from syncagent.sensors.base import Conditions
 from syncagent.sensors.registry import SENSORS, SensorSet
 from syncagent.settings import sources
 from syncagent.torchbridge.internals import look_up
-from syncagent.torchbridge.patches import Patches
+from tests import contributing
 from tests.unit.tools import forbidden
 
 # --- an example of a new sensor ---------------------------------------------------------------------------------------
@@ -35,58 +32,12 @@ class Camera:
         return "frame"
 
 
-class CameraSensor(Sensor):
-    """Times waits for the camera."""
-
-    name = "camera"
-
-    def __init__(self, recorder, conditions):
-        super().__init__(recorder, conditions)
-        self._patches = Patches()
-
-    @classmethod
-    def is_wanted(cls, conditions):
-        return True
-
-    @property
-    def live(self):
-        return bool(self._patches)
-
-    def start(self):
-        self._patches.wrap(Camera, "wait_for_frame", self._watched)
-
-    def stop(self):
-        self._patches.restore()
-
-    @classmethod
-    def footprint(cls):
-        return {"Camera.wait_for_frame": Camera.wait_for_frame}
-
-    def _watched(self, original):
-        recorder, kind = self._recorder, SyncKind.OTHER
-
-        def wait_for_frame():
-            state, frame = recorder.threads.current(), sys._getframe(1)
-            if state.op is not None:  # a sensor further out is timing this wait
-                return original()
-            allowed = recorder.ask("camera.wait", kind, frame, state, (), self.name)
-            context = recorder.describe(state, "camera.wait", kind, frame, (), self.name, allowed)
-            started = time.perf_counter_ns()
-            state.op = "camera.wait"
-            try:
-                return original()
-            finally:
-                returned = time.perf_counter_ns()
-                state.op = None
-                recorder.settle(state, context, kind, started, returned - started, returned)
-
-        return staticmethod(wait_for_frame)
-
-
 @pytest.fixture
-def camera_sensor(monkeypatch):
-    """The registry has one line more."""
-    monkeypatch.setattr(registry, "SENSORS", (*SENSORS, CameraSensor))
+def camera_sensor(monkeypatch, tmp_path):
+    """The sensor of CONTRIBUTING.md, and its line in the registry."""
+    monkeypatch.setitem(sys.modules, "camera", SimpleNamespace(Camera=Camera))
+    added = contributing.entries("sensor", vars(contributing.module("sensor", tmp_path)))
+    monkeypatch.setattr(registry, "SENSORS", (*SENSORS, *added))
 
 
 def test_a_new_sensor_needs_a_line_in_the_registry(camera_sensor, cpu_agent, line_of):
@@ -111,22 +62,7 @@ def test_the_policy_judges_what_a_new_sensor_sees(camera_sensor, cpu_agent):
     assert [event.violation for event in agent.events()] == [True]
 
 
-# --- an example of a new rule -----------------------------------------------------------------------------------------
-
-CUMSUM = Rule("aten::cumsum", nonempty(SyncKind.OTHER), nonempty(SyncKind.OTHER), "an example: it does not wait")
-
-
-@pytest.fixture
-def more_rules(monkeypatch):
-    """The table has one row more."""
-    monkeypatch.setattr(table, "RULES", (*table.RULES, CUMSUM))
-
-
-def test_a_new_rule_needs_a_row_in_the_table(more_rules, cpu_agent):
-    agent = cpu_agent(detail="syncs")
-    torch.ones(3).cumsum(0)
-    torch.ones(0).cumsum(0)
-    assert [(event.op, event.kind) for event in agent.events()] == [("aten::cumsum", "other")]
+# --- rules ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_rule_is_for_an_op_that_this_torch_or_another_has():

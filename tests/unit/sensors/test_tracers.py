@@ -56,7 +56,7 @@ class Wrapped(torch.Tensor):
 
 
 class Ops(TorchDispatchMode):
-    """Writes down which ops come by."""
+    """Writes down which ops pass."""
 
     def __init__(self):
         super().__init__()

@@ -62,7 +62,7 @@ def test_the_nearest_project_file_counts(tmp_path, monkeypatch):
     ids=["broken", "tool", "table", "bytes"],
 )
 def test_a_project_file_that_cannot_be_understood_is_no_obstacle(tmp_path, text):
-    """Nobody's training stops over another tool's file."""
+    """No training stops because of another tool's file."""
     (tmp_path / "pyproject.toml").write_bytes(text.encode("latin-1"))
     assert load() == Settings()
 
@@ -254,7 +254,7 @@ def test_a_wrong_value_in_the_project_file_names_the_file(tmp_path, name, value)
 
 
 @pytest.mark.parametrize("path", ["report.txt", "report", "out/report.JSON5", ".json"])
-def test_a_report_whose_suffix_means_no_format_is_told_before_the_run(path):
+def test_a_report_whose_suffix_means_no_format_is_reported_before_the_run(path):
     """Not at its end, when what was seen could no longer be saved."""
     with pytest.raises(ConfigError) as error:
         load({"report": path})
@@ -271,13 +271,13 @@ def test_a_report_may_be_any_of_the_formats_or_a_directory(path):
     assert load({"report": path}).report == path
 
 
-def test_an_allowance_that_is_no_text_is_told_too():
+def test_an_allowance_that_is_no_text_is_reported_too():
     """A list of names is wanted."""
     with pytest.raises(ConfigError, match="setting allow is 7, but it must be a list of names"):
         load({"allow": 7})
 
 
-def test_a_setting_that_does_not_exist_is_said_with_those_that_do(tmp_path):
+def test_a_setting_that_does_not_exist_is_reported_with_those_that_do(tmp_path):
     """As a keyword and in the project file."""
     with pytest.raises(ConfigError) as error:
         load({"polcy": "warn"})

@@ -82,8 +82,8 @@ class TestWhichFile:
 
 class TestWhoseFile:
     @as_root
-    def test_a_strangers_file_is_not_read_and_that_is_said(self, tmp_path):
-        """Though it stands nearest, and though the folder is one that everybody may write to."""
+    def test_a_strangers_file_is_not_read_and_that_is_reported(self, tmp_path):
+        """Even if it is the nearest one, and even in a folder that is writable by everyone."""
         tmp_path.chmod(0o1777)
         file = write(tmp_path)
         os.chown(file, STRANGER, STRANGER)
@@ -91,7 +91,7 @@ class TestWhoseFile:
 
     @as_root
     def test_the_owner_of_the_script_decides_already(self, tmp_path, monkeypatch):
-        """Containers run as root over code that somebody else owns."""
+        """Containers run as root over code that another user owns."""
         os.chown(write(tmp_path), STRANGER, STRANGER)
         (tmp_path / "train.py").write_text("")
         monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
@@ -121,7 +121,7 @@ class TestWhoseFile:
     def test_a_file_that_everybody_may_write_to_is_not_read(self, tmp_path):
         file = write(tmp_path)
         file.chmod(0o666)
-        assert ignored(file) == "everybody may write to it"
+        assert ignored(file) == "anyone may write to it"
         file.chmod(0o664)
         assert sources.load().policy == "warn"
 
@@ -156,18 +156,18 @@ class TestWhatCannotBeRead:
         ],
         ids=["broken", "encoding", "deep", "table"],
     )
-    def test_a_broken_file_is_said(self, tmp_path, content, says):
+    def test_a_broken_file_is_reported(self, tmp_path, content, says):
         (tmp_path / "pyproject.toml").write_bytes(content)
         assert ignored(tmp_path / "pyproject.toml").startswith(says)
 
     @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a device"])
-    def test_what_is_no_file_is_said_at_once(self, tmp_path, kind):
-        """And nobody waits for the other end of a pipe."""
+    def test_what_is_no_file_is_reported_at_once(self, tmp_path, kind):
+        """And nothing waits for the other end of a pipe."""
         path = tmp_path / "pyproject.toml"
         {"a pipe": os.mkfifo, "a directory": Path.mkdir, "a device": lambda p: p.symlink_to("/dev/zero")}[kind](path)
         assert ignored(path) == f"it is {kind}, not a regular file"
 
-    def test_a_file_of_any_size_is_said(self, tmp_path):
+    def test_a_file_of_any_size_is_reported(self, tmp_path):
         with (tmp_path / "pyproject.toml").open("wb") as stream:
             stream.truncate(2**33)
         assert re.fullmatch(r"it has more than \d+ MiB", ignored(tmp_path / "pyproject.toml"))

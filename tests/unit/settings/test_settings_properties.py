@@ -115,7 +115,7 @@ def test_what_is_taken_is_taken_again(name, text):
 @quick
 @given(name=st.text(max_size=12).filter(lambda name: name not in NAMES), value=ANYTHING)
 def test_a_setting_that_does_not_exist_is_refused_in_one_line(name, value):
-    """As a keyword; a variable that does not exist is somebody else's."""
+    """As a keyword; a variable that does not exist belongs to something else."""
     if value is not None:
         assert settled({name: value}) is None
     assert settled(environment={f"SYNCAGENT_{name}": "x"}) == schema.Settings() or f"SYNCAGENT_{name}" in {

@@ -1,4 +1,4 @@
-"""A variable that means nothing is said with the one that was meant."""
+"""A variable that means nothing is reported with the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NAMES = [setting.name for setting in fields(schema.Settings) if "parse" in setti
 def test_the_nearest_name_is_given(variable, meant):
     """And never the value, which may be a secret."""
     [sentence] = sources.load(environment={variable: "raise"}).warnings
-    assert sentence == f"the variable {variable} is no setting of syncagent; did you mean {meant}?"
+    assert sentence == f"the variable {variable} is not a setting of syncagent; did you mean {meant}?"
 
 
-def test_a_name_like_no_other_is_said_without_a_guess():
+def test_a_name_like_no_other_is_reported_without_a_guess():
     assert unknown_variables({"SYNCAGENT_COLOUR_SCHEME": "x"}) == [
-        "the variable SYNCAGENT_COLOUR_SCHEME is no setting of syncagent"
+        "the variable SYNCAGENT_COLOUR_SCHEME is not a setting of syncagent"
     ]
 
 

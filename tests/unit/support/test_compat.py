@@ -75,7 +75,7 @@ def collecting():
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_frames_of_all_threads_are_told_and_collection_stays_as_it_was(collecting, enabled):
+def test_the_frames_of_all_threads_are_returned_and_collection_stays_as_it_was(collecting, enabled):
     (gc.enable if enabled else gc.disable)()
     frame = current_frames()[threading.get_ident()]
     assert frame.f_back is sys._getframe()

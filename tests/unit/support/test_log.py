@@ -53,7 +53,7 @@ def test_the_level_can_be_set(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["SYNCAGENT_LOG_LEVEL", "SYNCAGENT_LOG_FORMAT"])
-def test_a_setting_that_is_not_allowed_is_said_and_ignored(capsys, monkeypatch, variable):
+def test_a_setting_that_is_not_allowed_is_reported_and_ignored(capsys, monkeypatch, variable):
     monkeypatch.setenv(variable, "loud")
     get_logger().info("hello")
     complaint, line = capsys.readouterr().err.splitlines()

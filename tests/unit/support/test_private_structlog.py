@@ -21,7 +21,7 @@ print(load() is structlog)
 
 
 def test_the_agents_structlog_draws_no_random_number_and_the_programs_is_another(python):
-    """rich, which structlog loads where it can, draws one; the program's structlog has rich as ever."""
+    """rich, which structlog loads where it can, draws one; the program's structlog has rich as usual."""
     done = python("-c", SCRIPT)
     assert done.stdout.splitlines() == ["True", "[]", "True", "False"]
     assert "said value=1" in done.stderr

@@ -89,7 +89,7 @@ def test_gzip_that_unpacks_to_a_hundred_times_its_size_is_refused_early():
 
 
 @pytest.mark.parametrize("end", [5, 12, 40])
-def test_gzip_without_an_end_is_told_from_what_is_no_gzip(end):
+def test_gzip_without_an_end_is_distinguished_from_what_is_no_gzip(end):
     with pytest.raises(EOFError):
         reading.unpacked(gzip.compress(os.urandom(100))[:end], 1000)
     with pytest.raises(zlib.error):

@@ -137,7 +137,7 @@ def test_it_is_private_to_its_owner_or_as_asked_for(tmp_path, spans):
 
 
 def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, monkeypatch, spans, capsys):
-    """Names of journals can be guessed, so whoever may write there may lay one ready."""
+    """Names of journals can be guessed, so anyone who may write there can prepare one."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".syncagent").mkdir()
@@ -146,7 +146,7 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert exporter.path.parent.name.startswith("syncagent-")
-    assert "everybody may write to it" in capsys.readouterr().err
+    assert "anyone may write to it" in capsys.readouterr().err
     (tmp_path / ".syncagent").rmdir()
     before = os.umask(0)
     try:
@@ -161,7 +161,7 @@ def test_a_folder_of_its_own_that_anybody_may_write_to_is_not_used(tmp_path, mon
 
 @pytest.mark.parametrize("there", ["link", "fifo"])
 def test_what_is_no_file_in_its_place_is_left_alone(tmp_path, monkeypatch, spans, capsys, there):
-    """It goes elsewhere, which is said."""
+    """It goes elsewhere, and the log says so."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     wanted = tmp_path / "j.jsonl"
     (tmp_path / "precious").write_text("precious")

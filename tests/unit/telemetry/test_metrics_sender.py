@@ -21,7 +21,7 @@ DATA = object()
 
 
 class Collector:
-    """Does with each export what it is told to."""
+    """Does with each export what the test asks for."""
 
     def __init__(self, answer=lambda: MetricExportResult.SUCCESS):
         self.answer = answer
@@ -79,7 +79,7 @@ def test_an_export_that_fails_is_made_up_for_by_the_next():
     assert told == []
 
 
-def test_failing_for_long_is_said_once(monkeypatch):
+def test_failing_for_long_is_reported_once(monkeypatch):
     monkeypatch.setattr(metric_sender, "PATIENCE_S", 0.0)
     collector = Collector(fail)
     sender, told = sender_to(collector, interval_s=0.01)
@@ -89,7 +89,7 @@ def test_failing_for_long_is_said_once(monkeypatch):
 
 
 @pytest.mark.parametrize("collect", [lambda: [DATA], lambda: 1 / 0])
-def test_failing_at_the_end_is_said(collect):
+def test_failing_at_the_end_is_reported(collect):
     sender, told = sender_to(Collector(fail), collect)
     sender.close()
     assert len(told) == 1
@@ -212,7 +212,7 @@ def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(environ, 
 
 
 class Throttling(CollectorResponses):
-    """Answers of a collector that wants to be left alone until it is told otherwise."""
+    """Responses of a collector that wants no requests until the test says otherwise."""
 
     def __init__(self, left_s):
         super().__init__()
@@ -240,11 +240,11 @@ def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long():
     assert (collector.count, collector.is_shut) == (0, True)
 
 
-def test_data_points_that_are_not_taken_are_told_of():
+def test_rejected_data_points_are_reported():
     class Rejecting(CollectorResponses):
         def take_rejected(self):
             return 3, "too old"
 
     sender, told = sender_to(Collector(), interval_s=3600, responses=Rejecting())
     sender.close()
-    assert told == ["it does not take some: too old"]
+    assert told == ["it rejected some: too old"]

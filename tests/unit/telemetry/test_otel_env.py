@@ -138,7 +138,7 @@ def test_an_empty_value_is_as_good_as_none():
 
 
 @pytest.mark.parametrize("value", ["token", "a b=1", "=1", "x=a%0Ab", "x=caf\u00e9", "ok=1,\u00e4=2"])
-def test_headers_that_cannot_be_sent_are_told_without_their_values(value):
+def test_headers_that_cannot_be_sent_are_reported_without_their_values(value):
     """They may be secrets; the SDK would leave them out, and show them."""
     with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_HEADERS=\\(not shown\\) is not allowed"):
         otel_env.check(ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": value})
@@ -151,7 +151,7 @@ def test_headers_that_can_be_sent_are_let_pass(value):
     otel_env.check(ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": value})
 
 
-def test_a_value_of_any_length_is_told_in_one_line():
+def test_a_value_of_any_length_is_reported_in_one_line():
     with pytest.raises(ConfigError) as caught:
         otel_env.check({"OTEL_TRACES_SAMPLER": "x" * 100_000})
     assert len(str(caught.value)) < 500

@@ -19,7 +19,7 @@ FOREVER_MS = 30_000
 
 
 class Collector(SpanExporter):
-    """Does with each batch what it is told to."""
+    """Does with each batch what the test asks for."""
 
     def __init__(self, answer=lambda: SpanExportResult.SUCCESS):
         self.answer = answer
@@ -47,7 +47,7 @@ def outbox_to(collector, **options):
     return provider, end, told
 
 
-def test_two_that_complain_in_the_same_words_are_both_heard():
+def test_two_that_complain_in_the_same_words_are_both_reported():
     """The SDK's exporters over gRPC let pass one of two complaints alike, be they of spans and of metrics."""
     complains = logging.getLogger("opentelemetry.exporter.test_two")
     complains.addFilter(DuplicateFilter())
@@ -107,7 +107,7 @@ def test_spans_go_when_they_have_waited_long_enough():
 
 
 @pytest.mark.parametrize("way", ["reports", "raises"])
-def test_failures_are_counted_and_told_once(way):
+def test_failures_are_counted_and_reported_once(way):
     def answer():
         if way == "raises":
             raise OSError("disk full")
@@ -201,7 +201,7 @@ def test_a_forked_child_has_an_outbox_of_its_own():
 
 
 class Throttling(CollectorResponses):
-    """Answers of a collector that wants to be left alone until it is told otherwise."""
+    """Responses of a collector that wants no requests until the test says otherwise."""
 
     def __init__(self):
         super().__init__()

@@ -106,7 +106,7 @@ class TestLabels:
             "code_function_name": "loss",
         }
 
-    def test_the_rest_of_the_resource_is_told_once(self):
+    def test_the_rest_of_the_resource_is_sent_once(self):
         ((_, labels),) = samples([])
         assert dict(labels)["team"] == "x"
 
@@ -167,7 +167,7 @@ class TestAddress:
         assert [Address({}, rank).port for rank in (None, 0, 7)] == [9464, 9464, 9471]
         assert Address({PORT: "9000"}, 3).port == 9003
 
-    def test_nobody_else_reaches_it_unless_told_to(self):
+    def test_no_other_machine_reaches_it_unless_it_is_opened(self):
         assert Address({}, None).host == Address({HOST: "localhost"}, None).host == "127.0.0.1"
         assert Address({HOST: "0.0.0.0"}, None).host == "0.0.0.0"
         assert Address({HOST: "::"}, None).shown == "[::]:9464"
@@ -179,7 +179,7 @@ class TestAddress:
         with pytest.raises(ConfigError, match=f"{variable}={value!r} is not allowed; allowed: a"):
             build_endpoint(RESOURCE, list, None)
 
-    def test_a_rank_beyond_the_last_port_is_told(self, monkeypatch):
+    def test_a_rank_beyond_the_last_port_is_reported(self, monkeypatch):
         monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
         monkeypatch.setenv(PORT, "65535")
         with pytest.raises(ConfigError, match="local rank 1 of OTEL_EXPORTER_PROMETHEUS_PORT=65535"):
@@ -261,7 +261,7 @@ class TestEndpoint:
                 one.step(step(number=number))
             one.close()
         (sentence,) = capsys.readouterr().err.splitlines()
-        assert f"OTEL_EXPORTER_PROMETHEUS_PORT={free_port} cannot be listened on" in sentence
+        assert f"OTEL_EXPORTER_PROMETHEUS_PORT={free_port} cannot be opened" in sentence
         assert "training goes on" in sentence
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -51,7 +51,7 @@ def test_only_answers_that_mean_later_count_and_a_good_one_ends_it():
     assert responses.retry_after_s() == 0
 
 
-def test_what_was_not_taken_is_told_once():
+def test_what_was_rejected_is_reported_once():
     response = requests.Response()
     response.status_code = 200
     partial = ExportTracePartialSuccess(rejected_spans=3, error_message="too old")

@@ -85,7 +85,7 @@ def test_the_sums_over_all_series_are_exact_whatever_changes_places(table):
     assert table.folded == 37
 
 
-def test_what_is_folded_is_told_apart_up_to_a_bound(table):
+def test_what_is_folded_is_distinguished_up_to_a_bound(table):
     for n in range(30_000):
         add(table, f"site {n}")
     assert table.folded == 10_000

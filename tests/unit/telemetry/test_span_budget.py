@@ -51,7 +51,7 @@ def test_what_stands_for_many_has_no_span_and_is_counted():
 
 
 def picked(budget, per_s, seconds, begin=0):
-    """Steps that get a span though nothing in them does, of so many a second."""
+    """Steps that get a span although none of their syncs does, at a given rate per second."""
     steps = [StepRecord(n, *(begin + at * S // per_s for at in (n, n + 1))) for n in range(per_s * seconds)]
     return {step.step for step in steps if budget.allows_step(step)}
 

@@ -561,7 +561,7 @@ class TestSampling:
         assert [span.name for span in out.all()] == ["aten::nonzero", "train.step"]
 
     def test_a_sampler_that_keeps_count_is_asked_once_a_span(self):
-        """One of the user's own, which lets so many through."""
+        """The user's own sampler, which lets a given number through."""
         asked = []
 
         class Counting(Sampler):

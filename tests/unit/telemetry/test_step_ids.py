@@ -77,7 +77,7 @@ def test_whose_they_are_is_read_from_the_environment(no_settings, monkeypatch):
     assert key.startswith("exp7/")
 
 
-def test_a_job_of_several_machines_that_has_no_name_is_told_so_once(no_settings, monkeypatch, capsys):
+def test_a_job_of_several_machines_without_a_name_is_warned_once(no_settings, monkeypatch, capsys):
     """By rank 0."""
     monkeypatch.setattr(log, "_said", set())
     for name, value in {"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():

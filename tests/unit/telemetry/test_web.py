@@ -111,7 +111,7 @@ def test_an_application_that_fails_is_an_answer_too(server):
 
 
 def test_connections_that_send_nothing_take_few_descriptors_and_no_threads(server, connect):
-    """And keep nobody out."""
+    """And keep no other connection out."""
     before, threads = held(), threading.active_count()
     idle = [connect() for _ in range(60)]
     assert scraped(server)

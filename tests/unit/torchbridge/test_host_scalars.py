@@ -107,7 +107,7 @@ def test_nothing_is_left_of_it():
 
 
 def test_where_code_is_compiled_already_it_stays_away(monkeypatch):
-    """A guard would find another function, and the optimizer would be compiled anew."""
+    """A guard would find another function, and the optimizer would be compiled again."""
     import torch._dynamo.utils
 
     monkeypatch.setitem(torch._dynamo.utils.counters, "frames", {"total": 1})

@@ -9,7 +9,7 @@ SLEEP_S = 0.2
 
 
 class Observed:
-    """An observer that keeps what it is told."""
+    """An observer that keeps what is reported to it."""
 
     def __init__(self):
         self.waits = []

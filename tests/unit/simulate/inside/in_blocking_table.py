@@ -333,7 +333,7 @@ def test_it_returns_at_once_as_on_an_h100(line, names, observed):
     if waited:
         assert simulate.internal_waits() - before, "waited without any reason"
         reasons = simulate.internal_waits() - before
-        # Old versions cannot tell the shape beforehand: the device waits on its own account, and nobody is told.
+        # Old versions cannot tell the shape beforehand: the device waits on its own account, and reports nothing.
         assert line in OTHERWISE_THAN_ON_A_GPU or set(reasons) == {NO_META}, reasons
 
 

@@ -77,7 +77,7 @@ def test_memory_that_is_used_again_is_not_given_back(observed):
     assert empty_cache(observed) == [] or not kept.numel()
 
 
-def test_what_queued_kernels_still_use_belongs_to_nobody(observed):
+def test_what_queued_kernels_still_use_has_no_owner(observed):
     freed = torch.ones(16 * MB, device="cuda")
     asleep()
     total = freed.sum()

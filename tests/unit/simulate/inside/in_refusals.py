@@ -71,7 +71,7 @@ def test_what_is_not_simulated_says_so(call):
 
 def test_compile_lets_a_program_through_that_has_it_switched_off(monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    function = lambda x: x + 1  # noqa: E731
+    function = lambda x: x + 1  # noqa: E731 - a lambda is wanted
     assert torch.compile(function, disable=True)(1) == 2
 
 
@@ -86,7 +86,9 @@ def test_memory_figures_are_zero_and_one_warning_says_why():
         torch.cuda.reset_peak_memory_stats()
     free, total = torch.cuda.mem_get_info()
     assert 0 < free <= total
-    assert torch.cuda.get_device_properties(0).total_memory == total
+    properties = torch.cuda.get_device_properties(0)
+    assert properties.total_memory == total
+    assert {properties: "a table by device"}[torch.cuda.get_device_properties(0)]
 
 
 def test_installing_twice_changes_nothing_and_another_number_is_an_error():
@@ -98,7 +100,7 @@ def test_installing_twice_changes_nothing_and_another_number_is_an_error():
         simulate.install(devices=2)
 
 
-def test_a_torch_that_lacks_a_name_is_told_in_one_sentence(monkeypatch):
+def test_a_torch_that_lacks_a_name_is_reported_in_one_sentence(monkeypatch):
     monkeypatch.setitem(requirements.REQUIRED, "_C._no_such_name", "a test")
     monkeypatch.setitem(requirements.REQUIRED, "nowhere.at_all", "another")
     with pytest.raises(simulate.SimulationError, match=r"it lacks torch\._C\._no_such_name \(a test\), torch\.nowhere"):

@@ -135,7 +135,7 @@ def test_a_mask_in_the_backward_pass_waits_and_is_reported(observed):
 
 def test_a_kernel_that_fails_is_reported_at_the_next_wait():
     x, index = torch.rand(4, device="cuda"), torch.tensor([9], device="cuda")
-    y = x[index]  # as on a GPU, nobody has looked at the index yet
+    y = x[index]  # as on a GPU, nothing has looked at the index yet
     with pytest.raises(torch.AcceleratorError, match=r"asynchronous kernel: index 9 is out of bounds"):
         torch.cuda.synchronize()
     with pytest.raises((torch.AcceleratorError, IndexError), match=r"index 9 is out of bounds"):

@@ -102,7 +102,7 @@ def test_optimizers_are_bit_equal_to_the_cpus(make):
 
 
 def test_clipping_and_a_schedule_are_bit_equal_to_the_cpus():
-    make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
+    make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731 - short
     losses, model = train("cuda", make, clip=True, schedule=True)
     expected_losses, expected = train("cpu", make, clip=True, schedule=True)
     assert losses == expected_losses

@@ -31,7 +31,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def observed():
-    """What the observer was told, in order."""
+    """What was reported to the observer, in order."""
     import torch
     from harness import Observed
 

@@ -133,6 +133,15 @@ def leave_all_modes():
 
 
 @pytest.fixture
+def patient(monkeypatch):
+    """The end waits for as long as a delivery takes, on a busy machine and under a tracer as well."""
+    from syncagent.delivery import pipeline
+
+    monkeypatch.setattr(pipeline, "_PATIENCE_S", 100.0)
+    monkeypatch.setattr(pipeline.Pipeline.stop, "__defaults__", (100.0,))
+
+
+@pytest.fixture
 def recorders(monkeypatch):
     """The recorders of the agents that are made meanwhile."""
     return keep_recorders(monkeypatch)

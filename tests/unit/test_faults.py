@@ -613,6 +613,7 @@ def test_no_more_threads_can_be_started(alone, monkeypatch, capsys):
     assert len(said) == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_two_hundred_threads_are_counted_exactly():
     """None of their syncs is lost, and none is counted twice."""
     x = torch.tensor([1.0, 0.0])

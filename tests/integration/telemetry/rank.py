@@ -65,6 +65,7 @@ def main(rate, seconds):
     ends = build(settings)
     agent = begin("cpu", ends.sinks)
     counts, samples, steps, lasted_s = work(agent, lines(), rate, seconds)
+    agent.events()  # delivers, for as long as it takes: the end waits for seconds only
     report = agent.stop()
     ends.close()
     print(

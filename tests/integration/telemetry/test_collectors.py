@@ -74,7 +74,7 @@ def test_an_endpoint_with_the_other_protocol_is_reported_as_such(receiver, job, 
     hint = f"OTEL_EXPORTER_OTLP_PROTOCOL={speaks}"
     collector = receiver("ok", speaks)
     result = job(
-        close_timeout=2.0,
+        close_timeout=20.0,
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     )
@@ -84,7 +84,7 @@ def test_an_endpoint_with_the_other_protocol_is_reported_as_such(receiver, job, 
 
 def test_tls_where_there_is_none_is_reported_as_such(receiver, job):
     result = job(
-        close_timeout=2.0,
+        close_timeout=20.0,
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver().endpoint.replace("http:", "https:"),
     )
     (line,) = result.messages

@@ -275,6 +275,7 @@ def test_events_come_in_the_order_of_time():
     assert ops(agent) == ["aten::nonzero", "aten::_unique2"] * 10
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_burst_of_syncs_is_not_lost():
     """More than the newest that are kept, faster than the agent's thread drains."""
     small = torch.ones(1)

@@ -206,7 +206,7 @@ def test_fifty_times_leave_nothing_behind_and_draw_the_same_numbers():
     assert {once() for _ in range(45)} == set(expected[:1])
     gc.collect()
     after = len(gc.get_objects()), len(torch.jit._builtins._builtin_table)
-    assert after[0] - before[0] < 1000
+    assert after[0] - before[0] < (1000 if sys.gettrace() is None else 5000)  # a tracer keeps what it has seen
     assert after[1:] == before[1:]
     assert workers() == []
 

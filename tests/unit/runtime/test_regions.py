@@ -21,7 +21,6 @@ import syncagent
 from syncagent import HostSyncError, HostSyncWarning
 from syncagent.policy import scopes
 from syncagent.policy.scopes import open_reaches
-from syncagent.runtime.agent import ProcessAgent
 from syncagent.runtime.regions import Region
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.support import log
@@ -1047,8 +1046,8 @@ def test_the_policy_of_a_region_that_fails_is_off_alone(cpu_agent, monkeypatch):
 
 def test_the_process_keeps_watching_where_its_own_policy_has_failed(cpu_agent, monkeypatch):
     """A region's is still asked before the wait."""
-    made, new_policy = [], ProcessAgent.new_policy
-    monkeypatch.setattr(ProcessAgent, "new_policy", lambda *words: made.append(new_policy(*words)) or made[-1])
+    made, make = [], syncagent.runtime.agent.Policy
+    monkeypatch.setattr(syncagent.runtime.agent, "Policy", lambda *words: made.append(make(*words)) or made[-1])
     agent = cpu_agent(policy="warn")
     monkeypatch.setattr(made[0], "forbids", lambda *_words: 1 / 0)
     X.nonzero()

@@ -91,9 +91,7 @@ class Capture(Sink):
                 self._write([_line(type="end", t=time.time())])
         finally:
             self._is_off = True
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close_file()
             self._writing.release()
 
     def tick(self) -> None:
@@ -109,7 +107,7 @@ class Capture(Sink):
         summary = self._summary
         if self._is_off or summary is None or self._facts is None or not summary.recorded:
             return
-        if (self._since.events, self._since.steps) == summary.seen:
+        if summary.seen == (self._since.events, self._since.steps):
             return
         cpu_s = time.thread_time()
         try:
@@ -169,13 +167,16 @@ class Capture(Sink):
 
     def _continue(self, path: Path) -> None:
         """Append to what has just been written there."""
-        before, self._file = self._file, None
-        if before is not None:
-            os.close(before)
+        self._close_file()
         self._file = storage.append_to(path, mode=self._mode)
         storage.lock(self._file)  # says that the process is still running
         self._size = os.fstat(self._file).st_size
         self.path = path
+
+    def _close_file(self) -> None:
+        before, self._file = self._file, None
+        if before is not None:
+            os.close(before)
 
     def _whole(self, summary: Summary, facts: Facts) -> str:
         """Return the text of the whole file, as of now."""

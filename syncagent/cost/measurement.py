@@ -59,9 +59,9 @@ class CostMeasurement:
         if self.window is None:
             return report
         estimate = self.window.estimate()
-        return (
-            not_known(report, self.window.why or "there is no window") if estimate is None else _with(report, estimate)
-        )
+        if estimate is None:
+            return not_known(report, self.window.why or "there is no window")
+        return _with(report, estimate)
 
 
 def not_known(report: Report, why: str) -> Report:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Program:
         self.work: list[tuple[int, float]] = _work(raw)
         """Launches and GPU time (µs) of each step."""
 
-    def ready(self, scale: float) -> list[Sequence[Any]]:
+    def ready(self, scale: float) -> list[tuple[Any, ...]]:
         """Return the instructions with the host's times multiplied by ``scale``."""
         items: list[Sequence[Any]] = []
         latency, gap = self.latency_us, self.gap_us
@@ -106,7 +105,7 @@ class Program:
                 items.append((code, raw[1], raw[2] * scale))
             else:
                 items.append(raw)
-        return items
+        return [tuple(item) for item in items]
 
 
 def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
@@ -159,6 +158,7 @@ class _Builder:
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
         self._reads = _reads(trace)
+        self._pause_ends = [end for _, end in trace.profiler_pauses]
 
     def program(self) -> Program:
         passed = 0
@@ -188,7 +188,7 @@ class _Builder:
     def _paused(self, start: float, end: float) -> float:
         """How long the profiler itself blocked the host between two moments."""
         pauses, taken = self._trace.profiler_pauses, 0.0
-        for index in range(bisect_left(pauses, start, key=itemgetter(1)), len(pauses)):
+        for index in range(bisect_left(self._pause_ends, start), len(pauses)):
             began, ended = pauses[index]
             if began >= end:
                 break

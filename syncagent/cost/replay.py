@@ -24,7 +24,7 @@ _STEP_SPREAD = 0.001
 
 
 def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
-    items: Sequence[Sequence[Any]],
+    items: Sequence[tuple[Any, ...]],
     groups: int,
     without: frozenset[int] = frozenset(),
     idle_us: list[float] | None = None,
@@ -114,7 +114,7 @@ def run(  # noqa: PLR0915 - in one piece: it runs for every site and every order
 class Fit(NamedTuple):
     """A program with the host as fast as it was without the profiler."""
 
-    items: list[Sequence[Any]]
+    items: list[tuple[Any, ...]]
     scale: float
     step_ms: float
     """As replayed, with every wait in place."""

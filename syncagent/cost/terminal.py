@@ -48,13 +48,10 @@ def render(found: CostEstimate, *, limit: int = 20) -> str:
 
 def _site(cost: SiteCost, abstained: str | None) -> Iterator[str]:
     site = cost.site
-    gain = wording.known_duration(cost.gain_ms)
+    numbers = (wording.known_duration(cost.gain_ms), wording.duration(cost.idle_ms), wording.per_step(cost.count))
     place = wording.clean(where(site)) if site.file or site.ranges else "(line unknown)"
     function = f" in {wording.clean(site.function)}" if site.function and site.line else ""
-    yield (
-        f"{gain:>9}  {wording.duration(cost.idle_ms):>9}  {wording.per_step(cost.count):>8}  {wording.clean(site.op)}  "
-        f"{place}{function}"
-    )
+    yield "{:>9}  {:>9}  {:>8}  ".format(*numbers) + f"{wording.clean(site.op)}  {place}{function}"
     for text in (site.source, cost.reason if cost.reason != abstained else "", cost.advice):
         if text:
             yield f"{'':32}{wording.clean(text)}"

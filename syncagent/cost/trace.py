@@ -251,12 +251,10 @@ def _call(event: Mapping[str, Any], ops: Mapping[int, list[Op]], syncs: Mapping[
             found[0].stream, min(op.start for op in found), max(op.end for op in found), "graph"
         )  # fmt: skip
     call.waits_for = WAITS.get(call.name)
-    about = syncs.get(correlation)
-    if about is not None:
-        stream = about.get("stream")
-        call.stream = stream if isinstance(stream, int) and 0 <= stream < 2**31 else None
-        record = about.get("wait_on_cuda_event_record_corr_id")
-        call.record = record if isinstance(record, int) and record > 0 else None
+    about = syncs.get(correlation, {})
+    stream, record = about.get("stream"), about.get("wait_on_cuda_event_record_corr_id")
+    call.stream = stream if isinstance(stream, int) and 0 <= stream < 2**31 else None
+    call.record = record if isinstance(record, int) and record > 0 else None
     return call
 
 
@@ -276,9 +274,9 @@ def _bounds(trace: Trace) -> list[float]:
         elif name.startswith("Optimizer.step#"):
             optimizers[name].append(end)
     if len(marks) > 1:
-        return [marks[number] for number in sorted(marks)]
+        return [start for _, start in sorted(marks.items())]
     if profiler:
-        numbers = sorted(profiler)
-        return [profiler[number][0] for number in numbers] + [profiler[numbers[-1]][1]]
+        steps = [span for _, span in sorted(profiler.items())]
+        return [*(start for start, _ in steps), steps[-1][1]]
     ends = next(iter(optimizers.values()), [])
     return ends if len(ends) > 2 else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from contextlib import suppress
@@ -91,11 +90,12 @@ _added_before: dict[tuple[str, str], int] = {}
 
 
 def _add(file: Path, text_of: Callable[[int], str], mode: int) -> int:
-    for number in itertools.count(1 + max(_numbers(file), default=0)):
+    number = 1 + max(_numbers(file), default=0)
+    while True:
         with suppress(FileExistsError):
             storage.write_new(numbered(file, number), text_of(number), mode=mode)
             return number
-    raise AssertionError("there is always a next number")
+        number += 1
 
 
 def _remove_parts_of_other_runs(file: Path, origin: Origin) -> None:

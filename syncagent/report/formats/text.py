@@ -270,8 +270,8 @@ def _nothing_seen(report: Report) -> list[RenderableType]:
 
 def _sensors(report: Report) -> list[RenderableType]:
     table = _table()
-    table.add_column("sensor", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    for name in ("sensor", ""):
+        table.add_column(name, no_wrap=True)
     table.add_column("cannot see", overflow="fold", ratio=1)
     for sensor in report.sensors:
         facts = [wording.clean(fact) for fact in (sensor.detail, sensor.cannot_see if sensor.live else "") if fact]

@@ -14,7 +14,7 @@ from syncagent.cost.sites import WaitSite, branches
 from syncagent.errors import SyncAgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from syncagent.cost.program import Program, Wait
     from syncagent.cost.trace import Trace
@@ -160,13 +160,20 @@ def estimate(
         site = matched or WaitSite(wait.call.name, "other")
         waits[site.key].append(number)
         site_of.setdefault(site.key, site)
-    gains = _Gains(program, fit, measured_ms)
+    least_ms = max(_LEAST_MS, _LEAST_SHARE * measured_ms)
+
+    def gain(waits: frozenset[int]) -> float:
+        return fit.step_ms - replaying.run(fit.items, program.groups, waits)
+
+    def reported(gain_ms: float) -> float:
+        return 0.0 if gain_ms < least_ms else gain_ms
+
     sets = {key: frozenset(numbers) for key, numbers in waits.items()}
-    alone = {key: gains.of(numbers) for key, numbers in sets.items()}
+    alone = {key: gain(numbers) for key, numbers in sets.items()}
     keys = sorted(sets, key=lambda key: (-alone[key], site_of[key].file, site_of[key].line, site_of[key].op))
     order: tuple[Fix, ...] = ()
     if abstained is None:
-        order = _best_order([sets[key] for key in keys], gains)
+        order = tuple(Fix(site, reported(gain_ms)) for site, gain_ms in _best_order([sets[key] for key in keys], gain))
         if len(keys) > len(order):
             notes.append(f"the order is of the {len(order)} sites that gain most by themselves, of {len(keys)}")
     idle_us = [0.0] * len(program.waits)
@@ -177,14 +184,14 @@ def estimate(
         measured_step_ms=measured_ms,
         unprofiled=unprofiled,
         host_scale=fit.scale,
-        gain_all_ms=None if abstained else gains.reported(gains.of(frozenset(range(len(found))))),
+        gain_all_ms=None if abstained else reported(gain(frozenset(range(len(found))))),
         order=order,
         sites=tuple(
             _site_cost(
                 site_of[key],
                 len(sets[key]) / program.steps,
                 sum(idle_us[number] for number in sets[key]) / program.steps / 1e3,
-                gains.reported(alone[key]),
+                reported(alone[key]),
                 measured_ms,
                 abstained,
             )
@@ -248,30 +255,13 @@ def _steps_differ(program: Program) -> str | None:
     return None
 
 
-class _Gains:
-    """What a step gains without some of its waits."""
-
-    def __init__(self, program: Program, fit: replaying.Fit, measured_ms: float) -> None:
-        self._program = program
-        self._fit = fit
-        self._least_ms = max(_LEAST_MS, _LEAST_SHARE * measured_ms)
-
-    def of(self, waits: frozenset[int]) -> float:
-        return self._fit.step_ms - replaying.run(self._fit.items, self._program.groups, waits)
-
-    def reported(self, gain_ms: float) -> float:
-        return 0.0 if gain_ms < self._least_ms else gain_ms
-
-
-def _best_order(sets: list[frozenset[int]], gains: _Gains) -> tuple[Fix, ...]:
-    """Fix one site after another, each time the one that then gains most."""
+def _best_order(sets: list[frozenset[int]], gain: Callable[[frozenset[int]], float]) -> Iterator[tuple[int, float]]:
+    """Fix one site after another, each time the one that then gains most; yield it, and the gain of all so far."""
     left = list(range(min(len(sets), _MOST_ORDERED)))
     fixed: frozenset[int] = frozenset()
-    order = []
     while left:
-        then = {site: gains.of(fixed | sets[site]) for site in left}
+        then = {site: gain(fixed | sets[site]) for site in left}
         best = max(left, key=lambda site: (then[site], -site))
         fixed |= sets[best]
         left.remove(best)
-        order.append(Fix(best, gains.reported(then[best])))
-    return tuple(order)
+        yield best, then[best]

@@ -224,24 +224,27 @@ def from_events(events: Iterable[Mapping[str, Any]], name: str = "the trace", *,
 
 
 def _refuse(name: str, categories: set[str], processes: set[Any], devices: set[Any], *, ops: bool, calls: bool) -> None:
-    if any(category.startswith(("hip", "roc")) for category in categories):
-        raise SyncAgentError(f"{name!r} is of an AMD GPU; the replay knows CUDA's calls only")
-    if not ops and not calls:
-        if categories & {"cpu_op", "python_function", "user_annotation"}:
-            raise SyncAgentError(f"{name!r} has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU")
-        raise SyncAgentError(
-            f"{name!r} is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel"
-        )
-    if not ops:
-        raise SyncAgentError(f"{name!r} has no GPU activity: nothing ran on the GPU while it was recorded")
-    if not calls:
-        raise SyncAgentError(
-            f"{name!r} has no calls of the CUDA API (category cuda_runtime), without which nothing can be replayed"
-        )
-    if len(processes) > 1:
-        raise SyncAgentError(f"{name!r} holds {len(processes)} processes: give one rank's trace at a time")
-    if len(devices) > 1:
-        raise SyncAgentError(f"{name!r} is of {len(devices)} GPUs driven by one process, which cannot be replayed yet")
+    profiled = categories & {"cpu_op", "python_function", "user_annotation"}
+    for refused, why in (
+        (
+            any(category.startswith(("hip", "roc")) for category in categories),
+            "is of an AMD GPU; the replay knows CUDA's calls only",
+        ),
+        (
+            not ops and not calls and profiled,
+            "has no GPU activity: profile with ProfilerActivity.CUDA, and on a GPU",
+        ),
+        (
+            not ops and not calls,
+            "is not a trace of torch.profiler: it has no event of category cuda_runtime or kernel",
+        ),
+        (not ops, "has no GPU activity: nothing ran on the GPU while it was recorded"),
+        (not calls, "has no calls of the CUDA API (category cuda_runtime), without which nothing can be replayed"),
+        (len(processes) > 1, f"holds {len(processes)} processes: give one rank's trace at a time"),
+        (len(devices) > 1, f"is of {len(devices)} GPUs driven by one process, which cannot be replayed yet"),
+    ):
+        if refused:
+            raise SyncAgentError(f"{name!r} {why}")
 
 
 def _call(event: Mapping[str, Any], ops: Mapping[int, list[Op]], syncs: Mapping[int, Mapping[str, Any]]) -> Call:

@@ -9,12 +9,14 @@ import os
 import platform
 import sys
 import tempfile
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
-from syncagent.selftest import cost, promises
+from syncagent.selftest import promises
 from syncagent.selftest.cases import CASES
-from syncagent.selftest.probe import BROKEN, Verdict, applies, failure, probe
+from syncagent.selftest.probe import BROKEN, Delay, Verdict, applies, failure, probe
 
 if TYPE_CHECKING:
     from syncagent.settings.schema import Detail
@@ -53,8 +55,6 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     import torch
 
     import syncagent
-    from syncagent.selftest import patch_audit
-    from syncagent.selftest.delay import Delay
 
     delay = Delay(_DELAY_MS)
     cases = [case for case in CASES if applies(case, simulated=simulated)]
@@ -63,23 +63,22 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     kept: list[promises.Promise] = []
     notes: list[str] = []
     for detail in DETAILS:
-        before = patch_audit.state()
+        before = promises.state()
         # "all": every copy, also under detail="syncs", which would sample them.
         with syncagent.watch(detail=detail, copies="all", simulate=simulated) as agent:
-            during = patch_audit.state()
+            during = promises.state()
             verdicts += [probe(case, delay, agent, failed[case]) for case in cases]
-        kept.append(promises.leaves_nothing(before, during, patch_audit.state(), detail))
+        kept.append(promises.leaves_nothing(before, during, promises.state(), detail))
         kept.append(promises.every_kind(verdicts, detail))
         kept.append(promises.forbids(delay, detail, simulate=simulated))
         kept.append(promises.allows(delay, detail, simulate=simulated))
         notes += agent.report().notes
-    spent = cost.measure(DETAILS, simulate=simulated)
-    kept.append(cost.is_bearable(spent))
-    kept.append(promises.makes_spans(simulate=simulated))
-    outcomes = [*(verdict.status for verdict in verdicts), *(promise.status for promise in kept)]
+    spent = promises.overhead(DETAILS, simulate=simulated)
+    kept += [promises.is_bearable(spent), promises.makes_spans(simulate=simulated)]
+    calls, kept_promises = [asdict(verdict) for verdict in verdicts], [asdict(promise) for promise in kept]
     return {
         "schema": 1,
-        "passed": BROKEN not in outcomes,
+        "passed": all(each["status"] != BROKEN for each in calls + kept_promises),
         "syncagent": __version__,
         "torch": torch.__version__,
         "cuda": None if simulated else torch.version.cuda,
@@ -87,8 +86,8 @@ def _test(*, simulated: bool) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "simulated": simulated,
         "queued_ms": delay.ms,
-        "calls": [verdict.to_dict() for verdict in verdicts],
-        "promises": [promise.to_dict() for promise in kept],
+        "calls": calls,
+        "promises": kept_promises,
         "cost_us": spent,
         "notes": list(dict.fromkeys(notes)),
     }
@@ -100,8 +99,7 @@ def _run(word: str) -> None:
     faulthandler.dump_traceback_later(_HANGS_S, exit=True)
     home = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "pyproject.toml"), "w", encoding="utf-8"):
-            pass  # the nearest one: settings of the project around it do not count
+        Path(folder, "pyproject.toml").touch()  # the nearest one: settings of the project around it do not count
         os.chdir(folder)
         try:
             outcome = main(simulate={"simulate": True, "no-simulate": False}.get(word))

@@ -34,10 +34,8 @@ class Case:
     note: str = ""
     """Distinguishes it from other cases with the same text."""
     in_thread: bool = False
-    real: bool = False
-    """Needs a real GPU."""
     monitored: bool = False
-    """Needs ``sys.monitoring`` (Python 3.12)."""
+    """Needs ``sys.monitoring`` (Python 3.12) and a real GPU."""
 
     @property
     def shown(self) -> str:
@@ -71,7 +69,7 @@ CASES: tuple[Case, ...] = (
     Case("event.synchronize()", _ASKED, setup="event = torch.cuda.Event()", then="event.record()"),
     Case(
         "event.synchronize()", _ASKED, setup="event = torch.Event(device='cuda')", then="event.record()",
-        note="torch.Event", real=True, monitored=True,
+        note="torch.Event", monitored=True,
     ),
     # and what must not be reported
     Case("a @ a", None),

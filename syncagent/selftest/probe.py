@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncagent.selftest.cases import FILE, compiled, line_of, namespace
+from syncagent.torchbridge.internals import keep_busy
 
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
     from syncagent.runtime.handle import Agent
     from syncagent.selftest.cases import Case
-    from syncagent.selftest.delay import Delay
 
-__all__ = ["ATTEMPTS", "BROKEN", "OK", "UNCLEAR", "Shot", "Verdict", "applies", "failure", "fire", "judge", "probe"]
+__all__ = [
+    "ATTEMPTS",
+    "BROKEN",
+    "OK",
+    "UNCLEAR",
+    "Delay",
+    "Shot",
+    "Verdict",
+    "applies",
+    "failure",
+    "fire",
+    "judge",
+    "probe",
+]
 
 OK, BROKEN, UNCLEAR = "ok", "BROKEN", "unclear"
 
@@ -27,8 +41,46 @@ ATTEMPTS = 5
 """A busy machine takes a thread off the processor for as long as a wait lasts."""
 _LEAST_NS = 1_000_000
 _WITHIN = 0.2
+_CYCLES = 20_000_000
+"""About 10 ms on a GPU of 2 GHz."""
 
 _now = time.perf_counter_ns
+
+
+class Delay:
+    """Keeps the current stream busy for about ``ms`` milliseconds, again and again; nothing is queued when it is made.
+
+    The simulated device knows the same kernel.
+    """
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+        for _ in range(3):  # the clock rises under load
+            self._time(_CYCLES)
+        per_ms = _CYCLES / statistics.median(self._time(_CYCLES) for _ in range(3))
+        self._cycles = max(int(ms * per_ms), 1)
+
+    def queue(self) -> tuple[Any, Any]:
+        """Queue it and return the events around it, which measure its length: a GPU's clock is not constant."""
+        return _queue(self._cycles)
+
+    @staticmethod
+    def _time(cycles: int) -> float:
+        import torch
+
+        begun, ended = _queue(cycles)
+        torch.cuda.synchronize()
+        return max(float(begun.elapsed_time(ended)), 1e-3)
+
+
+def _queue(cycles: int) -> tuple[Any, Any]:
+    import torch
+
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    keep_busy(cycles)
+    ended.record()
+    return begun, ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +123,9 @@ class Verdict:
     error_us: float | None = None
     """The wall time less the stall: negative if more was reported than there can have been."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def applies(case: Case, *, simulated: bool) -> bool:
-    return not (case.real and simulated) and not (case.monitored and sys.version_info < (3, 12))
+    return not case.monitored or (sys.version_info >= (3, 12) and not simulated)
 
 
 def failure(case: Case) -> str | None:
@@ -104,7 +153,9 @@ def _best(case: Case, delay: Delay, agent: Agent, detail: str) -> Verdict:
     fire(case, code)
     best: Verdict | None = None
     for _ in range(ATTEMPTS):
-        shot = _shot(case, code, delay, agent)
+        idle_ns, _, _ = fire(case, code)
+        wall_ns, queued_ms, events = fire(case, code, delay, agent)
+        shot = Shot(wall_ns, idle_ns, queued_ms, events)
         verdict = judge(case, shot, detail)
         if best is None or best.status == UNCLEAR or verdict.status == OK:
             best = verdict
@@ -121,12 +172,6 @@ def _unfired(case: Case, detail: str, status: str, why: str) -> Verdict:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def _shot(case: Case, code: Any, delay: Delay, agent: Agent) -> Shot:
-    idle_ns, _, _ = fire(case, code)
-    wall_ns, queued_ms, events = fire(case, code, delay, agent)
-    return Shot(wall_ns, idle_ns, queued_ms, events)
 
 
 def fire(

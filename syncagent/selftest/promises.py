@@ -1,14 +1,16 @@
-"""What the agent promises besides seeing syncs: a policy that holds, spans, a clean end."""
+"""What the agent promises besides seeing syncs: a policy that holds, spans, a clean end, a bearable overhead."""
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections import ChainMap
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import syncagent
 from syncagent.errors import HostSyncError
-from syncagent.selftest import patch_audit
 from syncagent.selftest.cases import FILE, READ, compiled, line_of, namespace
 from syncagent.selftest.probe import ATTEMPTS, BROKEN, OK
 
@@ -16,13 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
 
-    from syncagent.selftest.delay import Delay
-    from syncagent.selftest.probe import Verdict
+    from syncagent.selftest.probe import Delay, Verdict
     from syncagent.settings.schema import Detail
 
-__all__ = ["Promise", "allows", "every_kind", "forbids", "leaves_nothing", "makes_spans"]
+__all__ = [
+    "Promise", "allows", "changed", "every_kind", "forbids", "is_bearable", "leaves_nothing", "makes_spans", "overhead",
+    "state",
+]  # fmt: skip
 
 _REASON = "selftest"
+
+CALLS = {
+    "a sync with nothing to wait for": "z.item()",
+    "a hooked op that does not wait": "x[n]",
+    "any other op": "x.neg()",
+}
+_TIMES, _ROUNDS = 300, 3
+_ABSURD_US = 5_000.0
+
+Cost = dict[str, dict[str, float]]
+"""For each of :data:`CALLS` µs a call: ``without``, and under each ``detail``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +48,6 @@ class Promise:
     detail: str | None
     status: str
     said: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _promise(name: str, detail: str | None, wrong: Sequence[str], said: str) -> Promise:
@@ -51,10 +63,25 @@ def every_kind(verdicts: Sequence[Verdict], detail: str) -> Promise:
     return _promise("kinds", detail, wrong, f"all {len(kinds)} kinds of sync were caught")
 
 
+def state() -> dict[str, Any]:
+    """Return everything that starting an agent touches in this process and on this thread, by name."""
+    from syncagent.attribution import ranges, steps
+    from syncagent.sensors.registry import SENSORS
+
+    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("syncagent"))
+    footprints = [sensor.footprint() for sensor in SENSORS] + [ranges.footprint(), steps.footprint()]
+    return {"threads": names, **ChainMap(*map(dict, footprints))}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Name what differs."""
+    return [name for name in before if before[name] != after[name]]
+
+
 def leaves_nothing(before: dict[str, Any], during: dict[str, Any], after: dict[str, Any], detail: str) -> Promise:
     """All that the agent put into torch is gone once it has stopped."""
-    put = patch_audit.changed(before, during)
-    wrong = [f"{name} was not put back" for name in patch_audit.changed(before, after)]
+    put = changed(before, during)
+    wrong = [f"{name} was not put back" for name in changed(before, after)]
     if not put:
         wrong.append("the running agent had changed nothing, so nothing is proven")
     return _promise("stop", detail, wrong, f"stop() took off all {len(put)} things that the agent had put into torch")
@@ -156,3 +183,42 @@ def makes_spans(*, simulate: bool) -> Promise:
     elif (made[0].attributes or {}).get("code.line.number") != line_of(READ):
         wrong.append("the span of a sync lacks its line")
     return _promise("spans", None, wrong, "a sync became an OpenTelemetry span, inside the span of its step")
+
+
+def overhead(details: Sequence[Detail], *, simulate: bool) -> Cost:
+    """Measure the agent's overhead on this thread: the best of some rounds, in which every way takes its turn."""
+    found: Cost = {what: {} for what in CALLS}
+    for _ in range(_ROUNDS):
+        for detail in (None, *details):
+            watching = syncagent.watch(detail=detail, copies="all", simulate=simulate) if detail else nullcontext()
+            with watching:
+                times = _loops()
+            way = detail or "without"
+            for what, us in times.items():
+                found[what][way] = round(min(us, found[what].get(way, us)), 2)
+    return found
+
+
+def is_bearable(cost: Cost) -> Promise:
+    """Only an absurd cost breaks this: figures depend on the machine and on what else it does."""
+    worst = max(us - ways["without"] for ways in cost.values() for us in ways.values())
+    said = (
+        f"the agent adds {worst:.0f} µs to a call at most" if worst >= 1 else "what the agent adds is lost in the noise"
+    )
+    return Promise("cost", None, OK if worst < _ABSURD_US else BROKEN, said)
+
+
+def _loops() -> dict[str, float]:
+    import torch
+
+    names = namespace()
+    found = {}
+    for what, call in CALLS.items():
+        loop = compile(f"for _ in range({_TIMES}): {call}", "<syncagent selftest cost>", "exec")
+        exec(call, names)  # noqa: S102 - from the table
+        torch.cuda.synchronize()
+        started = time.perf_counter_ns()
+        exec(loop, names)  # noqa: S102 - from the table
+        found[what] = (time.perf_counter_ns() - started) / 1e3 / _TIMES
+        torch.cuda.synchronize()
+    return found

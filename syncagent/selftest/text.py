@@ -11,12 +11,18 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
+_SIMULATED = (
+    "Simulated device: there is no GPU in this test. Waits are real, but the device announces them itself, and",
+    "times are this CPU's. The sensors that a GPU needs (kernels, explicit, monitored) were not tested.",
+)
+
 
 def render(outcome: Mapping[str, Any]) -> str:
     """Every call with what each ``detail`` made of it, the promises, the cost, the verdict."""
     calls: list[dict[str, Any]] = outcome["calls"]
     details = list(dict.fromkeys(call["detail"] for call in calls))
-    rows = [calls_of for calls_of in _by_call(calls, details) if calls_of]
+    # Every detail has the same cases in the same order.
+    rows = list(zip(*([call for call in calls if call["detail"] == detail] for detail in details), strict=True))
     waiting = [row for row in rows if row[0]["kind"] is not None]
     others = [row for row in rows if row[0]["kind"] is None]
     broken = sum(each["status"] == "BROKEN" for each in (*calls, *outcome["promises"]))
@@ -28,7 +34,7 @@ def render(outcome: Mapping[str, Any]) -> str:
             f"syncagent {outcome['syncagent']} selftest", wording.clean(outcome["device"]), f"torch {outcome['torch']}",
             f"Python {outcome['python']}",
         ]),
-        *_about_the_device(outcome),
+        *(_SIMULATED if outcome["simulated"] else ()),
         "",
         f"Known syncs, each behind {outcome['queued_ms']:.0f} ms of queued work. Under each detail: the sensor that",
         "saw it, the stall that it reported, and by how much less that is than the call took.",
@@ -54,21 +60,6 @@ def render(outcome: Mapping[str, Any]) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _by_call(calls: Sequence[dict[str, Any]], details: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """A row for each case, with one verdict for each ``detail``: every detail has the same cases in the same order."""
-    columns = [[call for call in calls if call["detail"] == detail] for detail in details]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _about_the_device(outcome: Mapping[str, Any]) -> list[str]:
-    if not outcome["simulated"]:
-        return []
-    return [
-        "Simulated device: there is no GPU in this test. Waits are real, but the device announces them itself, and",
-        "times are this CPU's. The sensors that a GPU needs (kernels, explicit, monitored) were not tested.",
-    ]
-
-
 def _waiting(row: Sequence[dict[str, Any]]) -> list[str]:
     cells = [_status(row), row[0]["kind"], wording.clean(row[0]["call"])]
     for call in row:
@@ -80,11 +71,8 @@ def _waiting(row: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _other(row: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        _status(row),
-        wording.clean(row[0]["call"]),
-        *("reported" if c["reported"] else "not reported" for c in row),
-    ]
+    verdicts = ["reported" if call["reported"] else "not reported" for call in row]
+    return [_status(row), wording.clean(row[0]["call"]), *verdicts]
 
 
 def _status(row: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from syncagent.recording.recorder import Recorder
 from syncagent.rules import table
 from syncagent.rules.predicates import nonempty
 from syncagent.rules.rule import Rule
-from syncagent.selftest import patch_audit
+from syncagent.selftest import promises
 from syncagent.sensors import registry
 from syncagent.sensors.base import Conditions, Sensor
 from syncagent.sensors.registry import SENSORS, SensorSet
@@ -91,9 +91,9 @@ def camera_sensor(monkeypatch):
 
 def test_a_new_sensor_needs_a_line_in_the_registry(camera_sensor, cpu_agent, line_of):
     """The agent starts it, its syncs have lines, the report lists it, and the audit sees that it is gone."""
-    before = patch_audit.state()
+    before = promises.state()
     agent = cpu_agent(detail="syncs")
-    assert "Camera.wait_for_frame" in patch_audit.changed(before, patch_audit.state())
+    assert "Camera.wait_for_frame" in promises.changed(before, promises.state())
     assert Camera.wait_for_frame() == "frame"  # <- waits for the camera
     syncagent.stop()
     [event] = agent.events()
@@ -101,7 +101,7 @@ def test_a_new_sensor_needs_a_line_in_the_registry(camera_sensor, cpu_agent, lin
     assert event.site.line == line_of("waits for the camera")
     assert event.stall_ns >= 10_000_000
     assert ("camera", True) in [(sensor.name, sensor.live) for sensor in agent.report().sensors]
-    assert patch_audit.changed(before, patch_audit.state()) == []
+    assert promises.changed(before, promises.state()) == []
 
 
 def test_the_policy_judges_what_a_new_sensor_sees(camera_sensor, cpu_agent):

@@ -129,18 +129,15 @@ def estimate(
     trace: Trace,
     match: Callable[[Trace, Sequence[Wait]], Sequence[WaitSite | None]],
     *,
-    bounds: Sequence[float] = (),
     measured_ms: float | None = None,
-    notes: Sequence[str] = (),
 ) -> CostEstimate:
     """Estimate what every site of a window costs.
 
-    ``match`` finds the sites of waits; ``bounds`` are where steps begin and end (µs), by default what the trace says;
-    ``measured_ms`` is the time of a step without the profiler.  Raises :class:`SyncAgentError` where there is no work
-    for the GPU in the steps.
+    ``match`` finds the sites of waits; ``measured_ms`` is the time of a step without the profiler.  Raises
+    :class:`SyncAgentError` where there is no work for the GPU in the steps.
     """
-    bounds = list(bounds) or trace.bounds
-    notes = list(notes)
+    bounds = trace.bounds
+    notes = []
     if len(bounds) < 2:
         bounds = [trace.calls[0].start, max(trace.calls[-1].end, trace.ends[-1]) + 1.0]
         notes.append("the trace marks no steps (ProfilerStep, optimizer): all of it counts as one")
@@ -168,6 +165,20 @@ def estimate(
     def reported(gain_ms: float) -> float:
         return 0.0 if gain_ms < least_ms else gain_ms
 
+    def cost_of(key: Hashable) -> SiteCost:
+        site, gain_ms = site_of[key], reported(alone[key])
+        branching = branches(site)
+        reason = abstained or ("needs a rewrite: the host branches on the value" if branching else None)
+        return SiteCost(
+            site,
+            len(sets[key]) / program.steps,
+            sum(idle_us[number] for number in sets[key]) / program.steps / 1e3,
+            gain_ms=None if reason else gain_ms,
+            reason=reason,
+            gain_if_rewritten_ms=gain_ms if branching and not abstained else None,
+            advice="" if abstained else advice.advise(site, gain_ms, measured_ms),
+        )
+
     sets = {key: frozenset(numbers) for key, numbers in waits.items()}
     alone = {key: gain(numbers) for key, numbers in sets.items()}
     keys = sorted(sets, key=lambda key: (-alone[key], site_of[key].file, site_of[key].line, site_of[key].op))
@@ -186,36 +197,10 @@ def estimate(
         host_scale=fit.scale,
         gain_all_ms=None if abstained else reported(gain(frozenset(range(len(found))))),
         order=order,
-        sites=tuple(
-            _site_cost(
-                site_of[key],
-                len(sets[key]) / program.steps,
-                sum(idle_us[number] for number in sets[key]) / program.steps / 1e3,
-                reported(alone[key]),
-                measured_ms,
-                abstained,
-            )
-            for key in keys
-        ),
+        sites=tuple(cost_of(key) for key in keys),
         abstained=abstained,
         unmatched=sum(site is None for site in found),
         notes=tuple(notes),
-    )
-
-
-def _site_cost(
-    site: WaitSite, count: float, idle_ms: float, gain_ms: float, step_ms: float, abstained: str | None
-) -> SiteCost:
-    branching = branches(site)
-    reason = abstained or ("needs a rewrite: the host branches on the value" if branching else None)
-    return SiteCost(
-        site,
-        count,
-        idle_ms,
-        gain_ms=None if reason else gain_ms,
-        reason=reason,
-        gain_if_rewritten_ms=gain_ms if branching and not abstained else None,
-        advice="" if abstained else advice.advise(site, gain_ms, step_ms),
     )
 
 

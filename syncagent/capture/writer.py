@@ -26,11 +26,11 @@ from syncagent.support.log import log_once
 from syncagent.support.pace import yield_gil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from syncagent.delivery.sink import Source
-    from syncagent.report.summary import Changes, Facts, Summary
+    from syncagent.report.summary import Facts, Summary
 
 __all__ = ["Capture"]
 
@@ -57,8 +57,7 @@ class Capture(Sink):
         self._wanted = path
         self._mode = mode
         self._max_bytes = max_bytes
-        self._summary: Summary | None = None
-        self._facts: Callable[[], Facts] | None = None
+        self._source: Source | None = None
         self.path: Path | None = None
         """The file in use; ``None`` until something is written."""
         self._file: int | None = None
@@ -73,7 +72,7 @@ class Capture(Sink):
         self._part = 0
 
     def connect(self, source: Source) -> None:
-        self._summary, self._facts = source.summary, source.facts
+        self._source = source
 
     def flush(self) -> None:
         """Write everything that is new."""
@@ -104,14 +103,14 @@ class Capture(Sink):
             self._writing.release()
 
     def _update(self) -> None:
-        summary = self._summary
-        if self._is_off or summary is None or self._facts is None or not summary.recorded:
+        if self._is_off or self._source is None:
             return
-        if summary.seen == (self._since.events, self._since.steps):
+        summary = self._source.summary
+        if not summary.recorded or (self._since.events, self._since.steps) == summary.seen:
             return
         cpu_s = time.thread_time()
         try:
-            self._write_news(summary, self._facts())
+            self._write_news(summary, self._source.facts())
         except BaseException:
             self._is_off = True
             raise
@@ -122,7 +121,7 @@ class Capture(Sink):
         if self._file is None:
             self._open(summary, facts)
             return
-        lines = [*self._facts_lines(facts), *self._lines(summary.changes(self._since), facts, _EVENTS_AT_ONCE)]
+        lines = [*self._lines(summary, facts, _EVENTS_AT_ONCE)]
         if self._size + sum(map(len, lines)) > self._max_bytes:
             self._rewrite(summary, facts)
         else:
@@ -185,22 +184,19 @@ class Capture(Sink):
             type="header", capture=VERSION, syncagent=__version__, schema=SCHEMA,
             **{origins.KEY: origins.of_run(facts.run).to_dict()},
         )  # fmt: skip
-        changes = summary.changes(self._since)
-        return b"".join((header, *self._facts_lines(facts), *self._lines(changes, facts, _MOST_EVENTS))).decode()
+        return b"".join((header, *self._lines(summary, facts, _MOST_EVENTS))).decode()
 
-    def _facts_lines(self, facts: Facts) -> Iterator[bytes]:
-        """Yield the line of what hardly ever changes, if it has changed."""
+    def _lines(self, summary: Summary, facts: Facts, most: int) -> Iterator[bytes]:
+        """Yield the lines of what has changed, the totals last: all lines before them are as of the same moment."""
+        now, changes = time.time(), summary.changes(self._since)
+        # The run's line has what hardly ever changes.
         known = facts._replace(run=replace(facts.run, duration_s=0.0, steps=0), dropped=0)
         if known != self._known:
             self._known = known
             yield _line(
-                type="run", t=time.time(), run=encode(facts.run), sensors=encode(facts.sensors),
+                type="run", t=now, run=encode(facts.run), sensors=encode(facts.sensors),
                 notes=list(facts.notes),
             )  # fmt: skip
-
-    def _lines(self, changes: Changes, facts: Facts, most: int) -> Iterator[bytes]:
-        """Yield the lines of what has changed, the totals last: all lines before them are as of the same moment."""
-        now = time.time()
         for row in changes.sites:
             values = encode(row)
             sums = {name: values.pop(name) for name in SUMS}

@@ -15,7 +15,7 @@ from syncagent.errors import SyncAgentError
 from syncagent.report.model import OrderRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from syncagent.cost.program import Program, Wait
     from syncagent.cost.trace import Trace
@@ -121,18 +121,15 @@ def estimate(
     trace: Trace,
     match: Callable[[Trace, Sequence[Wait]], Sequence[WaitSite | None]],
     *,
-    bounds: Sequence[float] = (),
     measured_ms: float | None = None,
-    notes: Sequence[str] = (),
 ) -> CostEstimate:
     """Estimate what every site of a window costs.
 
-    ``match`` finds the sites of waits; ``bounds`` are where steps begin and end (µs), by default what the trace says;
-    ``measured_ms`` is the time of a step without the profiler.  Raises :class:`SyncAgentError` where there is no work
-    for the GPU in the steps.
+    ``match`` finds the sites of waits; ``measured_ms`` is the time of a step without the profiler.  Raises
+    :class:`SyncAgentError` where there is no work for the GPU in the steps.
     """
-    bounds = list(bounds) or trace.bounds
-    notes = list(notes)
+    bounds = trace.bounds
+    notes = []
     if len(bounds) < 2:
         bounds = [trace.calls[0].start, max(trace.calls[-1].end, trace.ends[-1]) + 1.0]
         notes.append("the trace marks no steps (ProfilerStep, optimizer): all of it counts as one")
@@ -152,14 +149,37 @@ def estimate(
         site = matched or WaitSite(wait.call.name, "other")
         waits[site.key].append(number)
         site_of.setdefault(site.key, site)
-    gains = _Gains(program, fit, measured_ms)
+    least_ms = max(_LEAST_MS, _LEAST_SHARE * measured_ms)
+
+    def gain(waits: frozenset[int]) -> float:
+        return fit.step_ms - replaying.run(fit.items, program.groups, waits)
+
+    def reported(gain_ms: float) -> float:
+        return 0.0 if gain_ms < least_ms else gain_ms
+
+    def cost_of(key: Hashable) -> SiteCost:
+        site, gain_ms = site_of[key], reported(alone[key])
+        branching = branches(site)
+        reason = abstained or ("needs a rewrite: the host branches on the value" if branching else None)
+        return SiteCost(
+            site,
+            len(sets[key]) / program.steps,
+            sum(idle_us[number] for number in sets[key]) / program.steps / 1e3,
+            gain_ms=None if reason else gain_ms,
+            reason=reason,
+            gain_if_rewritten_ms=gain_ms if branching and not abstained else None,
+            advice="" if abstained else advice.advise(site, gain_ms, measured_ms),
+        )
+
     sets = {key: frozenset(numbers) for key, numbers in waits.items()}
-    alone = {key: gains.of(numbers) for key, numbers in sets.items()}
+    alone = {key: gain(numbers) for key, numbers in sets.items()}
     keys = sorted(sets, key=lambda key: (-alone[key], site_of[key].file, site_of[key].line, site_of[key].op))
     order: tuple[OrderRow, ...] = ()
     """The best order of fixes.  Here ``site`` is an index of ``sites``, which also has those that need a rewrite."""
     if abstained is None:
-        order = _best_order([sets[key] for key in keys], gains)
+        order = tuple(
+            OrderRow(site, reported(gain_ms)) for site, gain_ms in _best_order([sets[key] for key in keys], gain)
+        )
         if len(keys) > len(order):
             notes.append(f"the order is of the {len(order)} sites that gain most by themselves, of {len(keys)}")
     idle_us = [0.0] * len(program.waits)
@@ -170,38 +190,12 @@ def estimate(
         measured_step_ms=measured_ms,
         unprofiled=unprofiled,
         host_scale=fit.scale,
-        gain_all_ms=None if abstained else gains.reported(gains.of(frozenset(range(len(found))))),
+        gain_all_ms=None if abstained else reported(gain(frozenset(range(len(found))))),
         order=order,
-        sites=tuple(
-            _site_cost(
-                site_of[key],
-                len(sets[key]) / program.steps,
-                sum(idle_us[number] for number in sets[key]) / program.steps / 1e3,
-                gains.reported(alone[key]),
-                measured_ms,
-                abstained,
-            )
-            for key in keys
-        ),
+        sites=tuple(cost_of(key) for key in keys),
         abstained=abstained,
         unmatched=sum(site is None for site in found),
         notes=tuple(notes),
-    )
-
-
-def _site_cost(
-    site: WaitSite, count: float, idle_ms: float, gain_ms: float, step_ms: float, abstained: str | None
-) -> SiteCost:
-    branching = branches(site)
-    reason = abstained or ("needs a rewrite: the host branches on the value" if branching else None)
-    return SiteCost(
-        site,
-        count,
-        idle_ms,
-        gain_ms=None if reason else gain_ms,
-        reason=reason,
-        gain_if_rewritten_ms=gain_ms if branching and not abstained else None,
-        advice="" if abstained else advice.advise(site, gain_ms, step_ms),
     )
 
 
@@ -241,30 +235,13 @@ def _steps_differ(program: Program) -> str | None:
     return None
 
 
-class _Gains:
-    """How much faster a step is without some of its waits."""
-
-    def __init__(self, program: Program, fit: replaying.Fit, measured_ms: float) -> None:
-        self._program = program
-        self._fit = fit
-        self._least_ms = max(_LEAST_MS, _LEAST_SHARE * measured_ms)
-
-    def of(self, waits: frozenset[int]) -> float:
-        return self._fit.step_ms - replaying.run(self._fit.items, self._program.groups, waits)
-
-    def reported(self, gain_ms: float) -> float:
-        return 0.0 if gain_ms < self._least_ms else gain_ms
-
-
-def _best_order(sets: list[frozenset[int]], gains: _Gains) -> tuple[OrderRow, ...]:
-    """Fix one site after another, each time the one that then gains most."""
+def _best_order(sets: list[frozenset[int]], gain: Callable[[frozenset[int]], float]) -> Iterator[tuple[int, float]]:
+    """Fix one site after another, each time the one that then gains most; yield it, and the gain of all so far."""
     left = list(range(min(len(sets), _MOST_ORDERED)))
     fixed: frozenset[int] = frozenset()
-    order = []
     while left:
-        then = {site: gains.of(fixed | sets[site]) for site in left}
+        then = {site: gain(fixed | sets[site]) for site in left}
         best = max(left, key=lambda site: (then[site], -site))
         fixed |= sets[best]
         left.remove(best)
-        order.append(OrderRow(best, gains.reported(then[best])))
-    return tuple(order)
+        yield best, then[best]

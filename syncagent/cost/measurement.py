@@ -58,10 +58,9 @@ class CostMeasurement:
         """The report with the cost, or the reason why it is not known; unchanged where no window was asked for."""
         if self.window is None:
             return report
-        estimate = self.window.estimate()
-        if estimate is None:
-            return not_known(report, self.window.why or "there is no window")
-        return _with(report, estimate)
+        if (estimate := self.window.estimate()) is not None:
+            return _with(report, estimate)
+        return not_known(report, self.window.why or "there is no window")
 
 
 def not_known(report: Report, why: str) -> Report:

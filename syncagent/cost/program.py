@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _STAGING_US = 12.0
 """The call of a copy from pageable memory, without the copying that it does itself."""
 _RUN = 32
 """The most launches in one instruction, so that the queue's limit is met about where it is."""
-
 _READS = frozenset({"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense"})
 
 Span = tuple[float, float]
@@ -75,26 +75,21 @@ class Program:
 
     def ready(self, scale: float) -> list[tuple[Any, ...]]:
         """Return the instructions with the host's times multiplied by ``scale``."""
-        items: list[Sequence[Any]] = []
+        items: list[tuple[Any, ...]] = []
         latency, gap = self.latency_us, self.gap_us
-        launches: list[Any] | None = None  # in ``items`` already; the next launch may join it
         for raw in self._raw:
             code = raw[0]
             if code == LAUNCH:
                 _, group, host, stream, dur = raw
-                host *= scale
-                busy = dur + gap
-                if launches and launches[2] == stream and launches[1] == group and launches[7] < _RUN:
-                    launches[3] += host
-                    launches[4] += busy
-                    launches[5] = max(launches[5] + busy, launches[3] + latency + dur)
-                    launches[7] += 1
+                takes, busy = host * scale, dur + gap
+                if items and items[-1][:3] == (LAUNCH, group, stream) and items[-1][7] < _RUN:
+                    _, _, _, before, queued, alone, first, count = items.pop()
+                    takes += before
+                    alone = max(alone + busy, takes + latency + dur)
+                    items.append((LAUNCH, group, stream, takes, queued + busy, alone, first, count + 1))
                 else:
-                    launches = [LAUNCH, group, stream, host, busy, host + latency + dur, host + latency, 1]
-                    items.append(launches)
-                continue
-            launches = None
-            if code == WAIT:
+                    items.append((LAUNCH, group, stream, takes, busy, takes + latency + dur, takes + latency, 1))
+            elif code == WAIT:
                 _, group, host, back, target, site = raw
                 items.append((WAIT, group, host * scale, back * scale, target, site))
             elif code == COPY:
@@ -105,7 +100,7 @@ class Program:
                 items.append((code, raw[1], raw[2] * scale))
             else:
                 items.append(raw)
-        return [tuple(item) for item in items]
+        return items
 
 
 def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
@@ -122,14 +117,20 @@ def _work(raw: list[tuple[Any, ...]]) -> list[tuple[int, float]]:
     return found[1:]
 
 
+def _paused(pauses: Sequence[Span], since: float, until: float) -> float:
+    """How long the profiler itself blocked the host between two moments."""
+    first, last = bisect_left(pauses, since, key=itemgetter(1)), bisect_left(pauses, (until,))
+    return sum(max(min(ended, until) - max(began, since), 0.0) for began, ended in pauses[first:last])
+
+
 def _reads(trace: Trace) -> dict[int, list[Span]]:
     """When each thread was reading numbers: all of that time goes away if the number is not read."""
-    spans: dict[int, list[Span]] = defaultdict(list)
+    found: dict[int, list[Span]] = defaultdict(list)
     for start, end, thread, category, name in trace.spans:
-        own = spans[thread]
+        own = found[thread]
         if category == "cpu_op" and name in _READS and not (own and own[-1][1] >= end):
             own.append((start, end))
-    return spans
+    return found
 
 
 def build(trace: Trace, bounds: Sequence[float]) -> Program:
@@ -158,7 +159,6 @@ class _Builder:
         self._taken: set[int] = set()
         self._streams: list[int] = []  # latest used last
         self._reads = _reads(trace)
-        self._pause_ends = [end for _, end in trace.profiler_pauses]
 
     def program(self) -> Program:
         passed = 0
@@ -183,23 +183,7 @@ class _Builder:
         if until <= since:
             return 0.0
         self._until[group] = until
-        return max(until - since - self._paused(since, until), 0.0)
-
-    def _paused(self, start: float, end: float) -> float:
-        """How long the profiler itself blocked the host between two moments."""
-        pauses, taken = self._trace.profiler_pauses, 0.0
-        for index in range(bisect_left(self._pause_ends, start), len(pauses)):
-            began, ended = pauses[index]
-            if began >= end:
-                break
-            taken += max(min(ended, end) - max(began, start), 0.0)
-        return taken
-
-    def _read_around(self, call: Call) -> Span | None:
-        """The outermost read that a call belongs to; ``None`` where the trace has no ops."""
-        own = self._reads.get(call.thread, [])
-        index = bisect_left(own, (call.start, float("inf"))) - 1
-        return own[index] if index >= 0 and own[index][1] >= call.end else None
+        return max(until - since - _paused(self._trace.profiler_pauses, since, until), 0.0)
 
     def _take(self, call: Call) -> None:
         group = self._groups[call.thread]
@@ -209,27 +193,22 @@ class _Builder:
             self._work(call, call.op, group, before, took)
         elif call.waits_for is not None:
             back = min(max(call.end - max(_last_end(self._trace, call), call.start), 1.0), _RETURN_US)
-            target: Any = None
-            if call.waits_for == "stream":
-                target = call.stream
-            elif call.waits_for == "event":
-                target = ("event", call.record if call.record is not None else _latest(call))
+            target: Any = call.stream if call.waits_for == "stream" else None
+            if call.waits_for == "event":
+                target = ("event", _record(call))
             self._raw.append((WAIT, group, before, back, target, len(self._waits)))
             self._waits.append(Wait(call, None))
         elif call.records:
             stream = _recorded(call, self._following, self._streams)
             self._raw += [(HOST, group, before + took), (RECORD, stream, call.correlation, _latest(call))]
         elif call.awaits and call.stream is not None:
-            record = call.record if call.record is not None else _latest(call)
-            self._raw += [(HOST, group, before + took), (AWAIT, call.stream, record)]
+            self._raw += [(HOST, group, before + took), (AWAIT, call.stream, _record(call))]
         else:
             self._owed[group] += before + took
 
     def _work(self, call: Call, op: Op, group: int, before: float, took: float) -> None:
         if op.stream not in self._streams[-1:]:
-            if op.stream in self._streams:
-                self._streams.remove(op.stream)
-            self._streams.append(op.stream)
+            self._streams = [*(stream for stream in self._streams if stream != op.stream), op.stream]
         drain = _drain_after(call, self._following.get(id(call)))
         staged = op.pageable and (op.to_host or op.bytes > _STAGED_BYTES) and call.end >= op.end - 5.0
         if drain is None and not staged and call.name != "cudaMemcpy":
@@ -245,9 +224,11 @@ class _Builder:
         later = min(op.bytes / _PINNED_BYTES_PER_US, dur) if op.pageable else dur
         drops = op.to_host and op.bytes <= _SCALAR_BYTES
         lead = 0.0
-        if drops and (read := self._read_around(call)) is not None:
-            lead = min(max(call.start - read[0], 0.0), before)
-            back += self._spend(group, read[1])
+        own = self._reads[call.thread]
+        read = bisect_left(own, (call.start, float("inf"))) - 1  # the outermost one, if the call belongs to one
+        if drops and read >= 0 and own[read][1] >= call.end:
+            lead = min(max(call.start - own[read][0], 0.0), before)
+            back += self._spend(group, own[read][1])
         asks = _STAGING_US if op.pageable else min(took, _RETURN_US)
         times = (before, asks, between, back)
         self._raw.append((COPY, group, *times, op.stream, dur, later, len(self._waits), drops, lead))
@@ -257,6 +238,11 @@ class _Builder:
 def _latest(call: Call) -> int:
     """The key of the event that a thread recorded last: never a correlation, which is positive."""
     return -1 - call.thread
+
+
+def _record(call: Call) -> int:
+    """The key of the event that is waited for: the thread's latest where the trace does not say."""
+    return call.record if call.record is not None else _latest(call)
 
 
 def _drain_after(copy: Call, following: Call | None) -> Call | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from syncagent.cost.lines import line_of
 from syncagent.events import CallSite
+from syncagent.support import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from syncagent.cost.program import Wait
     from syncagent.cost.trace import Trace
@@ -33,6 +35,10 @@ _KINDS = {
     "unique_consecutive": "dynamic_shape", "masked_select": "dynamic_shape", "index_put_": "dynamic_shape",
     "repeat_interleave": "dynamic_shape", "bincount": "dynamic_shape", "nonzero_numpy": "dynamic_shape",
 }  # fmt: skip
+
+_LARGEST = 16 * reading.MIB
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ def _of_ranges(around: list[tuple[str, str]], wait: Wait) -> WaitSite:
         frame = _FRAME.fullmatch(name)
         if frame and not _INSTALLED.search(frame["file"]):
             file, named, function = frame["file"], int(frame["line"]), frame["function"]
-            found = line_of(file, named, function, called) if called else None
+            found = _line_of(file, named, function, called) if called else None
             line, source = found or (0, "")
             function_line = 0 if found else named
             return replace(site, file=file, line=line, function=function, source=source, function_line=function_line)
@@ -172,3 +178,57 @@ def _kind(ops: Sequence[str], wait: Wait) -> str:
     if wait.copy is not None and wait.copy.op is not None:
         return "copy_d2h" if wait.copy.op.to_host else "copy_h2d"
     return "other" if ops else "explicit"
+
+
+def _line_of(file: str, named: int, function: str, called: str) -> tuple[int, str] | None:
+    """Return the line that calls ``called``, and its source; ``None`` where none or more than one would do.
+
+    Kineto's ``file.py(12): train`` (``named``) is where the function begins, or where it stood when the profiler
+    started: not the line that waits.
+    """
+    source = _source(file)
+    if source is None:
+        return None
+    tree, lines = source
+    scope = tree if function == "<module>" else _function(tree, named, function)
+    if scope is None:
+        return None
+    found = {
+        node.func.end_lineno
+        for node in _own(scope)
+        if isinstance(node, ast.Call) and called == getattr(node.func, "attr", getattr(node.func, "id", None))
+    }
+    line = found.pop() if len(found) == 1 else None
+    return None if line is None else (line, lines[line - 1].strip())
+
+
+@lru_cache(maxsize=64)
+def _source(file: str) -> tuple[ast.Module, list[str]] | None:
+    try:
+        text = reading.read(file, _LARGEST).decode("utf-8")
+        return ast.parse(text), text.splitlines()
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):  # the parser's word for too deep
+        return None
+
+
+def _function(tree: ast.Module, named: int, function: str) -> _Function | None:
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name == function
+        and _begins(node) <= named <= (node.end_lineno or node.lineno)
+    ]
+    return max(around, key=_begins, default=None)
+
+
+def _begins(node: _Function) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _own(scope: ast.AST) -> Iterator[ast.AST]:
+    """What is in a scope without the functions in it, which have frames of their own."""
+    for node in ast.iter_child_nodes(scope):
+        yield node
+        if not isinstance(node, _SCOPES):
+            yield from _own(node)

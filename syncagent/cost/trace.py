@@ -21,6 +21,7 @@ __all__ = ["BOUNDARY", "Call", "Op", "Trace", "from_values", "load", "read"]
 
 BOUNDARY = "syncagent#step"
 """Name of the annotation that the window puts between steps."""
+_LARGEST = 2.0**63
 
 _OP_KINDS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _CALL_KINDS = frozenset({"cuda_runtime", "cuda_driver"})
@@ -158,19 +159,12 @@ def from_values(values: Any, name: str) -> Trace:
         raise SyncAgentError(f"{name!r} is not a trace that torch.profiler wrote: {what}") from None
 
 
-def _number(value: Any) -> float:
-    """A time in µs; ``float`` takes texts such as "nan", and numbers that no clock shows."""
-    number = float(value)
-    if not abs(number) < _LARGEST:
-        raise ValueError(f"{number} is no time")
-    return number
-
-
-_LARGEST = 2.0**63
-
-
 def _span(event: Mapping[str, Any]) -> tuple[float, float]:
-    start, duration = _number(event["ts"]), _number(event["dur"])
+    """When an event begins and ends, in µs; ``float`` takes texts such as "nan", and numbers that no clock shows."""
+    start, duration = float(event["ts"]), float(event["dur"])
+    for number in (start, duration):
+        if not abs(number) < _LARGEST:
+            raise ValueError(f"{number} is no time")
     return start, start + max(duration, 0.0)
 
 

@@ -133,8 +133,7 @@ class Window:
         capture, self._capture = self._capture, None
         if capture is not None:
             self._faults.guard("the end of the capture", capture.stop, None)
-        if self._path is not None:
-            self._faults.guard("the window's file", self._delete_trace, None)
+        self._delete_trace()
 
     def end(self) -> None:
         """Close a window that is still open, without an estimate: the run is over."""
@@ -156,10 +155,10 @@ class Window:
             except Exception as error:
                 self._faults.add("the replay", error, "failed")
                 self.why = f"the replay failed: {error}"
-            self._faults.guard("the window's file", self._delete_trace, None)
+            self._delete_trace()
         return self._estimate
 
     def _delete_trace(self) -> None:
-        if self._path is not None:
-            os.unlink(self._path)
-        self._path = None
+        path, self._path = self._path, None
+        if path is not None:
+            self._faults.guard("the window's file", lambda: os.unlink(path), None)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
 
-__all__ = ["ConfigError", "HostSyncError", "HostSyncWarning", "SimulationError", "SimulationWarning", "SyncAgentError"]
-
 
 class SyncAgentError(Exception):
     """The root of all errors that syncagent raises on purpose."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from syncagent.support.compat import StrEnum
 
-__all__ = ["CallSite", "OpCount", "Phase", "StepRecord", "SyncEvent", "SyncKind"]
-
 
 class SyncKind(StrEnum):
     """Why the host had to wait for the GPU."""

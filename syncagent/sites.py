@@ -11,29 +11,11 @@ import os
 import re
 import sys
 import sysconfig
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from functools import lru_cache, partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = [
-    "Frame",
-    "Home",
-    "LineKey",
-    "SiteKey",
-    "home_of_process",
-    "is_a_little_changed",
-    "key_of",
-    "line_key",
-    "naming",
-    "normal",
-    "package_path",
-    "pair",
-    "working_folder",
-]
+from typing import NamedTuple, Protocol
 
 ALIKE = 0.6
 """The share of words that two statements must have in common for one to be a changed version of the other."""

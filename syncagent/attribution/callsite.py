@@ -11,7 +11,9 @@ import os
 import site
 import sys
 import sysconfig
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from types import CodeType, FrameType
+from typing import NamedTuple
 
 from syncagent.attribution import handlers
 from syncagent.attribution.statements import statement_at
@@ -19,12 +21,6 @@ from syncagent.events import CallSite
 from syncagent.support.compat import qualified_name
 from syncagent.support.reading import source_lines
 from syncagent.torchbridge.frames import is_stand_in
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import CodeType, FrameType
-
-__all__ = ["NOWHERE", "CallSites", "Where", "belongs_to"]
 
 # What a frame's code is, as bits; found once for each code object.
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4

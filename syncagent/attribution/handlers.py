@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import dis
 import itertools
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import CodeType
-
-__all__ = ["is_handler", "passes_on"]
+from collections.abc import Sequence
+from types import CodeType
 
 _HANDLERS = frozenset({"__torch_function__", "__torch_dispatch__"})
 

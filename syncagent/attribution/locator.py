@@ -6,20 +6,14 @@ autograd node, and the context that ``backward()`` hands to those threads, which
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Point, Where
-from syncagent.attribution.threads import OWNER
+from syncagent.attribution.threads import OWNER, Threads, WatchedThread
 from syncagent.events import Phase, SyncKind
 from syncagent.support.compat import current_frames
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from syncagent.attribution.threads import Threads, WatchedThread
-    from syncagent.torchbridge.internals import Internals
-
-__all__ = ["Locator", "phase_outside_backward"]
+from syncagent.torchbridge.internals import Internals
 
 _OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
 _COMPUTING = (SyncKind.DYNAMIC_SHAPE, SyncKind.CHECK)

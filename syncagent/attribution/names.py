@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 from weakref import WeakKeyDictionary
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-__all__ = ["ModulePaths", "api_name"]
 
 _C_MODULES = {
     "torch._C._linalg": ("torch.linalg", "linalg_"),

@@ -15,8 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["VARIABLE", "is_launcher", "join_run", "process_id", "run_id"]
-
 VARIABLE = "SYNCAGENT_RUN"
 """Not a setting: how processes of one run recognize each other."""
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from syncagent.attribution.threads import Threads
     from syncagent.support.faults import Faults
 
-__all__ = ["Ranges", "footprint", "labels"]
-
 
 def labels(open_ones: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of open ranges."""

@@ -6,13 +6,9 @@ import functools
 import os
 import platform
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 from urllib.parse import unquote
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["Job", "Rank", "is_on_one_machine", "job", "parent", "read"]
 
 # torchrun and what copies it (Ray Train, Kubeflow), SLURM, Open MPI, MPICH, an indexed Kubernetes Job: the first that
 # is set and is a number wins.

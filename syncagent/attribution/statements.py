@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import tokenize
-from typing import TYPE_CHECKING, NamedTuple
+from types import CodeType
+from typing import NamedTuple
 
 from syncagent.support.pace import yield_gil
 from syncagent.support.reading import source_lines
-
-if TYPE_CHECKING:
-    from types import CodeType
-
-__all__ = ["Statement", "statement_at", "statements_of"]
 
 _INSIDE_A_LINE = frozenset({"<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<module>"})
 """Code whose first line may be in the middle of a statement: its file is read from the top."""

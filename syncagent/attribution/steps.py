@@ -10,18 +10,14 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from syncagent.support.faults import Faults
 from syncagent.torchbridge.internals import optimizer_hooks, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches, find
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    StepEnded = Callable[[int, int, int], None]
-
-__all__ = ["Steps", "footprint"]
+StepEnded = Callable[[int, int, int], None]
 
 _IMPATIENCE = 8
 """After so many steps of other optimizers without one of the leader's, another one leads."""

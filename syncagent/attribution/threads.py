@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from syncagent.attribution.callsite import Point, Where
     from syncagent.support.faults import Faults
 
-__all__ = ["OWNER", "ForwardSites", "Threads", "WatchedThread"]
-
 OWNER: ContextVar[WatchedThread | None] = ContextVar("syncagent_owner", default=None)
 """The thread that this context belongs to.  Autograd's threads get the context of the thread that called
 ``backward()``."""

@@ -10,29 +10,22 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from syncagent._version import __version__
 from syncagent.delivery.folder import DIRECTORY, make_directory, own_temporary_folder, remove_old
-from syncagent.delivery.sink import Sink
+from syncagent.delivery.sink import Sink, Source
 from syncagent.report import origins, places
 from syncagent.report.captured import SUMS, VERSION
 from syncagent.report.decode import encode
 from syncagent.report.model import SCHEMA
-from syncagent.report.summary import Since
+from syncagent.report.summary import Facts, Since, Summary
 from syncagent.support import storage
 from syncagent.support.log import log_once
 from syncagent.support.pace import yield_gil
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from syncagent.delivery.sink import Source
-    from syncagent.report.summary import Facts, Summary
-
-__all__ = ["Capture"]
 
 MAX_BYTES = 16 * 1024 * 1024
 _INTERVAL_S = 1.0

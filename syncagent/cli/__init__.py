@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,6 @@ from syncagent.cli import check, compare, cost, report, run, selftest
 from syncagent.errors import SyncAgentError
 from syncagent.support.printable import clean
 from syncagent.support.reading import reason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["main"]
 

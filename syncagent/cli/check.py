@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from syncagent.report.model import Report
 
-__all__ = ["command"]
-
 
 def _share(_context: click.Context, _option: click.Parameter, value: str) -> float:
     try:

@@ -7,8 +7,6 @@ import sys
 
 import click
 
-__all__ = ["command"]
-
 
 @click.command("compare", short_help="Say what changed between two reports.")
 @click.argument("old", metavar="OLD")

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
 from syncagent.errors import SyncAgentError
 from syncagent.support.reading import TooLargeError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["command"]
 
 _GIB = 1024**3
 

@@ -11,8 +11,6 @@ import click
 from syncagent.errors import ConfigError
 from syncagent.support import report_formats
 
-__all__ = ["command"]
-
 
 @click.command("report")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,11 +16,6 @@ from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
 from syncagent.settings import schema, sources
 from syncagent.settings.parsing import Choice
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["command"]
 
 _ROOT = str(Path(sources.__file__).resolve().parents[2])
 _PTH = "syncagent_autostart.pth"

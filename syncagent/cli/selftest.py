@@ -13,8 +13,6 @@ import click
 
 from syncagent.errors import SyncAgentError
 
-__all__ = ["command"]
-
 _PATIENCE_S = 300
 
 

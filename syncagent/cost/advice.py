@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from syncagent.cost.sites import WaitSite
 from syncagent.report import wording
-
-if TYPE_CHECKING:
-    from syncagent.cost.sites import WaitSite
-
-__all__ = ["REWRITES", "Rewrite", "advise", "find"]
 
 
 @dataclass(frozen=True, slots=True)

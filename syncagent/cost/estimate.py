@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from syncagent.cost.program import Program, Wait
     from syncagent.cost.trace import Trace
 
-__all__ = ["CostEstimate", "SiteCost", "estimate", "where"]
-
 _MOST_OFF = 0.03
 """How far the replayed step time may be from the measured one."""
 _MOST_UNLIKE = 0.15

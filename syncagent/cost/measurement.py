@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import Settings
     from syncagent.support.faults import Faults
 
-__all__ = ["CostMeasurement", "not_known"]
-
 
 class CostMeasurement:
     """Holds the window of an agent, once one is asked for."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from syncagent.cost.trace import Call, Op, Trace
 
-__all__ = ["Program", "Wait", "build"]
-
 _PINNED_BYTES_PER_US = 25_000.0
 """A copy to or from pinned memory; PCIe 4 with 16 lanes.  An H100 with PCIe 5 did 50."""
 _STAGED_BYTES = 64 * 1024

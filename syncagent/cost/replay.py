@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from syncagent.cost.program import AWAIT, COPY, HOST, LAUNCH, MARK, RECORD, WAIT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from syncagent.cost.program import Program
-
-__all__ = ["Fit", "fit", "run"]
+from syncagent.cost.program import AWAIT, COPY, HOST, LAUNCH, MARK, RECORD, WAIT, Program
 
 _QUEUE = 1_000
 """How many launches may be outstanding before the next one blocks the host (commonly said to be 1,024)."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from syncagent.cost.trace import Trace
     from syncagent.events import SyncEvent
 
-__all__ = ["WaitSite", "branches", "from_events", "from_trace"]
-
 _SLACK_US = 50.0
 """How far the profiler's clock and the agent's may be apart."""
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from syncagent.cost.estimate import where
+from syncagent.cost.estimate import CostEstimate, SiteCost, where
 from syncagent.report import wording
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from syncagent.cost.estimate import CostEstimate, SiteCost
-
-__all__ = ["render"]
 
 
 def render(found: CostEstimate, *, limit: int = 20) -> str:

@@ -6,18 +6,14 @@ import os
 import re
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from syncagent.errors import SyncAgentError
 from syncagent.support import reading
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-__all__ = ["BOUNDARY", "Call", "Op", "Trace", "from_values", "load", "read"]
 
 BOUNDARY = "syncagent#step"
 """Name of the annotation that the window puts between steps."""

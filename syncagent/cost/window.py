@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from syncagent.events import SyncEvent
     from syncagent.support.faults import Faults
 
-__all__ = ["Window"]
-
 _PLAIN_STEPS, _MOST_PLAIN, _PLAIN_S = 10, 60, 0.5
 """Steps timed without the profiler: at least ten and for half a second, but at most sixty."""
 

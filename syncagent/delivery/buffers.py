@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.attribution.names import api_name
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
-from syncagent.recording.recorder import span_in
+from syncagent.recording.recorder import Recorder, span_in
+from syncagent.recording.records import Observation, ThreadState
 from syncagent.support.pace import yield_gil
 from syncagent.torchbridge.internals import op_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.recording.recorder import Recorder
-    from syncagent.recording.records import Observation, ThreadState
-
-__all__ = ["BufferReader"]
 
 
 class BufferReader:

@@ -13,8 +13,6 @@ from pathlib import Path
 from syncagent.attribution import ranks
 from syncagent.support import storage, trust
 
-__all__ = ["DIRECTORY", "file_path", "is_off", "make_directory", "own_temporary_folder", "remove_old"]
-
 DIRECTORY = ".syncagent"
 _KEPT_FILES = 50
 _KEPT_BYTES = 256 * 1024 * 1024

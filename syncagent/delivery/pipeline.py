@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import get_ident
-from typing import TYPE_CHECKING
 
+from syncagent.delivery.buffers import BufferReader
+from syncagent.delivery.sink import Sink, Source
+from syncagent.events import SyncEvent
+from syncagent.support.faults import Faults
 from syncagent.support.pace import STRETCH_NS, keep_pace, yield_gil
 from syncagent.support.threads import AgentThread, own_randomness
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from syncagent.delivery.buffers import BufferReader
-    from syncagent.delivery.sink import Sink, Source
-    from syncagent.events import SyncEvent
-    from syncagent.support.faults import Faults
-
-__all__ = ["Pipeline"]
 
 _ROUND_S = 0.25
 _DRAIN_EVERY_S = 1.0

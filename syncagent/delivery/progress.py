@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from syncagent.delivery.sink import Sink
+from syncagent.events import StepRecord, SyncEvent
 from syncagent.support import stderr
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from syncagent.events import StepRecord, SyncEvent
-
-__all__ = ["Progress"]
 
 _FIRST_S = 60.0
 _EVERY_S = 10.0

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.summary import Facts, Summary
 
-__all__ = ["Sink", "Source"]
-
 
 class Source(NamedTuple):
     """What the agent lets its sinks see, beside the records themselves."""

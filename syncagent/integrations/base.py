@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from syncagent.runtime import autostart
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Integration"]
 
 
 class Integration:

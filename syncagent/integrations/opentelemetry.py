@@ -6,17 +6,13 @@ Needs the extra ``syncagent[opentelemetry]``.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
 
 from syncagent.integrations.base import Integration
 from syncagent.telemetry.otel_env import is_disabled
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["SyncAgentInstrumentor"]
 
 _PROVIDERS = ("tracer_provider", "meter_provider")
 

@@ -12,8 +12,6 @@ from syncagent.integrations.base import Integration
 from syncagent.telemetry import semconv
 from syncagent.telemetry.step_ids import process_identity
 
-__all__ = ["RankDetector"]
-
 
 class RankDetector(Integration, ResourceDetector):
     """Finds what the agent's own resource has: rank, local rank, world size, host and job."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import Settings
     from syncagent.sites import Frame
 
-__all__ = ["Allowances", "Baseline", "Entry", "pack_for"]
-
 
 class Entry(NamedTuple):
     """One parsed entry of the ``allow`` setting or of a pack, and the reason it gives."""

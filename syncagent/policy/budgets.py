@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from syncagent.events import Phase
     from syncagent.settings.schema import Settings
 
-__all__ = ["Budgets"]
-
 TOTAL = "total"
 
 

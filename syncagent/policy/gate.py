@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from syncagent.settings.schema import Settings
 
-__all__ = ["FAILED", "HELD", "NOTE", "check", "that_matter"]
-
 HELD, FAILED = "held", "failed"
 NOTE = "the gate did not hold: "
 """How the notes begin that give the reasons."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from syncagent.events import Phase
     from syncagent.settings.schema import PolicyName, Settings
 
-__all__ = ["Policy"]
-
 _CACHE_LIMIT = 50_000
 
 

@@ -26,16 +26,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from syncagent.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["CHECKED", "GROUP", "PACKS", "Allowance", "gone", "names", "pack"]
 
 GROUP = "syncagent.allow_packs"
 """The entry-point group of packs that other distributions bring."""

@@ -5,18 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from syncagent.settings.schema import parse
+from syncagent.settings.schema import PolicyName, Settings, parse
 from syncagent.support import forks, reading
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.settings.schema import PolicyName, Settings
-
-__all__ = ["Remote"]
 
 _EVERY_S = 1.0
 _LONGEST = 1024

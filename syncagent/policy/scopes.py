@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")  # a policy, or None; judge.py reads what is open here
 
-__all__ = [
-    "Numbers", "Reach", "allow", "covering", "enter", "forget", "in_force", "innermost", "leave", "open_reaches",
-    "open_reason", "open_scopes", "scopes_by_thread", "scopes_of_backward",
-]  # fmt: skip
-
 Scopes = tuple[Any, ...]
 """What is open, outermost first: the reasons of ``allow`` blocks, ``None`` for a ``first_only`` block that was entered
 before, and regions (:class:`Reach`)."""

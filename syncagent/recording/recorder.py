@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, SET_UP, CallSites, Point, Where
 from syncagent.attribution.locator import Locator, phase_outside_backward
@@ -18,6 +20,7 @@ from syncagent.attribution.ranges import labels
 from syncagent.attribution.threads import Threads
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import Phase, SyncKind
+from syncagent.policy import Policy
 from syncagent.policy.scopes import Numbers, in_force, open_reaches, open_scopes, scopes_by_thread
 from syncagent.recording.records import (
     SETTING_UP,
@@ -29,17 +32,9 @@ from syncagent.recording.records import (
     ThreadState,
     add_up,
 )
+from syncagent.settings.schema import Settings
 from syncagent.support.faults import Faults
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import FrameType
-
-    from syncagent.policy import Policy
-    from syncagent.settings.schema import Settings
-    from syncagent.torchbridge.internals import Internals
-
-__all__ = ["Recorder", "span_in"]
+from syncagent.torchbridge.internals import Internals
 
 _now = time.perf_counter_ns
 _new = tuple.__new__  # what a NamedTuple's own constructor does, in half the time

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from syncagent.attribution.callsite import NOWHERE, Where
+from syncagent.attribution.callsite import NOWHERE, Point, Where
 from syncagent.attribution.threads import WatchedThread
 from syncagent.events import Phase, SyncKind
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from syncagent.attribution.callsite import Point
-
-__all__ = ["SETTING_UP", "Observation", "OpKey", "OpSum", "SyncContext", "Tally", "ThreadState", "add_up"]
 
 OpKey = tuple[int, int, int, bool]
 """Identities of an op overload and of the user's code, offset in it, and whether it ran in the backward pass."""

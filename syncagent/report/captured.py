@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from syncagent.errors import SyncAgentError
 from syncagent.report.model import SCHEMA, Report
 from syncagent.support import reading, storage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["SUMS", "VERSION", "is_capture", "read"]
 
 VERSION = 1
 SUMS = (

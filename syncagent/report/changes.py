@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from syncagent.report import wording
-from syncagent.report.compare import VERDICTS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from syncagent.report.compare import Change, Comparison, Measure, StepChange
-
-__all__ = ["render", "render_changes"]
+from syncagent.report.compare import VERDICTS, Change, Comparison, Measure, StepChange
 
 
 def render(comparison: Comparison) -> str:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from syncagent import sites
+from syncagent.events import CallSite
 from syncagent.report import wording
 from syncagent.report.decode import encode
+from syncagent.report.model import Report, SiteRow
+from syncagent.sites import LineKey, SiteKey
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from syncagent.events import CallSite
-    from syncagent.report.model import Report, SiteRow
-    from syncagent.sites import LineKey, SiteKey
-
-    _Sites = dict[SiteKey, list[SiteRow]]
-
-__all__ = ["VERDICTS", "Change", "Comparison", "Measure", "StepChange", "Verdict", "compare"]
+_Sites = dict[SiteKey, list[SiteRow]]
 
 Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

@@ -11,8 +11,6 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from syncagent.errors import SyncAgentError
 
-__all__ = ["decode", "encode"]
-
 T = TypeVar("T")
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
@@ -16,13 +16,6 @@ from syncagent.report.model import Report
 from syncagent.settings.sources import file_mode
 from syncagent.support import reading, report_formats, storage
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = [
-    "destination", "load", "load_merged", "save", "save_beside", "saved_by_others", "write_atomically",
-]  # fmt: skip
 
 
 def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:

@@ -6,18 +6,12 @@ import itertools
 import math
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from syncagent.report.model import CostRow, OpRow, OpShare, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
-from syncagent.sites import naming
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-
-    from syncagent.sites import LineKey
-
-__all__ = ["merge"]
+from syncagent.sites import LineKey, naming
 
 Row = TypeVar("Row", RankShare, OpShare, OpRow)
 

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from syncagent.events import CallSite  # noqa: TC001 - read at run time by decode
+from syncagent.events import CallSite
 from syncagent.report.decode import decode, encode
 from syncagent.sites import Home, LineKey, SiteKey, key_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-__all__ = [
-    "SCHEMA",
-    "CostRow",
-    "EventRow",
-    "OpRow",
-    "OpShare",
-    "OrderRow",
-    "Overhead",
-    "RankShare",
-    "Report",
-    "RunInfo",
-    "SensorStatus",
-    "SiteRow",
-    "StepRow",
-    "Totals",
-]
 
 SCHEMA = 1
 """The version of the JSON; a reader refuses any other."""

@@ -8,17 +8,12 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from syncagent.attribution.processes import JOB
+from syncagent.report.model import RunInfo
 from syncagent.support import storage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from syncagent.report.model import RunInfo
-
-__all__ = ["KEY", "Origin", "of_run", "origin_of", "same_run"]
 
 KEY = "syncagent_origin"
 """The key of an origin in the formats that have no place for a whole ``RunInfo``."""

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from syncagent.report.origins import origin_of, same_run
+from syncagent.report.origins import Origin, origin_of, same_run
 from syncagent.support import storage
 from syncagent.support.report_formats import SUFFIXES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from syncagent.report.origins import Origin
-
-__all__ = ["numbered", "parts_of", "place"]
 
 _TRIES = 100
 

@@ -7,20 +7,24 @@ import random
 import statistics
 import threading
 from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from syncagent.events import CallSite, Phase, SyncKind
-from syncagent.report.model import EventRow, OpRow, OpShare, Overhead, Report, SiteRow, StepRow, Totals
+from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.report.model import (
+    EventRow,
+    OpRow,
+    OpShare,
+    Overhead,
+    Report,
+    RunInfo,
+    SensorStatus,
+    SiteRow,
+    StepRow,
+    Totals,
+)
 from syncagent.support.pace import yield_gil
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
-
-    from syncagent.events import OpCount, StepRecord, SyncEvent
-    from syncagent.report.model import RunInfo, SensorStatus
-
-__all__ = ["OTHER", "Changes", "Facts", "Since", "Summary"]
 
 T = TypeVar("T")
 

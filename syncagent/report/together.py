@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from syncagent.errors import SyncAgentError
 from syncagent.report.merge import merge
+from syncagent.report.model import Report
 from syncagent.report.origins import of_run, same_run
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from syncagent.report.model import Report
-
-__all__ = ["Found", "add_up", "newest_run"]
 
 Found = tuple["Path", "Report"]
 """A report, and the file that it was read from."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from syncagent.report.model import Report, RunInfo
 from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
-
-if TYPE_CHECKING:
-    from syncagent.report.model import Report, RunInfo
 
 __all__ = [
     "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from syncagent.events import SyncKind
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from syncagent.rules.rule import Waits
+from syncagent.rules.rule import Waits
 
 STAGED_BYTES = 2 << 20
 """A ``non_blocking`` copy of up to this size from pageable memory is staged by the driver and returns; a larger one may

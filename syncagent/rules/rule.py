@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from syncagent.events import SyncKind
 
-    from syncagent.events import SyncKind
-
-    Waits = Callable[[Sequence[Any], Mapping[str, Any]], SyncKind | None]
-    Late = Callable[[Sequence[Any], Mapping[str, Any], int], SyncKind | None]
-
-__all__ = ["Rule", "own_time_taken_off"]
+Waits = Callable[[Sequence[Any], Mapping[str, Any]], SyncKind | None]
+Late = Callable[[Sequence[Any], Mapping[str, Any], int], SyncKind | None]
 
 _COLD_NS = 1_000_000
 _HEAVY_NS = 200_000

@@ -5,7 +5,7 @@ The evidence for it is ``tests/gpu/results/``: every row was tried behind a slee
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.events import SyncKind
 from syncagent.rules.predicates import (
@@ -31,12 +31,7 @@ from syncagent.rules.predicates import (
     staged_late,
     value_from_host,
 )  # fmt: skip
-from syncagent.rules.rule import Rule
-
-if TYPE_CHECKING:
-    from syncagent.rules.rule import Waits
-
-__all__ = ["RULES", "find"]
+from syncagent.rules.rule import Rule, Waits
 
 _D, _S, _CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 _PUT = "aten::index_put_"

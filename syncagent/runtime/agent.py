@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from syncagent.attribution.ranges import Ranges
+from syncagent.attribution.ranks import Rank
 from syncagent.attribution.steps import Steps
 from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
-from syncagent.delivery.sink import Source
+from syncagent.delivery.sink import Sink, Source
+from syncagent.events import OpCount, SyncEvent
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.remote import Remote
 from syncagent.policy.scopes import open_reaches
 from syncagent.recording.recorder import Recorder
+from syncagent.recording.records import ThreadState
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.handle import Agent
@@ -23,19 +26,9 @@ from syncagent.runtime.run import Run, log_settings_source, no_run, note_without
 from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
+from syncagent.settings.schema import PolicyName
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.attribution.ranks import Rank
-    from syncagent.delivery.sink import Sink
-    from syncagent.events import OpCount, SyncEvent
-    from syncagent.recording.records import ThreadState
-    from syncagent.settings.schema import PolicyName
-
-__all__ = ["ProcessAgent"]
 
 
 class ProcessAgent(Agent):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["begin", "instrument", "uninstrument"]
-
 _SAVE_TIMEOUT_S = 5.0
 """How long the end waits for a report that another thread is making."""
 _EXIT_REGISTRATIONS = 3

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, NamedTuple
 
+from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Region
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
-    from contextlib import AbstractContextManager
-
-    from syncagent.runtime.handle import Agent
-
-    Function = Callable[..., Any]
-
-__all__ = ["Opened", "decorate"]
+Function = Callable[..., Any]
 
 
 class Opened(NamedTuple):

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from syncagent.report.model import Report
     from syncagent.settings.schema import PolicyName, Settings
 
-__all__ = ["Agent"]
-
 
 class Agent(ABC):
     """Watches this process, or, as the region of a watch inside another, what runs in there.

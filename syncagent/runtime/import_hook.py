@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
-__all__ = ["ImportHook"]
-
 
 class ImportHook:
     """A finder that runs callbacks right before and after one module is imported, and then removes itself."""

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
+from syncagent.report.model import Report
 from syncagent.report.summary import Summary
 from syncagent.runtime.agent import ProcessAgent
+from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import no_run
 from syncagent.runtime.sinks import build
-from syncagent.settings.schema import parse
+from syncagent.settings.schema import Settings, parse
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.delivery.sink import Sink
-    from syncagent.report.model import Report
-    from syncagent.runtime.handle import Agent
-    from syncagent.settings.schema import Settings
-
-__all__ = ["end", "join", "launch", "launch_or_find", "leave", "release", "running"]
 
 _lock = threading.RLock()
 _running: ProcessAgent | None = None

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import PolicyName, Settings
     from syncagent.support.faults import Faults
 
-__all__ = ["Host", "Region", "Regions"]
-
 _JUDGING = (
     "policy", "allow", "allow_kinds", "allow_packs", "baseline", "max_syncs_per_step", "max_stall_ms_per_step",
     "max_stall_share", "stall_share_window", "min_stall_ms", "warmup_steps", "judge_threads",

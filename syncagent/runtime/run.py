@@ -8,19 +8,14 @@ import platform
 import sys
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from syncagent.attribution import processes, ranks
 from syncagent.report.model import Overhead, RunInfo
+from syncagent.settings.schema import Settings
 from syncagent.sites import Home, home_of_process, working_folder
 from syncagent.support import redaction
+from syncagent.support.faults import Faults
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from syncagent.settings.schema import Settings
-    from syncagent.support.faults import Faults
-
-__all__ = ["Run", "log_settings_source", "no_run", "note_without_gpu"]
 
 _RANK_EVERY_S = 1.0
 _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")

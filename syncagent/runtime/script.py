@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from syncagent.runtime.handle import Agent
     from syncagent.runtime.sinks import Outputs
 
-__all__ = ["Shown", "send", "show"]
-
 _UNKNOWN = "it is not known whether the last spans arrived"
 
 

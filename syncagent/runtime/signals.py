@@ -26,18 +26,14 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from syncagent.support import forks
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.patches import Patches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-
-__all__ = ["catch_sigterm", "holding_interrupts", "release_sigterm"]
 
 GRACE_S = 0.25
 """How long the main thread may take to return from C code before another thread takes over."""

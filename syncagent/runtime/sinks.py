@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from syncagent.telemetry.prometheus import ScrapeEndpoint
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["SINKS", "Outputs", "all_sinks", "build"]
-
 T = TypeVar("T")
 
 _FLUSH_S = 5.0

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from syncagent.errors import ConfigError
 from syncagent.policy import gate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.report.model import RunInfo
-
-__all__ = ["GateVerdict", "cannot_hold"]
+from syncagent.report.model import RunInfo
 
 
 class GateVerdict:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import linecache
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import CodeType
+from typing import Any
 
 from syncagent.events import SyncKind
-
-if TYPE_CHECKING:
-    from types import CodeType
-
-__all__ = ["CASES", "FILE", "READ", "Case", "line_of", "namespace"]
 
 FILE = "<syncagent selftest>"
 """The file in which the calls stand, one a line: code that is no part of the agent, as a user's would be."""

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from syncagent.runtime.handle import Agent
     from syncagent.selftest.cases import Case
 
-__all__ = [
-    "ATTEMPTS", "BROKEN", "OK", "UNCLEAR", "Delay", "Shot", "Verdict", "applies", "failure", "fire", "judge", "probe",
-]  # fmt: skip
-
 OK, BROKEN, UNCLEAR = "ok", "BROKEN", "unclear"
 
 _SHARE = 0.6

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from syncagent.selftest.probe import Delay, Verdict
     from syncagent.settings.schema import Detail
 
-__all__ = [
-    "CALLS", "Cost", "Promise", "allows", "changed", "every_kind", "forbids", "is_bearable", "leaves_nothing",
-    "makes_spans", "measure_cost", "state",
-]  # fmt: skip
-
 _REASON = "selftest"
 
 CALLS = {

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from syncagent.report import wording
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-__all__ = ["render"]
 
 _SIMULATED = (
     "Simulated device: there is no GPU in this test. Waits are real, but the device announces them itself, and",

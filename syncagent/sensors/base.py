@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.settings.schema import Settings
 
-__all__ = ["Conditions", "Sensor"]
-
 
 @dataclass(frozen=True, slots=True)
 class Conditions:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from syncagent.recording.records import ThreadState
     from syncagent.sensors.base import Conditions
 
-__all__ = ["CopySampling", "CopyWatch"]
-
 _FIRST = 4
 _EARLY = 256
 _OFTEN, _SELDOM = 16, 64

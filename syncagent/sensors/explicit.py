@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.sensors.base import Conditions
 
-__all__ = ["ExplicitSensor", "nothing_pending"]
-
 _now = time.perf_counter_ns
 
 

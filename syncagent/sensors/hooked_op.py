@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Any]
 
-__all__ = ["watched"]
-
 _now = time.perf_counter_ns
 _SENSOR = "kernels"
 _LATE_NS = 500_000

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from syncagent.rules.rule import Rule
     from syncagent.sensors.base import Conditions
 
-__all__ = ["KernelSensor"]
-
 
 class KernelSensor(Sensor):
     """Times what waits on the GPU, wherever it is called from."""

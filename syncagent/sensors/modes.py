@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from syncagent.recording.records import ThreadState
     from syncagent.sensors.base import Conditions
 
-__all__ = ["ModeSensor"]
-
 _now = time.perf_counter_ns
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.sensors.base import Conditions
 
-__all__ = ["MonitoredSensor"]
-
 _now = time.perf_counter_ns
 _NAME = "synchronize"
 _TOOL_IDS = (4, 3, 5)  # 0 to 2 are reserved: debugger, coverage, profiler

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     TurnOn = Callable[[str, Callable[[], None], Callable[[], None]], None]
 
-__all__ = ["SENSORS", "SensorSet"]
-
 SENSORS: tuple[type[Sensor], ...] = (
     SimulatedSensor,
     KernelSensor,

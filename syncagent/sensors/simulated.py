@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from syncagent.recording.recorder import Recorder
     from syncagent.sensors.base import Conditions
 
-__all__ = ["SimulatedSensor"]
-
 
 class SimulatedSensor(Sensor):
     """Records every wait on the simulated device, on all threads."""

@@ -10,23 +10,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from syncagent.errors import ConfigError
 from syncagent.events import Phase, SyncKind
 from syncagent.support import report_formats
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Limits = tuple[tuple[str, Any], ...]
-
-__all__ = [
-    "Choice", "allowances", "count", "file_mode", "flag", "kinds", "milliseconds", "names", "path", "per_phase",
-    "rejected", "report_path", "share", "signal_name",
-]  # fmt: skip
+Limits = tuple[tuple[str, Any], ...]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})

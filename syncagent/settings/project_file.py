@@ -8,17 +8,13 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from syncagent.sites import working_folder
 from syncagent.support import reading, trust
 from syncagent.support.compat import load_toml
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-__all__ = ["Project", "find"]
 
 NAME = "pyproject.toml"
 _ROOTS = (".git", ".hg", ".svn", ".jj")

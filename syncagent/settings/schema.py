@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from syncagent.settings import parsing
 from syncagent.support.storage import DEFAULT_MODE
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Names = str | list[str] | tuple[str, ...]
-    """A list, or one string with commas."""
-
-__all__ = [
-    "DEFAULTS",
-    "PARSERS",
-    "Copies",
-    "Detail",
-    "JudgedThreads",
-    "Keywords",
-    "PolicyName",
-    "Settings",
-    "is_gate",
-    "parse",
-]
+Names = str | list[str] | tuple[str, ...]
+"""A list, or one string with commas."""
 
 PolicyName = Literal["observe", "warn", "raise"]
 Detail = Literal["ops", "syncs"]

@@ -7,16 +7,12 @@ which beats the default.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from syncagent.settings import parsing, project_file
 from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
 from syncagent.support.storage import DEFAULT_MODE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["file_mode", "load", "unknown_variables", "wants_gate"]
 
 _PREFIX = "SYNCAGENT"
 _OTHER_VARIABLES = frozenset(

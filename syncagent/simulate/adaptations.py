@@ -14,9 +14,6 @@ from syncagent.simulate import devices, patches
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, replacement, set_data
 
-__all__ = ["adapt_ctc_loss", "adapt_module_moves", "adapt_optimizers", "refuse_unsupported"]
-
-
 # --- Module.to ---------------------------------------------------------------------------------------------
 
 

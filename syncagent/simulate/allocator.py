@@ -11,16 +11,10 @@ import threading
 import weakref
 from bisect import bisect_left, insort
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from syncagent.simulate.memory import nbytes_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from syncagent.simulate.memory import Box, Layout
-
-__all__ = ["Held", "hold", "release_unused"]
+from syncagent.simulate.memory import Box, Layout, nbytes_of
 
 # Sizes from c10/cuda/CUDACachingAllocator.h
 _BLOCK = 512

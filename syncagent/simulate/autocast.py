@@ -10,7 +10,8 @@ import functools
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -18,11 +19,6 @@ from syncagent.simulate import patches
 from syncagent.simulate.memory import flatten, on_each
 from syncagent.simulate.requirements import LOSSES, aten, find
 from syncagent.simulate.tensor import AUTOCAST_KEYS, SimulatedTensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = ["LISTS", "install", "is_casting", "unlisted"]
 
 LISTS: dict[str, str] = {
     # to float16 or bfloat16

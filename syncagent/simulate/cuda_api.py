@@ -8,8 +8,9 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,11 +20,6 @@ from syncagent.simulate import allocator, devices, engine, patches, randomness
 from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.simulate.waits import reported
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = ["NAME", "install"]
 
 NAME = "simulated CUDA device (CPU arithmetic)"
 CYCLES_PER_SECOND = 1.5e9

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from syncagent.simulate.memory import Placement
 
-__all__ = ["CPU", "META", "STAND_IN", "Event", "Stream", "keeping_error", "order", "queue", "run_here"]
-
 STAND_IN = "lazy"
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,12 +19,7 @@ from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Handler = Callable[[OpFacts, Any, Any], Any]
-
-__all__ = ["CUDA_FORM", "SPECIAL", "facts_of", "refusing", "run", "run_generic"]
+Handler = Callable[[OpFacts, Any, Any], Any]
 
 SPECIAL: dict[Any, Handler] = {}
 """Ops that the general rule does not fit, and their handlers; special.py and nested.py fill it."""

@@ -7,18 +7,14 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from syncagent.errors import SimulationError
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Engine", "all_engines", "is_forked", "refuse_if_forked"]
 
 # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
 # inference_mode, and the queueing thread has counted versions already.

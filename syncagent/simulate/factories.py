@@ -19,8 +19,6 @@ from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
 from syncagent.simulate.tensor import SimulatedTensor, TensorBase, replacement
 
-__all__ = ["install_kernels", "wrap_functions", "wrap_methods"]
-
 # --- the dispatcher ----------------------------------------------------------------------------------------
 
 

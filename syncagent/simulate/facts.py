@@ -5,7 +5,8 @@ Shapes are found on the meta device and remembered.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,11 +16,6 @@ from syncagent.rules.rule import Rule
 from syncagent.simulate.devices import META
 from syncagent.simulate.memory import Placement, layout_of, on_each
 from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = ["OpFacts", "UnknownShapeError", "infer", "on_meta"]
 
 # Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
 _ANY_DEVICE = frozenset({

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from syncagent.simulate.patches import Changes
 
-__all__ = ["borrow", "install", "install_or_end", "installed", "missing"]
-
 _installed = 0
 _borrowers = 0
 _lock = threading.RLock()

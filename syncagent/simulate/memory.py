@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from syncagent.simulate.engine import refuse_if_forked
-
-if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Callable, Iterable
-
-    from syncagent.simulate.engine import Engine
-
-__all__ = [
-    "Box", "Layout", "Placement", "flatten", "is_pinned", "layout_of", "mark_pinned", "nbytes_of",
-    "on_each", "stride_for",
-]  # fmt: skip
+from syncagent.simulate.engine import Engine, refuse_if_forked
 
 _storage_of: Any = torch._C.TensorBase.untyped_storage
 

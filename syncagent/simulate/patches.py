@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.torchbridge.patches import ABSENT, Patch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Changes", "also", "begin", "put"]
 
 
 class Changes:

@@ -17,8 +17,6 @@ import torch
 
 from syncagent.simulate import devices
 
-__all__ = ["CudaGenerator", "Generator", "RealGenerator", "default_generator", "draw"]
-
 RealGenerator: Any = torch.Generator
 DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
 _MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9

@@ -14,19 +14,6 @@ import torch
 
 from syncagent.errors import SimulationError
 
-__all__ = [
-    "LOSSES",
-    "ON_INSTANCES",
-    "OPTIONAL",
-    "REQUIRED",
-    "MissingOp",
-    "aten",
-    "check",
-    "find",
-    "look_up",
-    "note_loss",
-]
-
 REQUIRED: dict[str, str] = {
     "Tensor._make_wrapper_subclass": "tensors without data",
     "_C.TensorBase": "the C++ methods under torch.Tensor's",

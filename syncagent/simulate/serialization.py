@@ -16,8 +16,6 @@ from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
 
-__all__ = ["install"]
-
 # A storage that stands for device memory has two marks: its device, and the box over it once there is one.
 _DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,11 +16,6 @@ from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.memory import Box, Layout, Placement, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make, make_view, new_output
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["empty", "wait_for_transfer"]
 
 
 def _runs(*ops: Any) -> Callable[[Any], Any]:

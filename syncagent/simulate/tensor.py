@@ -16,8 +16,6 @@ from syncagent.simulate.allocator import Held, hold
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import find
 
-__all__ = ["SimulatedTensor", "adopt", "make", "make_view", "new_output", "set_data"]
-
 TensorBase: Any = torch._C.TensorBase
 _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__

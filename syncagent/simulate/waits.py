@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from syncagent.events import SyncKind
 
-__all__ = ["WaitObserver", "current_observer", "internal", "internal_waits", "observe", "reported", "reported_late"]
-
 T = TypeVar("T")
 
 

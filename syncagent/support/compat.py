@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import IO, TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from types import CodeType, FrameType
+from types import CodeType, FrameType
+from typing import IO, Any
 
 __all__ = ["StrEnum", "current_frames", "load_toml", "qualified_name"]
 

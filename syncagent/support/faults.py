@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from syncagent.support import redaction
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Faults"]
 
 T = TypeVar("T")
 

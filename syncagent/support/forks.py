@@ -11,13 +11,8 @@ import os
 import signal
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["call_in_children", "keep_in_children", "reset_in_children"]
 
 _resets: dict[int, Callable[[], None]] = {}
 _masks = threading.local()

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger, WrappedLogger
 
-__all__ = ["get_logger", "log_once", "private_structlog"]
-
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _FORMATS = ("text", "json")
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import threading
 import time
 
-__all__ = ["STRETCH_NS", "keep_pace", "yield_gil"]
-
 STRETCH_NS = 80_000
 _PAUSE_S = 0.000_05
 """As short as the system's timers can do; they add about as much again."""

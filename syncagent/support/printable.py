@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["clean", "has_controls"]
-
 
 def clean(text: str) -> str:
     """One line that is safe to print: what is not printable, terminal escapes among it, is written as an escape."""

@@ -5,23 +5,9 @@ from __future__ import annotations
 # Settings are read in every interpreter that inherits the variable: nothing heavy here.
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-__all__ = [
-    "MIB",
-    "REPORT_BYTES",
-    "TooLargeError",
-    "from_json",
-    "open_regular",
-    "read",
-    "reason",
-    "source_lines",
-    "unpacked",
-]
+from typing import Any
 
 MIB = 1024 * 1024
 REPORT_BYTES = 64 * MIB

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-__all__ = ["REDACTED", "argv", "text", "url"]
+from collections.abc import Iterator, Mapping, Sequence
 
 REDACTED = "[redacted]"
 

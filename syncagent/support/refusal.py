@@ -14,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["REFUSED", "refuse_to_start"]
-
 REFUSED = 2
 """The exit code of a process that does not start."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["SUFFIXES", "TEXT", "format_of", "saved_format_of", "saved_suffixes"]
-
 TEXT = "text"
 """The only format that a run cannot be told to save: the file does not say which process wrote it, so the processes of
 one run would overwrite each other's."""

@@ -12,8 +12,6 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-__all__ = ["is_terminal", "stream", "write"]
-
 _PATIENCE_S = 1.0
 
 

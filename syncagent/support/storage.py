@@ -6,20 +6,13 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from syncagent.support import reading
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-__all__ = [
-    "DEFAULT_MODE", "append_alone", "append_to", "is_locked", "lock", "locked_folder", "read", "write_atomically",
-    "write_new",
-]  # fmt: skip
 
 DEFAULT_MODE = 0o600
 """Reports, journals and captures hold source lines, paths and arguments."""

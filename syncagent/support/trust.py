@@ -7,8 +7,6 @@ import stat
 import sys
 from contextlib import suppress
 
-__all__ = ["owners", "why_not", "why_not_owned"]
-
 
 def owners(script: str | None = None) -> frozenset[int]:
     """Return the users who decide what this process runs; empty where files have no owners.

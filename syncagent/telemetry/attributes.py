@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from syncagent.events import CallSite
 
-__all__ = ["ITEMS_MAX", "TEXT_MAX", "AttributeSanitizer", "location"]
-
 TEXT_MAX = 16_384
 """Characters of one attribute's text."""
 ITEMS_MAX = 64

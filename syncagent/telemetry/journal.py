@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExportResult
     from opentelemetry.trace import Link, SpanContext
 
-__all__ = ["JournalExporter", "encode"]
-
 MAX_BYTES = 64 * 1024 * 1024
 _FEW = 8
 """Spans per line: about as many as are encoded without a pause."""

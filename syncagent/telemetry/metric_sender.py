@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from syncagent.telemetry.outbox import Exporter
     from syncagent.telemetry.responses import CollectorResponses
 
-__all__ = ["MetricSender"]
-
 PATIENCE_S = 15.0
 """How long exports may fail before it is reported: nothing is lost by then, and spans usually have reported it."""
 

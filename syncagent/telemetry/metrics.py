@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from syncagent.telemetry.series import Attributes
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["MetricSink", "context_of", "of_program"]
-
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 

@@ -8,27 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from syncagent.errors import ConfigError
 from syncagent.support import reading, redaction
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-__all__ = [
-    "batches",
-    "check",
-    "check_resource",
-    "endpoint",
-    "exporter",
-    "has_exemplars",
-    "is_disabled",
-    "otlp",
-    "positive_int",
-    "protocol",
-]
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from syncagent.telemetry.responses import CollectorResponses
 
-__all__ = ["AgentTracerProvider", "Exporter", "Outbox", "Trouble", "describe", "failure_of", "sending"]
-
 CLOSE_TIMEOUT_S = 5.0
 """How long the end of the run may wait for spans to be sent."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     _Collect = Callable[[Resource], Sequence[MetricsData]]
 
-__all__ = ["ScrapeEndpoint", "build_endpoint", "families"]
-
 COPIED = (semconv.SERVICE_NAME, semconv.HOST_NAME, semconv.PROCESS_PID, semconv.RANK)
 """What of the resource is a label of every series, as ``transform/labels`` of ``otel/collector/config.yaml`` has it."""
 

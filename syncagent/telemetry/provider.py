@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from syncagent.telemetry.metric_sender import MetricSender
     from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
 
-__all__ = ["build_logs", "build_metric_sender", "build_provider", "build_resource"]
-
 JOURNAL_DELAY_S = 1.0
 """How much of a run may be missing from the journal when the process is killed."""
 

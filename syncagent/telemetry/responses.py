@@ -17,8 +17,6 @@ from syncagent.telemetry.attributes import AttributeSanitizer
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["CollectorResponses", "explain_error"]
-
 _LATER = frozenset({429, 502, 503, 504})
 """Status codes after which OTLP has a client retry: https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling"""
 _MOST_S = 300.0

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Attributes = dict[str, AttributeValue]
 
-__all__ = ["OTHER", "Series", "SeriesTable"]
-
 OTHER = "other"
 """``syncagent.op`` of the series that takes the syncs of all series beyond the limit."""
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from syncagent.events import StepRecord, SyncEvent
 
-__all__ = ["SpanBudget"]
-
 FIRST = 100
 """How many syncs of each line, and how many steps, get a span in any case."""
 INTERVAL_NS = 1_000_000_000

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from syncagent.events import CallSite, StepRecord, SyncEvent
     from syncagent.telemetry.step_ids import ProcessIdentity
 
-__all__ = ["SpanSink"]
-
 HELD_MAX = 512
 """How many events may wait for the end of their steps; beyond that their spans are built before it."""
 

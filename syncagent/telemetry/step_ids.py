@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["PresetIdGenerator", "ProcessIdentity", "StepIds", "process_identity"]
-
 _FRESH_S = 1.0
 _NAMELESS = (
     "the ranks have no traces in common, since nothing names their job; torchrun --rdzv-id does, or "

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from syncagent.events import CallSite, SyncEvent
     from syncagent.telemetry.spans import SpanSink
 
-__all__ = ["ViolationLog"]
-
 MESSAGE = "host sync against the policy"
 _SITES = 1_000
 

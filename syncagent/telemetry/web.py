@@ -12,19 +12,15 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from syncagent.support import forks
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    Application = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
-
-__all__ = ["Server"]
+Application = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
 
 CONNECTIONS = 8
 REQUEST_S = 5.0

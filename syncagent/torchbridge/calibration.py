@@ -11,12 +11,8 @@ import statistics
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["UnmeasuredError", "hurry", "kernel_ns", "mode_ns"]
+from collections.abc import Callable
+from typing import Any
 
 _CALLS, _ROUNDS = 100, 5
 _HURRY_S = 1.0

@@ -11,22 +11,17 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from syncagent.rules.rule import Rule
 from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
+from syncagent.torchbridge.switch import Switch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from syncagent.rules.rule import Rule
-    from syncagent.torchbridge.switch import Switch
-
-    Call = Callable[..., Any]
-
-__all__ = ["Hooks", "is_hooked"]
+Call = Callable[..., Any]
 
 _KEY = "BackendSelect"
 _ROUTES = 1_000

@@ -10,16 +10,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-
-    Call = Callable[..., Any]
-
-__all__ = ["StandIns", "is_stand_in", "leave_out_own_frames", "ops_warn_at_once"]
+Call = Callable[..., Any]
 
 _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CAN_LEAVE_ITSELF_OUT = sys.version_info >= (3, 11)

@@ -5,27 +5,11 @@ Only this room and the simulated device touch such names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.torchbridge.patches import find
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = [
-    "EMPTY_CACHE",
-    "SYNCHRONIZE",
-    "UNKNOWN",
-    "Internals",
-    "keep_busy",
-    "look_up",
-    "op_name",
-    "optimizer_hooks",
-    "skip_in_dynamo",
-    "when_cuda_is_used",
-]
-
 
 SYNCHRONIZE = (
     # (where the attribute lives below torch, its name, how the sync is named).  torch.cuda.synchronize looks its C

@@ -5,22 +5,18 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
 
 from syncagent.torchbridge.frames import StandIns, leave_out_own_frames, ops_warn_at_once
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import restored
 from syncagent.torchbridge.patches import Patches, find
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import FrameType
-
-    Call = Callable[..., Any]
-    Count = Callable[[Any, int, int, FrameType | None], None]
-    Without = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
-
-__all__ = ["ModeStack", "dispatch_stack", "footprint", "function_stack", "none_active", "op_mode", "wrap_recorders"]
+Call = Callable[..., Any]
+Count = Callable[[Any, int, int, FrameType | None], None]
+Without = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 
 _now = time.perf_counter_ns
 _RECORDERS = (

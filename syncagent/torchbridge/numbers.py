@@ -7,16 +7,12 @@ kernels and modes as that number.  Few ops take it back in place of a tensor.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from syncagent.torchbridge.frames import StandIns, ops_warn_at_once
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    Call = Callable[..., Any]
-
-__all__ = ["as_tensor", "exactly", "restored"]
+Call = Callable[..., Any]
 
 _NUMBERS = (bool, int, float, complex)
 _REFUSED = "Expected a value of type"

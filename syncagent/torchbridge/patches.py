@@ -8,12 +8,8 @@ its owner has stopped.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["ABSENT", "Patch", "Patches", "exchange_everywhere", "find"]
+from collections.abc import Callable
+from typing import Any
 
 ABSENT = object()
 """What :attr:`Patch.original` is where the module or class itself had no such attribute (a class may inherit one)."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.torchbridge.patches import Patches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-__all__ = ["ANOTHER", "Capture", "drain", "why_not"]
 
 ANOTHER = "another profiler is running in this process, and there can be only one"
 

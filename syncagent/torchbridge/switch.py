@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from syncagent.torchbridge.patches import Patches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Switch", "compile_in_use"]
 
 _KEY = "TESTING_ONLY_GenericMode"
 _CALLBACKS = "torch._dynamo.callback"

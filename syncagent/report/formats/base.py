@@ -23,12 +23,9 @@ What is asked of it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from syncagent.report.model import Report
-
-__all__ = ["Format"]
+from syncagent.report.model import Report
 
 
 class Format(Protocol):

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from syncagent.report import origins, wording
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from syncagent.report.model import Report, RunInfo, SiteRow
-
-__all__ = ["render"]
+from syncagent.report.model import Report, RunInfo, SiteRow
 
 _NUMBERS = ["stall", "share", "count", "per step", "median", "max"]
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from syncagent.report.model import Report
-
-__all__ = ["render"]
+from syncagent.report.model import Report
 
 
 def render(report: Report) -> str:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from syncagent._version import __version__
-from syncagent.events import SyncKind
+from syncagent.events import CallSite, SyncKind
 from syncagent.report import origins, wording
+from syncagent.report.model import Report, RunInfo, SiteRow
 from syncagent.sites import line_key
-
-if TYPE_CHECKING:
-    from syncagent.events import CallSite
-    from syncagent.report.model import Report, RunInfo, SiteRow
-
-__all__ = ["log", "render"]
 
 _RULES = {
     SyncKind.DYNAMIC_SHAPE: ("DynamicShape", "The size of the result depends on values on the GPU."),

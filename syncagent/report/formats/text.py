@@ -5,26 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from syncagent.events import CallSite
 from syncagent.report import wording
+from syncagent.report.model import RankShare, Report, SiteRow
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rich.console import RenderableType
-
-    from syncagent.report.model import RankShare, Report, SiteRow
-
-__all__ = ["emit", "render"]
 
 _WIDE = 110
 _FRAMES = 4

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.errors import ConfigError
 from syncagent.report import origins, wording
-
-if TYPE_CHECKING:
-    from syncagent.report.model import EventRow, Report, SiteRow
-
-__all__ = ["render", "trace"]
+from syncagent.report.model import EventRow, Report, SiteRow
 
 _STEPS = 0
 """Track of the steps; threads count from 1."""

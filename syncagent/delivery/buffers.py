@@ -44,6 +44,10 @@ class BufferReader:
         """Return how many syncs and steps are in the buffers."""
         return len(self.ended_steps) + sum(len(state.buffer) for state in self._recorder.threads.all)
 
+    def left(self) -> int:
+        """Return how many syncs are in the buffers, or found no room in them since the last delivery."""
+        return sum(len(state.buffer) + state.dropped for state in self._recorder.threads.all)
+
     def take_steps(self) -> list[StepRecord]:
         """Take the steps that have ended, in their order."""
         return [self._step(*self.ended_steps.popleft()) for _ in range(len(self.ended_steps))]

@@ -50,6 +50,9 @@ class Pipeline:
         self._wake = threading.Event()
         self._drainer: int | None = None
         self._stopping = self._is_finished = self._hangs = False
+        self._calls = 0
+        """How many calls of sinks have come back, by which a slow delivery is distinguished from one that hangs."""
+        self._on_the_way = 0
         self._thread: threading.Thread | None = None
         self.drained_ns = 0
         """What was recorded before that moment (``perf_counter_ns``) has been delivered."""
@@ -73,8 +76,9 @@ class Pipeline:
             self._thread = None
             self._faults.add("the agent's thread", error, "could not be started; all is delivered at the end")
 
-    def stop(self, timeout_s: float = _PATIENCE_S) -> None:
-        """Deliver the rest and close the sinks, on the agent's thread; a sink that hangs is waited for that long."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Deliver the rest and close the sinks, on the agent's thread; a call that hangs is waited for 5 s, or that."""
+        timeout_s = _PATIENCE_S if timeout_s is None else timeout_s
         self._stopping = True
         self._wake.set()
         thread = self._thread
@@ -85,7 +89,10 @@ class Pipeline:
         if thread is None or thread.ident is None or get_ident() in (thread.ident, self._drainer):
             self._finish()  # in the middle of a delivery: a signal handler stops the agent
             return
-        thread.join(timeout_s)
+        calls = -1
+        while thread.is_alive() and calls != self._calls:
+            calls = self._calls
+            thread.join(timeout_s)
         if thread.is_alive():
             self._hangs = True
             self._faults.add("delivery", TimeoutError(f"a sink has not come back for {timeout_s:g} s"), "failed")
@@ -99,6 +106,11 @@ class Pipeline:
         except Exception as error:
             self._faults.add("draining", error)
         self._call("close")
+
+    @property
+    def undelivered(self) -> int:
+        """How many syncs a sink that hangs keeps from being delivered."""
+        return self._buffers.left() + self._on_the_way if self._hangs else 0
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
@@ -126,7 +138,7 @@ class Pipeline:
         # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
         steps = self._buffers.take_steps()
         events = self._buffers.take_events()
-        given = 0
+        given, self._on_the_way = 0, sum(event.repeats for event in events)
         for record in steps:
             before = given
             while given < len(events) and events[given].step <= record.step:
@@ -145,7 +157,10 @@ class Pipeline:
     @contextmanager
     def _exclusively(self) -> Iterator[bool]:
         """Keep other threads from delivering; false while a sink hangs: what is waiting stays where it is."""
-        is_ours = not self._hangs and self._draining.acquire(timeout=_PATIENCE_S)
+        is_ours, calls = False, -1
+        while not (self._hangs or is_ours or calls == self._calls):
+            calls = self._calls
+            is_ours = self._draining.acquire(timeout=_PATIENCE_S)
         try:
             yield is_ours
         finally:
@@ -155,7 +170,9 @@ class Pipeline:
     def _give(self, events: Sequence[SyncEvent]) -> None:
         """Hand over events a few at a time, with pauses for the training threads."""
         for first in range(0, len(events), _EVENTS_PER_CALL):
-            self._call("events", events[first : first + _EVENTS_PER_CALL])
+            batch = events[first : first + _EVENTS_PER_CALL]
+            self._on_the_way -= sum(event.repeats for event in batch)  # the first sink, which counts, does not hang
+            self._call("events", batch)
             yield_gil()
 
     def _call(self, method: str, *args: object) -> None:
@@ -163,6 +180,7 @@ class Pipeline:
         for sink in self._sinks:
             try:
                 getattr(sink, method)(*args)
+                self._calls += 1
             except Exception as error:
                 self._sinks = [other for other in self._sinks if other is not sink]
                 self._faults.add(f"sink {sink.name}", error)

@@ -226,8 +226,9 @@ class ProcessAgent(Agent):
         notes = [*self.shared_notes(self.settings), *self.sensors.notes]
         if self._recorder.set_up:
             notes.append(f"left out: {self._recorder.set_up} waits of torch while it compiled, tuned or captured")
-        if self._buffers.lost:
-            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in self._buffers.lost.items()))
+        lost = self._lost()
+        if lost:
+            notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in lost.items()))
         return self._verdict.on(run, notes, lambda: self._gate_failures(dropped))
 
     def _gate_failures(self, dropped: int) -> list[str]:
@@ -284,7 +285,11 @@ class ProcessAgent(Agent):
     @property
     def dropped(self) -> int:
         """How many syncs were dropped before they reached any sink."""
-        return sum(tuple(self._buffers.lost.values()))
+        return sum(self._lost().values())
+
+    def _lost(self) -> dict[str, int]:
+        undelivered = self._pipeline.undelivered
+        return {**self._buffers.lost, **({"a sink hangs": undelivered} if undelivered else {})}
 
     def drain(self) -> None:
         """Deliver what the threads have left so far."""

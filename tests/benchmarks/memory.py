@@ -30,8 +30,8 @@ if __package__ in {None, ""}:
 _SITES = 1_000
 _A_STEP = 100
 _SAMPLES = 200
-_FULL = 20_000
-"""Syncs that wait to be delivered; the agent drops what comes beyond 65,536."""
+_FULL = 12_000
+"""Syncs that wait to be delivered; the agent drops what comes beyond 16,384."""
 
 
 def rss_mb() -> float:

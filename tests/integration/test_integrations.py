@@ -88,8 +88,10 @@ def test_each_integration_is_registered_where_its_tool_looks():
         groups = load_toml(stream)["project"]["entry-points"]
     for found in pkgutil.iter_modules(integrations.__path__, "syncagent.integrations."):
         module = importlib.import_module(found.name)
-        for name in set(module.__all__) - {"Integration"}:
-            kind = getattr(module, name)
+        own = {name: kind for name, kind in vars(module).items() if getattr(kind, "__module__", "") == found.name}
+        for name, kind in own.items():
+            if kind is Integration or name.startswith("_"):
+                continue
             assert issubclass(kind, Integration)
             if kind.entry_point_group is not None:
                 assert groups[kind.entry_point_group] == {"syncagent": f"{found.name}:{name}"}

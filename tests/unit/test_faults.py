@@ -25,7 +25,6 @@ import syncagent.runtime.process
 from syncagent.attribution import callsite, names, ranks, threads
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
-from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Sink
 from syncagent.events import SyncKind
 from syncagent.policy import Policy
@@ -532,7 +531,6 @@ class Hanging(Taken):
 def test_a_sink_that_hangs_neither_holds_up_training_nor_the_end(alone, capsys, monkeypatch, call):
     """``stop`` comes back, with a report that says what hangs and how much was not delivered."""
     monkeypatch.setattr("syncagent.delivery.pipeline._PATIENCE_S", 0.5)
-    monkeypatch.setattr(Pipeline.stop, "__defaults__", (0.5,))
     sink = Hanging(call)
     try:
         syncagent.runtime.process.launch(sources.load({"detail": "syncs", "warmup_steps": 0}), (sink,))

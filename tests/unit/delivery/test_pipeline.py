@@ -273,6 +273,43 @@ def test_a_sink_that_hangs_does_not_keep_the_program_from_ending():
     assert ends(lambda: own.stop(timeout_s=0.2))
 
 
+@pytest.mark.usefixtures("held")
+def test_a_slow_delivery_is_waited_for_as_long_as_it_goes_on():
+    """Sinks may need longer for all that is left than a call that hangs is given."""
+
+    class Slow(Memory):
+        def step(self, record):
+            super().step(record)
+            time.sleep(0.1)
+
+    sink = Slow()
+    own, reader = delivering(sink)
+    reader.ended_steps.extend((step, 0, 1, None) for step in range(15))
+    own.start()
+    own.stop(timeout_s=0.3)
+    assert sink.told == [*(("step", step) for step in range(15)), ("close",)]
+    assert own.undelivered == 0
+
+
+@pytest.mark.usefixtures("held")
+def test_what_a_sink_that_hangs_keeps_from_the_report_is_counted_as_dropped(cpu_agent, monkeypatch):
+    monkeypatch.setattr(pipeline, "_PATIENCE_S", 0.2)
+    over = threading.Event()
+
+    class Hanging(Memory):
+        def events(self, _batch):
+            over.wait(20)
+
+    agent = cpu_agent(detail="syncs", sinks=(Hanging(),))
+    for _ in range(100):
+        X.nonzero()
+    report = agent.stop()
+    over.set()
+    assert 0 < report.totals.syncs < 100
+    assert report.totals.syncs + report.dropped == 100
+    assert f"dropped: {report.dropped} (a sink hangs)" in report.notes
+
+
 def test_threads_that_have_ended_are_let_go_of_where_every_round_is_busy(monkeypatch):
     """Once a second, however much is delivered in between."""
     let_go = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from typing import Any
@@ -120,7 +121,9 @@ def refuse_unsupported() -> None:
 
     patches.put(torch.utils.dlpack, "to_dlpack", refusing_to_dlpack)
     patches.put(torch, "to_dlpack", refusing_to_dlpack)
-    patches.put(torch, "compile", replacement(refusing_compile, compile_))
+    compile_here = replacement(refusing_compile, compile_)
+    compile_here.__signature__ = inspect.signature(compile_)  # libraries look there for its options
+    patches.put(torch, "compile", compile_here)
     _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
     _refuse_devices_beyond(torch.nn.DataParallel, 1)
 

@@ -172,7 +172,7 @@ def _install_kernels() -> None:
     global _library
     if _library is not None:
         return
-    _library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for listed, names in LISTS.items():
         for name in names.split():
@@ -181,18 +181,19 @@ def _install_kernels() -> None:
             if op is None or not has_kernel(f"aten::{name}", "AutocastCUDA"):
                 continue  # older and newer torches have other lists
             try:
-                _library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+                library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
             except Exception as error:
                 LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
     registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
     for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
         LOSSES[name] = f"autocast leaves {name} alone: how this torch casts for it is not known"
+    _library = library
 
 
 def _remove_kernels() -> None:
     global _library
     _cast_parameters.clear()
-    if _destroy is not None:
+    if _destroy is not None and _library is not None:  # an installation may have failed before
         _destroy(_library)
         _library = None
 

@@ -68,9 +68,11 @@ class _Device:
         devices.exchange(self._before.pop())
 
 
-def _device_of(obj: Any) -> _Device:
+class _DeviceOf(_Device):
     """``torch.cuda.device_of``: the device of a tensor, if it is on one."""
-    return _Device(obj.get_device() if isinstance(obj, SimulatedTensor) else -1)
+
+    def __init__(self, obj: Any) -> None:
+        super().__init__(obj.get_device() if isinstance(obj, SimulatedTensor) else -1)
 
 
 def _set_device(device: Any) -> None:
@@ -105,7 +107,8 @@ def _wait_for(engines: Iterable[engine.Engine]) -> None:
 
 
 def _sleep(cycles: int) -> None:
-    devices.current_engine(devices.current()).submit(lambda: time.sleep(cycles / CYCLES_PER_SECOND))
+    seconds = cycles / CYCLES_PER_SECOND
+    devices.current_engine(devices.current()).submit(lambda: time.sleep(seconds))
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def _names() -> dict[str, Any]:
         "_is_in_bad_fork": engine.is_forked,
         # devices
         "device_count": count, "current_device": current, "set_device": _set_device, "device": _Device,
-        "device_of": _device_of, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
+        "device_of": _DeviceOf, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
         "_maybe_exchange_device": devices.exchange, "get_device_name": lambda _device=None: NAME,
         "get_device_capability": lambda _device=None: (8, 0),
         "get_device_properties": lambda _device=None: _DeviceProperties(total_memory=_host_memory()[1], **_PROPERTIES),

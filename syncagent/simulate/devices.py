@@ -137,7 +137,8 @@ class Stream:
     def __init__(self, device: Any = None, priority: int = 0, *, default: Engine | None = None, **unknown: Any) -> None:
         if "stream_ptr" in unknown or "stream_id" in unknown:
             raise SimulationError("streams made from a raw pointer or id are not simulated")
-        refuse_if_forked()
+        if default is None:  # a child may install the device, and is refused when it uses it
+            refuse_if_forked()
         index = index_of(device)
         self.device_index = index
         self.device = shown[index]
@@ -231,7 +232,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for the work before the mark."""
-        wait = functools.partial(self._engine.wait, self._ticket)
+        wait = functools.partial(self._engine.wait, self._ticket) if self._ticket else lambda: None
         reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
 
     def elapsed_time(self, end: Event) -> float:

@@ -65,7 +65,10 @@ class Engine:
         """Run what is queued from now on after another engine's kernel with that ticket."""
         if engine is self:
             return
-        self.clock |= engine.clock | Counter({engine: ticket})  # the larger ticket of each
+        reached = dict(engine.clock)  # in one go: other threads queue as well
+        reached[engine] = max(reached.get(engine, 0), ticket)
+        for other, last in reached.items():
+            self.clock[other] = max(self.clock[other], last)
         if engine.finished < ticket:
             self.submit(_Dependency(engine, ticket))
 

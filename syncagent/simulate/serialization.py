@@ -73,11 +73,13 @@ def _onto_device(storage: Any, index: int) -> Any:
 
 def _rebuild(original: Any) -> Any:
     @functools.wraps(original)
-    def rebuild(storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, *rest: Any) -> Any:
+    def rebuild(
+        storage: Any, storage_offset: int, size: Any, stride: Any, requires_grad: bool, *rest: Any, **named: Any
+    ) -> Any:
         memory = getattr(storage, "_untyped_storage", storage)
         index = getattr(memory, _DEVICE, None)
         if index is None:
-            return original(storage, storage_offset, size, stride, requires_grad, *rest)
+            return original(storage, storage_offset, size, stride, requires_grad, *rest, **named)
         layout = Layout(tuple(size), tuple(stride), storage_offset, storage.dtype)
         return make(Placement(_box_over(memory, storage.dtype), layout, index)).requires_grad_(requires_grad)
 

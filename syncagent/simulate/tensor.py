@@ -224,7 +224,7 @@ class SimulatedTensor(torch.Tensor):
         raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Storage:
     """The part of a storage that programs look at: identity, size, address."""
 

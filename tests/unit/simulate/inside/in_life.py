@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import io
+import os
 import pickle
 import sys
 import threading
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import syncagent
 from syncagent import simulate
-from syncagent.simulate import installation
+from syncagent.simulate import devices, installation, patches
 from syncagent.simulate.engine import Engine
 from syncagent.simulate.memory import Box
 from syncagent.simulate.tensor import SimulatedTensor
@@ -191,6 +192,40 @@ class simulate_again:
     def __exit__(self, *_):
         self._give_back()
         self._give_back()  # a second time does nothing
+
+
+def test_an_installation_that_fails_later_on_leaves_no_device_either(monkeypatch):
+    simulate.borrow(2)()
+
+    def interrupted(_changes):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(patches.Changes, "apply_again", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            simulate.borrow(2)
+    assert (simulate.installed(), devices.count()) == (False, 0)
+    give_back = simulate.borrow(2)
+    assert torch.ones(2, device="cuda:1").sum().item() == 2
+    give_back()
+
+
+def test_a_child_of_a_process_that_had_a_device_may_install_one_and_is_refused_when_it_uses_it():
+    give_back = simulate.borrow(2)
+    assert torch.ones(2, device="cuda").sum().item() == 2
+    give_back()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            simulate.borrow(3)
+            torch.cuda.Event().synchronize()
+            try:
+                torch.ones(2, device="cuda")
+            except RuntimeError as error:
+                code = 0 if devices.count() == 3 and "forked subprocess" in str(error) else 2
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_fifty_times_leave_nothing_behind_and_draw_the_same_numbers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_memory_figures_are_zero_and_one_warning_says_why():
     properties = torch.cuda.get_device_properties(0)
     assert properties.total_memory == total
     assert {properties: "a table by device"}[torch.cuda.get_device_properties(0)]
+
+
+def test_what_stands_in_torch_has_the_form_of_torchs_own():
+    """Libraries ask for it."""
+    assert "fullgraph" in inspect.signature(torch.compile).parameters
+    assert not isinstance(1, torch.cuda.device_of)
+    with pytest.raises(TypeError):
+        torch.cuda._sleep("long")
+    x = torch.ones(2, device="cuda")
+    storage = x.untyped_storage()
+    storage.note = "the program's own"
+    assert storage == x.untyped_storage()
+    rebuilt = torch._utils._rebuild_tensor_v2(torch.ones(2)._typed_storage(), 0, (2,), (1,), False, backward_hooks={})
+    assert rebuilt.tolist() == [1, 1]
 
 
 def test_installing_twice_changes_nothing_and_another_number_is_an_error():

@@ -45,8 +45,11 @@ class BufferReader:
         return len(self.ended_steps) + sum(len(state.buffer) for state in self._recorder.threads.all)
 
     def left(self) -> int:
-        """Return how many syncs are in the buffers, or found no room in them since the last delivery."""
-        return sum(len(state.buffer) + state.dropped for state in self._recorder.threads.all)
+        """Return how many syncs have not been delivered, or were dropped since the last delivery."""
+        threads = self._recorder.threads.all
+        sums = [entry for state in threads for entry in (*state.tallies.values(), *state.sums.values())]
+        summed = sum(entry.count - entry.delivered_count for entry in sums)
+        return summed + sum(len(state.buffer) + state.dropped for state in threads)
 
     def take_steps(self) -> list[StepRecord]:
         """Take the steps that have ended, in their order."""

@@ -24,6 +24,7 @@ _UNHURRIED_NS = 200_000
 """How long the agent's thread works at a stretch where little is waiting."""
 _EVENTS_PER_CALL = 8
 _PATIENCE_S = 5.0
+_MOST_S = 60.0
 _CLOSE_TIMEOUT_S = 2.0
 """How long a sink that has failed may take to close."""
 
@@ -76,8 +77,12 @@ class Pipeline:
             self._thread = None
             self._faults.add("the agent's thread", error, "could not be started; all is delivered at the end")
 
-    def stop(self, timeout_s: float | None = None) -> None:
-        """Deliver the rest and close the sinks, on the agent's thread; a call that hangs is waited for 5 s, or that."""
+    def stop(self, timeout_s: float | None = None, *, most_s: float = _MOST_S) -> None:
+        """Deliver the rest and close the sinks, on the agent's thread.
+
+        A call that hangs is waited for 5 s, or ``timeout_s``; a slow delivery as long as it goes on, but at most
+        ``most_s``.
+        """
         timeout_s = _PATIENCE_S if timeout_s is None else timeout_s
         self._stopping = True
         self._wake.set()
@@ -89,13 +94,15 @@ class Pipeline:
         if thread is None or thread.ident is None or get_ident() in (thread.ident, self._drainer):
             self._finish()  # in the middle of a delivery: a signal handler stops the agent
             return
-        calls = -1
-        while thread.is_alive() and calls != self._calls:
+        ending_s, calls = time.monotonic() + most_s, -1
+        while thread.is_alive() and calls != self._calls and (left_s := ending_s - time.monotonic()) > 0:
             calls = self._calls
-            thread.join(timeout_s)
+            thread.join(min(timeout_s, left_s))
         if thread.is_alive():
             self._hangs = True
-            self._faults.add("delivery", TimeoutError(f"a sink has not come back for {timeout_s:g} s"), "failed")
+            what = "a sink has not come back for" if calls == self._calls else "delivery was not over after"
+            waited_s = timeout_s if calls == self._calls else most_s
+            self._faults.add("delivery", TimeoutError(f"{what} {waited_s:g} s"), "failed")
 
     def _finish(self) -> None:
         if self._is_finished:
@@ -138,7 +145,8 @@ class Pipeline:
         # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
         steps = self._buffers.take_steps()
         events = self._buffers.take_events()
-        given, self._on_the_way = 0, sum(event.repeats for event in events)
+        given = 0
+        self._on_the_way += sum(event.repeats for event in events)  # a signal handler may deliver in the middle
         for record in steps:
             before = given
             while given < len(events) and events[given].step <= record.step:
@@ -157,10 +165,7 @@ class Pipeline:
     @contextmanager
     def _exclusively(self) -> Iterator[bool]:
         """Keep other threads from delivering; false while a sink hangs: what is waiting stays where it is."""
-        is_ours, calls = False, -1
-        while not (self._hangs or is_ours or calls == self._calls):
-            calls = self._calls
-            is_ours = self._draining.acquire(timeout=_PATIENCE_S)
+        is_ours = not self._hangs and self._draining.acquire(timeout=_PATIENCE_S)
         try:
             yield is_ours
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.ranks import Rank
@@ -29,6 +30,9 @@ from syncagent.settings import parsing, schema
 from syncagent.settings.schema import PolicyName
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger
+
+_MOST_BEFORE_DEATH_S = 5.0
+"""How long delivery may take where a signal ends the process after 8 s: the report has to be saved as well."""
 
 
 class ProcessAgent(Agent):
@@ -161,7 +165,8 @@ class ProcessAgent(Agent):
         calibration.hurry()
         if self.running:
             self._end()
-        self.regions.end_all(lambda: self.faults.guard("the pipeline", self._pipeline.stop, None))
+        stop = partial(self._pipeline.stop, most_s=_MOST_BEFORE_DEATH_S)
+        self.regions.end_all(lambda: self.faults.guard("the pipeline", stop, None))
         return self.report()
 
     def _end(self) -> None:

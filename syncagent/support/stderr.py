@@ -45,7 +45,7 @@ def write(text: str) -> bool:
             return True
         with suppress(RuntimeError):  # a signal handler has come in the middle of a write
             found.flush()
-        _write(found.fileno(), text.encode(found.encoding, "backslashreplace"))
+        _write(found.fileno(), text.encode(getattr(found, "encoding", None) or "utf-8", "backslashreplace"))
     except Exception:
         return False
     return True

@@ -292,6 +292,44 @@ def test_a_slow_delivery_is_waited_for_as_long_as_it_goes_on():
 
 
 @pytest.mark.usefixtures("held")
+def test_a_slow_delivery_is_not_waited_for_beyond_the_time_that_is_left():
+    """Before a signal ends the process, say."""
+    over = threading.Event()
+
+    class Slow(Memory):
+        def step(self, record):
+            super().step(record)
+            over.wait(0.1)
+
+    sink = Slow()
+    own, reader = delivering(sink)
+    reader.ended_steps.extend((step, 0, 1, None) for step in range(1_000))
+    own.start()
+    own.stop(most_s=0.5)
+    assert 0 < len(sink.told) < 1_000
+    over.set()
+
+
+@pytest.mark.usefixtures("held")
+def test_syncs_that_were_only_added_up_count_as_well_where_a_sink_hangs(cpu_agent, monkeypatch):
+    """A line of a full buffer is only added up."""
+    monkeypatch.setattr(pipeline, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(recorder, "_BUFFER", 20)
+    over = threading.Event()
+
+    class Hanging(Memory):
+        def events(self, _batch):
+            over.wait(20)
+
+    agent = cpu_agent(detail="syncs", sinks=(Hanging(),))
+    for _ in range(100):
+        X.nonzero()
+    report = agent.stop()
+    over.set()
+    assert report.totals.syncs + report.dropped == 100
+
+
+@pytest.mark.usefixtures("held")
 def test_what_a_sink_that_hangs_keeps_from_the_report_is_counted_as_dropped(cpu_agent, monkeypatch):
     monkeypatch.setattr(pipeline, "_PATIENCE_S", 0.2)
     over = threading.Event()

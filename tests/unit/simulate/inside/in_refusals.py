@@ -102,7 +102,8 @@ def test_what_stands_in_torch_has_the_form_of_torchs_own():
     storage = x.untyped_storage()
     storage.note = "the program's own"
     assert storage == x.untyped_storage()
-    rebuilt = torch._utils._rebuild_tensor_v2(torch.ones(2)._typed_storage(), 0, (2,), (1,), False, backward_hooks={})
+    ones = torch.storage.TypedStorage(wrap_storage=torch.ones(2).untyped_storage(), dtype=torch.float32, _internal=True)
+    rebuilt = torch._utils._rebuild_tensor_v2(ones, 0, (2,), (1,), False, backward_hooks={})
     assert rebuilt.tolist() == [1, 1]
 
 

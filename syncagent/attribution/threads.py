@@ -98,9 +98,9 @@ class WatchedThread:
         self.owner: tuple[int, WatchedThread | None] = (-1, None)
         """The backward pass that was asked about last, and the thread that called it."""
 
-    def has_news(self) -> bool:
-        """Whether something recorded here still has to be delivered."""
-        return False
+    def undelivered(self) -> int:
+        """Return how many syncs of this thread still have to be delivered."""
+        return 0
 
     def add_sums(self, ended: Any) -> None:
         """Add the sums of a thread that has ended."""
@@ -145,7 +145,7 @@ class Threads(Generic[T]):
         """Drop threads that have ended once their records are delivered, keeping their sums; add ``new`` ones."""
         with self._lock:
             # News is looked for last: a thread may leave a sync behind and end between the two looks.
-            gone = [s for s in self.all if (s.ended or not _is_alive(s.native_id)) and not s.has_news()]
+            gone = [s for s in self.all if (s.ended or not _is_alive(s.native_id)) and not s.undelivered()]
             self.all = [*(state for state in self.all if state not in gone), *new]
             for state in gone:
                 self._ended.add_sums(state)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from syncagent.attribution.names import api_name
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import Recorder, span_in
 from syncagent.recording.records import Observation, ThreadState
 from syncagent.support.pace import yield_gil
+from syncagent.torchbridge.api_names import api_name
 from syncagent.torchbridge.internals import op_name
 
 
@@ -46,10 +46,7 @@ class BufferReader:
 
     def left(self) -> int:
         """Return how many syncs have not been delivered, or were dropped since the last delivery."""
-        threads = self._recorder.threads.all
-        sums = [entry for state in threads for entry in (*state.tallies.values(), *state.sums.values())]
-        summed = sum(entry.count - entry.delivered_count for entry in sums)
-        return summed + sum(len(state.buffer) + state.dropped for state in threads)
+        return sum(state.undelivered() for state in self._recorder.threads.all)
 
     def take_steps(self) -> list[StepRecord]:
         """Take the steps that have ended, in their order."""

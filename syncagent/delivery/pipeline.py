@@ -25,6 +25,7 @@ _UNHURRIED_NS = 200_000
 _EVENTS_PER_CALL = 8
 _PATIENCE_S = 5.0
 _MOST_S = 60.0
+"""How long the end waits for a delivery that is slow, but goes on."""
 _CLOSE_TIMEOUT_S = 2.0
 """How long a sink that has failed may take to close."""
 

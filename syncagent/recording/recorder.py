@@ -15,7 +15,7 @@ from typing import Any
 
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, SET_UP, CallSites, Point, Where
 from syncagent.attribution.locator import Locator, phase_outside_backward
-from syncagent.attribution.names import ModulePaths
+from syncagent.attribution.modules import ModulePaths
 from syncagent.attribution.ranges import labels
 from syncagent.attribution.threads import Threads
 from syncagent.errors import HostSyncError, HostSyncWarning

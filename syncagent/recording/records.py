@@ -130,9 +130,10 @@ class ThreadState(WatchedThread):
         self.copies_armed = False
         """Whether copies are watched on this thread, in this step."""
 
-    def has_news(self) -> bool:
+    def undelivered(self) -> int:
+        """Return how many syncs have not been delivered, those included that were dropped since the last delivery."""
         tallies = (*self.tallies.values(), *self.sums.values())
-        return bool(self.buffer) or any(tally.count != tally.delivered_count for tally in tallies)
+        return len(self.buffer) + self.dropped + sum(tally.count - tally.delivered_count for tally in tallies)
 
     def add_sums(self, ended: ThreadState) -> None:
         add_up(self.ops, ended.ops)

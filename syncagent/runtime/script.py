@@ -1,4 +1,4 @@
-"""Both ends of a script's run: what its records are sent to, and what its user is shown when it is over."""
+"""The end of a script's run: what its user is shown, and what becomes of the last spans."""
 
 from __future__ import annotations
 

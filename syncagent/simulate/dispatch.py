@@ -22,7 +22,7 @@ from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_out
 Handler = Callable[[OpFacts, Any, Any], Any]
 
 SPECIAL: dict[Any, Handler] = {}
-"""Ops that the general rule does not fit, and their handlers; special.py and nested.py fill it."""
+"""Ops that the general rule does not fit, and their handlers; special.py, copies.py and nested.py fill it."""
 
 CUDA_FORM: dict[Any, Callable[[dict[str, Any], Any], list[Any]]] = {}
 """Ops some of whose results have another form on the CPU: makes CUDA's results from the arguments and the CPU's."""
@@ -44,6 +44,16 @@ _UNSUPPORTED_NAMESPACES = {
     "quantized": "quantized arithmetic",
     "mkldnn": "oneDNN's own layout",
 }
+
+
+def runs(*ops: Any) -> Callable[[Any], Any]:
+    """Register a handler for these ops, as a decorator."""
+
+    def register(handler: Any) -> Any:
+        SPECIAL.update(dict.fromkeys(ops, handler))
+        return handler
+
+    return register
 
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:

@@ -114,7 +114,17 @@ def install_or_end() -> None:
 
 
 def _install(count: int) -> None:
-    from syncagent.simulate import adaptations, autocast, cuda_api, devices, engine, factories, patches, serialization
+    from syncagent.simulate import (
+        adaptations,
+        autocast,
+        cuda_api,
+        devices,
+        engine,
+        factories,
+        nested,  # noqa: F401 - registers its handlers
+        patches,
+        serialization,
+    )
     from syncagent.simulate.requirements import LOSSES
 
     global _changes

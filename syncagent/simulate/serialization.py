@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, patches, special
+from syncagent.simulate import copies, devices, patches
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, make
@@ -26,7 +26,7 @@ def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
     placement = source._sim
     engine = devices.order("pickle", placement.index, [placement])
-    values = special.wait_for_transfer(
+    values = copies.wait_for_transfer(
         torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
         lambda: devices.run_here(engine, placement.resolve),

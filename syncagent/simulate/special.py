@@ -10,26 +10,17 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, tensor, waits
+from syncagent.simulate import devices, dispatch, tensor
+from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
-from syncagent.simulate.memory import Box, Layout, Placement, flatten, is_pinned, mark_pinned, stride_for
+from syncagent.simulate.memory import Layout, Placement, flatten, stride_for
 from syncagent.simulate.requirements import aten
-from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make, make_view, new_output
-
-
-def _runs(*ops: Any) -> Callable[[Any], Any]:
-    def register(handler: Any) -> Any:
-        dispatch.SPECIAL.update(dict.fromkeys(ops, handler))
-        return handler
-
-    return register
-
+from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, new_output
 
 # --- answered from what the host knows ---------------------------------------------------------------------
 
 
-@_runs(aten.detach.default, aten.alias.default)
+@runs(aten.detach.default, aten.alias.default)
 def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """The views that change nothing are by far the most frequent ones."""
     return make_view(args[0], args[0]._sim)
@@ -55,7 +46,7 @@ dispatch.SPECIAL.update(
 )
 
 
-@_runs(aten.as_strided.default)
+@runs(aten.as_strided.default)
 def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The offset counts from the beginning of the storage, not of the tensor."""
     placement = args[0]._sim
@@ -66,13 +57,13 @@ def _as_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return make_view(args[0], Placement(placement.box, layout, placement.index))
 
 
-@_runs(aten.as_strided_.default)
+@runs(aten.as_strided_.default)
 def _as_strided_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     tensor.replace(args[0], _as_strided(facts, args, kwargs)._sim)
     return args[0]
 
 
-@_runs(aten.equal.default)
+@runs(aten.equal.default)
 def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """For the same memory, or different shapes, torch knows the answer without reading the numbers."""
     if facts.rule is not None and facts.rule.waits(args, kwargs) is None:
@@ -80,7 +71,7 @@ def _equal(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return dispatch.run_generic(facts, args, kwargs)
 
 
-@_runs(aten.index.Tensor)
+@runs(aten.index.Tensor)
 def _index(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The host itself can count how many elements a mask on the host selects, as torch does: nothing waits."""
     source, indices = args
@@ -101,7 +92,7 @@ def _is_mask(index: Any) -> bool:
 # --- memory ------------------------------------------------------------------------------------------------
 
 
-@_runs(aten.resize_.default)
+@runs(aten.resize_.default)
 def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target = args[0]
     size = tuple(args[1])
@@ -111,7 +102,7 @@ def _resize(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return target
 
 
-@_runs(aten.set_.source_Tensor)
+@runs(aten.set_.source_Tensor)
 def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, source = args
     if not (isinstance(target, SimulatedTensor) and isinstance(source, SimulatedTensor)):
@@ -120,7 +111,7 @@ def _set(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return target
 
 
-@_runs(aten.empty_like.default)
+@runs(aten.empty_like.default)
 def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Only memory is needed, so no kernel runs."""
     form = {name: kwargs.get(name) for name in ("dtype", "memory_format")}
@@ -128,7 +119,7 @@ def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return _empty_beside(args[0], layout, kwargs.get("device"))
 
 
-@_runs(aten.new_empty_strided.default)
+@runs(aten.new_empty_strided.default)
 def _new_empty_strided(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source, size, stride = args
     layout = Layout(tuple(size), tuple(stride), 0, kwargs.get("dtype") or source.dtype)
@@ -154,7 +145,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     return made
 
 
-@_runs(aten.arange.start_out)
+@runs(aten.arange.start_out)
 def _arange(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Torch's meta kernel for it is Python that imports the whole compiler at its first call."""
     start, end = args[:2]
@@ -177,215 +168,16 @@ _COMPOSITE = (
 )  # fmt: skip
 
 
-@_runs(*_COMPOSITE)
+@runs(*_COMPOSITE)
 def _of_others(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run torch's general kernel, the only one on the CPU's key, so that the ops inside come here one by one."""
     return facts.op.redispatch(CPU_KERNEL, *args, **kwargs)
 
 
-# --- copies: between host and device, within a device, between devices, with or without a change of type ----------
-
-_run_copy = aten.copy_.default
-_RULE: Any = table.find("aten::copy_")
-
-
-def _copying(target: Any, source: Any) -> Callable[[], None]:
-    """A copy to be queued; target and source are each a placement or a CPU tensor."""
-
-    def copy() -> None:
-        into = target
-        if isinstance(target, Placement):
-            if target.box.values is None:
-                layout = target.layout
-                target.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
-            target.box.own_form = None
-            into = target.resolve()
-        _run_copy(into, source.resolve() if isinstance(source, Placement) else source)
-
-    return copy
-
-
-@_runs(aten.copy_.default)
-def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
-    target, source = args[0], args[1]
-    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-    if not isinstance(source, torch.Tensor):
-        source = torch.scalar_tensor(source, dtype=target.dtype)
-    if not source.numel() or not target.numel():
-        return target  # torch returns before it uses the device: not even a blocking copy waits
-    if target.is_cuda != isinstance(target, SimulatedTensor) or source.is_cuda != isinstance(source, SimulatedTensor):
-        raise SimulationError("a tensor of a real GPU meets a simulated one; use one or the other")
-    if target.shape != source.shape:
-        shape = torch.broadcast_shapes(target.shape, source.shape)  # raises at once, as torch does
-        if shape != target.shape:
-            raise RuntimeError(
-                f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(shape)}"
-            )
-    to, of = (x._sim if isinstance(x, SimulatedTensor) else x for x in (target, source))
-    placements = [x for x in (to, of) if isinstance(x, Placement)]
-    written = [to] if isinstance(to, Placement) else []
-    if not placements:
-        return _run_copy(target, source)
-    kind = _RULE.waits((target, source, non_blocking), {})
-    if kind is not None:
-        copy = devices.keeping_error(_copying(to, of), written)
-        waits.reported(
-            "aten::copy_", kind, (target, source, non_blocking),
-            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy),
-        )  # fmt: skip
-        return target
-    if isinstance(of, torch.Tensor) and not is_pinned(of):
-        of = of.detach().clone()  # the driver has staged it by the time that it returns
-    if isinstance(to, Placement) and isinstance(of, Placement) and to.index != of.index:
-        _copy_between_devices(to, of)
-        return target
-    engine = devices.order("aten::copy_", placements[0].index, placements)
-    devices.queue(engine, _copying(to, of), written)
-    return target
-
-
-def _copy_between_devices(target: Placement, source: Placement) -> None:
-    """Copy on the source's stream, ordered as in torch between the work before and after it on the target's."""
-    ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
-    ours.depend_on(theirs, theirs.submitted)
-    engine = devices.order("aten::copy_", source.index, [source, target])
-    devices.queue(engine, _copying(target, source), [target])
-    theirs.depend_on(engine, engine.submitted)
-
-
-@_runs(aten._to_copy.default)
-def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """``_to_copy``: as in torch, an empty tensor of the right kind and a ``copy_`` into it."""
-    source: SimulatedTensor = args[0]
-    device: torch.device | None = kwargs.get("device")
-    if kwargs.get("layout") not in {None, torch.strided}:
-        raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
-    form = {"dtype": kwargs.get("dtype") or source.dtype, "memory_format": kwargs.get("memory_format")}
-    if device is not None and not devices.is_simulated(device):
-        return _to_host(facts, source, device, form, kwargs)
-    index = source._sim.index if device is None else devices.index_of(device)
-    if index == source._sim.index:
-        return dispatch.run_generic(facts, args, form)
-    target = new_output(infer(facts.op, [source._sim], form), index)
-    return copy_(None, (target, source, kwargs.get("non_blocking", False)), {})
-
-
-def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form: Any, kwargs: Any) -> Any:
-    shape = infer(facts.op, [source._sim], form)
-    target = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=device)
-    if device.type == "meta":
-        return target
-    if device.type != "cpu":
-        raise SimulationError(f"copies from simulated CUDA to {device} are not simulated")
-    non_blocking = kwargs.get("non_blocking", False)
-    if non_blocking or kwargs.get("pin_memory"):
-        mark_pinned(target)
-    return copy_(None, (target, source, non_blocking), {})
-
-
-def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
-    """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
-    copied = (target, source, False)
-    return waits.reported("aten::copy_", _RULE.waits(copied, {}), copied, wait)
-
-
-@_runs(aten._foreach_copy_.default)
-def _foreach_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Copies one by one, where some go between host and device."""
-    targets, sources = args[0], args[1]
-    if all(isinstance(x, SimulatedTensor) for x in (*targets, *sources)):
-        return dispatch.run_generic(facts, args, kwargs)
-    for target, source in zip(targets, sources, strict=True):
-        copy_(None, (target, source, *args[2:]), kwargs)
-    return None
-
-
-# --- nested tensors: in eval mode with a padding mask ``nn.TransformerEncoder`` packs the batch, on CUDA too ------
-
-_SAME = {aten.detach.default, aten.alias.default}
-_PADDED = aten.to_padded_tensor.default
-_KEEPS_ROWS = {aten._transformer_encoder_layer_fwd.default}
-"""Ops whose result has rows as long as those of the argument."""
-
-
-class NestedTensor(SimulatedTensor):
-    """Rows of different lengths on a simulated device.  Asked for its size, it answers as if it were padded."""
-
-    is_nested = True
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        source = next(x for x in args if isinstance(x, NestedTensor))
-        layout, index = source._sim.layout, source._sim.index
-        if func in _SAME:
-            return source
-        if func in _KEEPS_ROWS:
-            return _submit(func, args, kwargs, _like(layout, index))
-        if func is not _PADDED:
-            raise SimulationError(
-                f"{func._schema.name}: nested tensors are not simulated on CUDA, but for what nn.TransformerEncoder "
-                "does with a padding mask; enable_nested_tensor=False makes it do without them"
-            )
-        size = args[2] if len(args) > 2 else kwargs.get("output_size")
-        if size is None or tuple(size) != layout.size:
-            raise SimulationError(
-                "to_padded_tensor to another size than that of the padded batch is not simulated on CUDA"
-            )
-        return _reported(dispatch.facts_of(func), args, kwargs, new_output(layout, index))
-
-
-@_runs(aten._nested_tensor_from_mask.default)
-def _from_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """Pack a batch."""
-    layout, index = args[0]._sim.layout, args[0]._sim.index
-    packed = layout._replace(stride=stride_for(layout.size), offset=0)
-    return _reported(facts, args, kwargs, _like(packed, index))
-
-
-def _like(layout: Layout, index: int) -> SimulatedTensor:
-    return make(Placement(Box(layout), layout, index), NestedTensor)
-
-
-def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
-    """Queue the op and wait for it: the lengths of the rows are copied between host and device."""
-    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
-
-    def wait() -> SimulatedTensor:
-        _submit(facts.op, args, kwargs, made)
-        devices.current_engine(made._sim.index).wait()
-        return made
-
-    return waits.reported(facts.shown, kind, args, wait)
-
-
-def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> SimulatedTensor:
-    """Queue an op one of whose arguments, or whose result, is nested."""
-    result = made._sim
-    kept = [x._sim if isinstance(x, SimulatedTensor) else x for x in (*args, *kwargs.values())]
-
-    def kernel() -> None:
-        resolved = [x.resolve() if isinstance(x, Placement) else x for x in kept]
-        arguments, keywords = resolved[: len(args)], dict(zip(kwargs, resolved[len(args) :], strict=True))
-        try:
-            values = op(*arguments, **keywords)
-        except Warning:  # torch warns once about nested tensors; -W error would make it an error of the device
-            values = op(*arguments, **keywords)
-        result.box.values = values
-        if values.is_nested:
-            result.view = values  # it has no strides that could describe a view
-
-    placements = [x for x in kept if isinstance(x, Placement)]
-    devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
-    return made
-
-
 # --- error checks ------------------------------------------------------------------------------------------
 
 
-@_runs(
+@runs(
     aten.linalg_cholesky_ex.default,
     aten.linalg_inv_ex.default,
     aten._linalg_solve_ex.default,
@@ -404,7 +196,7 @@ def _checked(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return result
 
 
-@_runs(aten.cholesky.default)
+@runs(aten.cholesky.default)
 def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The old name, which always checks."""
     upper = args[1] if len(args) > 1 else kwargs.get("upper", False)
@@ -436,7 +228,7 @@ dispatch.CUDA_FORM.update(dict.fromkeys(_BATCH_NORMS, _batch_norm_in_eval))
 # --- random numbers: ops that have no argument for a generator ---------------------------------------------
 
 
-@_runs(aten.native_dropout.default)
+@runs(aten.native_dropout.default)
 def _dropout(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     source, p, train = args
     if not train or p == 0:
@@ -455,7 +247,7 @@ def _fill_like(name: str, fill: Callable[..., Any]) -> None:
         return fill(aten.empty_like.default(args[0], **form), *args[1:], **generator)
 
     packet = getattr(aten, name)
-    _runs(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "Tensor" not in o))(handler)
+    runs(*(getattr(packet, o) for o in packet.overloads() if "out" not in o and "Tensor" not in o))(handler)
 
 
 def _fill_with_integers(made: SimulatedTensor, *bounds: Any, **generator: Any) -> Any:
@@ -470,7 +262,7 @@ _fill_like("randint_like", _fill_with_integers)
 # --- results on two devices --------------------------------------------------------------------------------
 
 
-@_runs(aten._pack_padded_sequence.default)
+@runs(aten._pack_padded_sequence.default)
 def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     """The lengths are on the CPU, and so are the batch sizes: nothing here waits on CUDA."""
     source, lengths = args[0], args[1]
@@ -500,4 +292,4 @@ _NOT_SIMULATED = {
 }  # fmt: skip
 for _what, _ops in _NOT_SIMULATED.items():
     _overloads = [getattr(op, overload) for op in _ops for overload in op.overloads()]
-    _runs(*_overloads)(dispatch.refusing(f": {_what} are not simulated on CUDA"))
+    runs(*_overloads)(dispatch.refusing(f": {_what} are not simulated on CUDA"))

@@ -550,16 +550,11 @@ def variants() -> str:
 
 
 def output() -> str:
-    """The example's recorded output under the headings of a report of today; its figures are those of the run."""
-    text = (ROOT / "examples/masked_loss/output/variant0_batch8_ops.txt").read_text(encoding="utf-8")
-    lines = text.partition("--- stderr ---\n")[2].partition("Host time")[0].strip("\n").splitlines()
-    head = next(i for i, line in enumerate(lines) if "  a step  " in line)
-    column = lines[head].index("a step")
-    for i in range(head, len(lines) - 1):
-        lines[i] = f"{lines[i][:column]}  {lines[i][column:]}".replace("  a step  ", "per step  ")
-    step_time = re.findall("share: of (.*) step time", lines[-1])[0]
-    lines[-1] = f"share: fraction of step time ({step_time} in total, first step excluded)"
-    return "\n".join(["```console", "$ SYNCAGENT=1 python examples/masked_loss/train.py", *lines, "", "...", "```"])
+    """What `make demo` printed on a GPU, word for word, up to the end of the sites."""
+    text = (ROOT / "examples/masked_loss/output/demo_h200.txt").read_text(encoding="utf-8")
+    command = re.findall(r"^command: (.*) \(`make demo`", text, re.MULTILINE)[0]
+    report = text.partition("--- stderr ---\n")[2].partition("Host time")[0].strip("\n")
+    return f"```console\n$ {command}\n{report}\n\n...\n```"
 
 
 def cost_pairs() -> str:

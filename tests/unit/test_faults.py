@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 import syncagent
 import syncagent.runtime.process
-from syncagent.attribution import callsite, names, ranks, threads
+from syncagent.attribution import callsite, modules, ranks, threads
 from syncagent.attribution.ranges import Ranges
 from syncagent.attribution.steps import Steps
 from syncagent.delivery.sink import Sink
@@ -33,7 +33,7 @@ from syncagent.report.summary import Summary
 from syncagent.sensors import explicit, hooked_op, kernels, modes, monitored
 from syncagent.settings import sources
 from syncagent.support import log
-from syncagent.torchbridge import calibration, internals
+from syncagent.torchbridge import api_names, calibration, internals
 from tests.unit.tools import keep_recorders, waiting
 
 pytestmark = [
@@ -227,7 +227,7 @@ POINTS = {
     "lines of source": (callsite.CallSites, "resolve", SEVERAL),
     "forward sites kept": (threads.ForwardSites, "remember", SEVERAL),
     "forward sites found": (threads.ForwardSites, "find", SEVERAL),
-    "module paths": (names.ModulePaths, "path", SEVERAL),
+    "module paths": (modules.ModulePaths, "path", SEVERAL),
     "ranges start": (Ranges, "start", 1),
     "ranges stop": (Ranges, "stop", 1),
     "ranks": (ranks, "read", 1),
@@ -684,7 +684,7 @@ def test_a_part_that_is_not_asked_for_is_not_missed(alone, monkeypatch, capsys):
     assert report.totals.syncs + report.dropped > 0
     assert shows_a_loss(report)
     assert len(said) == 1
-    assert names.api_name(None) is None
+    assert api_names.api_name(None) is None
 
 
 def test_every_kind_of_sync_of_the_job_is_seen_when_nothing_fails(alone, capsys):

@@ -86,8 +86,9 @@ def ops_named_in_the_sources():
 
 
 def ops_with_a_handler():
-    """Those that special.py looks up as it is imported, to register a handler of its own for each."""
-    special = ast.parse(Path(simulate.__file__).with_name("special.py").read_text(encoding="utf-8"))
+    """Those that are looked up as these modules are imported, to register a handler of its own for each."""
+    files = [Path(simulate.__file__).with_name(f"{name}.py") for name in ("special", "copies", "nested")]
+    special = ast.Module([ast.parse(file.read_text(encoding="utf-8")) for file in files], [])
     functions = [node for node in ast.walk(special) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
     later = {id(node) for function in functions for part in as_list(function.body) for node in ast.walk(part)}
     return {

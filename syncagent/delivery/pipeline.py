@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import get_ident
 
 from syncagent.delivery.buffers import BufferReader
@@ -28,6 +30,14 @@ _MOST_S = 60.0
 """How long the end waits for a delivery that is slow, but goes on."""
 _CLOSE_TIMEOUT_S = 2.0
 """How long a sink that has failed may take to close."""
+
+
+@dataclass(eq=False, slots=True)
+class _Taken:
+    """What one delivery has taken from the buffers, and how much of it has been handed over."""
+
+    events: Sequence[SyncEvent]
+    given: int = 0
 
 
 class Pipeline:
@@ -54,7 +64,8 @@ class Pipeline:
         self._stopping = self._is_finished = self._hangs = False
         self._calls = 0
         """How many calls of sinks have come back, by which a slow delivery is distinguished from one that hangs."""
-        self._on_the_way = 0
+        self._taken: list[_Taken] = []
+        """Syncs that are being handed over: a signal handler may deliver more in the middle."""
         self._thread: threading.Thread | None = None
         self.drained_ns = 0
         """What was recorded before that moment (``perf_counter_ns``) has been delivered."""
@@ -118,7 +129,9 @@ class Pipeline:
     @property
     def undelivered(self) -> int:
         """How many syncs a sink that hangs keeps from being delivered."""
-        return self._buffers.left() + self._on_the_way if self._hangs else 0
+        if not self._hangs:
+            return 0
+        return self._buffers.left() + sum(event.repeats for t in self._taken for event in t.events[t.given :])
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
@@ -145,16 +158,15 @@ class Pipeline:
     def _drain(self) -> None:
         # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
         steps = self._buffers.take_steps()
-        events = self._buffers.take_events()
-        given = 0
-        self._on_the_way += sum(event.repeats for event in events)  # a signal handler may deliver in the middle
-        for record in steps:
-            before = given
-            while given < len(events) and events[given].step <= record.step:
-                given += 1
-            self._give(events[before:given])
-            self._call("step", record)
-        self._give(events[given:])
+        taken = _Taken(self._buffers.take_events())
+        self._taken.append(taken)
+        try:
+            for record in steps:
+                self._give(taken, record.step)
+                self._call("step", record)
+            self._give(taken, math.inf)
+        finally:
+            self._taken.remove(taken)
 
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
@@ -173,11 +185,14 @@ class Pipeline:
             if is_ours:
                 self._draining.release()
 
-    def _give(self, events: Sequence[SyncEvent]) -> None:
-        """Hand over events a few at a time, with pauses for the training threads."""
-        for first in range(0, len(events), _EVENTS_PER_CALL):
-            batch = events[first : first + _EVENTS_PER_CALL]
-            self._on_the_way -= sum(event.repeats for event in batch)  # the first sink, which counts, does not hang
+    def _give(self, taken: _Taken, last_step: float) -> None:
+        """Hand over the events up to a step, a few at a time, with pauses for the training threads."""
+        events, end = taken.events, taken.given
+        while end < len(events) and events[end].step <= last_step:
+            end += 1
+        for first in range(taken.given, end, _EVENTS_PER_CALL):
+            batch = events[first : min(first + _EVENTS_PER_CALL, end)]
+            taken.given = first + len(batch)  # the first sink, which counts, does not hang
             self._call("events", batch)
             yield_gil()
 

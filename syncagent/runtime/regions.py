@@ -387,7 +387,7 @@ class Regions(Sink):
         offset_ns = self._agent.epoch_ns(0)
         shares: dict[Region, list[SyncEvent]] = {}
         for event in batch:
-            for region in self._of(event.regions):
+            for region in self._of(event.regions) if event.regions else ():
                 if event.start_ns - offset_ns <= region.ended_ns:
                     shares.setdefault(region, []).append(event)
         for region, events in shares.items():

@@ -1,0 +1,109 @@
+"""The Collector's files as the Collector sees them: each is valid, and the two of Kubernetes work as a pair."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import urllib.request
+
+import pytest
+import yaml
+from jobs import spans_of, torchrun
+from places import OTEL
+
+import programs  # isort: skip
+import services  # isort: skip
+
+FILES = sorted(OTEL.glob("collector/*.yaml"))
+MANIFESTS = sorted(OTEL.glob("kubernetes/*.yaml"))
+
+
+def validate(*files, environ=None):
+    if not services.has("collector"):
+        pytest.skip("the Collector is not built: `make test-stack` does that where Go is installed.")
+    command = [str(programs.path("collector")), "validate", *(f"--config={file}" for file in files)]
+    return subprocess.run(command, env=environ or {}, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_each_file_is_valid(file, tmp_path):
+    done = validate(file)
+    assert (done.returncode, done.stderr) == (0, "")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(file.read_text().replace("memory_limiter, ", "memory_limiter, memory_limitr, ", 1))
+    assert validate(wrong).returncode == 1
+
+
+def containers(of):
+    """Every Collector of a manifest, with its environment."""
+    for one in yaml.safe_load_all(of.read_text()):
+        for container in one["spec"].get("template", {}).get("spec", {}).get("containers", ()):
+            if "collector" in container["image"]:
+                yield container, {each["name"]: each.get("value", "") for each in container.get("env", ())}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda file: file.name)
+def test_each_manifest_starts_a_file_that_is_valid_with_its_environment(manifest):
+    """``kubectl create configmap`` as the manifest has it puts files of ``otel/collector`` under the names it reads."""
+    mapped = dict(re.findall(r"--from-file=([\w.]+)=otel/(\S+)", (OTEL / "kubernetes" / "collector.yaml").read_text()))
+    for container, environ in containers(manifest):
+        (named,) = (re.fullmatch(r"--config=/etc/otelcol/(.+)", word)[1] for word in container["args"])
+        done = validate(OTEL / mapped[named], environ=environ)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert any(map(containers, MANIFESTS))
+
+
+@pytest.fixture(scope="module")
+def node(start, pipeline, tmp_path_factory):
+    """A node's Collector, which passes its traces on to the pipeline's."""
+    ports = services.Ports()
+    environ = {"GATEWAY_ENDPOINT": pipeline.collector.grpc}
+    overrides = {"processors": {"batch": {"timeout": "100ms"}}}
+    folder = tmp_path_factory.mktemp("node")
+    one = start(services.collector, folder, OTEL / "collector" / "node.yaml", ports, environ, overrides)
+    one.metrics = f"http://127.0.0.1:{ports.metrics}/metrics"
+    return one
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_nodes_collector_serves_the_metrics_and_passes_the_spans_on(
+    environ, node, pipeline, tmp_path, until, protocol
+):
+    if protocol == "grpc":
+        pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="pip install 'syncagent[grpc]'")
+    script = tmp_path / "quick.py"
+    script.write_text(
+        "import torch, syncagent\n"
+        "x = torch.ones(3, device='cuda')\n"
+        "for step in range(20):\n"
+        "    x.sum().item()\n"
+        "    syncagent.step()\n"
+    )
+    service = f"nodes-{protocol[:4]}"
+    own = {
+        "OTEL_SERVICE_NAME": service,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": node.grpc if protocol == "grpc" else node.otlp,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }
+    with torchrun(script, tmp_path, environ | own) as process:
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    until(
+        lambda: (
+            len(
+                [
+                    span
+                    for span in spans_of(pipeline.arrived, service).values()
+                    if span["name"] == "aten::_local_scalar_dense"
+                ]
+            )
+            == 40
+        )
+    )
+
+    def counted():
+        with urllib.request.urlopen(node.metrics, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = [line for line in lines if line.startswith("syncagent_syncs_total") and f'"{service}"' in line]
+        return sum(float(line.split()[-1]) for line in wanted if "_local_scalar_dense" in line)
+
+    assert until(lambda: counted() == 40)

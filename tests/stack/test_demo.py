@@ -31,9 +31,13 @@ def demo(environ):
         start_new_session=True,
     )  # fmt: skip
     yield process
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    if process.poll() is None:  # it ends what it has started, which has sessions of its own
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     process.stdout.close()
 
 

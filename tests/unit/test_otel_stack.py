@@ -127,6 +127,10 @@ class TestImages:
         (day,) = re.findall(r"Looked up on (\S+):\n\n\| image \| tag \|", self.VERSIONS)
         date.fromisoformat(day)
 
+    def test_dashboards_are_checked_by_the_types_of_the_grafana_that_shows_them(self):
+        package = json.loads((STACK.parent / "tests/stack/schemas/package.json").read_text("utf-8"))
+        assert package["dependencies"]["@grafana/schema"] == self.TAGS["grafana/grafana"]
+
 
 class TestDashboards:
     def test_there_are_four_with_uids_of_their_own(self):

@@ -99,3 +99,37 @@ def test_a_nodes_collector_serves_the_metrics_and_passes_the_spans_on(
         return sum(float(line.split()[-1]) for line in wanted if "_local_scalar_dense" in line)
 
     assert until(lambda: counted() == 40)
+
+
+def test_spans_that_a_store_does_not_take_are_counted_under_the_alerts_name(start, tmp_path, until):
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    ports = services.Ports()
+    overrides = {
+        "processors": {"tail_sampling": {"decision_wait": "1s"}, "batch": {"timeout": "100ms"}},
+        "exporters": {"otlp_grpc/jaeger": {"retry_on_failure": {"enabled": False}, "timeout": "1s"}},
+        "service": {
+            "pipelines": {
+                "traces/kept": {"exporters": ["otlp_grpc/jaeger"]},
+                "traces/exemplars": {"receivers": ["otlp"]},  # nothing feeds its connector here
+            }
+        },
+    }
+    environ = {"JAEGER_ENDPOINT": f"127.0.0.1:{services.port()}", "TRACE_PERCENT": "100"}
+    collector = start(services.collector, tmp_path, OTEL / "collector" / "config.yaml", ports, environ, overrides)
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{collector.otlp}/v1/traces")))
+    provider.get_tracer("test").start_span("lost").end()
+    provider.shutdown()
+
+    rules = (OTEL / "prometheus" / "rules.yaml").read_text()
+    (asked,) = re.findall(r'__name__=~"(otelcol_exporter_\S+?)"', rules)
+
+    def counted():
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports.own}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return [line.split()[-1] for line in lines if re.match(rf"{asked}\{{", line) and "jaeger" in line]
+
+    until(lambda: counted() == ["1"])

@@ -1,7 +1,7 @@
 """Two ranks on GPUs send to the Collector by ``otel/collector/config.yaml``: does it have what the reports say?
 
-``python tests/gpu/pipeline.py --out FILE``; ``python otel/local/programs.py collector`` builds the Collector.  Without a
-GPU it tries itself on the simulated device.
+``python tests/gpu/pipeline.py --out FILE``; ``python otel/local/programs.py collector`` builds the Collector.  It tries
+itself on the simulated device where there is no GPU.
 """
 
 from __future__ import annotations

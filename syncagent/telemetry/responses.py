@@ -116,6 +116,7 @@ _SENTENCES = (
     (r"Failed to resolve|address lookup failed|Name or service not known", "the name of its host is not known"),
     (r"(?i)connection refused", "connection refused"),
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
+    (r"due to timeout, max retries", "it could not be reached in the time that OTEL_EXPORTER_OTLP_TIMEOUT allows"),
     (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
     # Before 1.43 the gRPC exporter says nothing else, whatever is wrong.
     (

@@ -30,6 +30,7 @@ SAID = {
     "Failed to export traces to 127.0.0.1:1, error code: StatusCode.UNAVAILABLE": "cannot be reached over gRPC",
     "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 1.03s. "
     "Error details: no healthy upstream": "no healthy upstream",
+    "Failed to export spans batch due to timeout, max retries or shutdown.": "OTEL_EXPORTER_OTLP_TIMEOUT",
     "NewConnectionError('...: [Errno 111] Connection refused')": "connection refused",
 }
 

@@ -117,7 +117,10 @@ _SENTENCES = (
     (r"(?i)connection refused", "connection refused"),
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
     (r"due to timeout, max retries", "it could not be reached in the time that OTEL_EXPORTER_OTLP_TIMEOUT allows"),
-    (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
+    (
+        r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead|SSLEOFError",
+        "it closes the connection",
+    ),
     # Before 1.43 the gRPC exporter says nothing else, whatever is wrong.
     (
         r"StatusCode\.UNAVAILABLE( encountered while exporting .*, retrying in [\d.]+s\.?)?$",

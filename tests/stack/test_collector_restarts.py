@@ -108,8 +108,12 @@ class Lives:
         return self.service.grpc if name == "grpc" else self.service.otlp
 
     def have_all(self):
-        """Whether this life has spans of all jobs."""
-        return {span["resource"]["service.name"] for span in Kept(self._folders[-1]).spans()} == set(PROTOCOLS)
+        """Whether this life has spans and metrics of all jobs."""
+        kept = Kept(self._folders[-1])
+        return all(
+            {one["resource"]["service.name"] for one in of_signal} == set(PROTOCOLS)
+            for of_signal in (kept.spans(), kept.points())
+        )
 
     def of(self, job):
         kept = Kept(*self._folders)
@@ -174,7 +178,7 @@ def run(environ, tmp_path, lives, forkers, result, until):
 
 
 def test_with_sigterm_nothing_is_lost_and_nothing_comes_twice(run, lives):
-    for job in run(signal.SIGTERM, 1.0):
+    for job in run(signal.SIGTERM, 1.0, OTEL_EXPORTER_OTLP_TIMEOUT="60"):  # a Collector may take long to start
         spans, points = lives.of(job)
         of_syncs = [span for span in spans if span["name"] != "train.step"]
         assert job.complaints == []

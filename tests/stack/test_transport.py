@@ -212,7 +212,8 @@ def test_a_certificate_of_no_authority_that_the_system_trusts(refused, protocol)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_job_without_a_certificate_where_one_is_asked_for(refused, client, protocol):
     said = refused("mutual", protocol, **BRIEFLY, **client["tls"])
-    assert said.startswith("it wants a client certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")
+    # With TLS 1.3 the request is on its way when the refusal comes, which may be lost with the connection.
+    assert said.startswith(("it wants a client certificate: OTEL_EXPORTER_OTLP_CLIENT", "it closes the connection"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

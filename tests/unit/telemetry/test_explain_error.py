@@ -31,6 +31,7 @@ SAID = {
     "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 1.03s. "
     "Error details: no healthy upstream": "no healthy upstream",
     "Failed to export spans batch due to timeout, max retries or shutdown.": "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol (_ssl.c:2427)'))": "closes the connection",
     "NewConnectionError('...: [Errno 111] Connection refused')": "connection refused",
 }
 

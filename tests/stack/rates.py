@@ -179,7 +179,7 @@ def main():
         told = make_syncs(arguments.amount) if arguments.job == "syncs" else make_spans(int(arguments.amount))
         print(json.dumps(told))
         return
-    cases = {}
+    cases, load = {}, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         cases["syncs"] = syncs(arguments.seconds, Path(folder, "syncs"))
         for way in WAYS:
@@ -189,7 +189,7 @@ def main():
     if arguments.out is not None:
         from tests.benchmarks.per_sync import write
 
-        write(arguments.out, "cpu", {"cpus": os.cpu_count(), "cases": cases})
+        write(arguments.out, "cpu", {"cpus": os.cpu_count(), "load_before": load, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -135,6 +135,9 @@ def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
     """Return an ``ExportTraceServiceRequest`` in OTLP's dialect of JSON: ids in hexadecimal, 64-bit integers as text.
 
     https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding
+
+    Spans stand before what many lines have in common: the Collector's receiver tells files apart by their first
+    thousand bytes, which a resource may fill, and would take both files of a rotated journal for one.
     """
     groups: dict[tuple[int, int], list[ReadableSpan]] = {}
     for span in spans:
@@ -144,14 +147,14 @@ def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
         resource, scope = members[0].resource, members[0].instrumentation_scope
         entry = resources.setdefault(
             resource_id,
-            {"resource": _filled(attributes=_pairs(resource.attributes)), "scopeSpans": []}
+            {"scopeSpans": [], "resource": _filled(attributes=_pairs(resource.attributes))}
             | _filled(schemaUrl=resource.schema_url),
         )
         entry["scopeSpans"].append(
             _filled(
+                spans=[_span(span) for span in members],
                 scope=scope
                 and _filled(name=scope.name, version=scope.version, attributes=_pairs(scope.attributes or {})),
-                spans=[_span(span) for span in members],
                 schemaUrl=scope and scope.schema_url,
             )
         )

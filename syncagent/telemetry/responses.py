@@ -43,7 +43,14 @@ class CollectorResponses:
         """Make a session for an exporter; all responses to it are read."""
         import requests
 
-        session = requests.Session()
+        class Session(requests.Session):
+            def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+                # Else REQUESTS_CA_BUNDLE would replace the certificate that the exporter has set on the session:
+                # https://github.com/psf/requests/issues/3829
+                own = self.verify if verify is None else verify
+                return super().merge_environment_settings(url, proxies, stream, own, cert)
+
+        session = Session()
         session.hooks["response"].append(self._note)
         return session
 
@@ -94,6 +101,11 @@ _SENTENCES = (
         r"(?i)certificate.?verify.?failed",
         "its certificate is not trusted; OTEL_EXPORTER_OTLP_CERTIFICATE may name the authority's",
     ),
+    (
+        # TLS 1.3 has a client find out after the handshake; gRPC only says that what came then cannot be read.
+        r"(?i)alert certificate required|alert bad certificate|alert unknown ca|Unwrap failed",
+        "it wants a client certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    ),
     (r"security handshaker", "TLS could not be set up with these certificates and keys"),
     (
         r"code: 40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED",
@@ -104,7 +116,11 @@ _SENTENCES = (
     (r"Failed to resolve|address lookup failed|Name or service not known", "the name of its host is not known"),
     (r"(?i)connection refused", "connection refused"),
     (r"DEADLINE_EXCEEDED|[Rr]ead timed out", "no answer in time"),
-    (r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead", "it closes the connection"),
+    (r"due to timeout, max retries", "it could not be reached in the time that OTEL_EXPORTER_OTLP_TIMEOUT allows"),
+    (
+        r"RemoteDisconnected|ConnectionReset|Connection aborted|IncompleteRead|SSLEOFError",
+        "it closes the connection",
+    ),
     # Before 1.43 the gRPC exporter says nothing else, whatever is wrong.
     (
         r"StatusCode\.UNAVAILABLE( encountered while exporting .*, retrying in [\d.]+s\.?)?$",

@@ -16,6 +16,10 @@ SAID = {
     "(Expected SETTINGS frame as the first frame, got frame type 79)": "HTTP port",
     "SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)')": "http://",
     "SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed')": "trusted",
+    "SSLError(1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required')": "CLIENT_KEY",
+    "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 0.92s. "
+    "Error details: failed to connect to all addresses; last error: UNAVAILABLE: "
+    "ipv4:127.0.0.1:1: Unwrap failed (TSI_DATA_CORRUPTED)": "CLIENT_KEY",
     "Failed to export spans batch code: 401, reason: Unauthorized": "credentials",
     "Failed to export spans batch code: 404, reason: Not Found": "no OTLP receiver",
     "Failed to resolve 'nowhere.invalid' ([Errno -2] Name or service not known)": "name of its host",
@@ -26,6 +30,8 @@ SAID = {
     "Failed to export traces to 127.0.0.1:1, error code: StatusCode.UNAVAILABLE": "cannot be reached over gRPC",
     "Transient error StatusCode.UNAVAILABLE encountered while exporting traces to 127.0.0.1:1, retrying in 1.03s. "
     "Error details: no healthy upstream": "no healthy upstream",
+    "Failed to export spans batch due to timeout, max retries or shutdown.": "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol (_ssl.c:2427)'))": "closes the connection",
     "NewConnectionError('...: [Errno 111] Connection refused')": "connection refused",
 }
 

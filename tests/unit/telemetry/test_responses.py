@@ -70,3 +70,18 @@ def test_other_answers_refuse_nothing(body):
     responses = CollectorResponses()
     responses.session().hooks["response"][0](response)
     assert responses.take_rejected() == (0, "")
+
+
+def test_a_certificate_for_the_collector_is_not_replaced_by_one_for_everything(monkeypatch):
+    """The exporter sets OTEL_EXPORTER_OTLP_CERTIFICATE on the session; requests alone would go by the environment."""
+    session = CollectorResponses().session()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "everything.pem")
+
+    def trusted():
+        return session.merge_environment_settings("https://collector:4318", {}, None, None, None)["verify"]
+
+    assert trusted() == "everything.pem"
+    session.verify = "collector.pem"
+    assert trusted() == "collector.pem"
+    session.verify = False
+    assert trusted() is False

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -50,8 +50,6 @@ class Sender:
     a forked child nothing happens: what is to be sent is the parent's, and an agent of the child's has its own.
     """
 
-    name: ClassVar[str]
-
     def __init__(self, make_exporter: MakeExporter, *, on_trouble: Callable[[str], object], interval_s: float) -> None:
         self._on_trouble = on_trouble
         self._interval_s = interval_s
@@ -64,15 +62,14 @@ class Sender:
         self._rejected = (0, "")
         self.exporter = make_exporter(self._see)
         isolate_opentelemetry()  # its modules are loaded now
-        self._thread = AgentThread(target=self._run, name=f"syncagent-{self.name}")
+        self._thread = AgentThread(target=self._run, name=f"syncagent-{type(self).__name__.lower()}")
         self._thread.start()
 
     def begin_close(self) -> None:
         """Have what is left sent, without waiting for it."""
-        if os.getpid() == self._pid:
-            with self._changed:
-                self._closing_since = self._closing_since or time.monotonic()
-                self._changed.notify_all()
+        with self._changed:
+            self._closing_since = self._closing_since or time.monotonic()
+            self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is left, but return within that time, or sooner if exports have been failing."""
@@ -82,18 +79,18 @@ class Sender:
         self.begin_close()
         ending = time.monotonic() + timeout_s
         with self._changed:
-            while not self._is_over and (left_s := self._give_up_at(ending) - time.monotonic()) > 0:
+            while not self._is_over and (left_s := self._latest(ending) - time.monotonic()) > 0:
                 self._changed.wait(left_s)
             is_late, self._is_over = not self._is_over, True
+            self._give_up()
         if is_late or self._failing_since is not None:
             self._report(f"no answer within {timeout_s:g} s")
         if not is_late:
             self._thread.join(GRACE_S)  # it only has to shut the exporter down
 
-    def _give_up_at(self, ending: float) -> float:
-        if self._failing_since is None or self._closing_since is None:
-            return ending
-        return min(ending, max(self._failing_since, self._closing_since) + GRACE_S)
+    def _latest(self, ending: float) -> float:
+        failing = self._failing_since
+        return ending if failing is None else min(ending, max(failing, self._closing_since or 0.0) + GRACE_S)
 
     def _run(self) -> None:
         # Keeps the program's own instrumentation of requests or gRPC from making spans of our requests.
@@ -121,6 +118,11 @@ class Sender:
                 self.exporter.shutdown()
             except Exception as error:
                 self._report(_described(error))
+
+    shutdown = close  # what a provider calls
+
+    def _give_up(self) -> None:
+        """Account for what has not been sent by now."""
 
     def _is_due(self) -> bool:
         return self._closing_since is not None
@@ -164,16 +166,12 @@ class Sender:
             self._on_trouble(explain_error(self._first_error or reason))
 
 
-class _OnThisThread(threading.local):
-    sender: Sender | None = None
-
-
-_on_this_thread = _OnThisThread()
+_on_this_thread = threading.local()
 
 
 def _intercept(record: logging.LogRecord) -> bool:
     """Filter a logger of the exporters: what is said on a sending thread is noted there, and not logged."""
-    sender = _on_this_thread.sender
+    sender = getattr(_on_this_thread, "sender", None)
     if sender is not None and record.levelno >= logging.WARNING:
         sender._note_error(record.getMessage())
     return sender is None
@@ -182,15 +180,12 @@ def _intercept(record: logging.LogRecord) -> bool:
 class Outbox(Sender, SpanProcessor):
     """Sends spans, or log records, from a bounded queue; when that is full the oldest is dropped."""
 
-    name = "spans"
-
     def __init__(
         self, make_exporter: MakeExporter, *, max_queue: int = 2048, max_batch: int = 512, **options: Any
     ) -> None:
         self._max_queue = max_queue
         self._max_batch = min(max_batch, max_queue)
         self._queue: deque[Any] = deque()
-        self._is_flushing = False
         self._sending = self._exported = self._failed = self._dropped = 0
         super().__init__(make_exporter, **options)
 
@@ -213,21 +208,10 @@ class Outbox(Sender, SpanProcessor):
             if len(self._queue) == self._max_batch:
                 self._changed.notify_all()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have everything sent now; return whether that was done in time."""
-        with self._changed:
-            self._is_flushing = True
-            self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._queue and not self._sending, timeout_millis / 1e3)
-
-    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        super().close(timeout_s)
-        with self._changed:  # what has not been sent by now is given up
-            self._failed, self._dropped = self._failed + self._sending, self._dropped + len(self._queue)
-            self._sending = 0
-            self._queue.clear()
-
-    shutdown = close  # what a provider calls
+    def _give_up(self) -> None:
+        self._failed, self._dropped = self._failed + self._sending, self._dropped + len(self._queue)
+        self._sending = 0
+        self._queue.clear()
 
     def stats(self) -> dict[str, int]:
         """Return how many spans were delivered, how many could not be, and how many were dropped unsent."""
@@ -240,10 +224,9 @@ class Outbox(Sender, SpanProcessor):
         return {"not delivered": stats["failed"], "queue full": stats["dropped"]}
 
     def _is_due(self) -> bool:
-        return super()._is_due() or self._is_flushing or len(self._queue) >= self._max_batch
+        return super()._is_due() or len(self._queue) >= self._max_batch
 
     def _send(self) -> None:
-        self._is_flushing = False
         size = min(_PART, self._max_batch)
         for _ in range(0, len(self._queue), size):
             with self._changed:
@@ -266,8 +249,6 @@ class MetricSender(Sender):
 
     Trouble is that exports have failed for a while, or that the last one did.
     """
-
-    name = "metrics"
 
     def __init__(
         self, make_exporter: MakeExporter, collect: Callable[[], Sequence[MetricsData]], **options: Any

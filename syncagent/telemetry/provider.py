@@ -8,7 +8,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from syncagent.support import redaction
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     from syncagent.telemetry.outbox import MetricSender, Outbox
 
-JOURNAL_DELAY_S = 1.0
+T = TypeVar("T")
+
+JOURNAL_DELAY_MS = 1_000
 """How much of a run may be missing from the journal when the process is killed."""
 
 
@@ -80,22 +82,27 @@ def build_spans(
 ) -> tuple[tuple[TracerProvider, Outbox] | None, str]:
     """Return a provider and what it sends through, and where: as the ``OTEL_*`` variables say, else to the journal."""
     target = _target(TRACES)
-    if target is not None:
-        where = f"OTLP {otel_env.protocol(os.environ)} to {target}"
-        outbox = _outbox(partial(_exporter, TRACES), partial(_warn, TRACES, target), TRACES, 5.0)
-    elif otel_env.is_disabled(os.environ):
+    if target is None and otel_env.is_disabled(os.environ):
         return None, "nowhere: OTEL_SDK_DISABLED is set"
-    elif otel_env.exporter(os.environ) == "none":
+    if target is None and otel_env.exporter(os.environ) == "none":
         return None, "nowhere: OTEL_TRACES_EXPORTER is none"
-    elif journal is None:
+    if target is None and journal is None:
         return None, "nowhere: no OTLP endpoint and no journal"
-    else:
-        where = f"journal {journal}"
-        log = partial(log_once, "journal", "the journal lacks spans")
-        make = partial(JournalExporter, journal, mode=journal_mode)
-        outbox = _outbox(lambda _: make(), lambda reason: log(reason=reason), TRACES, JOURNAL_DELAY_S)
     from opentelemetry.sdk.trace import TracerProvider
 
+    from syncagent.telemetry.outbox import Outbox
+
+    if target is not None:
+        where = f"OTLP {otel_env.protocol(os.environ)} to {target}"
+        outbox = _otlp(Outbox, TRACES, target, **_batches("OTEL_BSP", 5_000))
+    else:
+        assert journal is not None
+        where = f"journal {journal}"
+        outbox = Outbox(
+            lambda _: JournalExporter(journal, mode=journal_mode),
+            on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
+            **_batches("OTEL_BSP", JOURNAL_DELAY_MS),
+        )
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(outbox)
     return (provider, outbox), where
@@ -111,12 +118,8 @@ def build_metrics(resource: Resource, collect: Callable[[Resource], Sequence[Met
         log_once("temporality", f"{temporality} is ignored: metrics are sent cumulative, so that none is lost")
     from syncagent.telemetry.outbox import MetricSender
 
-    return MetricSender(
-        partial(_exporter, METRICS),
-        lambda: collect(resource),
-        on_trouble=partial(_warn, METRICS, target),
-        interval_s=otel_env.positive_int(os.environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3,
-    )
+    interval_s = otel_env.positive_int(os.environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3
+    return _otlp(MetricSender, METRICS, target, collect=lambda: collect(resource), interval_s=interval_s)
 
 
 def build_logs(resource: Resource) -> tuple[LoggerProvider, Outbox] | None:
@@ -129,7 +132,9 @@ def build_logs(resource: Resource) -> tuple[LoggerProvider, Outbox] | None:
         return None
     from opentelemetry.sdk._logs import LoggerProvider
 
-    outbox = _outbox(partial(_exporter, LOGS), partial(_warn, LOGS, target), LOGS, 1.0)
+    from syncagent.telemetry.outbox import Outbox
+
+    outbox = _otlp(Outbox, LOGS, target, **_batches("OTEL_BLRP", 1_000))
     provider = LoggerProvider(resource, shutdown_on_exit=False)
     provider.add_log_record_processor(outbox)  # type: ignore[arg-type]  # no base class
     return provider, outbox
@@ -137,26 +142,19 @@ def build_logs(resource: Resource) -> tuple[LoggerProvider, Outbox] | None:
 
 def _target(signal: str) -> str | None:
     """Return where the variables have a signal sent by OTLP, if they do; raises ConfigError."""
-    environ = os.environ
-    if otel_env.is_disabled(environ):
+    if otel_env.is_disabled(os.environ):
         return None
-    otel_env.check(environ, signal)
-    return otel_env.endpoint(environ, signal) if otel_env.exporter(environ, signal) == "otlp" else None
+    otel_env.check(os.environ, signal)
+    return otel_env.endpoint(os.environ, signal) if otel_env.exporter(os.environ, signal) == "otlp" else None
 
 
-def _outbox(
-    make_exporter: Callable[..., Any], on_trouble: Callable[[str], object], signal: str, delay_s: float
-) -> Outbox:
-    from syncagent.telemetry.outbox import Outbox
-
-    environ, begins = os.environ, "OTEL_BSP" if signal == TRACES else "OTEL_BLRP"
-    return Outbox(
-        make_exporter,
-        on_trouble=on_trouble,
-        interval_s=otel_env.positive_int(environ, f"{begins}_SCHEDULE_DELAY", round(delay_s * 1e3)) / 1e3,
-        max_queue=otel_env.positive_int(environ, f"{begins}_MAX_QUEUE_SIZE", 2048),
-        max_batch=otel_env.positive_int(environ, f"{begins}_MAX_EXPORT_BATCH_SIZE", 512),
-    )
+def _batches(variables: str, delay_ms: int) -> dict[str, Any]:
+    read = partial(otel_env.positive_int, os.environ)
+    return {
+        "interval_s": read(f"{variables}_SCHEDULE_DELAY", delay_ms) / 1e3,
+        "max_queue": read(f"{variables}_MAX_QUEUE_SIZE", 2048),
+        "max_batch": read(f"{variables}_MAX_EXPORT_BATCH_SIZE", 512),
+    }
 
 
 _SIGNALS = {
@@ -165,30 +163,33 @@ _SIGNALS = {
     LOGS: ("_log_exporter", "OTLPLogExporter", "log records are being lost"),
 }
 """The SDK's OTLP exporter of each signal, its module and its class, and what it means where it fails."""
-
-
-def _exporter(signal: str, see: Callable[..., object]) -> Any:
-    """Make the exporter of a signal; over HTTP ``see`` is shown responses, unless the program brings its sessions."""
-    is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
-    module, name, _ = _SIGNALS[signal]
-    options = {}
-    credentials = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
-    if not is_grpc and not any(os.environ.get(credentials.format(which)) for which in ("", f"{signal}_")):
-        import requests
-
-        options["session"] = requests.Session()
-        options["session"].hooks["response"].append(see)
-    package = f"opentelemetry.exporter.otlp.proto.{'grpc' if is_grpc else 'http'}"
-    return getattr(importlib.import_module(f"{package}.{module}"), name)(**options)
-
-
 _in_trouble: set[str] = set()
 """Hosts of collectors that spans are known not to reach: no other signal is reported of these."""
 
 
-def _warn(signal: str, target: str, reason: str) -> None:
-    host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
-    if signal == TRACES or host not in _in_trouble:
-        get_logger().warning(f"{_SIGNALS[signal][2]}; training goes on, reported once", to=target, reason=reason)
-    if signal == TRACES:
-        _in_trouble.add(host)
+def _otlp(sender: type[T], signal: str, target: str, **options: Any) -> T:
+    """Make what sends a signal by the SDK's OTLP exporter."""
+    is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
+    module, name, loss = _SIGNALS[signal]
+    credentials = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
+    has_session = any(os.environ.get(credentials.format(which)) for which in ("", f"{signal}_"))
+
+    def exporter(see: Callable[..., None]) -> Any:
+        package = f"opentelemetry.exporter.otlp.proto.{'grpc' if is_grpc else 'http'}"
+        make = getattr(importlib.import_module(f"{package}.{module}"), name)
+        if is_grpc or has_session:  # there is nothing to see, or the program brings its own sessions
+            return make()
+        import requests
+
+        session = requests.Session()
+        session.hooks["response"].append(see)
+        return make(session=session)
+
+    def warn(reason: str) -> None:
+        host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
+        if signal == TRACES or host not in _in_trouble:
+            get_logger().warning(f"{loss}; training goes on, reported once", to=target, reason=reason)
+        if signal == TRACES:
+            _in_trouble.add(host)
+
+    return sender(exporter, on_trouble=warn, **options)  # type: ignore[call-arg]  # they take these

@@ -47,7 +47,8 @@ def main(steps: str, close_timeout: str, hold: str = "") -> None:
         sink.step(StepRecord(step, start_ns, start_ns + 10_000_000, 1))
         start_ns += 10_000_000
     if hold:
-        provider.force_flush()
+        while outbox.stats()["exported"] < 3 * int(steps):
+            time.sleep(0.01)
         print(json.dumps({"journal": str(outbox.exporter.path)}), flush=True)
         for step in range(10**9):  # killed somewhere in here
             sink.step(StepRecord(step, start_ns, start_ns + 1, 1))

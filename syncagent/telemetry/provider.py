@@ -81,11 +81,11 @@ def build_spans(
     resource: Resource, journal: Path | None, journal_mode: int = DEFAULT_MODE
 ) -> tuple[tuple[TracerProvider, Outbox] | None, str]:
     """Return a provider and what it sends through, and where: as the ``OTEL_*`` variables say, else to the journal."""
-    target = _target(TRACES)
-    if target is None and otel_env.is_disabled(os.environ):
+    if otel_env.is_disabled(os.environ):
         return None, "nowhere: OTEL_SDK_DISABLED is set"
-    if target is None and otel_env.exporter(os.environ) == "none":
+    if otel_env.exporter(os.environ) == "none":
         return None, "nowhere: OTEL_TRACES_EXPORTER is none"
+    target = _target(TRACES)
     if target is None and journal is None:
         return None, "nowhere: no OTLP endpoint and no journal"
     from opentelemetry.sdk.trace import TracerProvider

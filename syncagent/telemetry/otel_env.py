@@ -8,21 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Final
 from urllib.parse import urlsplit
 
 from syncagent.errors import ConfigError
 from syncagent.support import reading, redaction
 
-HTTP: Final = "http/protobuf"
-GRPC: Final = "grpc"
-
-RESOURCE: Final = "RESOURCE"
-TRACES: Final = "TRACES"
-METRICS: Final = "METRICS"
-LOGS: Final = "LOGS"
-
-PROMETHEUS: Final = "prometheus"
+HTTP, GRPC = "http/protobuf", "grpc"
+RESOURCE, TRACES, METRICS, LOGS = "RESOURCE", "TRACES", "METRICS", "LOGS"
+PROMETHEUS = "prometheus"
 """A value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
 
 _FIXED = {"otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC}

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-JOURNAL_DELAY_MS = 1_000
-"""How much of a run may be missing from the journal when the process is killed."""
-
 
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
     """Return a resource of what is known of the process and ``run_resource`` (such as ``syncagent.rank``).
@@ -101,7 +98,7 @@ def build_spans(
         outbox = Outbox(
             lambda _: JournalExporter(journal, mode=journal_mode),
             on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
-            **_batches("OTEL_BSP", JOURNAL_DELAY_MS),
+            **_batches("OTEL_BSP", 1_000),  # this much may be missing from it when the process is killed
         )
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(outbox)

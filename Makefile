@@ -12,11 +12,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
-	@echo "make telemetry-demo   the same with its traces in Phoenix and its metrics in Prometheus, until Ctrl-C"
+	@echo "make telemetry-demo   the same through a Collector, with its traces in Jaeger and Phoenix and its metrics in Prometheus"
 	@echo "make test    all tests that need no GPU, as many at once as there are cores"
 	@echo "make coverage   which lines and branches the unit tests reach; fails below the floor in pyproject.toml"
 	@echo "make test-telemetry  those of telemetry, with 8 ranks at 1,000 syncs a second each for three minutes"
-	@echo "make test-stack   the agent with a real Phoenix and a real Prometheus"
+	@echo "make test-stack   the agent with a real Collector, Jaeger, Phoenix and Prometheus"
 	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all dependencies (hours)"
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
 	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Phoenix into a virtual environment of its own, Prometheus from the system's package: `install.sh PYTHON VENV`.
-# What cannot be had is said in one sentence each, and is the exit code: 1 Phoenix, 2 Prometheus, 3 both.
+# Phoenix into a virtual environment of its own, Prometheus from the system's package, the Collector and Jaeger from their
+# Go modules: `install.sh PYTHON VENV`.  What cannot be had is said in one sentence each.
 python=$1 venv=$2 lacking=0
 cd "$(dirname "$0")" || exit 3
 
@@ -28,7 +28,9 @@ if ! command -v prometheus >/dev/null; then
     if ! command -v prometheus >/dev/null; then
         echo "Prometheus is not installed: \`apt-get install prometheus\` as root," \
             "or https://prometheus.io/download with the folder in PATH." >&2
-        lacking=$((lacking + 2))
+        lacking=1
     fi
 fi
+
+"$python" programs.py || lacking=1
 exit $lacking

@@ -1,4 +1,4 @@
-"""Phoenix and Prometheus as processes on loopback: what ``make telemetry-demo`` and ``make test-stack`` start."""
+"""Collector, Jaeger, Phoenix and Prometheus on loopback: what ``make telemetry-demo`` and ``make test-stack`` start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
+
+import programs
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -27,6 +30,8 @@ class Service:
         self.url = url
         self.grpc = ""
         """Where it takes OTLP over gRPC."""
+        self.otlp = url
+        """Where it takes OTLP over HTTP."""
         self.log = log
         with log.open("wb") as file:
             # In a session of its own: Ctrl-C is for whoever started it, who then ends it.
@@ -102,6 +107,11 @@ def has_phoenix() -> bool:
     return (_phoenix_venv() / ".ready").exists()
 
 
+def has(name: str) -> bool:
+    """Whether ``collector`` or ``jaeger`` is built."""
+    return programs.path(name).exists()
+
+
 def find_prometheus() -> str | None:
     return shutil.which("prometheus")
 
@@ -136,6 +146,90 @@ def phoenix(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
     )
     service.grpc = f"http://127.0.0.1:{grpc}"
     return service
+
+
+def jaeger(folder: Path, *, http: int = 0, grpc: int = 0) -> Service:
+    """Jaeger with an empty store in memory; its API is at ``.url``, and it takes OTLP over gRPC at ``.grpc``."""
+    http, grpc, own = port(http), port(grpc), port()
+    storage = {"backends": {"memory": {"memory": {"max_traces": 100_000}}}}
+    config = {
+        "extensions": {
+            "jaeger_storage": storage,
+            "jaeger_query": {
+                "storage": {"traces": "memory"},
+                "http": {"endpoint": f"127.0.0.1:{http}"},
+                "grpc": {"endpoint": f"127.0.0.1:{port()}"},
+            },
+        },
+        "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": f"127.0.0.1:{grpc}"}}}},
+        "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
+        "service": {
+            "extensions": ["jaeger_storage", "jaeger_query"],
+            "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
+            "telemetry": {"metrics": _own_metrics(own)},
+        },
+    }
+    service = _go_program("jaeger", [config], folder, f"http://127.0.0.1:{http}", "/api/services", {})
+    service.grpc = f"http://127.0.0.1:{grpc}"
+    return service
+
+
+class Ports:
+    """Where a Collector listens on loopback: wanted ports that are free, else any."""
+
+    def __init__(self, *, grpc: int = 0, http: int = 0, metrics: int = 0) -> None:
+        self.grpc, self.http, self.metrics, self.own, self.health = map(port, (grpc, http, metrics, 0, 0))
+
+
+def collector(
+    folder: Path,
+    config: Path,
+    ports: Ports,
+    environ: dict[str, str] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Service:
+    """The Collector with a configuration of ``otel/collector``, as it is but for where it listens, and ``overrides``.
+
+    It takes OTLP over HTTP at ``.otlp`` and over gRPC at ``.grpc``.
+    """
+    listening = {
+        "extensions": {"health_check": {"endpoint": f"127.0.0.1:{ports.health}"}},
+        "receivers": {
+            "otlp": {
+                "protocols": {
+                    "grpc": {"endpoint": f"127.0.0.1:{ports.grpc}"},
+                    "http": {"endpoint": f"127.0.0.1:{ports.http}"},
+                }
+            }
+        },
+        "exporters": {"prometheus": {"endpoint": f"127.0.0.1:{ports.metrics}"}},
+        "service": {"telemetry": {"metrics": _own_metrics(ports.own)}},
+    }
+    layers = [config, listening, *([overrides] if overrides else [])]
+    service = _go_program("collector", layers, folder, f"http://127.0.0.1:{ports.health}", "/", environ or {})
+    service.grpc = f"http://127.0.0.1:{ports.grpc}"
+    service.otlp = f"http://127.0.0.1:{ports.http}"
+    return service
+
+
+def _own_metrics(port: int) -> dict[str, Any]:
+    return {"readers": [{"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": port}}}}]}
+
+
+def _go_program(
+    name: str, layers: list[Path | dict[str, Any]], folder: Path, url: str, ready: str, environ: dict[str, str]
+) -> Service:
+    """Start it with its layers of configuration, each of which adds to the one before."""
+    if not has(name):
+        raise NotHereError(f"{name.title()} is not built: `make telemetry-demo` and `make test-stack` do that with Go.")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, layer in enumerate(layers):
+        file = layer if isinstance(layer, Path) else folder / f"layer{number}.yaml"
+        if isinstance(layer, dict):
+            file.write_text(json.dumps(layer, indent=2))  # YAML takes JSON
+        files.append(f"--config={file}")
+    return Service([str(programs.path(name)), *files], url, ready, folder / f"{name}.log", _clean() | environ)
 
 
 def prometheus(

@@ -1,10 +1,11 @@
-"""Phoenix and Prometheus, and jobs that are watched by the agent; what is not here is skipped, with the reason."""
+"""The services of ``otel/local``, and watched jobs; tests of what is not here are skipped, with the reason."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
+from jobs import Pipeline
 from places import ROOT, TRAIN
 
 from tests import processes
@@ -27,30 +28,38 @@ def environ():
 
 
 @pytest.fixture(scope="session")
-def phoenix(tmp_path_factory):
-    try:
-        service = services.phoenix(tmp_path_factory.mktemp("phoenix"))
-    except services.NotHereError as why:
-        pytest.skip(str(why))
-    with service:
-        yield service
+def start():
+    """Start a service until the tests end, or skip what needs it: ``start(services.jaeger, folder)``."""
+    started = []
+
+    def begin(service, *arguments, **options):
+        try:
+            started.append(service(*arguments, **options))
+        except services.NotHereError as why:
+            pytest.skip(str(why))
+        return started[-1]
+
+    yield begin
+    for service in reversed(started):
+        service.stop()
 
 
 @pytest.fixture(scope="session")
-def start_prometheus():
-    started = []
+def phoenix(start, tmp_path_factory):
+    return start(services.phoenix, tmp_path_factory.mktemp("phoenix"))
 
-    def start(*arguments, **options):
-        try:
-            service = services.prometheus(*arguments, **options)
-        except services.NotHereError as why:
-            pytest.skip(str(why))
-        started.append(service)
-        return service
 
-    yield start
-    for service in started:
-        service.stop()
+@pytest.fixture(scope="session")
+def pipeline(start, tmp_path_factory):
+    """Collector and Prometheus, with Jaeger where it is built."""
+    return Pipeline(start, tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def jaeger(pipeline):
+    if pipeline.jaeger is None:
+        pytest.skip("Jaeger is not built: `make test-stack` does that where Go is installed.")
+    return pipeline.jaeger
 
 
 @pytest.fixture(scope="session")

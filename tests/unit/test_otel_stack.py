@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -111,20 +112,24 @@ def test_the_checks_of_this_file_see_what_is_wrong():
 
 
 class TestImages:
-    def test_every_image_has_a_fixed_tag(self):
-        images = [image for path in YAML for image in re.findall(r"(?m)^\s*image:\s*(\S+)", path.read_text("utf-8"))]
+    VERSIONS = README[README.index("\n## Versions") :]
+    TAGS = dict(re.findall(r"(?m)^\| (\w[\w./-]+) \| (v?\d+\.\d+\.\d+) \| \S.* \|$", VERSIONS))
+
+    def test_every_image_is_of_the_version_in_the_readme(self):
+        named = [image for path in YAML for image in re.findall(r"(?m)^\s*image:\s*(\S+)", path.read_text("utf-8"))]
+        images = [tuple(image.rsplit(":", 1)) for image in named if not image.startswith("registry.example.com/")]
         assert len(images) >= 7
-        for image in images:
-            assert re.search(r":v?\d+\.\d+\.\d+$", image), image
+        assert {name for name, _ in images} == self.TAGS.keys()
+        for name, tag in images:
+            assert tag == self.TAGS[name], name
 
-    def test_the_readme_names_the_tags(self):
-        for image, tag in re.findall(r"image: (\S+):(\S+)", text("docker-compose.yaml")):
-            assert re.search(rf"\| {re.escape(image)} \| {re.escape(tag)}\b", README), image
+    def test_the_readme_says_when_they_were_looked_up(self):
+        (day,) = re.findall(r"Looked up on (\S+):\n\n\| image \| tag \|", self.VERSIONS)
+        date.fromisoformat(day)
 
-    def test_kubernetes_runs_the_same_collector(self):
-        (image,) = re.findall(r"image: (otel/\S+)", text("docker-compose.yaml"))
-        for name in ("kubernetes/collector.yaml", "kubernetes/gateway.yaml"):
-            assert re.findall(r"image: (otel/\S+)", text(name)) == [image]
+    def test_dashboards_are_checked_by_the_types_of_the_grafana_that_shows_them(self):
+        package = json.loads((STACK.parent / "tests/stack/schemas/package.json").read_text("utf-8"))
+        assert package["dependencies"]["@grafana/schema"] == self.TAGS["grafana/grafana"]
 
 
 class TestDashboards:
@@ -325,35 +330,61 @@ class TestCompose:
                 )
 
 
+def jobs() -> dict[str, tuple[str, list[dict]]]:
+    """Of each way to start the job: the label by which its pods have its name, and their containers."""
+    job = load("kubernetes/pytorchjob.yaml")
+    replicas = job["spec"]["pytorchReplicaSpecs"].values()
+    pods = [one for replica in replicas for one in replica["template"]["spec"]["containers"]]
+    trainer = load("kubernetes/trainjob.yaml")["spec"]["trainer"]
+    return {
+        "pytorchjob": ("training.kubeflow.org/job-name", pods),
+        "trainjob": ("jobset.sigs.k8s.io/jobset-name", [trainer]),
+    }
+
+
 class TestKubernetes:
     def test_the_job_sends_to_the_collector_of_its_node(self):
-        job = load("kubernetes/pytorchjob.yaml")
         daemon = load("kubernetes/collector.yaml")
         (collector,) = daemon["spec"]["template"]["spec"]["containers"]
         ports = {port["hostPort"] for port in collector["ports"] if "hostPort" in port}
-        for replica in job["spec"]["pytorchReplicaSpecs"].values():
-            (container,) = replica["template"]["spec"]["containers"]
-            variables = {variable["name"]: variable.get("value") for variable in container["env"]}
-            endpoint = re.fullmatch(r"http://\$\((\w+)\):(\d+)", variables["OTEL_EXPORTER_OTLP_ENDPOINT"])
-            assert int(endpoint[2]) in ports
-            order = list(variables)
-            for name, value in variables.items():
-                assert all(order.index(used) < order.index(name) for used in re.findall(r"\$\((\w+)\)", value or ""))
+        for _, containers in jobs().values():
+            for container in containers:
+                variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+                endpoint = re.fullmatch(r"http://\$\((\w+)\):(\d+)", variables["OTEL_EXPORTER_OTLP_ENDPOINT"])
+                assert int(endpoint[2]) in ports
+                order = list(variables)
+                for name, value in variables.items():
+                    assert all(
+                        order.index(used) < order.index(name) for used in re.findall(r"\$\((\w+)\)", value or "")
+                    )
 
-    def test_its_pods_know_that_they_are_one_job(self):
-        """The operator gives no name to those of a job that is not elastic, and they are on several machines."""
-        jobs = set()
-        for pod, replica in load("kubernetes/pytorchjob.yaml")["spec"]["pytorchReplicaSpecs"].items():
-            (container,) = replica["template"]["spec"]["containers"]
-            given = {"metadata.name": pod, "metadata.namespace": "vision", "status.hostIP": "10.0.0.7"}
-            given["metadata.labels['training.kubeflow.org/job-name']"] = "train"
+    @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
+    def test_its_pods_know_that_they_are_one_job(self, kind):
+        """Kubeflow gives no name to a job that is not elastic, and its pods are on several machines."""
+        label, containers = jobs()[kind]
+        found = set()
+        for number, container in enumerate([*containers, *containers]):
+            given = {
+                "metadata.name": f"train-{number}",
+                "metadata.namespace": "vision",
+                "status.hostIP": f"10.0.0.{number}",
+            }
+            given[f"metadata.labels['{label}']"] = "train"
             environ = {"WORLD_SIZE": "32", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
             for variable in container["env"]:
                 value = variable.get("value") or given[variable["valueFrom"]["fieldRef"]["fieldPath"]]
                 environ[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda used: environ[used[1]], value)  # noqa: B023 - used at once
-            jobs.add(ranks.job(environ))
-        (job,) = jobs
+            found.add(ranks.job(environ))
+        (job,) = found
         assert job.id == "vision/train"
+
+    def test_the_jobs_have_the_same_settings(self):
+        told = [
+            {variable["name"]: variable.get("value") for variable in container["env"]}
+            for _, containers in jobs().values()
+            for container in containers
+        ]
+        assert all(one == told[0] for one in told)
 
     def test_its_settings_are_the_agents(self):
         from dataclasses import fields
@@ -361,4 +392,6 @@ class TestKubernetes:
         from syncagent.settings.schema import Settings
 
         known = {"SYNCAGENT"} | {f"SYNCAGENT_{field.name.upper()}" for field in fields(Settings)}
-        assert set(re.findall(r"name: (SYNCAGENT\w*)", text("kubernetes/pytorchjob.yaml"))) <= known
+        for name in ("pytorchjob.yaml", "trainjob.yaml"):
+            used = set(re.findall(r"name: (SYNCAGENT\w*)", text(f"kubernetes/{name}")))
+            assert {"SYNCAGENT"} <= used <= known

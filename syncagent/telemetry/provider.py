@@ -8,7 +8,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from syncagent.support import redaction
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from syncagent.telemetry.outbox import MetricSender, Outbox
-
-T = TypeVar("T")
 
 
 def build_resource(run_resource: Mapping[str, str | int]) -> Resource:
@@ -90,16 +88,16 @@ def build_spans(
     from syncagent.telemetry.outbox import Outbox
 
     if target is not None:
+        outbox = Outbox(**_otlp(TRACES, target), **_batches("OTEL_BSP", 5_000))
         where = f"OTLP {otel_env.protocol(os.environ)} to {target}"
-        outbox = _otlp(Outbox, TRACES, target, **_batches("OTEL_BSP", 5_000))
     else:
         assert journal is not None
-        where = f"journal {journal}"
         outbox = Outbox(
             lambda _: JournalExporter(journal, mode=journal_mode),
             on_trouble=lambda reason: log_once("journal", "the journal lacks spans", reason=reason),
             **_batches("OTEL_BSP", 1_000),  # this much may be missing from it when the process is killed
         )
+        where = f"journal {journal}"
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(outbox)
     return (provider, outbox), where
@@ -116,7 +114,7 @@ def build_metrics(resource: Resource, collect: Callable[[Resource], Sequence[Met
     from syncagent.telemetry.outbox import MetricSender
 
     interval_s = otel_env.positive_int(os.environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1e3
-    return _otlp(MetricSender, METRICS, target, collect=lambda: collect(resource), interval_s=interval_s)
+    return MetricSender(**_otlp(METRICS, target), collect=lambda: collect(resource), interval_s=interval_s)
 
 
 def build_logs(resource: Resource) -> tuple[LoggerProvider, Outbox] | None:
@@ -131,7 +129,7 @@ def build_logs(resource: Resource) -> tuple[LoggerProvider, Outbox] | None:
 
     from syncagent.telemetry.outbox import Outbox
 
-    outbox = _otlp(Outbox, LOGS, target, **_batches("OTEL_BLRP", 1_000))
+    outbox = Outbox(**_otlp(LOGS, target), **_batches("OTEL_BLRP", 1_000))
     provider = LoggerProvider(resource, shutdown_on_exit=False)
     provider.add_log_record_processor(outbox)  # type: ignore[arg-type]  # no base class
     return provider, outbox
@@ -164,8 +162,8 @@ _in_trouble: set[str] = set()
 """Hosts of collectors that spans are known not to reach: no other signal is reported of these."""
 
 
-def _otlp(sender: type[T], signal: str, target: str, **options: Any) -> T:
-    """Make what sends a signal by the SDK's OTLP exporter."""
+def _otlp(signal: str, target: str) -> dict[str, Any]:
+    """Return how a Sender sends a signal by the SDK's OTLP exporter, and reports trouble with that."""
     is_grpc = otel_env.protocol(os.environ, signal) == otel_env.GRPC
     module, name, loss = _SIGNALS[signal]
     credentials = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
@@ -189,4 +187,4 @@ def _otlp(sender: type[T], signal: str, target: str, **options: Any) -> T:
         if signal == TRACES:
             _in_trouble.add(host)
 
-    return sender(exporter, on_trouble=warn, **options)  # type: ignore[call-arg]  # they take these
+    return {"make_exporter": exporter, "on_trouble": warn}

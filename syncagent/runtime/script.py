@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.support import stderr
 from syncagent.support.log import log_once
+from syncagent.telemetry.journal import JournalExporter
 
 if TYPE_CHECKING:
     from syncagent.report.model import Report
@@ -96,17 +97,18 @@ def _where_spans_are(outputs: Outputs, *, is_interrupted: bool) -> tuple[str, st
 
     Where the user has interrupted the sending, some may still arrive.
     """
-    provider = outputs.provider
-    if provider is None:
+    outbox = outputs.outbox
+    if outbox is None:
         return outputs.spans_to, ""
+    journal = outbox.exporter if isinstance(outbox.exporter, JournalExporter) else None
     # The journal may not be where it was wanted.
-    target = outputs.spans_to if provider.journal is None else f"journal {provider.journal}"
-    stats = provider.stats()
+    target = outputs.spans_to if journal is None or journal.path is None else f"journal {journal.path}"
+    stats = outbox.stats()
     exported = f"{stats['exported']:,}"
     if is_interrupted:
         note = f"sending spans was interrupted: {exported} were sent"
         return f"{target} ({exported} sent, the rest given up)", note
-    lost, overwritten = stats["failed"] + stats["dropped"], provider.overwritten()
+    lost, overwritten = stats["failed"] + stats["dropped"], 0 if journal is None else journal.overwritten
     where = f"{target} ({exported} sent"
     where += f", {lost:,} lost" if lost else ""
     where += f", the oldest {overwritten:,} overwritten)" if overwritten else ")"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from syncagent.events import StepRecord, SyncEvent
     from syncagent.report.summary import Summary
     from syncagent.settings.schema import Settings
-    from syncagent.telemetry.metric_sender import MetricSender
-    from syncagent.telemetry.outbox import AgentTracerProvider, Outbox
+    from syncagent.telemetry.outbox import MetricSender, Outbox
     from syncagent.telemetry.prometheus import ScrapeEndpoint
     from syncagent.telemetry.spans import SpanSink
 
@@ -54,7 +54,8 @@ class Outputs:
     """Where spans go, for people to read."""
     resource: Resource | None = None
     spans: SpanSink | None = None
-    provider: AgentTracerProvider | None = None
+    outbox: Outbox | None = None
+    """Sends the spans of a script, if any are sent."""
     metrics: MetricSender | ScrapeEndpoint | None = None
     logs: Outbox | None = None
     capture: Capture | None = None
@@ -77,21 +78,16 @@ class Outputs:
 
     def close(self) -> None:
         """Send what is left: all signals at the same time, and all together no longer than spans alone."""
-        if self.provider is None and self.metrics is None and self.logs is None:
+        senders = [each for each in (self.metrics, self.logs, self.outbox) if each is not None]
+        if not senders:
             return
         from syncagent.telemetry.outbox import CLOSE_TIMEOUT_S
 
         ending = time.monotonic() + CLOSE_TIMEOUT_S
-        if self.metrics is not None:
-            self.metrics.begin_close()
-        try:
-            if self.provider is not None:
-                self.provider.close()
-            if self.logs is not None:
-                self.logs.close(max(ending - time.monotonic(), 0.1))
-        finally:
-            if self.metrics is not None:
-                self.metrics.close(max(ending - time.monotonic(), 0.1))
+        with ExitStack() as all_of_them:  # whatever becomes of the others; spans are waited for first
+            for each in senders:
+                each.begin_close()
+                all_of_them.callback(lambda sender: sender.close(max(ending - time.monotonic(), 0.1)), each)
 
     def flush_program(self) -> None:
         """Have the program's own providers send what they hold, where the process is about to be killed; bounded."""
@@ -179,11 +175,13 @@ def _spans(outputs: Outputs) -> Iterable[Sink]:
             return ()  # the program has set up no provider, and they would go nowhere
         provider = outputs.providers.get("tracer_provider")
     elif outputs.resource is not None:
-        from syncagent.telemetry.provider import build_provider
+        from syncagent.telemetry.provider import build_spans
 
         journal = None if is_off(settings.journal) else file_path("journal", settings.journal)
-        provider, outputs.spans_to = build_provider(outputs.resource, journal, settings.file_mode)
-        outputs.provider = provider
+        built, outputs.spans_to = build_spans(outputs.resource, journal, settings.file_mode)
+        if built is None:
+            return ()
+        provider, outputs.outbox = built
     else:
         return ()
     from syncagent.telemetry.spans import SpanSink
@@ -208,16 +206,16 @@ def _metrics(outputs: Outputs) -> Iterable[Sink]:
     from syncagent.telemetry import otel_env
     from syncagent.telemetry.metrics import MetricSink
     from syncagent.telemetry.prometheus import build_endpoint
-    from syncagent.telemetry.provider import build_metric_sender
+    from syncagent.telemetry.provider import build_metrics
 
     sink = MetricSink(spans=outputs.spans, exemplars=otel_env.has_exemplars(os.environ))
-    if outputs.provider is not None:
-        sink.spans_lost = outputs.provider.lost
+    if outputs.outbox is not None:
+        sink.spans_lost = outputs.outbox.lost
     endpoint = build_endpoint(outputs.resource, sink.data, ranks.read().local_rank)
     if endpoint is not None:
         outputs.metrics = endpoint
         return sink, endpoint
-    outputs.metrics = build_metric_sender(outputs.resource, sink.data)
+    outputs.metrics = build_metrics(outputs.resource, sink.data)
     return () if outputs.metrics is None else (sink,)
 
 

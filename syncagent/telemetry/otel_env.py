@@ -1,176 +1,109 @@
-"""Checks the ``OTEL_*`` variables that matter here, with errors that a person can act on.
+"""Checks the ``OTEL_*`` variables that, malformed, would raise at import, send elsewhere or lose what they are about.
 
-The SDK reads most of them itself, each in its own way: a malformed value may raise at import, be a warning in a
-log that no one reads, or silently become a default.
+The SDK reads them itself.  What it passes over with a warning and without harm is not checked here.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
+from collections.abc import Mapping
+from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from syncagent.errors import ConfigError
 from syncagent.support import reading, redaction
 
-HTTP: Final = "http/protobuf"
-GRPC: Final = "grpc"
-
-TRACES: Final = "TRACES"
-METRICS: Final = "METRICS"
-LOGS: Final = "LOGS"
-
-_BATCHES = {
-    signal: (f"{begins}_SCHEDULE_DELAY", f"{begins}_MAX_QUEUE_SIZE", f"{begins}_MAX_EXPORT_BATCH_SIZE")
-    for signal, begins in ((TRACES, "OTEL_BSP"), (LOGS, "OTEL_BLRP"))
-}
-
-_EXPORTERS = {"otlp": None, "otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC, "none": None}
-"""Values of ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER``, with the protocol that each one fixes."""
-
-PROMETHEUS: Final = "prometheus"
+HTTP, GRPC = "http/protobuf", "grpc"
+RESOURCE, TRACES, METRICS, LOGS = "RESOURCE", "TRACES", "METRICS", "LOGS"
+PROMETHEUS = "prometheus"
 """A value that only ``OTEL_METRICS_EXPORTER`` has: nothing is sent, Prometheus scrapes the process."""
 
+_FIXED = {"otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC}
+"""Values of ``OTEL_TRACES_EXPORTER`` and its like that fix the protocol."""
 
-class _Values(NamedTuple):
-    """The values that a variable may have."""
-
-    allowed: str
-    """For people to read."""
-    is_valid: Callable[[str], object]
-    is_secret: bool = False
-    """Whether a value must not be shown."""
+_BOOLEAN = "true or false", "(?i:true|false)"
+_FROM_0 = "a whole number from 0", r"\d+"
+_FROM_1 = "a whole number from 1", r"0*[1-9]\d*"
+_PEM = "the path of a PEM file"
 
 
-def _one_of(*words: str) -> _Values:
-    return _Values(", ".join(words), lambda value: value.lower() in words)
+def _words(words: str) -> tuple[str, str]:
+    return words, f"(?i:{words.replace(', ', '|')})"
 
 
-def _number(low: float, high: float, allowed: str) -> _Values:
-    def is_valid(value: str) -> bool:
-        try:
-            return low <= float(value) <= high
-        except ValueError:
-            return False
-
-    return _Values(allowed, is_valid)
+def _pairs(item: str) -> tuple[str, str]:
+    return "key=value,key=value", rf"(?:{item}|\s*)(?:,(?:{item}|\s*))*"
 
 
-_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+_EXPORTERS = "otlp, otlp_proto_http, otlp_proto_grpc, none"
+_SAMPLERS = "always_on, always_off, traceidratio"
+# A name is a token of https://www.rfc-editor.org/rfc/rfc9110#name-tokens, a value is printable, also once decoded.  The
+# SDK drops the others and logs their values.
+_HEADER = r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*=(?:(?!%[01]|%7[fF])[ -+\--~])*"
+_PORT = r"(?!0+$)0*([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+_RULES = (
+    # whose, variables, what is allowed
+    (RESOURCE, "SDK_DISABLED", *_BOOLEAN),
+    (RESOURCE, "RESOURCE_ATTRIBUTES", *_pairs(r"\s*[^=,\s][^=,]*=[^,]*")),
+    (TRACES, "TRACES_EXPORTER", *_words(_EXPORTERS)),
+    (TRACES, "TRACES_SAMPLER", *_words(f"{_SAMPLERS}, parentbased_{_SAMPLERS.replace(', ', ', parentbased_')}")),
+    ("ratio", "TRACES_SAMPLER_ARG", "a number from 0 to 1", r"[01](\.0*)?|0?\.\d+|\d(\.\d*)?[eE]-\d+"),
+    (TRACES, "BSP_(SCHEDULE_DELAY|MAX_.*)", *_FROM_1),
+    (TRACES, "(?!LOGRECORD_).*_(COUNT|LENGTH)_LIMIT", *_FROM_0),
+    (METRICS, "METRICS_EXPORTER", *_words(f"{_EXPORTERS}, {PROMETHEUS}")),
+    (METRICS, "METRIC_EXPORT_INTERVAL", *_FROM_1),
+    (PROMETHEUS, "EXPORTER_PROMETHEUS_PORT", "a port from 1 to 65535", _PORT),
+    (PROMETHEUS, "EXPORTER_PROMETHEUS_HOST", "a host name or an address, without a port", r"[\w.-]+|.*:.*:.*"),
+    (LOGS, "LOGS_EXPORTER", *_words(_EXPORTERS)),
+    (LOGS, "BLRP_(SCHEDULE_DELAY|MAX_.*)", *_FROM_1),
+    ("otlp", "PROTOCOL", *_words(f"{HTTP}, {GRPC}")),
+    ("otlp", "TIMEOUT", "a number of seconds above 0", r"(?=.*[1-9])(\d{1,9}(\.\d*)?|\.\d+)"),
+    ("otlp", "COMPRESSION", *_words("none, gzip, deflate")),
+    ("otlp", "HEADERS", *_pairs(_HEADER)),
+    ("otlp", "INSECURE", *_BOOLEAN),
+    ("otlp", "(CERTIFICATE|CLIENT_KEY|CLIENT_CERTIFICATE)", _PEM, ".*"),
+)
 
 
-def _are_headers(value: str) -> bool:
-    """Return whether each item is a header that can be sent: the SDK drops the others and logs their values."""
-    items = [item.strip() for item in value.split(",") if item.strip()]
-    found = [re.fullmatch(rf"{_HEADER_NAME}\s*=([ -~]*)", item) for item in items]
-    return all(item is not None and not re.search(r"[\x00-\x1f\x7f]", unquote(item[1])) for item in found)
+def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
+    """Check the variables of a signal, or those that all have in common (``RESOURCE``).
+
+    Raises ConfigError with the variable, its value and what is allowed.
+    """
+    _obey(environ, signal, "OTEL_")
+    if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
+        _obey(environ, "ratio", "OTEL_")
+    if exporter(environ, signal) == PROMETHEUS:
+        _obey(environ, PROMETHEUS, "OTEL_")
+    elif exporter(environ, signal) == "otlp" and signal != RESOURCE:
+        _obey(environ, "otlp", f"OTEL_EXPORTER_OTLP_({signal}_)?")
+        if protocol(environ, signal) == GRPC and find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
+            raise ConfigError(
+                f"grpc, which OTEL_{signal}_EXPORTER or OTEL_EXPORTER_OTLP_PROTOCOL asks for, needs the package "
+                "opentelemetry-exporter-otlp-proto-grpc, which is not installed (pip install 'syncagent[grpc]'); "
+                f"allowed without it: {HTTP}"
+            )
+        endpoint(environ, signal)
 
 
-def _is_pem(value: str) -> bool:
+def _obey(environ: Mapping[str, str], whose: str, prefix: str) -> None:
+    for _, pattern, allowed, values in (rule for rule in _RULES if rule[0] == whose):
+        for variable in filter(re.compile(prefix + pattern).fullmatch, environ):
+            value = environ[variable].strip()
+            if value and not (_is_pem(value) if allowed == _PEM else re.fullmatch(values, value)):
+                shown = "(not shown)" if pattern == "HEADERS" else _shown(environ[variable])
+                raise ConfigError(f"{variable}={shown} is not allowed; allowed: {allowed}")
+
+
+def _is_pem(path: str) -> bool:
     try:
-        return b"-----BEGIN " in reading.read(value, reading.MIB)
+        return b"-----BEGIN " in reading.read(path, reading.MIB)
     except (OSError, ValueError):
         return False
 
 
-def _are_detectors(value: str) -> bool:
-    from importlib.metadata import entry_points
-
-    known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
-    return all(name.strip() in known for name in value.split(",") if name.strip())
-
-
-def _is_pairs(value: str) -> bool:
-    """Return whether it is ``key=value,key=value``; empty items are allowed."""
-    return all(re.fullmatch(r"[^=,]*[^=,\s][^=,]*=.*", item) for item in value.split(",") if item.strip())
-
-
-_BOOLEAN = _one_of("true", "false")._replace(allowed="true or false")
-_FROM_0 = _Values("a whole number from 0", re.compile(r"\d+").fullmatch)
-_FROM_1 = _Values("a whole number from 1", re.compile(r"\d*[1-9]\d*").fullmatch)
-_PEM = _Values("the path of a PEM file", _is_pem)
-
-_RESOURCE = {
-    "OTEL_SDK_DISABLED": _BOOLEAN,
-    "OTEL_RESOURCE_ATTRIBUTES": _Values("key=value,key=value", _is_pairs),
-    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _Values("names of installed resource detectors", _are_detectors),
-}
-_SPANS = {
-    "OTEL_TRACES_EXPORTER": _one_of(*_EXPORTERS),
-    "OTEL_TRACES_SAMPLER": _one_of(
-        "always_on",
-        "always_off",
-        "traceidratio",
-        "parentbased_always_on",
-        "parentbased_always_off",
-        "parentbased_traceidratio",
-    ),
-    "OTEL_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _FROM_0,
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _FROM_0,
-    "OTEL_SPAN_EVENT_COUNT_LIMIT": _FROM_0,
-    "OTEL_SPAN_LINK_COUNT_LIMIT": _FROM_0,
-    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
-    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _FROM_0,
-}
-_RATIO = {"OTEL_TRACES_SAMPLER_ARG": _number(0.0, 1.0, "a number from 0 to 1")}
-_METRICS = {
-    "OTEL_METRICS_EXPORTER": _one_of(*_EXPORTERS, PROMETHEUS),
-    "OTEL_METRIC_EXPORT_INTERVAL": _FROM_1,
-    "OTEL_METRICS_EXEMPLAR_FILTER": _one_of("always_on", "always_off", "trace_based"),
-}
-_SCRAPED = {
-    "OTEL_EXPORTER_PROMETHEUS_HOST": _Values(
-        "a host name or an address, without a port",
-        re.compile(r"[\w.-]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*").fullmatch,
-    ),
-    "OTEL_EXPORTER_PROMETHEUS_PORT": _Values(
-        "a port from 1 to 65535", lambda value: _FROM_1.is_valid(value) and int(value) <= 65535
-    ),
-}
-_VARIABLES = {TRACES: _SPANS, METRICS: _METRICS, LOGS: {"OTEL_LOGS_EXPORTER": _one_of(*_EXPORTERS)}}
-_OTLP = {
-    "TIMEOUT": _number(math.ulp(0.0), 1e9, "a number of seconds above 0"),
-    "COMPRESSION": _one_of("none", "gzip", "deflate"),
-    "HEADERS": _Values("key=value,key=value, URL encoded", _are_headers, is_secret=True),
-    "INSECURE": _BOOLEAN,
-    "CERTIFICATE": _PEM,
-    "CLIENT_KEY": _PEM,
-    "CLIENT_CERTIFICATE": _PEM,
-}
-"""Settings of an OTLP exporter."""
-
-
-def otlp(setting: str, signal: str = TRACES) -> tuple[str, str]:
-    """Return both names of an OTLP exporter's setting, the one that takes precedence first."""
-    return f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
-
-
-def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
-    """Check the variables of a signal; raises ConfigError with the variable, its value and what is allowed."""
-    _obey(_VARIABLES[signal], environ)
-    target = exporter(environ, signal)
-    if signal == TRACES or (signal == LOGS and target == "otlp"):  # a journal has batches, too
-        _, queue, batch = _BATCHES[signal]
-        _obey(dict.fromkeys(_BATCHES[signal], _FROM_1), environ)
-        if environ.get(batch) and positive_int(environ, batch, 512) > positive_int(environ, queue, 2048):
-            raise ConfigError(f"{batch}={environ[batch]!r} is not allowed; it may not exceed {queue}")
-    if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
-        _obey(_RATIO, environ)
-    if target == "otlp":
-        protocol(environ, signal)
-        endpoint(environ, signal)
-        _obey({name: values for setting, values in _OTLP.items() for name in otlp(setting, signal)}, environ)
-    elif target == PROMETHEUS:
-        _obey(_SCRAPED, environ)
-
-
-def check_resource(environ: Mapping[str, str]) -> None:
-    """Check the variables that spans, metrics and logs have in common; raises ConfigError."""
-    _obey(_RESOURCE, environ)
+def _shown(value: str) -> str:
+    return repr(redaction.text(value)[:200])
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
@@ -187,25 +120,13 @@ def exporter(environ: Mapping[str, str], signal: str = TRACES) -> str | None:
     named = environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower()
     if named in {"none", PROMETHEUS}:
         return named
-    return "otlp" if named or _first(environ, otlp("ENDPOINT", signal)) else None
+    return "otlp" if named or _otlp(environ, signal, "ENDPOINT")[1] else None
 
 
 def protocol(environ: Mapping[str, str], signal: str = TRACES) -> str:
-    """Return the OTLP protocol, ``http/protobuf`` by default; raises ConfigError."""
-    variable = f"OTEL_{signal}_EXPORTER"
-    value = environ.get(variable, "").strip().lower()
-    chosen = _EXPORTERS.get(value)
-    if chosen is None:
-        variable, value = _first(environ, otlp("PROTOCOL", signal)) or ("", HTTP)
-        chosen = value.strip().lower()
-    if chosen not in {HTTP, GRPC}:
-        raise ConfigError(f"{variable}={value!r} is not allowed; allowed: {HTTP}, {GRPC}")
-    if chosen == GRPC and not _has_grpc():
-        raise ConfigError(
-            f"{variable}={value!r} needs the package opentelemetry-exporter-otlp-proto-grpc, which is not installed "
-            f"(pip install 'syncagent[grpc]'); allowed without it: {HTTP}"
-        )
-    return chosen
+    """Return the OTLP protocol, ``http/protobuf`` by default."""
+    fixed = _FIXED.get(environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower())
+    return fixed or _otlp(environ, signal, "PROTOCOL")[1].strip().lower() or HTTP
 
 
 def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
@@ -215,17 +136,17 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
     """
     is_grpc = protocol(environ, signal) == GRPC
     default = "http://localhost:4317" if is_grpc else "http://localhost:4318"
-    variable, value = _first(environ, otlp("ENDPOINT", signal)) or ("", default)
-    allowed = "a URL such as http://localhost:4317 or localhost:4317" if is_grpc else f"a URL such as {default}"
-    text = value if "://" in value or not is_grpc else f"http://{value}"
+    variable, value = _otlp(environ, signal, "ENDPOINT")
+    value = value or default
     try:
-        url = urlsplit(text)
+        url = urlsplit(value if "://" in value or not is_grpc else f"http://{value}")
         is_valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:  # a port that is no number, a bracket left open
         is_valid = False
-    if not is_valid or value != value.strip():
-        raise ConfigError(f"{variable}={_shown(redaction.url(value))} is not allowed; allowed: {allowed}")
     shown = redaction.url(value)
+    if not is_valid or value != value.strip():
+        allowed = f"a URL such as {default}" + (" or localhost:4317" if is_grpc else "")
+        raise ConfigError(f"{variable}={_shown(shown)} is not allowed; allowed: {allowed}")
     if is_grpc or variable.endswith(f"{signal}_ENDPOINT"):
         return shown
     return shown.rstrip("/") + f"/v1/{signal.lower()}"
@@ -233,40 +154,10 @@ def endpoint(environ: Mapping[str, str], signal: str = TRACES) -> str:
 
 def positive_int(environ: Mapping[str, str], variable: str, default: int) -> int:
     """Return the value of a variable that has been checked."""
-    return int(environ.get(variable) or default)
+    return int(environ.get(variable, "").strip() or default)
 
 
-def batches(environ: Mapping[str, str], signal: str, delay_s: float) -> dict[str, Any]:
-    """Return the sizes of an Outbox's queue and batches, and after how long a batch is sent."""
-    delay, queue, batch = _BATCHES[signal]
-    return {
-        "delay_s": positive_int(environ, delay, round(delay_s * 1e3)) / 1e3,
-        "max_queue": positive_int(environ, queue, 2048),
-        "max_batch": positive_int(environ, batch, 512),
-    }
-
-
-def _obey(rules: Mapping[str, _Values], environ: Mapping[str, str]) -> None:
-    for variable, values in rules.items():
-        value = environ.get(variable, "")
-        if value.strip() and not values.is_valid(value.strip()):
-            shown = "(not shown)" if values.is_secret else _shown(value)
-            raise ConfigError(f"{variable}={shown} is not allowed; allowed: {values.allowed}")
-
-
-def _shown(value: str) -> str:
-    value = redaction.text(value)
-    return repr(value if len(value) <= _LONGEST else f"{value[:_LONGEST]}...")
-
-
-_LONGEST = 200
-
-
-def _first(environ: Mapping[str, str], variables: Iterable[str]) -> tuple[str, str] | None:
-    return next(((name, environ[name]) for name in variables if environ.get(name)), None)
-
-
-def _has_grpc() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None  # the packages around it are always there
+def _otlp(environ: Mapping[str, str], signal: str, setting: str) -> tuple[str, str]:
+    """Return the variable that has a setting of an OTLP exporter, the signal's own if there is one, and its value."""
+    own, general = f"OTEL_EXPORTER_OTLP_{signal}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
+    return (own, environ[own]) if environ.get(own) else (general, environ.get(general, ""))

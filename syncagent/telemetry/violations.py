@@ -58,6 +58,8 @@ class ViolationLog(Sink):
     def _report(self, event: SyncEvent, key: tuple[str, CallSite | None], count: int, stall_ms: float) -> None:
         op, site = key
         span = None if self._spans is None else self._spans.span_of(event)
+        # https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/
+        ids = {} if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
         get_logger().warning(
             MESSAGE,
             op=op,
@@ -65,7 +67,7 @@ class ViolationLog(Sink):
             step=event.step,
             count=count,
             stall_ms=stall_ms,
-            **_ids(span),
+            **ids,
         )
         try:
             provider = self._logger_provider if self._logger_provider is not None else _provider_of_program()
@@ -76,19 +78,9 @@ class ViolationLog(Sink):
             log_once("program-log", "violations are not in the OpenTelemetry logs", error=repr(error))
 
 
-def _ids(span: SpanContext | None) -> dict[str, str]:
-    """Return the span's ids by the names that OpenTelemetry gives them in logs of other formats.
-
-    https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/
-    """
-    return {} if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
-
-
 def _provider_of_program() -> Any:
     api = sys.modules.get("opentelemetry._logs")
-    if api is None:
-        return None
-    provider = api.get_logger_provider()
+    provider = api and api.get_logger_provider()
     # What the API has until one is set.
     return None if type(provider).__name__ in {"ProxyLoggerProvider", "NoOpLoggerProvider"} else provider
 

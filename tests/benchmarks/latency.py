@@ -185,13 +185,13 @@ def run_cell(device: str, mode: str, rate: int, seconds: float, folder: str) -> 
         warm, load, report = _watched(device, rate, seconds, agent)
         if ends.metrics is not None:
             ends.metrics.close(5.0)
-        ends.provider.close()
+        ends.outbox.close()
         received = None
         if mode == "collector up":
             with urllib.request.urlopen(str(endpoint)) as answer:
                 received = int(answer.read())
         budget = ends.spans.budget
-        return load, _account(warm, load, report, ends.provider.stats(), received, budget)
+        return load, _account(warm, load, report, ends.outbox.stats(), received, budget)
 
 
 def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, Any]:
@@ -203,7 +203,7 @@ def _with_spans(device: str, endpoint: str | None, journal: str) -> tuple[Any, A
     if endpoint is not None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     ends = build(sources.load({"detail": "syncs", "journal": journal}, {}))
-    assert ends.provider is not None, ends.spans_to
+    assert ends.outbox is not None, ends.spans_to
     return begin(device, ends.sinks, by_hand=False, journal=journal), ends
 
 

@@ -134,8 +134,8 @@ def measure(
     finally:
         lasted_s = time.perf_counter() - began
         report = agent.stop()
-        if ends.provider is not None:
-            ends.provider.close()
+        if ends.outbox is not None:
+            ends.outbox.close()
     parts = quarters(samples)
     lines = [site for site in report.sites if site.op == "aten::_local_scalar_dense"]
     counts = {site.count for site in lines}
@@ -144,7 +144,7 @@ def measure(
         "syncs": options.syncs, "reported": report.totals.syncs, "dropped": report.dropped, "sites": len(lines),
         "steps": report.run.steps,
         "exact": report.totals.syncs == options.syncs and len(lines) == _SITES and counts <= even,
-        "spans": ends.provider.stats() if ends.provider is not None else None,
+        "spans": ends.outbox.stats() if ends.outbox is not None else None,
         "journal_mb": round(sum(file.stat().st_size for file in Path(folder).glob("journal*")) / 2**20, 1),
         "bare_mb": round(bare_mb, 1), "started_above_bare_mb": round(started_mb - bare_mb, 1),
         "end_above_bare_mb": round(samples[-1][1] - bare_mb, 1),

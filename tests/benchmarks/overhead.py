@@ -206,8 +206,8 @@ class Variants:
                 yield agent if detail == "syncs" and place == 0 else None
             finally:
                 report = agent.stop()
-                if ends.provider is not None:
-                    ends.provider.close()
+                if ends.outbox is not None:
+                    ends.outbox.close()
             reads = sum(row.count for row in report.sites if row.op == "aten::_local_scalar_dense")
             self.syncs[detail] = self.syncs.get(detail, 0) + reads
             self.steps[detail] = self.steps.get(detail, 0) + (report.run.steps or 0)

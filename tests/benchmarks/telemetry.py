@@ -182,13 +182,15 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: without a span budget."""
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-    from syncagent.telemetry.provider import build_provider, build_resource
+    from syncagent.telemetry.provider import build_resource, build_spans
     from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
     from syncagent.telemetry.step_ids import process_identity
 
     def run(journal: Path | None) -> dict[str, Any]:
-        provider, _ = build_provider(build_resource({}), journal)
+        built, _ = build_spans(build_resource({}), journal)
+        assert built is not None
+        provider, outbox = built
         sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
         site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
         began_ns, began_s = time.time_ns(), time.process_time()
@@ -203,13 +205,14 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
             ]  # fmt: skip
             sink.events(events)
             sink.step(StepRecord(step, at, at + 50_000_000, 0))
-            if not step % 20:
-                provider.force_flush()
+            while not step % 20 and sum(outbox.stats().values()) < step * 21:  # or the queue runs over
+                time.sleep(0.005)
         sink.close()
-        provider.force_flush()
+        while sum(outbox.stats().values()) < count // 21 * 21:
+            time.sleep(0.005)
         took_s = time.process_time() - began_s
-        stats = provider.stats()
-        provider.close()
+        stats = outbox.stats()
+        outbox.close()
         made = count // 21 * 21
         return {
             "spans_a_second": round(made / took_s),
@@ -218,6 +221,7 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
             "sent": stats["exported"],
         }
 
+    os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "10"
     for compression in ("none", "gzip"):
         with collector(cores[1], OTEL_EXPORTER_OTLP_COMPRESSION=compression) as told:
             row = {"case": f"OTLP, compression {compression}"} | run(None)
@@ -226,6 +230,7 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "journal.jsonl")
         row = {"case": "journal"} | run(file)
+        del os.environ["OTEL_BSP_SCHEDULE_DELAY"]
         yield row | {"arrived": row["sent"], "bytes_a_span": round(file.stat().st_size / row["made"])}
 
 
@@ -267,7 +272,7 @@ def job(cores: tuple[int, int], rate: int, seconds: float) -> dict[str, Any]:
         "reported": report.totals.syncs,
         "counted_at_the_collector": taken["syncs"],
         "dropped": report.dropped,
-        "spans_sent": ends.provider.stats()["exported"] if ends.provider is not None else 0,
+        "spans_sent": ends.outbox.stats()["exported"] if ends.outbox is not None else 0,
         "spans_arrived": taken["spans"],
         "spans_a_second": round(taken["spans"] / lasted_s, 1),
         "bytes_of_spans": bytes_.get("/v1/traces", 0),

@@ -102,8 +102,8 @@ def costs(step: Callable[[], None], steps: int, wait: Callable[[], None]) -> dic
                     found[detail].append(timed(step, steps, wait)[1])
                 finally:
                     process.release(watching)
-                    if ends.provider is not None:
-                        ends.provider.close()
+                    if ends.outbox is not None:
+                        ends.outbox.close()
     bare = statistics.median(found["bare"])
     return {
         detail: {

@@ -16,7 +16,7 @@ from syncagent.errors import ConfigError
 from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.support.log import get_logger
 from syncagent.telemetry import semconv
-from syncagent.telemetry.provider import build_provider, build_resource
+from syncagent.telemetry.provider import build_resource, build_spans
 from syncagent.telemetry.spans import SpanSink
 
 
@@ -29,10 +29,12 @@ def sync(step: int, start_ns: int, op: str, kind: SyncKind, line: int) -> SyncEv
 
 def main(steps: str, close_timeout: str, hold: str = "") -> None:
     try:
-        provider, where = build_provider(build_resource({semconv.RANK: 1, semconv.WORLD_SIZE: 2}), file_path("journal"))
+        built, where = build_spans(build_resource({semconv.RANK: 1, semconv.WORLD_SIZE: 2}), file_path("journal"))
+        assert built is not None
     except ConfigError as error:
         get_logger().error(str(error))
         sys.exit(7)
+    provider, outbox = built
     sink = SpanSink(provider, policy="warn")
     start_ns = time.time_ns()
     for step in range(int(steps)):
@@ -45,17 +47,19 @@ def main(steps: str, close_timeout: str, hold: str = "") -> None:
         sink.step(StepRecord(step, start_ns, start_ns + 10_000_000, 1))
         start_ns += 10_000_000
     if hold:
-        provider.force_flush()
-        print(json.dumps({"journal": str(provider.journal)}), flush=True)
+        while outbox.stats()["exported"] < 3 * int(steps):
+            time.sleep(0.01)
+        print(json.dumps({"journal": str(outbox.exporter.path)}), flush=True)
         for step in range(10**9):  # killed somewhere in here
             sink.step(StepRecord(step, start_ns, start_ns + 1, 1))
             if not step % 100:
                 time.sleep(0.001)
     sink.close()
-    provider.close(float(close_timeout))
+    outbox.close(float(close_timeout))
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    journal = provider.journal and os.fspath(provider.journal)
-    print(json.dumps({"where": where, "journal": journal, "threads": threads} | provider.stats()), flush=True)
+    path = getattr(outbox.exporter, "path", None)
+    journal = path and os.fspath(path)
+    print(json.dumps({"where": where, "journal": journal, "threads": threads} | outbox.stats()), flush=True)
     sys.exit(7)
 
 

@@ -79,7 +79,7 @@ def main(rate, seconds):
                 "seconds": lasted_s,
                 "cpu_s": time.process_time(),
                 "rss_mb": samples,
-                "spans": ends.provider.stats(),
+                "spans": ends.outbox.stats(),
                 "without_span": ends.spans.without_span(),
             }
         )

@@ -112,7 +112,7 @@ def test_a_program_that_has_set_nothing_up_gets_no_progress_and_no_capture(no_se
     outputs = sinks.build(sources.load({}), {"tracer_provider": provider})
     assert names(outputs)[0] == "spans"
     assert not {"progress", "capture"} & {*names(outputs)}
-    assert (outputs.provider, outputs.is_script) == (None, False)
+    assert (outputs.outbox, outputs.is_script) == (None, False)
 
 
 def test_a_sink_that_cannot_be_built_is_left_out_and_reported(no_settings, monkeypatch, capsys):

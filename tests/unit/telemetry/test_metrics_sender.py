@@ -8,14 +8,18 @@ import threading
 import time
 
 import pytest
+import requests
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import Resource
 
 from syncagent.errors import ConfigError
-from syncagent.telemetry import metric_sender, outbox, provider
-from syncagent.telemetry.metric_sender import MetricSender
-from syncagent.telemetry.provider import build_metric_sender, build_provider
-from syncagent.telemetry.responses import CollectorResponses
+from syncagent.telemetry import outbox, provider
+from syncagent.telemetry.outbox import MetricSender
+from syncagent.telemetry.provider import build_metrics, build_spans
 
 DATA = object()
 
@@ -41,8 +45,8 @@ class Collector:
 
 def sender_to(collector, collect=lambda: [DATA], **options):
     told = []
-    options = {"responses": CollectorResponses(), **options}
-    return MetricSender(collector, collect, on_trouble=told.append, **options), told
+    options = {"interval_s": 3600.0, **options}
+    return MetricSender(lambda _: collector, collect, on_trouble=told.append, **options), told
 
 
 def fail():
@@ -51,7 +55,7 @@ def fail():
 
 def test_the_last_export_is_at_the_end():
     collector = Collector()
-    sender, told = sender_to(collector, interval_s=3600)
+    sender, told = sender_to(collector)
     sender.close()
     assert (collector.count, collector.is_shut, told) == (1, True, [])
 
@@ -80,7 +84,7 @@ def test_an_export_that_fails_is_made_up_for_by_the_next():
 
 
 def test_failing_for_long_is_reported_once(monkeypatch):
-    monkeypatch.setattr(metric_sender, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(outbox, "PATIENCE_S", 0.0)
     collector = Collector(fail)
     sender, told = sender_to(collector, interval_s=0.01)
     assert all(collector.exported.acquire(timeout=30) for _ in range(3))
@@ -101,7 +105,7 @@ def test_a_collector_that_hangs_is_not_waited_for():
     sender, told = sender_to(collector)
     sender.begin_close()
     sender.close(0.2)  # comes back
-    assert told == ["no answer in time"]
+    assert told == ["no answer within 0.2 s"]
     release.set()
 
 
@@ -114,10 +118,10 @@ def test_what_spans_have_waited_for_the_same_collector_is_not_waited_for_again(m
         complained.set()
         return comes_back.wait(30) and MetricExportResult.FAILURE
 
-    sender, told = sender_to(Collector(answer), interval_s=3600)
+    sender, told = sender_to(Collector(answer))
     sender.begin_close()
     assert complained.wait(30)
-    passed_s = metric_sender.GRACE_S + 1
+    passed_s = outbox.GRACE_S + 1
     with monkeypatch.context() as later:
         now, wait, waits, this = time.monotonic, threading.Condition.wait, [], threading.get_ident()
 
@@ -141,7 +145,7 @@ def test_a_forked_child_sends_nothing():
     if pid == 0:
         began = time.monotonic()
         sender.close()
-        os._exit(0 if time.monotonic() - began < metric_sender.CLOSE_TIMEOUT_S else 1)
+        os._exit(0 if time.monotonic() - began < outbox.CLOSE_TIMEOUT_S else 1)
     assert os.waitpid(pid, 0)[1] == 0
     sender.close()
 
@@ -168,15 +172,15 @@ BASE = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
 def test_without_an_endpoint_there_is_no_sender(environ, variables):
     for variable in variables:
         environ(*variable)
-    assert build_metric_sender(Resource({}), lambda _resource: []) is None
+    assert build_metrics(Resource({}), lambda _resource: []) is None
 
 
 @pytest.mark.parametrize("endpoint", [BASE, ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://localhost:1/m")])
 def test_an_endpoint_and_an_interval_are_respected(environ, monkeypatch, endpoint):
     environ(*endpoint)
     environ("OTEL_METRIC_EXPORT_INTERVAL", "1500")
-    monkeypatch.setattr(metric_sender, "MetricSender", lambda *_words, **options: options)
-    assert build_metric_sender(Resource({}), lambda _resource: [])["interval_s"] == 1.5
+    monkeypatch.setattr(outbox, "MetricSender", lambda *_words, **options: options)
+    assert build_metrics(Resource({}), lambda _resource: [])["interval_s"] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -192,17 +196,17 @@ def test_a_malformed_variable_is_a_config_error(environ, variable):
     environ(*BASE)
     environ(*variable)
     with pytest.raises(ConfigError, match=variable[0]):
-        build_metric_sender(Resource({}), lambda _resource: [])
+        build_metrics(Resource({}), lambda _resource: [])
 
 
 def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(environ, capsys, monkeypatch):
     environ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://one:4318")
     monkeypatch.setattr(provider, "_in_trouble", set())
     on_trouble = []
-    for module, sends in ((metric_sender, "MetricSender"), (outbox, "Outbox")):
-        monkeypatch.setattr(module, sends, lambda *_words, **options: on_trouble.append(options["on_trouble"]))
-    build_metric_sender(Resource({}), lambda _resource: [])
-    build_provider(Resource({}), None)
+    for sends in ("MetricSender", "Outbox"):
+        monkeypatch.setattr(outbox, sends, lambda *_words, **options: on_trouble.append(options["on_trouble"]))
+    build_metrics(Resource({}), lambda _resource: [])
+    build_spans(Resource({}), None)
     metrics, spans = on_trouble
     for fails, said in ((metrics, "metrics do not arrive"), (spans, "spans are being lost")):
         fails("refused")
@@ -211,40 +215,15 @@ def test_where_spans_are_known_not_to_arrive_metrics_are_not_mentioned(environ, 
     assert capsys.readouterr().err == ""
 
 
-class Throttling(CollectorResponses):
-    """Responses of a collector that wants no requests until the test says otherwise."""
-
-    def __init__(self, left_s):
-        super().__init__()
-        self.left = left_s
-
-    def retry_after_s(self):
-        return self.left
-
-
-def test_exports_are_left_out_while_the_collector_wants_to_be_left_alone():
-    """Nothing is lost by it: the next one has everything since the start."""
-    collector, responses = Collector(), Throttling(3600.0)
-    sender, told = sender_to(collector, interval_s=0.01, responses=responses)
-    assert not collector.exported.acquire(timeout=0.3)
-    responses.left = 0.0
-    assert collector.exported.acquire(timeout=30)
-    sender.close()
-    assert told == []
-
-
-def test_the_end_does_not_wait_for_one_that_wants_to_be_left_alone_for_long():
-    collector = Collector()
-    sender, _ = sender_to(collector, interval_s=3600, responses=Throttling(3600.0))
-    sender.close()
-    assert (collector.count, collector.is_shut) == (0, True)
-
-
 def test_rejected_data_points_are_reported():
-    class Rejecting(CollectorResponses):
-        def take_rejected(self):
-            return 3, "too old"
+    response = requests.Response()
+    response.status_code = 200
+    partial = ExportMetricsPartialSuccess(rejected_data_points=3, error_message="too old")
+    response._content = ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
+    told = []
 
-    sender, told = sender_to(Collector(), interval_s=3600, responses=Rejecting())
-    sender.close()
+    def make(see):
+        return Collector(lambda: see(response) or MetricExportResult.SUCCESS)
+
+    MetricSender(make, lambda: [DATA], on_trouble=told.append, interval_s=3600.0).close()
     assert told == ["it rejected some: too old"]

@@ -17,9 +17,7 @@ BAD = [
     ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "-1"),
-    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
     ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
-    ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "otel,crystal-ball"),
 ]
 BAD_OTLP = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
@@ -42,7 +40,7 @@ BAD_OTLP = [
 
 
 def check(environ):
-    otel_env.check_resource(environ)
+    otel_env.check(environ, otel_env.RESOURCE)
     otel_env.check(environ)
 
 
@@ -123,10 +121,10 @@ def test_where_spans_go(environ, expected):
 )
 def test_grpc_is_for_those_who_have_it(monkeypatch, asked):
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"} | asked
-    monkeypatch.setattr(otel_env, "_has_grpc", lambda: False)
+    monkeypatch.setattr(otel_env, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"syncagent\[grpc\].*http/protobuf"):
         otel_env.check(environ)
-    monkeypatch.setattr(otel_env, "_has_grpc", lambda: True)
+    monkeypatch.setattr(otel_env, "find_spec", lambda name: name)
     otel_env.check(environ)
     assert otel_env.endpoint(environ) == "localhost:4317"
 
@@ -155,8 +153,3 @@ def test_a_value_of_any_length_is_reported_in_one_line():
     with pytest.raises(ConfigError) as caught:
         otel_env.check({"OTEL_TRACES_SAMPLER": "x" * 100_000})
     assert len(str(caught.value)) < 500
-
-
-def test_installed_resource_detectors_are_known():
-    """Ours among them."""
-    otel_env.check({"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel, process,syncagent"})

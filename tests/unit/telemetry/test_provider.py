@@ -8,14 +8,15 @@ import socket
 import sys
 
 import pytest
-from opentelemetry.sdk import trace as sdk_trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
 from syncagent.telemetry import outbox
 from syncagent.telemetry.attributes import TEXT_MAX
-from syncagent.telemetry.provider import build_provider, build_resource
+from syncagent.telemetry.provider import build_resource, build_spans
 from syncagent.telemetry.spans import SpanSink
 from tests.processes import ROOT
 
@@ -33,37 +34,36 @@ def build(tmp_path):
     built = []
 
     def build(resource=None, journal=tmp_path / "j.jsonl"):
-        provider, where = build_provider(build_resource(resource or {}), journal)
-        built.append(provider)
-        return provider, where
+        made, where = build_spans(build_resource(resource or {}), journal)
+        built.append(made)
+        return made, where
 
     yield build
-    for provider in built:
-        provider.close()
+    for made in filter(None, built):
+        made[1].close()
 
 
-def run(provider):
+def run(provider, outbox):
     sink = SpanSink(provider)
     sink.events([sync(1)])
     sink.step(step())
     sink.close()
-    provider.close()
+    outbox.close()
 
 
 def test_without_an_endpoint_spans_go_to_the_journal(build, tmp_path):
-    provider, where = build({"syncagent.rank": 3, "syncagent.world_size": 8})
+    (provider, outbox), where = build({"syncagent.rank": 3, "syncagent.world_size": 8})
     assert where == f"journal {tmp_path / 'j.jsonl'}"
-    assert provider.journal is None
-    run(provider)
-    assert provider.journal == tmp_path / "j.jsonl"
-    assert provider.stats() == {"exported": 2, "failed": 0, "dropped": 0}
-    (line,) = provider.journal.read_text().splitlines()
+    assert list(tmp_path.iterdir()) == []
+    run(provider, outbox)
+    assert outbox.stats() == {"exported": 2, "failed": 0, "dropped": 0}
+    (line,) = (tmp_path / "j.jsonl").read_text().splitlines()
     (resource,) = json.loads(line)["resourceSpans"]
     assert len(resource["scopeSpans"][0]["spans"]) == 2
 
 
 def test_the_resource_says_whose_spans_they_are(build):
-    provider, _ = build({"syncagent.rank": 3, "syncagent.world_size": 8})
+    (provider, _), _ = build({"syncagent.rank": 3, "syncagent.world_size": 8})
     assert dict(provider.resource.attributes) | {
         "service.name": "train",
         "host.name": socket.gethostname(),
@@ -76,7 +76,7 @@ def test_the_resource_says_whose_spans_they_are(build):
 def test_the_environment_has_the_last_word_on_the_resource(build, monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=node7,team=vision")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "resnet")
-    provider, _ = build({"service.name": "given"})
+    (provider, _), _ = build({"service.name": "given"})
     attributes = provider.resource.attributes
     assert (attributes["service.name"], attributes["host.name"], attributes["team"]) == ("resnet", "node7", "vision")
 
@@ -112,7 +112,7 @@ def test_a_resource_that_lacks_a_name_has_the_scripts(build, monkeypatch):
     """An empty name is none; nor is the SDK's ``unknown_service``."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=,host.name=")
-    attributes = build()[0].resource.attributes
+    attributes = build()[0][0].resource.attributes
     assert (attributes["service.name"], attributes["host.name"]) == ("train", socket.gethostname())
 
 
@@ -120,7 +120,7 @@ def test_a_resource_is_made_fit_to_be_sent(build, monkeypatch):
     """A NUL, a file name that is no UTF-8 and a text of any length would have every request refused."""
     monkeypatch.setattr(sys, "argv", ["/app/\udcff.py"])
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", f"team=a%00b,note={'x' * 100_000}")
-    attributes = build()[0].resource.attributes
+    attributes = build()[0][0].resource.attributes
     assert (attributes["service.name"], attributes["team"]) == ("\\udcff", "a\\x00b")
     assert len(attributes["note"]) == TEXT_MAX
 
@@ -137,7 +137,7 @@ def test_a_resource_is_made_fit_to_be_sent(build, monkeypatch):
 def test_the_service_is_named_after_the_script(build, monkeypatch, argv, orig_argv, expected):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", orig_argv)
-    assert build()[0].resource.attributes["service.name"] == expected
+    assert build()[0][0].resource.attributes["service.name"] == expected
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,18 @@ def test_spans_can_be_off(build, monkeypatch, tmp_path, variable, value):
     if variable:
         monkeypatch.setenv(variable, value)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
-    provider, where = build(journal=tmp_path / "j.jsonl" if variable else None)
+    made, where = build(journal=tmp_path / "j.jsonl" if variable else None)
+    assert made is None
     assert where.startswith("nowhere: ")
     assert (variable or "no OTLP endpoint") in where
-    run(provider)
-    assert provider.stats() == {"exported": 0, "failed": 0, "dropped": 0}
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_endpoint_takes_the_journals_place(build, monkeypatch, tmp_path):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
-    provider, where = build()
+    (provider, outbox), where = build()
     assert where == "OTLP http/protobuf to http://localhost:1/v1/traces"
-    assert provider.journal is None
-    assert isinstance(provider, sdk_trace.TracerProvider)
+    assert isinstance(outbox.exporter, OTLPSpanExporter)
+    assert isinstance(provider, TracerProvider)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +172,14 @@ def test_an_endpoint_takes_the_journals_place(build, monkeypatch, tmp_path):
 def test_a_malformed_variable_is_a_config_error(monkeypatch, tmp_path, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable):
-        build_provider(build_resource({}), tmp_path / "j.jsonl")
+        build_spans(build_resource({}), tmp_path / "j.jsonl")
 
 
-def test_what_the_exporter_itself_does_not_like_is_a_config_error(monkeypatch, tmp_path):
+def test_what_the_exporter_itself_does_not_like_is_its_own_error(monkeypatch, tmp_path):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "nobody")
-    with pytest.raises(ConfigError, match="nobody"):
-        build_provider(build_resource({}), tmp_path / "j.jsonl")
+    with pytest.raises(RuntimeError, match="nobody"):
+        build_spans(build_resource({}), tmp_path / "j.jsonl")
 
 
 def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
@@ -195,7 +193,7 @@ def test_queue_and_batch_sizes_are_the_sdks(build, monkeypatch):
 
     monkeypatch.setattr(outbox, "Outbox", noted)
     build()
-    assert (asked_for["max_queue"], asked_for["max_batch"], asked_for["delay_s"]) == (10, 512, 0.25)
+    assert (asked_for["max_queue"], asked_for["max_batch"], asked_for["interval_s"]) == (10, 512, 0.25)
 
 
 def test_a_command_line_that_a_detector_found_has_no_secrets(monkeypatch):

@@ -77,13 +77,9 @@ class StepIds:
             self._lap += 1
         self._last = step
 
-    def lap(self, step: int) -> int:
-        """Return the lap of a step that runs or ends now."""
-        return self._lap + (step <= self._last)
-
-    def trace_id(self, step: int, lap: int | None = None) -> int:
-        """Return the trace id of a step, by default of one that runs or ends now; never 0."""
-        lap = self.lap(step) if lap is None else lap
+    def trace_id(self, step: int) -> int:
+        """Return the trace id of a step that runs or ends now; never 0."""
+        lap = self._lap + (step <= self._last)
         key = self.identity().key or self._own_key
         digest = blake2b(f"{key}/{lap}/{step}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
         return int.from_bytes(digest, "big") or 1

@@ -76,7 +76,7 @@ class JournalExporter:
             self._file = None
 
     def _write(self, line: bytes) -> None:
-        file = self._open() if self._file is None else self._file
+        file = self._open(self.path or self._wanted) if self._file is None else self._file
         if self._size and self._size + len(line) > self._max_bytes:
             file = self._rotate(file)
         rest = memoryview(b"\n" + line if self._is_torn else line)
@@ -87,19 +87,16 @@ class JournalExporter:
             rest = rest[written:]
         self._is_torn = False
 
-    def _open(self) -> int:
-        try:
-            make_directory(self._wanted.parent)
-            return self._open_alone(self._wanted)
-        except OSError as error:
-            elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / self._wanted.name
-            log_once("journal-moved", "the journal is elsewhere", path=elsewhere, wanted=self._wanted, reason=error)
-            return self._open_alone(elsewhere)
-
-    def _open_alone(self, wanted: Path) -> int:
+    def _open(self, wanted: Path) -> int:
         """Open it for this process alone: two writers would rotate it under each other, and lose spans uncounted."""
-        self._file, self.path = append_alone(wanted, mode=self._mode)
-        if self.path != wanted:
+        try:
+            make_directory(wanted.parent)
+            self._file, self.path = append_alone(wanted, mode=self._mode)
+        except OSError as error:
+            elsewhere = Path(tempfile.mkdtemp(prefix="syncagent-")) / wanted.name
+            log_once("journal-moved", "the journal is elsewhere", path=elsewhere, wanted=wanted, reason=error)
+            self._file, self.path = append_alone(elsewhere, mode=self._mode)
+        if self.path.name != wanted.name:
             log_once(
                 "journal-name",
                 "the journal has another name: another process writes the one that was asked for",
@@ -122,7 +119,7 @@ class JournalExporter:
         if gone:
             self.overwritten += gone
             log_once("journal-full", "the journal is full and loses its oldest spans", path=before)
-        return self._open_alone(before)
+        return self._open(before)
 
 
 def encode(spans: Sequence[ReadableSpan]) -> dict[str, Any]:

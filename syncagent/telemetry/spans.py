@@ -45,8 +45,7 @@ _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 class SpanSink(Sink):
     """Sends one trace per training step: ``train.step`` and, inside it, a span for each sync, with the records' times.
 
-    A step's spans are built when its record comes, or earlier if too many events are held, if a later step's events
-    arrive first, and on ``flush``.
+    A step's spans are built when its record comes, or earlier if too many events are held, and on ``flush``.
 
     - The ranks of a job have the same trace for a step, each with a ``train.step`` of its own: see
       :mod:`syncagent.telemetry.step_ids`.
@@ -94,10 +93,6 @@ class SpanSink(Sink):
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         self._contexts.clear()
-        newest = max((event.step for event in batch), default=0)
-        for step in self._steps.values():
-            if step.held and step.number < newest:
-                self._emit(step)
         for event in batch:
             step = self._step(event.step, event.start_ns)
             step.syncs += event.repeats
@@ -170,9 +165,9 @@ class SpanSink(Sink):
         return step
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
+        parent = step.user_for(record)
         if self._sampler is None:
             return True
-        parent = step.user_for(record)
         of_parent = None if parent is None else parent.get_span_context()
         if step.sampled is None or step.sampled[0] != of_parent:
             trace_id = step.trace_id if of_parent is None else of_parent.trace_id

@@ -216,14 +216,6 @@ class TestEarly:
         assert len(out.named("aten::nonzero")) == spans.HELD_MAX + 3
         assert all(is_child(child, root) for child in out.named("aten::nonzero"))
 
-    def test_a_later_steps_events_push_out_the_earlier_ones(self, out, sink):
-        sink.events([sync(1)])
-        sink.events([sync(11, step=1)])
-        assert [span.attributes["syncagent.step"] for span in out.all()] == [0]
-        sink.step(step(0, 10))
-        sink.step(step(10, 20, 1))
-        assert len(out.named("train.step")) == 2
-
     def test_flush_pushes_them_out(self, out, sink):
         sink.events([sync(1)])
         sink.flush()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from syncagent.telemetry.step_ids import ProcessIdentity
 
 HELD_MAX = 512
-"""How many events may wait for the end of their steps; beyond that their spans are built before it."""
+"""How many events may wait for the end of their step; beyond that their spans are built before it."""
 
 OPEN_MAX = 16
 """How many steps may be without their record; older ones are ended."""
@@ -103,10 +103,8 @@ class SpanSink(Sink):
                 self.unsampled += event.repeats
             elif self.budget.allows(event):
                 step.held.append((event, self._preset_id(step, event)))
-                if step.is_ended:
+                if step.is_ended or len(step.held) >= HELD_MAX:
                     self._emit(step)
-        if sum(len(step.held) for step in self._steps.values()) >= HELD_MAX:
-            self.flush()
 
     def step(self, record: StepRecord) -> None:
         self._contexts.clear()
@@ -165,6 +163,8 @@ class SpanSink(Sink):
         return step
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
+        if step.sampled is not None and step.user is None and record.user_span is None:
+            return step.sampled[1]
         parent = step.user_for(record)
         if self._sampler is None:
             return True

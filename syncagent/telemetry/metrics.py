@@ -6,7 +6,6 @@ thread delivers 45,000 syncs a second, without them 97,000 (``tests/benchmarks/t
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
@@ -15,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.context import Context
+from opentelemetry.metrics import Observation, get_meter_provider
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
@@ -29,7 +29,7 @@ from syncagent.telemetry.series import Series, SeriesTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
+    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import SpanContext
@@ -70,19 +70,13 @@ class Number(NamedTuple):
 
 _STALL = Instrument(semconv.STALL_DURATION, "s", "How long the host waited in one sync", "histogram")
 _SYNCS = Instrument(semconv.SYNCS, "{sync}", "Host syncs")
-_STEP = Instrument(
-    semconv.STEP_DURATION, "s", "Training steps, without the first, which holds the program's start", "histogram"
-)
-_RATIO = Instrument(
-    semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time for which the training thread waited", "gauge"
-)
+_STEP = Instrument(semconv.STEP_DURATION, "s", "Training steps, without the first: it holds the start", "histogram")
+_RATIO = Instrument(semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time that was waited", "gauge")
 _DROPPED = Instrument(semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
 _FOLDED = Instrument(semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
 _SPANS_DROPPED = Instrument(semconv.SPANS_DROPPED, "{span}", "Spans that did not arrive")
 _WITHHELD = Instrument(semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, so as to send tens a second")
-_CUT = Instrument(
-    semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut"
-)
+_CUT = Instrument(semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were too long and have been cut")
 
 
 class MetricSink(Sink):
@@ -236,8 +230,6 @@ class MetricSink(Sink):
             )
 
     def _observe(self, about: Instrument, _options: CallbackOptions) -> list[Observation]:
-        from opentelemetry.metrics import Observation
-
         points: list[Any] = self.snapshot().get(about, [])
         return [Observation(point.value, point.attributes) for point in points]
 
@@ -290,10 +282,7 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
 
     It is the same for every watch: an instrument can be registered once, and counts must not start again.
     """
-    api = sys.modules.get("opentelemetry.metrics")
-    if api is None:
-        return None
-    found: MeterProvider = provider if provider is not None else api.get_meter_provider()
+    found = provider if provider is not None else get_meter_provider()
     if type(found).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
         return None
     sink = _of_programs.get(found)

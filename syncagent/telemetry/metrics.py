@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
+_ATTRIBUTES = (semconv.OP, semconv.KIND, semconv.PHASE, semconv.VIOLATION, semconv.ALLOWED)
+
 _RECORDS_MAX = 100
 """How many measurements a program's own histogram gets at most for one record that stands for many syncs."""
 _PART = 25
@@ -247,21 +249,13 @@ class MetricSink(Sink):
     def _of(self, event: SyncEvent, count: int) -> Series:
         site = event.site
         line = None if site is None else (site.file, site.line, site.function)
-        key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
+        is_allowed = event.allowed is not None
 
         def describe() -> Attributes:
-            return self._sanitizer.clean(
-                {
-                    semconv.OP: event.op,
-                    semconv.KIND: event.kind.value,
-                    semconv.PHASE: event.phase.value,
-                    semconv.VIOLATION: event.violation,
-                    semconv.ALLOWED: event.allowed is not None,
-                    **location(site),
-                }
-            )
+            values = (event.op, event.kind.value, event.phase.value, event.violation, is_allowed)
+            return self._sanitizer.clean({**dict(zip(_ATTRIBUTES, values, strict=True)), **location(site)})
 
-        return self._table.of(key, count, describe)
+        return self._table.of((event.op, event.kind, event.phase, line, event.violation, is_allowed), count, describe)
 
     def _counts(self) -> Counter[tuple[Instrument, str]]:
         """Return what was left out on the way, of all watches, by reason."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,7 +129,7 @@ class MetricSink(Sink):
         self._table = SeriesTable(STALL_BOUNDS_S, max_series, self._began_ns)
         self._steps = Series({}, STEP_BOUNDS_S, self._began_ns)
         self._has_begun = False
-        self._waited_ns: dict[str | Phase, float] = {}
+        self._waited_ns: dict[str | None, float] = {}
         """In the step that runs: by thread, and in the backward pass."""
         self._slices: deque[list[float]] = deque(maxlen=_SLICES)
         self._histograms: dict[Instrument, Histogram] = {}
@@ -151,11 +151,11 @@ class MetricSink(Sink):
             longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
             span = None if self.spans is None else self.spans.span_of(event)
             example = (event.start_ns + max(event.stall_ns, 0), span) if span and self._has_exemplars else None
-            waiter = event.phase if event.phase is Phase.BACKWARD else event.thread
+            waiter = None if event.phase is Phase.BACKWARD else event.thread
             with self._lock:
                 series = self._of(event, count)
                 series.add(total_s, count, longest_s, example)
-                if waiter in self._waited_ns or len(self._waited_ns) <= self._max_series:
+                if waiter is None or waiter in self._waited_ns or len(self._waited_ns) < self._max_series:
                     self._waited_ns[waiter] = self._waited_ns.get(waiter, 0.0) + total_s * 1e9
             if self._histograms:
                 self._record(_STALL, total_s / count, min(count, _RECORDS_MAX), series.attributes, event)
@@ -164,7 +164,7 @@ class MetricSink(Sink):
         duration_ns = max(record.end_ns - record.start_ns, 0)
         span = None if self.spans is None else self.spans.span_of(record)
         with self._lock:
-            stall_ns = self._waited_ns.pop(Phase.BACKWARD, 0.0) + max(self._waited_ns.values(), default=0.0)
+            stall_ns = self._waited_ns.pop(None, 0.0) + max(self._waited_ns.values(), default=0.0)
             self._waited_ns.clear()
             is_first, self._has_begun = not self._has_begun, True
             if is_first:
@@ -211,13 +211,14 @@ class MetricSink(Sink):
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        now_ns, parts = time.time_ns(), list[list["Metric"]]()
-        for about, points in self.snapshot().items():
-            for number, first in enumerate(range(0, len(points), _PART)):
-                parts += [[]] if number == len(parts) else []
-                parts[number].append(_metric(about, points[first : first + _PART], now_ns))
+        found, now_ns, parts = self.snapshot(), time.time_ns(), defaultdict[int, "list[Metric]"](list)
+        for about, points in found.items():
+            for first in range(0, len(points), _PART):
+                parts[first].append(_metric(about, points[first : first + _PART], now_ns))
         scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
-        return [MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts]
+        return [
+            MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts.values()
+        ]
 
     # --- a program's own meter provider
 

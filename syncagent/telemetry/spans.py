@@ -83,10 +83,7 @@ class SpanSink(Sink):
         self._policy = policy
         self.budget = budget if budget is not None else SpanBudget()
         self.budget.draw = self._ids.trace_id
-        self.unsampled = 0
-        """How many syncs have no span because the sampler refused their step."""
-        self.short = 0
-        """How many syncs have no span because they were shorter than ``min_stall_ms``."""
+        self._without = {"not sampled": 0, "short": 0}
         self.sanitizer = AttributeSanitizer()
         self._steps: dict[int, _Step] = {}
         self._contexts: dict[int, trace.SpanContext] = {}
@@ -98,9 +95,9 @@ class SpanSink(Sink):
             step.syncs += event.repeats
             step.stall_ns += event.stall_ns
             if event.stall_ns < self._min_stall_ns:
-                self.short += event.repeats
+                self._without["short"] += event.repeats
             elif not self._is_sampled(step, event):
-                self.unsampled += event.repeats
+                self._without["not sampled"] += event.repeats
             elif self.budget.allows(event):
                 step.held.append((event, self._preset_id(step, event)))
                 if step.is_ended or len(step.held) >= HELD_MAX:
@@ -120,7 +117,7 @@ class SpanSink(Sink):
 
     def without_span(self) -> dict[str, int]:
         """Return how many syncs have no span, by reason; together with the spans these are all syncs."""
-        return {"rationed": self.budget.withheld, "not sampled": self.unsampled, "short": self.short}
+        return {"rationed": self.budget.withheld, **self._without}
 
     def flush(self) -> None:
         for step in self._steps.values():

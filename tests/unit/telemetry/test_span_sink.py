@@ -446,7 +446,7 @@ class TestRanks:
         assert len(out.all()) == 3 * flags
         assert [context and context.trace_id for context in known] == ([7, 7] if flags else [None, None])
         assert all(span.context.trace_id == 7 for span in out.all())
-        assert sink.unsampled == 2 - 2 * flags
+        assert sink.without_span()["not sampled"] == 2 - 2 * flags
 
     def test_steps_that_are_not_sampled_use_nothing_up(self):
         """Of one step in a hundred, the first hundred syncs of a line still have a span."""

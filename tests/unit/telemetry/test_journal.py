@@ -276,6 +276,18 @@ def test_a_full_file_makes_room_for_a_new_one(tmp_path, spans, capsys):
     assert "loses its oldest spans" in line
 
 
+def test_what_an_earlier_run_has_left_is_counted_too(tmp_path, spans):
+    size = len(json.dumps(encode(spans), separators=(",", ":"))) + 1
+    overwritten = 0
+    for _ in range(3):
+        exporter = JournalExporter(tmp_path / "j.jsonl", max_bytes=2 * size)
+        for _ in range(3):
+            assert exporter.export(spans) is SpanExportResult.SUCCESS
+        exporter.shutdown()
+        overwritten += exporter.overwritten
+    assert spans_in(tmp_path) + overwritten == 9 * len(spans)
+
+
 def test_a_full_disk_costs_the_batch_and_one_message(tmp_path, monkeypatch, spans, capsys):
     real_write, is_full = os.write, True
     exporter = JournalExporter(tmp_path / "j.jsonl")

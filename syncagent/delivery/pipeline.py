@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from threading import get_ident
 
 from syncagent.delivery.buffers import BufferReader
@@ -30,14 +31,6 @@ _MOST_S = 60.0
 """How long the end waits for a delivery that is slow, but goes on."""
 _CLOSE_TIMEOUT_S = 2.0
 """How long a sink that has failed may take to close."""
-
-
-@dataclass(eq=False, slots=True)
-class _Taken:
-    """What one delivery has taken from the buffers, and how much of it has been handed over."""
-
-    events: Sequence[SyncEvent]
-    given: int = 0
 
 
 class Pipeline:
@@ -64,8 +57,8 @@ class Pipeline:
         self._stopping = self._is_finished = self._hangs = False
         self._calls = 0
         """How many calls of sinks have come back, by which a slow delivery is distinguished from one that hangs."""
-        self._taken: list[_Taken] = []
-        """Syncs that are being handed over: a signal handler may deliver more in the middle."""
+        self._taken: list[deque[SyncEvent]] = []
+        """Syncs that are still to be handed over: a signal handler may deliver more in the middle."""
         self._thread: threading.Thread | None = None
         self.drained_ns = 0
         """What was recorded before that moment (``perf_counter_ns``) has been delivered."""
@@ -131,7 +124,7 @@ class Pipeline:
         """How many syncs a sink that hangs keeps from being delivered."""
         if not self._hangs:
             return 0
-        return self._buffers.left() + sum(event.repeats for t in self._taken for event in t.events[t.given :])
+        return self._buffers.left() + sum(event.repeats for taken in self._taken for event in taken)
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""
@@ -142,58 +135,51 @@ class Pipeline:
         self._stopping = self._is_finished = True
 
     def drain(self) -> None:
-        """Deliver everything that is waiting; may be called from any thread."""
-        with self._exclusively() as is_ours:
-            if not is_ours:
-                return
-            before, self._drainer = self._drainer, get_ident()
-            began_ns = time.perf_counter_ns()
-            try:
-                with own_randomness():
-                    self._drain()
-                self.drained_ns = began_ns
-            finally:
-                self._drainer = before
+        """Deliver everything that is waiting; may be called from any thread.
 
-    def _drain(self) -> None:
-        # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
-        steps = self._buffers.take_steps()
-        taken = _Taken(self._buffers.take_events())
-        self._taken.append(taken)
-        try:
-            for record in steps:
-                self._give(taken, record.step)
-                self._call("step", record)
-            self._give(taken, math.inf)
-        finally:
-            self._taken.remove(taken)
+        Nothing while a sink hangs: what is waiting stays where it is.
+        """
+        self._deliver(self._drain)
 
     def flush(self) -> None:
         """Deliver everything and have the sinks pass it on."""
-        self.drain()
-        with self._exclusively() as is_ours:
-            if is_ours:
-                self._call("flush")
+        self._deliver(self._drain, partial(self._call, "flush"))
 
-    @contextmanager
-    def _exclusively(self) -> Iterator[bool]:
-        """Keep other threads from delivering; false while a sink hangs: what is waiting stays where it is."""
-        is_ours = not self._hangs and self._draining.acquire(timeout=_PATIENCE_S)
+    def _deliver(self, *calls: Callable[[], None]) -> None:
+        """Make these calls while no other thread delivers."""
+        if self._hangs or not self._draining.acquire(timeout=_PATIENCE_S):
+            return
+        before, self._drainer = self._drainer, get_ident()
         try:
-            yield is_ours
+            with own_randomness():
+                for call in calls:
+                    call()
         finally:
-            if is_ours:
-                self._draining.release()
+            self._drainer = before
+            self._draining.release()
 
-    def _give(self, taken: _Taken, last_step: float) -> None:
+    def _drain(self) -> None:
+        began_ns = time.perf_counter_ns()
+        # Steps first: the syncs of a step were recorded before its end, so they are in the buffers by now.
+        steps = self._buffers.take_steps()
+        events = deque(self._buffers.take_events())
+        self._taken.append(events)
+        try:
+            for record in steps:
+                self._give(events, record.step)
+                self._call("step", record)
+            self._give(events, math.inf)
+        finally:
+            self._taken.remove(events)
+        self.drained_ns = began_ns
+
+    def _give(self, events: deque[SyncEvent], last_step: float) -> None:
         """Hand over the events up to a step, a few at a time, with pauses for the training threads."""
-        events, end = taken.events, taken.given
-        while end < len(events) and events[end].step <= last_step:
-            end += 1
-        for first in range(taken.given, end, _EVENTS_PER_CALL):
-            batch = events[first : min(first + _EVENTS_PER_CALL, end)]
-            taken.given = first + len(batch)  # the first sink, which counts, does not hang
-            self._call("events", batch)
+        while events and events[0].step <= last_step:
+            batch = [events.popleft()]
+            while events and events[0].step <= last_step and len(batch) < _EVENTS_PER_CALL:
+                batch.append(events.popleft())
+            self._call("events", batch)  # they count as delivered: the first sink, which counts, does not hang
             yield_gil()
 
     def _call(self, method: str, *args: object) -> None:

@@ -211,7 +211,7 @@ def _metrics(outputs: Outputs) -> Iterable[Sink]:
     sink = MetricSink(spans=outputs.spans, exemplars=otel_env.has_exemplars(os.environ))
     if outputs.outbox is not None:
         sink.spans_lost = outputs.outbox.lost
-    endpoint = build_endpoint(outputs.resource, sink.data, ranks.read().local_rank)
+    endpoint = build_endpoint(outputs.resource, sink.snapshot, ranks.read().local_rank)
     if endpoint is not None:
         outputs.metrics = endpoint
         return sink, endpoint

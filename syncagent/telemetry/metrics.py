@@ -1,20 +1,20 @@
 """Adds up syncs and steps as OpenTelemetry metrics: exact counts of every sync, in a bounded number of series.
 
-The SDK's own instruments take 20 to 30 µs per measurement.  So the series are kept here, in plain dictionaries, and
-single syncs go to an instrument only where there is no other way.
+The sums are kept here and not in the SDK's instruments, which take 20 to 30 µs per measurement: with them the agent's
+thread delivers 45,000 syncs a second, without them 97,000 (``tests/benchmarks/telemetry.py``).
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.context import Context
+from opentelemetry.metrics import Observation, get_meter_provider
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
@@ -27,10 +27,10 @@ from syncagent.telemetry.attributes import AttributeSanitizer, location
 from syncagent.telemetry.series import Series, SeriesTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
-    from opentelemetry.sdk.metrics.export import Metric, MetricsData, NumberDataPoint
+    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider
+    from opentelemetry.sdk.metrics.export import Metric, MetricsData
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import SpanContext
 
@@ -42,33 +42,43 @@ if TYPE_CHECKING:
 STALL_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-6, 1) for base in (1, 2.5, 5))
 STEP_BOUNDS_S = tuple(float(f"{base}e{power}") for power in range(-3, 2) for base in (1, 2.5, 5))
 
+_ATTRIBUTES = (semconv.OP, semconv.KIND, semconv.PHASE, semconv.VIOLATION, semconv.ALLOWED)
+
 _RECORDS_MAX = 100
 """How many measurements a program's own histogram gets at most for one record that stands for many syncs."""
 _PART = 25
-"""Series in one request: the exporter encodes them, some 0.07 ms each, without a pause for other threads."""
+"""Points of a metric in one request: the exporter encodes them without a pause for other threads, some 0.07 ms each."""
 _SLICE_NS = 1_000_000_000
 _SLICES = 10
 
-_STALL = (semconv.STALL_DURATION, "s", "How long the host waited in one sync")
-_SYNCS = (semconv.SYNCS, "{sync}", "Host syncs")
-_STEP = (semconv.STEP_DURATION, "s", "Training steps, without the first, which holds the program's start")
-_RATIO = (semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time for which the training thread waited")
-_DROPPED = (semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
-_FOLDED = (semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
-_SPANS_DROPPED = (semconv.SPANS_DROPPED, "{span}", "Spans that did not arrive")
-_SPANS_WITHHELD = (semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, so as to send tens a second")
-_CUT = (semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were longer than allowed and have been cut")
+
+class Instrument(NamedTuple):
+    """What a metric is called and says."""
+
+    name: str
+    unit: str
+    description: str
+    kind: str = "counter"
+    """Or ``gauge``, or ``histogram``."""
 
 
-class _Snapshot(NamedTuple):
-    """Everything that was counted, as of one moment."""
+class Number(NamedTuple):
+    """A point of a counter or a gauge; one of a histogram is a :class:`Series`."""
 
-    time_ns: int
-    series: list[Series]
-    steps: Series
-    ratio: float | None
-    counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]]
-    """Each counter's values by attributes."""
+    attributes: Attributes
+    value: float
+    began_ns: int
+
+
+_STALL = Instrument(semconv.STALL_DURATION, "s", "How long the host waited in one sync", "histogram")
+_SYNCS = Instrument(semconv.SYNCS, "{sync}", "Host syncs")
+_STEP = Instrument(semconv.STEP_DURATION, "s", "Training steps, without the first: it holds the start", "histogram")
+_RATIO = Instrument(semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time that was waited", "gauge")
+_DROPPED = Instrument(semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
+_FOLDED = Instrument(semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
+_SPANS_DROPPED = Instrument(semconv.SPANS_DROPPED, "{span}", "Spans that did not arrive")
+_WITHHELD = Instrument(semconv.SPANS_WITHHELD, "{sync}", "Syncs that have no span, so as to send tens a second")
+_CUT = Instrument(semconv.ATTRIBUTES_CUT, "{attribute}", "Attribute values that were too long and have been cut")
 
 
 class MetricSink(Sink):
@@ -85,9 +95,9 @@ class MetricSink(Sink):
       computed as the report's share is: from the thread that waited longest, and the backward pass.
     - Neither of the step's metrics has the first step, nor has the report: it includes the program's start.
 
-    With a ``meter_provider``, instruments made from it are fed: counters when it asks for them, the two histograms as
-    records come.  A record that stands for many syncs is given to the histogram a hundred times at most.  There, and
-    only there, counts fall short; ``syncagent.syncs`` counts all.
+    With a ``meter_provider``, its instruments read the same sums, except for the two histograms: the SDK has none that
+    can be read, so they are recorded as syncs and steps come.  A record that stands for many syncs is recorded a
+    hundred times at most.  There, and only there, counts fall short; ``syncagent.syncs`` counts all.
     """
 
     name = "metrics"
@@ -103,15 +113,14 @@ class MetricSink(Sink):
         """``exemplars`` concerns the agent's own histograms; those of a meter provider follow its filter."""
         self._has_exemplars = exemplars
         self._lost: Mapping[str, int] = {}
-        self._scale: Callable[[SyncEvent], float] | None = None
-        self.sanitizer = AttributeSanitizer()
+        self._scale: Callable[[SyncEvent], float] = lambda _event: 1.0
+        self._sanitizer = AttributeSanitizer()
         self.spans = spans
         """Knows which syncs have a span; each bucket of the histograms has its newest as an exemplar."""
         self.spans_lost: Callable[[], Mapping[str, int]] = dict
         """Says how many spans did not arrive, by reason."""
-        self._lost_before: Mapping[str, int] = {}
-        self._withheld_before: Mapping[str, int] = {}
-        self._cut_before = 0
+        # Counts of earlier watches, by reason.  Zeros are included: an alert needs a series to look at.
+        self._before = Counter({(_DROPPED, "buffer full"): 0, (_CUT, ""): 0})
         self._max_series = max_series  # limits the number of threads, too
         # Between the draining thread and whoever exports; no training thread ever takes it.  A signal handler that ends
         # the run may have interrupted the very thread that holds it.
@@ -120,13 +129,12 @@ class MetricSink(Sink):
         self._table = SeriesTable(STALL_BOUNDS_S, max_series, self._began_ns)
         self._steps = Series({}, STEP_BOUNDS_S, self._began_ns)
         self._has_begun = False
-        self._thread_ns: dict[str, float] = {}
-        self._backward_ns = 0.0
+        self._waited_ns: dict[str | None, float] = {}
+        """In the step that runs: by thread, and in the backward pass."""
         self._slices: deque[list[float]] = deque(maxlen=_SLICES)
-        self._stall_histogram: Histogram | None = None
-        self._step_histogram: Histogram | None = None
+        self._histograms: dict[Instrument, Histogram] = {}
         if meter_provider is not None:
-            self._instruments(meter_provider)
+            self._register(meter_provider)
 
     # --- a sink's part
 
@@ -135,155 +143,130 @@ class MetricSink(Sink):
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
-            count = event.repeats
-            total_s = max(event.stall_ns, 0) / 1e9
-            if self._scale is not None and (weight := self._scale(event)) != 1.0:
-                count, total_s = round(count * weight), total_s * weight
+            weight = self._scale(event)
+            count = event.repeats if weight == 1.0 else round(event.repeats * weight)
             if count < 1:
                 continue
+            total_s = max(event.stall_ns, 0) * weight / 1e9
             longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
             span = None if self.spans is None else self.spans.span_of(event)
-            example = (
-                None if span is None or not self._has_exemplars else (event.start_ns + max(event.stall_ns, 0), span)
-            )
+            example = (event.start_ns + max(event.stall_ns, 0), span) if span and self._has_exemplars else None
+            waiter = None if event.phase is Phase.BACKWARD else event.thread
             with self._lock:
                 series = self._of(event, count)
                 series.add(total_s, count, longest_s, example)
-                if event.phase is Phase.BACKWARD:
-                    self._backward_ns += total_s * 1e9
-                elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_series:
-                    self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + total_s * 1e9
-            if self._stall_histogram is not None:  # without the lock: the SDK has its own, and calls back under them
-                context = context_of(span, event.user_context)
-                for _ in range(min(count, _RECORDS_MAX)):
-                    self._stall_histogram.record(total_s / count, series.attributes, context)
-                    yield_gil()
+                if waiter is None or waiter in self._waited_ns or len(self._waited_ns) < self._max_series:
+                    self._waited_ns[waiter] = self._waited_ns.get(waiter, 0.0) + total_s * 1e9
+            if self._histograms:
+                self._record(_STALL, total_s / count, min(count, _RECORDS_MAX), series.attributes, event)
 
     def step(self, record: StepRecord) -> None:
         duration_ns = max(record.end_ns - record.start_ns, 0)
         span = None if self.spans is None else self.spans.span_of(record)
         with self._lock:
-            stall_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
-            self._thread_ns.clear()
-            self._backward_ns = 0.0
+            stall_ns = self._waited_ns.pop(None, 0.0) + max(self._waited_ns.values(), default=0.0)
+            self._waited_ns.clear()
             is_first, self._has_begun = not self._has_begun, True
             if is_first:
                 return
-            example = None if span is None or not self._has_exemplars else (record.end_ns, span)
-            self._steps.add(duration_ns / 1e9, 1, span=example)
+            self._steps.add(duration_ns / 1e9, 1, span=(record.end_ns, span) if span and self._has_exemplars else None)
             if not self._slices or self._slices[-1][0] >= _SLICE_NS:
                 self._slices.append([0.0, 0.0])
             self._slices[-1][0] += duration_ns
             self._slices[-1][1] += stall_ns
-        if self._step_histogram is not None:
-            self._step_histogram.record(duration_ns / 1e9, context=context_of(span, record.user_context))
+        if self._histograms:
+            self._record(_STEP, duration_ns / 1e9, 1, {}, record)
 
     def close(self) -> None:
         """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
         with self._lock:
-            self._lost_before, self._lost = self._dropped(), {}
-            self._withheld_before, self._cut_before = self._withheld(), self._cut() - self.sanitizer.cut
-            self.spans = None
+            self._before = self._counts()
+            self._lost, self.spans, self._sanitizer = {}, None, AttributeSanitizer()
             self._has_begun = False
-            self._thread_ns.clear()
-            self._backward_ns = 0.0
+            self._waited_ns.clear()
 
     # --- what is exported
 
+    def snapshot(self) -> dict[Instrument, list[Number] | list[Series]]:
+        """Return everything since the start, each metric's points; nothing if nothing happened."""
+        with self._lock:
+            counts = self._counts()
+            series, steps, folded = self._table.taken(), self._steps.taken(), self._table.folded
+            step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
+        if not (series or steps.count or any(n for (about, _), n in counts.items() if about is _DROPPED)):
+            return {}
+        counts[_FOLDED, ""] = folded
+        counts.update({(_SPANS_DROPPED, reason): count for reason, count in self.spans_lost().items()})
+        numbers: dict[Instrument, list[Number]] = {
+            _SYNCS: [Number(one.attributes, one.count, one.began_ns) for one in series],
+            _RATIO: [Number({}, min(stall_ns / step_ns, 1.0), self._began_ns)] if step_ns else [],
+        }
+        for (about, reason), count in counts.items():
+            attributes: Attributes = {semconv.REASON: reason} if reason else {}
+            numbers.setdefault(about, []).append(Number(attributes, count, self._began_ns))
+        return {**numbers, _STALL: series, _STEP: [steps] if steps.count else []}
+
     def data(self, resource: Resource) -> list[MetricsData]:
-        """Return everything since the start as the SDK's records, cumulative, in parts; none if nothing happened."""
-        from opentelemetry.sdk.metrics import export as sdk
+        """Return the snapshot as the SDK's records, cumulative, in parts."""
+        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        now = self._snapshot()
-        if not (now.series or now.steps.count or any(count for _, count in now.counters[_DROPPED])):
-            return []
-        rest = [
-            _sum(about, [sdk.NumberDataPoint(labels, self._began_ns, now.time_ns, value) for labels, value in values])
-            for about, values in now.counters.items()
-            if values and about is not _SYNCS
-        ]
-        if now.steps.count:
-            rest.append(_histogram(_STEP, [now.steps], now.time_ns))
-        if now.ratio is not None:
-            name, unit, description = _RATIO
-            points = [sdk.NumberDataPoint({}, self._began_ns, now.time_ns, now.ratio)]
-            rest.append(sdk.Metric(name, description, unit, sdk.Gauge(points)))
-        parts: list[list[Metric]] = [] if now.series else [[]]
-        for first in range(0, len(now.series), _PART):
-            series = now.series[first : first + _PART]
-            counts = [sdk.NumberDataPoint(one.attributes, one.began_ns, now.time_ns, one.count) for one in series]
-            parts.append([_sum(_SYNCS, counts), _histogram(_STALL, series, now.time_ns)])
-        parts[0] += rest
+        found, now_ns, parts = self.snapshot(), time.time_ns(), defaultdict[int, "list[Metric]"](list)
+        for about, points in found.items():
+            for first in range(0, len(points), _PART):
+                parts[first].append(_metric(about, points[first : first + _PART], now_ns))
         scope = InstrumentationScope(semconv.INSTRUMENTATION, __version__)
         return [
-            sdk.MetricsData([sdk.ResourceMetrics(resource, [sdk.ScopeMetrics(scope, part, "")], "")]) for part in parts
+            MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, part, "")], "")]) for part in parts.values()
         ]
 
-    def _instruments(self, provider: MeterProvider) -> None:
-        from opentelemetry.metrics import Observation
+    # --- a program's own meter provider
 
+    def _register(self, provider: MeterProvider) -> None:
         meter = provider.get_meter(semconv.INSTRUMENTATION, __version__)
+        observable = {"counter": meter.create_observable_counter, "gauge": meter.create_observable_gauge}
+        for about in (_SYNCS, _RATIO, _DROPPED, _FOLDED, _CUT, _WITHHELD):
+            observable[about.kind](about.name, [partial(self._observe, about)], about.unit, about.description)
+        for about, bounds in ((_STALL, STALL_BOUNDS_S), (_STEP, STEP_BOUNDS_S)):
+            self._histograms[about] = meter.create_histogram(
+                *about[:3], explicit_bucket_boundaries_advisory=list(bounds)
+            )
 
-        def ratio(_options: CallbackOptions) -> list[Observation]:
-            now = self._snapshot().ratio
-            return [] if now is None else [Observation(now)]
+    def _observe(self, about: Instrument, _options: CallbackOptions) -> list[Observation]:
+        points: list[Any] = self.snapshot().get(about, [])
+        return [Observation(point.value, point.attributes) for point in points]
 
-        def counted(about: tuple[str, str, str], _options: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for labels, value in self._snapshot().counters[about]]
-
-        meter.create_observable_gauge(_RATIO[0], [ratio], _RATIO[1], _RATIO[2])
-        for about in (_SYNCS, _DROPPED, _FOLDED, _CUT, _SPANS_WITHHELD):
-            meter.create_observable_counter(about[0], [partial(counted, about)], about[1], about[2])
-        self._stall_histogram = meter.create_histogram(*_STALL, explicit_bucket_boundaries_advisory=STALL_BOUNDS_S)
-        self._step_histogram = meter.create_histogram(*_STEP, explicit_bucket_boundaries_advisory=STEP_BOUNDS_S)
+    def _record(
+        self, about: Instrument, value_s: float, times: int, attributes: Attributes, record: SyncEvent | StepRecord
+    ) -> None:
+        """Record without the lock: the SDK has its own, and calls back under them."""
+        context = context_of(None if self.spans is None else self.spans.span_of(record), record.user_context)
+        for _ in range(times):
+            self._histograms[about].record(value_s, attributes, context)
+            yield_gil()
 
     # --- the parts
 
     def _of(self, event: SyncEvent, count: int) -> Series:
         site = event.site
         line = None if site is None else (site.file, site.line, site.function)
-        key = (event.op, event.kind, event.phase, line, event.violation, event.allowed is not None)
+        is_allowed = event.allowed is not None
 
         def describe() -> Attributes:
-            return self.sanitizer.clean(
-                {
-                    semconv.OP: event.op,
-                    semconv.KIND: event.kind.value,
-                    semconv.PHASE: event.phase.value,
-                    semconv.VIOLATION: event.violation,
-                    semconv.ALLOWED: event.allowed is not None,
-                    **location(site),
-                }
-            )
+            values = (event.op, event.kind.value, event.phase.value, event.violation, is_allowed)
+            return self._sanitizer.clean({**dict(zip(_ATTRIBUTES, values, strict=True)), **location(site)})
 
-        return self._table.of(key, count, describe)
+        return self._table.of((event.op, event.kind, event.phase, line, event.violation, is_allowed), count, describe)
 
-    def _dropped(self) -> dict[str, int]:
-        return dict(Counter(self._lost_before) + Counter(self._lost))
-
-    def _withheld(self) -> Counter[str]:
-        withheld = Counter(self._withheld_before)
-        withheld.update({} if self.spans is None else self.spans.without_span())
-        return withheld
-
-    def _cut(self) -> int:
-        return self._cut_before + self.sanitizer.cut + (0 if self.spans is None else self.spans.sanitizer.cut)
-
-    def _snapshot(self) -> _Snapshot:
-        with self._lock:
-            step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
-            series = self._table.taken()
-            counters: dict[tuple[str, str, str], list[tuple[Attributes, int]]] = {
-                _SYNCS: [(one.attributes, one.count) for one in series],
-                _DROPPED: _by({"buffer full": 0} | self._dropped()),
-                _FOLDED: [({}, self._table.folded)],
-                _CUT: [({}, self._cut())],
-                _SPANS_WITHHELD: _by(self._withheld()),
-                _SPANS_DROPPED: _by(self.spans_lost()),
-            }
-            ratio = min(stall_ns / step_ns, 1.0) if step_ns else None
-            return _Snapshot(time.time_ns(), series, self._steps.taken(), ratio, counters)
+    def _counts(self) -> Counter[tuple[Instrument, str]]:
+        """Return what was left out on the way, of all watches, by reason."""
+        counts = self._before.copy()
+        counts.update({(_DROPPED, reason): count for reason, count in self._lost.items()})
+        counts[_CUT, ""] += self._sanitizer.cut
+        if self.spans is not None:
+            counts[_CUT, ""] += self.spans.sanitizer.cut
+            counts.update({(_WITHHELD, reason): count for reason, count in self.spans.without_span().items()})
+        return counts
 
 
 _of_programs: weakref.WeakKeyDictionary[MeterProvider, MetricSink] = weakref.WeakKeyDictionary()
@@ -294,10 +277,7 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
 
     It is the same for every watch: an instrument can be registered once, and counts must not start again.
     """
-    api = sys.modules.get("opentelemetry.metrics")
-    if api is None:
-        return None
-    found: MeterProvider = provider if provider is not None else api.get_meter_provider()
+    found = provider if provider is not None else get_meter_provider()
     if type(found).__name__ in {"_ProxyMeterProvider", "NoOpMeterProvider"}:  # what the API has until one is set
         return None
     sink = _of_programs.get(found)
@@ -308,11 +288,6 @@ def of_program(provider: MeterProvider | None = None, spans: SpanSink | None = N
     return sink
 
 
-def _by(dropped: Mapping[str, int]) -> list[tuple[Attributes, int]]:
-    """Zeros are included: an alert needs a series to look at."""
-    return [({semconv.REASON: reason}, count) for reason, count in dropped.items()]
-
-
 def context_of(span: SpanContext | None, user: object | None) -> Context:
     """Return what the SDK takes the span from: ours, or else the user's that was active at the time."""
     if span is not None:
@@ -320,34 +295,21 @@ def context_of(span: SpanContext | None, user: object | None) -> Context:
     return user if isinstance(user, Context) else Context()
 
 
-def _sum(about: tuple[str, str, str], points: Sequence[NumberDataPoint]) -> Metric:
-    from opentelemetry.sdk.metrics.export import AggregationTemporality, Metric, Sum
-
-    name, unit, description = about
-    return Metric(name, description, unit, Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True))
-
-
-def _histogram(about: tuple[str, str, str], series: Iterable[Series], now_ns: int) -> Metric:
+def _metric(about: Instrument, points: Sequence[Number | Series], now_ns: int) -> Metric:
     from opentelemetry.sdk.metrics import Exemplar
-    from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint, Metric
+    from opentelemetry.sdk.metrics import export as sdk
 
-    name, unit, description = about
-    points = []
-    for one in series:
-        examples = [Exemplar({}, value, ns, span.span_id, span.trace_id) for value, ns, span in one.examples.values()]
-        points.append(
-            HistogramDataPoint(
-                attributes=one.attributes,
-                start_time_unix_nano=one.began_ns,
-                time_unix_nano=now_ns,
-                count=one.count,
-                sum=one.total_s,
-                bucket_counts=one.buckets,
-                explicit_bounds=one.bounds,
-                min=one.min_s,
-                max=one.max_s,
-                exemplars=examples,
-            )
-        )
+    found: list[Any] = []
+    for one in points:
+        if isinstance(one, Number):
+            found.append(sdk.NumberDataPoint(one.attributes, one.began_ns, now_ns, one.value))
+        else:
+            examples = [Exemplar({}, value, ns, of.span_id, of.trace_id) for value, ns, of in one.examples.values()]
+            sums = one.count, one.total_s, one.buckets, one.bounds, one.min_s, one.max_s
+            found.append(sdk.HistogramDataPoint(one.attributes, one.began_ns, now_ns, *sums, examples))
         yield_gil()
-    return Metric(name, description, unit, Histogram(points, AggregationTemporality.CUMULATIVE))
+    cumulative = sdk.AggregationTemporality.CUMULATIVE
+    data: Any = sdk.Sum(found, cumulative, is_monotonic=True)
+    if about.kind != "counter":
+        data = sdk.Gauge(found) if about.kind == "gauge" else sdk.Histogram(found, cumulative)
+    return sdk.Metric(about.name, about.description, about.unit, data)

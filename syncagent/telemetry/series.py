@@ -96,33 +96,33 @@ class SeriesTable:
     def of(self, key: Hashable, count: int, describe: Callable[[], Attributes]) -> Series:
         """Return the series to which ``count`` syncs are to be added."""
         series = self._series.get(key)
-        if series is not None:
-            return series
-        if len(self._series) < self._most:
-            series = self._series[key] = Series(describe(), self._bounds, self._began_ns)
-            return series
-        if self._is_hot(hash(key), count):
-            self._fold_the_coldest()
-            del self._folded[hash(key)]
-            series = self._series[key] = Series(describe(), self._bounds, time.time_ns())
-            return series
-        return self._other
+        if series is None:
+            began_ns = self._began_ns
+            if len(self._series) >= self._most:
+                if not self._takes_a_place(hash(key), count):
+                    return self._other
+                began_ns = time.time_ns()
+            series = self._series[key] = Series(describe(), self._bounds, began_ns)
+        return series
 
     def taken(self) -> list[Series]:
         """Return copies of all series, and hand the exemplars over to them."""
         rest = [self._other] if self._other.count else []
         return [series.taken() for series in (*self._series.values(), *rest)]
 
-    def _is_hot(self, key: int, count: int) -> bool:
-        if key not in self._folded and len(self._folded) >= _FOLDED_MAX:
+    def _takes_a_place(self, key: int, count: int) -> bool:
+        """Count what is to be folded; where that makes it hot, fold the coldest series in its place."""
+        before = self._folded.get(key)
+        if before is None and len(self._folded) >= _FOLDED_MAX:
             return False
-        before = self._folded.get(key, 0)
+        before = before or 0
         now = self._folded[key] = before + count
         if now < _LEAST or now.bit_length() == before.bit_length():  # decided only each time it has doubled
             return False
-        return now >= 2 * min(series.count for series in self._series.values())
-
-    def _fold_the_coldest(self) -> None:
         coldest = min(self._series, key=lambda key: self._series[key].count)
+        if now < 2 * self._series[coldest].count:
+            return False
         self._other.absorb(self._series.pop(coldest))
         self._folded[hash(coldest)] = 0
+        del self._folded[key]
+        return True

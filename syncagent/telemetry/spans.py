@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -22,20 +23,17 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
-    from syncagent.events import CallSite, StepRecord, SyncEvent
+    from syncagent.events import StepRecord, SyncEvent
     from syncagent.telemetry.step_ids import ProcessIdentity
 
 HELD_MAX = 512
-"""How many events may wait for the end of their steps; beyond that their spans are built before it."""
+"""How many events may wait for the end of their step; beyond that their spans are built before it."""
 
 OPEN_MAX = 16
-"""How many steps may be without their record; beyond that the oldest is ended."""
+"""How many steps may be without their record; older ones are ended."""
 
-ENDED_MAX = 8
-"""How many ended steps are kept for syncs that arrive late."""
-
-DECISIONS_MAX = 256
-"""For how many of the user's spans in one step the sampler's decision is kept."""
+STEPS_MAX = OPEN_MAX + 8
+"""How many steps are known, for syncs that come late."""
 
 NAME_MAX = 256
 """Longest name of a span, in characters."""
@@ -47,16 +45,15 @@ _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 class SpanSink(Sink):
     """Sends one trace per training step: ``train.step`` and, inside it, a span for each sync, with the records' times.
 
-    A step's spans are built when its record comes, or earlier if too many events are held, if a later step's events
-    arrive first, and on ``flush``.
+    A step's spans are built when its record comes, or earlier if too many events are held, and on ``flush``.
 
     - The ranks of a job have the same trace for a step, each with a ``train.step`` of its own: see
       :mod:`syncagent.telemetry.step_ids`.
     - The user's own active span becomes the parent of ``train.step``, which then starts no earlier than its parent.
       The rest of the user's context, baggage say, is in the context of the agent's spans.
     - A sync that ran under another of the user's spans than the step did is that span's child.
-    - A sync that began before ``train.step`` could (before the user's span was opened, say) gets a trace of its own
-      that links to the step: times of children always lie within those of their parents.
+    - A sync that began before ``train.step`` could (before the user's span was opened, say) has no parent, and a link
+      to the step: times of children always lie within those of their parents.
     - A sync of a step that has already ended still becomes its child; it may end after it.
     - The provider's sampler is asked once per step, before any work is done for its syncs.
     - In a long run not every sync has a span, nor every step: see :mod:`syncagent.telemetry.span_budget`.
@@ -79,46 +76,32 @@ class SpanSink(Sink):
         """``identity`` says, asked again every second, what is on every span and what trace ids are made from."""
         self._provider = tracer_provider
         self._preset_ids: PresetIdGenerator | None = None
-        self._takes_all = False
-        """Whether the sampler is one of the SDK's that take every trace that has no parent, as the default does."""
+        self._sampler: Any = None
         self._tracer = self._own_tracer()
         self._ids = StepIds(identity)
         self._min_stall_ns = min_stall_ms * 1e6
         self._policy = policy
         self.budget = budget if budget is not None else SpanBudget()
         self.budget.draw = self._ids.trace_id
-        self.unsampled = 0
-        """How many syncs have no span because the sampler refused their step."""
-        self.short = 0
-        """How many syncs have no span because they were shorter than ``min_stall_ms``."""
+        self._without = {"not sampled": 0, "short": 0}
         self.sanitizer = AttributeSanitizer()
         self._steps: dict[int, _Step] = {}
-        self._ended: dict[int, _Step] = {}
-        self._held = 0
         self._contexts: dict[int, trace.SpanContext] = {}
 
     def events(self, batch: Sequence[SyncEvent]) -> None:
         self._contexts.clear()
-        newest = max((event.step for event in batch), default=0)
-        for step in [step for step in self._steps.values() if step.number < newest]:
-            self._emit(step)
         for event in batch:
-            step, late = self._step_of(event)
+            step = self._step(event.step, event.start_ns)
             step.syncs += event.repeats
             step.stall_ns += event.stall_ns
             if event.stall_ns < self._min_stall_ns:
-                self.short += event.repeats
+                self._without["short"] += event.repeats
             elif not self._is_sampled(step, event):
-                self.unsampled += event.repeats
+                self._without["not sampled"] += event.repeats
             elif self.budget.allows(event):
-                held = _Held(event, self._preset_id(step, event))
-                if late:
-                    self._emit_sync(step, held)
-                else:
-                    step.held.append(held)
-                    self._held += 1
-            if self._held >= HELD_MAX:
-                self.flush()
+                step.held.append((event, self._preset_id(step, event)))
+                if step.is_ended or len(step.held) >= HELD_MAX:
+                    self._emit(step)
 
     def step(self, record: StepRecord) -> None:
         self._contexts.clear()
@@ -134,16 +117,15 @@ class SpanSink(Sink):
 
     def without_span(self) -> dict[str, int]:
         """Return how many syncs have no span, by reason; together with the spans these are all syncs."""
-        return {"rationed": self.budget.withheld, "not sampled": self.unsampled, "short": self.short}
+        return {"rationed": self.budget.withheld, **self._without}
 
     def flush(self) -> None:
         for step in self._steps.values():
             self._emit(step)
 
     def close(self) -> None:
-        self.flush()
-        while self._steps:
-            self._finish_oldest()
+        for step in self._steps.values():
+            self._finish(step)
         self._contexts.clear()
 
     # --- which spans
@@ -156,62 +138,47 @@ class SpanSink(Sink):
         tracer = provider.get_tracer(semconv.INSTRUMENTATION, __version__)
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
-            from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
-
-            self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
+            self._preset_ids = PresetIdGenerator(own)
             tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]  # the SDK's tracer has it
-            self._takes_all = getattr(tracer, "sampler", None) in (ALWAYS_ON, DEFAULT_ON)
+            sampler = getattr(tracer, "sampler", None)
+            # The SDK's keep no state.  Any other is only asked by the tracer, once per span.
+            self._sampler = sampler if type(sampler).__module__.startswith(_SDK) else None
         return tracer
 
-    def _step_of(self, event: SyncEvent) -> tuple[_Step, bool]:
-        """Return the event's step and whether it has ended; users who count steps by hand may reuse numbers."""
-        step = self._steps.get(event.step)
-        if step is not None:
-            return step, False
-        ended = self._ended.get(event.step)
-        if ended is not None and event.start_ns < ended.end_ns:
-            return ended, True
-        if len(self._steps) >= OPEN_MAX:
-            self._finish_oldest()
-        step = self._steps[event.step] = self._new_step(event.step)
-        return step, False
-
-    def _new_step(self, number: int) -> _Step:
-        if self._provider is None:
-            self._tracer = self._own_tracer()
-        return _Step(number, self._ids.lap(number))
-
-    def _trace_id(self, step: _Step) -> int:
-        """Return the step's trace id, made when it is needed: most steps of a long run get no span."""
-        if not step.trace_id:
-            step.trace_id = self._ids.trace_id(step.number, step.lap)
-        return step.trace_id
+    def _step(self, number: int, start_ns: int) -> _Step:
+        """Return the step of a record; users who count steps by hand may use a number again."""
+        step = self._steps.get(number)
+        if step is None or (step.is_ended and start_ns >= step.end_ns):
+            if self._provider is None:
+                self._tracer = self._own_tracer()
+            self._steps.pop(number, None)
+            step = self._steps[number] = _Step(number, self._ids.trace_id(number))
+            for older in list(self._steps.values())[:-OPEN_MAX]:
+                self._finish(older)
+            if len(self._steps) > STEPS_MAX:
+                del self._steps[next(iter(self._steps))]
+        return step
 
     def _is_sampled(self, step: _Step, record: SyncEvent | StepRecord) -> bool:
-        """Ask the SDK's samplers, which keep no state; any other is only asked by the tracer, once per span."""
-        if self._takes_all and record.user_span is None and step.user is None:
-            return True
+        if step.sampled is not None and step.user is None and record.user_span is None:
+            return step.sampled[1]
         parent = step.user_for(record)
-        key = 0 if parent is None else parent.get_span_context().span_id
-        if (known := step.sampled.get(key)) is not None:
-            return known
-        sampler: Any = getattr(self._tracer, "sampler", None)
-        if self._preset_ids is None or not type(sampler).__module__.startswith(_SDK):
+        if self._sampler is None:
             return True
-        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
-        decision = sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
-        if len(step.sampled) >= DECISIONS_MAX:
-            step.sampled.clear()
-        step.sampled[key] = bool(decision.is_recording())
-        return step.sampled[key]
+        of_parent = None if parent is None else parent.get_span_context()
+        if step.sampled is None or step.sampled[0] != of_parent:
+            trace_id = step.trace_id if of_parent is None else of_parent.trace_id
+            decision = self._sampler.should_sample(_context(parent, None), trace_id, semconv.STEP_SPAN).decision
+            step.sampled = of_parent, decision.is_recording()
+        return step.sampled[1]
 
     def _preset_id(self, step: _Step, event: SyncEvent) -> int:
-        """Choose the id of a span that is built later, so that metrics and logs can name it now."""
+        """Choose the id of a span that is built later, so that metrics and logs can name it now; 0 if none can be."""
         if self._preset_ids is None:
             return 0
         span_id = secrets.randbits(64) or 1
         parent = _user_span(event) or step.root or step.user
-        trace_id = self._trace_id(step) if parent is None else parent.get_span_context().trace_id
+        trace_id = step.trace_id if parent is None else parent.get_span_context().trace_id
         if parent is None or parent.get_span_context().trace_flags.sampled:
             self._contexts[id(event)] = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
         return span_id
@@ -219,52 +186,42 @@ class SpanSink(Sink):
     # --- building them
 
     def _end_step(self, record: StepRecord) -> None:
-        step = self._steps.pop(record.step, None)
-        if step is None:
-            ended = self._ended.get(record.step)
-            if ended is not None and record.start_ns < ended.end_ns:
-                return  # it was ended without waiting for this record
-            step = self._new_step(record.step)
+        step = self._step(record.step, record.start_ns)
+        if step.is_ended:
+            return  # without waiting for this record
         has_spans = bool(step.held) or step.root is not None
-        if not has_spans and not self._is_sampled(step, record):
+        is_sampled = has_spans or self._is_sampled(step, record)
+        is_picked = is_sampled and self.budget.allows_step(record)
+        if not (is_picked or has_spans):
+            self.budget.withheld_steps += is_sampled
+            del self._steps[step.number]
             return
-        if self.budget.allows_step(record) or has_spans:
-            self._emit(step, record)
-            root = step.root.get_span_context() if step.root is not None else None
-            if root is not None and root.trace_flags.sampled:
-                self._contexts[id(record)] = root
-            self._finish(step)
-        else:
-            self.budget.withheld_steps += 1
+        self._emit(step, record)
+        if step.root is not None and step.root.get_span_context().trace_flags.sampled:
+            self._contexts[id(record)] = step.root.get_span_context()
+        self._finish(step)
 
     def _emit(self, step: _Step, record: StepRecord | None = None) -> None:
         """Build the spans of the syncs that are held, and the step's own if it has none yet."""
-        if step.root is None:
-            if record is None and not step.held:
-                return
+        if step.root is None and (step.held or record is not None):
             self._open(step, record)
-        for held in step.held:
-            self._emit_sync(step, held)
+        for event, span_id in step.held:
+            self._emit_sync(step, event, span_id)
             yield_gil()
-        self._held -= len(step.held)
-        step.held = []
+        step.held.clear()
         if record is not None:
             step.end_ns = max(step.end_ns, record.end_ns)
 
     def _open(self, step: _Step, record: StepRecord | None) -> None:
-        about = record if record is not None else step.held[0].event
+        about = record if record is not None else step.held[0][0]
         step.parent = _user_span(about)
-        starts = [held.event.start_ns for held in step.held if not step.is_foreign(held.event)]
-        if record is not None:
-            starts.append(record.start_ns)
-        step.start_ns = min(starts)
+        starts = [about.start_ns, *(event.start_ns for event, _ in step.held if not step.is_foreign(event))]
         parent_start = getattr(step.parent, "start_time", None)
-        if isinstance(parent_start, int):
-            step.start_ns = max(step.start_ns, parent_start)
+        step.start_ns = max(min(starts), parent_start if isinstance(parent_start, int) else 0)
         step.end_ns = step.start_ns
         attributes = {semconv.STEP: step.number, semconv.RANK: about.rank, semconv.POLICY: self._policy}
         if step.parent is None and self._preset_ids is not None:
-            self._preset_ids.trace_id = self._trace_id(step)
+            self._preset_ids.trace_id = step.trace_id
         step.root = self._tracer.start_span(
             semconv.STEP_SPAN,
             context=_context(step.parent, about.user_context),
@@ -272,8 +229,7 @@ class SpanSink(Sink):
             start_time=step.start_ns,
         )
 
-    def _emit_sync(self, step: _Step, held: _Held) -> None:
-        event = held.event
+    def _emit_sync(self, step: _Step, event: SyncEvent, span_id: int) -> None:
         end_ns = event.start_ns + max(event.stall_ns, 0)
         links = []
         assert step.root is not None
@@ -287,10 +243,8 @@ class SpanSink(Sink):
             parent = step.root
             step.end_ns = max(step.end_ns, end_ns)
         if self._preset_ids is not None:
-            self._preset_ids.span_id = held.span_id
-            # The step's own id, for a sync outside of its step's span where that is in a user's trace.
-            is_stray = parent is None and root_context.trace_id != self._trace_id(step)
-            self._preset_ids.trace_id = step.trace_id if is_stray else 0
+            self._preset_ids.span_id = span_id
+            self._preset_ids.trace_id = step.trace_id if parent is None else 0
         span = self._tracer.start_span(
             self.sanitizer.clean_text(event.op, NAME_MAX),
             context=_context(parent, event.user_context),
@@ -300,26 +254,21 @@ class SpanSink(Sink):
         )
         span.end(end_ns)
 
-    def _finish_oldest(self) -> None:
-        step = self._steps.pop(next(iter(self._steps)))
-        self._emit(step)
-        self._finish(step)
-
     def _finish(self, step: _Step) -> None:
-        if step.root is None:
-            return  # each of its syncs was too short for a span, and no record came
-        step.root.set_attribute(semconv.STEP_SYNCS, step.syncs)
-        step.root.set_attribute(semconv.STEP_STALL_MS, step.stall_ns / 1e6)
-        step.root.end(step.end_ns)
-        self._ended.pop(step.number, None)
-        self._ended[step.number] = step
-        if len(self._ended) > ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
+        if step.is_ended:
+            return
+        self._emit(step)
+        step.is_ended = True
+        if step.root is not None:  # else each of its syncs was too short for a span, and no record came
+            step.root.set_attribute(semconv.STEP_SYNCS, step.syncs)
+            step.root.set_attribute(semconv.STEP_STALL_MS, step.stall_ns / 1e6)
+            step.root.end(step.end_ns)
 
     def _attributes(self, event: SyncEvent) -> dict[str, AttributeValue]:
         sanitizer = self.sanitizer
+        stack = [(one.file, one.line, one.function, one.source or "") for one in reversed(event.stack)]
         attributes: dict[str, AttributeValue | None] = {
-            semconv.CODE_STACKTRACE: _stacktrace(event.stack),
+            semconv.CODE_STACKTRACE: "".join(traceback.format_list(stack)).rstrip("\n"),
             semconv.SOURCE: None if event.site is None else event.site.source,
             semconv.OP: event.op,
             semconv.API: event.api,
@@ -346,31 +295,25 @@ class SpanSink(Sink):
         return sanitizer.clean(attributes)
 
 
-class _Held(NamedTuple):
-    """A sync whose span is still to be built, and the id chosen for it; 0 where none can be."""
-
-    event: SyncEvent
-    span_id: int
-
-
 @dataclass(slots=True)
 class _Step:
-    """A step some of whose spans are still to be built."""
+    """A step some of whose spans are still to be built, or may still come."""
 
     number: int
-    lap: int
-    trace_id: int = 0
-    sampled: dict[int, bool] = field(default_factory=dict)
-    """The sampler's decision, by the id of the user's span that would be the parent; 0 for none."""
+    trace_id: int
+    sampled: tuple[trace.SpanContext | None, bool] | None = None
+    """The sampler's newest decision, and the user's span that would be the parent."""
     user: trace.Span | None = None
     """The first of the user's spans that came with a record of this step."""
-    held: list[_Held] = field(default_factory=list)
+    held: list[tuple[SyncEvent, int]] = field(default_factory=list)
+    """Syncs whose spans are still to be built, and the ids chosen for them."""
     syncs: int = 0
     stall_ns: int = 0
     root: trace.Span | None = None
     parent: trace.Span | None = None
     start_ns: int = 0
     end_ns: int = 0
+    is_ended: bool = False
 
     def user_for(self, record: SyncEvent | StepRecord) -> trace.Span | None:
         """Return the user's span that a record belongs to; autograd's threads have none, and take the step's."""
@@ -397,13 +340,3 @@ def _context(parent: trace.Span | None, user: object | None) -> Context:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _stacktrace(stack: tuple[CallSite, ...]) -> str:
-    """Return the stack as Python prints it, the most recent call last."""
-    lines = []
-    for site in reversed(stack):
-        lines.append(f'  File "{site.file}", line {site.line}, in {site.function}')
-        if site.source:
-            lines.append(f"    {site.source}")
-    return "\n".join(lines)

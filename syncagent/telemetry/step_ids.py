@@ -26,8 +26,8 @@ _NAMELESS = (
 class ProcessIdentity(NamedTuple):
     """Which process of which job sends the spans."""
 
-    attributes: Mapping[str, AttributeValue]
-    """Set on every span."""
+    attributes: Mapping[str, AttributeValue | None]
+    """Set on every span, where they are known."""
     key: str | None
     """Names the job; trace ids are made from it."""
 
@@ -39,13 +39,13 @@ def process_identity() -> ProcessIdentity:
     rank, job = ranks.read(), ranks.job()
     if job.key is None and rank.rank == 0 and (rank.world_size or 1) > 1:
         log_once("no-job", _NAMELESS, level="info")
-    attributes: dict[str, AttributeValue | None] = {
+    attributes = {
         semconv.LOCAL_RANK: rank.local_rank,
         semconv.WORLD_SIZE: rank.world_size,
         semconv.HOST_NAME: platform.node(),
         semconv.JOB_ID: job.id,
     }
-    return ProcessIdentity({key: value for key, value in attributes.items() if value is not None}, job.key)
+    return ProcessIdentity(attributes, job.key)
 
 
 class StepIds:
@@ -77,13 +77,9 @@ class StepIds:
             self._lap += 1
         self._last = step
 
-    def lap(self, step: int) -> int:
-        """Return the lap of a step that runs or ends now."""
-        return self._lap + (step <= self._last)
-
-    def trace_id(self, step: int, lap: int | None = None) -> int:
-        """Return the trace id of a step, by default of one that runs or ends now; never 0."""
-        lap = self.lap(step) if lap is None else lap
+    def trace_id(self, step: int) -> int:
+        """Return the trace id of a step that runs or ends now; never 0."""
+        lap = self._lap + (step <= self._last)
         key = self.identity().key or self._own_key
         digest = blake2b(f"{key}/{lap}/{step}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
         return int.from_bytes(digest, "big") or 1

@@ -8,25 +8,15 @@ import sys
 import urllib.request
 
 import pytest
-from opentelemetry.sdk.metrics import Exemplar
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
-    Gauge,
-    Histogram,
-    HistogramDataPoint,
-    Metric,
-    MetricsData,
-    NumberDataPoint,
-    ResourceMetrics,
-    ScopeMetrics,
-)
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanContext
 from sink_records import step, sync
 
 from syncagent.errors import ConfigError
 from syncagent.events import CallSite
-from syncagent.telemetry.metrics import MetricSink
-from syncagent.telemetry.prometheus import Address, ScrapeEndpoint, build_endpoint, families
+from syncagent.telemetry.metrics import Instrument, MetricSink, Number
+from syncagent.telemetry.prometheus import ScrapeEndpoint, build_endpoint, families
+from syncagent.telemetry.series import Series
 from tests import processes
 
 pytest.importorskip("prometheus_client")
@@ -35,27 +25,22 @@ RESOURCE = Resource({"service.name": "toy", "host.name": "a", "process.pid": 7, 
 HOST, PORT = "OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT"
 
 
-def samples(parts):
-    """Each sample by its name and its labels, without those that are empty: to Prometheus they are none."""
+def samples(found):
+    """Each sample by its name and its labels."""
     return {
-        (sample.name, tuple(sorted((label, value) for label, value in sample.labels.items() if value))): sample
-        for family in families(parts, RESOURCE)
+        (sample.name, tuple(sorted(sample.labels.items()))): sample
+        for family in families(found, RESOURCE)
         for sample in family.samples
     }
 
 
-def values(parts, name, *labels):
+def values(found, name, *labels):
     """The values of a name by those labels."""
     return {
         tuple(dict(of).get(label) for label in labels): sample.value
-        for (found, of), sample in samples(parts).items()
-        if found == name
+        for (other, of), sample in samples(found).items()
+        if other == name
     }
-
-
-def data(name, unit, points):
-    metric = Metric(name, "", unit, points)
-    return [MetricsData([ResourceMetrics(RESOURCE, [ScopeMetrics(None, [metric], "")], "")])]
 
 
 class TestNames:
@@ -65,7 +50,7 @@ class TestNames:
         sink.events([sync()])
         sink.step(step(0, 10))
         sink.step(step(10, 20, 1))
-        found = {name for name, _ in samples(sink.data(RESOURCE))}
+        found = {name for name, _ in samples(sink.snapshot())}
         assert found >= {
             "syncagent_stall_duration_seconds_bucket",
             "syncagent_stall_duration_seconds_sum",
@@ -82,15 +67,15 @@ class TestNames:
         ("name", "unit", "expected"), [("a.b-c", "1", "a_b_c_ratio"), ("a.ratio", "1", "a_ratio"), ("a", "{sync}", "a")]
     )
     def test_a_gauge_without_a_unit_is_a_ratio(self, name, unit, expected):
-        points = Gauge([NumberDataPoint({}, 0, 1, 0.5)])
-        assert {name for name, _ in samples(data(name, unit, points))} == {"target_info", expected}
+        found = {Instrument(name, unit, "", "gauge"): [Number({}, 0.5, 0)]}
+        assert {name for name, _ in samples(found)} == {"target_info", expected}
 
 
 class TestLabels:
     def test_a_series_says_which_process_and_which_line(self):
         sink = MetricSink()
         sink.events([sync(allowed="logging")])
-        ((_, labels),) = [key for key in samples(sink.data(RESOURCE)) if key[0] == "syncagent_syncs_total"]
+        ((_, labels),) = [key for key in samples(sink.snapshot()) if key[0] == "syncagent_syncs_total"]
         assert dict(labels) == {
             "service_name": "toy",
             "host_name": "a",
@@ -107,7 +92,7 @@ class TestLabels:
         }
 
     def test_the_rest_of_the_resource_is_sent_once(self):
-        ((_, labels),) = samples([])
+        ((_, labels),) = samples({})
         assert dict(labels)["team"] == "x"
 
     def test_any_text_can_be_written(self):
@@ -120,18 +105,18 @@ class TestLabels:
 
         class Collector:
             def collect(self):
-                return families(sink.data(resource), resource)
+                return families(sink.snapshot(), resource)
 
         text = generate_latest(Collector()).decode()
         assert r'service_name="a\"b\\c\n\\udce9"' in text
         assert "syncagent_syncs_total{" in text
 
     def test_many_series_are_one_family(self):
-        sink = MetricSink(max_series=60)  # more than one part holds
+        sink = MetricSink(max_series=60)
         sink.events([sync(site=CallSite("a.py", line, "f", "")) for line in range(1, 100)])
-        found = [family.name for family in families(sink.data(RESOURCE), RESOURCE)]
+        found = [family.name for family in families(sink.snapshot(), RESOURCE)]
         assert len(found) == len(set(found))
-        counts = values(sink.data(RESOURCE), "syncagent_syncs_total", "syncagent_op", "code_line_number")
+        counts = values(sink.snapshot(), "syncagent_syncs_total", "syncagent_op", "code_line_number")
         assert len(counts) == 61
         assert counts["other", None] == 39
         assert sum(counts.values()) == 99
@@ -141,36 +126,31 @@ class TestHistograms:
     def test_buckets_are_cumulative(self):
         sink = MetricSink()
         sink.events([sync(stall=2), sync(stall=4), sync(stall=30), sync(stall=60_000)])
-        parts = sink.data(RESOURCE)
-        buckets = values(parts, "syncagent_stall_duration_seconds_bucket", "le")
+        found = sink.snapshot()
+        buckets = values(found, "syncagent_stall_duration_seconds_bucket", "le")
         assert [buckets[le,] for le in ("0.001", "0.0025", "0.005", "0.05", "5.0", "+Inf")] == [0, 1, 2, 3, 3, 4]
-        assert values(parts, "syncagent_stall_duration_seconds_count") == {(): 4}
-        assert values(parts, "syncagent_stall_duration_seconds_sum") == {(): pytest.approx(60.036)}
+        assert values(found, "syncagent_stall_duration_seconds_count") == {(): 4}
+        assert values(found, "syncagent_stall_duration_seconds_sum") == {(): pytest.approx(60.036)}
 
     def test_an_exemplar_is_the_newest_of_its_bucket(self):
-        exemplars = [
-            Exemplar({}, 0.5, 2_000_000_000, 2, 0xAB),
-            Exemplar({}, 0.4, 1_000_000_000, 1, 0xCD),
-            Exemplar({}, 3.0, 1_000_000_000, 3, 0xEF),
-            Exemplar({}, 3.0, 9_000_000_000, None, None),
-        ]
-        point = HistogramDataPoint({}, 0, 1, 4, 6.9, [2, 2], [1.0], 0.4, 3.0, exemplars)
-        parts = data("a", "s", Histogram([point], AggregationTemporality.CUMULATIVE))
-        buckets = {key: one for key, one in samples(parts).items() if key[0] == "a_seconds_bucket"}
-        found = {dict(labels)["le"]: one.exemplar for (_, labels), one in buckets.items()}
-        assert found["1.0"] == ({"trace_id": f"{0xAB:032x}", "span_id": f"{2:016x}"}, 0.5, 2.0)
-        assert found["+Inf"].labels["trace_id"] == f"{0xEF:032x}"
+        series = Series({}, [1.0], 0)
+        for value_s, span_id in ((0.5, 1), (0.4, 2), (3.0, 3)):
+            series.add(value_s, 1, span=(span_id * 1_000_000_000, SpanContext(0xAB, span_id, is_remote=False)))
+        series.add(0.3, 1)
+        found = samples({Instrument("a", "s", "", "histogram"): [series]})
+        exemplars = {dict(of)["le"]: one.exemplar for (name, of), one in found.items() if name == "a_seconds_bucket"}
+        assert exemplars["1.0"] == ({"trace_id": f"{0xAB:032x}", "span_id": f"{2:016x}"}, 0.4, 2.0)
+        assert exemplars["+Inf"].labels["span_id"] == f"{3:016x}"
 
 
 class TestAddress:
-    def test_each_rank_of_a_host_has_its_own_port(self):
-        assert [Address({}, rank).port for rank in (None, 0, 7)] == [9464, 9464, 9471]
-        assert Address({PORT: "9000"}, 3).port == 9003
-
-    def test_no_other_machine_reaches_it_unless_it_is_opened(self):
-        assert Address({}, None).host == Address({HOST: "localhost"}, None).host == "127.0.0.1"
-        assert Address({HOST: "0.0.0.0"}, None).host == "0.0.0.0"
-        assert Address({HOST: "::"}, None).shown == "[::]:9464"
+    def test_each_rank_of_a_host_has_its_own_port(self, monkeypatch):
+        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+        shown = [build_endpoint(RESOURCE, dict, rank).url for rank in (None, 0, 7)]
+        assert shown == [f"http://localhost:{port}/metrics" for port in (9464, 9464, 9471)]
+        monkeypatch.setenv(PORT, "9000")
+        monkeypatch.setenv(HOST, "::")
+        assert build_endpoint(RESOURCE, dict, 3).url == "http://[::]:9003/metrics"
 
     @pytest.mark.parametrize(("variable", "value"), [(PORT, "http"), (PORT, "70000"), (PORT, "0"), (HOST, "a:b/c")])
     def test_a_malformed_value_is_one_sentence(self, monkeypatch, variable, value):
@@ -182,7 +162,7 @@ class TestAddress:
     def test_a_rank_beyond_the_last_port_is_reported(self, monkeypatch):
         monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
         monkeypatch.setenv(PORT, "65535")
-        with pytest.raises(ConfigError, match="local rank 1 of OTEL_EXPORTER_PROMETHEUS_PORT=65535"):
+        with pytest.raises(ConfigError, match="OTEL_EXPORTER_PROMETHEUS_PORT=65535 is not allowed: for local rank 1"):
             build_endpoint(RESOURCE, list, 1)
 
     def test_without_the_package_it_says_what_to_install(self, monkeypatch):
@@ -210,7 +190,7 @@ def free_port():
 @pytest.fixture
 def endpoint(free_port):
     sink = MetricSink()
-    one = ScrapeEndpoint(sink.data, RESOURCE, Address({PORT: str(free_port)}, None))
+    one = ScrapeEndpoint(sink.snapshot, RESOURCE, "localhost", free_port)
     one.sink, one.port = sink, free_port
     yield one
     one.close()
@@ -221,15 +201,23 @@ def scraped(port):
         return answer.read().decode()
 
 
-def is_open(port):
+def is_open(port, address="127.0.0.1"):
     with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+        return one.connect_ex((address, port)) == 0
 
 
 class TestEndpoint:
     def test_a_process_that_never_trains_takes_no_port(self, endpoint):
         endpoint.events([])
         assert not is_open(endpoint.port)
+
+    @pytest.mark.parametrize(("host", "is_reached"), [("localhost", False), ("0.0.0.0", True)])
+    def test_no_other_machine_reaches_it_unless_it_is_opened(self, free_port, host, is_reached):
+        one = ScrapeEndpoint(MetricSink().snapshot, RESOURCE, host, free_port)
+        one.step(step())
+        assert is_open(free_port)
+        assert is_open(free_port, "127.0.0.2") == is_reached
+        one.close()
 
     @pytest.mark.parametrize("first", [lambda one: one.events([sync()]), lambda one: one.step(step())])
     def test_it_is_there_from_the_first_sync_or_step_on(self, endpoint, capsys, first):
@@ -256,7 +244,7 @@ class TestEndpoint:
         with socket.socket() as other:
             other.bind(("127.0.0.1", free_port))
             other.listen()
-            one = ScrapeEndpoint(MetricSink().data, RESOURCE, Address({PORT: str(free_port)}, None))
+            one = ScrapeEndpoint(MetricSink().snapshot, RESOURCE, "localhost", free_port)
             for number in range(3):
                 one.step(step(number=number))
             one.close()

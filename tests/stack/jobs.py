@@ -48,7 +48,7 @@ class Pipeline:
         self.ports = services.Ports()
         traces = ["file/kept", "forward/kept", *(["otlp_grpc/jaeger"] if self.jaeger else [])]
         overrides = {
-            "processors": {"tail_sampling": {"decision_wait": "4s"}, "batch": {"timeout": "200ms"}},
+            "processors": {"tail_sampling": {"decision_wait": "8s"}, "batch": {"timeout": "200ms"}},
             "connectors": {f"span_metrics/{one}": {"metrics_flush_interval": "1s"} for one in ("counted", "kept")},
             "exporters": {f"file/{path.stem}": {"path": str(path)} for path in (self.arrived, self.kept)},
             "service": {

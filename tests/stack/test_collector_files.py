@@ -14,6 +14,8 @@ from places import OTEL
 import programs  # isort: skip
 import services  # isort: skip
 
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
+
 FILES = sorted(OTEL.glob("collector/*.yaml"))
 
 

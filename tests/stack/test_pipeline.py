@@ -15,6 +15,8 @@ import pytest
 from jobs import FROM_SPANS, SERIES, spans_of, torchrun
 from places import OTEL, TRAIN
 
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
+
 DAY_S = 86_400
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(OTEL.glob("grafana/dashboards/*.json"))}
 TARGETS = [

@@ -11,6 +11,8 @@ from places import OTEL, TRAIN
 
 import services  # isort: skip
 
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
+
 
 class Job:
     """What ran, and the Prometheus that watched it."""

@@ -11,6 +11,8 @@ from places import OTEL, ROOT
 
 import services  # isort: skip
 
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
+
 ALONE = range(1, 22)
 """The steps outside of the program's own span."""
 SCRIPT = ROOT / "tests" / "stack" / "sampled.py"

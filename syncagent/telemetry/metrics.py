@@ -158,7 +158,8 @@ class MetricSink(Sink):
                 if waiter is None or waiter in self._waited_ns or len(self._waited_ns) < self._max_series:
                     self._waited_ns[waiter] = self._waited_ns.get(waiter, 0.0) + total_s * 1e9
             if self._histograms:
-                self._record(_STALL, total_s / count, min(count, _RECORDS_MAX), series.attributes, event)
+                context = context_of(span, event.user_context)
+                self._record(_STALL, total_s / count, series.attributes, context, min(count, _RECORDS_MAX))
 
     def step(self, record: StepRecord) -> None:
         duration_ns = max(record.end_ns - record.start_ns, 0)
@@ -175,7 +176,7 @@ class MetricSink(Sink):
             self._slices[-1][0] += duration_ns
             self._slices[-1][1] += stall_ns
         if self._histograms:
-            self._record(_STEP, duration_ns / 1e9, 1, {}, record)
+            self._record(_STEP, duration_ns / 1e9, {}, context_of(span, record.user_context))
 
     def close(self) -> None:
         """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
@@ -237,10 +238,9 @@ class MetricSink(Sink):
         return [Observation(point.value, point.attributes) for point in points]
 
     def _record(
-        self, about: Instrument, value_s: float, times: int, attributes: Attributes, record: SyncEvent | StepRecord
+        self, about: Instrument, value_s: float, attributes: Attributes, context: Context, times: int = 1
     ) -> None:
         """Record without the lock: the SDK has its own, and calls back under them."""
-        context = context_of(None if self.spans is None else self.spans.span_of(record), record.user_context)
         for _ in range(times):
             self._histograms[about].record(value_s, attributes, context)
             yield_gil()

@@ -268,7 +268,7 @@ class SpanSink(Sink):
         sanitizer = self.sanitizer
         stack = [(one.file, one.line, one.function, one.source or "") for one in reversed(event.stack)]
         attributes: dict[str, AttributeValue | None] = {
-            semconv.CODE_STACKTRACE: "".join(traceback.format_list(stack)).rstrip("\n"),
+            semconv.CODE_STACKTRACE: "".join(traceback.format_list(stack)).rstrip("\n") if stack else None,
             semconv.SOURCE: None if event.site is None else event.site.source,
             semconv.OP: event.op,
             semconv.API: event.api,

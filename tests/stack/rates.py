@@ -69,7 +69,7 @@ def make_syncs(seconds):
         "seconds": round(lasted_s, 2),
         "reported": report.totals.syncs,
         "dropped": report.dropped,
-        "spans": ends.provider.stats(),
+        "spans": ends.outbox.stats(),
         "with_span": report.totals.syncs - sum(ends.spans.without_span().values()),
         "cpu_s": round(time.process_time(), 1),
     }
@@ -77,12 +77,12 @@ def make_syncs(seconds):
 
 def make_spans(count):
     from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
-    from syncagent.telemetry.provider import build_provider, build_resource
+    from syncagent.telemetry.provider import build_resource, build_spans
     from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
     from syncagent.telemetry.step_ids import process_identity
 
-    provider, _ = build_provider(build_resource({}), None)
+    (provider, outbox), _ = build_spans(build_resource({}), None)
     sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
     site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
     at, began, began_cpu = time.time_ns(), time.perf_counter(), time.process_time()
@@ -97,17 +97,18 @@ def make_spans(count):
         sink.events(events)
         sink.step(StepRecord(step, at, at + 50_000_000, 0))
         at += 50_000_000
-        if not step % 20:
-            provider.force_flush()
+        while not step % 20 and sum(outbox.stats().values()) < step * 21:  # or the queue runs over
+            time.sleep(0.005)
     sink.close()
-    provider.force_flush()
+    while sum(outbox.stats().values()) < count // 21 * 21:
+        time.sleep(0.005)
     told = {
         "made": count // 21 * 21,
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_s": round(time.process_time() - began_cpu, 2),
-        "spans": provider.stats(),
+        "spans": outbox.stats(),
     }
-    provider.close()
+    outbox.close()
     return told
 
 
@@ -118,6 +119,7 @@ def run(job, amount, pipeline, **variables):
     environ = processes.environment(
         OTEL_EXPORTER_OTLP_ENDPOINT=pipeline.grpc if "OTEL_EXPORTER_OTLP_PROTOCOL" in variables else pipeline.endpoint,
         OTEL_METRIC_EXPORT_INTERVAL="5000",
+        OTEL_BSP_SCHEDULE_DELAY="10" if job == "spans" else "",
         NO_PROXY="*",
         RANK="0",
         WORLD_SIZE="1",

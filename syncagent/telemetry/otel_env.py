@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ _BOOLEAN = "true or false", "(?i:true|false)"
 _FROM_0 = "a whole number from 0", r"\d+"
 _FROM_1 = "a whole number from 1", r"0*[1-9]\d*"
 _PEM = "the path of a PEM file"
+_DETECTORS = "names of installed resource detectors"
 
 
 def _words(words: str) -> tuple[str, str]:
@@ -44,6 +46,7 @@ _PORT = r"(?!0+$)0*([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 _RULES = (
     # whose, variables, what is allowed
     (RESOURCE, "SDK_DISABLED", *_BOOLEAN),
+    (RESOURCE, "EXPERIMENTAL_RESOURCE_DETECTORS", _DETECTORS, ".*"),
     (RESOURCE, "RESOURCE_ATTRIBUTES", *_pairs(r"\s*[^=,\s][^=,]*=[^,]*")),
     (TRACES, "TRACES_EXPORTER", *_words(_EXPORTERS)),
     (TRACES, "TRACES_SAMPLER", *_words(f"{_SAMPLERS}, parentbased_{_SAMPLERS.replace(', ', ', parentbased_')}")),
@@ -90,7 +93,7 @@ def _obey(environ: Mapping[str, str], whose: str, prefix: str) -> None:
     for _, pattern, allowed, values in (rule for rule in _RULES if rule[0] == whose):
         for variable in filter(re.compile(prefix + pattern).fullmatch, environ):
             value = environ[variable].strip()
-            if value and not (_is_pem(value) if allowed == _PEM else re.fullmatch(values, value)):
+            if value and not (_READ[allowed](value) if allowed in _READ else re.fullmatch(values, value)):
                 shown = "(not shown)" if pattern == "HEADERS" else _shown(environ[variable])
                 raise ConfigError(f"{variable}={shown} is not allowed; allowed: {allowed}")
 
@@ -100,6 +103,15 @@ def _is_pem(path: str) -> bool:
         return b"-----BEGIN " in reading.read(path, reading.MIB)
     except (OSError, ValueError):
         return False
+
+
+def _are_detectors(names: str) -> bool:
+    known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
+    return all(name.strip() in known for name in names.split(",") if name.strip())
+
+
+_READ = {_PEM: _is_pem, _DETECTORS: _are_detectors}
+"""What no pattern can say of a value."""
 
 
 def _shown(value: str) -> str:

@@ -14,6 +14,7 @@ BAD = [
     ("OTEL_TRACES_SAMPLER", "sometimes"),
     ("OTEL_RESOURCE_ATTRIBUTES", "team"),
     ("OTEL_RESOURCE_ATTRIBUTES", "=vision"),
+    ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "otel,crystal-ball"),
     ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "-1"),
@@ -153,3 +154,8 @@ def test_a_value_of_any_length_is_reported_in_one_line():
     with pytest.raises(ConfigError) as caught:
         otel_env.check({"OTEL_TRACES_SAMPLER": "x" * 100_000})
     assert len(str(caught.value)) < 500
+
+
+def test_installed_resource_detectors_are_known():
+    """Ours among them."""
+    otel_env.check({"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel, process,syncagent"}, otel_env.RESOURCE)

@@ -157,6 +157,7 @@ def spans(way, count, folder):
     return {
         **told,
         "spans_a_second": round(figures["accepted spans"] / told["seconds"]),
+        "spans_a_second_of_the_jobs_cpu": round(figures["accepted spans"] / told["cpu_s"]),
         "of_syncs_counted_at_prometheus": round(calls),
         "collector": figures,
     }

@@ -38,13 +38,14 @@ while steps < 100 or not Path("stop").exists():
     loss = y[y > 0].sum()
     torch.unique(y)
     loss.backward()
-    if steps < 100:
-        optimizer.step()
+    optimizer.step()
     optimizer.zero_grad()
     steps += 1
+    if steps == 100:
+        result = loss.detach().clone()
     if not Path("stop").exists():
         time.sleep(0.03)
-print("loss", loss.item())
+print("loss", result.item())
 """
 BATCH = 16
 PROTOCOLS = {"http": "http/protobuf", "grpc": "grpc"}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
 PAGES = (
     "README.md", "examples/masked_loss/README.md", "examples/logging_item/README.md", "docs/stall_and_idle.md",
-    "docs/robustness.md",
+    "docs/robustness.md", "otel/README.md",
 )  # fmt: skip
 
 
@@ -420,6 +420,40 @@ def soak() -> str:
     )
 
 
+def pipeline() -> str:
+    """What went through a real Collector: as fast as one process can, eight ranks for minutes, two ranks on GPUs."""
+    stack = ROOT / "tests" / "stack" / "results"
+    rates, soaked = (json.loads((stack / f"{name}.json").read_text("utf-8")) for name in ("rates", "soak"))
+    gpu = load("pipeline")
+    syncs, *ways = rates["cases"].items()
+    [long] = soaked["cases"].values()
+    rows = [
+        "| one process, as fast as it can | a second | arrived, of those made | memory of the Collector |",
+        "|---|---|---|---|",
+        f"| syncs, with metrics and rationed spans | {syncs[1]['syncs_a_second']:,} | "
+        f"{syncs[1]['counted_at_prometheus']:,} of {syncs[1]['made']:,} | {syncs[1]['collector']['rss_mb']:.0f} MB |",
+        *(
+            f"| {way}, one for every sync | {row['spans_a_second']:,} | "
+            f"{row['collector']['accepted spans']:,} of {row['made']:,} | {row['collector']['rss_mb']:.0f} MB |"
+            for way, row in ways
+        ),
+    ]
+    collector, counted = long["collector"], sum(row["syncs_counted"] for row in gpu["ranks"])
+    return "\n".join(rows) + (
+        f"\n\nJob and Collector on the same {rates['cpus']} cores. {device(rates)}, load {rates['load_before']:.1f}. "
+        "`python tests/stack/rates.py --out FILE`.\n\n"
+        f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, on "
+        f"the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted at "
+        f"the Collector's Prometheus endpoint, {long['spans']:,} spans sent and {collector['spans_accepted']:,} taken, "
+        f"none refused; the Collector had {collector['rss_mb_max']:.0f} MB at most, {collector['rss_mb_last']:.0f} MB in "
+        f"the end, and took {collector['cpu_share_of_one_core']:.1%} of a core. {device(soaked)}. "
+        "`tests/stack/test_soak.py` says how.\n\n"
+        f"Two ranks on {gpu['gpus']} {gpu['gpu']}: {counted:,.0f} syncs counted of "
+        f"{sum(row['syncs_reported'] for row in gpu['ranks']):,} reported, {gpu['spans_arrived']:,} spans arrived, each "
+        f"sync with a span or counted as one without. {where(gpu)}. `{gpu['command']} --out FILE`."
+    )
+
+
 def device(result: dict[str, Any]) -> str:
     if result["gpu"]:
         return where(result)
@@ -758,6 +792,7 @@ MAKERS = {
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
+    "pipeline": pipeline,
 }  # fmt: skip
 
 

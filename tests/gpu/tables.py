@@ -427,31 +427,39 @@ def pipeline() -> str:
     gpu = load("pipeline")
     syncs, *ways = rates["cases"].items()
     [long] = soaked["cases"].values()
+    collector = long["collector"]
+
+    def row(title: str, *values: str) -> str:
+        return f"| {title} | {' | '.join(values)} |"
+
+    def memory(of: dict[str, Any]) -> str:
+        return f"{of['collector']['rss_mb']:.0f} MB"
+
+    arrived = f"{syncs[1]['counted_at_prometheus']:,} of {syncs[1]['made']:,}"
     rows = [
-        "| one process, as fast as it can | a second | arrived, of those made | memory of the Collector |",
-        "|---|---|---|---|",
-        f"| syncs, with metrics and rationed spans | {syncs[1]['syncs_a_second']:,} | "
-        f"{syncs[1]['counted_at_prometheus']:,} of {syncs[1]['made']:,} | {syncs[1]['collector']['rss_mb']:.0f} MB |",
-        *(
-            f"| {way}, one for every sync | {row['spans_a_second']:,} | "
-            f"{row['collector']['accepted spans']:,} of {row['made']:,} | {row['collector']['rss_mb']:.0f} MB |"
-            for way, row in ways
-        ),
+        row("one process, as fast as it can", "a second", "arrived, of those made", "memory of the Collector"),
+        "|---" * 4 + "|",
+        row("syncs, with metrics, few spans", f"{syncs[1]['syncs_a_second']:,}", arrived, memory(syncs[1])),
     ]
-    collector, counted = long["collector"], sum(row["syncs_counted"] for row in gpu["ranks"])
-    return "\n".join(rows) + (
-        f"\n\nJob and Collector on the same {rates['cpus']} cores. {device(rates)}, load {rates['load_before']:.1f}. "
-        "`python tests/stack/rates.py --out FILE`.\n\n"
+    for way, one in ways:
+        arrived = f"{one['collector']['accepted spans']:,} of {one['made']:,}"
+        rows.append(row(f"{way}, one for every sync", f"{one['spans_a_second']:,}", arrived, memory(one)))
+    counted, reported = (sum(of[f"syncs_{what}"] for of in gpu["ranks"]) for what in ("counted", "reported"))
+    parts = [
+        "\n".join(rows),
+        f"Job and Collector on the same {rates['cpus']} cores. {device(rates)}, load {rates['load_before']:.1f}. "
+        "`python tests/stack/rates.py --out FILE`.",
         f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, on "
-        f"the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted at "
-        f"the Collector's Prometheus endpoint, {long['spans']:,} spans sent and {collector['spans_accepted']:,} taken, "
-        f"none refused; the Collector had {collector['rss_mb_max']:.0f} MB at most, {collector['rss_mb_last']:.0f} MB in "
-        f"the end, and took {collector['cpu_share_of_one_core']:.1%} of a core. {device(soaked)}. "
-        "`tests/stack/test_soak.py` says how.\n\n"
-        f"Two ranks on {gpu['gpus']} {gpu['gpu']}: {counted:,.0f} syncs counted of "
-        f"{sum(row['syncs_reported'] for row in gpu['ranks']):,} reported, {gpu['spans_arrived']:,} spans arrived, each "
-        f"sync with a span or counted as one without. {where(gpu)}. `{gpu['command']} --out FILE`."
-    )
+        f"the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted "
+        f"at the Collector's Prometheus endpoint, {long['spans']:,} spans sent and {collector['spans_accepted']:,} "
+        f"taken, none refused. The Collector had {collector['rss_mb_max']:.0f} MB at most, "
+        f"{collector['rss_mb_last']:.0f} MB in the end, and took {100 * collector['cpu_share_of_one_core']:.1f} % of a "
+        f"core. {device(soaked)}. `tests/stack/test_soak.py` says how.",
+        f"Two ranks on {gpu['gpus']} {gpu['gpu']}: {counted:,.0f} syncs counted of {reported:,} reported, "
+        f"{gpu['spans_arrived']:,} spans arrived, each sync with a span or counted as one without. {where(gpu)}. "
+        f"`{gpu['command']} --out FILE`.",
+    ]
+    return "\n\n".join(parts)
 
 
 def device(result: dict[str, Any]) -> str:

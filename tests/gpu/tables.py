@@ -445,21 +445,24 @@ def pipeline() -> str:
         arrived = f"{one['collector']['accepted spans']:,} of {one['made']:,}"
         rows.append(row(f"{way}, one for every sync", f"{one['spans_a_second']:,}", arrived, memory(one)))
     counted, reported = (sum(of[f"syncs_{what}"] for of in gpu["ranks"]) for what in ("counted", "reported"))
-    parts = [
-        "\n".join(rows),
+    what_is_fast = (
         f"Job and Collector on the same {rates['cpus']} cores. {device(rates)}, load {rates['load_before']:.1f}. "
-        "`python tests/stack/rates.py --out FILE`.",
-        f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, on "
-        f"the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted "
+        "`python tests/stack/rates.py --out FILE`."
+    )
+    what_lasts = (
+        f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, "
+        f"on the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted "
         f"at the Collector's Prometheus endpoint, {long['spans']:,} spans sent and {collector['spans_accepted']:,} "
         f"taken, none refused. The Collector had {collector['rss_mb_max']:.0f} MB at most, "
-        f"{collector['rss_mb_last']:.0f} MB in the end, and took {100 * collector['cpu_share_of_one_core']:.1f} % of a "
-        f"core. {device(soaked)}. `tests/stack/test_soak.py` says how.",
+        f"{collector['rss_mb_last']:.0f} MB in the end, and took {100 * collector['cpu_share_of_one_core']:.1f} % of "
+        f"a core. {device(soaked)}. `tests/stack/test_soak.py` says how."
+    )
+    on_gpus = (
         f"Two ranks on {gpu['gpus']} {gpu['gpu']}: {counted:,.0f} syncs counted of {reported:,} reported, "
         f"{gpu['spans_arrived']:,} spans arrived, each sync with a span or counted as one without. {where(gpu)}. "
-        f"`{gpu['command']} --out FILE`.",
-    ]
-    return "\n\n".join(parts)
+        f"`{gpu['command']} --out FILE`."
+    )
+    return "\n\n".join(["\n".join(rows), what_is_fast, what_lasts, on_gpus])
 
 
 def device(result: dict[str, Any]) -> str:

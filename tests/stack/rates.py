@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from pipeline import Pipeline
+from counting import CountingCollector
 
 from tests import processes
 
@@ -135,7 +135,7 @@ def run(job, amount, pipeline, **variables):
 
 
 def syncs(seconds, folder):
-    with Pipeline(folder) as pipeline:
+    with CountingCollector(folder) as pipeline:
         told = run("syncs", seconds, pipeline)
         counted = settled(lambda: sum(pipeline.counted("syncagent_syncs_total").values()), told["reported"])
         calls = settled(lambda: sum(pipeline.counted("syncagent_spans_calls_total").values()), told["with_span"])
@@ -150,7 +150,7 @@ def syncs(seconds, folder):
 
 
 def spans(way, count, folder):
-    with Pipeline(folder) as pipeline:
+    with CountingCollector(folder) as pipeline:
         told = run("spans", count, pipeline, **WAYS[way])
         calls = settled(lambda: sum(pipeline.counted("syncagent_spans_calls_total").values()), told["made"] // 21 * 20)
         figures = pipeline.figures()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from pipeline import Pipeline
+from counting import CountingCollector
 from places import ROOT
 
 from tests import processes, soak
@@ -25,7 +25,7 @@ SAMPLES = 60
 @pytest.fixture
 def pipeline(tmp_path):
     try:
-        one = Pipeline(tmp_path / "collector")
+        one = CountingCollector(tmp_path / "collector")
     except services.NotHereError as why:
         pytest.skip(str(why))
     with one:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import services  # isort: skip
 
 
-class Pipeline:
+class CountingCollector:
     def __init__(self, folder):
         """Raises ``services.NotHereError`` where the Collector is not built."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -451,11 +451,12 @@ def pipeline() -> str:
     )
     what_lasts = (
         f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, "
-        f"on the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs counted "
-        f"at the Collector's Prometheus endpoint, {long['spans']:,} spans sent and {collector['spans_accepted']:,} "
-        f"taken, none refused. The Collector had {collector['rss_mb_max']:.0f} MB at most, "
-        f"{collector['rss_mb_last']:.0f} MB in the end, and took {100 * collector['cpu_share_of_one_core']:.1f} % of "
-        f"a core. {device(soaked)}. `tests/stack/test_soak.py` says how."
+        f"on the same {soaked['cpus']} cores: {long['syncs_counted_at_prometheus']:,} of {long['syncs']:,} syncs "
+        f"counted at the Collector's Prometheus endpoint, {long['spans']:,} spans sent and "
+        f"{collector['spans_accepted']:,} taken, none refused. The Collector had "
+        f"{collector['rss_mb_max']:.0f} MB at most, {collector['rss_mb_last']:.0f} MB in the end, and "
+        f"took {100 * collector['cpu_share_of_one_core']:.1f} % of a core. {device(soaked)}. "
+        "`tests/stack/test_soak.py` says how."
     )
     on_gpus = (
         f"Two ranks on {gpu['gpus']} {gpu['gpu']}: {counted:,.0f} syncs counted of {reported:,} reported, "

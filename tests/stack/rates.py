@@ -192,7 +192,7 @@ def main():
     if arguments.out is not None:
         from tests.benchmarks.per_sync import write
 
-        write(arguments.out, "cpu", {"cpus": os.cpu_count(), "load_before": load, "cases": cases})
+        write(arguments.out, "cpu", {"cpus": len(os.sched_getaffinity(0)), "load_before": load, "cases": cases})
 
 
 if __name__ == "__main__":

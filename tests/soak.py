@@ -61,5 +61,9 @@ def keep(case, result):
     if path := os.environ.get("SOAK_RESULT"):
         from tests.benchmarks.per_sync import write
 
-        told = {"cpus": len(os.sched_getaffinity(0)), "opentelemetry": metadata.version("opentelemetry-sdk"), "cases": {case: result}}
+        told = {
+            "cpus": len(os.sched_getaffinity(0)),
+            "opentelemetry": metadata.version("opentelemetry-sdk"),
+            "cases": {case: result},
+        }
         write(Path(path).absolute(), "cpu", told)

@@ -86,7 +86,10 @@ def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *,
     began = time.monotonic()
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
     try:
-        session.run("python", "-m", "pytest", f"--junitxml={junit}", "-o", "junit_family=xunit2", *paths)
+        session.run(
+            "python", "-m", "pytest", f"--junitxml={junit}", "-o", "junit_family=xunit2",
+            "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", *paths,
+        )  # fmt: skip
     finally:
         if keep and junit.exists():
             result = results.of_run(junit, torch=torch, python=python, seconds=time.monotonic() - began)

@@ -213,8 +213,9 @@ def ranks_in_phoenix(phoenix: Service) -> set[int]:
 def fullest(phoenix: Service) -> str:
     """The trace with most spans, of the newest thousand; the first step holds the copies of the weights."""
     spans = phoenix.get(f"/v1/projects/{JOB}/spans?limit=1000")["data"]
-    later = [span["context"]["trace_id"] for span in spans if span["attributes"].get("syncagent.step")]
-    ((trace_id, _),) = Counter(later).most_common(1)
+    steps = [span for span in spans if "syncagent.step" in span["attributes"]]
+    later = [span["context"]["trace_id"] for span in steps if span["attributes"]["syncagent.step"]]
+    ((trace_id, _),) = Counter(later or [span["context"]["trace_id"] for span in steps]).most_common(1)
     return trace_id
 
 
@@ -255,7 +256,8 @@ def tell(stack: Stack) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends what it has started, too
+        signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

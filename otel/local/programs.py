@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ PACKAGES = {"collector": ".", "jaeger": "github.com/jaegertracing/jaeger/cmd/jae
 
 def path(name: str) -> Path:
     """Where a program is, or would be once it is built."""
-    made_of = hashlib.sha256(sys.platform.encode())
+    made_of = hashlib.sha256(f"{sys.platform} {platform.machine()}".encode())
     for file in sorted((HERE / name).iterdir()):
         if file.name in {"go.mod", "go.sum"} or file.suffix == ".go":
             made_of.update(file.read_bytes())
@@ -40,20 +42,23 @@ def build(name: str) -> str | None:
     print(f"Building {name} from its Go modules; this takes some minutes, once ...", file=sys.stderr, flush=True)
     program.parent.mkdir(parents=True, exist_ok=True)
     unfinished = program.with_name(f"{program.name}.{os.getpid()}")
-    done = subprocess.run(
-        [go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(unfinished), PACKAGES[name]],
-        cwd=HERE / name, env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
+    try:
+        done = subprocess.run(
+            [go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(unfinished), PACKAGES[name]],
+            cwd=HERE / name, env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
+            return f"{name.title()} could not be built: {' '.join(said[-2:])}"
+        unfinished.replace(program)
+    finally:
         unfinished.unlink(missing_ok=True)
-        said = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
-        return f"{name.title()} could not be built: {' '.join(said[-2:])}"
-    unfinished.replace(program)
     return None
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the compiler goes on without us
     lacking = [why for name in sys.argv[1:] or PACKAGES if (why := build(name))]
     print(*lacking, sep="\n", end="\n" * bool(lacking), file=sys.stderr)
     sys.exit(bool(lacking))

@@ -124,7 +124,7 @@ class Pipeline:
         """How many syncs a sink that hangs keeps from being delivered."""
         if not self._hangs:
             return 0
-        return self._buffers.left() + sum(event.repeats for taken in self._taken for event in taken)
+        return self._buffers.left() + sum(event.repeats for taken in self._taken.copy() for event in taken.copy())
 
     def forget(self) -> None:
         """In a forked child: nothing is delivered from here, and locks may be held by threads that are gone."""

@@ -5,8 +5,10 @@ The SDK reads them itself.  What it passes over with a warning and without harm 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ _FROM_0 = "a whole number from 0", r"\d+"
 _FROM_1 = "a whole number from 1", r"0*[1-9]\d*"
 _PEM = "the path of a PEM file"
 _DETECTORS = "names of installed resource detectors"
+_RATIO, _SECONDS = "a number from 0 to 1", "a number of seconds above 0"
 
 
 def _words(words: str) -> tuple[str, str]:
@@ -41,8 +44,9 @@ _EXPORTERS = "otlp, otlp_proto_http, otlp_proto_grpc, none"
 _SAMPLERS = "always_on, always_off, traceidratio"
 # A name is a token of https://www.rfc-editor.org/rfc/rfc9110#name-tokens, a value is printable, also once decoded.  The
 # SDK drops the others and logs their values.
-_HEADER = r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*=(?:(?!%[01]|%7[fF])[ -+\--~])*"
+_HEADER = r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*=(?:(?!%[01][0-9a-fA-F]|%7[fF])[ -+\--~])*"
 _PORT = r"(?!0+$)0*([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+_HOST = r"[\w.-]+|(?=.*:.*:)[\da-fA-F:.]+"
 _RULES = (
     # whose, variables, what is allowed
     (RESOURCE, "SDK_DISABLED", *_BOOLEAN),
@@ -50,19 +54,20 @@ _RULES = (
     (RESOURCE, "RESOURCE_ATTRIBUTES", *_pairs(r"\s*[^=,\s][^=,]*=[^,]*")),
     (TRACES, "TRACES_EXPORTER", *_words(_EXPORTERS)),
     (TRACES, "TRACES_SAMPLER", *_words(f"{_SAMPLERS}, parentbased_{_SAMPLERS.replace(', ', ', parentbased_')}")),
-    ("ratio", "TRACES_SAMPLER_ARG", "a number from 0 to 1", r"[01](\.0*)?|0?\.\d+|\d(\.\d*)?[eE]-\d+"),
+    ("ratio", "TRACES_SAMPLER_ARG", _RATIO, ".*"),
     (TRACES, "BSP_(SCHEDULE_DELAY|MAX_.*)", *_FROM_1),
-    (TRACES, "(?!LOGRECORD_).*_(COUNT|LENGTH)_LIMIT", *_FROM_0),
+    ("limits", "(?!LOGRECORD_).*_(COUNT|LENGTH)_LIMIT", *_FROM_0),
     (METRICS, "METRICS_EXPORTER", *_words(f"{_EXPORTERS}, {PROMETHEUS}")),
-    (METRICS, "METRIC_EXPORT_INTERVAL", *_FROM_1),
+    ("METRICS by otlp", "METRIC_EXPORT_INTERVAL", *_FROM_1),
     (PROMETHEUS, "EXPORTER_PROMETHEUS_PORT", "a port from 1 to 65535", _PORT),
-    (PROMETHEUS, "EXPORTER_PROMETHEUS_HOST", "a host name or an address, without a port", r"[\w.-]+|.*:.*:.*"),
+    (PROMETHEUS, "EXPORTER_PROMETHEUS_HOST", "a host name or an address, without a port", _HOST),
     (LOGS, "LOGS_EXPORTER", *_words(_EXPORTERS)),
-    (LOGS, "BLRP_(SCHEDULE_DELAY|MAX_.*)", *_FROM_1),
+    ("LOGS by otlp", "BLRP_(SCHEDULE_DELAY|MAX_.*)", *_FROM_1),
+    ("LOGS by otlp", "LOGRECORD_.*_(COUNT|LENGTH)_LIMIT", *_FROM_0),
     ("otlp", "PROTOCOL", *_words(f"{HTTP}, {GRPC}")),
-    ("otlp", "TIMEOUT", "a number of seconds above 0", r"(?=.*[1-9])(\d{1,9}(\.\d*)?|\.\d+)"),
+    ("otlp", "TIMEOUT", _SECONDS, ".*"),
     ("otlp", "COMPRESSION", *_words("none, gzip, deflate")),
-    ("otlp", "HEADERS", *_pairs(_HEADER)),
+    ("otlp", "HEADERS", "key=value,key=value, URL encoded", _pairs(_HEADER)[1]),
     ("otlp", "INSECURE", *_BOOLEAN),
     ("otlp", "(CERTIFICATE|CLIENT_KEY|CLIENT_CERTIFICATE)", _PEM, ".*"),
 )
@@ -74,12 +79,16 @@ def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
     Raises ConfigError with the variable, its value and what is allowed.
     """
     _obey(environ, signal, "OTEL_")
+    is_otlp = signal != RESOURCE and exporter(environ, signal) == "otlp"
+    if signal == TRACES or is_otlp:  # the SDK reads them when the modules of spans are imported
+        _obey(environ, "limits", "OTEL_")
     if signal == TRACES and environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().endswith("traceidratio"):
         _obey(environ, "ratio", "OTEL_")
     if exporter(environ, signal) == PROMETHEUS:
         _obey(environ, PROMETHEUS, "OTEL_")
-    elif exporter(environ, signal) == "otlp" and signal != RESOURCE:
-        _obey(environ, "otlp", f"OTEL_EXPORTER_OTLP_({signal}_)?")
+    elif is_otlp:
+        _obey(environ, f"{signal} by otlp", "OTEL_")
+        _obey(_in_force(environ, signal), "otlp", f"OTEL_EXPORTER_OTLP_({signal}_)?")
         if protocol(environ, signal) == GRPC and find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
             raise ConfigError(
                 f"grpc, which OTEL_{signal}_EXPORTER or OTEL_EXPORTER_OTLP_PROTOCOL asks for, needs the package "
@@ -87,6 +96,15 @@ def check(environ: Mapping[str, str], signal: str = TRACES) -> None:
                 f"allowed without it: {HTTP}"
             )
         endpoint(environ, signal)
+
+
+def _in_force(environ: Mapping[str, str], signal: str) -> dict[str, str]:
+    """Return the variables of OTLP exporters that no other of the signal's own overrides."""
+    own, common = f"OTEL_EXPORTER_OTLP_{signal}_", "OTEL_EXPORTER_OTLP_"
+    overridden = {name.replace(own, common) for name, value in environ.items() if name.startswith(own) and value}
+    if environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() in _FIXED:
+        overridden |= {f"{common}PROTOCOL", f"{own}PROTOCOL"}
+    return {name: value for name, value in environ.items() if name not in overridden}
 
 
 def _obey(environ: Mapping[str, str], whose: str, prefix: str) -> None:
@@ -110,7 +128,19 @@ def _are_detectors(names: str) -> bool:
     return all(name.strip() in known for name in names.split(",") if name.strip())
 
 
-_READ = {_PEM: _is_pem, _DETECTORS: _are_detectors}
+def _is_within(low: float, high: float, value: str) -> bool:
+    try:
+        return low <= float(value) <= high
+    except ValueError:
+        return False
+
+
+_READ: dict[str, Callable[[str], bool]] = {
+    _PEM: _is_pem,
+    _DETECTORS: _are_detectors,
+    _RATIO: partial(_is_within, 0.0, 1.0),
+    _SECONDS: partial(_is_within, math.ulp(0.0), 1e9),
+}
 """What no pattern can say of a value."""
 
 

@@ -65,6 +65,8 @@ class Sender:
 
     def begin_close(self) -> None:
         """Have what is left sent, without waiting for it."""
+        if os.getpid() != self._pid:
+            return
         with self._changed:
             self._closing_since = self._closing_since or time.monotonic()
             self._changed.notify_all()
@@ -108,7 +110,8 @@ class Sender:
                         is_last = self._closing_since is not None
                     self._send()
             except Exception as error:
-                self._report(_described(error))
+                with suppress(Exception):
+                    self._report(_described(error))
             with self._changed:
                 self._is_over = True
                 self._changed.notify_all()
@@ -251,8 +254,13 @@ class MetricSender(Sender):
         super().__init__(make_exporter, **options)
 
     def _send(self) -> None:
-        is_sent = all(self._export(part) is not None for part in self._collect())
-        if not is_sent and time.monotonic() - (self._failing_since or 0.0) >= PATIENCE_S:
+        since = self._failing_since
+        if all(self._export(part) is not None for part in self._collect()):
+            return
+        with self._changed:
+            self._failing_since = since or self._failing_since  # one part that got through has not ended the trouble
+            is_time = time.monotonic() - (self._failing_since or 0.0) >= PATIENCE_S
+        if is_time:
             self._report()
 
 

@@ -77,7 +77,7 @@ class ScrapeEndpoint(Sink):
         self._host = host
         self._port = port
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler that ends the run may come while the port is opened
         self._is_opened = False
         self._server: Server | None = None
 

@@ -138,7 +138,8 @@ class SpanSink(Sink):
         tracer = provider.get_tracer(semconv.INSTRUMENTATION, __version__)
         own = getattr(tracer, "id_generator", None)
         if own is not None and type(tracer).__module__.startswith(_SDK):  # others may hand out one tracer to all
-            self._preset_ids = PresetIdGenerator(own)
+            # From 1.45 on the SDK gives every watch the same tracer.
+            self._preset_ids = own if isinstance(own, PresetIdGenerator) else PresetIdGenerator(own)
             tracer.id_generator = self._preset_ids  # type: ignore[attr-defined]  # the SDK's tracer has it
             sampler = getattr(tracer, "sampler", None)
             # The SDK's keep no state.  Any other is only asked by the tracer, once per span.

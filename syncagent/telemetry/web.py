@@ -2,7 +2,8 @@
 
 The servers of the standard library give each connection a thread, or wait for one as long as its client likes; and a
 job that has no descriptor left cannot write its checkpoint.  Here there is one thread, and there are eight connections
-at most.  One that sends nothing keeps no other out; one that sends is served at once, within limits of time and size.
+at most.  One that sends nothing keeps no other out; those that send are served one after the other, within limits of
+time and size.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Server:
     """
 
     def __init__(self, host: str, port: int, page: type[Request], name: str) -> None:
+        if not hasattr(select, "poll"):
+            raise OSError("this system has no poll()")
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         self._listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)

@@ -447,7 +447,7 @@ def pipeline() -> str:
     counted, reported = (sum(of[f"syncs_{what}"] for of in gpu["ranks"]) for what in ("counted", "reported"))
     what_is_fast = (
         f"Job and Collector on the same {rates['cpus']} cores. {device(rates)}, load {rates['load_before']:.1f}. "
-        "`python tests/stack/rates.py --out FILE`."
+        "`python tests/stack/rates.py --seconds 15 --spans 21000 --out FILE`."
     )
     what_lasts = (
         f"{long['ranks']} ranks, {long['wanted_syncs_a_second']:,.0f} syncs a second each for {long['seconds']:g} s, "

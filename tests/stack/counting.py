@@ -1,7 +1,7 @@
 """The Collector as ``otel/collector/config.yaml`` has it, and what it says that it has counted and taken.
 
 Other than there, kept traces go to a file, since no Tempo is here, and what is counted from spans is passed on each
-second and not each minute, so that it can be asked for at the end.
+second and not every 15, so that it can be asked for at the end.
 """
 
 from __future__ import annotations

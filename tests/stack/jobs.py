@@ -31,8 +31,12 @@ def torchrun(script, folder, environ, *arguments):
         yield process
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.terminate()  # torchrun kills its ranks, which have sessions of their own
+            try:
+                process.wait(45)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 class Pipeline:

@@ -25,9 +25,12 @@ compiles = pytest.mark.timeout(900)
 
 
 def run(*words, cwd, timeout_s=600, **variables):
-    return subprocess.run(
-        words, cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    """What hangs, as a download may where packets are dropped, has failed."""
+    options = {"cwd": cwd, "env": os.environ | variables, "capture_output": True, "text": True, "check": False}
+    try:
+        return subprocess.run(words, timeout=timeout_s, **options)
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(words, 124, "", str(late))
 
 
 def last_line(text):

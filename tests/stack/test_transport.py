@@ -201,7 +201,8 @@ BRIEFLY = {"OTEL_EXPORTER_OTLP_TIMEOUT": "2", "OTEL_LOGS_EXPORTER": "none"}
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_certificate_of_another_authority(refused, another, protocol):
-    assert refused("tls", protocol, OTEL_EXPORTER_OTLP_CERTIFICATE=str(another.certificate)) == UNTRUSTED
+    variables = BRIEFLY | {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(another.certificate)}
+    assert refused("tls", protocol, **variables) == UNTRUSTED
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -330,6 +331,25 @@ def test_what_a_sink_that_hangs_keeps_from_the_report_is_counted_as_dropped(cpu_
     assert 0 < report.totals.syncs < 100
     assert report.totals.syncs + report.dropped == 100
     assert f"dropped: {report.dropped} (a sink hangs)" in report.notes
+
+
+def test_what_is_left_can_be_counted_while_a_slow_delivery_goes_on(monkeypatch):
+    """It is not waited for any longer, and takes away what is being counted."""
+    over = threading.Event()
+
+    class Slow(Memory):
+        def events(self, _batch):
+            over.wait(0.0005)
+
+    own, reader = delivering(Slow())
+    waiting = [SimpleNamespace(step=0, repeats=1)] * 60_000
+    monkeypatch.setattr(reader, "take_events", lambda: [waiting.pop() for _ in range(len(waiting))])
+    own.start()
+    own.stop(most_s=0.3)
+    left = [own.undelivered for _ in range(30)]
+    over.set()
+    assert left == sorted(left, reverse=True)
+    assert left[0] > 0
 
 
 def test_threads_that_have_ended_are_let_go_of_where_every_round_is_busy(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -227,3 +228,18 @@ def test_rejected_data_points_are_reported():
 
     MetricSender(make, lambda: [DATA], on_trouble=told.append, interval_s=3600.0).close()
     assert told == ["it rejected some: too old"]
+
+
+def test_a_part_that_is_refused_again_and_again_is_reported_though_others_get_through(monkeypatch):
+    """Metrics go in parts; a proxy may refuse those that are large."""
+    monkeypatch.setattr(outbox, "PATIENCE_S", 0.2)
+    answers = itertools.cycle([MetricExportResult.SUCCESS, MetricExportResult.FAILURE])
+    reported = threading.Event()
+    sender = MetricSender(
+        lambda _: Collector(lambda: next(answers)),
+        lambda: [DATA, DATA],
+        on_trouble=lambda _: reported.set(),
+        interval_s=0.01,
+    )
+    assert reported.wait(20)
+    sender.close()

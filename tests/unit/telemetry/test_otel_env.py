@@ -159,3 +159,35 @@ def test_a_value_of_any_length_is_reported_in_one_line():
 def test_installed_resource_detectors_are_known():
     """Ours among them."""
     otel_env.check({"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel, process,syncagent"}, otel_env.RESOURCE)
+
+
+@pytest.mark.parametrize(
+    ("signal", "environ"),
+    [
+        ("TRACES", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}),
+        ("TRACES", {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_TRACES_EXPORTER": "otlp_proto_http"}),
+        ("TRACES", {"OTEL_EXPORTER_OTLP_TIMEOUT": "1e1"}),
+        ("TRACES", {"OTEL_EXPORTER_OTLP_HEADERS": "a=100%1z"}),
+        ("TRACES", {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "10e-2"}),
+        ("LOGS", {"OTEL_LOGS_EXPORTER": "none", "OTEL_BLRP_SCHEDULE_DELAY": "soon"}),
+        ("METRICS", {"OTEL_METRICS_EXPORTER": "none", "OTEL_METRIC_EXPORT_INTERVAL": "soon"}),
+    ],
+)
+def test_what_another_variable_overrides_or_the_sdk_can_read_is_allowed(signal, environ):
+    otel_env.check({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"} | environ, signal)
+
+
+@pytest.mark.parametrize(
+    ("signal", "environ"),
+    [
+        ("TRACES", {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "9e-0"}),
+        ("METRICS", {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}),
+        ("LOGS", {"OTEL_LOGS_EXPORTER": "otlp", "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "many"}),
+        ("METRICS", {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "http://u:pw@host:9464"}),
+        ("METRICS", {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "[::1]"}),
+    ],
+)
+def test_what_the_sdk_would_fail_on_later_is_one_sentence(signal, environ):
+    with pytest.raises(ConfigError, match=list(environ)[-1]) as caught:
+        otel_env.check({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"} | environ, signal)
+    assert "pw" not in str(caught.value)

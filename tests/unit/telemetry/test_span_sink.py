@@ -596,3 +596,12 @@ def test_nothing_is_kept_of_steps_that_are_done_but_the_last_few(out, sink):
         sink.events([sync(number * 10 + 1, step=number)])
         sink.step(step(number * 10, number * 10 + 10, number))
     assert 0 < (kept() - before).total() <= spans.STEPS_MAX
+
+
+def test_a_program_may_be_watched_any_number_of_times(out):
+    """The SDK may hand one tracer to all of them, whose generator of ids is replaced."""
+    for _ in range(1_100):
+        last = SpanSink(out.provider)
+    last.events([sync()])
+    last.step(step())
+    assert len(out.all()) == 2

@@ -258,7 +258,8 @@ def tell(stack: Stack) -> None:
 if __name__ == "__main__":
     direct = filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(direct)  # all of it is on this machine
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed ends what it has started, too
+    # A terminal that is closed ends it, too; and Ctrl-C does where a shell has started it in the background.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(main())

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -124,6 +123,8 @@ def _is_pem(path: str) -> bool:
 
 
 def _are_detectors(names: str) -> bool:
+    from importlib.metadata import entry_points  # costs milliseconds, and is seldom asked
+
     known = {"otel", "*"} | {point.name for point in entry_points(group="opentelemetry_resource_detector")}
     return all(name.strip() in known for name in names.split(",") if name.strip())
 

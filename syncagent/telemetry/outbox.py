@@ -127,6 +127,7 @@ class Sender:
         return self._closing_since is not None
 
     def _send(self) -> None:
+        """Export what there is: what, only a subclass knows."""
         raise NotImplementedError
 
     def _export(self, batch: Any) -> int | None:

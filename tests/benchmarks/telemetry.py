@@ -32,6 +32,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from syncagent.telemetry.outbox import Outbox
+    from syncagent.telemetry.spans import SpanSink
+
 if __package__ in {None, ""}:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -179,9 +182,33 @@ def throughput(cores: tuple[int, int]) -> Iterator[dict[str, Any]]:
     yield {"case": "summary, and the SDK's own histogram"} | drained((sink,), per_step)
 
 
+def deliver(sink: SpanSink, outbox: Outbox, count: int) -> int:
+    """Hand over steps of twenty syncs, about that many spans in all; return how many, once all are sent."""
+    from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+
+    site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
+    at = time.time_ns()
+    for step in range(count // 21):
+        events = [
+            SyncEvent(
+                "aten::nonzero", "torch.nonzero", SyncKind.DYNAMIC_SHAPE, at + n * 2_000_000, 1_500_000, site,
+                Phase.FORWARD, step, 0, "cuda:0", 0, "MainThread", "kernels", ((64, 3, 32, 32),),
+            )
+            for n in range(20)
+        ]  # fmt: skip
+        sink.events(events)
+        sink.step(StepRecord(step, at, at + 50_000_000, 0))
+        at += 50_000_000
+        while not step % 20 and sum(outbox.stats().values()) < step * 21:  # or the queue runs over
+            time.sleep(0.005)
+    sink.close()
+    while sum(outbox.stats().values()) < count // 21 * 21:
+        time.sleep(0.005)
+    return count // 21 * 21
+
+
 def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
     """Spans of every sync, from records to the collector or the journal: without a span budget."""
-    from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_resource, build_spans
     from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
@@ -192,28 +219,11 @@ def spans(cores: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
         assert built is not None
         provider, outbox = built
         sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
-        site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
-        began_ns, began_s = time.time_ns(), time.process_time()
-        for step in range(count // 21):
-            at = began_ns + step * 50_000_000
-            events = [
-                SyncEvent(
-                    "aten::nonzero", "torch.nonzero", SyncKind.DYNAMIC_SHAPE, at + n * 2_000_000, 1_500_000, site,
-                    Phase.FORWARD, step, 0, "cuda:0", 0, "MainThread", "kernels", ((64, 3, 32, 32),),
-                )
-                for n in range(20)
-            ]  # fmt: skip
-            sink.events(events)
-            sink.step(StepRecord(step, at, at + 50_000_000, 0))
-            while not step % 20 and sum(outbox.stats().values()) < step * 21:  # or the queue runs over
-                time.sleep(0.005)
-        sink.close()
-        while sum(outbox.stats().values()) < count // 21 * 21:
-            time.sleep(0.005)
+        began_s = time.process_time()
+        made = deliver(sink, outbox, count)
         took_s = time.process_time() - began_s
         stats = outbox.stats()
         outbox.close()
-        made = count // 21 * 21
         return {
             "spans_a_second": round(made / took_s),
             "us_a_span": round(1e6 * took_s / made),

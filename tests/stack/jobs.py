@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import urllib.parse
 from contextlib import contextmanager
 
+import keeping
 from places import OTEL
 
 import services  # isort: skip
@@ -147,10 +147,22 @@ class Store:
         return data["result"] if isinstance(data, dict) else data
 
 
+def check_counts(store, syncs, steps_of_ranks, line_of):
+    """Each line's count is that of its steps, by the counter (``syncs``) and by the histogram."""
+    assert syncs == store.by_rank_and_line("syncagent_stall_duration_seconds_count")
+    for rank, steps in enumerate(steps_of_ranks):
+        assert syncs[str(rank), line_of("MASK")] == steps
+        assert syncs[str(rank), line_of("BACKWARD")] == steps
+        assert syncs[str(rank), line_of("LOGGED")] == 3 * steps
+        assert syncs.get((str(rank), line_of("SECOND RANK ONLY")), 0) == rank * steps
+        assert store.by_rank_and_line("syncagent_step_duration_seconds_count")[str(rank), None] == steps - 1
+    assert store.by_rank_and_line("syncagent_events_dropped_total") == {("0", None): 0, ("1", None): 0}
+
+
 def spans_in(otlp):
     """Each span of an OTLP message in JSON, flat: resource, attributes and links are dictionaries."""
     for of_resource in otlp["resourceSpans"]:
-        resource = _attributes(of_resource["resource"])
+        resource = keeping.attributes(of_resource["resource"])
         for of_scope in of_resource["scopeSpans"]:
             for span in of_scope["spans"]:
                 yield {
@@ -161,7 +173,7 @@ def spans_in(otlp):
                     "kind": span["kind"],
                     "start_ns": int(span["startTimeUnixNano"]),
                     "end_ns": int(span["endTimeUnixNano"]),
-                    "attributes": _attributes(span),
+                    "attributes": keeping.attributes(span),
                     "resource": resource,
                     "scope": of_scope["scope"],
                 }
@@ -169,18 +181,5 @@ def spans_in(otlp):
 
 def spans_of(file, service):
     """Those of one service in a file of the Collector's file exporter, or in a journal, by their id."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [span for line in lines for span in spans_in(json.loads(line))]
+    found = [span for request in keeping.whole_lines(file) for span in spans_in(request)]
     return {span["id"]: span for span in found if span["resource"]["service.name"] == service}
-
-
-def _attributes(of):
-    return {pair["key"]: _plain(pair["value"]) for pair in of.get("attributes", ())}
-
-
-def _plain(value):
-    """The value with its type: ``intValue`` is text in JSON."""
-    ((kind, found),) = value.items()
-    if kind == "arrayValue":
-        return [_plain(item) for item in found.get("values", ())]
-    return int(found) if kind == "intValue" else found

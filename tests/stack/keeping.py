@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 import services  # isort: skip
 
 
@@ -46,6 +44,8 @@ def config(folder, receivers, *, processors=None):
 
 def start(folder, ports=None, receivers=None, **options):
     """Start one; skips the test where it cannot be had."""
+    import pytest  # not at once: machines with GPUs read files with this, and need not have it
+
     try:
         return services.collector(folder, config(folder, receivers or {}, **options), ports or services.Ports())
     except services.NotHereError as why:

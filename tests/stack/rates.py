@@ -76,34 +76,18 @@ def make_syncs(seconds):
 
 
 def make_spans(count):
-    from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
     from syncagent.telemetry.provider import build_resource, build_spans
     from syncagent.telemetry.span_budget import SpanBudget
     from syncagent.telemetry.spans import SpanSink
     from syncagent.telemetry.step_ids import process_identity
+    from tests.benchmarks.telemetry import deliver
 
     (provider, outbox), _ = build_spans(build_resource({}), None)
     sink = SpanSink(provider, identity=process_identity, budget=SpanBudget(first=10**9))
-    site = CallSite("/app/train/loss.py", 120, "MaskedLoss.forward", "target = torch.nonzero(labels > 0)")
-    at, began, began_cpu = time.time_ns(), time.perf_counter(), time.process_time()
-    for step in range(count // 21):
-        events = [
-            SyncEvent(
-                "aten::nonzero", "torch.nonzero", SyncKind.DYNAMIC_SHAPE, at + n * 2_000_000, 1_500_000, site,
-                Phase.FORWARD, step, 0, "cuda:0", 0, "MainThread", "kernels", ((64, 3, 32, 32),),
-            )
-            for n in range(20)
-        ]  # fmt: skip
-        sink.events(events)
-        sink.step(StepRecord(step, at, at + 50_000_000, 0))
-        at += 50_000_000
-        while not step % 20 and sum(outbox.stats().values()) < step * 21:  # or the queue runs over
-            time.sleep(0.005)
-    sink.close()
-    while sum(outbox.stats().values()) < count // 21 * 21:
-        time.sleep(0.005)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    made = deliver(sink, outbox, count)
     told = {
-        "made": count // 21 * 21,
+        "made": made,
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_s": round(time.process_time() - began_cpu, 2),
         "spans": outbox.stats(),

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 
 import pytest
-from jobs import FROM_SPANS, SERIES, spans_of, torchrun
+from jobs import FROM_SPANS, SERIES, check_counts, spans_of, torchrun
 from places import OTEL, TRAIN
 
 pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
@@ -72,16 +72,8 @@ def job(environ, pipeline, tmp_path_factory, until):
 
 
 def test_counts_are_exact(job, line_of):
-    """Each line's count is that of its steps, by the counter and by the histogram, to the last one."""
-    syncs = job.store.by_rank_and_line("syncagent_syncs_total")
-    assert syncs == job.store.by_rank_and_line("syncagent_stall_duration_seconds_count")
-    for rank, steps in enumerate(job.steps):
-        assert syncs[str(rank), line_of("MASK")] == steps
-        assert syncs[str(rank), line_of("BACKWARD")] == steps
-        assert syncs[str(rank), line_of("LOGGED")] == 3 * steps
-        assert syncs.get((str(rank), line_of("SECOND RANK ONLY")), 0) == rank * steps
-        assert job.store.by_rank_and_line("syncagent_step_duration_seconds_count")[str(rank), None] == steps - 1
-    assert job.store.by_rank_and_line("syncagent_events_dropped_total") == {("0", None): 0, ("1", None): 0}
+    """To the last one."""
+    check_counts(job.store, job.store.by_rank_and_line("syncagent_syncs_total"), job.steps, line_of)
 
 
 def test_every_sync_has_a_span_or_is_counted_as_one_without(job):

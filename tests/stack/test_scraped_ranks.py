@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from jobs import SERIES, Store, spans_of, torchrun
+from jobs import SERIES, Store, check_counts, spans_of, torchrun
 from places import OTEL, TRAIN
 
 import services  # isort: skip
@@ -72,15 +72,8 @@ def test_each_rank_has_a_port_of_its_own_and_the_launcher_none(job):
 
 
 def test_counts_are_exact(job, line_of):
-    """Each line's count is that of its steps, by the counter and by the histogram, as in the report at the end."""
-    syncs = job.final
-    assert syncs == job.store.by_rank_and_line("syncagent_stall_duration_seconds_count")
-    for rank, steps in enumerate(job.steps()):
-        assert syncs[str(rank), line_of("MASK")] == steps
-        assert syncs[str(rank), line_of("LOGGED")] == 3 * steps
-        assert syncs.get((str(rank), line_of("SECOND RANK ONLY")), 0) == rank * steps
-        assert job.store.by_rank_and_line("syncagent_step_duration_seconds_count")[str(rank), None] == steps - 1
-    assert job.store.by_rank_and_line("syncagent_events_dropped_total") == {("0", None): 0, ("1", None): 0}
+    """And those of the report at the end, which the fixture compares."""
+    check_counts(job.store, job.final, job.steps(), line_of)
 
 
 def test_the_series_are_those_that_a_collector_passes_on(job):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import pytest
 from jobs import spans_in, spans_of, torchrun
@@ -116,9 +117,11 @@ def test_jaeger_finds_traces_by_what_a_person_would_look_for(jaeger, steps):
         if "syncagent.violation" in span["attributes"]
     }
     wanted = {span["trace"] for n in ALONE if n % 3 == 1 for spans in steps[n].values() for span in spans}
-    for tags in ('{"syncagent.violation":"true"}', f'{{"code.line.number":"{forbidden}"}}'):
-        found = jaeger.get(f"/api/traces?service=sampled&limit=1000&tags={quote(tags)}")["data"]
-        assert {trace["traceID"] for trace in found} >= wanted
+    tags = [{"syncagent.violation": "true"}, {"code.line.number": forbidden}, {"syncagent.allowed": "wanted"}]
+    asked = [{"operation": "aten::index"}, *({"tags": json.dumps(one)} for one in tags)]
+    for one in asked:
+        found = jaeger.get(f"/api/traces?{urlencode({'service': 'sampled', 'limit': 1000, **one})}")["data"]
+        assert {trace["traceID"] for trace in found} >= wanted, one
     operations = {one["name"] for one in jaeger.get("/api/v3/operations?service=sampled")["operations"]}
     assert {"train.step", "aten::index", "aten::_local_scalar_dense", "last steps"} <= operations
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.support import stderr
 from syncagent.support.log import log_once
-from syncagent.telemetry.journal import JournalExporter
 
 if TYPE_CHECKING:
     from syncagent.report.model import Report
@@ -100,6 +99,8 @@ def _where_spans_are(outputs: Outputs, *, is_interrupted: bool) -> tuple[str, st
     outbox = outputs.outbox
     if outbox is None:
         return outputs.spans_to, ""
+    from syncagent.telemetry.journal import JournalExporter  # not when the interpreter starts
+
     journal = outbox.exporter if isinstance(outbox.exporter, JournalExporter) else None
     # The journal may not be where it was wanted.
     target = outputs.spans_to if journal is None or journal.path is None else f"journal {journal.path}"

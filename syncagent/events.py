@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from syncagent.support.compat import StrEnum
 
@@ -26,18 +27,41 @@ class SyncKind(StrEnum):
     """An error flag or an argument check reads values from the GPU: ``linalg``, distributions."""
 
     EXPLICIT = "explicit"
-    """The program asked for it, as by ``torch.cuda.synchronize``."""
+    """The program asked for it, as by ``torch.cuda.synchronize``, or a library did in C."""
+
+    COLLECTIVE = "collective"
+    """Code of ``torch.distributed`` waited in the driver: ``barrier``, ``monitored_barrier``, object collectives."""
+
+    ALLOCATOR = "allocator"
+    """The driver waited before it took or gave memory: ``cudaMalloc``, ``cudaFree``, pinned memory."""
 
     OTHER = "other"
 
 
 class Phase(StrEnum):
-    """Which part of a training step the sync belongs to."""
+    """Which part of training the sync belongs to; what cannot be told is ``other``."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
+    EVALUATION = "evaluation"
+    """Gradients are off, and the outermost module that runs is in eval mode.
+
+    A teacher, an average or a frozen part that runs within a module that trains, or within an optimizer's closure, is
+    ``forward``; one that the program's own loop calls by itself cannot be told from validation.
+    """
     OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where an expression stands, in characters of its lines from 0; it begins on the line of the call site."""
+
+    column: int
+    end_line: int
+    end_column: int
+    indent: int = 0
+    """Blanks at the beginning of its line, which ``CallSite.source`` leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +78,8 @@ class CallSite:
     source: str = ""
     statement: str = field(default="", compare=False, repr=False)
     """The whole statement, or the head of a compound one, where it is more than ``source``."""
+    span: Span | None = field(default=None, compare=False, repr=False)
+    """The expression that waits; ``None`` where Python does not know it (before 3.11)."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -86,7 +112,7 @@ class SyncEvent:
     """The CUDA stream's handle; 0 is the default stream."""
     thread: str
     sensor: str
-    """The sensor that saw it: ``kernels``, ``explicit``, ``modes``, ``simulated``."""
+    """The sensor that saw it: ``kernels``, ``explicit``, ``monitored``, ``modes``, ``simulated``, ``driver``."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Shapes of the op's tensor arguments, the first four at most."""
     allowed: str | None = None
@@ -111,13 +137,28 @@ class SyncEvent:
     """Whether it waited only because of the driver's state, which may differ in the next run; no gate counts it."""
     repeats: int = 1
     """How many syncs this record stands for, with ``stall_ns`` their sum.  Syncs of an allowed line are summed after
-    the first hundred, except the first of each step; so are all syncs that come faster than they can be delivered."""
+    the first hundred, except the first of each step; so are all syncs that come faster than they can be delivered.
+    0 for a wait that only the driver saw at a line whose syncs are counted in sampled steps: it adds time alone."""
     longest_ns: int | None = None
     """The longest stall of its line so far, where the record stands for many."""
     regions: tuple[int, ...] = ()
     """Numbers of the regions (a watch inside a watch) that it happened in."""
     policy: str | None = None
     """The policy of the region that judged it; ``None`` where the process's did."""
+    estimated: bool = False
+    """Whether ``stall_ns`` is a line's part of many short waits: their sum is exact, the parts are those that the lines
+    had in sampled steps."""
+
+
+class Weight(NamedTuple):
+    """What one recorded sync stands for where only some were recorded."""
+
+    syncs: float = 1.0
+    """How many syncs."""
+    stall: float = 1.0
+    """By how much its stall is to be multiplied: 1 where the stalls of all are known in another way."""
+    unit: int = 0
+    """Which sampled step or interval it was seen in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 from syncagent.attribution import handlers
-from syncagent.attribution.statements import statement_at
-from syncagent.events import CallSite
-from syncagent.support.compat import qualified_name
+from syncagent.attribution.conditions import condition_at
+from syncagent.attribution.statements import Statement, shown, statement_at
+from syncagent.events import CallSite, Span
+from syncagent.support.compat import Position, Standing, expression_at, qualified_name
 from syncagent.support.reading import source_lines
 from syncagent.torchbridge.frames import is_stand_in
 
@@ -26,8 +27,12 @@ from syncagent.torchbridge.frames import is_stand_in
 _USER, _LIBRARY, _PLUMBING = 1, 2, 4
 MODULE_CALL, OPTIMIZER, SET_UP = 8, 16, 32
 _HANDLER = 64
+COLLECTIVE = 128
+_TORCH, _OF_OPTIMIZERS = 256, 512
 
 Point = tuple["CodeType", int]
+AnyFrame = FrameType | Standing
+"""A frame of this thread's, or where another thread stood."""
 
 
 class Where(NamedTuple):
@@ -38,7 +43,11 @@ class Where(NamedTuple):
     library: Point | None
     """Innermost frame of a library, where the user's frame is further out or there is none."""
     marks: int = 0
-    """Bits of all frames: is an ``nn.Module`` or an optimizer running?"""
+    """Bits of all frames: is an ``nn.Module`` running, or the step of an optimizer?"""
+
+    def within(self, outer: Where) -> Where:
+        """Return the same for the user's line of ``outer``: that of another thread, for which this one works."""
+        return Where(outer.user, self.library or outer.library, self.marks | outer.marks)
 
 
 NOWHERE = Where(None, None)
@@ -58,7 +67,19 @@ _SETTING_UP = (
 """Files of torch that compile, tune or capture: waits below them are torch's own, and happen once."""
 
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-_MODULE_CALLS = frozenset({"_call_impl", "_slow_forward"})
+_MODULE_CALLS = frozenset({"_wrapped_call_impl", "_call_impl", "_slow_forward"})
+_STEPS_OF = {
+    # The functions of a step, by file of torch.  What else is in these files (state_dict, get_scale) is no step, nor
+    # are learning rate schedulers and averages of weights, though torch keeps them beside its optimizers.
+    "optim/": frozenset({"step", "wrapper"}),
+    "amp/grad_scaler.py": frozenset({"step", "unscale_", "update"}),
+    "distributed/fsdp/sharded_grad_scaler.py": frozenset({"step", "unscale_", "update"}),
+}
+_HOOKED_STEP = "wrapper"
+"""What torch puts around the ``step`` of every optimizer, whoever wrote it."""
+_AROUND_STEP = frozenset({"_use_grad", "maybe_fallback"})
+"""Decorators of torch's that may be around it as well."""
+_NOT_OPTIMIZERS = ("optim/lr_scheduler.py", "optim/swa_utils.py")
 _CACHE_LIMIT = 50_000
 
 
@@ -87,7 +108,7 @@ class CallSites:
 
     # --- on the training thread
 
-    def capture(self, frame: FrameType | None) -> Where:
+    def capture(self, frame: AnyFrame | None) -> Where:
         """Walk outwards from ``frame`` to the user's line, and on to the outermost frame for the marks."""
         user, user_offset, library, library_offset, marks = self.walk(frame)
         return Where(
@@ -96,7 +117,7 @@ class CallSites:
             marks,
         )
 
-    def walk(self, frame: FrameType | None) -> tuple[CodeType | None, int, CodeType | None, int, int]:
+    def walk(self, frame: AnyFrame | None) -> tuple[CodeType | None, int, CodeType | None, int, int]:
         """Do as :meth:`capture`, and return one tuple: user's code and offset, library's code and offset, marks."""
         bits_of = self._bits
         library: CodeType | None = None
@@ -126,6 +147,29 @@ class CallSites:
             frame = frame.f_back
         return None, 0, library, library_offset, marks
 
+    def running(self, frame: AnyFrame | None) -> int:
+        """Return which runs further in, ``MODULE_CALL`` or ``OPTIMIZER``; 0 where it cannot be told.
+
+        A step may call the program: a closure, a hook, or a ``step`` that is not torch's own.  Of these only the last
+        one belongs to the optimizer, as long as it does not call a closure in turn.
+        """
+        foreign: AnyFrame | None = None
+        inside_foreign = False
+        while frame is not None:
+            bits = self._classify(frame.f_code)
+            if bits & MODULE_CALL:
+                return MODULE_CALL
+            if bits & _OF_OPTIMIZERS:
+                if foreign is not None:
+                    is_step = frame.f_code.co_name == _HOOKED_STEP and foreign.f_code.co_name == "step"
+                    return OPTIMIZER if is_step and not (inside_foreign and self._calls_closure(foreign)) else 0
+                if bits & OPTIMIZER:
+                    return OPTIMIZER
+            elif not bits & _HANDLER and (bits & _USER or bits & (_LIBRARY | _TORCH) == _LIBRARY):
+                foreign, inside_foreign = frame, foreign is not None
+            frame = frame.f_back
+        return 0
+
     def innermost(self, frame: FrameType | None) -> Point | None:
         """Return the user's frame alone; cheaper than :meth:`capture`, for ops that are only counted."""
         bits_of = self._bits
@@ -140,7 +184,7 @@ class CallSites:
             frame = frame.f_back
         return None
 
-    def inside_user(self, frame: FrameType | None) -> list[Point]:
+    def inside_user(self, frame: AnyFrame | None) -> list[Point]:
         """Return the frames of libraries between the call and the user's line, innermost first."""
         points: list[Point] = []
         while frame is not None:
@@ -167,8 +211,29 @@ class CallSites:
             frame = frame.f_back
         return tuple(points)
 
-    def _passes_on(self, frame: FrameType) -> bool:
-        """Return whether this handler of a mode or a tensor subclass only passes on the call that it was given."""
+    def outermost_module(self, frame: AnyFrame | None) -> AnyFrame | None:
+        """Return the frame of torch's in which the outermost ``nn.Module`` is called, of those that are running."""
+        bits_of, found = self._bits, None
+        while frame is not None:
+            try:
+                bits = bits_of[id(frame.f_code)]
+            except KeyError:
+                bits = self._classify(frame.f_code)
+            if bits & MODULE_CALL:
+                found = frame
+            frame = frame.f_back
+        return found
+
+    def _calls_closure(self, frame: AnyFrame) -> bool:
+        """Return whether this ``step(self, closure)`` stands where it calls its closure, or passes it on."""
+        code = frame.f_code
+        return code.co_argcount + code.co_kwonlyargcount >= 2 and self._passes_on(frame)
+
+    def _passes_on(self, frame: AnyFrame) -> bool:
+        """Return whether this function calls its second argument there, or passes it on.
+
+        Where a handler of a mode or a tensor subclass does that, it only passes on the call that it was given.
+        """
         key = (id(frame.f_code), frame.f_lasti)
         known = self._passing.get(key)
         if known is None:
@@ -176,6 +241,18 @@ class CallSites:
                 self._passing = {}
             known = self._passing[key] = handlers.passes_on(frame.f_code, frame.f_lasti)
         return known
+
+    def is_users(self, file: str) -> bool:
+        """Return whether a file is the user's, not one of a library or of Python."""
+        path = _absolute(file)
+        installed = path.startswith((*self._installed, *self._stdlib, *self._torch, self._agent)) or any(
+            mark in path for mark in _INSTALLED
+        )
+        return self._is_chosen(path) or not installed
+
+    def bits(self, code: CodeType) -> int:
+        """Return what the code of a frame is: ``MODULE_CALL``, ``OPTIMIZER``, ``SET_UP``, ``COLLECTIVE``, ..."""
+        return self._classify(code)
 
     def _classify(self, code: CodeType) -> int:
         known = self._bits.get(id(code))
@@ -206,13 +283,19 @@ class CallSites:
         path = _absolute(file)
         if path.startswith(self._torch):
             inside = path[len(self._torch[0]) :].replace(os.sep, "/")
-            if inside.startswith(("optim/", "amp/grad_scaler.py")):
-                return _LIBRARY | OPTIMIZER
+            steps = next((names for place, names in _STEPS_OF.items() if inside.startswith(place)), None)
+            if steps is not None and not inside.startswith(_NOT_OPTIMIZERS):
+                if code.co_name in _AROUND_STEP:
+                    return _PLUMBING | _TORCH
+                is_step = code.co_name in steps
+                return _LIBRARY | _TORCH | _OF_OPTIMIZERS | (OPTIMIZER if is_step else 0)
+            if inside.startswith("distributed/"):
+                return _LIBRARY | _TORCH | COLLECTIVE
             if inside.startswith(_SETTING_UP):
                 return _PLUMBING | SET_UP
             if inside == "nn/modules/module.py" and code.co_name in _MODULE_CALLS:
                 return _PLUMBING | MODULE_CALL
-            return _PLUMBING if inside.startswith(_TORCH_PLUMBING) else _LIBRARY
+            return _PLUMBING if inside.startswith(_TORCH_PLUMBING) else _LIBRARY | _TORCH
         if self._chosen and self._is_chosen(path):
             return _USER
         if path.startswith(self._installed) or "/torchinductor_" in path or "/dist-packages/" in path:
@@ -243,14 +326,19 @@ class CallSites:
         if known is None:
             if len(self._sites) >= _CACHE_LIMIT:
                 self._sites.clear()
-            line = _line(code, offset)
+            position = expression_at(code, offset)
+            line = position.line if position is not None else _line(code, offset)
             lines = source_lines(code.co_filename)
-            source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-            whole = statement_at(code, line) if source else ""
+            source = shown(lines[line - 1]) if 0 < line <= len(lines) else ""
+            statement = statement_at(code, line) if source else None
+            whole = statement.text if statement is not None else ""
             known = self._sites[id(code), offset] = (
-                CallSite(code.co_filename, line, qualified_name(code), source, "" if whole == source else whole),
+                CallSite(
+                    code.co_filename, line, qualified_name(code), source, "" if whole == source else whole,
+                    _span(position, lines, statement) if source and position is not None else None,
+                ),
                 code,
-            )
+            )  # fmt: skip
         return known[0]
 
 
@@ -293,6 +381,26 @@ def _absolute(path: str) -> str:
 
 def _folders(*paths: str | None) -> tuple[str, ...]:
     return tuple({_absolute(path) + os.sep for path in paths if path})
+
+
+def _span(position: Position, lines: list[str], statement: Statement | None) -> Span | None:
+    """Return where an expression stands in its file."""
+    line = position.line
+    if statement is not None:
+        head = lines[statement.first - 1]
+        position = condition_at(position, statement, len(head) - len(head.lstrip()))
+    if position.line != line or position.end_line > len(lines):
+        return None
+    text = lines[position.line - 1]
+    return Span(
+        _characters(text, position.column), position.end_line,
+        _characters(lines[position.end_line - 1], position.end_column), len(text) - len(text.lstrip()),
+    )  # fmt: skip
+
+
+def _characters(line: str, count: int) -> int:
+    """Turn a number of bytes, in which Python counts, into one of characters."""
+    return count if line.isascii() else len(line.encode()[:count].decode(errors="replace"))
 
 
 def _line(code: CodeType, offset: int) -> int:

@@ -20,7 +20,10 @@ def is_handler(code: CodeType) -> bool:
 
 
 def passes_on(code: CodeType, offset: int) -> bool:
-    """Return whether the call at this instruction calls the handler's ``func``, or passes it as an argument."""
+    """Return whether the call at this instruction calls the handler's ``func``, or passes it as an argument.
+
+    ``func`` is the second argument, as the closure is of an optimizer's ``step``.
+    """
     function = code.co_varnames[1]
     instructions = [instruction for instruction in dis.get_instructions(code) if instruction.opname != "PRECALL"]
     return any(

@@ -6,13 +6,15 @@ autograd node, and the context that ``backward()`` hands to those threads, which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Point, Where
+from syncagent.attribution.modules import ModuleCalls
 from syncagent.attribution.threads import OWNER, Threads, WatchedThread
 from syncagent.events import Phase, SyncKind
-from syncagent.support.compat import current_frames
+from syncagent.support.compat import Standing, current_frames, standing
 from syncagent.torchbridge.internals import Internals
 
 _OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
@@ -25,6 +27,7 @@ class Locator:
     def __init__(self, sites: CallSites, internals: Internals, threads: Threads[Any]) -> None:
         self.sites = sites
         self.internals = internals
+        self.calls = ModuleCalls()
         self._threads = threads
 
     def locate(self, thread: WatchedThread, frame: FrameType | None) -> Where:
@@ -34,14 +37,51 @@ class Locator:
             owner = self.owner_of_backward(thread)
             if owner is not None:
                 outer = self.sites.capture(backward_frame(owner, self.internals))
-                return Where(outer.user, where.library or outer.library, where.marks | outer.marks)
+                return where.within(outer)
         return where
 
-    def phase(self, where: Where, kind: SyncKind) -> Phase:
-        """Return the phase of a sync that is about to wait on this thread."""
+    def phase(
+        self, thread: WatchedThread, marks: int, kind: SyncKind, frame: FrameType | None, args: Sequence[Any] = ()
+    ) -> Phase:
+        """Return the phase of a sync that is about to wait on this thread, or has just waited."""
         if self.internals.graph_task() != -1:
             return _BACKWARD
-        return phase_outside_backward(where.marks, kind, self.internals.grad_enabled())
+        return self.phase_outside_backward(thread, marks, kind, frame, args, grads=self.internals.grad_enabled())
+
+    def phase_outside_backward(
+        self, thread: WatchedThread, marks: int, kind: SyncKind, frame: FrameType | None, args: Sequence[Any], *,
+        grads: bool,
+    ) -> Phase:  # fmt: skip
+        """Derive the phase from what is running; outside of modules, from the graph that the call adds to."""
+        if marks & OPTIMIZER:
+            running = self.sites.running(frame)
+            if running:
+                # A module that runs in an optimizer's closure belongs to the step, whatever its mode.
+                return _OPTIMIZER if running == OPTIMIZER else _FORWARD
+        elif marks & MODULE_CALL:
+            if grads:
+                return _FORWARD
+            call: Any = self.sites.outermost_module(frame)
+            return self.calls.phase(call, grads=False) if call is not None else _OTHER
+        if grads and kind in _COMPUTING:
+            graph_sequence = self.internals.graph_sequence
+            if any(graph_sequence(value) >= thread.step_sequence for value in args):
+                return _FORWARD
+        return _OTHER
+
+    def publish_module(self, frame: FrameType | None) -> None:
+        """Publish which module runs here with gradients, for those who look at this thread."""
+        call: Any = self.sites.outermost_module(frame)
+        if call is not None:
+            self.calls.phase(call, grads=True)
+
+    def phase_seen(self, marks: int, frame: Standing) -> Phase:
+        """Return the phase of another thread that stands there, outside of the backward pass."""
+        if marks & OPTIMIZER:
+            running = self.sites.running(frame)
+            return (_OPTIMIZER if running == OPTIMIZER else _FORWARD) if running else _OTHER
+        call = self.sites.outermost_module(frame) if marks & MODULE_CALL else None
+        return self.calls.seen(call) if call is not None else _OTHER
 
     def owner_of_backward(self, thread: WatchedThread) -> WatchedThread | None:
         """Find the thread that called the ``backward()`` in which this thread works.
@@ -92,18 +132,14 @@ class Locator:
         return line
 
 
-def phase_outside_backward(marks: int, kind: SyncKind, grad_enabled: bool) -> Phase:
-    """Derive the phase from what was running; shape-changing calls outside a module count while gradients are on."""
-    if marks & OPTIMIZER:
-        return _OPTIMIZER
-    return _FORWARD if marks & MODULE_CALL or (grad_enabled and kind in _COMPUTING) else _OTHER
-
-
-def backward_frame(owner: WatchedThread, internals: Internals) -> FrameType | None:
-    """Return the frame in which that thread waits for the autograd engine, if it does."""
+def backward_frame(owner: WatchedThread, internals: Internals) -> Standing | None:
+    """Return where that thread waits for the autograd engine, if it does."""
     frame = current_frames().get(owner.ident)
-    while frame is not None:
-        if frame.f_code is internals.backward_entry:
-            return frame
-        frame = frame.f_back
-    return None
+    return backward_in(standing(frame), internals) if frame is not None else None
+
+
+def backward_in(stands: Standing | None, internals: Internals) -> Standing | None:
+    """Return the innermost call of the autograd engine that this is in."""
+    while stands is not None and stands.f_code is not internals.backward_entry:
+        stands = stands.f_back
+    return stands

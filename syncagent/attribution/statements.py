@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tokenize
+from bisect import bisect_left
+from operator import attrgetter
 from types import CodeType
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from syncagent.support.reading import source_lines
 _INSIDE_A_LINE = frozenset({"<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<module>"})
 """Code whose first line may be in the middle of a statement: its file is read from the top."""
 _SKIPPED = frozenset({tokenize.NL, tokenize.COMMENT, tokenize.ENCODING})
+_LAST = attrgetter("last")
 _SCOPES = 500
 _LONGEST = 2_000
 
@@ -27,9 +30,16 @@ class Statement(NamedTuple):
 _read: dict[tuple[str, int], tuple[list[str], tuple[Statement, ...]]] = {}
 
 
-def statement_at(code: CodeType, line: int) -> str:
-    """Return the text of the statement at a line of this code; empty where the source is not available."""
-    return next((found.text for found in statements_of(code) if found.first <= line <= found.last), "")
+def shown(line: str) -> str:
+    """Return a line of source without the blanks around it, and of a table of numbers only its beginning."""
+    return line.strip()[:_LONGEST]
+
+
+def statement_at(code: CodeType, line: int) -> Statement | None:
+    """Return the statement at a line of this code; ``None`` where the source is not available."""
+    statements = statements_of(code)
+    found = bisect_left(statements, line, key=_LAST)  # of several on one line, the first
+    return statements[found] if found < len(statements) and statements[found].first <= line else None
 
 
 def statements_of(code: CodeType) -> tuple[Statement, ...]:
@@ -56,6 +66,7 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
     try:
         for token in tokenize.generate_tokens(lambda: next(rest, "")):
             kind = token.type
+            yield_gil()
             if kind == tokenize.INDENT:
                 depth += 1
             elif kind == tokenize.DEDENT:
@@ -66,7 +77,6 @@ def _statements(lines: list[str], begin: int) -> list[Statement]:
                 first, last = start[0] + begin - 1, token.start[0] + begin - 1
                 found.append(Statement(first, last, _text(lines, first, last, start[1], comments, begin)))
                 start, comments = None, {}
-                yield_gil()
             elif start is None and kind not in _SKIPPED and kind != tokenize.NEWLINE:
                 outermost = depth if outermost is None else outermost
                 if has_head and depth <= outermost and begin > 1:

@@ -35,6 +35,8 @@ class Steps:
         self._leader: weakref.ref[Any] | None = None
         self._others = 0
         self._stepped = False
+        self.stepped: Callable[[], None] = lambda: None
+        """Called on the thread of each step of an optimizer, and of each that is marked by hand."""
         self._hook: Any = None
         self._patches = Patches()
         self.without: list[str] = []
@@ -80,9 +82,11 @@ class Steps:
     def mark(self, step: int | None) -> None:
         """End the running step by hand; ``step`` is the number of the one that begins."""
         self._by_hand = True
+        self._safely(self.stepped)
         self._safely(self._end, step)
 
     def _optimizer_stepped(self, optimizer: Any) -> None:
+        self.stepped()
         if self._by_hand:
             return
         leader = self._leader() if self._leader is not None else None
@@ -97,8 +101,10 @@ class Steps:
 
     def _scaler_updated(self) -> None:
         """GradScaler's ``update`` ends every iteration; if no optimizer stepped since the last, it was skipped."""
-        if not self._by_hand and not self._stepped:
-            self._end(None)
+        if not self._stepped:
+            self.stepped()
+            if not self._by_hand:
+                self._end(None)
         self._stepped = False
 
     def _end(self, following: int | None) -> None:

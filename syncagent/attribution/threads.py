@@ -69,7 +69,7 @@ class WatchedThread:
 
     __slots__ = (
         "api", "api_point", "ended", "forwards", "ident", "last_sequence", "name", "native_id", "node_line",
-        "open_ranges", "owner", "trains", "where",
+        "open_ranges", "owner", "step_sequence", "trains", "where",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -93,6 +93,8 @@ class WatchedThread:
         self.forwards = ForwardSites()
         self.last_sequence = 0
         """The sequence number that the last op saw, under ``detail="ops"``: a new one means a new autograd node."""
+        self.step_sequence = 0
+        """The sequence number at the last step of an optimizer; older nodes belong to a graph that is done with."""
         self.node_line: tuple[int, int, Point | None] = (-1, -1, None)
         """The backward pass and the node in it that ran last on this thread, and the forward line of that node."""
         self.owner: tuple[int, WatchedThread | None] = (-1, None)
@@ -115,6 +117,8 @@ class Threads(Generic[T]):
     def __init__(self, make: Callable[[], T], faults: Faults) -> None:
         self.local = threading.local()
         """Holds this thread's own state as ``state``: looked up there, it costs no call."""
+        self.adopt: Callable[[T], None] = lambda _state: None
+        """Called on each thread that is new, with its state."""
         self.all: list[T] = []
         """Threads that are alive or not yet delivered.  Replaced and never changed, so that readers need no lock."""
         self._make = make
@@ -132,8 +136,9 @@ class Threads(Generic[T]):
             for other in self.all:  # the number of a thread that has ended is given to the next
                 other.ended = other.ended or other.ident == state.ident
             state.name = self._faults.guard(
-                "looking up a thread's name", lambda: _thread_name(state.ident, state.native_id), state.name
+                "looking up a thread's name", lambda: thread_name(state.native_id, state.ident), state.name
             )
+            self._faults.guard("the driver's counts of a thread", lambda: self.adopt(state), None)
             try:
                 self.retire(state)
             except Exception as error:
@@ -167,10 +172,11 @@ def _is_alive(native_id: int) -> bool:
     return not _TASKS or os.path.exists(f"{_TASKS}/{native_id}")
 
 
-def _thread_name(ident: int, native_id: int) -> str:
-    """Return Python's name of this thread, else the one the system knows (autograd's threads have no other)."""
+def thread_name(native_id: int, ident: int | None = None) -> str:
+    """Return Python's name of a thread, else the one the system knows (autograd's threads have no other)."""
     # threading.current_thread() would make up an object for a thread that Python did not start.
-    known = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
+    number, which = (native_id, "native_id") if ident is None else (ident, "ident")
+    known = next((thread.name for thread in threading.enumerate() if getattr(thread, which) == number), None)
     if known is not None:
         return known
     try:

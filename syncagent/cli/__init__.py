@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
 
 import click
 
 from syncagent._version import __version__
-from syncagent.cli import check, compare, cost, report, run, selftest
+from syncagent.cli import check, compare, cost, doctor, report, run, selftest
 from syncagent.errors import SyncAgentError
+from syncagent.support import stderr
 from syncagent.support.printable import clean
 from syncagent.support.reading import reason
 
@@ -45,7 +47,15 @@ def verbs(context: click.Context) -> None:
         context.exit(_WRONG_USAGE)
 
 
-for _verb in (run.command, report.command, compare.command, check.command, cost.command, selftest.command):
+for _verb in (
+    run.command,
+    report.command,
+    compare.command,
+    check.command,
+    cost.command,
+    selftest.command,
+    doctor.command,
+):
     verbs.add_command(_verb)
 
 
@@ -90,16 +100,24 @@ def _invoke(words: list[str]) -> int | Callable[[], int]:
 
 @contextmanager
 def _escaping_output() -> Iterator[None]:
-    """Escape what standard output cannot encode, for as long as a verb runs; a script finds the output unchanged."""
-    before = getattr(sys.stdout, "errors", None)
-    if before != "strict" or not hasattr(sys.stdout, "reconfigure"):
+    """Escape what standard output cannot encode, for as long as a verb runs; a script finds the output unchanged.
+
+    A verb whose output is closed (``>&-``) writes it nowhere: its exit code still says what it found.
+    """
+    if sys.stdout is None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+        return
+    output: Any = sys.stdout
+    before = getattr(output, "errors", None)
+    if before != "strict" or not hasattr(output, "reconfigure"):
         yield
         return
-    sys.stdout.reconfigure(errors="backslashreplace")
+    output.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        sys.stdout.reconfigure(errors=before)
+        output.reconfigure(errors=before)
 
 
 def _discard_output() -> None:
@@ -112,5 +130,5 @@ def _refuse(sentence: str, context: click.Context | None) -> int:
     verb = context.invoked_subcommand if context else None
     prefix = f"syncagent {verb}" if verb else "syncagent"
     sentence = clean(" ".join(sentence.splitlines()))
-    print(sentence if sentence.startswith("syncagent") else f"{prefix}: {sentence}", file=sys.stderr)
+    stderr.write(f"{sentence if sentence.startswith('syncagent') else f'{prefix}: {sentence}'}\n")
     return _WRONG_USAGE

@@ -59,10 +59,12 @@ def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
     for verdict in ("new", "grown"):
         some = [change for change in findings if change.verdict == verdict]
         if some:
-            print(f"{wording.plural(len(some), 'site')} {verdict}\n{changes.render_changes(some)}")
+            shown = changes.render_changes(some, comparison.simulated)
+            print(f"{wording.plural(len(some), 'site')} {verdict}\n{shown}")
     changed = comparison.of("changed")
     if changed:
-        print(f"{wording.plural(len(changed), 'known site')} changed a little\n{changes.render_changes(changed)}")
+        shown = changes.render_changes(changed, comparison.simulated)
+        print(f"{wording.plural(len(changed), 'known site')} changed a little\n{shown}")
     return 1 if findings else 0
 
 

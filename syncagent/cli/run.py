@@ -14,14 +14,14 @@ import click
 
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
+from syncagent.runtime import pth
 from syncagent.settings import schema, sources
 from syncagent.settings.parsing import Choice
 
 _ROOT = str(Path(sources.__file__).resolve().parents[2])
-_PTH = "syncagent_autostart.pth"
 _METAVARS = {
     "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
-    "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
+    "overhead": "SHARE", "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
     "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
 }  # fmt: skip
 
@@ -83,9 +83,9 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
     gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if _is_installed() and hasattr(os, "fork"):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # either may be closed
+        stream.flush()
+    if pth.find() is not None and hasattr(os, "fork"):
         arguments = ["-m", *words] if module else words
         try:
             os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
@@ -108,17 +108,6 @@ def _try_the_simulated_device() -> None:
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2] or f"the try ended with {done.returncode}"
         raise SyncAgentError(said.partition(" The process ends here")[0].removeprefix("syncagent: "))
-
-
-def _is_installed() -> bool:
-    """Whether a fresh interpreter finds the ``.pth`` that starts the agent."""
-    import site
-    import sysconfig
-
-    folders = [*site.getsitepackages(), sysconfig.get_path("purelib")]
-    if site.ENABLE_USER_SITE:
-        folders.append(site.getusersitepackages())
-    return any(Path(folder, _PTH).exists() for folder in folders)
 
 
 def _run_here(words: list[str], environment: dict[str, str], *, module: bool) -> int:

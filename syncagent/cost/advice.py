@@ -166,13 +166,22 @@ def advise(site: WaitSite, gain_ms: float, step_ms: float) -> str:
     """What to write instead, and what a step gains without the wait: by the replay, 0 where it gains nothing."""
     rewrite = find(site)
     if gain_ms > 0.0:
-        worth = f"not waiting here gains {wording.duration(gain_ms)} per step ({wording.share(gain_ms / step_ms)})"
-        instead = "; instead: "
         other_work = "; that also changes the GPU's work, which this gain leaves out"
     else:
-        worth = "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
-        instead = ". To avoid the wait anyway: "
         other_work = "; the GPU's work changes with it, and only that can make the step faster (or slower)"
-    if rewrite is None:
+    said = rewrite.say + (other_work if rewrite.changes_gpu_work else "") if rewrite is not None else ""
+    return joined(worth(gain_ms, step_ms), said, gain_ms)
+
+
+def worth(gain_ms: float, step_ms: float) -> str:
+    """What a step gains without the wait, as a clause."""
+    if gain_ms > 0.0:
+        return f"not waiting here gains {wording.duration(gain_ms)} per step ({wording.share(gain_ms / step_ms)})"
+    return "not waiting here gains nothing: the GPU has work, or is not what the step waits for"
+
+
+def joined(worth: str, say: str, gain_ms: float) -> str:
+    """The gain, and what to do for it."""
+    if not say:
         return worth
-    return f"{worth}{instead}{rewrite.say}{other_work if rewrite.changes_gpu_work else ''}"
+    return f"{worth}{'; instead: ' if gain_ms > 0.0 else '. To avoid the wait anyway: '}{say}"

@@ -45,7 +45,10 @@ class SiteCost:
     """Why ``gain_ms`` is ``None``."""
     gain_if_rewritten_ms: float | None
     """The same gain where the host branches on the value."""
+    worth: str
+    """What a step gains without its waits, as a clause."""
     advice: str
+    """The same, and what to write instead as far as op and line tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ def estimate(
             gain_ms=None if reason else gain_ms,
             reason=reason,
             gain_if_rewritten_ms=gain_ms if branching and not abstained else None,
+            worth="" if abstained else advice.worth(gain_ms, measured_ms),
             advice="" if abstained else advice.advise(site, gain_ms, measured_ms),
         )
 

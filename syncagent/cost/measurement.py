@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from syncagent.cost.advice import joined
 from syncagent.report.model import CostRow, OrderRow
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class CostMeasurement:
     def capturing(self) -> bool:
         """Whether every sync has to be seen now."""
         return self.window is not None and self.window.capturing
+
+    @property
+    def is_open(self) -> bool:
+        """Whether steps are being timed or captured, so that nothing may slow them."""
+        return self.window is not None and self.window.is_open
 
     def end(self) -> None:
         """Close the window: the run is over."""
@@ -91,5 +97,9 @@ def _with(report: Report, estimate: CostEstimate) -> Report:
 def _site_with(site: SiteRow, cost: SiteCost | None) -> SiteRow:
     if cost is None:
         return site
-    advice = f"{cost.reason}; {cost.advice}" if cost.reason and cost.advice else cost.advice
+    gain_ms = cost.gain_ms or cost.gain_if_rewritten_ms or 0.0
+    advice = (
+        joined(cost.worth, site.advice, gain_ms) if site.advice and cost.worth else cost.advice or site.advice or ""
+    )
+    advice = f"{cost.reason}; {advice}" if cost.reason and cost.advice else advice
     return replace(site, idle_ms=cost.idle_ms, gain_ms=cost.gain_ms, advice=advice or None)

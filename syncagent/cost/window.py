@@ -55,6 +55,11 @@ class Window:
         """Whether every sync has to be seen now."""
         return self._state == "capturing"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether steps are being timed, without the profiler or with it."""
+        return self._state in {"plain", "capturing"}
+
     def step_ended(self) -> None:
         """Advance at the end of a step."""
         if self._state == "done":

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from syncagent.attribution.callsite import MODULE_CALL, NOWHERE
+from syncagent.attribution.threads import thread_name
+from syncagent.delivery.known_lines import KnownLines
 from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import Recorder, span_in
-from syncagent.recording.records import Observation, ThreadState
+from syncagent.recording.records import Observation, SyncContext, ThreadState
+from syncagent.recording.waits import SeenWait
 from syncagent.support.pace import yield_gil
 from syncagent.torchbridge.api_names import api_name
 from syncagent.torchbridge.internals import op_name
@@ -24,8 +28,13 @@ class BufferReader:
         recorder: Recorder,
         rank: int | None,
         policy_of: Callable[[tuple[int, ...]], str | None] = lambda _regions: None,
+        is_named: Callable[[SyncEvent], bool] | None = None,
     ) -> None:
-        """``policy_of`` says which policy judged a sync that the regions with these numbers cover."""
+        """``policy_of`` says which policy judged a sync that the regions with these numbers cover.
+
+        Where some steps alone are watched whole, ``is_named`` says whether an event is of such a step.
+        """
+        self._lines = KnownLines(is_named) if is_named is not None else None
         self._recorder = recorder
         self.rank = rank
         """Written into all records; may become known later."""
@@ -50,11 +59,16 @@ class BufferReader:
 
     def take_steps(self) -> list[StepRecord]:
         """Take the steps that have ended, in their order."""
-        return [self._step(*self.ended_steps.popleft()) for _ in range(len(self.ended_steps))]
+        steps = []
+        for _ in range(len(self.ended_steps)):
+            steps.append(self._step(*self.ended_steps.popleft()))
+            yield_gil()
+        return steps
 
     def take_events(self) -> list[SyncEvent]:
         """Take the syncs of all threads, in order of their start."""
         events: list[SyncEvent] = []
+        waits = list(self._recorder.waits.take())  # first: what a sensor says of a wait comes when it is over
         for state in self._recorder.threads.all:
             buffer = state.buffer
             # Only this thread takes from the left; the owner may go on appending.
@@ -62,16 +76,21 @@ class BufferReader:
                 yield_gil()
                 seen = buffer.popleft()
                 try:
-                    events.append(self._event(seen, state))
+                    events.append(self._event(seen, state.name))
                 except Exception as error:
                     # Counted, whatever it was.
                     self.lost["unreadable"] += 1
                     self._recorder.faults.add("reading what a thread left", error, "failed")
+            yield_gil()
             if state.tallies or state.sums:
                 events += self._sums(state)
             if state.dropped:
                 self.lost["buffer full"] += state.dropped
                 state.dropped = 0
+        if self._lines is not None:
+            for event in events:
+                self._lines.learn(event)
+        events += self._driver_events(waits)
         events.sort(key=lambda event: event.start_ns)
         return events
 
@@ -106,11 +125,44 @@ class BufferReader:
             if count and tally.last is not None:
                 tally.delivered_count += count
                 tally.delivered_ns += stall_ns
-                event = self._event(tally.last, state)
+                event = self._event(tally.last, state.name)
                 events.append(replace(event, repeats=count, stall_ns=stall_ns, longest_ns=tally.max_ns))
         return events
 
-    def _event(self, seen: Observation, state: ThreadState) -> SyncEvent:
+    def _driver_events(self, waits: list[SeenWait]) -> list[SyncEvent]:
+        """Make events of the waits that only the driver saw."""
+        names = {state.native_id: state.name for state in self._recorder.threads.all}
+        events = []
+        for wait in waits:
+            yield_gil()
+            if wait.look.is_set_up:
+                self._recorder.set_up_in_driver += 1
+                continue
+            event = self._of_driver(wait, names.get(wait.tid) or wait.look.thread or thread_name(wait.tid))
+            if self._lines is not None:
+                event = self._lines.known(event, in_module=bool(wait.look.where.marks & MODULE_CALL))
+            if wait.is_copy:
+                event = replace(event, repeats=0)
+            events.append(event)
+        for short in self._recorder.waits.take_short():
+            yield_gil()
+            now_ns = time.perf_counter_ns()
+            context, step = _of_driver(short.function), self._recorder.current_step()
+            seen = Observation(context, SyncKind.OTHER, step, now_ns, short.stall_ns, None, violation=False)
+            event = replace(self._event(seen, ""), repeats=short.calls, longest_ns=0)
+            events += self._lines.shares(event) if self._lines is not None else [event]
+        return events
+
+    def _of_driver(self, wait: SeenWait, thread: str) -> SyncEvent:
+        look, regions = wait.look, wait.look.regions
+        allowed, violation = self._recorder.judge_ended(wait)
+        context = _of_driver(wait.op)._replace(api=wait.api, where=look.where, phase=look.phase, allowed=allowed)
+        seen = Observation(
+            context, wait.kind, wait.step, wait.start_ns, wait.stall_ns, None, violation=violation, regions=regions
+        )
+        return self._event(seen, thread)
+
+    def _event(self, seen: Observation, thread: str) -> SyncEvent:
         if not (isinstance(seen.kind, SyncKind) and isinstance(seen.start_ns, int) and isinstance(seen.stall_ns, int)):
             raise TypeError(f"{seen.context.op}: kind {seen.kind!r}, start {seen.start_ns!r}, stall {seen.stall_ns!r}")
         resolve = self._recorder.locator.sites.resolve
@@ -127,9 +179,9 @@ class BufferReader:
             phase=context.phase,
             step=seen.step,
             rank=self.rank,
-            device=f"cuda:{context.device}",
+            device=f"cuda:{context.device}" if context.device >= 0 else "cuda",
             stream=context.stream,
-            thread=state.name,
+            thread=thread,
             sensor=context.sensor,
             shapes=tuple(tuple(shape) for shape in context.shapes),
             allowed=context.allowed,
@@ -145,3 +197,8 @@ class BufferReader:
             policy=self._policy_of(seen.regions) if seen.regions else None,
             conditional=seen.conditional,
         )
+
+
+def _of_driver(op: str) -> SyncContext:
+    """Describe a wait that only the driver saw, as far as nothing is known of it."""
+    return SyncContext(op, None, NOWHERE, Phase.OTHER, -1, 0, "driver", (), None, (), None, None, ())

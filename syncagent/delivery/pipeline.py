@@ -23,8 +23,8 @@ _DRAIN_EVERY_S = 1.0
 _BUSY = 250
 """With that many syncs and steps waiting they are delivered in this round, else once a second: the first few of a
 delivery take longer than the rest, since their code and data have left the caches."""
-_UNHURRIED_NS = 200_000
-"""How long the agent's thread works at a stretch where little is waiting."""
+_UNHURRIED_NS = 40_000
+"""How long the agent's thread works at a stretch where little is waiting: no read of a paced program may notice it."""
 _EVENTS_PER_CALL = 8
 _PATIENCE_S = 5.0
 _MOST_S = 60.0
@@ -168,6 +168,7 @@ class Pipeline:
             for record in steps:
                 self._give(events, record.step)
                 self._call("step", record)
+                yield_gil()
             self._give(events, math.inf)
         finally:
             self._taken.remove(events)
@@ -195,13 +196,15 @@ class Pipeline:
                     _close_in_time(sink)
 
     def _run(self) -> None:
-        keep_pace()
         due_s = time.monotonic() + _DRAIN_EVERY_S
         while not self._stopping:
             self._wake.wait(_ROUND_S)
             try:
+                keep_pace(_UNHURRIED_NS)
                 self._call("tick")
+                yield_gil()
                 self._each_round()
+                yield_gil()
                 is_due, is_much = time.monotonic() >= due_s, self._buffers.waiting() >= _BUSY
                 if is_due or is_much:
                     keep_pace(STRETCH_NS if is_much else _UNHURRIED_NS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.events import StepRecord, SyncEvent, Weight
     from syncagent.report.summary import Facts, Summary
 
 
@@ -20,8 +20,8 @@ class Source(NamedTuple):
 
     lost: Mapping[str, int]
     """How many syncs were dropped before they reached any sink, by reason; grows while the agent runs."""
-    scale: Callable[[SyncEvent], float]
-    """How many syncs a record stands for where only some were recorded; multiply by the record's ``repeats``."""
+    scale: Callable[[SyncEvent], Weight]
+    """What a record stands for where only some were recorded: multiply its ``repeats`` and its stall."""
     summary: Summary
     """The exact sums; every record has been added to them before any other sink gets it."""
     facts: Callable[[], Facts]

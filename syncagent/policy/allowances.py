@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from syncagent.attribution.callsite import belongs_to
 from syncagent.attribution.statements import statements_of
 from syncagent.errors import ConfigError, SyncAgentError
+from syncagent.settings import parsing
 from syncagent.sites import SiteKey, home_of_process, is_a_little_changed, key_of, naming, normal
 
 if TYPE_CHECKING:
@@ -44,7 +45,23 @@ class Entry(NamedTuple):
             same = path == self.file or path.endswith("/" + self.file.removeprefix("./").lstrip("/"))
             return same and self.line in (None, site.line)
         in_module = belongs_to(path, self.module or "")
-        return in_module and (self.function is None or f".{site.function}".endswith(f".{self.function}"))
+        if not in_module or self.function is None:
+            return in_module
+        return f".{without_locals(site.function)}".endswith(f".{without_locals(self.function)}")
+
+
+def without_locals(function: str) -> str:
+    """Return the name of a function as settings and packs have it."""
+    return function.replace(".<locals>", "")
+
+
+def would_allow(text: str, site: CallSite) -> bool:
+    """Return whether this line can be the value of the setting ``allow``, and then covers the site."""
+    try:
+        is_one = text.isprintable() and parsing.allowances("allow", text) == (text,)
+    except ConfigError:
+        return False
+    return is_one and Entry.parse(text, "").covers(site)
 
 
 class Baseline:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from syncagent.attribution.callsite import SET_UP
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import CallSite, SyncEvent, SyncKind
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
+from syncagent.policy.messages import Violation, message
 from syncagent.policy.scopes import open_reason
 from syncagent.support.printable import clean, has_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from syncagent.attribution.callsite import Point, Where
@@ -29,6 +30,19 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import PolicyName, Settings
 
 _CACHE_LIMIT = 50_000
+_NOT_JUDGED = (SyncKind.COLLECTIVE, SyncKind.ALLOCATOR)
+"""Kinds that count in no budget and fail no gate unless ``judge_kinds`` names them."""
+
+
+class Ended(Protocol):
+    """What is known of a wait that is over."""
+
+    @property
+    def where(self) -> Where: ...
+    @property
+    def allowed(self) -> str | None: ...
+    @property
+    def library(self) -> tuple[Point, ...]: ...
 
 
 class Policy:
@@ -44,7 +58,7 @@ class Policy:
         self._locator = locator
         self._resolve = locator.sites.resolve
         self._step = self._steps_done = current_step
-        self._warned: set[tuple[str, CallSite | None]] = set()
+        self._warned: set[tuple[CallSite | None, CallSite | None]] = set()
         self._listed: dict[tuple[object, ...], tuple[str | None, object]] = {}
         self.mode = settings.policy
 
@@ -74,7 +88,9 @@ class Policy:
         self.is_passive = not (self._raises_before or allowances.by_site or allowances.kinds)
         """Whether only open ``allow`` blocks matter before a wait."""
 
-    def judge(self, op: str, kind: SyncKind, frame: FrameType | None, thread: WatchedThread) -> str | None:
+    def judge(
+        self, op: str, kind: SyncKind, frame: FrameType | None, thread: WatchedThread, args: Sequence[Any] = ()
+    ) -> str | None:
         """Return the reason why a sync is allowed, or ``None``; raise where the policy forbids it, before it waits."""
         reason = open_reason(self._locator, thread)
         if reason is not None:
@@ -94,10 +110,11 @@ class Policy:
                 return reason
         if raises and self._is_judged(thread):
             broken: str | None = ""
+            phase = self._locator.phase(thread, where.marks, kind, frame, args)
             if self.budgets.set:
-                broken = self.budgets.before(self._locator.phase(where, kind), self._step())
+                broken = self.budgets.before(phase, self._step())
             if broken is not None:
-                raise self._error(op, kind, where, 0, thread, broken, self._points(where, frame, thread))
+                raise self._error(op, kind, where, 0, thread, broken, self._points(where, frame, thread), phase)
         return None
 
     def forbids(self, thread: WatchedThread, phase: Phase, stall_ns: int) -> str | None:
@@ -111,21 +128,62 @@ class Policy:
             return self.budgets.after(phase, self._step(), stall_ns)
         return None if stall_ns < self._min_stall_ns else ""
 
-    def act(self, op: str, kind: SyncKind, where: Where, stall_ns: int, thread: WatchedThread, broken: str) -> None:
+    def act(
+        self, op: str, kind: SyncKind, where: Where, stall_ns: int, thread: WatchedThread, broken: str, phase: Phase
+    ) -> None:
         """Raise for a forbidden sync, or warn of it, once per line."""
         if self.mode == "raise":
             points = [point for point in (where.library, where.user) if point]
-            raise self._error(op, kind, where, stall_ns, thread, broken, points)
-        site = self._resolve(where.user or where.library)
-        if (op, site) in self._warned:
+            raise self._error(op, kind, where, stall_ns, thread, broken, points, phase)
+        self._warn(op, kind, where, stall_ns, broken)
+
+    def _warn(self, op: str, kind: SyncKind, where: Where, stall_ns: int, broken: str) -> None:
+        """Warn of a line, once."""
+        site, library = self._resolve(where.user or where.library), self._resolve(where.library)
+        if (site, library) in self._warned:
             return
         place = (site.file, site.line) if site is not None else ("<unknown>", 0)
-        text = _message(op, site, self._step(), stall_ns, broken, None)
+        text = message(Violation(op, kind, site, library, self._step(), stall_ns, broken))
         if site is not None and has_controls(site.file + site.source):
             place = (clean(site.file), 0)  # Python would print the line itself, escapes and all
         # Under -W error this raises, every time: the line has not been warned of, but stopped.
         warnings.warn_explicit(HostSyncWarning(text), HostSyncWarning, *place)
-        self._warned.add((op, site))
+        self._warned.add((site, library))
+
+    def judge_ended(
+        self, op: str, kind: SyncKind, look: Ended, stall_ns: int, thread: WatchedThread | None, *, is_copy: bool
+    ) -> tuple[str | None, bool]:
+        """Judge a wait that was seen only when it was over: why it is allowed, or whether it was warned of.
+
+        Never raises: the line has gone on.  Copies, collectives and the allocator are warned of only where
+        ``judge_kinds`` names them.
+        """
+        reason = look.allowed or self._reason_of_ended(kind, look)
+        judged_kind = kind.value in self._settings.judge_kinds or not (is_copy or kind in _NOT_JUDGED)
+        if reason is not None or self.mode == "observe" or not judged_kind or stall_ns < self._min_stall_ns:
+            return reason, False
+        trains = thread is not None and thread.trains
+        if self.budgets.set or self._steps_done() < self._warmup or not (trains or self._every_thread):
+            return None, False
+        try:
+            self._warn(op, kind, look.where, stall_ns, "")
+        except Warning:
+            pass  # a filter made an error of it, which would reach the agent's own thread alone
+        return None, True
+
+    def _reason_of_ended(self, kind: SyncKind, look: Ended) -> str | None:
+        allowances, where = self._allowances, look.where
+        if kind.value in allowances.kinds:
+            return f"allow_kinds: {kind.value}"
+        if not allowances.by_site:
+            return None
+        points = [*look.library, *(point for point in (where.library, where.user) if point is not None)]
+        reason = allowances.sites(self._lines(points))
+        baseline = allowances.baseline
+        if reason is None and baseline is not None:
+            shown, library = where.user or where.library, where.library if where.user else None
+            reason = "baseline" if baseline.knows(kind, (shown, library, None), self._resolve) else None
+        return reason
 
     def _is_judged(self, thread: WatchedThread) -> bool:
         """Return whether this is a thread that trains, after the warm-up."""
@@ -169,24 +227,14 @@ class Policy:
 
     def _error(
         self, op: str, kind: SyncKind, where: Where, stall_ns: int, thread: WatchedThread, broken: str,
-        points: list[Point],
+        points: list[Point], phase: Phase,
     ) -> HostSyncError:  # fmt: skip
         step = self._step()
         site = self._resolve(where.user or where.library)
         event = SyncEvent(
-            op, None, kind, time.time_ns() - stall_ns, stall_ns, site, self._locator.phase(where, kind), step, None,
+            op, None, kind, time.time_ns() - stall_ns, stall_ns, site, phase, step, None,
             "cuda", 0, thread.name, "policy", library_site=self._resolve(where.library),
         )  # fmt: skip
         pack = pack_for(self._lines(points))
-        return HostSyncError(_message(op, site, step, stall_ns, broken, pack), event)
-
-
-def _message(op: str, site: CallSite | None, step: int, stall_ns: int, broken: str, pack: str | None) -> str:
-    where = f"{site.file}:{site.line} ({site.source or site.function})" if site is not None else "an unknown line"
-    to_allow = f"SYNCAGENT_ALLOW={site.file}:{site.line}" if site is not None else "SYNCAGENT_ALLOW"
-    did = f"made the host wait {stall_ns / 1e6:.3g} ms for the GPU" if stall_ns else "makes the host wait for the GPU"
-    return clean(
-        f"{op} {did} in step {step} at {where}{f': {broken}' if broken else ''}. "
-        f'If it is wanted, allow it with `with syncagent.allow("reason"):` around the line'
-        f"{f', SYNCAGENT_ALLOW_PACKS={pack}' if pack else ''} or {to_allow}."
-    )
+        violation = Violation(op, kind, site, event.library_site, step, stall_ns, broken, pack)
+        return HostSyncError(message(violation), event)

@@ -127,7 +127,12 @@ def open_reason(locator: Locator, thread: WatchedThread) -> str | None:
     scopes = _OPEN.get()
     if not scopes and scopes_by_thread:
         scopes = scopes_of_backward(locator, thread)
-    return next((scope for scope in reversed(scopes) if isinstance(scope, str)), None) if scopes else None
+    return reason_in(scopes) if scopes else None
+
+
+def reason_in(scopes: Scopes) -> str | None:
+    """Return the innermost open block's reason."""
+    return next((scope for scope in reversed(scopes) if isinstance(scope, str)), None)
 
 
 def scopes_of_backward(locator: Locator, thread: WatchedThread) -> Scopes:
@@ -186,9 +191,13 @@ def covering(locator: Locator, thread: WatchedThread) -> tuple[Reach | None, lis
     own = innermost(open_scopes())
     if own is None and scopes_by_thread:
         own = innermost(scopes_of_backward(locator, thread))
+    return own, others_covering(thread.ident)
+
+
+def others_covering(ident: int) -> list[Reach]:
+    """Return the regions of other threads that cover this one, newest first."""
     # A copy of the list: others open and close regions meanwhile.
-    others = [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != thread.ident]
-    return own, others[::-1]
+    return [reach for reach in tuple(open_reaches) if reach.every_thread and reach.ident != ident][::-1]
 
 
 def in_force(locator: Locator, thread: WatchedThread, of_process: P) -> tuple[Numbers, P]:
@@ -196,7 +205,11 @@ def in_force(locator: Locator, thread: WatchedThread, of_process: P) -> tuple[Nu
 
     That is the innermost region's; ``of_process`` where no region judges.
     """
-    own, others = covering(locator, thread)
+    return judged_by(*covering(locator, thread), of_process)
+
+
+def judged_by(own: Reach | None, others: list[Reach], of_process: P) -> tuple[Numbers, P]:
+    """Return the numbers of these regions, and the policy that judges in them: see :func:`in_force`."""
     numbers = own.numbers if own is not None else ()
     if others:
         numbers = (*(reach.number for reach in others[::-1] if reach.number not in numbers), *numbers)

@@ -14,14 +14,16 @@ from types import FrameType
 from typing import Any
 
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE, SET_UP, CallSites, Point, Where
-from syncagent.attribution.locator import Locator, phase_outside_backward
+from syncagent.attribution.locator import Locator
 from syncagent.attribution.modules import ModulePaths
 from syncagent.attribution.ranges import labels
 from syncagent.attribution.threads import Threads
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import Phase, SyncKind
+from syncagent.native import NUMBER
 from syncagent.policy import Policy
 from syncagent.policy.scopes import Numbers, in_force, open_reaches, open_scopes, scopes_by_thread
+from syncagent.recording.looks import OF_PROCESS, Looker
 from syncagent.recording.records import (
     SETTING_UP,
     Observation,
@@ -32,6 +34,7 @@ from syncagent.recording.records import (
     ThreadState,
     add_up,
 )
+from syncagent.recording.waits import DriverWaits, Note, SeenWait
 from syncagent.settings.schema import Settings
 from syncagent.support.faults import Faults
 from syncagent.torchbridge.internals import Internals
@@ -45,6 +48,7 @@ _FAILURES = 20
 """After so many syncs that could not be attributed, attribution is off."""
 _WHOLE = 100
 """Syncs of an allowed line that are kept one by one; further ones are summed."""
+_NEVER = 1 << 62
 _TALLIES = 4_096
 _CONTEXTS = 4_096
 
@@ -58,6 +62,9 @@ class Recorder:
         self.faults = faults if faults is not None else Faults()
         self.threads = Threads(ThreadState, self.faults)
         self.locator = Locator(CallSites(settings.user_code), internals, self.threads)
+        self.looker = Looker(self.locator)
+        self.waits = DriverWaits(current_step)
+        """What the driver sensor has seen and no other sensor has named."""
         self.current_step = current_step
         self.policy: Policy | None = None
         """Judges each sync before the wait and after it; it may raise."""
@@ -66,8 +73,10 @@ class Recorder:
         self.user_context: Callable[[], Any] = self._seek_user_context
         """Returns OpenTelemetry's current context, which holds the user's active span; empty or ``None`` without one.
         The span itself is found later, by :func:`span_in`."""
+        self.set_up_in_driver = 0
+        """The same as :attr:`set_up`, of waits that only the driver saw."""
         self._failures = 0
-        self._modules = ModulePaths() if settings.wraps_every_op else None
+        self._modules = ModulePaths() if settings.wraps_every_op or settings.samples_steps else None
         self._stacks = settings.stacks
 
     def _seek_user_context(self) -> Any:
@@ -101,7 +110,7 @@ class Recorder:
             return None
         asked_ns = _now()
         try:
-            return policy.judge(op, kind, frame, state)
+            return policy.judge(op, kind, frame, state, args)
         except HostSyncError:
             self._keep_stopped(state, self.describe(state, op, kind, frame, args, sensor), kind, asked_ns)
             raise
@@ -144,33 +153,52 @@ class Recorder:
                 )  # fmt: skip
             user, offset, library, library_offset, marks = locator.sites.walk(frame)
             grads = internals.grad_enabled()
+            phase = locator.phase_outside_backward(state, marks, kind, frame, args, grads=grads)
             key: tuple[Any, ...] | None = None
             if allowed is None and self._modules is None and not (state.open_ranges or self._stacks):
-                key = (op, kind, id(user), offset, id(library), library_offset, marks, grads, device, stream, shapes)
+                key = (op, kind, id(user), offset, id(library), library_offset, marks, phase, device, stream, shapes)
             context = state.contexts.get(key) if key is not None else None
             if context is None:
                 if marks & SET_UP:
                     return SETTING_UP
                 where = Where((user, offset) if user else None, (library, library_offset) if library else None, marks)
                 module = self._modules.path(frame) if self._modules is not None and marks & MODULE_CALL else None
+                if grads and marks & MODULE_CALL:
+                    locator.publish_module(frame)
                 context = SyncContext(
-                    op, state.api, where, phase_outside_backward(marks, kind, grads), device, stream, sensor, shapes,
-                    allowed, labels(state.open_ranges), module, None, self._stack(frame),
+                    op, state.api, where, phase, device, stream, sensor, shapes, allowed, labels(state.open_ranges),
+                    module, None, self._stack(frame),
                 )  # fmt: skip
                 if key is not None:
                     if len(state.contexts) >= _CONTEXTS:  # shapes that keep changing
                         state.contexts.clear()
                     state.contexts[key] = context
             if grads and op != _NO_NODE and _requires_grad(args):
-                state.forwards.remember(internals.next_sequence() - 1, context.where, context.module)
+                if state.node is None:
+                    state.forwards.remember(internals.next_sequence() - 1, context.where, context.module)
+                else:
+                    state.awaited = (state.node, context)
             return context  # noqa: TRY300 - what follows is for faults alone
         except Exception as error:
             self._failures += 1
             self.fault("attribution", error, "failed for a sync" if self._failures < _FAILURES else "failed and is off")
             return _unattributed(op, sensor, allowed)
         finally:
-            state.where = None
+            state.where = state.node = None
             state.own_ns += _now() - began_ns
+
+    def optimizer_stepped(self) -> None:
+        """Note that an optimizer has stepped on this thread: the graphs made so far are done with."""
+        self.threads.current().step_sequence = self.locator.internals.next_sequence()
+
+    def node_was_made(self, state: ThreadState) -> None:
+        """Remember the line of an op that was described before autograd made its node, now that it has run."""
+        try:
+            (sequence, context), state.awaited = state.awaited, None
+            if self.locator.internals.next_sequence() > sequence:  # it made one, if not more
+                state.forwards.remember(sequence, context.where, context.module)
+        except Exception as error:
+            self.fault("attribution", error, "failed for a sync")
 
     def _stack(self, frame: FrameType | None) -> tuple[Point, ...]:
         return self.locator.sites.stack(frame) if self._stacks else ()
@@ -220,12 +248,42 @@ class Recorder:
             self.fault("recording", error, "failed for a sync")
         if broken is not None and policy is not None:
             try:
-                policy.act(context.op, kind, context.where, stall_ns, state, broken)
+                policy.act(context.op, kind, context.where, stall_ns, state, broken, context.phase)
             except (HostSyncError, HostSyncWarning):
                 raise
             except Exception as error:
                 self._policy_failed(error, policy)
         return seen
+
+    def note_waits(self, state: ThreadState, op: str, started_ns: int, frame: FrameType | None) -> None:
+        """Say of this thread's waits since ``started_ns``, which no sensor has named, that they were in this op."""
+        slot = state.slot
+        if slot is None:
+            return
+        began_ns = _now()
+        try:
+            where = self.locator.locate(state, frame)
+            phase = self.locator.phase(state, where.marks, SyncKind.OTHER, frame)
+            ident = state.ident
+            owner = self.locator.owner_of_backward(state)
+            look = self.looker.described(where, phase, frame, owner.ident if owner is not None else ident)
+            self.waits.note(state.slot_number, slot[NUMBER], started_ns, Note(op, state.api, look))
+        except Exception as error:
+            self.fault("attribution", error, "failed for a wait that the driver saw")
+        finally:
+            state.own_ns += _now() - began_ns
+
+    def judge_ended(self, wait: SeenWait) -> tuple[str | None, bool]:
+        """Have the policy judge a wait that only the driver saw: why it is allowed, and whether it was warned of."""
+        policy: Policy | None = self.policy if wait.look.judge is OF_PROCESS else wait.look.judge
+        if policy is None:
+            return wait.look.allowed, False
+        try:
+            state = next((state for state in self.threads.all if state.native_id == wait.tid), None)
+            return policy.judge_ended(wait.op, wait.kind, wait.look, wait.stall_ns, state, is_copy=wait.is_copy)
+        except Exception as error:
+            self._policy_failed(error, policy)
+            return wait.look.allowed, False
 
     def tally(self, state: ThreadState, seen: Observation | None, frame: FrameType | None) -> None:
         """Have further syncs of this allowed line summed, once enough of them were kept whole.
@@ -240,7 +298,8 @@ class Recorder:
             user, code = context.where.user, frame.f_code
             if user is None or user[0] is not code or context.forward is not None:
                 return
-            key = (context.op, seen.kind, id(code), frame.f_lasti, open_scopes())
+            grads = self.locator.internals.grad_enabled()
+            key = (context.op, seen.kind, id(code), frame.f_lasti, grads, open_scopes())
             tally = state.tallies.get(key)
             if tally is not None and tally.last is not None and tally.last.regions != seen.regions:
                 # A region of another thread has begun or ended: what was summed so far keeps its own regions.
@@ -253,6 +312,12 @@ class Recorder:
                 if len(state.tallies) >= _TALLIES:
                     return
                 tally = state.tallies[key] = Tally()
+            if tally.last is not None and tally.seen > 0 and tally.last.context.phase is not context.phase:
+                # In several phases: each is kept whole from now on, and what was summed so far keeps its own.
+                apart = (*key, tally.last.context.phase)
+                state.tallies[apart] = tally
+                tally = state.tallies[key] = Tally()
+                tally.seen = -_NEVER
             tally.seen += 1
             tally.last = seen
             if tally.seen >= _WHOLE:
@@ -320,7 +385,7 @@ class Recorder:
     @property
     def set_up(self) -> int:
         """Number of waits inside torch while it compiled, tuned or captured."""
-        return sum(state.set_up for state in self.threads.with_ended())
+        return sum(state.set_up for state in self.threads.with_ended()) + self.set_up_in_driver
 
     def op_sums(self) -> dict[OpKey, OpSum]:
         """Return the op counts of all threads."""

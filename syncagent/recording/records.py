@@ -90,8 +90,9 @@ class ThreadState(WatchedThread):
     """What sensors and recorder keep of a thread.  Only that thread writes it, but for the draining of ``buffer``."""
 
     __slots__ = (
-        "buffer", "context", "contexts", "copies_armed", "dropped", "kind", "named", "op", "ops", "outer", "own_ns",
-        "passes", "set_up", "stall_ns", "start_ns", "sums", "tallies", "user_context",
+        "awaited", "buffer", "context", "contexts", "copies_armed", "dropped", "kind", "named", "named_now", "node",
+        "op", "ops", "outer", "own_ns", "passes", "set_up", "slot", "slot_number", "stall_ns", "start_ns", "sums",
+        "tallies", "user_context", "waited_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -104,14 +105,25 @@ class ThreadState(WatchedThread):
         self.sums: dict[tuple[Any, ...], Tally] = {}
         """Syncs that came while ``buffer`` was full."""
         self.tallies: dict[tuple[Any, ...], Tally] = {}
-        """Syncs of allowed lines, by op, kind, calling line (identity of the code, offset) and open scopes.  Once the
-        regions around a line have changed, the old regions are added to the key of the old sums."""
+        """Syncs of allowed lines, by op, kind, calling line (identity of the code, offset), whether gradients are on,
+        and open scopes.  Once the regions around a line or its phase have changed, the old ones are added to the key of
+        the old sums."""
         self.contexts: dict[tuple[Any, ...], SyncContext] = {}
         """Descriptions that the next sync of a line is likely to share."""
+        self.slot: memoryview | None = None
+        """What the driver sensor counts of this thread's waits, where it is live: see :mod:`syncagent.recording.waits`.
+        """
+        self.slot_number = -1
+        self.waited_ns = 0
+        """Time of the waits that no sensor named, when the last op under a mode returned."""
         # The outermost hooked op that is running, and what is known of its wait so far.
         self.op: str | None = None
         self.outer: Any = None
-        """Rule and arguments of that op, where the arguments alone do not prove that it waits."""
+        """Rule, arguments and ``node`` of that op, where the arguments alone do not prove that it waits."""
+        self.node: int | None = None
+        """The number that the op's autograd node will get, if that is made within the call; ``None`` if before it."""
+        self.awaited: Any = None
+        """That number and the description of the op, until the call has come back."""
         self.kind: SyncKind | None = None
         """Why the first inner op had to wait."""
         self.named: Any = None
@@ -129,6 +141,8 @@ class ThreadState(WatchedThread):
         """Waits of torch.compile and of graph capture, which are not syncs of the program."""
         self.copies_armed = False
         """Whether copies are watched on this thread, in this step."""
+        self.named_now = False
+        """Where steps are sampled: whether this thread's ops are watched now, so that what they wait for has a name."""
 
     def undelivered(self) -> int:
         """Return how many syncs have not been delivered, those included that were dropped since the last delivery."""

@@ -14,7 +14,7 @@ from syncagent.support import reading, storage
 VERSION = 1
 SUMS = (
     "count", "stall_ms", "stall_ms_p50", "stall_ms_max", "allowed_count", "violations", "step_stall_ms", "per_step",
-    "ops",
+    "ops", "sensors", "estimated_ms", "phases",
 )  # fmt: skip
 """The columns of a site that grow; the others are written once, and again when they change."""
 
@@ -56,7 +56,9 @@ def read(file: Path, content: bytes) -> Report:
     values["events"], values["step_times"] = others["event"], others["step"]
     values["run"]["ended"] = ended = "end" in others
     values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)
-    return Report.from_dict(values, name=name)
+    from syncagent.report.advising import advised  # loaded only for what is read: each process loads this module
+
+    return advised(Report.from_dict(values, name=name))
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:

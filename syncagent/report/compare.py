@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from syncagent import sites
@@ -17,6 +17,8 @@ from syncagent.sites import LineKey, SiteKey
 _Sites = dict[SiteKey, list[SiteRow]]
 
 Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
+NOT_JUDGED = ("collective", "allocator")
+"""Kinds of sync that fail no check unless ``judge_kinds`` of the new run names them."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """In the order in which they are shown."""
 
@@ -33,6 +35,9 @@ class Measure:
     """Whether every sync of it was allowed."""
     gain_ms: float | None = None
     """How much faster a step would be without its waits (ms), where that was measured."""
+    unjudged: str | None = None
+    """Why this is no finding whatever its count, if it is none: its kind is not judged, or no sensor that was live in
+    the other run could have seen it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Change:
     new: Measure | None
     was: str | None = None
     """The old text, where the text has changed a little."""
+    api: str | None = None
+    advice: str | None = None
 
     @property
     def latest(self) -> Measure:
@@ -81,6 +88,14 @@ class StepChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Sides:
+    """Something that is or is not so of each report."""
+
+    old: bool = False
+    new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Every site of two reports, worst first within a verdict: new, grown, changed, shrunk, gone, same."""
 
@@ -89,6 +104,8 @@ class Comparison:
     """Reasons why the two reports are less comparable."""
     steps: StepChange | None = None
     """``None`` where either report has no steps."""
+    simulated: Sides = Sides()
+    """Which of the reports are of a simulated device: its times are the CPU's."""
 
     def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
         """The changes with one of these verdicts."""
@@ -96,7 +113,11 @@ class Comparison:
 
     def findings(self) -> tuple[Change, ...]:
         """New and grown sites that nothing allows: what a check fails on.  A site that has changed is none."""
-        return tuple(change for change in self.of("new", "grown") if change.new and not change.new.allowed)
+        return tuple(
+            change
+            for change in self.of("new", "grown")
+            if change.new and not change.new.allowed and change.new.unjudged is None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values."""
@@ -124,9 +145,14 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     for key in dict.fromkeys((*before, *after)):
         site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
         earlier_site = before[key][0] if key in changed else None
-        changes.append(_change(site, cwd, _measure(before.get(key)), _measure(after.get(key)), tolerance, earlier_site))
+        was, now = _measure(before.get(key)), _measure(after.get(key))
+        if now is not None:
+            now = replace(now, unjudged=_why_unjudged(after[key], was, old, new))
+        changes.append(_change(site, cwd, was, now, tolerance, earlier_site))
+    notes = [*_notes(old, new), *_unjudged(changes)]
     changes.sort(key=lambda change: (VERDICTS.index(change.verdict), -change.latest.stall_ms))
-    return Comparison(tuple(changes), tuple(_notes(old, new)), _steps(old, new, before, after, tolerance))
+    steps = _steps(old, new, before, after, tolerance)
+    return Comparison(tuple(changes), tuple(notes), steps, Sides(old.run.simulated, new.run.simulated))
 
 
 def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:
@@ -151,6 +177,20 @@ def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
         allowed=all(site.allowed for site in rows),
         gain_ms=sum(gains) if gains else None,
     )
+
+
+def _why_unjudged(rows: Sequence[SiteRow], was: Measure | None, old: Report, new: Report) -> str | None:
+    """Why a site is no finding, in a phrase; ``None`` where it can be one."""
+    kind = rows[0].kind
+    if kind in NOT_JUDGED and kind not in new.run.judge_kinds:
+        return f"kind {kind} is not judged unless judge_kinds names it"
+    seen_by = {sensor for site in rows for sensor in site.sensors}
+    live = {sensor.name for sensor in old.sensors if sensor.live}
+    if was is None and seen_by and old.sensors and seen_by.isdisjoint(live):
+        return f"only the sensor {', '.join(sorted(seen_by))} saw it, which was not live in the old run"
+    if not sum(site.count for site in rows):
+        return "only the driver saw it wait, which adds time and no syncs"
+    return None
 
 
 def _step_ms(report: Report) -> float | None:
@@ -213,6 +253,8 @@ def _change(
         old=was,
         new=now,
         was=_text(earlier, site) if earlier is not None else None,
+        api=site.api,
+        advice=site.advice,
     )
 
 
@@ -250,6 +292,20 @@ def _moved(was: float, now: float, tolerance: float) -> Verdict:
     if now < was * (1 - tolerance):
         return "shrunk"
     return "same"
+
+
+def _unjudged(changes: Sequence[Change]) -> list[str]:
+    """A note for each reason why sites that are new or have grown are no findings."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for change in changes:
+        if change.verdict in ("new", "grown") and change.new is not None and change.new.unjudged is not None:
+            line = f"{change.file}:{change.new.line}" if change.file else change.op
+            reasons[change.new.unjudged].append(line)
+    notes = []
+    for reason, lines in reasons.items():
+        shown = ", ".join(lines[:3]) + (", ..." if len(lines) > 3 else "")
+        notes.append(f"no finding: {wording.plural(len(lines), 'site')} ({shown}): {reason}")
+    return notes
 
 
 def _notes(old: Report, new: Report) -> list[str]:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
-from syncagent.report import captured, origins, places, together
+from syncagent.report import captured, formats, origins, places, together
 from syncagent.report.formats import render
 from syncagent.report.model import Report
 from syncagent.settings.sources import file_mode
@@ -72,6 +73,12 @@ def save_beside(report: Report, path: str | Path, *, mode: int | None = None, ma
             other=file,
         )
     return placed[0]
+
+
+def rendered(report: Report, form: str, **options: Any) -> str:
+    """The report in one of the formats, shown with those of its options."""
+    text: str = formats.load(form).render(report, **options)
+    return text
 
 
 def saved_by_others(report: Report, path: str | Path) -> list[Path]:

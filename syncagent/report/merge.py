@@ -10,10 +10,22 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from syncagent.report.model import CostRow, OpRow, OpShare, Overhead, RankShare, Report, SensorStatus, SiteRow, Totals
+from syncagent.report.model import (
+    CostRow,
+    OpRow,
+    OpShare,
+    Overhead,
+    PhaseShare,
+    RankShare,
+    Report,
+    SensorStatus,
+    SiteRow,
+    Totals,
+)  # fmt: skip
 from syncagent.sites import LineKey, naming
 
-Row = TypeVar("Row", RankShare, OpShare, OpRow)
+Row = TypeVar("Row", RankShare, OpShare, OpRow, PhaseShare)
+_Value = TypeVar("_Value", bound=Hashable)
 
 
 def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
@@ -68,6 +80,7 @@ def merge(reports: Sequence[Report]) -> Report:
         overhead=Overhead(
             agent_ms_per_step=_mean((part.overhead.agent_ms_per_step, part.run.steps) for part in reports),
             share=_mean((part.overhead.share, part.run.duration_s) for part in reports),
+            budget=max((part.overhead.budget for part in reports if part.overhead.budget is not None), default=None),
         ),
         dropped=sum(part.dropped for part in reports),
         totals=Totals(
@@ -80,6 +93,7 @@ def merge(reports: Sequence[Report]) -> Report:
         sites=_merge_sites(ranked, keys, ids),
         ops=_merge_ops(reports),
         notes=tuple(_distinct(note for part in reports for note in part.notes)),
+        problems=tuple(_distinct(problem for part in reports for problem in part.problems)),
         events=tuple(
             replace(event, rank=rank, site=new_id.get((id(part), event.site), -1))
             for rank, part in ranked
@@ -87,6 +101,7 @@ def merge(reports: Sequence[Report]) -> Report:
         ),
         step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
         cost=_merge_cost(reports, new_id),
+        cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
     )
 
 
@@ -115,36 +130,51 @@ def _merge_sites(
     for rank, part in ranked:
         for site in part.sites:
             groups[keys[id(part), site.id]].append((rank, site))
-    steps = sum(part.run.steps for _, part in ranked)
-    return tuple(_merge_site(rows, steps, ids[key]) for key, rows in groups.items())
+    steps_of = {rank: part.run.steps for rank, part in ranked}
+
+    def steps(rows: Sequence[tuple[int, SiteRow]]) -> int:
+        return sum(steps_of[rank] for rank in {rank for rank, _ in rows})
+
+    return tuple(_merge_site(rows, steps(rows), ids[key]) for key, rows in groups.items())
 
 
 def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) -> SiteRow:
     sites = [site for _, site in rows]
     count = sum(site.count for site in sites)
-    ops = _merge_shares(sites)
     shares = _summed((RankShare(rank, site.count, site.stall_ms) for rank, site in rows), lambda share: share.rank)
     return replace(
-        max(sites, key=lambda site: site.stall_ms),
+        joined(sites, max(sites, key=lambda site: site.stall_ms)),
+        id=row_id,
+        per_step=count / steps if steps else None,
+        idle_ms=_mean((site.idle_ms, 1) for site in sites),
+        gain_ms=_mean((site.gain_ms, 1) for site in sites),
+        ranks=tuple(sorted(shares, key=lambda share: share.rank)),
+    )
+
+
+def joined(sites: Sequence[SiteRow], like: SiteRow) -> SiteRow:
+    """One row with the sums of several, otherwise like one of them; what is per step or per rank is left as it is."""
+    ops = _merge_shares(sites)
+    return replace(
+        like,
         op=ops[0].op,
         api=ops[0].api,
         ops=ops,
-        id=row_id,
-        count=count,
-        per_step=count / steps if steps else None,
+        phases=_merge_phases(sites),
+        count=sum(site.count for site in sites),
         stall_ms=sum(site.stall_ms for site in sites),
         stall_ms_p50=_weighted_median([(site.stall_ms_p50, site.count) for site in sites]),
         stall_ms_max=max(site.stall_ms_max for site in sites),
         sampled=any(site.sampled for site in sites),
+        count_error=_common_error(sites),
         allowed=sites[0].allowed if all(site.allowed for site in sites) else None,
         allowed_count=sum(site.allowed_count for site in sites),
         violations=sum(site.violations for site in sites),
-        idle_ms=_mean((site.idle_ms, 1) for site in sites),
-        gain_ms=_mean((site.gain_ms, 1) for site in sites),
         advice=next((site.advice for site in sites if site.advice), None),
         threads=tuple(_distinct(thread for site in sites for thread in site.threads)),
         step_stall_ms=_known_sum(site.step_stall_ms for site in sites),
-        ranks=tuple(sorted(shares, key=lambda share: share.rank)),
+        sensors=tuple(_distinct(sensor for site in sites for sensor in site.sensors)),
+        estimated_ms=sum(site.estimated_ms for site in sites),
         stack=max(sites, key=lambda site: (bool(site.stack), site.stall_ms_max)).stack,
     )
 
@@ -153,6 +183,13 @@ def _merge_shares(sites: Sequence[SiteRow]) -> tuple[OpShare, ...]:
     """The part of each op; a report of an earlier version has one op in a row."""
     parts = (part for site in sites for part in site.ops or (OpShare(site.op, site.api, site.count, site.stall_ms),))
     shares = _summed(parts, lambda part: (part.op, part.api))
+    return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
+
+
+def _merge_phases(sites: Sequence[SiteRow]) -> tuple[PhaseShare, ...]:
+    """The part of each phase; a report of an earlier version has one phase in a row."""
+    parts = (p for site in sites for p in site.phases or (PhaseShare(site.phase, site.count, site.stall_ms),))
+    shares = _summed(parts, lambda part: part.phase)
     return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
 
@@ -186,6 +223,13 @@ def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
     return tuple(found.values())
 
 
+def _common_error(sites: Sequence[SiteRow]) -> float | None:
+    """The standard error of the sum of their counts: each rank's count scatters for itself."""
+    errors = [site.count_error for site in sites if site.sampled]
+    known = [error for error in errors if error is not None]
+    return math.sqrt(sum(error**2 for error in known)) if known and len(known) == len(errors) else None
+
+
 def _weighted_median(values: Sequence[tuple[float, int]]) -> float:
     ordered = sorted(values)
     passed = list(itertools.accumulate(weight for _, weight in ordered))
@@ -213,5 +257,5 @@ def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]
     return replace(least, order=order)
 
 
-def _distinct(values: Iterable[str]) -> list[str]:
+def _distinct(values: Iterable[_Value]) -> list[_Value]:
     return list(dict.fromkeys(values))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from syncagent.events import CallSite
+from syncagent.events import CallSite, Span
 from syncagent.report.decode import decode, encode
 from syncagent.sites import Home, LineKey, SiteKey, key_of
 
@@ -61,6 +62,8 @@ class RunInfo:
     """False where the process did not end by itself, and this is what its capture held."""
     settings_file: str | None = None
     """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
+    judge_kinds: tuple[str, ...] = ()
+    """Kinds of sync that the policy, and a check of this report, judge although they do not by themselves."""
 
     @property
     def home(self) -> Home:
@@ -87,6 +90,8 @@ class Overhead:
     agent_ms_per_step: float | None
     share: float | None
     """Fraction of the run's duration, 0 to 1."""
+    budget: float | None = None
+    """The share that sampled steps were allowed to add; ``None`` where every step is watched alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,15 @@ class OpShare:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseShare:
+    """One phase's part of a site: a model's line may run in training and in evaluation."""
+
+    phase: str
+    count: int
+    stall_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankShare:
     """One rank's part of a merged site."""
 
@@ -145,15 +159,16 @@ class SiteRow:
     function: str
     source: str
     phase: str
+    """``forward``, ``backward``, ``optimizer``, ``evaluation``, or ``other`` where none of these is certain."""
     count: int
     per_step: float | None
-    """``None`` where no step was marked."""
+    """In the ranks that have it; ``None`` where no step was marked."""
     stall_ms: float
     stall_ms_p50: float
     """Median of a bounded sample; after a merge the median of the ranks' medians, weighted by their counts."""
     stall_ms_max: float
     sampled: bool
-    """Whether ``count`` and ``stall_ms`` were scaled up from a sample."""
+    """Whether ``count``, and ``stall_ms`` where the driver's waits are not measured, were scaled up from a sample."""
     allowed: str | None
     """Reason, where every sync of this site was allowed."""
     idle_ms: float | None = None
@@ -162,7 +177,7 @@ class SiteRow:
     """How much faster a step would be if this site did not wait; ``None`` until measured, and where the line would have
     to be rewritten."""
     advice: str | None = None
-    """What to write instead, with the gain that was measured."""
+    """What to do about it, with the gain where that was measured; "probably" where it is not certain."""
     id: int = 0
     """What ``EventRow.site`` refers to; unique within a report."""
     module: str | None = None
@@ -190,6 +205,24 @@ class SiteRow:
     """Whether they waited only because of the driver's state, which may differ in another run; gates ignore them."""
     stack: tuple[CallSite, ...] = ()
     """The whole stack of its longest sync, innermost first, where stacks were asked for."""
+    sensors: tuple[str, ...] = ()
+    """The sensors that saw it."""
+    estimated_ms: float = 0.0
+    """The part of ``stall_ms`` that consists of waits too short to be looked at: their sum over all sites is exact, and
+    each site has the share of it that it has in sampled steps."""
+    count_error: float | None = None
+    """Standard error of a ``count`` that was scaled up; ``None`` where it was not, or where the error is not known."""
+    advice_kind: str | None = None
+    """The kind of advice: one of :class:`syncagent.advice.what.What`."""
+    span: Span | None = None
+    """The expression at ``line`` that waits longest; ``None`` where Python does not know it (before 3.11)."""
+    phases: tuple[PhaseShare, ...] = ()
+    """All phases that it waited in, the longest stall first; empty in reports of earlier versions."""
+
+    @property
+    def steady_ms(self) -> float:
+        """The stall in steps, the first one excluded; all of it where no step was marked."""
+        return self.stall_ms if self.step_stall_ms is None else self.step_stall_ms
 
     def key(self, named: Callable[[Any], LineKey]) -> SiteKey:
         """The key of the site, its lines named by one of :func:`syncagent.sites.naming`."""
@@ -242,6 +275,14 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CellRow:
+    """A cell of a notebook: the number that IPython gave it, by the name of the file that its code claims to have."""
+
+    file: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class OrderRow:
     """One entry of the best order of fixes; ``site`` is the ``id`` of its row."""
 
@@ -267,8 +308,9 @@ class CostRow:
     notes: tuple[str, ...] = ()
 
 
-def _worst_first(site: SiteRow) -> tuple[float, float, float, str, int, str]:
-    return (-(site.gain_ms or 0.0), -(site.idle_ms or 0.0), -site.stall_ms, site.file, site.line, site.op)
+def _worst_first(site: SiteRow) -> tuple[float, float, float, float, str, int, str]:
+    costs = (-(site.gain_ms or 0.0), -(site.idle_ms or 0.0), -site.steady_ms, -site.stall_ms)
+    return (*costs, site.file, site.line, site.op)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +318,8 @@ class Report:
     """What was seen in one run, or in several processes of it.
 
     ``sites`` are sorted, worst first: by gain, then by the GPU idle time that they cause, where those are known, then
-    by stall.  ``events`` and ``step_times`` hold the newest few thousand only.
+    by the stall in steps: set-up and the first step never come first.  ``events`` and ``step_times`` hold the newest
+    few thousand only.
     """
 
     run: RunInfo
@@ -292,6 +335,10 @@ class Report:
     step_times: tuple[StepRow, ...] = ()
     cost: CostRow | None = None
     """``None`` where it was not asked for."""
+    problems: tuple[str, ...] = ()
+    """Those of ``notes`` that tell of something that did not work."""
+    cells: tuple[CellRow, ...] = ()
+    """The numbers of the notebook cells among its files, which are shown as ``In [3]``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))
@@ -302,6 +349,37 @@ class Report:
             return site.step_stall_ms / self.totals.step_ms
         whole_ms = self.run.duration_s * 1e3 * max(len(self.run.ranks), self.run.processes, 1)
         return site.stall_ms / whole_ms if whole_ms > 0 else None
+
+    def __repr__(self) -> str:
+        totals = self.totals
+        sites, syncs = (
+            f"{number:,} {noun}{'s' * (number != 1)}"
+            for number, noun in ((len(self.sites), "site"), (totals.syncs, "sync"))
+        )
+        return f"Report({sites}, {syncs}, {totals.stall_ms:,.3g} ms stalled)"
+
+    def __str__(self) -> str:
+        # To print a report must not fail where standard output is in ASCII.
+        return self._text(encoding=getattr(sys.stdout, "encoding", None))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline and a table of the worst sites."""
+        return _files.rendered(self, "notebook")
+
+    def to_text(self, *, width: int = 100, verbose: bool = False) -> str:
+        """The report as text: an answer of at most 25 lines, or with ``verbose`` all of it.
+
+        Its tables are at most ``width`` columns wide; no line is cut.
+        """
+        return self._text(width=width, verbose=verbose)
+
+    def _text(self, **options: Any) -> str:
+        options = {"verbose": False, "more": "report.to_text(verbose=True)", **options}
+        return _files.rendered(self, "text", **options).strip("\n")
+
+    def to_markdown(self) -> str:
+        """The report as Markdown, for a pull request or an issue: the worst sites in a table, the rest folded."""
+        return _files.rendered(self, "markdown")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; ``docs/schemas/report.schema.json`` describes them."""
@@ -326,27 +404,28 @@ class Report:
     def save(self, path: str | Path) -> Path:
         """Write the report in the format that the suffix names and return where it went.
 
-        The suffixes are ``.json``, ``.html``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are filled in;
-        a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own, the name gets a
-        number: ``x.1.json``.  Raises :class:`~syncagent.errors.ConfigError` where the path cannot be written.
+        The suffixes are ``.json``, ``.html``, ``.md``, ``.sarif`` and ``.trace.json``.  ``{rank}`` and ``{pid}`` are
+        filled in; a directory gets ``rank{rank}.json``.  Where another process of this run has saved its own, the name
+        gets a number: ``x.1.json``.  Raises :class:`~syncagent.errors.ConfigError` where the path cannot be written.
         """
         return _files.save(self, path)
 
 
 class Files(Protocol):
-    """What reads and writes the files of reports; the package gives it :mod:`syncagent.report.files`.
+    """What reads, writes and renders reports; the package gives it :mod:`syncagent.report.files`.
 
     Not imported here: the formats are built on the model.
     """
 
     def load(self, path: str | Path) -> Report: ...
     def save(self, report: Report, path: str | Path) -> Path: ...
+    def rendered(self, report: Report, form: str, **options: Any) -> str: ...
 
 
 _files: Files
 
 
 def use_files(files: Files) -> None:
-    """Have ``Report.load`` and ``Report.save`` go there."""
+    """Have what a report does beyond holding values go there."""
     global _files
     _files = files

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
-from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, Weight
+from syncagent.report import cells
 from syncagent.report.model import (
     EventRow,
     OpRow,
-    OpShare,
     Overhead,
     Report,
     RunInfo,
@@ -24,20 +23,14 @@ from syncagent.report.model import (
     StepRow,
     Totals,
 )
+from syncagent.report.site_sums import NOWHERE, OTHER, Site
 from syncagent.support.pace import yield_gil
 
 T = TypeVar("T")
 
-OTHER = "other"
-"""``op`` of the row that takes the syncs of all sites beyond the limit."""
 
-_SAMPLES = 512
-_THREADS = 4
-_OPS = 64
-"""How many ops of a site are counted separately."""
 _PENDING = 50_000
-_NOWHERE = CallSite("", 0, "")
-_Part: TypeAlias = "tuple[str, str | None, Phase]"
+_ITSELF = Weight()
 
 
 class Summary:
@@ -49,21 +42,26 @@ class Summary:
         newest: int = 10_000,
         max_sites: int = 2_000,
         max_ops: int = 1_000,
-        scale: Callable[[SyncEvent], float] | None = None,
+        scale: Callable[[SyncEvent], Weight] | None = None,
+        sampled: Callable[[], Mapping[int, int]] = dict,
     ) -> None:
-        """``scale`` says how many syncs an event stands for if only some were recorded; by default each is one."""
+        """``scale`` says how many syncs an event stands for if only some were recorded; by default each is one.
+
+        ``sampled`` says how many steps were sampled, by how many steps each of them stands for.
+        """
         self._max_sites = max_sites
         self._max_ops = max_ops
         self._scale = scale
+        self._sampled = sampled
         # Between the draining thread and readers; no training thread ever takes it.  A signal handler that makes a
         # report may have interrupted the very thread that holds it.
         self._lock = threading.RLock()
         self._random = random.Random(0)  # noqa: S311  (a sample, not a secret; seeded, so that reports are repeatable)
-        self._sites: dict[Hashable, _Site] = {}
+        self._sites: dict[Hashable, Site] = {}
         self._newest: deque[tuple[SyncEvent, int]] = deque(maxlen=newest)
         self._thread_ns: dict[str, float] = {}
         self._backward_ns = 0.0
-        self._pending: deque[tuple[_Site, int, float]] = deque()
+        self._pending: deque[tuple[Site, int, float]] = deque()
         self._lost_ns = 0
         self._steps_exact = True
         self._steps = 0
@@ -118,8 +116,11 @@ class Summary:
         dropped: int = 0,
         ops: Sequence[OpCount] = (),
         notes: Sequence[str] = (),
+        problems: Sequence[str] = (),
     ) -> Report:
         """Return a report of everything so far; ``run.steps`` is replaced by the steps counted here.
+
+        ``problems`` are notes, too.
 
         ``totals.stall_share`` is the fraction of the run for which the training thread was stalled, 1 at most.  It adds
         the stalls of the one thread that waited longest outside the backward pass and all stalls in the backward pass,
@@ -153,9 +154,11 @@ class Summary:
             ),
             sites=tuple(now.sites),
             ops=op_rows[: self._max_ops],
-            notes=(*notes, *(note for note in left_out if note)),
+            notes=(*problems, *notes, *(note for note in left_out if note)),
             events=tuple(now.events),
             step_times=tuple(now.step_times),
+            cells=cells.numbered(now.sites, op_rows),
+            problems=tuple(problems),
         )
 
     @property
@@ -167,7 +170,7 @@ class Summary:
         """Return what is new since the last call; the caller keeps ``since``, which is brought up to date."""
         return self._changes(since)[1]
 
-    def _changes(self, since: Since) -> tuple[list[_Site], Changes]:
+    def _changes(self, since: Since) -> tuple[list[Site], Changes]:
         """Return that, and copies of the sites that have changed."""
         with self._lock:
             sites = [site for site in self._sites.values() if since.sites.get(site.id) != site.sums()]
@@ -180,8 +183,9 @@ class Summary:
             stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
             step_stall_ns = sum(site.step_ns for site in self._sites.values())
         rows = []
+        sampled = self._sampled()
         for site in sites:
-            rows.append(site.row(steps, exact))
+            rows.append(site.row(steps, exact, sampled))
             yield_gil()
         return sites, Changes(
             sites=rows,
@@ -195,10 +199,10 @@ class Summary:
         )
 
     def _add(self, event: SyncEvent) -> None:
-        weight = 1.0 if self._scale is None else self._scale(event)
+        weight = _ITSELF if self._scale is None else self._scale(event)
         site = self._site(event)
         site.add(event, weight, self._random)
-        stall_ns = event.stall_ns * weight
+        stall_ns = event.stall_ns * weight.stall
         if event.phase is Phase.BACKWARD:
             self._backward_ns += stall_ns
         elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_sites:
@@ -209,15 +213,15 @@ class Summary:
         self._newest.append((event, site.id))
         self.recorded += 1
 
-    def _site(self, event: SyncEvent) -> _Site:
+    def _site(self, event: SyncEvent) -> Site:
         # As syncagent.sites, but with the number of the line: a person wants to see each.
         lines = (_key(event.site), _key(event.forward_site), _key(event.library_site))
         key = (event.kind, event.conditional, lines)
         if key not in self._sites:
             if len(self._sites) < self._max_sites:
-                self._sites[key] = _Site(len(self._sites), event, event.module, event.ranges, event.allowed)
+                self._sites[key] = Site(len(self._sites), event, event.module, event.ranges, event.allowed)
             else:
-                return self._sites.setdefault(OTHER, _Site(self._max_sites, None))
+                return self._sites.setdefault(OTHER, Site(self._max_sites, None))
         return self._sites[key]
 
 
@@ -254,130 +258,17 @@ class Changes(NamedTuple):
     """How long the training thread was stalled; see ``totals.stall_share`` in :meth:`Summary.snapshot`."""
 
 
-@dataclass(slots=True)
-class _Site:
-    """The running sums of one site."""
-
-    id: int
-    first: SyncEvent | None
-    """The first event of the site; ``None`` for the row of all others."""
-    module: str | None = None
-    ranges: tuple[str, ...] = ()
-    allowed: str | None = None
-    seen: int = 0
-    count: float = 0.0
-    stall_ns: float = 0.0
-    max_ns: int = 0
-    step_ns: float = 0.0
-    allowed_count: float = 0.0
-    violations: float = 0.0
-    sampled: bool = False
-    samples_ns: list[int] = field(default_factory=list)
-    threads: tuple[str, ...] = ()
-    parts: dict[_Part, tuple[float, float]] = field(default_factory=dict)
-    """Count and stall of each op, API and phase."""
-    stack: tuple[CallSite, ...] = ()
-    stack_ns: int = -1
-
-    def add(self, event: SyncEvent, weight: float, dice: random.Random) -> None:
-        self.seen += event.repeats
-        self.count += weight * event.repeats
-        self.stall_ns += event.stall_ns * weight
-        part: _Part = (event.op, event.api, event.phase)
-        if part not in self.parts and len(self.parts) >= _OPS:
-            part = (OTHER, None, Phase.OTHER)
-        count, stall_ns = self.parts.get(part, (0.0, 0.0))
-        self.parts[part] = (count + weight * event.repeats, stall_ns + event.stall_ns * weight)
-        self.max_ns = max(self.max_ns, event.stall_ns if event.longest_ns is None else event.longest_ns)
-        self.sampled = self.sampled or weight != 1.0
-        self.violations += weight * event.repeats if event.violation else 0.0
-        if event.allowed is not None:
-            self.allowed_count += weight * event.repeats
-        if event.repeats > 1:
-            pass  # the single stalls are not known
-        elif len(self.samples_ns) < _SAMPLES:
-            self.samples_ns.append(event.stall_ns)
-        elif (slot := int(dice.random() * self.seen)) < _SAMPLES:  # Vitter's algorithm R: all stay equally likely
-            self.samples_ns[slot] = event.stall_ns
-        if event.thread not in self.threads and len(self.threads) < _THREADS:
-            self.threads += (event.thread,)
-        if event.stack and event.stall_ns > self.stack_ns:
-            self.stack, self.stack_ns = event.stack, event.stall_ns
-        if event.module != self.module:
-            self.module = _common_module(self.module, event.module)
-        if event.ranges != self.ranges:
-            self.ranges = _common_prefix(self.ranges, event.ranges)
-
-    def sums(self) -> Hashable:
-        """Return what changes with every sync, and with every step that has syncs of the site."""
-        return self.seen, self.stall_ns, self.step_ns
-
-    def copy(self) -> _Site:
-        return replace(self, samples_ns=self.samples_ns.copy(), parts=self.parts.copy())
-
-    def longest(self) -> tuple[str, str | None, Phase]:
-        """Return the op, API and phase whose syncs stalled longest in total."""
-        if self.first is None:
-            return OTHER, None, Phase.OTHER
-        return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
-
-    def ops(self) -> tuple[OpShare, ...]:
-        """Return the share of each op and API."""
-        found: dict[tuple[str, str | None], tuple[float, float]] = {}
-        for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
-            before = found.get((op, api), (0.0, 0.0))
-            found[op, api] = before[0] + count, before[1] + stall_ns
-        shares = (OpShare(op, api, round(count), stall_ns / 1e6) for (op, api), (count, stall_ns) in found.items())
-        return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
-
-    def row(self, steps: int, exact: bool) -> SiteRow:
-        first = self.first
-        site = (first and first.site) or _NOWHERE
-        count = round(self.count)
-        op, api, phase = self.longest()
-        return SiteRow(
-            op=op,
-            api=api,
-            kind=(first.kind if first else SyncKind.OTHER).value,
-            file=site.file,
-            line=site.line,
-            function=site.function,
-            source=site.source,
-            phase=phase.value,
-            count=count,
-            per_step=count / steps if steps else None,
-            stall_ms=self.stall_ns / 1e6,
-            stall_ms_p50=statistics.median(self.samples_ns) / 1e6 if self.samples_ns else 0.0,
-            stall_ms_max=self.max_ns / 1e6,
-            sampled=self.sampled,
-            allowed=self.allowed if self.allowed_count == self.count else None,
-            id=self.id,
-            module=self.module,
-            ranges=self.ranges,
-            forward=first.forward_site if first else None,
-            library=first.library_site if first else None,
-            threads=self.threads,
-            allowed_count=round(self.allowed_count),
-            violations=round(self.violations),
-            step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
-            statement=site.statement,
-            ops=self.ops(),
-            conditional=first.conditional if first else False,
-            stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
-        )
-
-
-def _op_rows(ops: Sequence[OpCount], sites: Sequence[_Site], duration_ms: float) -> tuple[OpRow, ...]:
+def _op_rows(ops: Sequence[OpCount], sites: Sequence[Site], duration_ms: float) -> tuple[OpRow, ...]:
     """Return ops by their host time without the stalls of the same op at the same line."""
     stalls: dict[Hashable, float] = {}
     for site in sites:
-        where = (site.first and site.first.site) or _NOWHERE
+        where = (site.first and site.first.site) or NOWHERE
         for (name, _, phase), (_, stall_ns) in site.parts.items():
             key = (name, where.file, where.line, phase is Phase.BACKWARD)
             stalls[key] = stalls.get(key, 0.0) + stall_ns / 1e6
     rows = []
     for op in ops:
-        line = op.site or _NOWHERE
+        line = op.site or NOWHERE
         host_ms = op.host_ns / 1e6
         stall_ms = min(stalls.get((op.op, line.file, line.line, op.phase is Phase.BACKWARD), 0.0), host_ms)
         rows.append(
@@ -404,18 +295,3 @@ def _last(values: deque[T], count: int) -> list[T]:
 
 def _key(site: CallSite | None) -> Hashable:
     return site and (site.file, site.line)
-
-
-def _common_module(one: str | None, other: str | None) -> str | None:
-    """Merge paths: ``layers.0.attn`` and ``layers.1.attn`` give ``layers.*.attn``; else the common beginning stays."""
-    if one is None or other is None:
-        return None
-    ones, others = one.split("."), other.split(".")
-    if len(ones) == len(others):
-        return ".".join(a if a == b else "*" for a, b in zip(ones, others, strict=True))
-    return ".".join((*_common_prefix(ones, others), "*"))
-
-
-def _common_prefix(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
-    pairs = zip(one, other, strict=False)
-    return tuple(name for name, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from syncagent.report.model import Report, RunInfo
+import re
+
+from syncagent.report import cells
+from syncagent.report.model import Report, RunInfo, SiteRow
 from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 __all__ = [
-    "DASH", "clean", "cost", "count", "duration", "known_duration", "length", "per_step", "place", "plural",
-    "processes", "share", "short_path",
+    "DASH", "at", "call", "clean", "cost", "count", "duration", "function", "known_duration", "length", "mark", "named",
+    "per_step", "phases", "place", "plural", "processes", "share", "short_path",
 ]  # fmt: skip
 
 DASH = "\N{EN DASH}"
@@ -33,6 +36,11 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def mark(report: Report) -> str:
+    """What follows each figure of a simulated run."""
+    return "*" if report.run.simulated else ""
 
 
 def known_duration(ms: float | None) -> str:
@@ -90,12 +98,65 @@ def short_path(file: str, cwd: str = "") -> str:
     return file.removeprefix(base.rstrip("/") + "/") if base else file
 
 
+_SPELLED = {
+    "__bool__": "bool(tensor)", "__float__": "float(tensor)", "__int__": "int(tensor)", "__len__": "len(tensor)",
+    "__index__": "tensor as an index", "__contains__": "in tensor", "__getitem__": "tensor[...]",
+    "__setitem__": "tensor[...] = ...", "__repr__": "repr(tensor)", "__str__": "str(tensor)",
+    "__format__": "format(tensor)", "__array__": "numpy(tensor)",
+    "__iter__": "iter(tensor)", "__reversed__": "reversed(tensor)", "__complex__": "complex(tensor)",
+    "__deepcopy__": "deepcopy(tensor)", "__reduce_ex__": "pickle(tensor)",
+}  # fmt: skip
+"""How Python's own methods are written in a program."""
+
+
+def call(api: str | None) -> str:
+    """A call as a program has it: ``Tensor.item()``, ``torch.nonzero()``, ``tensor[...]``; empty where not known."""
+    if not api:
+        return ""
+    name = clean(api)
+    method = name.rpartition(".")[2]
+    if method in _SPELLED:
+        return _SPELLED[method]
+    if name.startswith("torch.") and name.split(".")[-2] in {"Tensor", "TensorBase"}:  # whichever module has it
+        return f"Tensor.{method}()"
+    return f"{name}()"
+
+
+def named(api: str | None, op: str, more: str = "") -> str:
+    """The call as the program has it, and the op behind it: ``Tensor.item() (aten::_local_scalar_dense)``."""
+    calls, behind = call(api), clean(op)
+    return f"{calls} ({behind}{more})" if calls and calls != f"{behind}()" else f"{behind}{more}"
+
+
+_UNNAMED = re.compile(r"(^|\.<locals>\.|\.)<(module|cell line: \d+|genexpr|listcomp|setcomp|dictcomp)>")
+
+
+def function(name: str) -> str:
+    """The function that a person would name: for a comprehension the one it is in; empty outside of all."""
+    return clean(_UNNAMED.sub("", name))
+
+
 def place(file: str, line: int, cwd: str = "") -> str:
-    """``loss.py:41``."""
-    if not file:
+    """``loss.py:41``; in a cell of a notebook ``In [3], line 7``."""
+    return at(short_path(file, cwd) if file else "", line)
+
+
+def at(name: str, line: int) -> str:
+    """The same for a file that has the name by which people know it."""
+    if not name:
         return "(line unknown)"
-    name = clean(short_path(file, cwd))
-    return f"{name}:{line}" if line else name
+    cell = cells.name_of(name)
+    if cell is not None:
+        return f"{cell}, line {line}" if line else cell
+    return f"{clean(name)}:{line}" if line else clean(name)
+
+
+def phases(site: SiteRow) -> str:
+    """The phases that a site waited in, with their counts where there are several."""
+    counted = [part for part in site.phases if part.count]
+    if len(counted) < 2:
+        return clean(site.phase)
+    return ", ".join(f"{clean(part.phase)} {count(part.count)}" for part in counted)
 
 
 def cost(report: Report) -> list[str]:

@@ -53,6 +53,9 @@ class Rule:
     """Dispatch keys of the backends on which it waits; none where a Python kernel on it would be of no use."""
     shown: str = ""
     """The op's name in a sync, where it is not its own: parts of one op that differ between torch's own code paths."""
+    outside_runtime: bool = False
+    """Whether it waits in a library with a CUDA runtime of its own (cuSOLVER, cuSPARSE), where the driver's waits are
+    not seen: its stall is always the call's duration less ``host_us``."""
     hot: bool = False
     """Whether ordinary training calls it so often that a Python kernel on it costs noticeable time (``copy_``)."""
 

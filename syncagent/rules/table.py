@@ -36,6 +36,7 @@ from syncagent.rules.rule import Rule, Waits
 _D, _S, _CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
 _PUT = "aten::index_put_"
 _SPARSE, _CSR = ("SparseCUDA",), ("SparseCsrCUDA",)
+_OUTSIDE: dict[str, Any] = {"outside_runtime": True}
 
 
 def _rule(op: str, waits: Waits, evidence: str, *, proves: Waits | None = None, **rest: Any) -> Rule:
@@ -91,8 +92,10 @@ RULES: tuple[Rule, ...] = (
     _whole("_to_sparse_bsr", nonempty(_D), "nonzero inside"),
     _whole("_to_sparse_bsc", nonempty(_D), "nonzero inside"),
     _rule("_coalesce", always(_D), "Thrust counts the distinct indices", keys=_SPARSE, host_us=425),
-    _rule("_sparse_sparse_matmul", always(_D), "number of elements of the product", keys=_SPARSE, host_us=600),
-    _rule("addmm.out", sparse_product, "number of elements of the product", keys=_CSR, host_us=620),
+    _rule(
+        "_sparse_sparse_matmul", always(_D), "number of elements of the product", keys=_SPARSE, host_us=600, **_OUTSIDE
+    ),
+    _rule("addmm.out", sparse_product, "number of elements of the product", keys=_CSR, host_us=620, **_OUTSIDE),
     _rule("_sparse_softmax", always(_D), "pools of equal indices are counted by Thrust", keys=_SPARSE, host_us=630),
     _rule("_sparse_log_softmax", always(_D), "as _sparse_softmax", keys=_SPARSE, host_us=640),
     # values read for a scalar argument
@@ -108,16 +111,16 @@ RULES: tuple[Rule, ...] = (
     _whole("logspace.Scalar_Tensor", reads(_S, 1), "end point read back"),
     # checks
     _rule("_linalg_check_errors", always(_CHECK), "info flags read back", host_us=40),
-    _rule("_linalg_eigh", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=1180),
-    _rule("_linalg_eigh.eigenvalues", always(_CHECK), "as _linalg_eigh", host_us=1180),
-    _rule("_linalg_svd", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=2430),
-    _rule("_linalg_svd.U", always(_CHECK), "as _linalg_svd", host_us=2430),
-    _rule("_linalg_eigvals", always(_CHECK), "computed on the host", host_us=5000),
-    _rule("linalg_eig", always(_CHECK), "computed on the host", host_us=4600),
-    _rule("linalg_ldl_factor_ex", always(_CHECK), "cuSOLVER's pivots are waited for", host_us=1120),
-    _rule("linalg_ldl_factor_ex.out", always(_CHECK), "as linalg_ldl_factor_ex", host_us=1120),
-    _rule("linalg_ldl_solve", always(_CHECK), "pivots copied back", host_us=980),
-    _rule("linalg_ldl_solve.out", always(_CHECK), "as linalg_ldl_solve", host_us=980),
+    _rule("_linalg_eigh", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=1180, **_OUTSIDE),
+    _rule("_linalg_eigh.eigenvalues", always(_CHECK), "as _linalg_eigh", host_us=1180, **_OUTSIDE),
+    _rule("_linalg_svd", always(_CHECK), "cuSOLVER's convergence is waited for", host_us=2430, **_OUTSIDE),
+    _rule("_linalg_svd.U", always(_CHECK), "as _linalg_svd", host_us=2430, **_OUTSIDE),
+    _rule("_linalg_eigvals", always(_CHECK), "computed on the host", host_us=5000, **_OUTSIDE),
+    _rule("linalg_eig", always(_CHECK), "computed on the host", host_us=4600, **_OUTSIDE),
+    _rule("linalg_ldl_factor_ex", always(_CHECK), "cuSOLVER's pivots are waited for", host_us=1120, **_OUTSIDE),
+    _rule("linalg_ldl_factor_ex.out", always(_CHECK), "as linalg_ldl_factor_ex", host_us=1120, **_OUTSIDE),
+    _rule("linalg_ldl_solve", always(_CHECK), "pivots copied back", host_us=980, **_OUTSIDE),
+    _rule("linalg_ldl_solve.out", always(_CHECK), "as linalg_ldl_solve", host_us=980, **_OUTSIDE),
     _whole("linalg_lstsq", always(_CHECK), "info flags read back"),
     _whole("linalg_pinv.atol_rtol_tensor", always(_CHECK), "SVD inside"),
     _whole("linalg_matrix_exp", nonempty(_D), "norms copied back to choose the degree"),

@@ -13,7 +13,7 @@ from syncagent.cost.measurement import CostMeasurement
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.pipeline import Pipeline
 from syncagent.delivery.sink import Sink, Source
-from syncagent.events import OpCount, SyncEvent
+from syncagent.events import OpCount, SyncEvent, Weight
 from syncagent.policy import Policy, gate, packs
 from syncagent.policy.remote import Remote
 from syncagent.policy.scopes import open_reaches
@@ -30,6 +30,7 @@ from syncagent.settings import parsing, schema
 from syncagent.settings.schema import PolicyName
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger
+from syncagent.support.pace import yield_gil
 
 _MOST_BEFORE_DEATH_S = 5.0
 """How long delivery may take where a signal ends the process after 8 s: the report has to be saved as well."""
@@ -54,16 +55,22 @@ class ProcessAgent(Agent):
         )
         self.steps = Steps(self._step_ended, self.faults)
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self.faults)
+        self.steps.stepped = self._recorder.optimizer_stepped
         self._policy = Policy(settings, self._recorder.locator, lambda: self.steps.current)
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder.threads, self.faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        self._summary = Summary(newest=settings.max_events, scale=self.weight)
+        self._summary = Summary(newest=settings.max_events, scale=self.weight, sampled=self.sensors.sampled)
         self.regions = Regions(self, self._recorder)
         """The open ones: see :mod:`syncagent.runtime.regions`."""
-        self._buffers = BufferReader(self._recorder, self.rank.rank, policy_of=self.regions.policy_of)
+        self._buffers = BufferReader(
+            self._recorder,
+            self.rank.rank,
+            policy_of=self.regions.policy_of,
+            is_named=self._is_named if self.sensors.sampling is not None else None,
+        )
         self._pipeline = Pipeline(
             self._buffers, all_sinks(self._summary, self.regions, sinks), self.faults, self._each_round
         )
@@ -101,7 +108,7 @@ class ProcessAgent(Agent):
         self._policy.mode = policy
         self._verdict.policy_changed(policy, by, is_gate=schema.is_gate(policy, self.settings.baseline))
         self._pipeline.policy_changed(policy)
-        self.sensors.copies.policy_changed(policy, self.steps.current + 1)
+        self.sensors.partly.policy_changed(policy, self.steps.current + 1)
         get_logger().info("the policy has changed", policy=policy, before=before, by=by, step=self.steps.current)
 
     def events(self) -> tuple[SyncEvent, ...]:
@@ -134,6 +141,10 @@ class ProcessAgent(Agent):
             if modes:
                 self.enter_modes()
             self._recorder.threads.current().trains = True
+            if (sampling := self.sensors.sampling) is not None:
+                sampling.wants, sampling.barred = self._wants_all, lambda: self._cost.is_open
+                sampling.policy_changed(self._policy.mode, 0)
+                turn_on(sampling.part, partial(sampling.start, modes=modes), sampling.stop)
             turn_on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
             turn_on("the pipeline", self._pipeline.start, self._pipeline.stop)
@@ -175,6 +186,9 @@ class ProcessAgent(Agent):
 
     def after_fork_in_child(self) -> None:
         """Stop everything in a forked child: the records, and the thread that delivers them, are the parent's."""
+        from syncagent.torchbridge import calibration
+
+        calibration.forget_thread()
         self._recorder.threads.forget()
         self.remove_device = None  # the child is in the middle of what its parent began
         self.regions.forget()
@@ -212,37 +226,48 @@ class ProcessAgent(Agent):
         sensors = self.sensors.statuses()
         overhead = guard("the measure of the agent's cost", self._overhead, Overhead(None, None))
         ops: tuple[OpCount, ...] = guard("the count of ops", self._buffers.ops, ())
-        run, notes = self._with_verdict(run, dropped)
+        run, problems = self._with_verdict(run, dropped)
+        notes = self._notes()
         try:
-            return self._cost.applied(self._summary.snapshot(run, sensors, overhead, dropped, ops, notes))
+            from syncagent.report.advising import advised  # it parses source: not needed before there is a report
+
+            report = self._summary.snapshot(run, sensors, overhead, dropped, ops, notes, problems)
+            return self._cost.applied(self.faults.guard("advice", lambda: advised(report), report))
         except Exception as error:
             self.faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self._verdict.is_asked_for else None)
-            return Summary().snapshot(run, sensors, overhead, dropped, (), [*notes, self.faults.sentences[-1]])
+            problems.append(self.faults.sentences[-1])
+            return Summary().snapshot(run, sensors, overhead, dropped, (), notes, problems)
 
     def _facts(self) -> Facts:
         """Return what a report has besides the sums, without what takes long to find out."""
         dropped = self.dropped
-        run, notes = self._with_verdict(self.run_info(), dropped)
-        return Facts(run, self.sensors.statuses(), dropped, notes)
+        run, problems = self._with_verdict(self.run_info(), dropped)
+        return Facts(run, self.sensors.statuses(), dropped, [*problems, *self._notes()])
 
     def _with_verdict(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
-        """Return the run with the verdict on its gate, if it has one, and all notes."""
-        notes = [*self.shared_notes(self.settings), *self.sensors.notes]
+        """Return the run with the verdict on its gate, if it has one, and what did not work."""
+        return self._verdict.on(run, self.shared_problems(self.settings), lambda: self._gate_failures(dropped))
+
+    def _notes(self) -> list[str]:
+        notes = list(self.sensors.notes)
         if self._recorder.set_up:
             notes.append(f"left out: {self._recorder.set_up} waits of torch while it compiled, tuned or captured")
         lost = self._lost()
         if lost:
             notes.append("dropped: " + ", ".join(f"{count} ({why})" for why, count in lost.items()))
-        return self._verdict.on(run, notes, lambda: self._gate_failures(dropped))
+        return notes
 
     def _gate_failures(self, dropped: int) -> list[str]:
         """Return a phrase for each thing that lets a sync past the gate or keeps it out of the report."""
         failures = []
         if self._recorder.policy is None and self.running:
             failures.append("the policy failed and is off")
-        if self.sensors.conditions.has_cuda and self.sensors.copies.gave_way and self._policy.mode == "raise":
-            failures.append("torch.compile is in use, and copies are no longer watched")
+        partly = self.sensors.partly
+        if self.sensors.conditions.has_cuda and partly.gave_way and self._policy.mode == "raise":
+            failures.append(f"torch.compile is in use, and {partly.thing} are no longer watched")
+        if self.sensors.sampling is not None:
+            failures.append("detail is auto, and syncs of ops are seen on the training thread alone")
         warmup, steps = self.settings.warmup_steps, self.steps.count
         if steps < warmup and self._summary.recorded and not self.running:
             failures.append(
@@ -269,8 +294,8 @@ class ProcessAgent(Agent):
         self._seek_rank(at_once=True)
         return self.run.info(self._policy.mode, self.steps.count, has_cuda=self.sensors.conditions.has_cuda)
 
-    def shared_notes(self, settings: schema.Settings) -> list[str]:
-        """Return the notes that the reports of the process and its regions share."""
+    def shared_problems(self, settings: schema.Settings) -> list[str]:
+        """Return what did not work, for the reports of the process and of its regions."""
         gone: list[str] = self.faults.guard(
             "the look-up of the packs' functions", lambda: packs.gone(settings.allow_packs), []
         )
@@ -280,10 +305,11 @@ class ProcessAgent(Agent):
         from syncagent.torchbridge.calibration import UnmeasuredError
 
         try:
-            own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through), 0)
+            own_ns = max(self._recorder.own_cost_ns(self.sensors.passed_through) - self.sensors.first_ns, 0)
         except UnmeasuredError:  # the process is being killed
             return Overhead(None, None)
-        return self.run.overhead(own_ns, self.steps.count)
+        budget = self.settings.overhead if self.sensors.sampling is not None else None
+        return replace(self.run.overhead(own_ns, self.steps.count), budget=budget)
 
     # --- what its parts and regions ask for
 
@@ -304,15 +330,20 @@ class ProcessAgent(Agent):
         """Return a moment of ``time.perf_counter_ns`` as nanoseconds since the epoch."""
         return self._buffers.epoch_ns(moment_ns)
 
-    def weight(self, event: SyncEvent) -> float:
-        """Return how many copies a recorded one stands for."""
-        weight = self.sensors.copies.weight(event)
-        return 1.0 if weight != 1.0 and event.regions and self.regions.saw_all_copies(event) else weight
+    def weight(self, event: SyncEvent) -> Weight:
+        """Return how many syncs a recorded one stands for."""
+        weight = self.sensors.partly.weight(event, event.start_ns - self._buffers.epoch_ns(0))
+        return Weight() if weight.syncs != 1.0 and event.regions and self.regions.saw_all_copies(event) else weight
+
+    def _is_named(self, event: SyncEvent) -> bool:
+        return self.sensors.is_named(event.start_ns - self._buffers.epoch_ns(0))
 
     def watch_copies(self, state: ThreadState) -> None:
-        """Watch this thread's copies in this step, if it is a sampled one or a region or a cost window wants them."""
-        wanted = (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
-        self.sensors.copies.update(state, self.steps.current, wanted=wanted)
+        """Watch what this thread waits for in this step, if that is sampled or a region or a cost window wants it."""
+        self.sensors.partly.update(state, self.steps.current, wanted=self._wants_all(state))
+
+    def _wants_all(self, state: ThreadState) -> bool:
+        return (bool(open_reaches) and self.regions.want_copies()) or (state.trains and self._cost.capturing)
 
     def _events_since(self, start_ns: int) -> tuple[tuple[SyncEvent, int], ...]:
         self.drain()
@@ -326,6 +357,8 @@ class ProcessAgent(Agent):
             state = self._recorder.threads.current()
         state.trains = True
         self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
+        self._recorder.waits.step_ended(step, end_ns)
+        self.sensors.look_for_new_code(now=True)
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)
@@ -333,11 +366,18 @@ class ProcessAgent(Agent):
             self.regions.step_ended(step, end_ns - start_ns)
         if self._cost.window is not None:
             self._cost.window.step_ended()
-        if self.sensors.copies.has_work:
+        if self.sensors.sampling is not None:
+            self.sensors.sampling.step_ended(state, end_ns - start_ns, self.steps.current)
+        elif self.sensors.copies.has_work:
             self.watch_copies(state)
 
     def _each_round(self) -> None:
         self._remote.poll()
+        yield_gil()
+        self.sensors.look_for_new_code()
+        yield_gil()
+        if self.sensors.sampling is not None:
+            self.sensors.sampling.tick()
         self.regions.retire(self._pipeline.drained_ns)
         self._seek_rank()
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
+from syncagent.policy import gate
 from syncagent.report.model import Report
 from syncagent.report.summary import Summary
+from syncagent.runtime import table
 from syncagent.runtime.agent import ProcessAgent
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import no_run
@@ -43,6 +45,7 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
             import torch  # noqa: F401 - is it there?
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
+        gate.check_detail(settings)
         remove_device = _install_device(settings) if settings.simulate else None
         try:
             agent = ProcessAgent(settings, build(settings, {}).sinks if sinks is None else sinks)
@@ -101,9 +104,11 @@ def leave() -> Report:
 
 
 def end(agent: Agent) -> Report:
-    """Stop this agent and save its report where the settings say."""
+    """Stop this agent, save its report where the settings say, and print the table if they ask for it."""
     report = release(agent)
-    agent.save(report)
+    saved = agent.save(report)
+    if agent.settings.summary:
+        table.show(report, {"report": saved}, verbose=agent.settings.verbose)
     return report
 
 
@@ -126,6 +131,16 @@ def _install_device(settings: Settings) -> Callable[[], None] | None:
         simulate.install()
         return None
     return simulate.borrow()
+
+
+def borrow_device(agent: ProcessAgent) -> Callable[[], None]:
+    """Keep the simulated device of an agent that has one for itself until what this returns is called.
+
+    A watch in another thread or in a generator may end later than the one that began the agent.
+    """
+    from syncagent import simulate
+
+    return simulate.borrow() if agent.remove_device is not None else lambda: None
 
 
 def _log_differences(asked: Settings, in_force: Settings) -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -26,6 +27,7 @@ from syncagent.policy import Policy, scopes
 from syncagent.policy.scopes import Reach, covering, innermost, open_reaches
 from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
+from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import no_run
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from syncagent.attribution.ranks import Rank
     from syncagent.attribution.steps import Steps
-    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.events import StepRecord, SyncEvent, Weight
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
     from syncagent.report.model import Report, RunInfo
@@ -51,9 +53,13 @@ _JUDGING = (
 )  # fmt: skip
 """A region that is given one of these has a policy of its own."""
 _SHARED = (
-    "simulate", "stacks", "user_code", "cost", "cost_steps", "journal", "summary", "policy_file", "policy_signal",
+    "overhead", "simulate", "stacks", "user_code", "cost", "cost_steps", "journal", "policy_file", "policy_signal",
 )  # fmt: skip
 """Settings that a region takes from the agent, beside ``detail`` and, in part, ``copies``."""
+_CUT_SHORT = (
+    "the watch that had begun first has ended before this one, and the sensors with it: what waited after that is not "
+    "in this report; begin both inside a third, or call syncagent.start() before them"
+)
 
 
 class Host(Protocol):
@@ -72,10 +78,10 @@ class Host(Protocol):
     def drain(self) -> None: ...
     def flush(self) -> None: ...
     def epoch_ns(self, moment_ns: int) -> int: ...
-    def weight(self, event: SyncEvent) -> float: ...
+    def weight(self, event: SyncEvent) -> Weight: ...
     def watch_copies(self, state: ThreadState) -> None: ...
     def run_info(self) -> RunInfo: ...
-    def shared_notes(self, settings: Settings) -> list[str]: ...
+    def shared_problems(self, settings: Settings) -> list[str]: ...
     def unseen_by_gates(self, dropped: int) -> list[str]: ...
     def measure_cost(self, steps: int = 5) -> None: ...
 
@@ -95,7 +101,7 @@ class Region(Reach, Agent):
         self.steps = agent.steps
         self.own_policy = policy
         """What judges in here, if this region judges."""
-        self.summary = Summary(newest=settings.max_events, scale=agent.weight)
+        self.summary = Summary(newest=settings.max_events, scale=agent.weight, sampled=self._sampled)
         self.began_ns = time.perf_counter_ns()
         self.ended_ns = math.inf
         self.all_copies_from_ns = math.inf
@@ -104,9 +110,13 @@ class Region(Reach, Agent):
         """How many syncs the agent had dropped when the last of this region's was delivered."""
         self.is_saved = "report" not in given  # the environment's report is the agent's
         """Whether the report is saved already, or was not asked for."""
+        self.is_shown = not (settings.summary and "summary" in given)  # the environment's table is the agent's, too
+        """Whether the table is printed already, or was not asked for."""
         self.notes: list[str] = ["this is the report of a region, a watch inside the one of the process"]
         self._agent = agent
         self._regions = regions
+        self._sampled_before = agent.sensors.sampled()
+        self._sampled_by_end: Counter[int] | None = None
         self._started = datetime.now(timezone.utc)
         self._dropped_before = agent.dropped
         self._asks_for_copies: bool | None = settings.copies == "all" if "copies" in given else None
@@ -154,13 +164,16 @@ class Region(Reach, Agent):
             policy=self.policy,
         )
         sensors = agent.sensors.statuses()
-        notes = [*self.notes, *agent.shared_notes(self.settings)]
-        if self.all_copies_from_ns < math.inf and not agent.sensors.copies.gave_way:
-            detail = "copies: every one on the region's thread"
+        if self.all_copies_from_ns < math.inf and not agent.sensors.partly.gave_way:
+            detail = agent.sensors.partly.whole
             sensors = tuple(replace(one, detail=detail) if one.name == "kernels" else one for one in sensors)
         dropped = (agent.dropped if self.dropped_by_end is None else self.dropped_by_end) - self._dropped_before
-        run, notes = self.verdict.on(run, notes, lambda: agent.unseen_by_gates(dropped))
-        return self.summary.snapshot(run, sensors, Overhead(None, None), dropped, (), notes)
+        problems = agent.shared_problems(self.settings)
+        run, problems = self.verdict.on(run, problems, lambda: agent.unseen_by_gates(dropped))
+        from syncagent.report.advising import advised  # see ProcessAgent.report
+
+        report = self.summary.snapshot(run, sensors, Overhead(None, None), dropped, (), self.notes, problems)
+        return agent.faults.guard("advice", lambda: advised(report), report)
 
     def stop(self) -> Report:
         self._regions.end(self)
@@ -185,20 +198,36 @@ class Region(Reach, Agent):
                 scopes.enter(self)
 
     def close(self) -> None:
-        """End the region where its block ends, and save its report if that was asked for."""
+        """End the region where its block ends; save its report and print its table if that was asked for."""
         scopes.leave(self)
         self._regions.end(self)
-        self.save_once()
+        self.deliver_once()
 
-    def save_once(self) -> None:
-        """Save the report that was asked for, unless that has been done."""
-        if not self.is_saved:
-            self.is_saved = True
-            self.save(self.report())
+    def deliver_once(self) -> None:
+        """Save the report and print the table that were asked for, unless that has been done."""
+        if self.is_saved and self.is_shown:
+            return
+        report = self.report()
+        is_saved, self.is_saved = self.is_saved, True
+        saved = None if is_saved else self.save(report)
+        is_shown, self.is_shown = self.is_shown, True
+        if not is_shown:
+            table.show(report, {"report": saved}, verbose=self.settings.verbose)
+
+    def _sampled(self) -> Counter[int]:
+        """Return how many sampled steps it has had, by how many each of them stands for."""
+        by_now = self._agent.sensors.sampled() if self._sampled_by_end is None else self._sampled_by_end
+        return by_now - self._sampled_before
+
+    def stop_sampling(self) -> None:
+        """Count no further sampled steps: it has ended."""
+        self._sampled_by_end = self._agent.sensors.sampled()
 
     @property
     def wants_copies(self) -> bool:
-        """Whether every copy is to be watched, as by gates and under budgets."""
+        """Whether every copy is to be watched, as by gates and under budgets; or every sync, under ``auto``."""
+        if self._agent.sensors.sampling is not None:
+            return self.judges and (self.own_policy.mode != "observe" or self.own_policy.budgets.set)
         if self._asks_for_copies is not None:
             return self._asks_for_copies
         return self.judges and (self.is_gate or self.own_policy.budgets.set)
@@ -271,10 +300,16 @@ class Regions(Sink):
                 return
             region.is_open = False
             region.ended_ns = time.perf_counter_ns()
+            region.stop_sampling()
             if region in open_reaches:
                 open_reaches.remove(region)
         scopes.forget(region)
         self._copies_changed(region)  # torch.compile may have come into use
+
+    def cut_short(self) -> None:
+        """Note in the open regions that the program goes on in them while the agent ends."""
+        for region in _open_regions():
+            region.note(_CUT_SHORT, is_gap=True)
 
     def end_all(self, deliver: Callable[[], object]) -> None:
         """End all open regions, since the agent stops; save their reports once ``deliver`` has brought the rest."""
@@ -284,13 +319,13 @@ class Regions(Sink):
             guard("the end of regions", partial(self.end, region), None)
         deliver()
         for region in ended:
-            guard("the report of a region", region.save_once, None)
+            guard("the report of a region", region.deliver_once, None)
 
     def forget(self) -> None:
         """In a forked child: the regions are the parent's, and so are their reports and the locks of its threads."""
         self._lock = threading.RLock()
         for region in self._known.values():
-            region.is_open, region.is_saved = False, True
+            region.is_open, region.is_saved, region.is_shown = False, True, True
             scopes.forget(region)
         self._known.clear()
         open_reaches.clear()
@@ -307,10 +342,11 @@ class Regions(Sink):
     def _note_shared_settings(self, region: Region) -> None:
         """Note which settings were asked for and are not applied."""
         asked, agent = region.settings, self._agent.settings
-        wraps = "ops" if agent.wraps_every_op else "syncs"
-        pairs: list[tuple[str, object, object]] = [("detail", asked.detail, wraps)]
+        pairs: list[tuple[str, object, object]] = [("detail", asked.detail, agent.detail_in_force)]
         pairs += [(name, getattr(asked, name), getattr(agent, name)) for name in _SHARED]
-        if agent.copies_timed == "off" or asked.copies != "all":  # sampled copies can all be watched in a region
+        if (
+            agent.samples_steps or agent.copies_timed == "off" or asked.copies != "all"
+        ):  # sampled copies can all be watched in a region
             pairs.append(("copies", asked.copies, agent.copies_timed))
         theirs = agent.report and os.path.abspath(agent.report)
         if not region.is_saved and theirs == os.path.abspath(asked.report or ""):
@@ -328,9 +364,10 @@ class Regions(Sink):
         """Watch the copies that are wanted now, and note those that the policy does not see, for who relies on it."""
         self._agent.faults.guard("the watch for copies", lambda: self.update_copies(region), None)
         if region.judges and region.wants_copies:
-            why = self._agent.sensors.copies.unseen(every_thread=region.every_thread)
+            partly = self._agent.sensors.partly
+            why = partly.unseen(every_thread=region.every_thread)
             if why is not None:
-                region.note(f"policy {region.policy!r} of a region does not see copies{why}", is_gap=True)
+                region.note(f"policy {region.policy!r} of a region does not see {partly.thing}{why}", is_gap=True)
 
     def want_copies(self) -> bool:
         """Whether a region that is open on this thread wants every copy watched; from now on they are."""
@@ -342,7 +379,7 @@ class Regions(Sink):
 
     def update_copies(self, region: Region) -> None:
         """Watch every copy of this thread, where copies are sampled, for as long as a region wants that."""
-        if self._agent.sensors.copies.can_change and region.ident == threading.get_ident():
+        if self._agent.sensors.partly.can_change and region.ident == threading.get_ident():
             self._agent.watch_copies(self._recorder.threads.current())
 
     def saw_all_copies(self, event: SyncEvent) -> bool:

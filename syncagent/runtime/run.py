@@ -92,9 +92,9 @@ class Run:
             world_size=self.rank.world_size,
             steps=steps,
             policy=policy,
-            detail="ops" if self._settings.wraps_every_op else "syncs",
+            detail=self._settings.detail_in_force,
             simulated=simulated,
-            script=os.path.basename(sys.argv[0] if sys.argv else "") or "python",
+            script=_script(),
             argv=redaction.argv(sys.argv),
             cwd=working_folder(),
             pid=os.getpid(),
@@ -103,6 +103,7 @@ class Run:
             run_id=processes.run_id(),
             process=processes.process_id(),
             settings_file=self._settings.file,
+            judge_kinds=self._settings.judge_kinds,
         )
 
     def overhead(self, own_ns: float, steps: int) -> Overhead:
@@ -112,6 +113,12 @@ class Run:
             agent_ms_per_step=own_ns / 1e6 / steps if steps else None,
             share=own_ns / 1e9 / duration_s if duration_s > 0 and math.isfinite(own_ns) else None,
         )
+
+
+def _script() -> str:
+    """Return the name of what runs, as people know it."""
+    name = os.path.basename(sys.argv[0] if sys.argv else "")
+    return "notebook" if name == "ipykernel_launcher.py" else name or "python"
 
 
 def log_settings_source(settings: Settings, rank: int | None) -> None:
@@ -134,12 +141,17 @@ def note_without_gpu(*, has_cuda: bool) -> str | None:
     ``has_cuda`` says whether torch is built for CUDA.  CUDA itself is not asked, since a process that has initialised
     its driver can no longer fork.
     """
-    if has_cuda and (sys.platform != "linux" or any(map(os.path.exists, _DRIVER))):
+    if has_cuda and (sys.platform != "linux" or has_driver()):
         return None
     why = "there is no NVIDIA driver here" if has_cuda else "this torch is built without CUDA"
     note = f"{why}, so there is no host sync to see; SYNCAGENT_SIMULATE=1 runs the script on a simulated device"
     log_once("no-gpu", note)
     return note
+
+
+def has_driver() -> bool:
+    """Whether there is an NVIDIA driver, as far as one can see without asking it."""
+    return any(map(os.path.exists, _DRIVER))
 
 
 def _current_rank() -> ranks.Rank:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from syncagent.runtime import table
 from syncagent.support import stderr
 from syncagent.support.log import log_once
 
@@ -35,24 +35,15 @@ def show(agent: Agent, report: Report, outputs: Outputs, *, quiet: bool = False)
     wanted = agent.settings.summary
     if wanted is None:
         wanted = outputs.is_script  # an instrumented program did not ask for a table
-    if not wanted or report.run.rank not in (None, 0):
+    if not wanted or not table.is_for(report):
         return Shown(report, saved, has_table=False)
     if report.run.device is None and not report.sites:
         if not quiet and not report.notes:  # the log has said at the start if this torch has no CUDA
             stderr.write(f"[syncagent] no host syncs: the script did not use CUDA{_saved_by_others(agent, report)}\n")
         return Shown(report, saved, has_table=False)
-    drawn = random.getstate()
-    from syncagent.report.formats import text
-
-    random.setstate(drawn)  # rich draws from the program's generator when it is loaded
     capture = outputs.capture.path if outputs.capture is not None else None
-    where = {"capture": capture and str(capture), "report": saved}
-    try:
-        text.emit(report, where={name: path for name, path in where.items() if path})
-    except Exception as error:
-        stderr.write(f"syncagent: the table could not be shown: {error!r}\n")
-        return Shown(report, saved, has_table=False)
-    return Shown(report, saved, has_table=True)
+    where = {"capture": str(capture or ""), "report": saved}
+    return Shown(report, saved, table.show(report, where, verbose=agent.settings.verbose))
 
 
 def _saved_by_others(agent: Agent, report: Report) -> str:
@@ -87,8 +78,9 @@ def send(agent: Agent, shown: Shown, outputs: Outputs, *, is_interrupted: bool =
     if shown.has_table:
         from syncagent.report import wording
 
-        note = f"note: {wording.clean(lost)}\n" if lost else ""
-        stderr.write(f"spans: {wording.clean(where)}\n{note}")
+        note = f"! {wording.clean(lost)}\n" if lost else ""
+        spans = f"spans: {wording.clean(where)}\n" if agent.settings.verbose else ""
+        stderr.write(spans + note)
 
 
 def _where_spans_are(outputs: Outputs, *, is_interrupted: bool) -> tuple[str, str]:

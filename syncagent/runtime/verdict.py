@@ -25,13 +25,13 @@ class GateVerdict:
             self.gaps.append(f"the policy was changed to {policy} by {by}")
         self.is_asked_for = self.is_asked_for or is_gate
 
-    def on(self, run: RunInfo, notes: list[str], others: Callable[[], list[str]]) -> tuple[RunInfo, list[str]]:
-        """Return run and notes with the verdict, where there is a gate; ``others`` finds the gaps not yet known."""
+    def on(self, run: RunInfo, problems: list[str], others: Callable[[], list[str]]) -> tuple[RunInfo, list[str]]:
+        """Return run and problems with the verdict, where there is a gate; ``others`` finds the gaps not yet known."""
         if not self.is_asked_for:
-            return run, notes
+            return run, problems
         gaps = [*self.gaps, *others()]
         run = replace(run, gate=gate.FAILED if gaps else gate.HELD)
-        return run, [*notes, *(gate.NOTE + why for why in gaps)]
+        return run, [*problems, *(gate.NOTE + why for why in gaps)]
 
 
 def cannot_hold(policy: str, failures: list[str]) -> ConfigError:

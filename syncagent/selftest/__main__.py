@@ -54,6 +54,7 @@ def _test(*, simulated: bool) -> dict[str, Any]:
     import torch
 
     import syncagent
+    from syncagent import native
 
     delay = Delay(_DELAY_MS)
     cases = [case for case in CASES if applies(case, simulated=simulated)]
@@ -85,6 +86,7 @@ def _test(*, simulated: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(),
         "simulated": simulated,
+        "native": {"there": not (why_not := native.why_not()), "why_not": why_not},
         "queued_ms": delay.ms,
         "calls": [asdict(verdict) for verdict in verdicts],
         "promises": [asdict(promise) for promise in kept],

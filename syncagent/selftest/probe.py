@@ -120,7 +120,7 @@ def failure(case: Case) -> str | None:
 
 def probe(case: Case, delay: Delay, agent: Agent, failed: str | None = None) -> Verdict:
     """Fire a case until its verdict is good or cannot get better; ``failed`` says how it does without the agent."""
-    detail = "ops" if agent.settings.wraps_every_op else "syncs"
+    detail = agent.settings.detail_in_force
     if failed is not None:
         return _unfired(case, detail, UNCLEAR, f"cannot be made here: {failed}")
     try:

@@ -30,6 +30,7 @@ def render(outcome: Mapping[str, Any]) -> str:
             f"syncagent {outcome['syncagent']} selftest", wording.clean(outcome["device"]), f"torch {outcome['torch']}",
             f"Python {outcome['python']}",
         ]),
+        wording.clean(outcome["native"]["why_not"] or "The native library is there."),
         *(_SIMULATED if outcome["simulated"] else ()),
         "",
         f"Known syncs, each behind {outcome['queued_ms']:.0f} ms of queued work. Under each detail: the sensor that",

@@ -23,6 +23,10 @@ class Conditions:
     """Whether the simulated device stands in for CUDA."""
     every_op: bool = False
     """Whether every op is wrapped (``detail="ops"``)."""
+    some_steps: bool = False
+    """Whether ops are wrapped, and syncs named, in sampled steps alone (``detail="auto"``)."""
+    overhead: float = 0.0
+    """Which share of the time those steps, and looks at threads that wait, may add."""
     copies: str = "off"
     """Which copies are timed: ``all``, ``sampled`` or ``off``."""
     copies_follow_policy: bool = False
@@ -36,7 +40,9 @@ class Conditions:
             getattr(torch.version, "cuda", None) is not None,
             settings.simulate,
             settings.wraps_every_op,
-            settings.copies_timed,
+            settings.samples_steps,
+            settings.overhead,
+            "off" if settings.samples_steps else settings.copies_timed,
             settings.copies is None,
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from syncagent.events import Weight
+
 if TYPE_CHECKING:
     from syncagent.events import SyncEvent
     from syncagent.recording.recorder import Recorder
@@ -18,6 +20,7 @@ _FIRST = 4
 _EARLY = 256
 _OFTEN, _SELDOM = 16, 64
 
+_ITSELF = Weight()
 _WATCHES_ALL = "SYNCAGENT_COPIES=all watches them"
 
 
@@ -43,6 +46,11 @@ class CopyWatch:
         self._follows_policy = conditions.copies_follow_policy
         self._kernels = kernels
         self._sampling = CopySampling(on=self._setting == "sampled")
+
+    thing = "copies"
+    """What a region that judges syncs has to see all of."""
+    whole = "copies: every one on the region's thread"
+    """How a region's report says that it has."""
 
     @property
     def always(self) -> bool:
@@ -88,13 +96,14 @@ class CopyWatch:
         if self._follows_policy and self._setting == "sampled":
             self._sampling.change(following, on=policy != "raise")
 
-    def weight(self, event: SyncEvent) -> float:
+    def weight(self, event: SyncEvent, _moment_ns: int = 0) -> Weight:
         """Return how many copies this one stands for, where no region has seen them all."""
         if event.op != "aten::copy_" or event.sensor != "kernels":
-            return 1.0
+            return _ITSELF
         if not self._sampling.watches(event.step):
-            return 1.0  # watched for the sake of a cost window, or of a region in another task of this thread
-        return self._sampling.weight(event.step)
+            return _ITSELF  # watched for the sake of a cost window, or of a region in another task of this thread
+        copies = self._sampling.weight(event.step)
+        return Weight(copies, copies, event.step)
 
     @property
     def detail(self) -> str:

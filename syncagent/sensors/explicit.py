@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from syncagent.events import SyncKind
+from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
 from syncagent.torchbridge.internals import EMPTY_CACHE, SYNCHRONIZE
 from syncagent.torchbridge.patches import Patches, find
@@ -74,12 +75,14 @@ class ExplicitSensor(Sensor):
             context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
             started = _now()
             state.op = shown
+            before = begin_named(state.slot)
             try:
                 return original(*args, **kwargs)
             finally:
                 returned = _now()
+                stall_ns = end_named(state.slot, before, returned - started)
                 state.op = None
-                stall_ns = 0 if is_idle else returned - started
+                stall_ns = 0 if is_idle else stall_ns
                 recorder.settle(state, context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
         return synchronize
@@ -96,13 +99,17 @@ class ExplicitSensor(Sensor):
                 return original(*args, **kwargs)
 
             state = recorder.threads.current()
-            before = memory_reserved()
+            reserved = memory_reserved()
             started = _now()
-            result = original(*args, **kwargs)
-            returned = _now()
-            if memory_reserved() < before:
+            before = begin_named(state.slot)
+            try:
+                result = original(*args, **kwargs)
+            finally:
+                returned = _now()
+                stall_ns = end_named(state.slot, before, returned - started)
+            if memory_reserved() < reserved:
                 context = recorder.describe(state, shown, SyncKind.OTHER, sys._getframe(1), (), self.name)
-                recorder.settle(state, context, SyncKind.OTHER, started, returned - started, returned)
+                recorder.settle(state, context, SyncKind.OTHER, started, stall_ns, returned)
             return result
 
         return empty_cache

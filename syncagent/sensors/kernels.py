@@ -1,5 +1,8 @@
 """Python kernels around the ops that may wait: on which ops, when, and for which threads.
 
+Most stand there for every thread.  Those on ``copy_``, where copies are sampled, and all of them, where steps are,
+stand on the switched key instead: a thread arms them for itself, at no cost while they are not armed.
+
 :mod:`syncagent.torchbridge.dispatcher` puts them in place, :mod:`syncagent.sensors.hooked_op` is what they do.
 """
 
@@ -17,7 +20,7 @@ from syncagent.torchbridge.host_scalars import HostScalars
 from syncagent.torchbridge.switch import Switch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from syncagent.recording.recorder import Recorder
     from syncagent.rules.rule import Rule
@@ -45,6 +48,8 @@ class KernelSensor(Sensor):
         self._switch = Switch()
         self._host_scalars = HostScalars()
         self.copies = CopyWatch(recorder, conditions, self)
+        self.explains: Callable[[], str] = lambda: self.copies.detail
+        """What a report says of which calls they watch."""
         self._hot = "off"
         self._gave_way = False
 
@@ -58,7 +63,7 @@ class KernelSensor(Sensor):
 
     @property
     def detail(self) -> str:
-        return self.copies.detail
+        return self.explains()
 
     @property
     def gaps(self) -> list[str]:
@@ -84,17 +89,30 @@ class KernelSensor(Sensor):
 
     def start(self) -> None:
         """Put the kernels in place; ``hot`` ones (``copy_``) for every thread and for good only if all are wanted."""
-        self._recorder.faults.guard("the way past item()", self._host_scalars.start, None)
         self._hooks.live = True
         self._gave_way = False
+        if self._conditions.some_steps:
+            self._switch.prepare()
+            self._hooks.put(self._rules, self._switch)
+            self._hooks.replace_left()
+            self._hot = "switched"
+            return
+        self._recorder.faults.guard("the way past item()", self._host_scalars.start, None)
         hot = self.copies.always
         self._hooks.put(rule for rule in self._rules if hot or not rule.hot)
         self._hooks.replace_left()
         self._hot = "always" if hot else "off"
         self.copies.start()
 
+    def when_compile_comes(self, then: Callable[[], None]) -> None:
+        """Have this called on the thread on which torch.compile comes into use, once what is switched is off there."""
+        self._switch.before_compile = then
+
     def arm_hot(self) -> None:
-        """Watch the hot ops on this thread from now on, unless torch.compile is in use (1 µs after the first time)."""
+        """Watch what is switched on this thread from now on, unless torch.compile is in use (1 µs but the first time).
+
+        These are the hot ops, or where steps are sampled all of them.
+        """
         if self._hooks.live and self._hot == "off":
             self._switch.prepare()
             self._hooks.put((rule for rule in self._rules if rule.hot), self._switch)
@@ -103,18 +121,23 @@ class KernelSensor(Sensor):
             self._switch.turn(True)
 
     def disarm_hot(self) -> None:
-        """Watch the hot ops on this thread no longer."""
+        """Watch what is switched on this thread no longer."""
         if self._hot == "switched":
             self._switch.turn(False)
 
     @property
     def hot_armed(self) -> bool:
-        """Whether the hot ops are watched on this thread."""
+        """Whether what is switched is watched on this thread."""
         return self._hot == "always" or (self._hot == "switched" and self._switch.is_on)
 
     @property
+    def can_switch(self) -> bool:
+        """Whether turning the switch holds now: not inside of an op, which puts the thread's keys back at its end."""
+        return self._switch.holds
+
+    @property
     def gave_way(self) -> bool:
-        """Whether the hot ops are no longer watched since torch.compile is in use, or were not at the end."""
+        """Whether what is switched is no longer watched since torch.compile is in use, or was not at the end."""
         return self._gave_way or (self._hot == "switched" and self._switch.compiles)
 
     def stop(self) -> None:

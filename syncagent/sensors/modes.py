@@ -11,14 +11,18 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.native import UNNAMED_NS
 from syncagent.recording.records import OpSum
+from syncagent.recording.waits import THRESHOLD_NS
 from syncagent.sensors.base import Sensor
 from syncagent.torchbridge import modes
 from syncagent.torchbridge.frames import StandIns, leave_out_own_frames
-from syncagent.torchbridge.internals import skip_in_dynamo
+from syncagent.torchbridge.internals import op_name, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches
+from syncagent.torchbridge.switch import SWITCHED_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from syncagent.attribution.callsite import Point
@@ -30,7 +34,7 @@ _now = time.perf_counter_ns
 
 
 class ModeSensor(Sensor):
-    """Wraps every op of the thread that starts it."""
+    """Wraps every op of the thread that starts it: of every step, or of those that are sampled."""
 
     name = "modes"
     starts_on_thread = True
@@ -40,7 +44,14 @@ class ModeSensor(Sensor):
         super().__init__(recorder, conditions)
         self._entered: list[tuple[modes.ModeStack, Any]] = []
         self._on: list[bool] = []
+        self._made: tuple[Any, Any] | None = None
+        self._fast_paths: modes.FastPaths | None = None
+        self._is_on = False
+        self._lost = 0
         self._tracing = Patches()
+        self._backward = Patches()
+        self.explains: Callable[[], str] = str
+        """What a report says of which steps' ops are wrapped."""
 
     @classmethod
     def is_listed(cls, conditions: Conditions) -> bool:  # noqa: ARG003 - always listed
@@ -48,42 +59,92 @@ class ModeSensor(Sensor):
 
     @classmethod
     def is_wanted(cls, conditions: Conditions) -> bool:
-        return conditions.every_op
+        return conditions.every_op or conditions.some_steps
 
     @property
     def live(self) -> bool:
-        return bool(self._entered)
+        return self._is_on
 
     @property
     def detail(self) -> str:
+        if self._conditions.some_steps:
+            return self.explains()
         return "" if self._conditions.every_op else 'off: detail is "syncs"'
+
+    @property
+    def notes(self) -> list[str]:
+        lost = "the modes were not found where they had been entered, and do nothing there any more"
+        return [lost] if self._lost else []
 
     @classmethod
     def footprint(cls) -> dict[str, object]:
         return modes.footprint()
 
     def start(self) -> None:
-        """Enter both modes on this thread."""
-        self._on = [True]
-        api_mode, below = _modes(self._recorder, self._on)
-        for stack, mode in ((modes.function_stack(), api_mode), (modes.dispatch_stack(), below)):
+        """Enter both modes on this thread, unless a sampled step is to do that."""
+        self._tracing = modes.wrap_recorders(functools.partial(self._without, 0))
+        if self._conditions.some_steps:
+            self._backward = modes.wrap_backward(functools.partial(self._without, 1))
+        else:
+            self.enter()
+        self._is_on = True
+
+    def enter(self) -> None:
+        """Enter both modes on this thread; the one that has entered them has to leave them."""
+        if self._entered:
+            if self.can_leave:
+                return
+            self.leave()
+        if self._made is None:
+            self._on = []
+            self._made = _modes(self._recorder, self._on, SWITCHED_KEY if self._conditions.some_steps else None)
+            self._fast_paths = modes.FastPaths(self._made[0]) if self._conditions.some_steps else None
+        self._on.append(True)
+        if self._fast_paths is not None:
+            self._fast_paths.keep()
+        for stack, mode in zip((modes.function_stack(), modes.dispatch_stack()), self._made, strict=True):
             stack.put_below(mode)
             self._entered.append((stack, mode))
-        self._tracing = modes.wrap_recorders(functools.partial(modes.function_stack().call_without, api_mode, self._on))
 
-    def stop(self) -> None:
+    def leave(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
 
-        On another thread than the one that entered them they cannot be taken out; they stay, and do nothing.
+        On another thread than the one that entered them they cannot be taken out, nor where torch or the program has
+        taken one out for a while: they stay, and do nothing, and other ones are made when they are to be entered again.
         """
         self._on.clear()
-        self._tracing.restore()
+        if self._fast_paths is not None:
+            self._fast_paths.let_go()
         while self._entered:
             stack, mode = self._entered.pop()
-            stack.remove(mode)
+            if not stack.remove(mode):
+                self._made = None
+                self._lost += 1
+
+    @property
+    def can_leave(self) -> bool:
+        """Whether both are where they were put, or are not entered."""
+        return all(stack.holds(mode) for stack, mode in self._entered)
+
+    def _without(self, which: int, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a function with one of the modes taken out, if they are entered."""
+        if not self._on or self._made is None:
+            return function(*args, **kwargs)
+        stack = (modes.function_stack, modes.dispatch_stack)[which]()
+        return stack.call_without(self._made[which], self._on, function, args, kwargs)
+
+    def stop(self) -> None:
+        """Leave both modes and undo the rest; the program's own patch may call what is wrapped beyond this end."""
+        lost = self._lost
+        self.leave()
+        self._lost, self._is_on = lost, False  # after the end they are in nobody's way
+        self._tracing.restore()
+        self._backward.restore()
 
 
-def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
+def _modes(  # noqa: PLR0915 - two modes over one set of names
+    recorder: Recorder, on: list[bool], reopened: str | None
+) -> tuple[Any, Any]:
     import torch
     from torch.compiler import is_dynamo_compiling  # a constant, which torch.compile knows
     from torch.overrides import TorchFunctionMode
@@ -139,6 +200,11 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
             state: ThreadState = local.state
         except AttributeError:
             state = recorder.threads.current()
+        slot = state.slot
+        if slot is not None and slot[UNNAMED_NS] != state.waited_ns:
+            state.waited_ns = slot[UNNAMED_NS]
+            if host_ns >= THRESHOLD_NS and state.op is None:  # perhaps in this op, and no kernel knows why
+                recorder.note_waits(state, op_name(func), returned - host_ns, frame)
         task = graph_task()
         backward = task != -1
         inside = state.api is not None and not backward  # all ops of one API call are of one line
@@ -166,5 +232,5 @@ def _modes(recorder: Recorder, on: list[bool]) -> tuple[Any, Any]:
             state.own_ns += 16 * (_now() - returned)
 
     skip_in_dynamo(ApiMode.__torch_function__)
-    below = modes.op_mode(on, count, lambda error: recorder.fault("counting ops", error, "failed and is off"))
+    below = modes.op_mode(on, count, lambda error: recorder.fault("counting ops", error, "failed and is off"), reopened)
     return ApiMode(), below

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent.errors import HostSyncError, HostSyncWarning
 from syncagent.events import SyncKind
+from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.explicit import nothing_pending
 
@@ -143,6 +144,7 @@ class MonitoredSensor(Sensor):
         allowed = recorder.ask(shown, SyncKind.EXPLICIT, frame, state, (), self.name)
         entered.context = recorder.describe(state, shown, SyncKind.EXPLICIT, frame, (), self.name, allowed)
         entered.at_ns = _now()
+        entered.before = begin_named(state.slot)
 
     def _returned(self, _code: CodeType, _offset: int, function: Any, _argument: Any) -> None:
         shown = self._shown(function)
@@ -154,7 +156,8 @@ class MonitoredSensor(Sensor):
         recorder = self._recorder
         state = recorder.threads.current()
         if state.op is None:
-            stall_ns = 0 if self._entered.is_idle else returned - started
+            stall_ns = end_named(state.slot, self._entered.before, returned - started)
+            stall_ns = 0 if self._entered.is_idle else stall_ns
             recorder.settle(state, self._entered.context, SyncKind.EXPLICIT, started, stall_ns, returned)
 
 

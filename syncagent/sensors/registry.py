@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from syncagent.report.model import SensorStatus
 from syncagent.sensors.copies import CopyWatch
+from syncagent.sensors.driver import DriverSensor
 from syncagent.sensors.explicit import ExplicitSensor
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.modes import ModeSensor
 from syncagent.sensors.monitored import MonitoredSensor
+from syncagent.sensors.sampling import StepSampling
 from syncagent.sensors.simulated import SimulatedSensor
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     TurnOn = Callable[[str, Callable[[], None], Callable[[], None]], None]
 
 SENSORS: tuple[type[Sensor], ...] = (
+    DriverSensor,  # first: the others take their stalls from it
     SimulatedSensor,
     KernelSensor,
     ExplicitSensor,
@@ -28,6 +32,10 @@ SENSORS: tuple[type[Sensor], ...] = (
     ModeSensor,
 )
 """One line for each, in the order in which they start and reports list them."""
+
+
+EXACT = "driver"
+"""The sensor that measures each wait in every step, by whatever other sensor it is named: then no stall is scaled."""
 
 
 class SensorSet:
@@ -40,9 +48,25 @@ class SensorSet:
         self.conditions = conditions
         self._faults = recorder.faults
         self._sensors = [kind(recorder, conditions) for kind in kinds or SENSORS if kind.is_listed(conditions)]
-        watches = (sensor.copies for sensor in self._sensors if isinstance(sensor, KernelSensor))
-        self.copies = next(watches, None) or CopyWatch(recorder, conditions, None)
+        kernels = next((sensor for sensor in self._sensors if isinstance(sensor, KernelSensor)), None)
+        modes = next((sensor for sensor in self._sensors if isinstance(sensor, ModeSensor)), None)
+        self.copies = kernels.copies if kernels is not None else CopyWatch(recorder, conditions, None)
+        self.sampling: StepSampling | None = None
+        """What has some steps watched whole, where that is how the process is watched."""
+        if conditions.some_steps:
+            self.sampling = StepSampling(recorder, conditions, kernels, modes)
+            self.sampling.passed_through = lambda: self.passed_through
+            self.sampling.exact_stalls = lambda: self._is_live(EXACT)
+            for sensor in self._sensors:
+                if isinstance(sensor, (KernelSensor, ModeSensor, SimulatedSensor)):
+                    sensor.explains = self._explained
+        self._drivers = [sensor for sensor in self._sensors if isinstance(sensor, DriverSensor)]
         self._final: tuple[SensorStatus, ...] | None = None
+
+    def look_for_new_code(self, *, now: bool = False) -> None:
+        """Have the driver sensor look for what was loaded since: twice a second at most, or ``now``."""
+        for driver in self._drivers:
+            driver.walk(now=now)
 
     def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
         """Start those that watch all threads, or those that watch only the one that calls this.
@@ -52,6 +76,30 @@ class SensorSet:
         for sensor in self._sensors:
             if sensor.starts_on_thread is on_thread and sensor.is_wanted(self.conditions):
                 turn_on(sensor.part, sensor.start, sensor.stop)
+
+    @property
+    def partly(self) -> CopyWatch | StepSampling:
+        """What is watched part of the time: all that ops may wait for, or copies alone."""
+        return self.sampling or self.copies
+
+    def _explained(self) -> str:
+        return self.sampling.detail if self.sampling is not None else ""
+
+    def sampled(self) -> Counter[int]:
+        """Return how many steps or intervals were sampled, by how many each of them stands for."""
+        return Counter(self.sampling.periods.sampled) if self.sampling is not None else Counter()
+
+    @property
+    def first_ns(self) -> int:
+        """Time that the agent has added to the first steps, which it has watched whole in place of a few of them."""
+        return self.sampling.first_ns if self.sampling is not None else 0
+
+    def is_named(self, moment_ns: int) -> bool:
+        """Whether every sync of the training thread was named at that moment (``perf_counter_ns``)."""
+        return self.sampling is None or self.sampling.periods.at(moment_ns).period > 0
+
+    def _is_live(self, name: str) -> bool:
+        return any(sensor.name == name and sensor.live for sensor in self._final or self._sensors)
 
     def statuses(self) -> tuple[SensorStatus, ...]:
         """Return a row for each sensor, as it is now or was when :meth:`conclude` was called."""
@@ -74,7 +122,8 @@ class SensorSet:
 
     @property
     def notes(self) -> list[str]:
-        return [note for sensor in self._sensors for note in sensor.notes]
+        sampled = self.sampling.notes if self.sampling is not None else []
+        return [*sampled, *(note for sensor in self._sensors for note in sensor.notes)]
 
     @property
     def passed_through(self) -> int:

@@ -6,14 +6,16 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from syncagent.events import SyncKind
     from syncagent.recording.recorder import Recorder
+    from syncagent.recording.records import ThreadState
     from syncagent.sensors.base import Conditions
 
 
@@ -27,6 +29,8 @@ class SimulatedSensor(Sensor):
     def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
         super().__init__(recorder, conditions)
         self._live = False
+        self.explains: Callable[[], str] = str
+        """What a report says of which steps' waits have a name."""
 
     @classmethod
     def is_listed(cls, conditions: Conditions) -> bool:
@@ -43,7 +47,13 @@ class SimulatedSensor(Sensor):
         from syncagent import simulate
 
         real = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
-        return "; ".join((real, *simulate.missing()))
+        why = simulate.without_runtime()
+        runtime = (f"the driver's waits, which are not simulated: {why}",) if why else ()
+        return "; ".join((real, *runtime, *simulate.missing()))
+
+    @property
+    def detail(self) -> str:
+        return self.explains()
 
     def start(self) -> None:
         from syncagent import simulate
@@ -68,11 +78,23 @@ class SimulatedSensor(Sensor):
         """Ask the policy before the device waits; what it returns comes back in :meth:`after`."""
         recorder = self._recorder
         state = recorder.threads.current()
+        if self._conditions.some_steps and op.startswith("aten::") and not self._is_named(state):
+            return None  # as on a GPU, where the kernels are off in this step
         frame: FrameType | None = sys._getframe(1)
         allowed = recorder.ask(op, kind, frame, state, args, self.name)
-        return (state, kind, recorder.describe(state, op, kind, frame, args, self.name, allowed))
+        context = recorder.describe(state, op, kind, frame, args, self.name, allowed)
+        return (state, kind, context, begin_named(state.slot))
+
+    def _is_named(self, state: ThreadState) -> bool:
+        """Whether this thread's ops are watched now, or those of the thread whose backward pass runs here."""
+        return state.named_now or getattr(self._recorder.locator.owner_of_backward(state), "named_now", False)
 
     def after(self, token: Any, start_ns: int, end_ns: int) -> None:
         """Record the wait."""
-        state, kind, context = token
-        self._recorder.settle(state, context, kind, start_ns, end_ns - start_ns, time.perf_counter_ns())
+        if token is None:
+            return
+        state, kind, context, before = token
+        stall_ns = end_named(state.slot, before, end_ns - start_ns)
+        self._recorder.settle(
+            state, context, kind, start_ns, stall_ns if end_ns > start_ns else 0, time.perf_counter_ns()
+        )

@@ -14,7 +14,7 @@ Names = str | list[str] | tuple[str, ...]
 """A list, or one string with commas."""
 
 PolicyName = Literal["observe", "warn", "raise"]
-Detail = Literal["ops", "syncs"]
+Detail = Literal["auto", "ops", "syncs"]
 Copies = Literal["all", "sampled", "off"]
 JudgedThreads = Literal["training", "all"]
 
@@ -35,7 +35,14 @@ class Settings:
         parsing.Choice(PolicyName), "what happens at a sync that is not allowed", "observe"
     )
     detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
-        parsing.Choice(Detail), "wrap every op, or only those that may wait; by default ops under observe without cost"
+        parsing.Choice(Detail),
+        "wrap every op in some steps (auto), in all (ops), or only what may wait (syncs); by default auto under "
+        "observe without cost, else syncs",
+    )
+    overhead: float = _setting(
+        parsing.share,
+        "share of the time that detail=auto may add in sampled steps, from 0 (none after the first) to 1",
+        0.01,
     )
     report: str | None = _setting(parsing.report_path, "where the report is saved at exit")
     min_stall_ms: float = _setting(
@@ -61,6 +68,9 @@ class Settings:
     stall_share_window: int = _setting(parsing.count(1), "number of steps in the window of max_stall_share", 20)
     judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train", "training"
+    )
+    judge_kinds: tuple[str, ...] = _setting(
+        parsing.kinds, "kinds of sync that the policy judges although it does not by itself: collective, allocator", ()
     )
     policy_file: str | None = _setting(
         parsing.path, "a file from which the policy is read each second while the job runs"
@@ -93,7 +103,10 @@ class Settings:
         "mode of the reports, journals and captures that are written, in octal",
         DEFAULT_MODE,
     )
-    summary: bool | None = _setting(parsing.flag, "print the table at the end; by default for scripts, not for watch()")
+    summary: bool | None = _setting(
+        parsing.flag, "print the summary at the end; by default for scripts, not for watch() and start()"
+    )
+    verbose: bool = _setting(parsing.flag, "print the whole report there, not only what matters most", default=False)
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """For each setting that is not at its default: keyword, environment, or the path of the pyproject.toml."""
@@ -103,10 +116,19 @@ class Settings:
     """A sentence for each thing that was meant as a setting and had no effect."""
 
     @property
+    def detail_in_force(self) -> Detail:
+        """``detail``, or what the policy makes of it where it is not given."""
+        return self.detail or ("auto" if self.policy == "observe" and not self.cost else "syncs")
+
+    @property
     def wraps_every_op(self) -> bool:
-        """Whether ``detail`` asks for both modes around every op."""
-        plain = self.policy == "observe" and not self.cost
-        return (self.detail or ("ops" if plain else "syncs")) == "ops"
+        """Whether both modes are around every op of every step."""
+        return self.detail_in_force == "ops"
+
+    @property
+    def samples_steps(self) -> bool:
+        """Whether ops are wrapped in some steps alone, and only those steps' syncs are named."""
+        return self.detail_in_force == "auto"
 
     @property
     def is_gate(self) -> bool:
@@ -115,7 +137,9 @@ class Settings:
 
     @property
     def copies_timed(self) -> Copies:
-        """Which copies are timed."""
+        """Which copies are timed; where steps are sampled, the copies of those steps, whatever ``copies`` says."""
+        if self.samples_steps:
+            return "sampled"
         if self.copies is not None:
             return self.copies
         return "all" if self.wraps_every_op or self.is_gate or self.counts_by_step else "sampled"
@@ -148,6 +172,7 @@ class Keywords(TypedDict, total=False):
 
     policy: PolicyName | None
     detail: Detail | None
+    overhead: float | None
     report: str | Path | None
     min_stall_ms: float | None
     warmup_steps: int | None
@@ -159,6 +184,7 @@ class Keywords(TypedDict, total=False):
     max_stall_share: float | None
     stall_share_window: int | None
     judge_threads: JudgedThreads | None
+    judge_kinds: Names | None
     policy_file: str | Path | None
     policy_signal: str | None
     baseline: str | Path | None
@@ -173,3 +199,4 @@ class Keywords(TypedDict, total=False):
     capture: str | Path | None
     file_mode: int | str | None
     summary: bool | None
+    verbose: bool

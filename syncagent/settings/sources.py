@@ -7,9 +7,10 @@ which beats the default.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from syncagent.errors import ConfigError
 from syncagent.settings import parsing, project_file
 from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
 from syncagent.support.storage import DEFAULT_MODE
@@ -19,6 +20,7 @@ _OTHER_VARIABLES = frozenset(
     {
         "SYNCAGENT",  # watch the process at all
         "SYNCAGENT_LOG_LEVEL",
+        "SYNCAGENT_NATIVE",  # of hatch_build.py, when the package is built
         "SYNCAGENT_LOG_FORMAT",
         "SYNCAGENT_RUN",  # set by the agent: which run a process belongs to
         "SYNCAGENT_PHOENIX",  # of the servers in otel/local
@@ -46,21 +48,46 @@ def load(
     Raises :class:`~syncagent.ConfigError` with one sentence for the first value that is not allowed, or a name that is
     not known.
     """
-    environment = os.environ if environment is None else environment
+
+    def refuse(error: ConfigError) -> None:
+        raise error
+
+    return _settings(keywords or {}, os.environ if environment is None else environment, script, refuse)
+
+
+def survey(environment: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
+    """Return the settings in force if what is not allowed were left out, and a sentence for each such thing."""
+    wrong: list[str] = []
+    found = _settings(
+        {}, os.environ if environment is None else environment, None, lambda error: wrong.append(str(error))
+    )
+    return found, wrong
+
+
+def _settings(
+    keywords: Mapping[str, object],
+    environment: Mapping[str, str],
+    script: str | None,
+    refuse: Callable[[ConfigError], None],
+) -> Settings:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
 
     def take(name: str, shown: str, value: object, source: str) -> None:
-        values[name] = PARSERS[name](shown, value)
-        sources[name] = source
+        try:
+            values[name] = PARSERS[name](shown, value)
+            sources[name] = source
+        except ConfigError as error:
+            refuse(error)
 
     project = project_file.find(script)
     known = "one of " + ", ".join(sorted(PARSERS))
     for key, value in project.table.items():
         name, shown = key.replace("-", "_"), f"[tool.syncagent] {key} in {project.file}"
-        if name not in PARSERS:
-            raise parsing.rejected(shown, value, known)
-        take(name, shown, value, str(project.file))
+        if name in PARSERS:
+            take(name, shown, value, str(project.file))
+        else:
+            refuse(parsing.rejected(shown, value, known))
     for name in PARSERS:
         variable = f"SYNCAGENT_{name.upper()}"
         text = environment.get(variable)
@@ -69,10 +96,10 @@ def load(
         elif text is not None and DEFAULTS[name] in (None, ()):
             values[name] = DEFAULTS[name]
             sources[name] = "environment"
-    for name, value in (keywords or {}).items():
+    for name, value in keywords.items():
         if name not in PARSERS:
-            raise parsing.rejected(name, value, known)
-        if value is not None:
+            refuse(parsing.rejected(name, value, known))
+        elif value is not None:
             take(name, name, value, "keyword")
     warnings = filter(None, (project.ignored, *unknown_variables(environment)))
     file = str(project.file) if project.table else None

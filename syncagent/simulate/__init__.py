@@ -10,7 +10,7 @@ Importing this package does not import torch.
 from __future__ import annotations
 
 from syncagent.errors import SimulationError, SimulationWarning
-from syncagent.simulate.installation import borrow, install, install_or_end, installed, missing
+from syncagent.simulate.installation import borrow, install, install_or_end, installed, missing, without_runtime
 from syncagent.simulate.waits import WaitObserver, internal_waits
 from syncagent.simulate.waits import observe as observe_waits
 
@@ -25,4 +25,5 @@ __all__ = [
     "internal_waits",
     "missing",
     "observe_waits",
+    "without_runtime",
 ]

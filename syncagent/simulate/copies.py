@@ -9,7 +9,7 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, waits
+from syncagent.simulate import devices, dispatch, standin, waits
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts, infer
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
@@ -36,6 +36,20 @@ def _copying(target: Any, source: Any) -> Callable[[], None]:
     return copy
 
 
+def _call_for(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> standin.Call:
+    """Where CUDA has the host wait for a copy between host and device."""
+    to_device = isinstance(target, SimulatedTensor)
+    host = source if to_device else target
+    # Another type is made on the host, but for copies that have the device make it and do not wait for that.
+    moved = target if to_device or non_blocking else source
+    return standin.copy(
+        standin.HOST_TO_DEVICE if to_device else standin.DEVICE_TO_HOST,
+        target.numel() * moved.dtype.itemsize,
+        direct=is_pinned(host) and host.is_contiguous() and target.dtype == source.dtype,
+        blocking=not non_blocking,
+    )
+
+
 @runs(aten.copy_.default)
 def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     target, source = args[0], args[1]
@@ -60,9 +74,10 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
     kind = _RULE.waits((target, source, non_blocking), {})
     if kind is not None:
         copy = devices.keeping_error(_copying(to, of), written)
+        call = _call_for(target, source, non_blocking)
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking),
-            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy),
+            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy, call),
         )  # fmt: skip
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
@@ -114,10 +129,12 @@ def _to_host(facts: OpFacts, source: SimulatedTensor, device: torch.device, form
     return copy_(None, (target, source, non_blocking), {})
 
 
-def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Any) -> Any:
+def wait_for_transfer(target: torch.Tensor, source: torch.Tensor, wait: Callable[[standin.Call | None], Any]) -> Any:
     """Report a copy that ``wait`` makes in another way (checkpoints), if CUDA would wait for it."""
     copied = (target, source, False)
-    return waits.reported("aten::copy_", _RULE.waits(copied, {}), copied, wait)
+    kind = _RULE.waits(copied, {})
+    call = None if kind is None else _call_for(*copied)
+    return waits.reported("aten::copy_", kind, copied, lambda: wait(call))
 
 
 @runs(aten._foreach_copy_.default)

@@ -16,7 +16,7 @@ import torch
 
 from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
-from syncagent.simulate import allocator, devices, engine, patches, randomness
+from syncagent.simulate import allocator, devices, engine, patches, randomness, standin
 from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.simulate.waits import reported
@@ -98,12 +98,11 @@ def _synchronize(name: str, device: Any) -> None:
     _lazy_init()
     engines = devices.engines_of(devices.index_of(device))
     is_idle = all(each.finished >= each.submitted for each in engines)
-    reported(name, SyncKind.EXPLICIT, (), lambda: _wait_for(engines), is_idle=is_idle)
+    reported(name, SyncKind.EXPLICIT, (), lambda: _wait_for(engines, standin.DEVICE_SYNCHRONIZE), is_idle=is_idle)
 
 
-def _wait_for(engines: Iterable[engine.Engine]) -> None:
-    for each in engines:
-        each.wait()
+def _wait_for(engines: Iterable[engine.Engine], call: standin.Call) -> None:
+    engine.wait_for([(each, each.submitted) for each in engines], call)
 
 
 def _sleep(cycles: int) -> None:
@@ -142,7 +141,7 @@ def _host_memory() -> tuple[int, int]:
 def _empty_cache(name: str) -> None:
     """The driver waits for all work on the device before it takes memory back."""
     if allocator.release_unused():
-        reported(name, SyncKind.OTHER, (), lambda: _wait_for(engine.all_engines()))
+        reported(name, SyncKind.OTHER, (), lambda: _wait_for(engine.all_engines(), standin.FREE))
 
 
 # --- what has no simulation --------------------------------------------------------------------------------

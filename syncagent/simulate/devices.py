@@ -17,6 +17,7 @@ import torch
 
 from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
+from syncagent.simulate import standin
 from syncagent.simulate.engine import Engine, refuse_if_forked
 from syncagent.simulate.requirements import find
 from syncagent.simulate.waits import reported
@@ -150,7 +151,8 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait for all work of this stream."""
-        reported("torch.cuda.Stream.synchronize", SyncKind.EXPLICIT, (self,), self.engine.wait, is_idle=self.query())
+        wait = functools.partial(self.engine.wait, call=standin.STREAM_SYNCHRONIZE)
+        reported("torch.cuda.Stream.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
 
     def query(self) -> bool:
         """Whether all work of this stream is done."""
@@ -232,8 +234,14 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for the work before the mark."""
-        wait = functools.partial(self._engine.wait, self._ticket) if self._ticket else lambda: None
-        reported("torch.cuda.Event.synchronize", SyncKind.EXPLICIT, (self,), wait, is_idle=self.query())
+        wait = functools.partial(self._engine.wait, self._ticket, standin.EVENT_SYNCHRONIZE)
+        reported(
+            "torch.cuda.Event.synchronize",
+            SyncKind.EXPLICIT,
+            (self,),
+            wait if self._ticket else lambda: None,
+            is_idle=self.query(),
+        )
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this mark to the other one; they are the CPU's."""
@@ -337,8 +345,8 @@ def keeping_error(kernel: Callable[[], object], written: list[Placement]) -> Cal
     return run
 
 
-def run_here(engine: Engine, kernel: Callable[[], Any]) -> Any:
-    """Queue a kernel, wait for it and return its result, or raise what it raised."""
+def run_here(engine: Engine, kernel: Callable[[], Any], call: standin.Call | None = None) -> Any:
+    """Queue a kernel, wait for it as in :meth:`Engine.wait` and return its result, or raise what it raised."""
     outcome: list[Any] = [None, None]
 
     def task() -> None:
@@ -347,7 +355,7 @@ def run_here(engine: Engine, kernel: Callable[[], Any]) -> Any:
         except BaseException as error:
             outcome[1] = error
 
-    engine.wait(engine.submit(task))
+    engine.wait(engine.submit(task), call)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import autocast, devices, randomness, tensor, waits
+from syncagent.events import SyncKind
+from syncagent.simulate import autocast, devices, randomness, standin, tensor, waits
 from syncagent.simulate.devices import order, queue, run_here
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each
@@ -196,7 +197,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     if named and named.pop("pin_memory", False):
         raise RuntimeError("Only dense CPU tensors can be pinned")
     if kind is not None:
-        return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs))
+        return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs, _call_for(kind, hosts)))
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
             spec = infer(facts.op, kept, named)
@@ -216,6 +217,14 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     kernel.find_written()
     queue(engine, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return _returned(facts, args, kwargs, made)
+
+
+def _call_for(kind: SyncKind, hosts: list[torch.Tensor]) -> standin.Call:
+    """Where CUDA has the host wait in an op that is not a copy: it reads a number back, or has copied an argument."""
+    if kind is not SyncKind.COPY_H2D or not hosts:
+        return standin.read()
+    nbytes = max(host.nbytes for host in hosts)
+    return standin.copy(standin.HOST_TO_DEVICE, nbytes, direct=False, blocking=True)
 
 
 def _given(args: Any, kwargs: Any, position: int, name: str) -> Any:
@@ -268,8 +277,11 @@ class _Kernel:
                 tensor.resize(target, layout._replace(offset=target._sim.layout.offset))
                 self.give(target._sim, *place)
 
-    def run_now(self, args: Any, kwargs: Any) -> Any:
-        """Wait for this op: its results are there when it returns, and may be of any shape."""
+    def run_now(self, args: Any, kwargs: Any, call: standin.Call | None = None) -> Any:
+        """Wait for this op: its results are there when it returns, and may be of any shape.
+
+        ``call`` is where a GPU would have the host wait.
+        """
         facts = self.facts
         self.seed()
         engine = order(facts.name, self.index, self.placements)
@@ -280,7 +292,9 @@ class _Kernel:
             hosts = flatten(resolved)
             return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
 
-        made = on_each(lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel))
+        made = on_each(
+            lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel, call)
+        )
         for position, name in facts.outs:
             target = _given(args, kwargs, position, name)
             if isinstance(target, SimulatedTensor):

@@ -7,14 +7,16 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 
 from syncagent.errors import SimulationError
+from syncagent.simulate import standin
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
+from syncagent.torchbridge.threads import have_room_for_errors
 
 # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
 # inference_mode, and the queueing thread has counted versions already.
@@ -53,6 +55,8 @@ class Engine:
         self._changed = threading.Condition()
         self._idle = False
         self._waiters = 0
+        self._gates: list[tuple[int, standin.Gate]] = []
+        """Whom to wake in the runtime's stand-in, and after which ticket."""
         self._error: BaseException | None = None
         self._running = threading.Lock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
@@ -76,10 +80,15 @@ class Engine:
         """Whether kernels queued here from now on are certain to run after that one."""
         return engine is self or engine.finished >= ticket or self.clock[engine] >= ticket
 
-    def wait(self, ticket: int | None = None) -> None:
-        """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure."""
-        refuse_if_forked()
-        self._block(self.submitted if ticket is None else ticket)
+    def wait(self, ticket: int | None = None, call: standin.Call | None = None) -> None:
+        """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure.
+
+        With a call the host sleeps in that function of CUDA's runtime, and without one as no GPU would have it sleep.
+        """
+        wait_for(((self, self.submitted if ticket is None else ticket),), call)
+
+    def raise_failure(self) -> None:
+        """Raise what the first kernel that failed has raised, once."""
         if self._error is not None:
             error, self._error = self._error, None
             raise _as_device_error(error) from error
@@ -88,15 +97,39 @@ class Engine:
         if self.finished >= ticket:
             return
         with self._changed:
-            while self.finished < ticket:
-                self._wait_for_progress()
+            self._wait_until(lambda: self.finished >= ticket)
 
-    def _wait_for_progress(self) -> None:
-        self._waiters += 1
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        self._waiters += 1  # before looking: the worker looks for waiters after it has finished a kernel
         try:
-            self._changed.wait()
+            while not is_so():
+                self._changed.wait()
         finally:
             self._waiters -= 1
+
+    def wake(self, ticket: int, gate: standin.Gate) -> None:
+        """Open that gate by one as soon as that kernel has run."""
+        entry = (ticket, gate)
+        self._gates.append(entry)  # before looking, too
+        if self.finished >= ticket and self._forget(entry):
+            standin.open_by_one(gate)
+
+    def _forget(self, entry: tuple[int, standin.Gate]) -> bool:
+        """Return whether it was still there: who takes an entry out opens its gate."""
+        try:
+            self._gates.remove(entry)
+        except ValueError:
+            return False
+        return True
+
+    def _open_gates(self) -> None:
+        for entry in tuple(self._gates):
+            if entry[0] <= self.finished and self._forget(entry):
+                standin.open_by_one(entry[1])
+
+    def leave(self, ticket: int, gate: standin.Gate) -> None:
+        """Take back a :meth:`wake`."""
+        self._forget((ticket, gate))
 
     def submit(self, entry: Callable[[], object] | _Dependency) -> int:
         """Queue a kernel and return its ticket without waiting for it."""
@@ -109,8 +142,8 @@ class Engine:
             if self._thread is None:
                 self._thread = AgentThread(target=self._work, name=self.name)
                 self._thread.start()
-            while self.submitted - self.finished >= QUEUE_LIMIT:
-                self._wait_for_progress()
+            if self.submitted - self.finished >= QUEUE_LIMIT:
+                self._wait_until(lambda: self.submitted - self.finished < QUEUE_LIMIT)
             self._queue.append(entry)
             self.submitted += 1
             if self._idle:
@@ -118,6 +151,19 @@ class Engine:
             return self.submitted
 
     def _work(self) -> None:
+        try:
+            have_room_for_errors()
+            self._run_kernels()
+        except BaseException as error:  # between two kernels: no memory, or an exception that another thread has sent
+            with self._changed:
+                self._error = self._error or error
+                self._queue.clear()
+                self.finished = self.submitted
+                self._thread = None
+                self._changed.notify_all()
+            self._open_gates()
+
+    def _run_kernels(self) -> None:
         """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
         torch.set_grad_enabled(False)
         queue, changed = self._queue, self._changed
@@ -138,6 +184,8 @@ class Engine:
                 self._execute(entry)
                 # A kernel holds its arguments: release them before waiting for the next one.
                 del entry
+                if self._gates:
+                    self._open_gates()
                 if self._waiters:
                     with changed:
                         changed.notify_all()
@@ -165,6 +213,36 @@ class Engine:
                 self._changed.notify_all()
         if thread is not None:
             thread.join()
+
+
+def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = None) -> None:
+    """Block the calling thread until each queue has reached its ticket; raise the first failure.
+
+    ``call`` is as in :meth:`Engine.wait`.
+    """
+    refuse_if_forked()
+    marks = tuple(marks)
+    if call is None or not standin.is_there():
+        for engine, ticket in marks:
+            engine._block(ticket)
+    else:
+        _sleep_in(call, [mark for mark in marks if mark[0].finished < mark[1]])
+    for engine, _ in marks:
+        engine.raise_failure()
+
+
+def _sleep_in(call: standin.Call, marks: list[tuple[Engine, int]]) -> None:
+    gate = standin.Gate(len(marks)) if marks else standin.OPEN
+    try:
+        for engine, ticket in marks:
+            engine.wake(ticket, gate)
+        while not standin.sleep(gate, call):
+            refuse_if_forked()  # a signal's handler may have forked
+            call = standin.rest_of(call)
+    except BaseException:  # whatever a signal's handler has raised
+        for engine, ticket in marks:
+            engine.leave(ticket, gate)
+        raise
 
 
 def _as_device_error(error: BaseException) -> BaseException:
@@ -223,6 +301,8 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _forked
     _after_fork_in_parent()
+    for engine in all_engines():
+        engine._gates.clear()
     # The worker threads did not come along.  A parent that never used the device leaves its child free to.
     _forked = _forked or any(engine.submitted for engine in _engines)
 

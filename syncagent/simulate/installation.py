@@ -37,6 +37,15 @@ def missing() -> list[str]:
     return list(LOSSES.values())
 
 
+def without_runtime() -> str:
+    """Return why the host does not wait in a stand-in for CUDA's runtime; an empty string where it does."""
+    if _changes is None:  # the device has never been installed
+        return ""
+    from syncagent.simulate import standin
+
+    return standin.missing()
+
+
 def install(devices: int = 1) -> None:
     """Let simulated devices stand in for CUDA for the life of this process.
 
@@ -124,10 +133,12 @@ def _install(count: int) -> None:
         nested,  # noqa: F401 - registers its handlers
         patches,
         serialization,
+        standin,
     )
     from syncagent.simulate.requirements import LOSSES
 
     global _changes
+    standin.load()
     engine.Engine.idle_limit_s = None
     devices.set_count(count)
     with warnings.catch_warnings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, dispatch, waits
+from syncagent.simulate import devices, dispatch, standin, waits
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Box, Layout, Placement, stride_for
@@ -65,7 +65,7 @@ def _reported(facts: OpFacts, args: Any, kwargs: Any, made: SimulatedTensor) -> 
 
     def wait() -> SimulatedTensor:
         _submit(facts.op, args, kwargs, made)
-        devices.current_engine(made._sim.index).wait()
+        devices.current_engine(made._sim.index).wait(call=None if kind is None else standin.read())
         return made
 
     return waits.reported(facts.shown, kind, args, wait)

@@ -29,7 +29,7 @@ def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
     values = copies.wait_for_transfer(
         torch.empty(source.shape, dtype=source.dtype, device="cpu"),
         source,
-        lambda: devices.run_here(engine, placement.resolve),
+        lambda call: devices.run_here(engine, placement.resolve, call),
     )
     storage = values.untyped_storage()
     setattr(storage, _DEVICE, placement.index)

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from functools import partial
+from itertools import accumulate, islice, repeat, takewhile
+from opcode import opmap
+from operator import attrgetter, is_not
 from types import CodeType, FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-__all__ = ["StrEnum", "current_frames", "load_toml", "qualified_name"]
+from syncagent.support.pace import yield_gil
+
+__all__ = [
+    "Position", "Standing", "StrEnum", "current_frames", "expression_at", "has_gil", "is_at_a_call", "load_toml",
+    "qualified_name", "standing",
+]  # fmt: skip
+
+
+class Position(NamedTuple):
+    """Where an expression stands in its file: lines from 1, columns in bytes of UTF-8 from 0."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
 
 
 if sys.version_info >= (3, 11):
     from enum import StrEnum
+
+    _AT_ONCE = 500
+    """Instructions; they take about 0.1 ms."""
+
+    def expression_at(code: CodeType, offset: int) -> Position | None:
+        """Return the expression that the instruction at byte ``offset`` belongs to; ``None`` where it is not known."""
+        positions, left = code.co_positions(), offset // 2
+        while left >= _AT_ONCE:  # they can only be counted off, with the interpreter held
+            next(islice(positions, _AT_ONCE - 1, None), None)
+            left -= _AT_ONCE
+            yield_gil()
+        line, end_line, column, end_column = next(islice(positions, left, None), (None,) * 4)
+        if line is None or end_line is None or column is None or end_column is None:
+            return None
+        return Position(line, column, end_line, end_column)
 
     def qualified_name(code: CodeType) -> str:
         """Return the name of a function as Python shows it, with the classes and functions that it is in."""
@@ -20,6 +54,10 @@ else:
     import enum
     from functools import lru_cache
     from inspect import CO_OPTIMIZED
+
+    def expression_at(code: CodeType, offset: int) -> Position | None:  # noqa: ARG001 - code objects lack it
+        """Return ``None``: before 3.11 Python knows the line alone."""
+        return None
 
     class StrEnum(str, enum.Enum):
         """An enumeration whose members are strings, also where they are formatted."""
@@ -75,8 +113,68 @@ else:
         if not gc.isenabled():
             return sys._current_frames()
         # All three calls are made from C: no other thread can run, and turn collection on, between them.
-        _, frames, _ = map(operator.call, (gc.disable, sys._current_frames, gc.enable))
-        return frames  # type: ignore[return-value]  # map() loses the type
+        calls: Any = (gc.disable, sys._current_frames, gc.enable)
+        found: dict[int, FrameType]
+        _, found, _ = map(operator.call, calls)
+        return found
+
+    def _without_collection(call: Any) -> Any:
+        """Make a call of C without a garbage collection meanwhile, in the same way."""
+        if not gc.isenabled():
+            return call()
+        calls: Any = (gc.disable, call, gc.enable)
+        _, result, _ = map(operator.call, calls)
+        return result
+
+
+class Standing:
+    """Where a thread stood when it was looked at: what a frame says of its code, and nothing that it holds."""
+
+    __slots__ = ("f_back", "f_code", "f_lasti")
+
+    def __init__(self, f_code: CodeType, f_lasti: int, f_back: Standing | None) -> None:
+        self.f_code = f_code
+        self.f_lasti = f_lasti
+        self.f_back = f_back
+
+
+_place = attrgetter("f_code", "f_lasti")
+_is_there = partial(is_not, None)
+
+
+def standing(frame: FrameType) -> Standing:
+    """Copy code and instruction of another thread's frame and of those around it, at one moment.
+
+    All of it is done from C, so that the thread cannot go on meanwhile.  On 3.11 no garbage may be collected either:
+    asking for ``f_back`` makes an object, and where that starts a collection which gives up the GIL, as the end of a
+    tensor does, the frame is gone when its object is finished.  What uses that object then crashes.
+    """
+    around: Iterable[Any] = accumulate(repeat("f_back"), getattr, initial=frame)
+    places: Any = partial(list, map(_place, takewhile(_is_there, around)))
+    if sys.version_info >= (3, 11) and sys.version_info < (3, 12):
+        found = _without_collection(places)
+    else:
+        found = places()
+    outer: Standing | None = None
+    for code, offset in reversed(found):
+        outer = Standing(code, offset, outer)
+    assert outer is not None
+    return outer
+
+
+_CALLS = frozenset(
+    number for name, number in opmap.items() if name.startswith(("CALL", "PRECALL")) and "INTRINSIC" not in name
+)
+
+
+def is_at_a_call(frame: FrameType) -> bool:
+    """Return whether the instruction at which a frame is, or was interrupted, calls something."""
+    return frame.f_code.co_code[frame.f_lasti] in _CALLS
+
+
+def has_gil() -> bool:
+    """Return whether one thread at a time runs Python code; free-threaded builds (3.13 and later) may do without."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def load_toml(stream: IO[bytes]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def get_logger() -> FilteringBoundLogger:
     structlog = private_structlog()
     complaints: list[str] = []
     level = _choice("SYNCAGENT_LOG_LEVEL", "info", _LEVELS, complaints)
-    fmt = _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS, complaints)
+    fmt = _format(complaints)
     # Everything is given here: what wrap_logger is not given it would take from the program's global configuration.
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Stderr(),
@@ -63,6 +63,16 @@ def get_logger() -> FilteringBoundLogger:
     for complaint in complaints:
         logger.warning(complaint)
     return logger
+
+
+def _format(complaints: list[str]) -> str:
+    return _choice("SYNCAGENT_LOG_FORMAT", "text", _FORMATS, complaints)
+
+
+@functools.cache
+def is_for_programs() -> bool:
+    """Whether lines are JSON, for a program to read: it has to find each fact there, those people see elsewhere too."""
+    return _format([]) == "json"
 
 
 def log_once(key: str, message: str, /, *, level: str = "warning", **values: object) -> bool:

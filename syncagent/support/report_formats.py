@@ -16,6 +16,7 @@ SUFFIXES = {
     TEXT: ".txt",
     "json": ".json",
     "html": ".html",
+    "markdown": ".md",
     "sarif": ".sarif",
     "trace": ".trace.json",
 }

@@ -19,7 +19,7 @@ from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
-from syncagent.events import Phase
+from syncagent.events import Phase, Weight
 from syncagent.support.pace import yield_gil
 from syncagent.support.threads import isolate_opentelemetry
 from syncagent.telemetry import semconv
@@ -90,7 +90,8 @@ class MetricSink(Sink):
 
     - A record that stands for many syncs (``repeats``) counts as that many, each as long as their mean: counts and
       sums are exact, the histogram's buckets show the mean.
-    - Copies that were sampled are scaled up, as in the report.
+    - What was seen in sampled steps alone is scaled up, as in the report; where the driver's waits are known, that is
+      the count of syncs alone, and the histogram has each wait that was measured.
     - ``syncagent.step.stall_ratio`` covers the newest ten seconds of steps (ten steps, where each takes longer).  It is
       computed as the report's share is: from the thread that waited longest, and the backward pass.
     - Neither of the step's metrics has the first step, nor has the report: it includes the program's start.
@@ -113,7 +114,7 @@ class MetricSink(Sink):
         """``exemplars`` concerns the agent's own histograms; those of a meter provider follow its filter."""
         self._has_exemplars = exemplars
         self._lost: Mapping[str, int] = {}
-        self._scale: Callable[[SyncEvent], float] = lambda _event: 1.0
+        self._scale: Callable[[SyncEvent], Weight] = lambda _event: Weight()
         self._sanitizer = AttributeSanitizer()
         self.spans = spans
         """Knows which syncs have a span; each bucket of the histograms has its newest as an exemplar."""
@@ -144,20 +145,21 @@ class MetricSink(Sink):
     def events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
             weight = self._scale(event)
-            count = event.repeats if weight == 1.0 else round(event.repeats * weight)
-            if count < 1:
-                continue
-            total_s = max(event.stall_ns, 0) * weight / 1e9
+            syncs = event.repeats if weight.syncs == 1.0 else round(event.repeats * weight.syncs)
+            count = syncs if weight.stall == weight.syncs else event.repeats
+            if not event.repeats:  # time of syncs that are counted elsewhere: a wait, or a share of many
+                count = 0 if event.estimated else 1
+            total_s = max(event.stall_ns, 0) * weight.stall / 1e9
             longest_s = None if event.longest_ns is None else event.longest_ns / 1e9
             span = None if self.spans is None else self.spans.span_of(event)
             example = (event.start_ns + max(event.stall_ns, 0), span) if span and self._has_exemplars else None
             waiter = None if event.phase is Phase.BACKWARD else event.thread
             with self._lock:
-                series = self._of(event, count)
-                series.add(total_s, count, longest_s, example)
+                series = self._of(event, max(syncs, 1))
+                series.add(total_s, count, longest_s, example, syncs=syncs)
                 if waiter is None or waiter in self._waited_ns or len(self._waited_ns) < self._max_series:
                     self._waited_ns[waiter] = self._waited_ns.get(waiter, 0.0) + total_s * 1e9
-            if self._histograms:
+            if self._histograms and count:
                 context = context_of(span, event.user_context)
                 self._record(_STALL, total_s / count, series.attributes, context, min(count, _RECORDS_MAX))
 
@@ -199,7 +201,7 @@ class MetricSink(Sink):
         counts[_FOLDED, ""] = folded
         counts.update({(_SPANS_DROPPED, reason): count for reason, count in self.spans_lost().items()})
         numbers: dict[Instrument, list[Number]] = {
-            _SYNCS: [Number(one.attributes, one.count, one.began_ns) for one in series],
+            _SYNCS: [Number(one.attributes, one.syncs, one.began_ns) for one in series],
             _RATIO: [Number({}, min(stall_ns / step_ns, 1.0), self._began_ns)] if step_ns else [],
         }
         for (about, reason), count in counts.items():
@@ -305,7 +307,7 @@ def _metric(about: Instrument, points: Sequence[Number | Series], now_ns: int) -
             found.append(sdk.NumberDataPoint(one.attributes, one.began_ns, now_ns, one.value))
         else:
             examples = [Exemplar({}, value, ns, of.span_id, of.trace_id) for value, ns, of in one.examples.values()]
-            sums = one.count, one.total_s, one.buckets, one.bounds, one.min_s, one.max_s
+            sums = one.count, one.total_s, one.buckets, one.bounds, one.min_s if one.count else 0.0, one.max_s
             found.append(sdk.HistogramDataPoint(one.attributes, one.began_ns, now_ns, *sums, examples))
         yield_gil()
     cumulative = sdk.AggregationTemporality.CUMULATIVE

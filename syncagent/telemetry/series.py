@@ -34,6 +34,9 @@ class Series:
     bounds: Sequence[float]
     began_ns: int
     buckets: list[int] = field(default_factory=list)
+    syncs: int = 0
+    """How many syncs its values stand for: more where only some steps are watched whole, none where a wait of the
+    steps between adds time alone."""
     count: int = 0
     total_s: float = 0.0
     min_s: float = float("inf")
@@ -45,9 +48,22 @@ class Series:
         self.buckets = self.buckets or [0] * (len(self.bounds) + 1)
 
     def add(
-        self, total_s: float, count: int, max_s: float | None = None, span: tuple[int, SpanContext] | None = None
+        self,
+        total_s: float,
+        count: int,
+        max_s: float | None = None,
+        span: tuple[int, SpanContext] | None = None,
+        *,
+        syncs: int | None = None,
     ) -> None:
-        """Add ``count`` values by their sum: each counts as their mean.  ``span`` is one's, with its end."""
+        """Add ``count`` values by their sum: each counts as their mean.  ``span`` is one's, with its end.
+
+        They stand for ``syncs`` syncs, by default for one each.  Without values only the sum grows.
+        """
+        self.syncs += count if syncs is None else syncs
+        if not count:
+            self.total_s += total_s
+            return
         mean_s = total_s / count
         bucket = bisect_left(self.bounds, mean_s)
         self.buckets[bucket] += count
@@ -61,6 +77,7 @@ class Series:
     def absorb(self, other: Series) -> None:
         """Add everything that another series has counted."""
         self.buckets = [sum(pair) for pair in zip(self.buckets, other.buckets, strict=True)]
+        self.syncs += other.syncs
         self.count += other.count
         self.total_s += other.total_s
         self.min_s = min(self.min_s, other.min_s)
@@ -107,7 +124,7 @@ class SeriesTable:
 
     def taken(self) -> list[Series]:
         """Return copies of all series, and hand the exemplars over to them."""
-        rest = [self._other] if self._other.count else []
+        rest = [self._other] if self._other.count or self._other.total_s else []
         return [series.taken() for series in (*self._series.values(), *rest)]
 
     def _takes_a_place(self, key: int, count: int) -> bool:

@@ -53,7 +53,7 @@ class SpanBudget:
 
     def allows(self, event: SyncEvent) -> bool:
         """Return whether this sync gets a span."""
-        if event.repeats > 1:  # it stands for many
+        if event.repeats > 1 or event.estimated:  # it stands for many
             self.withheld += event.repeats
             return False
         key = (event.op, event.site, event.phase, event.violation)

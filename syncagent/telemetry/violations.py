@@ -1,4 +1,6 @@
-"""Reports syncs against the policy: a log line, and an OpenTelemetry log record, at the 1st, 10th, 100th ... of a line.
+"""Reports syncs against the policy: an OpenTelemetry log record at the 1st, 10th, 100th ... of a line, and a log line.
+
+Where people read the log it leaves out the first: the warning or the error says that.
 
 Records go to the logger provider that the agent has built, or else to the program's own.
 """
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncagent._version import __version__
 from syncagent.delivery.sink import Sink
-from syncagent.support.log import get_logger, log_once
+from syncagent.support.log import get_logger, is_for_programs, log_once
 from syncagent.telemetry import semconv
 from syncagent.telemetry.attributes import AttributeSanitizer, location
 
@@ -60,15 +62,16 @@ class ViolationLog(Sink):
         span = None if self._spans is None else self._spans.span_of(event)
         # https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/
         ids = {} if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
-        get_logger().warning(
-            MESSAGE,
-            op=op,
-            where=str(site) if site is not None else "many lines",
-            step=event.step,
-            count=count,
-            stall_ms=stall_ms,
-            **ids,
-        )
+        if count > 1 or is_for_programs():  # the warning or the error has told people of the first
+            get_logger().warning(
+                MESSAGE,
+                op=op,
+                where=str(site) if site is not None else "many lines",
+                step=event.step,
+                count=count,
+                stall_ms=stall_ms,
+                **ids,
+            )
         try:
             provider = self._logger_provider if self._logger_provider is not None else _provider_of_program()
             if provider is not None:

@@ -1,12 +1,11 @@
 """Measures what a hook costs on this machine even if it does nothing: the way from the dispatcher into Python and back.
 
 The agent's own code times itself, but this crossing happens outside of it.  It is measured once, on its own thread,
-when a report is made.
+when it is first asked for: by a report, or by what chooses how many steps are sampled.
 """
 
 from __future__ import annotations
 
-import functools
 import statistics
 import threading
 import time
@@ -16,7 +15,12 @@ from typing import Any
 
 _CALLS, _ROUNDS = 100, 5
 _HURRY_S = 1.0
+_PATIENCE_S = 5.0
 _timeout_s: float | None = None
+_found: dict[str, float] = {}
+_lock = threading.RLock()
+"""Held while one is measured: two at a time would register the same op."""
+_measuring = False
 
 
 class UnmeasuredError(Exception):
@@ -32,24 +36,58 @@ def hurry() -> None:
     _timeout_s = _HURRY_S
 
 
-@functools.cache
 def kernel_ns() -> float:
     """Return the cost of a Python kernel that only passes a call on, in nanoseconds a call."""
-    return _elsewhere(_measure_kernel)
+    return _once("kernel", _measure_kernel)
 
 
-@functools.cache
 def mode_ns() -> float:
     """Return the cost of a function mode and a dispatch mode that only pass a call on, in nanoseconds an op."""
-    return _elsewhere(_measure_modes)
+    return _once("modes", _measure_modes)
+
+
+def forget_thread() -> None:
+    """In a forked child: the thread that was measuring, if one was, is the parent's."""
+    global _lock, _measuring
+    _lock, _measuring = threading.RLock(), False
+
+
+def settle() -> None:
+    """Wait until nothing is being measured: an interpreter that ends while a thread calls torch would abort."""
+    if _lock.acquire(timeout=_PATIENCE_S):
+        _lock.release()
+
+
+def _once(what: str, measure: Callable[[], float]) -> float:
+    global _measuring
+    if what in _found:
+        return _found[what]
+    # A signal handler that wants a report may have interrupted the very thread that measures.
+    if not _lock.acquire(timeout=-1 if _timeout_s is None else _timeout_s):
+        raise UnmeasuredError
+    try:
+        if _measuring:
+            raise UnmeasuredError
+        _measuring = True
+        try:
+            if what not in _found:
+                _found[what] = _elsewhere(measure)
+        finally:
+            _measuring = False
+        return _found[what]
+    finally:
+        _lock.release()
 
 
 def _elsewhere(measure: Callable[[], float]) -> float:
     """Run on a fresh thread, where no mode is active."""
     found: list[float] = []
 
+    from syncagent.torchbridge.threads import have_room_for_errors  # loads torch
+
     def run() -> None:
         try:
+            have_room_for_errors()
             found.append(max(measure(), 0.0))
         except Exception:
             found.append(0.0)
@@ -68,10 +106,10 @@ def _elsewhere(measure: Callable[[], float]) -> float:
 
 def _per_call_ns(call: Callable[[Any], Any], value: Any) -> float:
     def one_round() -> float:
-        started = time.perf_counter_ns()
+        started = time.thread_time_ns()  # by the clock, it would count what the program does meanwhile with the GIL
         for _ in range(_CALLS):
             call(value)
-        return (time.perf_counter_ns() - started) / _CALLS
+        return (time.thread_time_ns() - started) / _CALLS
 
     return statistics.median(one_round() for _ in range(_ROUNDS))
 

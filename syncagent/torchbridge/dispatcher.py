@@ -1,9 +1,13 @@
-"""Python kernels in the dispatcher, right above the CUDA kernels of the ops that may wait, and around no other op.
+"""Python kernels in the dispatcher, around the ops that may wait and around no other op, in one of two places.
 
-They stand on the key ``BackendSelect``, which every call passes on its way to a backend, below autograd and the modes,
-in every thread, under ``torch.compile`` and in graph capture.  From there a call is redispatched, which runs the
-original kernel with the GIL released: calling it through ``torch.library.get_kernel`` would hold the GIL for the whole
-wait and freeze every other Python thread (measured, torch 2.11 and 2.13).
+Those for every thread stand on the key ``BackendSelect``, which every call passes on its way to a backend, right above
+the CUDA kernels, below autograd and the modes, under ``torch.compile`` and in graph capture.  Those that a thread turns
+on for itself stand on the switched key (:mod:`syncagent.torchbridge.switch`), above autograd and the modes: they are
+called first, when the op's autograd node is still to be made, and for tensors that only wrap what reaches a backend.
+
+From either place a call is redispatched, which runs the original kernel with the GIL released: calling it through
+``torch.library.get_kernel`` would hold the GIL for the whole wait and freeze every other Python thread (measured, torch
+2.11 and 2.13).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -19,7 +23,7 @@ from syncagent.rules.rule import Rule
 from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
-from syncagent.torchbridge.switch import Switch
+from syncagent.torchbridge.switch import SWITCHED_KEY, Switch
 
 Call = Callable[..., Any]
 
@@ -33,8 +37,12 @@ _IS_ON_DEVICE: dict[tuple[str, ...], Callable[[Any], Callable[[Any], bool]]] = {
 
 _computing: set[int] = set()
 """Threads that have called a hooked op under any agent."""
-_left: list[Any] = []
-"""Kernels that could not be taken off when their agent ended."""
+_left: dict[str, list[Any]] = {_KEY: [], SWITCHED_KEY: []}
+"""Kernels that could not be taken off when their agent ended, by the key that they stand on."""
+_WRAPPERS = (
+    "FuncTorchDynamicLayerFrontMode", "FuncTorchGradWrapper", "FuncTorchVmapMode", "FuncTorchBatched", "Functionalize",
+)  # fmt: skip
+"""Keys of transforms, which call the op anew for what is inside of them: that call passes the switched key as well."""
 _kept: deque[Any] = deque(maxlen=150)
 """Kernels that are held beyond their end: other threads may be inside of one when it is taken off."""
 
@@ -42,8 +50,9 @@ _kept: deque[Any] = deque(maxlen=150)
 class Hooks:
     """The kernels of one agent.
 
-    ``watch_of(rule, call, above_backends=...)`` builds what runs an op under watch, ``watch(keys, args, kwargs)``, from
-    what runs it otherwise, ``call(keys, *args, **kwargs)``.  ``device_key`` replaces every rule's dispatch keys: tests
+    ``watch_of(rule, call)`` builds what runs an op under watch, ``watch(keys, args, kwargs)``, from what runs it
+    otherwise, ``call(keys, *args, **kwargs)``; further keywords say what is still to come below a kernel that is
+    switched (:func:`syncagent.sensors.hooked_op.watched`).  ``device_key`` replaces every rule's dispatch keys: tests
     watch CPU ops through the same dispatcher.
     """
 
@@ -54,7 +63,7 @@ class Hooks:
     def __init__(self, watch_of: Callable[..., Call], device_key: str | None = None) -> None:
         self._watch_of = watch_of
         self._device_key = device_key
-        self._libraries: list[Any] = []
+        self._libraries: list[tuple[str, Any]] = []
         self.live = False
         """Whether calls are watched; else the kernels pass them on."""
         self.passed_through = 0
@@ -72,7 +81,8 @@ class Hooks:
 
         key = _KEY if switch is None else switch.key
         library = torch.library.Library("aten", "IMPL")
-        self._libraries.append(library)
+        self._libraries.append((key, library))
+        left = _left[key]
         has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
         get_kernel = getattr(torch._C, "_dispatch_get_computed_kernel_for_dispatch_key", None)
         with warnings.catch_warnings():
@@ -80,11 +90,11 @@ class Hooks:
             warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verriding a previously registered kernel.*")
             for rule in rules:
                 try:
-                    if has_kernel(rule.op, key) and not _left:
+                    if has_kernel(rule.op, key) and not left:
                         self.without.append(f"{rule.op} is not hooked: torch has a kernel of its own on {key}")
                         self.unhooked.append(rule.op)
                         continue
-                    over: dict[str, bool] = {"allow_override": True} if _left else {}
+                    over: dict[str, bool] = {"allow_override": True} if left else {}
                     name, kernel = rule.op.removeprefix("aten::"), self._kernel(rule, switch)
                     library.impl(name, kernel, key, with_keyset=kernel.with_keyset, **over)
                     if get_kernel is not None:
@@ -96,8 +106,9 @@ class Hooks:
                         self.unhooked.append(rule.op)
 
     def replace_left(self) -> None:
-        """Take off what earlier agents had to leave: it lies below the new kernels, and nothing is dispatched to it."""
-        _take_off(_left)
+        """Take off what earlier agents had to leave below new kernels: nothing is dispatched to it."""
+        for key in {key for key, _ in self._libraries}:
+            _take_off(_left[key])
 
     def take_off(self, threads: Iterable[int | None]) -> None:
         """Restore every kernel; while other threads compute, leave them where they are, passing calls on.
@@ -114,9 +125,10 @@ class Hooks:
         )
         self.left_in_place = bool(libraries) and bool(_computing - {get_ident()})
         if self.left_in_place:
-            _left.extend(libraries)
+            for key, library in libraries:
+                _left[key].append(library)
         else:
-            _take_off(libraries)
+            _take_off([library for _, library in libraries])
 
     def _kernel(self, rule: Rule, switch: Switch | None = None) -> Any:
         """Build the kernel of one op; of an op of one tensor, one that does without the set of keys."""
@@ -124,39 +136,59 @@ class Hooks:
         call: Call = getattr(getattr(op, "_handle", None), "redispatch_boxed", op.redispatch)
         has_one_argument = len(op._schema.arguments) == 1  # then the kernel looks at the tensor before it calls this
         call = call if has_one_argument else exactly(call, op)
-        watch = self._watch_of(rule, call, above_backends=switch is not None)
+        if switch is None:
+            watches = {(False, False): self._watch_of(rule, call)}
+        else:
+            watches = {
+                (autograd, python): self._watch_of(
+                    rule, call, above_backends=True, above_autograd=autograd, above_python=python
+                )
+                for autograd in (False, True)
+                for python in (False, True)
+            }
         keys = (self._device_key,) if self._device_key else rule.keys
-        kernel = self._kernel_of_any(rule, call, watch, keys, switch)
+        kernel = self._kernel_of_any(rule, call, watches, keys, switch)
         if switch is None and has_one_argument and keys in _IS_ON_DEVICE:
             try:
-                kernel = self._kernel_of_tensor(call, watch, keys)
+                kernel = self._kernel_of_tensor(call, watches[False, False], keys)
             except AttributeError:
                 pass  # this torch lacks a name that the faster kernel needs; the other one does the same
-        skip_in_dynamo(watch)
+        for watch in watches.values():
+            skip_in_dynamo(watch)
         skip_in_dynamo(kernel)
         kernel.__name__ = f"syncagent_{rule.reported_op.removeprefix('aten::')}"
         return kernel
 
     def _kernel_of_any(
-        self, rule: Rule, call: Call, watch: Call, keys: Sequence[str], switch: Switch | None
+        self,
+        rule: Rule,
+        call: Call,
+        watches: Mapping[tuple[bool, bool], Call],
+        keys: Sequence[str],
+        switch: Switch | None,
     ) -> Callable[..., Any]:
-        """Build a kernel that is given the set of keys: they say whether the call is watched, and where it goes."""
+        """Build a kernel that is given the set of keys: they say whether the call is watched, and where it goes.
+
+        ``watches`` are by whether the call is still to pass autograd, and a mode or a subclass in Python.
+        """
         import torch
 
         backends = tuple(getattr(torch._C.DispatchKey, key) for key in keys)
         here = getattr(torch._C.DispatchKey, _KEY) if switch is None else None
         # A copy that stays on the device waits for nothing; one that does not has a tensor on the host.
         host = torch._C.DispatchKey.CPU if rule.hot and "CPU" not in keys else None
-        routes: dict[int, tuple[bool, Any]] = {}
+        wrappers = [getattr(torch._C.DispatchKey, key, None) for key in _WRAPPERS] if switch is not None else []
+        autograd, python = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.Python
+        routes: dict[int, tuple[Call | None, Any]] = {}
         hooks = self
 
         def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                is_ours, below = routes[keyset.raw_repr()]
+                watch, below = routes[keyset.raw_repr()]
             except KeyError:
-                is_ours, below = route(keyset)
+                watch, below = route(keyset)
             try:
-                if is_ours and hooks.live:
+                if watch is not None and hooks.live:
                     return watch(below, args, kwargs)
                 hooks.passed_through += 1  # the op runs on another backend or does not leave it, or the watch is over
                 _computing.add(get_ident())
@@ -165,11 +197,13 @@ class Hooks:
                 leave_out_own_frames(error)
                 raise
 
-        def route(keyset: Any) -> tuple[bool, Any]:
-            """Find out, once for each set of keys, whether the call is for us and what is left to dispatch to."""
+        def route(keyset: Any) -> tuple[Call | None, Any]:
+            """Find out, once for each set of keys, what watches the call, if it is for us, and where it goes on."""
             below = keyset - switch.only if switch is not None else keyset.remove(here)
             waits = any(keyset.has(backend) for backend in backends) and (host is None or keyset.has(host))
-            found = waits, below
+            wraps = any(key is not None and keyset.has(key) for key in wrappers)
+            is_above = (switch is not None and keyset.has(autograd), switch is not None and keyset.has(python))
+            found = (watches[is_above] if waits and not wraps else None), below
             if len(routes) < _ROUTES:
                 routes[keyset.raw_repr()] = found
             return found
@@ -222,7 +256,7 @@ def is_hooked(rule: Rule) -> bool:
     from torch import _C
 
     try:
-        return bool(_C._dispatch_has_kernel_for_dispatch_key(rule.op, _KEY))
+        return any(_C._dispatch_has_kernel_for_dispatch_key(rule.op, key) for key in (_KEY, SWITCHED_KEY))
     except RuntimeError:  # this torch has no such op
         return False
 

@@ -52,6 +52,8 @@ class Internals:
     """Sequence number of the autograd node that is being executed on this thread; -1 where there is none."""
     next_sequence: Callable[[], int] = lambda: 0
     """Number that the next autograd node made on this thread will get."""
+    graph_sequence: Callable[[Any], int] = lambda _value: -1
+    """Sequence number of the autograd node that made this value; -1 where none did."""
     backward_context: Callable[[], Any] = lambda: None
     """On an autograd thread: the ``contextvars.Context`` of the thread that called ``backward()``, or ``None``."""
     raw_stream: Callable[[int], int] = lambda _device: 0
@@ -96,12 +98,17 @@ def look_up(*, simulated: bool = False) -> Internals:
         node = current_node()
         return node._sequence_nr() if node is not None else -1
 
+    def graph_sequence(value: Any) -> int:
+        number = getattr(getattr(value, "grad_fn", None), "_sequence_nr", None)
+        return number() if number is not None else -1
+
     is_built = need("backends.cuda.is_built", "a build without CUDA is taken for one with it") or (lambda: True)
     names = _NAMES + (_NAMES_OF_CUDA if is_built() and not simulated else ())
     found = {field: need(path, lost) for field, path, lost in names}
     entry = need("autograd.graph._engine_run_backward", "backward syncs may lack the backward() line")
     return Internals(
         node_sequence=node_sequence,
+        graph_sequence=graph_sequence,
         backward_context=backward_context,
         backward_entry=getattr(entry, "__code__", None),
         missing=tuple(missing),

@@ -12,13 +12,15 @@ from typing import Any
 from syncagent.torchbridge.frames import StandIns, leave_out_own_frames, ops_warn_at_once
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import restored
-from syncagent.torchbridge.patches import Patches, find
+from syncagent.torchbridge.patches import Patch, Patches, find
 
 Call = Callable[..., Any]
 Count = Callable[[Any, int, int, FrameType | None], None]
 Without = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 
 _now = time.perf_counter_ns
+_ENGINE = "_engine_run_backward"
+_ASKED = "has_torch_function"
 _RECORDERS = (
     ("", "_create_graph_by_tracing"),
     ("", "_create_function_from_trace"),
@@ -54,6 +56,13 @@ class ModeStack:
         self.push(mode)
         for other in reversed(above):
             self.push(other)
+
+    def holds(self, mode: Any) -> bool:
+        """Whether the mode is in this thread's stack."""
+        above = [self._pop() for _ in range(self._length())]
+        for other in reversed(above):
+            self.push(other)
+        return any(other is mode for other in above)
 
     def remove(self, mode: Any) -> bool:
         """Remove one mode from wherever it is, keeping the order of the others; was it there?"""
@@ -99,8 +108,87 @@ def none_active() -> bool:
     return not _C._len_torch_function_stack() and not _C._len_torch_dispatch_stack()
 
 
-def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -> Any:
+def wrap_backward(without: Without) -> Patches:
+    """Have ``without`` run the autograd engine: under a dispatch mode some formulas (prod, cumprod) take other paths.
+
+    They round differently, so that a step under the mode would not leave the weights that one without it leaves.
+    """
+    import torch
+
+    def wrapped(original: Call) -> Call:
+        @functools.wraps(original)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return without(original, args, kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
+
+        skip_in_dynamo(run)
+        return run
+
+    patches = Patches()
+    patches.wrap(torch.autograd, _ENGINE, wrapped)
+    return patches
+
+
+class FastPaths:
+    """Hides one function mode from what decides whether attention takes its fast path in evaluation.
+
+    ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` ask ``torch.overrides.has_torch_function``, which says
+    yes to anything under a mode; the other path rounds differently.
+    """
+
+    def __init__(self, mode: Any) -> None:
+        import torch
+
+        asked = _asked_instead()
+        self._hidden = mode
+        self._patch = None if asked is None else Patch(torch.overrides, _ASKED, asked)
+
+    def keep(self) -> None:
+        """From now on, until :meth:`let_go`; other threads are told what they would be told without."""
+        if self._patch is not None:
+            _hidden.append(self._hidden)
+            self._patch.apply()
+
+    def let_go(self) -> None:
+        if self._patch is not None and self._hidden in _hidden:
+            _hidden.remove(self._hidden)
+            self._patch.restore()
+
+
+_hidden: list[Any] = []
+
+
+@functools.cache
+def _asked_instead() -> Any:
+    """Make what is asked instead, once in a process: TorchScript knows such functions by their identity."""
+    import torch
+
+    original = getattr(torch.overrides, _ASKED, None)
+    make_known = find(torch, "jit._builtins._register_builtin")
+    if original is None or make_known is None:
+        return None
+
+    def has_torch_function(relevant_args: Any) -> bool:
+        stack, mode = function_stack(), _hidden[-1] if _hidden else None
+        was_there = stack.remove(mode)
+        try:
+            return bool(original(relevant_args))
+        finally:
+            if was_there:
+                stack.put_below(mode)
+
+    make_known(has_torch_function, f"aten::{_ASKED}")
+    return has_torch_function
+
+
+def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None], reopened: str | None = None) -> Any:
     """Make the mode, which works while ``on`` holds anything.
+
+    torch keeps keys above the modes off while a mode runs; the key ``reopened``, if given, is at work in the op all the
+    same: what stands on it sees the ops inside.
 
     ``count(func, host_ns, returned, frame)`` is called after each op: how long the op took, when it returned (both by
     ``perf_counter_ns``) and the frame that called it (``None`` on autograd's threads).  An exception in it turns the
@@ -114,6 +202,8 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
     overload = overload if hasattr(torch.ops.aten.add.Tensor, "_op") else None
     can_skip = skip_in_dynamo(op_mode)
     stand_ins, warn_at_once = StandIns(), ops_warn_at_once()
+    is_shut: Any = getattr(torch._C, "_dispatch_tls_is_dispatch_key_excluded", lambda _: False)
+    shut: Any = getattr(torch._C, "_dispatch_tls_set_dispatch_key_excluded", None)
 
     class OpMode(TorchDispatchMode):
         """Counts and times each op on the host, by op and line."""
@@ -133,8 +223,11 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
         ) -> Any:
             if not on:
                 return func(*args, **(kwargs or nothing))
+            reopens = reopened is not None and is_shut(reopened)
             started = _now()
             try:
+                if reopens:
+                    shut(reopened, False)
                 call = func._op if type(func) is overload else func  # what an overload's own __call__ comes down to
                 if warn_at_once:
                     return stand_ins.call(call, args, kwargs or nothing)
@@ -147,6 +240,8 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None]) -
                 return call(*again[0], **again[1])
             finally:
                 returned = _now()
+                if reopens:
+                    shut(reopened, True)
                 try:
                     count(func, returned - started, returned, sys._getframe().f_back)
                 except Exception as error:
@@ -180,10 +275,13 @@ def wrap_recorders(without: Without) -> Patches:
 
 def footprint() -> dict[str, object]:
     """Return what all this changes on this thread, as it is now."""
+    import torch
     from torch import _C
 
     return {
         "what torch.jit.trace records with": getattr(_C, "_create_graph_by_tracing", None),
         "function modes": _C._len_torch_function_stack(),
         "dispatch modes": _C._len_torch_dispatch_stack(),
+        "what runs the backward pass": find(torch.autograd, _ENGINE),
+        "what attention asks": find(torch.overrides, _ASKED),
     }

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from syncagent.support.modules import names_in
+
 ABSENT = object()
 """What :attr:`Patch.original` is where the module or class itself had no such attribute (a class may inherit one)."""
 
@@ -92,6 +94,6 @@ def find(root: Any, path: str) -> Any:
 def exchange_everywhere(name: str, old: object, new: object) -> None:
     """Put one function in the place of another in every module that has it under this name, as by an import."""
     for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if isinstance(names, dict) and names.get(name) is old:
+        names = names_in(module)
+        if names.get(name) is old:
             names[name] = new

@@ -16,7 +16,9 @@ from typing import Any
 
 from syncagent.torchbridge.patches import Patches
 
-_KEY = "TESTING_ONLY_GenericMode"
+SWITCHED_KEY = "TESTING_ONLY_GenericMode"
+"""It stands above autograd, autocast and all modes, and no tensor has it."""
+_KEY = SWITCHED_KEY
 _CALLBACKS = "torch._dynamo.callback"
 
 _fallback: list[Any] = []
@@ -38,6 +40,8 @@ class Switch:
         self.key = _KEY
         self.compiles = False
         """torch.compile is in use: the switch stays off."""
+        self.before_compile: Callable[[], None] | None = None
+        """Called, once or more, on the thread on which torch.compile comes into use."""
         self._patches = Patches()
         self._registered: Any = None
         self.only: Any = None
@@ -67,10 +71,19 @@ class Switch:
 
         return bool(torch._C._dispatch_tls_is_dispatch_key_included(_KEY))
 
+    @property
+    def holds(self) -> bool:
+        """Whether turning it now lasts: while torch runs a mode in Python, it keeps the key off, and restores it."""
+        import torch
+
+        return not torch._C._dispatch_tls_is_dispatch_key_excluded(_KEY)
+
     def turn(self, on: bool) -> None:
         """Turn it on or off for this thread."""
         import torch
 
+        if on and not self._registered:
+            self._watch_for_compile()
         torch._C._dispatch_tls_set_dispatch_key_included(_KEY, on and not self.compiles)
 
     def release(self) -> None:
@@ -99,6 +112,8 @@ class Switch:
             self.compiles = self.compiles or compile_in_use()
             self._registered = sys.modules[_CALLBACKS].callback_handler
             self._registered.register_start_callback(self._compile_starts)
+            if self.compiles and self.before_compile is not None:
+                self.before_compile()
         if not self.compiles and not self._patches:
             self._patches.wrap(torch, "compile", self._announced)
 
@@ -113,3 +128,5 @@ class Switch:
     def _compile_starts(self, *_: object) -> None:
         self.compiles = True
         self.turn(False)
+        if self.before_compile is not None:
+            self.before_compile()

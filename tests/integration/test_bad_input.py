@@ -18,8 +18,8 @@ def python(python):
 
 WRONG = {
     "SYNCAGENT_JUDGE_THREADS": ("some", "one of training, all"),
-    "SYNCAGENT_DETAIL": ("everything", "one of ops, syncs"),
-    "SYNCAGENT_REPORT": ("report.txt", ".json, .html, .sarif or .trace.json"),
+    "SYNCAGENT_DETAIL": ("everything", "one of auto, ops, syncs"),
+    "SYNCAGENT_REPORT": ("report.txt", ".json, .html, .md, .sarif or .trace.json"),
     "SYNCAGENT_ALLOW": ("my-module", "package.module, package.module:function, path/file.py or path/file.py:LINE"),
     "SYNCAGENT_MIN_STALL_MS": ("fast", "a number of milliseconds, 0 or more"),
     "SYNCAGENT_WARMUP_STEPS": ("-1", "a whole number, 0 or more"),

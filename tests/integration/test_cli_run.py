@@ -85,7 +85,7 @@ def test_a_module_runs_as_python_would_run_it_and_keeps_its_traceback(syncagent,
     assert "ValueError: broken data\n" in done.stderr
     assert PACKAGE not in done.stderr.partition("ValueError: broken data")[0].partition("Traceback")[2]
     seen = report(tmp_path)
-    assert (seen["run"]["policy"], seen["run"]["detail"]) == ("observe", "ops")
+    assert (seen["run"]["policy"], seen["run"]["detail"]) == ("observe", "auto")
     assert ("aten::_unique2", 7, "torch.Tensor.unique") in [
         (site["op"], site["line"], site["api"]) for site in seen["sites"]
     ]
@@ -117,7 +117,7 @@ def test_a_wrong_variable_is_reported_before_the_script_runs(syncagent, tmp_path
     (tmp_path / "here.py").write_text("print('ran')")
     done = syncagent("run", "here.py", SYNCAGENT_DETAIL="everything")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "setting SYNCAGENT_DETAIL is 'everything', but it must be one of ops, syncs" in done.stderr
+    assert "setting SYNCAGENT_DETAIL is 'everything', but it must be one of auto, ops, syncs" in done.stderr
 
 
 def test_a_cost_that_cannot_be_measured_is_reported_as_unknown(syncagent, tmp_path):

@@ -178,7 +178,7 @@ def test_without_a_working_folder_there_are_a_report_and_a_table(done, name):
     found = done(name)
     assert (found.code, found.out) == (7, "trained\n")
     assert found.report["totals"]["syncs"] >= 3
-    assert "host syncs, stalled" in found.err
+    assert "host syncs; the host waited" in found.err
     assert found.blames_us() == []
 
 
@@ -197,10 +197,13 @@ def test_instrumenting_on_another_thread_says_only_what_is_true(done):
     found = done("instrument on another thread")
     assert (found.code, found.out) == (7, "trained\n")
     assert "unwatched" not in found.err
-    assert "host syncs, stalled" in found.err
+    assert "host syncs; the host waited" in found.err
 
 
-def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdout_for_itself(environ, tmp_path):
+@pytest.mark.parametrize("command", ["train.py", "-m syncagent run train.py"])
+def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdout_for_itself(
+    environ, tmp_path, command
+):
     """Its first file is number 2; without a sync there is a line to be said, which has no place."""
     code = (
         "import os, sys\nf = open('own', 'w')\nimport torch\nassert f.fileno() == 2\ntorch.ones(2).nonzero()\n"
@@ -208,7 +211,7 @@ def test_a_process_that_has_no_stderr_from_the_start_has_its_files_and_its_stdou
     )
     (tmp_path / "train.py").write_text(code)
     ran = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} train.py 2>&-"], env=environ | {"SYNCAGENT": "1"}, cwd=tmp_path,
+        ["/bin/sh", "-c", f"{sys.executable} {command} 2>&-"], env=environ | {"SYNCAGENT": "1"}, cwd=tmp_path,
         stdout=subprocess.PIPE, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, (tmp_path / "own").read_text()) == (3, "out\n", "own")

@@ -227,7 +227,7 @@ def train():
         found.append(loss.item())
     return found, [p.tolist() for p in model.parameters()]
 
-POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (threads, "_thread_name"),
+POINTS = ((simulated.SimulatedSensor, "start"), (simulated.SimulatedSensor, "stop"), (threads, "thread_name"),
           (threads.Threads, "retire"), (Locator, "locate"),
           (recorder, "_device_and_shapes"), (modes.ModeSensor, "start"), (Policy, "judge"), (Policy, "forbids"),
           (Summary, "events"), (Steps, "_end"))
@@ -373,7 +373,7 @@ def test_a_forked_child_says_nothing_and_writes_nothing(done):
     found = done("forks")
     assert (found.code, found.out) == (7, "trained\n")
     assert [path.name for path in found.folder.glob("*.json")] == ["report.json"]
-    assert found.err.count("host syncs, stalled") == 1
+    assert found.err.count("host syncs; the host waited") == 1
     assert found.blames_us() == []
 
 

@@ -74,7 +74,7 @@ def test_spawned_processes_with_one_report_keep_both_and_a_new_run_replaces_them
     errors = done.communicate(timeout=300)[1]
     assert done.returncode == 0, errors
     assert sorted(file.name for file in tmp_path.glob("report*")) == ["report.1.json", "report.2.json", "report.json"]
-    assert "report: report.2.json" in errors
+    assert "syncagent report report.2.json" in errors
     report = read(tmp_path, "report.json")
     assert [site["count"] for site in report["sites"]] == [5 + 6]
     assert report["run"]["processes"] == 2
@@ -85,7 +85,7 @@ def test_spawned_processes_with_one_report_keep_both_and_a_new_run_replaces_them
     assert "11 syncs" in checked.stdout
     (tmp_path / "train.py").write_text(ALONE)
     again = forked("train.py", **WATCHED)
-    assert "report: report.json" in again.stderr
+    assert "syncagent report report.json" in again.stderr
     assert again.returncode == 0
     assert sorted(file.name for file in tmp_path.glob("report*")) == ["report.1.json", "report.json"]
     assert (tmp_path / "report.1.json").read_text() == "not a report, and not touched"

@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 
+from syncagent import native
+
 KINDS = {"dynamic_shape", "scalar_read", "copy_d2h", "copy_h2d", "check", "explicit"}
 
 
@@ -28,6 +30,7 @@ def test_every_kind_of_sync_is_caught_and_nothing_else_whatever_is_set_around_it
     assert outcome["passed"]
     assert outcome["simulated"]
     assert "simulated" in outcome["device"]
+    assert outcome["native"] == {"there": not native.why_not(), "why_not": native.why_not()}
     for detail in ("syncs", "ops"):
         calls = [call for call in outcome["calls"] if call["detail"] == detail]
         waiting = [call for call in calls if call["kind"] is not None]
@@ -65,6 +68,7 @@ def test_a_broken_promise_is_reported_and_exits_with_1(selftest, tmp_path):
     done = selftest("--simulate", PYTHONPATH=path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Simulated device: there is no GPU in this test." in done.stdout
+    assert done.stdout.splitlines()[1] == (native.why_not() or "The native library is there.")
     assert "BROKEN: x.cpu() under detail=syncs: waited and was not reported\n" in done.stdout
     assert "BROKEN  no copy_d2h was caught; no copy_h2d was caught  (detail=ops)\n" in done.stdout
     assert "ok      stop() took off all" in done.stdout

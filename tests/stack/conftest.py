@@ -24,6 +24,7 @@ def environ():
         "SYNCAGENT_SIMULATE": "1",
         "SYNCAGENT_DETAIL": "syncs",
         "SYNCAGENT_COPIES": "all",
+        "SYNCAGENT_VERBOSE": "1",  # where the spans went is said in the whole report
     }
 
 

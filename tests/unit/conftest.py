@@ -6,6 +6,7 @@ tensor is taken for one on the device, but for those that a test calls ``host``.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from dataclasses import replace
@@ -157,9 +158,15 @@ def cpu_agent(cpu_device):
     return begin
 
 
-@pytest.fixture(params=["ops", "syncs"])
+@pytest.fixture(params=["ops", "syncs", "auto"])
 def agent(request, cpu_agent):
-    """A running agent, once for each ``detail``."""
+    """A running agent, once for each ``detail``; a test is over before ``auto`` watches some steps alone."""
+    return cpu_agent(detail=request.param)
+
+
+@pytest.fixture(params=["ops", "syncs"])
+def agent_of_all_threads(request, cpu_agent):
+    """One that watches the ops of every thread; ``auto`` watches those of the training thread."""
     return cpu_agent(detail=request.param)
 
 
@@ -173,3 +180,15 @@ def line_of(request):
         return number
 
     return find
+
+
+@pytest.fixture
+def lazy(tmp_path, monkeypatch):
+    """A module that will be imported, and then fail, once somebody uses it."""
+    (tmp_path / "lazy_module.py").write_text("raise RuntimeError('it has been imported')\n")
+    spec = importlib.util.spec_from_file_location("lazy_module", tmp_path / "lazy_module.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lazy_module", module)
+    spec.loader.exec_module(module)
+    return module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from syncagent.delivery.sink import Source
-from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CallSite, Phase, StepRecord, SyncEvent, SyncKind, Weight
 
 T0 = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -34,6 +34,6 @@ def step(start: float = 0.0, end: float = 10.0, number: int = 0, **changes: Any)
     return StepRecord(number, T0 + round(start * MS), T0 + round(end * MS), **changes)
 
 
-def source(lost: Any = None, scale: Any = lambda _event: 1.0, summary: Any = None, facts: Any = None) -> Source:
+def source(lost: Any = None, scale: Any = lambda _event: Weight(), summary: Any = None, facts: Any = None) -> Source:
     """What an agent would show its sinks."""
     return Source({} if lost is None else lost, scale, summary, facts)

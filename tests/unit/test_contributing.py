@@ -146,7 +146,7 @@ def named_paths(text):
     """Every path that stands below a folder of the repository or a room of the package."""
     tops, rooms = "|".join(TOP), "|".join(ROOMS)
     found = re.findall(rf"(?<![\w./-])((?:{tops})/[\w./-]*\w/?|(?:{rooms})/(?:[\w./-]*\w)?/?)", text)
-    found += re.findall(r"(?m)^ +→ ([\w./]+)", text)  # diagrams
+    found += re.findall(r"(?m)^ +→ ([\w./]+/)", text)  # diagrams
     return {path.rstrip("/") for path in found if not re.search(r"NAME|DIR|FILE", path)} - NOT_FILES
 
 
@@ -190,6 +190,21 @@ def test_every_target_of_make_that_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"(?:`|^|\$ )make ((?:[A-Z]+=\S+ )*)([a-z-]+)", text, re.MULTILINE)
     assert {target for _, target in named} <= TARGETS
+
+
+OTHER_VARIABLES = {
+    "NATIVE",  # is read when the package is built
+    "POLCY",  # unknown ones that docs/robustness.md shows
+    "X",
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_variable_that_a_page_names_is_a_setting(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"\bSYNCAGENT_([A-Z_]*[A-Z])\b", text)) - OTHER_VARIABLES
+    known = {name.upper() for name in schema.DEFAULTS} | {contributing.example("setting").partition(":")[0].upper()}
+    assert named <= known
 
 
 def test_every_target_is_explained():

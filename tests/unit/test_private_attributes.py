@@ -19,8 +19,12 @@ BY_NAME = {"getattr", "setattr", "delattr", "hasattr"}
 """Calls whose strings name attributes, ``monkeypatch``'s among them."""
 
 
+OF_IPYTHON = {"_repr_html_"}
+"""What IPython calls: its users cannot choose the name."""
+
+
 def is_private(name):
-    return name.startswith("_") and not name.endswith("__")
+    return name.startswith("_") and not name.endswith("__") and name not in OF_IPYTHON
 
 
 def of_self(node):

@@ -1,4 +1,4 @@
-"""The READMEs say what the committed results and the code say."""
+"""The README is short, and the documents say what the committed results and the code say."""
 
 from __future__ import annotations
 
@@ -7,18 +7,44 @@ import re
 from dataclasses import fields
 
 import pytest
+import torch
 
 from syncagent.events import SyncKind
 from syncagent.policy import packs
 from syncagent.settings.schema import Settings
 from tests.gpu import tables
 
+DOCS = tables.ROOT / "docs"
 README = (tables.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    """The text under one heading, up to the next."""
-    return re.split(r"(?m)^#+ ", README.partition(f"# {title}\n")[2], maxsplit=1)[0]
+def section(page: str, title: str) -> str:
+    """The text under one heading of a page, up to the next."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.split(r"(?m)^#+ ", text.partition(f"# {title}\n")[2], maxsplit=1)[0]
+
+
+def test_the_readme_is_read_in_five_minutes():
+    """With its output and code; whatever is longer has a page of its own in ``docs/``."""
+    assert len(README.splitlines()) <= 130
+    assert len(README.split()) <= 1200
+
+
+def test_the_index_has_every_page_on_a_line_of_its_own():
+    lines = (DOCS / "index.md").read_text(encoding="utf-8").splitlines()
+    linked = [link for line in lines for link in re.findall(r"^- \[.+?\]\((\w+\.md)\): .+\.$", line)]
+    assert sorted(linked) == sorted(page.name for page in DOCS.glob("*.md") if page.name != "index.md")
+
+
+def test_the_example_in_python_runs(cpu_device, capsys):
+    """Its ``train`` waits at a line of its own; the read after the loop is allowed."""
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"batches": torch.ones(4, 3), "train": lambda batch: batch.nonzero().sum()}
+    exec(code[0], names)
+    assert len(code) == 1
+    sites = {site.op: (site.count, site.allowed) for site in names["agent"].report().sites}
+    assert sites == {"aten::nonzero": (4, None), "aten::_local_scalar_dense": (1, "once per epoch")}
+    assert capsys.readouterr().out.startswith("3\n")
 
 
 def test_the_tables_are_those_of_the_results():
@@ -29,12 +55,13 @@ def test_the_tables_are_those_of_the_results():
 
 
 def test_every_setting_is_in_the_table_of_settings_and_nothing_else():
-    named = re.findall(r"(?m)^\| `(\w+)` \|", section("Every setting"))
+    named = re.findall(r"(?m)^\| `(\w+)` \|", section("settings.md", "Every setting"))
     assert sorted(named) == sorted(field.name for field in fields(Settings) if "parse" in field.metadata)
 
 
 def test_the_defaults_in_that_table_are_the_ones_in_force():
-    shown = dict(re.findall(r"(?m)^\| `(\w+)` \| `?([\d,]+|observe|training|off)`? \|", section("Every setting")))
+    table = section("settings.md", "Every setting")
+    shown = dict(re.findall(r"(?m)^\| `(\w+)` \| `?([\d.,]+|observe|training|off)`? \|", table))
     defaults = {name: getattr(Settings(), name) for name in shown}
     words = {
         name: "off"
@@ -51,16 +78,50 @@ def test_the_defaults_in_that_table_are_the_ones_in_force():
 
 
 def test_every_kind_and_every_pack_is_named():
-    assert all(f"`{kind.value}`" in section("Every setting") for kind in SyncKind)
-    assert all(f"`{name}`" in section("What may pass") for name in packs.PACKS)
+    assert all(f"`{kind.value}`" in section("settings.md", "Every setting") for kind in SyncKind)
+    assert all(f"`{name}`" in section("production.md", "What may pass") for name in packs.PACKS)
 
 
 def test_a_table_without_its_result_says_so(monkeypatch, tmp_path):
     """And names the command that measures it."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    for name in ("overhead", "persync", "latency", "memory", "telemetry", "compat"):
+    for name in ("overhead", "persync", "latency", "memory", "telemetry", "compat", "beforeafter"):
         assert re.fullmatch(r"Not measured yet: `python tests/\S+\.py( --cpus 2)? --out FILE`\.", tables.MAKERS[name]())
     assert tables.targets() == "Not measured yet."
+
+
+def test_a_script_that_gains_nothing_says_none_and_one_that_failed_is_named(monkeypatch, tmp_path):
+    site = {"file": "gan.py", "line": 3, "named": True, "advice": "keep it"}
+    counted = {"per_step": 5.0, "sites": [site, {**site, "line": 4}, {**site, "named": False}]}
+    times = {"before_ms": 9.0, "after_ms": 8.99, "gain_ms": 0.01, "gain_ci95": [-0.1, 0.1]}
+    times |= {"differs_by": 0.0, "differs_from_itself_by": 1e-7}
+    row = {
+        "tolerance": 0.0,
+        "before": counted,
+        "after": {**counted, "per_step": 0.0},
+        "times": times,
+        "cost": {"gain_all_ms": 0.0},
+    }
+    scripts = {
+        "gan": row,
+        "rl_ppo": {
+            **row,
+            "times": {**times, "gain_ci95": [0.008, 0.1], "differs_by": 2e-7},
+            "cost": {"gain_all_ms": None},
+        },
+        "hf_trainer": {**row, "times": {"error": "RuntimeError: ended with 1: ...\nmore"}},
+    }
+    result = {**RESULT, "repeats": 6, "scripts": scripts}
+    (tmp_path / "before_after.json").write_text(json.dumps(result), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    text = tables.before_after()
+    assert "| gan | 2 | 5 → 0 | 9.00 ms | 8.99 ms | 0.01 ms (-0.10 to 0.10), none | 0.00 ms |" in text
+    assert "| 0.01 ms (0.01 to 0.10) | not known |" in text
+    assert (
+        "further apart than their scripts state, relatively: rl ppo 2e-07 (the same variant, from run to run: 1e-07). "
+        in text
+    )
+    assert "Not in the table:\n\n- hf_trainer: RuntimeError: ended with 1: ...\n\n" in text
 
 
 LATENCY_ROW = {"p50": 9.6, "p99": 20.0, "p99.9": 300.4, "max": 1234.5, "a_second": 700.0}

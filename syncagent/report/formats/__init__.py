@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from syncagent.report.formats.base import Format
     from syncagent.report.model import Report
 
-__all__ = ["render"]
+__all__ = ["load", "render"]
+
+
+def load(name: str) -> Any:
+    """The module of that name in this folder: a format, or ``notebook``, which no file is saved in."""
+    drawn = random.getstate()
+    try:
+        return import_module(f"{__name__}.{name}")
+    finally:
+        random.setstate(drawn)  # rich draws from the program's generator when it is loaded
 
 
 def render(report: Report, name: str) -> str:
@@ -17,4 +26,5 @@ def render(report: Report, name: str) -> str:
 
     Raises :class:`~syncagent.errors.ConfigError` where the report lacks what the format shows.
     """
-    return cast("Format", import_module(f"{__name__}.{name}")).render(report)
+    text: str = load(name).render(report)
+    return text

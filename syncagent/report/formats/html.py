@@ -7,15 +7,18 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from syncagent.report import origins, wording
-from syncagent.report.model import Report, RunInfo, SiteRow
+from syncagent.events import CallSite
+from syncagent.report import cells, findings, origins, wording
+from syncagent.report.formats.source import inside
+from syncagent.report.lines import by_line
+from syncagent.report.model import OpRow, Report, RunInfo, SiteRow
 
 _NUMBERS = ["stall", "share", "count", "per step", "median", "max"]
 
 
 def render(report: Report) -> str:
     """The page; all that comes from the run is escaped, and nothing is loaded from anywhere."""
-    run = report.run
+    report, run = by_line(cells.shown(report)), report.run
     gains = any(site.gain_ms is not None or site.idle_ms is not None for site in report.sites)
     return _template().render(
         report=report,
@@ -29,6 +32,11 @@ def render(report: Report) -> str:
         cost=wording.cost(report),
         columns=[*(["gain", "idle"] if gains else []), *_NUMBERS, "op", "phase", "where"],
         context_of=_context,
+        mark=wording.mark(report),
+        headline=findings.headline(report),
+        steady=findings.steady(report),
+        set_up=findings.set_up(report),
+        parts_of=_parts,
     )
 
 
@@ -71,6 +79,12 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
         ("dropped", wording.count(report.dropped) if report.dropped else ""),
     ]
     return [(name, value) for name, value in tiles if value]
+
+
+def _parts(line: CallSite | SiteRow | OpRow) -> tuple[str, str, str]:
+    """The source before what waits, that itself, and the rest."""
+    begin, end = inside(line.source, line.line, None if isinstance(line, OpRow) else line.span)
+    return line.source[:begin], line.source[begin:end], line.source[end:]
 
 
 def _context(site: SiteRow) -> list[str]:

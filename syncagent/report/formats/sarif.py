@@ -20,6 +20,8 @@ _RULES = {
     SyncKind.COPY_H2D: ("CopyToDevice", "The host waits for a copy to the GPU."),
     SyncKind.CHECK: ("Check", "An error flag or an argument check reads values from the GPU."),
     SyncKind.EXPLICIT: ("Explicit", "The program asks to wait for the GPU."),
+    SyncKind.COLLECTIVE: ("Collective", "torch.distributed waits for the GPU, and so for the other ranks."),
+    SyncKind.ALLOCATOR: ("Allocator", "The driver waits before it takes or gives memory."),
     SyncKind.OTHER: ("Other", "The host waits for the GPU for a reason that is not classified."),
 }
 
@@ -66,9 +68,9 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} per step"
     stalled, syncs = wording.duration(site.stall_ms), wording.plural(site.count, "sync")
     sentences = [
-        f"{site.op} stalled the host for {stalled} in {syncs}{rate} ({site.phase}).",
+        f"{site.op} stalled the host for {stalled} in {syncs}{rate} ({wording.phases(site)}).",
         "The device was simulated: times are the CPU's." if report.run.simulated else "",
-        site.advice,
+        f"What to do: {site.advice}." if site.advice else "",
     ]
     result: dict[str, Any] = {
         "ruleId": f"syncagent/{kind.value}",
@@ -80,7 +82,7 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
         "partialFingerprints": {"syncagentSite/v2": _fingerprint(site, report.run)},
         "properties": {
             "count": site.count, "per_step": site.per_step, "stall_ms": site.stall_ms, "share": report.share(site),
-            "gain_ms": site.gain_ms, "sampled": site.sampled,
+            "gain_ms": site.gain_ms, "sampled": site.sampled, "advice": site.advice_kind,
         },
     }  # fmt: skip
     lines = {
@@ -112,6 +114,9 @@ def _location(line: CallSite | SiteRow, cwd: str) -> dict[str, Any]:
     place: dict[str, Any] = {"artifactLocation": artifact}
     if line.line:
         place["region"] = {"startLine": line.line}
+        if (span := line.span) is not None:  # columns count from 1 there, and the last is the one after
+            columns = {"startColumn": span.column + 1, "endLine": span.end_line, "endColumn": span.end_column + 1}
+            place["region"] |= columns
         if line.source:
             place["region"]["snippet"] = {"text": wording.clean(line.source)}
     location: dict[str, Any] = {"physicalLocation": place}

@@ -1,11 +1,11 @@
-"""The report as a table for a terminal, a log or a file."""
+"""The report for a terminal, a log or a file: an answer of at most 25 lines, or all there is."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -13,35 +13,42 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from syncagent.events import CallSite
-from syncagent.report import wording
-from syncagent.report.model import RankShare, Report, SiteRow
+from syncagent.events import CallSite, Phase
+from syncagent.report import cells, findings, wording
+from syncagent.report.formats.source import excerpt
+from syncagent.report.lines import by_line
+from syncagent.report.model import Report, SiteRow
 from syncagent.report.wording import DASH as _DASH
 from syncagent.support import stderr
 
+_LINES = 25
+_SMALL = 0.001
+"""Sites below this share are counted, not shown, where there are larger ones."""
 _WIDE = 110
 _FRAMES = 4
 _ASCII = str.maketrans({_DASH: "-", "·": "|", "…": "~", "µ": "u", "→": "->", "←": "<-"})
+_SIMULATED = "* Simulated device: times and shares with a star are this CPU's, not a GPU's."
 
 
 def emit(
-    report: Report, stream: TextIO | None = None, *, where: Mapping[str, str] | None = None, limit: int = 20
-) -> None:
+    report: Report, stream: TextIO | None = None, *, where: Mapping[str, str] | None = None, verbose: bool = True,
+    more: str = "--verbose",
+) -> None:  # fmt: skip
     """Print the report on ``stream`` (stderr): as wide as the terminal, in colour only on a terminal without NO_COLOR.
 
-    ``where`` says where things went, such as ``{"report": "x.json"}``; each is a line at the end.
+    ``where`` says where things went, such as ``{"report": "x.json"}``.  Only a terminal gets lines that are cut.
     """
     is_stderr = stream is None
     stream = stderr.stream() if stream is None else stream
     if stream is None:
         return
-    color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    text = render(report, width=Console(file=stream, force_jupyter=False).width, color=color, where=where, limit=limit)
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    is_terminal = stream.isatty()
+    color = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = Console(file=stream, force_jupyter=False).width
+    encoding = getattr(stream, "encoding", None)
+    text = render(
+        report, width=width, color=color, where=where, verbose=verbose, cut=is_terminal, more=more, encoding=encoding
+    )
     if is_stderr:
         stderr.write(text)
     else:
@@ -50,9 +57,14 @@ def emit(
 
 
 def render(
-    report: Report, *, width: int = 100, color: bool = False, where: Mapping[str, str] | None = None, limit: int = 20
-) -> str:
-    """The report as text of at most ``width`` columns, with its ``limit`` worst sites."""
+    report: Report, *, width: int = 100, color: bool = False, where: Mapping[str, str] | None = None,
+    verbose: bool = True, cut: bool = False, more: str = "--verbose", encoding: str | None = None,
+) -> str:  # fmt: skip
+    """The report as text: everything, or where not ``verbose`` an answer of at most 25 lines.
+
+    With ``cut`` no line is longer than ``width``: source is cut around what waits.  ``more`` says how to get the rest
+    where the report is in no file.  What ``encoding`` lacks is written in ASCII.
+    """
     buffer = io.StringIO()
     console = Console(
         file=buffer,
@@ -66,30 +78,236 @@ def render(
         markup=False,
         emoji=False,
     )
-    for block in _blocks(report, console.width, where or {}, limit):
-        console.print(block)
+    page = _Page(by_line(cells.shown(report)), console, cut=cut, more=more)
+    where = where or {}
+    blocks: Sequence[RenderableType] = page.whole(where, console.width) if verbose else page.answer(where)
+    for block in blocks:
+        if not isinstance(block, Text):
+            console.print(block)
+            continue
+        lines = _wrapped(block, console) if cut else [block]
+        if color:
+            for line in lines:
+                console.print(line, no_wrap=True, overflow="ignore", crop=False)
+        else:  # a thousand lines would take the console a second
+            buffer.writelines(f"{line.plain}\n" for line in lines)
     text = buffer.getvalue()
     # Rich pads cells to the column's width; logs and diffs do not want the blanks.
-    return text if color else "".join(f"{line.rstrip()}\n" for line in text.split("\n")[:-1])
+    text = text if color else "".join(f"{line.rstrip()}\n" for line in text.split("\n")[:-1])
+    return _writable(text, encoding or "utf-8")
 
 
-def _blocks(report: Report, width: int, where: Mapping[str, str], limit: int) -> list[RenderableType]:
-    blocks: list[RenderableType] = [Text(""), _title(report)]
-    if report.run.simulated:
-        blocks.append(Text("Simulated device: every time below is this CPU's, not a GPU's.", "yellow"))
-    if report.sites:
-        blocks += [_stalled(report), Text(""), *_site_lines(report, width, limit)]
-        if len(report.sites) > limit:
-            blocks.append(Text(f"… and {wording.plural(len(report.sites) - limit, 'more site')}", "dim"))
-        blocks.append(Text(_share_meaning(report), "dim"))
-        blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(wording.cost(report))]
-    else:
-        blocks += _nothing_seen(report)
-    if report.ops:
-        blocks += [Text(""), Text("Host time between syncs", "bold"), _op_table(report, width)]
-    if report.sites:
-        blocks += [Text(""), *_sensors(report)]
-    return [*blocks, *_closing(report, where)]
+def _writable(text: str, encoding: str) -> str:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:  # a stream of the program's own
+        pass
+    return text
+
+
+class _Page:
+    """One report on its way to becoming text."""
+
+    def __init__(self, report: Report, console: Console, *, cut: bool, more: str) -> None:
+        self._report = report
+        self._more = more
+        self._console = console
+        self._room = console.width if cut else None
+        self._mark = wording.mark(report)
+        self._steady = findings.steady(report)
+        self._set_up = findings.set_up(report)
+
+    # --- the two forms
+
+    def answer(self, where: Mapping[str, str]) -> Sequence[RenderableType]:
+        """The headline, the worst sites, what went wrong, and where the rest is."""
+        head: list[Text] = [Text(""), *self._head(), *map(Text, wording.cost(self._report)[:1])]
+        end = [*self._set_up_line(), *(Text(f"! {text}", "yellow") for text in findings.problems(self._report))]
+        blocks: list[Text] = []
+        rest = self._rest(self._steady, where)
+        for number, site in enumerate(self._steady, 1):
+            more = [*blocks, Text(""), *self._block(site, brief=True)]
+            rest_then = self._rest(self._steady[number:], where)
+            small = (self._report.share(site) or 0.0) < _SMALL
+            # The first is shown in any case: an answer without one would be none.
+            if blocks and (small or self._height([*head, *more, Text(""), *end, *rest_then]) > _LINES):
+                break
+            blocks, rest = more, rest_then
+        return [*head, *blocks, *([Text("")] if blocks or end else []), *end, *rest]
+
+    def whole(self, where: Mapping[str, str], width: int) -> list[RenderableType]:
+        """Everything, every site included."""
+        report = self._report
+        blocks: list[RenderableType] = [Text(""), *self._head()]
+        for site in self._steady:
+            blocks += [Text(""), *self._block(site, brief=False)]
+        if self._set_up.sites:
+            blocks += [Text(""), *self._set_up_line()]
+            for site in self._set_up.sites:
+                blocks += [Text(""), *self._block(site, brief=False)]
+        if report.sites:
+            blocks += [Text(""), Text(_share_meaning(report), "dim")]
+            blocks += [Text(line, "dim" if number else "bold") for number, line in enumerate(wording.cost(report))]
+        if report.ops:
+            blocks += [Text(""), Text("Host time between syncs", "bold"), _op_table(report, width)]
+        if report.sites or not any(sensor.live for sensor in report.sensors):
+            blocks += [Text(""), *_sensors(report)]
+        return [*blocks, *_closing(report, where)]
+
+    # --- parts
+
+    def _head(self) -> list[Text]:
+        report = self._report
+        lines = [_title(report)]
+        if report.run.simulated:
+            lines.append(Text(_SIMULATED, "yellow"))
+        if not report.sites:
+            return [*lines, *_nothing_seen(report)]
+        totals, share = report.totals, findings.share_of_time(report)
+        syncs = wording.plural(totals.syncs, "host sync")
+        if totals.step_ms and totals.step_stall_ms is not None:
+            stall_ms, whole = totals.step_stall_ms, f"step time ({self._ms(totals.step_ms)})"
+        else:
+            stall_ms, whole = totals.stall_ms, "the run"
+        part = "" if share is None else f", {self._share(share)} of {whole}"
+        lines.append(Text(f"{syncs}; the host waited {self._ms(stall_ms)} for the GPU{part}.", "bold"))
+        lines.append(Text(findings.headline(report), "bold"))
+        return lines
+
+    def _block(self, site: SiteRow, *, brief: bool) -> list[Text]:
+        """A site: its share and place, the line with what waits underlined, numbers, and what to do."""
+        report, cwd = self._report, self._report.run.cwd
+        share = report.share(site)
+        alone = site.step_stall_ms == 0 and site.stall_ms > 0
+        first = _DASH if share is None or alone else self._share(share)
+        here = CallSite(site.file, site.line, site.function, site.source, span=site.span)
+        line = site.forward or here
+        indent = " " * (max(len(first), 7) + 2)
+        phases = wording.phases(site)
+        phase = "" if phases == Phase.OTHER else f" · {phases}"
+        phase = " · backward of this line" if site.forward else phase
+        title = Text.assemble((f"{first:>7}  ", "bold"), *_place(line, cwd), (phase, "dim"))
+        lines = [title, *self._source(line, indent)]
+        if site.forward:
+            lines.append(Text.assemble((f"{indent}called at ", "dim"), *_place(here, cwd), self._also(here.source)))
+        if site.library:
+            inner = site.library
+            lines.append(Text.assemble((f"{indent}in ", "dim"), *_place(inner, cwd), self._also(inner.source)))
+        lines.append(Text(f"{indent}{self._numbers(site)}"))
+        facts = " · ".join(filter(None, self._facts(site, brief=brief)))
+        if facts:
+            lines.append(Text(f"{indent}{facts}", "dim"))
+        if site.stack and not brief:
+            lines.append(_stack(site.stack, cwd, indent))
+        if site.advice:
+            lines.append(Text(f"{indent}→ {wording.clean(site.advice)}", "green"))
+        return lines
+
+    def _source(self, line: CallSite, indent: str) -> list[Text]:
+        if not line.source:
+            return []
+        room = None if self._room is None else self._room - len(indent) - 2
+        shown = excerpt(line.source, line.line, line.span, room)
+        lines = [Text(f"{indent}  {shown.text}", "italic")]
+        return [*lines, Text(f"{indent}  {shown.underline}", "cyan")] if shown.underline else lines
+
+    def _also(self, source: str) -> str:
+        return f": {wording.clean(source)}" if source else ""
+
+    def _numbers(self, site: SiteRow) -> str:
+        others = len({share.op for share in site.ops}) - 1
+        more = f" and {wording.plural(others, 'other op')}" if others > 0 else ""
+        name = wording.named(site.api, site.op, more)
+        about = "~" if site.sampled else ""
+        if site.per_step is None or (site.step_stall_ms == 0 and site.stall_ms > 0):
+            rate = f"{about}{wording.plural(site.count, 'time')}, {self._ms(site.stall_ms)} in all"
+        else:
+            steps = max(site.count / site.per_step, 1.0) if site.per_step else 1.0
+            per_step = self._ms(site.steady_ms / max(steps - 1, 1.0)) if site.step_stall_ms is not None else None
+            rate = f"{about}{wording.per_step(site.per_step)} per step"
+            rate += f", {per_step} per step" if per_step and site.steady_ms else f", {self._ms(site.stall_ms)} in all"
+        if site.stall_ms_p50 and site.count > 1:
+            rate += f", median {self._ms(site.stall_ms_p50)}"
+        gain = f" · not waiting gains {self._ms(site.gain_ms)} per step" if site.gain_ms else ""
+        idle = f" · {self._ms(site.idle_ms)} idle GPU per step" if site.idle_ms else ""
+        return f"{name}: {rate}{gain}{idle}"
+
+    def _facts(self, site: SiteRow, *, brief: bool) -> Iterator[str]:
+        yield _ranks(self._report, site, self._ms)
+        if site.allowed:
+            yield f"allowed: {wording.clean(site.allowed)}"
+        elif site.allowed_count:
+            yield f"{wording.count(site.allowed_count)} of them allowed"
+        if site.violations:
+            yield f"{wording.count(site.violations)} against the policy"
+        if site.conditional:
+            yield "depends on the driver's state"
+        if brief:
+            return
+        whole, longest = self._ms(site.stall_ms), self._ms(site.stall_ms_max)
+        yield f"{wording.plural(site.count, 'sync')}, {whole} in all, longest {longest}"
+        if site.module:
+            yield f"module {wording.clean(site.module)}"
+        counts: Counter[str] = Counter()
+        for share in site.ops:
+            counts[share.op] += share.count
+        if len(counts) > 1:
+            yield ", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items())
+        if site.ranges:
+            yield f"range {' > '.join(map(wording.clean, site.ranges))}"
+        if site.count_error is not None and site.sampled:
+            error = wording.count(round(site.count_error))
+            yield f"count scaled up from sampled steps, standard error {error}"
+
+    def _set_up_line(self) -> list[Text]:
+        found = self._set_up
+        if not found.stall_ms > 0 or not self._report.totals.step_ms:
+            return []
+        worst = max(self._report.sites, key=lambda site: site.stall_ms - site.steady_ms)
+        place = f", most of it at {wording.place(worst.file, worst.line, self._report.run.cwd)}" if worst.file else ""
+        return [Text(f"Before the second step, and not counted above: {self._ms(found.stall_ms)}{place}.", "dim")]
+
+    def _rest(self, sites: Sequence[SiteRow], where: Mapping[str, str]) -> list[Text]:
+        kept = where.get("report") or where.get("capture")
+        command = f"syncagent report {wording.clean(wording.short_path(kept))}" if kept else self._more
+        if not self._report.sites:
+            return [Text(f"more: {command}", "dim")] if kept else []
+        what = "the rest"
+        if sites:
+            largest = max((self._report.share(site) or 0.0) for site in sites)
+            each = ", each below" if len(sites) > 1 else " below"
+            below = f"{each} {self._share(max(largest, _SMALL))}" if largest < _SMALL else ""
+            what = f"{wording.plural(len(sites), 'more site')}{below}, and the rest"
+        return [Text(f"{what[0].upper()}{what[1:]}: {command}", "dim")]
+
+    def _height(self, lines: Sequence[Text]) -> int:
+        if self._room is None:
+            return len(lines)
+        return sum(len(_wrapped(line, self._console)) for line in lines)
+
+    def _ms(self, ms: float) -> str:
+        return wording.duration(ms) + self._mark
+
+    def _share(self, share: float) -> str:
+        return wording.share(share) + self._mark
+
+
+def _wrapped(line: Text, console: Console) -> list[Text]:
+    """Return a line as several where it is too long; what goes on in the next is indented like the first."""
+    if line.cell_len <= console.width:
+        return [line]
+    text = line.plain.lstrip()
+    indent = len(line.plain) - len(text)
+    inner = indent + (2 if text.startswith("→ ") else 0)
+    if inner > console.width // 2:
+        return list(line.wrap(console, console.width, overflow="fold"))
+    parts = line[inner:].wrap(console, console.width - inner, overflow="fold")
+    first, *rest = (
+        Text.assemble(line[:inner] if not number else " " * inner, part) for number, part in enumerate(parts)
+    )
+    return [first, *rest]
 
 
 def _title(report: Report) -> Text:
@@ -99,128 +317,49 @@ def _title(report: Report) -> Text:
     return Text.assemble((script, "bold"), *(f" · {fact}" for fact in facts if fact))
 
 
-def _stalled(report: Report) -> Text:
-    totals = report.totals
-    shares = [f"{wording.share(share)} {whole}" for whole, share in totals.shares().items()]
-    text = f"{wording.plural(totals.syncs, 'host sync')}, stalled for {wording.duration(totals.stall_ms)}"
-    return Text.assemble((text, "bold"), f" ({', '.join(shares)})")
-
-
 def _share_meaning(report: Report) -> str:
+    mark = wording.mark(report)
     if report.totals.step_ms and report.totals.step_stall_ms is not None:
-        whole = wording.duration(report.totals.step_ms)
+        whole = wording.duration(report.totals.step_ms) + mark
         return f"share: fraction of step time ({whole} in total, first step excluded)"
-    return f"share: fraction of the run ({wording.duration(report.run.duration_s * 1e3)}); no steps were marked"
+    return f"share: fraction of the run ({wording.duration(report.run.duration_s * 1e3)}{mark}); no steps were marked"
+
+
+def _place(line: CallSite, cwd: str) -> list[tuple[str, str]]:
+    place = (wording.place(line.file, line.line, cwd), "bold cyan")
+    function = wording.function(line.function)
+    return [place, (f" in {function}", "")] if function else [place]
+
+
+def _ranks(report: Report, site: SiteRow, ms: object) -> str:
+    """Which ranks have a site, and how much they differ."""
+    ranks = report.run.ranks
+    if len(ranks) < 2 or not site.ranks or not callable(ms):
+        return ""
+    found = [part.rank for part in site.ranks]
+    if len(found) == 1:
+        return f"rank {found[0]} only"
+    ends = sorted(part.stall_ms for part in site.ranks)
+    least, most = ms(ends[0]), ms(ends[-1])
+    spread = f"{least} to {most}" if least != most else f"{most} each"
+    if len(found) == len(ranks) and least == most:
+        return f"all {len(ranks)} ranks, {spread}"
+    if len(found) == len(ranks):
+        worst = max(site.ranks, key=lambda part: part.stall_ms).rank
+        return f"all {len(ranks)} ranks, {spread}, most on rank {worst}"
+    names = ", ".join(map(str, found[:-1])) if len(found) <= _FRAMES else ""
+    return f"ranks {names} and {found[-1]}, {spread}" if names else f"{len(found)} of {len(ranks)} ranks, {spread}"
+
+
+def _stack(stack: Sequence[CallSite], cwd: str, indent: str) -> Text:
+    """The innermost frames on one line; the other formats have all of them."""
+    shown = [f"{wording.place(frame.file, frame.line, cwd)} {wording.clean(frame.function)}" for frame in stack]
+    more = f" ← {wording.count(len(shown) - _FRAMES)} more" if len(shown) > _FRAMES else ""
+    return Text(f"{indent}stack {' ← '.join(shown[:_FRAMES])}{more}", "dim")
 
 
 def _table() -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False, header_style="dim")
-
-
-def _site_lines(report: Report, width: int, limit: int) -> list[RenderableType]:
-    """A line of numbers for each site, and indented below it where it is; on wide screens they share the first line."""
-    wide = width >= _WIDE
-    sites = report.sites[:limit]
-    rows = [_numbers(report, site) for site in sites]
-    names = ["gain", "idle", "stall", "share", "count", "per step", "median"]
-    if all(site.gain_ms is None and site.idle_ms is None for site in sites):
-        names = names[2:]
-        rows = [row[2:] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    indent = sum(widths) + 2 * len(widths) if wide else widths[0] + 2
-    room = 32 if wide else max(width - sum(widths) - 2 * len(widths) - 11, 8)
-    phase_width = max(len(site.phase) for site in sites)
-    op_width = min(max(len(wording.clean(site.op)) for site in sites), room)
-    blocks: list[RenderableType] = [Text(f"{_columns(names, widths)}  op", "dim")]
-    for site, row in zip(sites, rows, strict=True):
-        numbers, details = Text(_columns(row, widths)), _details(report, site, width - indent)
-        what = Text.assemble((f"{wording.clean(site.op):<{op_width}}", "bold cyan"), f"  {wording.clean(site.phase)}")
-        first = Text.assemble(numbers, "  ", what)
-        if first.cell_len > width:
-            first = numbers
-            details.insert(0, what)
-        elif wide:
-            first.pad_right(max(phase_width - len(site.phase), 0))
-            if first.cell_len + 2 + details[0].cell_len <= width:
-                first = Text.assemble(first, "  ", details.pop(0))
-        blocks.append(first)
-        blocks.append(Padding(Text("\n").join(details), (0, 0, 0, indent)))
-    return blocks
-
-
-def _numbers(report: Report, site: SiteRow) -> list[str]:
-    share = report.share(site)
-    outside = site.step_stall_ms == 0 and site.stall_ms > 0
-    return [
-        wording.known_duration(site.gain_ms),
-        wording.known_duration(site.idle_ms),
-        wording.duration(site.stall_ms),
-        _DASH if share is None or outside else wording.share(share),
-        f"{'~' if site.sampled else ''}{wording.count(site.count)}",
-        wording.per_step(site.per_step),
-        wording.duration(site.stall_ms_p50),
-    ]
-
-
-def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
-def _details(report: Report, site: SiteRow, width: int) -> list[Text]:
-    cwd = report.run.cwd
-    here = CallSite(site.file, site.line, site.function, site.source)
-    if site.forward:
-        lines = [*_line("forward", site.forward, cwd, width), *_line("backward", here, cwd, width)]
-    else:
-        lines = _line("", here, cwd, width)
-    if site.library:
-        lines += _line("library", site.library, cwd, width)
-    counts: Counter[str] = Counter()
-    for share in site.ops:
-        counts[share.op] += share.count
-    allowed = f"allowed: {wording.clean(site.allowed)}" if site.allowed else ""
-    if site.allowed_count and not site.allowed:
-        allowed = f"{wording.count(site.allowed_count)} of them allowed"
-    facts = [
-        site.module and f"module {wording.clean(site.module)}",
-        len(counts) > 1 and ", ".join(f"{wording.clean(op)} {wording.count(count)}" for op, count in counts.items()),
-        site.ranges and f"range {' > '.join(map(wording.clean, site.ranges))}",
-        len(site.ranks) > 1 and _ranks(site.ranks),
-        allowed,
-        site.conditional and "depends on the driver's state",
-        site.violations and f"{wording.count(site.violations)} against the policy",
-    ]
-    context = " · ".join(fact for fact in facts if fact)
-    if context:
-        lines.append(Text(context, "dim"))
-    if site.stack:
-        lines.append(_stack(site.stack, cwd))
-    if site.advice:
-        lines.append(Text(f"→ {wording.clean(site.advice)}", "green"))
-    return lines
-
-
-def _ranks(ranks: Sequence[RankShare]) -> str:
-    ends = [end(ranks, key=lambda part: part.stall_ms) for end in (min, max)]
-    return " to ".join(f"{wording.duration(part.stall_ms)} on rank {part.rank}" for part in ends)
-
-
-def _line(label: str, line: CallSite, cwd: str, width: int) -> list[Text]:
-    place = Text.assemble((f"{label} " if label else "", "dim"), (wording.place(line.file, line.line, cwd), "bold"))
-    if line.function:
-        place.append(f" in {wording.clean(line.function)}")
-    if not line.source:
-        return [place]
-    source = Text(f"  {wording.clean(line.source)}", "italic")
-    source.truncate(width, overflow="ellipsis")
-    return [place, source]
-
-
-def _stack(stack: Sequence[CallSite], cwd: str) -> Text:
-    """The innermost frames on one line; the other formats have all of them."""
-    shown = [f"{wording.place(frame.file, frame.line, cwd)} {wording.clean(frame.function)}" for frame in stack]
-    more = f" ← {wording.count(len(shown) - _FRAMES)} more" if len(shown) > _FRAMES else ""
-    return Text(f"stack {' ← '.join(shown[:_FRAMES])}{more}", "dim")
 
 
 def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
@@ -229,15 +368,17 @@ def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("op", overflow="fold", max_width=36 if width >= _WIDE else 28)
     table.add_column("where", overflow="fold", ratio=1)
+    mark = wording.mark(report)
     for op in report.ops[:limit]:
         place = wording.place(op.file, op.line, report.run.cwd)
         if width < _WIDE or place.startswith("/"):  # the sites above give paths in full
             place = place.rsplit("/", 1)[-1]
-        function = f" in {wording.clean(op.function)}" if op.function else ""
+        name = wording.function(op.function)
+        function = f" in {name}" if name else ""
         backward = " · backward" if op.phase == "backward" else ""  # of the rest only that is known
         table.add_row(
-            wording.duration(op.busy_ms),
-            _DASH if op.share is None else wording.share(op.share),
+            wording.duration(op.busy_ms) + mark,
+            _DASH if op.share is None else wording.share(op.share) + mark,
             wording.count(op.count),
             Text(wording.clean(op.op.removeprefix("aten::")), "cyan"),
             f"{place}{function}{backward}",
@@ -245,13 +386,10 @@ def _op_table(report: Report, width: int, limit: int = 10) -> RenderableType:
     return table
 
 
-def _nothing_seen(report: Report) -> list[RenderableType]:
+def _nothing_seen(report: Report) -> list[Text]:
     live = [sensor for sensor in report.sensors if sensor.live]
     if not live:
-        return [
-            Text("No host sync was seen, but no sensor was live: this says nothing about the run.", "yellow"),
-            *_sensors(report),
-        ]
+        return [Text("No host sync was seen, but no sensor was live: this says nothing about the run.", "yellow")]
     steps = f"in {wording.plural(report.run.steps, 'step')} " if report.run.steps else ""
     names = ", ".join(wording.clean(sensor.name) for sensor in live)
     blind = "".join(f"; {wording.clean(s.name)} cannot see {wording.clean(s.cannot_see)}" for s in live if s.cannot_see)
@@ -278,9 +416,10 @@ def _sensors(report: Report) -> list[RenderableType]:
 
 def _closing(report: Report, where: Mapping[str, str]) -> list[RenderableType]:
     cost = report.overhead
+    mark = wording.mark(report)
     figures = [
-        "" if cost.agent_ms_per_step is None else f"{wording.duration(cost.agent_ms_per_step)} per step",
-        "" if cost.share is None else wording.share(cost.share),
+        "" if cost.agent_ms_per_step is None else f"{wording.duration(cost.agent_ms_per_step)}{mark} per step",
+        "" if cost.share is None else wording.share(cost.share) + mark,
     ]
     lines = {"agent": ", ".join(filter(None, figures)) or "overhead not measured"}
     if report.dropped:

@@ -288,7 +288,7 @@ def test_equal_code_in_a_library_does_not_hide_the_users(cpu_agent, installed, t
 # --- threads and tasks ----------------------------------------------------------------------------------------------
 
 
-def test_a_thread_is_named_with_its_own_line(agent, line_of):
+def test_a_thread_is_named_with_its_own_line(agent_of_all_threads, line_of):
     """Every thread is watched, and the event carries its name."""
 
     def work():
@@ -297,15 +297,15 @@ def test_a_thread_is_named_with_its_own_line(agent, line_of):
     thread = threading.Thread(target=work, name="worker-7")
     thread.start()
     thread.join()
-    event = only(agent)
+    event = only(agent_of_all_threads)
     assert (place(event), event.thread) == ((__file__, line_of("on a thread")), "worker-7")
 
 
-def test_a_thread_without_a_line_of_the_users_has_no_site(agent):
+def test_a_thread_without_a_line_of_the_users_has_no_site(agent_of_all_threads):
     """Nothing is guessed: a pool that calls ``item`` itself has only the standard library on its stack."""
     with ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
         assert pool.submit(ONE.item).result() == 1.0
-    event = only(agent)
+    event = only(agent_of_all_threads)
     assert (event.site, event.library_site, event.thread) == (None, None, "pool_0")
 
 

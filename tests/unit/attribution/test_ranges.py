@@ -79,7 +79,7 @@ def test_a_decorated_function_is_a_range(agent):
     assert ranges(agent) == [("masking",), ("masking",), ()]
 
 
-def test_each_thread_has_its_own_ranges(agent):
+def test_each_thread_has_its_own_ranges(agent_of_all_threads):
     """What one thread does inside a range is not the other's."""
 
     def work():
@@ -91,7 +91,7 @@ def test_each_thread_has_its_own_ranges(agent):
         thread.start()
         thread.join()
         X.nonzero()
-    assert sorted(ranges(agent)) == [("loading",), ("training",)]
+    assert sorted(ranges(agent_of_all_threads)) == [("loading",), ("training",)]
 
 
 def test_a_backward_sync_has_the_ranges_around_backward(agent):

@@ -84,7 +84,7 @@ def codes(tmp_path):
 )  # fmt: skip
 def test_the_statement_of_a_line_is_whole_and_has_no_comment_and_no_body(codes, name, line, text):
     """Simple statements, heads of compound ones, code in the middle of a statement, and the module's own."""
-    assert statement_at(codes[name], line) == text
+    assert statement_at(codes[name], line).text == text
 
 
 def test_a_functions_statements_are_its_own(codes):
@@ -97,8 +97,8 @@ def test_a_functions_statements_are_its_own(codes):
 
 def test_without_the_source_there_is_none():
     """Code made by ``exec``, and a file that is not Python any more."""
-    assert statement_at(compile("x = 1", "<string>", "exec"), 1) == ""
-    assert statement_at(compile("x = 1", "/no/such/file.py", "exec"), 1) == ""
+    assert statement_at(compile("x = 1", "<string>", "exec"), 1) is None
+    assert statement_at(compile("x = 1", "/no/such/file.py", "exec"), 1) is None
 
 
 def test_a_file_that_linecache_has_read_again_is_read_again(codes, tmp_path):
@@ -106,4 +106,4 @@ def test_a_file_that_linecache_has_read_again_is_read_again(codes, tmp_path):
     assert statement_at(codes["short"], 25)
     (tmp_path / "train.py").write_text("\n" * 24 + "def short(x): return x.max()\n")
     linecache.checkcache()
-    assert statement_at(codes["short"], 25) == "def short(x): return x.max()"
+    assert statement_at(codes["short"], 25).text == "def short(x): return x.max()"

@@ -23,6 +23,7 @@ from syncagent.delivery import folder
 from syncagent.errors import SyncAgentError
 from syncagent.events import CallSite
 from syncagent.report import captured, files
+from syncagent.report.advising import advised
 from syncagent.report.model import RunInfo, SensorStatus
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.sinks import SINKS, Outputs
@@ -76,7 +77,7 @@ class Run:
         return files.load(self.capture.path)
 
     def expected(self):
-        return self.summary.snapshot(self.info, SENSORS, dropped=self.dropped, notes=("a note",))
+        return advised(self.summary.snapshot(self.info, SENSORS, dropped=self.dropped, notes=("a note",)))
 
 
 @pytest.fixture

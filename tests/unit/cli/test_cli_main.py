@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from syncagent import __version__
@@ -87,3 +89,22 @@ def test_a_mistake_of_syncagents_own_is_no_finding(monkeypatch, capsys):
     monkeypatch.setattr("syncagent.report.files.load_merged", lambda _paths: 1 / 0)
     assert main(["check", "x.json", "--baseline", "y.json"]) == 2
     assert "an internal error of syncagent; please report it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["text", "json", "html"])
+def test_with_its_output_closed_a_verb_writes_it_nowhere(form, saved, monkeypatch, capsys):
+    """As with ``>&-``: it has still done its work, and what calls it goes on without one."""
+    file = saved("x.json", loss_item=3)
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stdout", None)
+        codes = [main(["report", file, "--format", form]), main(["compare", file, file])]
+        assert sys.stdout is None
+    assert codes == [0, 0]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_with_its_stderr_closed_a_refusal_is_not_said_on_stdout(monkeypatch, capsys):
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stderr", None)
+        assert main(["chek"]) == 2
+    assert capsys.readouterr() == ("", "")

@@ -11,7 +11,7 @@ import pytest
 def test_it_shows_a_table_on_stdout(verb, saved, capsys):
     assert verb("report", saved("x.json", loss_item=3)) == 0
     out, err = capsys.readouterr()
-    assert "3 host syncs, stalled for 6.0 ms" in out
+    assert "3 host syncs; the host waited 6.0 ms for the GPU" in out
     assert err == ""
 
 
@@ -63,7 +63,7 @@ def test_an_output_whose_name_says_no_format_is_refused(verb, saved, capsys, tmp
     assert out == ""
     assert err == (
         f"syncagent report: the name {name!r} does not say which format to write: it has to end in .txt, .json, .html, "
-        ".sarif or .trace.json, or --format has to say it\n"
+        ".md, .sarif or .trace.json, or --format has to say it\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 

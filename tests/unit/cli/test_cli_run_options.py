@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from syncagent.cli import main
+from syncagent.runtime import pth
 from syncagent.settings import schema
 
 SETTINGS = [setting for setting in fields(schema.Settings) if "parse" in setting.metadata]
@@ -35,7 +37,7 @@ def no_settings(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     """The package is taken for installed, whatever this interpreter's site-packages hold."""
-    monkeypatch.setattr("syncagent.cli.run._is_installed", lambda: True)
+    monkeypatch.setattr(pth, "find", lambda: Path("somewhere"))
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(script, capsys, words, senten
 def test_a_wrong_variable_is_reported_before_anything_runs(script, capsys, monkeypatch):
     monkeypatch.setenv("SYNCAGENT_DETAIL", "all")
     assert main(["run", script]) == 2
-    sentence = "syncagent: setting SYNCAGENT_DETAIL is 'all', but it must be one of ops, syncs.\n"
+    sentence = "syncagent: setting SYNCAGENT_DETAIL is 'all', but it must be one of auto, ops, syncs.\n"
     assert capsys.readouterr().err == sentence
 
 
@@ -179,7 +181,7 @@ class TestInRealProcesses:
 
     # Without the .pth the script runs in the process of `syncagent run` itself.
     here = (
-        "import sys; import syncagent.cli; sys.modules['syncagent.cli.run']._is_installed = lambda: False;"
+        "import sys; import syncagent.cli; from syncagent.runtime import pth; pth.find = lambda: None;"
         "sys.exit(syncagent.cli.main())"
     )
     both = pytest.mark.parametrize("code", ["import sys; from syncagent.cli import main; sys.exit(main())", here])

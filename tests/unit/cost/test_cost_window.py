@@ -176,8 +176,8 @@ class TestAgent:
         assert self.report().cost is None
 
     def test_cost_makes_syncs_the_default_detail(self):
-        assert not load({"cost": True}).wraps_every_op
-        assert load().wraps_every_op
+        assert load({"cost": True}).detail_in_force == "syncs"
+        assert load().detail_in_force == "auto"
 
     def test_ops_and_cost_do_not_go_together(self):
         assert 'detail is "ops"' in self.report(cost=True, detail="ops").cost.abstained

@@ -16,6 +16,7 @@ from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
 from syncagent.recording.records import ThreadState
+from syncagent.recording.waits import DriverWaits
 from syncagent.runtime.process import release
 from syncagent.support import log
 from syncagent.support.faults import Faults
@@ -241,6 +242,8 @@ class NoThreads:
     def __init__(self):
         self.faults = Faults()
         self.threads = Threads(ThreadState, self.faults)
+        self.current_step = lambda: 0
+        self.waits = DriverWaits(self.current_step)
 
 
 def delivering(*sinks, recorder=None):

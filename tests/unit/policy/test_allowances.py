@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import syncagent
-from syncagent import ConfigError, HostSyncError
+from syncagent import ConfigError, HostSyncError, Phase
 from syncagent.events import CallSite
 from syncagent.policy.allowances import Entry
 from tests.unit.tools import forbidden
@@ -199,6 +200,44 @@ def test_sums_are_kept_apart_by_reason_and_the_loop_is_judged_once_the_block_is_
     for event in agent.events():
         found[event.allowed] = found.get(event.allowed, 0) + event.repeats
     assert found == {"one": 300, "other": 300, None: 300}
+
+
+@pytest.mark.parametrize("second", ["validation", "teacher"])
+def test_sums_are_kept_apart_by_phase(cpu_agent, second):
+    """A line of a model runs in training, in validation, and without gradients within a model that trains."""
+    agent = cpu_agent(detail="syncs")
+
+    class Model(torch.nn.Module):
+        def __init__(self, inner=None):
+            super().__init__()
+            self.weight, self.inner = torch.nn.Parameter(X.clone()), inner
+
+        def forward(self, x):
+            if self.inner is not None:
+                return self.inner(x)
+            for _ in range(50):
+                x.sum().item()
+            return x
+
+    model = Model().eval()
+    outer = Model(model)
+    model.eval()
+    with syncagent.allow("hot"), torch.no_grad():
+        for _ in range(4):
+            if second == "teacher":
+                outer(X)
+            else:
+                with torch.enable_grad():
+                    model(X)
+        for _ in range(2):
+            syncagent.step()
+            model(X)
+            syncagent.step()
+            outer(X)
+    found = collections.Counter()
+    for event in agent.events():
+        found[event.phase] += event.repeats
+    assert found == {Phase.FORWARD: 300, Phase.EVALUATION: 100}
 
 
 def test_what_is_summed_in_a_thread_that_ends_is_delivered(cpu_agent):

@@ -156,7 +156,7 @@ def test_dropped_syncs_leave_a_gates_report_unfit(cpu_agent, monkeypatch):
 
 def test_a_gate_that_was_lifted_did_not_hold(cpu_agent):
     """By the program, the file or the signal; one that was put up later is one from then on."""
-    agent = cpu_agent(policy="observe")
+    agent = cpu_agent(policy="observe", detail="syncs")
     assert agent.report().run.gate is None
     agent.policy = "raise"
     assert agent.report().run.gate == "held"

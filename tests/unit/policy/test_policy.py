@@ -78,6 +78,44 @@ def test_what_the_message_says_to_set_does_allow_it(cpu_agent):
     assert reasons(agent) == [f"allow: {place}"]
 
 
+def test_error_and_warning_say_what_to_do_instead(cpu_agent):
+    """As the report does."""
+    agent = cpu_agent(policy="raise")
+    with pytest.raises(HostSyncError, match=r"What to do: (probably: )?keep the shape: multiply by the mask or use"):
+        X[X > 0].sum()
+    with pytest.raises(HostSyncError, match=r"What to do: (probably: )?decide on the GPU: torch\.where or a mask"):
+        _ = 1 if X.sum() > 0 else 2
+    release(agent)
+    cpu_agent(policy="warn")
+    with pytest.warns(
+        HostSyncWarning, match=r"use torch\.where, and divide by mask\.sum\(\)\. If it is wanted, allow it"
+    ):
+        X[X > 0].sum()
+
+
+def test_where_a_library_waits_the_message_names_its_line_and_allows_no_more_than_that(cpu_agent):
+    """Not all that the user's line does, such as the whole training."""
+    agent = cpu_agent(policy="raise")
+
+    def learn():
+        torch.distributions.Normal(X[0], X[1] + 1.0)
+
+    with pytest.raises(HostSyncError) as error:
+        learn()
+    release(agent)
+    text = str(error.value)
+    assert re.search(r"in torch/distributions/distribution\.py:\d+ Distribution\.__init__ ", text)
+    assert "What to do: validate_args=False, or " in text
+    assert "arguments and samples are not checked" in text
+    place = text.rpartition("SYNCAGENT_ALLOW=")[2].removesuffix(".")
+    assert place == "torch.distributions.distribution:Distribution.__init__"
+    agent = cpu_agent(policy="raise", allow=place)
+    learn()
+    with pytest.raises(HostSyncError):
+        X.nonzero()
+    assert reasons(agent)[0] == f"allow: {place}"
+
+
 @DETAILS
 @pytest.mark.parametrize(
     "assign",

@@ -35,7 +35,7 @@ class TestNewFormat:
 
     def test_a_run_can_save_it(self, tmp_path):
         assert load({"report": str(tmp_path / "sites.csv")}).report == str(tmp_path / "sites.csv")
-        with pytest.raises(ConfigError, match=r"\.json, \.html, \.sarif, \.trace\.json or \.csv"):
+        with pytest.raises(ConfigError, match=r"\.json, \.html, \.md, \.sarif, \.trace\.json or \.csv"):
             load({"report": "sites.xls"})
 
     def test_the_command_line_writes_it(self, tmp_path, capsys):

@@ -154,20 +154,27 @@ def test_it_is_json():
 
 
 class TestText:
+    def test_what_is_new_says_what_to_do(self):
+        new = report_of(sync(), steps=1)
+        new = replace(new, sites=tuple(replace(site, advice="pin it") for site in new.sites))
+        none = replace(new, sites=())
+        assert changes.render(compare(none, new)).count("    \u2192 pin it\n") == 1
+        assert "pin it" not in changes.render(compare(new, none))  # it is gone
+
     def test_each_verdict_has_a_heading(self):
         old = report_of(sync(), sync(at(1)), steps=1)
         shown = changes.render(compare(old, report_of(sync(), sync(), sync(MASK), steps=1)))
         assert shown == (
             "1 site new\n"
-            "  aten::nonzero  loss.py:57 in masked_loss\n"
+            "  torch.nonzero() (aten::nonzero)  loss.py:57 in masked_loss\n"
             "    kept = logits[mask]\n"
             "    1 sync (1 per step), 1.0 ms\n"
             "1 site grown\n"
-            "  aten::nonzero  loss.py:41 in masked_loss\n"
+            "  torch.nonzero() (aten::nonzero)  loss.py:41 in masked_loss\n"
             "    torch.nonzero(labels == 9)\n"
             "    1 sync (1 per step), 1.0 ms  →  2 syncs (2 per step), 2.0 ms\n"
             "1 site gone\n"
-            "  aten::nonzero  a.py:1 in f\n"
+            "  torch.nonzero() (aten::nonzero)  a.py:1 in f\n"
             "    x.item()\n"
             "    1 sync (1 per step), 1.0 ms\n"
             "0 sites unchanged\n"
@@ -181,3 +188,40 @@ class TestText:
         assert "forward loss.py:57: kept = logits[mask]" in shown
         assert "library transformers/trainer.py:9: float(x)" in shown
         assert "    allowed\n" in shown
+
+
+class TestWhatIsNoFinding:
+    def test_a_site_that_only_a_new_sensor_saw_is_a_note(self):
+        seen = sync(op="cudaDeviceSynchronize", kind=SyncKind.EXPLICIT, sensor="driver")
+        comparison = compare(report_of(), report_of(seen))
+        assert verdicts(report_of(), report_of(seen)) == ["new"]
+        assert comparison.findings() == ()
+        [note] = [note for note in comparison.notes if note.startswith("no finding: 1 site")]
+        assert note.endswith("only the sensor driver saw it, which was not live in the old run")
+
+    def test_where_that_sensor_was_live_before_it_is_a_finding(self):
+        seen = sync(op="cudaDeviceSynchronize", kind=SyncKind.EXPLICIT, sensor="driver")
+        old = report_of()
+        old = replace(old, sensors=(*old.sensors, replace(old.sensors[0], name="driver", live=True)))
+        assert len(compare(old, report_of(seen)).findings()) == 1
+
+    @pytest.mark.parametrize("kind", [SyncKind.COLLECTIVE, SyncKind.ALLOCATOR])
+    def test_some_kinds_are_judged_only_where_that_is_asked_for(self, kind):
+        new = report_of(sync(kind=kind))
+        assert compare(report_of(), new).findings() == ()
+        asked = replace(new, run=replace(new.run, judge_kinds=(kind.value,)))
+        assert len(compare(report_of(), asked).findings()) == 1
+
+    def test_time_without_a_sync_is_none(self):
+        new = report_of(sync(repeats=0))
+        assert [site.count for site in new.sites] == [0]
+        assert compare(report_of(), new).findings() == ()
+
+
+def test_each_figure_of_a_simulated_run_is_marked():
+    old, new = report_of(sync(ms=5), steps=3, simulated=True), report_of(sync(ms=3), sync(ms=3), steps=3)
+    shown = changes.render(compare(old, new))
+    assert "5.0 ms*  \N{RIGHTWARDS ARROW}  2 syncs" in shown
+    assert "6.0 ms\n" in shown
+    assert "time per step: 100 ms*  \N{RIGHTWARDS ARROW}  100 ms, 0* saved" in shown
+    assert "* of a simulated device: this CPU's times, not a GPU's" in shown

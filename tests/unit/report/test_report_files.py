@@ -24,7 +24,7 @@ class TestDestination:
         with pytest.raises(ConfigError) as caught:
             files.destination(name)
         assert str(caught.value) == (
-            f"a report cannot be saved as {name!r}: the name has to end in .json, .html, .sarif or .trace.json, "
+            f"a report cannot be saved as {name!r}: the name has to end in .json, .html, .md, .sarif or .trace.json, "
             "or be a directory"
         )
 

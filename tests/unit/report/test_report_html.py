@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from training_run import CWD, report_of, sync, whole_report
 
-from syncagent.events import CallSite
+from syncagent.events import CallSite, Span
 from syncagent.report.formats import html
 from syncagent.report.merge import merge
 
@@ -91,3 +91,14 @@ def test_ranks_and_simulation_are_shown():
     assert "2 ranks" in page.text
     assert "Simulated device" in page.text
     assert "ranks 0: 40.0 ms, 1: 40.0 ms" in page.text
+
+
+def test_what_waits_is_underlined_and_set_up_stands_apart():
+    waits = CallSite(f"{CWD}/a.py", 9, "f", "y = x[x > 0].sum()", span=Span(8, 9, 16, indent=4))
+    early = CallSite(f"{CWD}/b.py", 1, "g", "x.to(device)")
+    source = html.render(report_of(sync(waits, ms=9, at_ms=150), sync(early, ms=20), steps=3))
+    assert "<pre>y = <u>x[x &gt; 0]</u>.sum()</pre>" in source
+    assert "One line causes all of it: a.py:9." in Page(source).text
+    steps, _, set_up = source.partition("Before the second step, and not counted above")
+    assert "x.to(device)" in set_up
+    assert "x.to(device)" not in steps

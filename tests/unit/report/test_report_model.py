@@ -58,7 +58,7 @@ class TestSchema:
         assert values["schema"] == 1
         assert list(values["run"])[: len(RUN)] == RUN
         assert list(values["sensors"][0])[:3] == ["name", "live", "cannot_see"]
-        assert list(values["overhead"]) == ["agent_ms_per_step", "share"]
+        assert list(values["overhead"]) == ["agent_ms_per_step", "share", "budget"]
         assert list(values["totals"])[:3] == ["syncs", "stall_ms", "stall_share"]
         assert list(values["sites"][0])[: len(SITE)] == SITE
 

@@ -61,3 +61,20 @@ def test_without_a_run_directory_the_present_one_counts(monkeypatch, tmp_path):
 
 def test_what_cannot_be_printed_is_escaped():
     assert wording.clean("a\x1b[0m\tb\n\u202e") == r"a\x1b[0m b\n\u202e"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Net.forward", "Net.forward"),
+        ("<module>", ""),
+        ("<listcomp>", ""),
+        ("<cell line: 1>", ""),
+        ("Net.forward.<locals>.<dictcomp>", "Net.forward"),
+        ("main.<locals>.step.<locals>.<genexpr>.<listcomp>", "main.<locals>.step"),
+        ("main.<locals>.<lambda>", "main.<locals>.<lambda>"),
+    ],
+)
+def test_a_function_is_the_one_that_a_person_would_name(name, shown):
+    """Comprehensions are functions of their own before 3.12, and the top level of a script is none."""
+    assert wording.function(name) == shown

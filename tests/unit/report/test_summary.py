@@ -5,8 +5,8 @@ import threading
 import pytest
 from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of, run_info, step, sync
 
-from syncagent.events import CallSite, OpCount, Phase, SyncKind
-from syncagent.report.model import OpShare, RunInfo
+from syncagent.events import CallSite, OpCount, Phase, SyncKind, Weight
+from syncagent.report.model import OpShare, PhaseShare, RunInfo
 from syncagent.report.summary import Summary
 
 
@@ -43,6 +43,11 @@ class TestSites:
             OpShare("aten::nonzero", "torch.nonzero", 2, 2.0),
             OpShare("aten::nonzero", "torch.argwhere", 1, 1.0),
         )
+
+    def test_a_line_that_trains_and_is_evaluated_says_how_often_each(self):
+        (row,) = report_of(sync(ms=1), sync(ms=2, phase=Phase.EVALUATION), sync(ms=4)).sites
+        assert row.phase == "forward"
+        assert row.phases == (PhaseShare("forward", 2, 5.0), PhaseShare("evaluation", 1, 2.0))
 
     def test_the_worst_comes_first(self):
         rows = report_of(sync(NONZERO, ms=1), sync(MASK, ms=5), sync(BACKWARD, ms=2)).sites
@@ -96,11 +101,35 @@ class TestSites:
         assert row == again
 
     def test_a_scale_makes_counts_stand_for_more_and_says_so(self):
-        summary = Summary(scale=lambda event: 10.0 if event.kind is SyncKind.COPY_D2H else 1.0)
+        weights = {SyncKind.COPY_D2H: Weight(10.0, 10.0)}
+        summary = Summary(scale=lambda event: weights.get(event.kind, Weight()))
         summary.events([sync(ms=2, kind=SyncKind.COPY_D2H), sync(MASK, ms=2)])
         copies, mask = summary.snapshot(run_info()).sites
         assert (copies.count, copies.stall_ms, copies.stall_ms_p50, copies.sampled) == (10, 20, 2, True)
         assert (mask.count, mask.sampled) == (1, False)
+        assert (copies.count_error, mask.count_error) == (None, None), "nobody counts the sampled steps"
+
+    def test_where_stalls_are_exact_counts_alone_are_scaled(self):
+        summary = Summary(scale=lambda _: Weight(16.0))
+        summary.events([sync(ms=2)])
+        (row,) = summary.snapshot(run_info()).sites
+        assert (row.count, row.stall_ms, row.sampled) == (16, 2, True)
+
+    def test_a_count_that_was_scaled_up_has_its_standard_error(self):
+        """From how the sampled steps differ; steps in which the site had no sync are among them."""
+
+        def error(counts, sampled):
+            units = [unit for unit, count in enumerate(counts) for _ in range(count)]
+            summary = Summary(scale=lambda event: Weight(8.0, 1.0, event.start_ns), sampled=lambda: {8: sampled})
+            summary.events([sync(at_ms=unit) for unit in units])
+            (row,) = summary.snapshot(run_info()).sites
+            assert row.count == 8 * sum(counts)
+            return row.count_error
+
+        assert error([3, 3, 3, 3], 4) == 0, "the same in each: in all others as well"
+        assert error([2, 4], 2) == pytest.approx((8 * 7 * 2 * 2) ** 0.5)
+        assert error([2, 4], 4) > error([2, 4], 2), "two had none"
+        assert error([5], 1) == pytest.approx((8 * 7 * 5) ** 0.5), "of one step, as of a Poisson process"
 
 
 class TestSteps:

@@ -69,13 +69,13 @@ KERNELS = SensorStatus("kernels", live=True, cannot_see="coalesce on sparse tens
 CUPTI = SensorStatus("cupti", live=False, cannot_see="", detail="not asked for")
 
 
-def report_of(*events: SyncEvent, steps: int = 0, dropped: int = 0, ops=(), notes=(), **run) -> Report:
+def report_of(*events: SyncEvent, steps: int = 0, dropped: int = 0, ops=(), notes=(), problems=(), **run) -> Report:
     """A report of these syncs in a run of ``steps`` steps, 100 ms each."""
     summary = Summary()
     summary.events(events)
     for number in range(steps):
         summary.step(step(number, start_ms=100.0 * number, end_ms=100.0 * (number + 1)))
-    return summary.snapshot(run_info(**run), (KERNELS, CUPTI), Overhead(0.12, 0.008), dropped, ops, notes)
+    return summary.snapshot(run_info(**run), (KERNELS, CUPTI), Overhead(0.12, 0.008), dropped, ops, notes, problems)
 
 
 def whole_report(**run) -> Report:

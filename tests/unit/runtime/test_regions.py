@@ -349,7 +349,7 @@ def test_the_window_of_a_share_moves_in_a_region(cpu_agent):
 
 def test_a_region_leaves_other_threads_alone(cpu_agent):
     """And is not in their way: what they do is not in its report."""
-    agent = cpu_agent()
+    agent = cpu_agent(detail="syncs")
     with raising() as region:
         assert not on_thread(lambda: forbidden(X.nonzero))
     assert (ops(region), ops(agent)) == ([], ["aten::nonzero"])
@@ -357,7 +357,7 @@ def test_a_region_leaves_other_threads_alone(cpu_agent):
 
 def test_a_region_of_all_threads_judges_and_counts_those_without_one_of_their_own(cpu_agent):
     """The newest such region has the say, an own one before it; all of them count."""
-    cpu_agent()
+    cpu_agent(detail="syncs")
 
     def in_own_region():
         with syncagent.watch(policy="observe"):
@@ -376,7 +376,7 @@ def test_a_region_of_all_threads_judges_and_counts_those_without_one_of_their_ow
 
 def test_regions_on_two_threads_do_not_see_each_other(cpu_agent):
     """Each has its own policy and its own syncs, and the process has all."""
-    agent = cpu_agent()
+    agent = cpu_agent(detail="syncs")
     barrier = threading.Barrier(2)
     found = {}
 
@@ -455,7 +455,7 @@ def test_a_task_that_outlives_the_region_it_was_made_in_is_free_afterwards(cpu_a
 
 def test_a_thread_that_is_handed_the_context_is_covered(cpu_agent):
     """As ``asyncio.to_thread`` does."""
-    cpu_agent()
+    cpu_agent(detail="syncs")
     with raising():
         context = contextvars.copy_context()
         assert on_thread(lambda: context.run(forbidden, X.nonzero))
@@ -464,7 +464,7 @@ def test_a_thread_that_is_handed_the_context_is_covered(cpu_agent):
 @pytest.mark.parametrize("knows_context", [True, False], ids=["torch 2.13", "torch 2.11"])
 def test_the_autograd_threads_of_a_backward_inside_are_covered(cpu_agent, recorders, knows_context):
     """Whether torch hands them the caller's context, or the caller has to be looked for."""
-    cpu_agent()
+    cpu_agent(detail="syncs")
     [recorder] = recorders
     caller = recorder.threads.current()
     real = recorder.locator.internals
@@ -961,7 +961,7 @@ def test_a_region_says_that_the_process_saves_in_the_same_place(cpu_agent, tmp_p
 
 def test_syncs_that_are_only_added_up_belong_to_the_regions_that_were_open(cpu_agent):
     """An allowed line's syncs are summed after the first hundred, until a region begins or ends."""
-    agent = cpu_agent(allow_kinds=["dynamic_shape"])
+    agent = cpu_agent(detail="syncs", allow_kinds=["dynamic_shape"])
 
     def read():
         X.nonzero()
@@ -1074,3 +1074,26 @@ def test_what_is_no_function_is_not_decorated():
     for thing in (type("Thing", (), {}), property(lambda self: None)):
         with pytest.raises(TypeError, match="a function can be decorated"):
             syncagent.watch()(thing)
+
+
+def test_a_watch_that_goes_on_when_the_first_one_ends_says_that_it_saw_no_more():
+    """Its gate has failed: what it was to stop was not stopped."""
+
+    @syncagent.watch(detail="syncs")
+    def first():
+        yield
+
+    @syncagent.watch(policy="raise")
+    def second():
+        yield
+        yield forbidden(X.nonzero)
+
+    outer, inner = first(), second()
+    next(outer)
+    next(inner)
+    outer.close()
+    assert not next(inner)
+    inner.close()
+    report = second.report()
+    assert report.run.gate == "failed"
+    assert any("has ended before this one" in note for note in report.notes)

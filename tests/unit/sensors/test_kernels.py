@@ -232,7 +232,7 @@ def test_an_op_that_waits_twice_is_one_event_with_both_stalls(sensor, monkeypatc
     assert (both.context.op, both.kind, both.stall_ns) == ("aten::index", SHAPE, 2000)
 
 
-def test_ops_on_every_thread_are_seen(agent):
+def test_ops_on_every_thread_are_seen(agent_of_all_threads):
     """Kernels belong to the dispatcher, not to a thread; no thread's events are lost."""
     barrier = threading.Barrier(8)
 
@@ -246,7 +246,7 @@ def test_ops_on_every_thread_are_seen(agent):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(agent.events()) == 200
+    assert len(agent_of_all_threads.events()) == 200
 
 
 def test_threads_that_begin_at_the_same_moment_all_count(cpu_agent):

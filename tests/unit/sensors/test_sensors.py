@@ -83,11 +83,11 @@ def sensors(**conditions):
 @pytest.mark.parametrize(
     ("conditions", "listed", "started"),
     [
-        ({}, "kernels explicit monitored modes", "kernels explicit monitored"),
-        ({"every_op": True}, "kernels explicit monitored modes", "kernels explicit monitored modes"),
-        ({"has_cuda": False}, "kernels explicit monitored modes", ""),
-        ({"simulate": True}, "simulated modes", "simulated"),
-        ({"simulate": True, "every_op": True, "has_cuda": False}, "simulated modes", "simulated modes"),
+        ({}, "driver kernels explicit monitored modes", "driver kernels explicit monitored"),
+        ({"every_op": True}, "driver kernels explicit monitored modes", "driver kernels explicit monitored modes"),
+        ({"has_cuda": False}, "driver kernels explicit monitored modes", ""),
+        ({"simulate": True}, "driver simulated modes", "driver simulated"),
+        ({"simulate": True, "every_op": True, "has_cuda": False}, "driver simulated modes", "driver simulated modes"),
     ],
 )
 def test_the_conditions_decide_which_sensors_there_are_and_which_start(conditions, listed, started):

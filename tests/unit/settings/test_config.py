@@ -30,7 +30,8 @@ def test_without_anything_set_the_defaults_hold():
     """Those that the design gives."""
     settings = load()
     assert settings == Settings()
-    assert (settings.policy, settings.wraps_every_op, settings.warmup_steps) == ("observe", True, 3)
+    assert (settings.policy, settings.detail_in_force, settings.warmup_steps) == ("observe", "auto", 3)
+    assert settings.overhead == 0.01
     assert (settings.min_stall_ms, settings.max_events, settings.allow) == (0.0, 10_000, ())
     assert settings.sources == {}
 
@@ -83,12 +84,13 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 IN_FILE = {
     "policy": '"warn"', "min_stall_ms": "2.0", "warmup_steps": "5", "stall_share_window": "7", "judge_threads": '"all"',
     "simulate": "true", "stacks": "true", "cost": "true", "cost_steps": "3", "max_events": "9", "file_mode": '"0640"',
+    "overhead": "0.1", "verbose": "true",
 }  # fmt: skip
 CLEARED = {
     "detail": '"ops"', "report": '"a.json"', "allow": '"a.b"', "allow_kinds": '"explicit"', "allow_packs": '"torch"',
     "max_syncs_per_step": "3", "max_stall_ms_per_step": "3.0", "max_stall_share": "0.5", "policy_file": '"p"',
     "policy_signal": '"usr1"', "baseline": '"b.json"', "user_code": '"mine"', "copies": '"off"', "journal": '"j"',
-    "summary": "true", "capture": '"c"',
+    "summary": "true", "capture": '"c"', "judge_kinds": '"collective"',
 }  # fmt: skip
 
 
@@ -123,7 +125,8 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "allow_kinds": "explicit,check", "allow_packs": "torch,mine", "max_syncs_per_step": "forward=2,total=5",
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
-        "file_mode": "0640", "capture": "seen.jsonl",
+        "file_mode": "0640", "capture": "seen.jsonl", "judge_kinds": "allocator", "overhead": "0.02",
+        "verbose": "yes",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -134,10 +137,12 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         policy="raise", detail="ops", report="out.json", min_stall_ms=1.5, warmup_steps=7,
         allow=("pkg.module", "train.py:12"), baseline="base.json", simulate=True, stacks=True,
         user_code=("mylib", "other"), copies="sampled", max_events=5, journal="spans.jsonl", summary=False,
+        verbose=True,
         allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
-        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl",
+        policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl", overhead=0.02,
+        judge_kinds=("allocator",),
     )  # fmt: skip
 
 
@@ -162,21 +167,31 @@ def test_choices_forgive_capitals_and_spaces(text):
 
 
 @pytest.mark.parametrize(
-    ("policy", "detail", "every_op", "copies"),
+    ("policy", "detail", "in_force", "copies"),
     [
-        ("observe", None, True, "all"),
-        ("observe", "syncs", False, "sampled"),
-        ("warn", None, False, "sampled"),
-        ("warn", "ops", True, "all"),
-        ("raise", None, False, "all"),
-        ("raise", "ops", True, "all"),
+        ("observe", None, "auto", "sampled"),
+        ("observe", "auto", "auto", "sampled"),
+        ("observe", "ops", "ops", "all"),
+        ("observe", "syncs", "syncs", "sampled"),
+        ("warn", None, "syncs", "sampled"),
+        ("warn", "auto", "auto", "sampled"),
+        ("warn", "ops", "ops", "all"),
+        ("raise", None, "syncs", "all"),
+        ("raise", "ops", "ops", "all"),
     ],
 )
-def test_the_policy_decides_detail_and_copies_unless_they_are_given(policy, detail, every_op, copies):
-    """Under ``raise`` no copy may slip through unseen."""
+def test_the_policy_decides_detail_and_copies_unless_they_are_given(policy, detail, in_force, copies):
+    """Under ``raise`` no copy may slip through unseen; ``copies`` has no say where whole steps are sampled."""
     settings = load({"policy": policy, "detail": detail})
-    assert (settings.wraps_every_op, settings.copies_timed) == (every_op, copies)
-    assert load({"policy": policy, "detail": detail, "copies": "off"}).copies_timed == "off"
+    assert (settings.detail_in_force, settings.copies_timed) == (in_force, copies)
+    assert (settings.wraps_every_op, settings.samples_steps) == (in_force == "ops", in_force == "auto")
+    off = load({"policy": policy, "detail": detail, "copies": "off"}).copies_timed
+    assert off == ("sampled" if in_force == "auto" else "off")
+
+
+def test_where_cost_is_measured_no_step_is_slowed_unless_that_is_asked_for():
+    assert load({"cost": True}).detail_in_force == "syncs"
+    assert load({"cost": True, "detail": "auto"}).detail_in_force == "auto"
 
 
 @pytest.mark.parametrize("value", ["640", "0640", "0o640", " 0640 ", 0o640])
@@ -190,7 +205,8 @@ def test_a_file_mode_is_octal_as_for_chmod(value):
 WRONG = {
     # setting: (values that are not allowed, what the sentence says is)
     "policy": (["loud", "on", 3], "one of observe, warn, raise"),
-    "detail": (["everything", 1], "one of ops, syncs"),
+    "detail": (["everything", 1], "one of auto, ops, syncs"),
+    "overhead": (["much", "-0.1", -1, 1.5, "2", float("nan"), True], "a share of the time from 0 to 1"),
     "copies": (["some"], "one of all, sampled, off"),
     "report": ([3, "   "], "a path"),
     "min_stall_ms": (["fast", "-1", -0.5, float("nan"), float("inf"), True], "a number of milliseconds, 0 or more"),
@@ -260,7 +276,7 @@ def test_a_report_whose_suffix_means_no_format_is_reported_before_the_run(path):
         load({"report": path})
     text = sentence(error)
     assert repr(path) in text
-    assert ".json, .html, .sarif or .trace.json" in text
+    assert ".json, .html, .md, .sarif or .trace.json" in text
 
 
 @pytest.mark.parametrize(

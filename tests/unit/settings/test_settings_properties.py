@@ -297,6 +297,7 @@ UNPICKLES = {("pickle", "load"), ("pickle", "loads"), ("marshal", "loads"), ("ya
 KNOWN = {
     # what runs text, and why that is none from outside
     ("runtime/autostart.py", "exec"): "a constant, so that CPython notes an interrupt again",
+    ("integrations/ipython.py", "exec"): "the cell of a notebook that is running, as IPython would run it",
     ("support/compat.py", "compile"): "the source of a loaded file is parsed for the names in it, and not run",
 }
 
@@ -322,7 +323,8 @@ def test_nothing_that_is_read_is_run(path):
     if name.startswith("selftest/"):
         found = [(call, node) for call, node in found if call not in {"exec", "compile"}]
     assert [(name, call) for call, _ in found if (name, call) not in KNOWN] == []
-    assert all(isinstance(node.args[0], ast.Constant) for call, node in found if call == "exec")
+    if name != "integrations/ipython.py":
+        assert all(isinstance(node.args[0], ast.Constant) for call, node in found if call == "exec")
 
 
 def test_the_selftest_runs_what_stands_in_its_own_table():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncagent import simulate
+from syncagent import native, simulate
 from syncagent.errors import SyncAgentError
 from syncagent.simulate.requirements import ON_INSTANCES, OPTIONAL, REQUIRED
 
@@ -122,3 +122,52 @@ def test_installing_is_silent_even_where_warnings_are_errors(python):
 def test_a_number_of_devices_below_one_is_refused(run):
     done = run("from syncagent import simulate\nsimulate.install(devices=0)")
     assert "SimulationError: devices=0: at least one" in done.stderr
+
+
+WATCHED = """
+import syncagent, torch
+with syncagent.watch(simulate=True, detail="syncs") as agent:
+    x = torch.ones(3, device="cuda")
+    torch.cuda._sleep(100_000_000)
+    over = torch.cuda.Event()
+    over.record()
+    print(x.sum().item(), over.query(), x.cpu().tolist(), torch.cuda.synchronize())
+report = agent.report()
+print(len(agent.events()), [sensor.cannot_see for sensor in report.sensors if sensor.name == "simulated"])
+"""
+
+
+def test_without_the_stand_in_for_cudas_runtime_the_host_waits_all_the_same_and_the_report_says_so(run):
+    done = run(
+        "from pathlib import Path\n"
+        "from syncagent.simulate import standin\n"
+        "standin._FILE = Path('nowhere', 'libsyncagent_standin.so')\n" + WATCHED
+    )
+    values, seen = done.stdout.splitlines()
+    assert values == "3.0 True [1.0, 1.0, 1.0] None", done.stderr
+    assert seen.startswith("3 [")
+    assert "the driver's waits, which are not simulated: libsyncagent_standin.so was not built, which takes" in seen
+
+
+@pytest.mark.skipif(native.load() is None, reason=native.why_not())
+def test_with_it_the_report_has_nothing_to_say_about_it(run):
+    values, seen = run(WATCHED).stdout.splitlines()
+    assert values == "3.0 True [1.0, 1.0, 1.0] None"
+    assert seen.startswith("3 [")
+    assert "driver" not in seen
+
+
+@pytest.mark.parametrize("text", [b"", b"no library"])
+def test_a_file_that_is_no_library_is_none(run, tmp_path, text):
+    (tmp_path / "broken.so").write_bytes(text)
+    done = run(
+        "from pathlib import Path\n"
+        "from syncagent import simulate\n"
+        "from syncagent.simulate import standin\n"
+        "standin._FILE = Path('broken.so').resolve()\n"
+        "simulate.install()\n"
+        "import torch\n"
+        "print(torch.ones(2, device='cuda').sum().item(), simulate.without_runtime())\n"
+    )
+    assert done.stdout.startswith("2.0 "), done.stderr
+    assert "broken.so: file too short\n" in done.stdout or "broken.so: invalid ELF header\n" in done.stdout

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from sink_records import source, step, sync
 
-from syncagent.events import CallSite, Phase
+from syncagent.events import CallSite, Phase, Weight
 from syncagent.telemetry import metrics
 from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
 from syncagent.telemetry.span_budget import SpanBudget
@@ -125,7 +125,7 @@ def test_any_number_of_repeats_is_counted_at_once():
 
 def test_what_was_sampled_is_scaled_up(counted):
     all_of = counted()
-    all_of.sink.connect(source(scale=lambda event: 16.0 if event.op == "aten::copy_" else 1.0))
+    all_of.sink.connect(source(scale=lambda event: Weight(16.0, 16.0) if event.op == "aten::copy_" else Weight()))
     all_of.sink.events([sync(op="aten::copy_"), sync(op="aten::copy_", repeats=2), sync()])
     points = all_of.points()
     assert [point.value for point in points[SYNCS]] == [48, 1]

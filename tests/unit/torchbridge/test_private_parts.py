@@ -13,7 +13,7 @@ PACKAGE = Path(syncagent.__file__).parent
 SOURCES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 ELSEWHERE = sorted(path for path in SOURCES if path.parts[0] not in {"torchbridge", "simulate"})
 
-OF_PYTHON = {"_getframe", "_current_frames", "_exit", "_replace", "_delete", "_active"}
+OF_PYTHON = {"_getframe", "_current_frames", "_exit", "_is_gil_enabled", "_replace", "_delete", "_active"}
 """Documented, or private to the standard library alone."""
 OF_TELEMETRY = {"_RUNTIME_CONTEXT", "_current_context"}
 """OpenTelemetry's."""

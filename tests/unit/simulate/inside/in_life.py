@@ -102,6 +102,26 @@ def test_torch_is_as_before_when_the_watch_is_over():
     assert not [note for note in report.notes if "device" in note]
 
 
+def test_steps_that_are_not_sampled_name_no_wait_of_an_op():
+    """As on a GPU, where the kernels are off there; calls that ask to wait are wrapped in every step."""
+    from syncagent.sensors.sampling import FIRST
+
+    with syncagent.watch(simulate=True, overhead=0) as agent:
+        value = torch.ones(4, device="cuda", requires_grad=True)
+        for _ in range(FIRST + 5):
+            (value * 2)[value > 0].sum().backward()
+            torch.cuda.synchronize()
+            syncagent.step()
+        report = agent.report()
+    named = [site for site in report.sites if site.sensors != ("driver",)]
+    assert {site.op: (site.count, site.phase) for site in named} == {
+        "aten::index": (FIRST, "forward"),
+        "aten::index_put_": (FIRST, "backward"),
+        "torch.cuda.synchronize": (FIRST + 5, "other"),
+    }
+    assert all("overhead is 0" in sensor.detail for sensor in report.sensors if sensor.live and sensor.name != "driver")
+
+
 def test_what_was_made_on_the_device_is_usable_after_it():
     with syncagent.watch(simulate=True):
         model, optimizer, data, loss = trained()
@@ -162,6 +182,22 @@ def test_a_thread_that_computes_with_what_is_left_ends_when_it_has_nothing_to_do
             thread.join(20)
     assert workers() == []
     assert (made + 1).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_it_stays_for_a_watch_that_ends_after_the_first_one():
+    """As of two generators, or of two threads: the program must not lose its device."""
+
+    @syncagent.watch(simulate=True)
+    def values():
+        while True:
+            yield torch.ones(2, device="cuda").sum().item()
+
+    first, second = values(), values()
+    assert next(first) + next(second) == 4
+    first.close()
+    assert next(second) == 2
+    second.close()
+    assert not simulate.installed()
 
 
 def test_it_comes_again_nested_and_after_an_exception():

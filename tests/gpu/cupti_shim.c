@@ -28,6 +28,8 @@ typedef void (*callback)(void *user, int domain, uint32_t cbid, const void *data
 typedef int (*subscribe_t)(void **subscriber, callback, void *user);
 typedef int (*unsubscribe_t)(void *subscriber);
 typedef int (*enable_t)(uint32_t enable, void *subscriber, int domain, uint32_t cbid);
+typedef int (*enable_domain_t)(uint32_t enable, void *subscriber, int domain);
+typedef int (*name_t)(int domain, uint32_t cbid, const char **name);
 
 typedef struct {
     uint64_t begin_ns, end_ns;
@@ -39,12 +41,15 @@ typedef struct {
     _Atomic uint64_t ready; /* its number + 1, once it is written */
 } slot;
 
-enum { CAPACITY = 1 << 20, MARGIN = 1024, RUNTIME = 2 };
+enum { CAPACITY = 1 << 20, MARGIN = 1024, NAMES = 4096 };
 
 static slot *ring;
 static _Atomic uint64_t head, tail, lost;
 static void *subscriber;
 static unsubscribe_t unsubscribe;
+static name_t name_of;
+static int watched;                         /* the domain: 1 the driver's calls, 2 the runtime's */
+static const char *_Atomic names[NAMES]; /* as the callbacks gave them: without the version */
 static _Thread_local uint32_t thread_id;
 
 static uint64_t now(void) {
@@ -56,8 +61,9 @@ static uint64_t now(void) {
 static void called(void *user, int domain, uint32_t cbid, const void *data) {
     const callback_data *call = data;
     (void)user;
-    if (domain != RUNTIME || !call->correlation_data) return;
+    if (domain != watched || !call->correlation_data) return;
     if (call->site == 0) {
+        if (cbid < NAMES) atomic_store_explicit(&names[cbid], call->function_name, memory_order_relaxed);
         *call->correlation_data = now();
         return;
     }
@@ -75,18 +81,30 @@ static void called(void *user, int domain, uint32_t cbid, const void *data) {
     atomic_store_explicit(&mine->ready, number + 1, memory_order_release);
 }
 
-/* Returns CUPTI's result of the first call that failed, 0 for none; below 0 for a library that does not load. */
-int shim_start(const char *library, const uint32_t *cbids, int count) {
+/* Watches the calls of a domain that have these numbers; all of its calls where none is given.
+   Returns CUPTI's result of the first call that failed, 0 for none; below 0 for a library that does not load. */
+int shim_start(const char *library, int domain, const uint32_t *cbids, int count) {
     void *handle = dlopen(library, RTLD_NOW);
     if (!handle) return -1;
     subscribe_t subscribe = (subscribe_t)dlsym(handle, "cuptiSubscribe");
     enable_t enable = (enable_t)dlsym(handle, "cuptiEnableCallback");
+    enable_domain_t enable_domain = (enable_domain_t)dlsym(handle, "cuptiEnableDomain");
     unsubscribe = (unsubscribe_t)dlsym(handle, "cuptiUnsubscribe");
-    if (!subscribe || !enable || !unsubscribe) return -2;
+    name_of = (name_t)dlsym(handle, "cuptiGetCallbackName");
+    if (!subscribe || !enable || !enable_domain || !unsubscribe) return -2;
     if (!ring && !(ring = calloc(CAPACITY, sizeof(slot)))) return -3;
+    watched = domain;
     int result = subscribe(&subscriber, called, NULL);
-    for (int i = 0; !result && i < count; i++) result = enable(1, subscriber, RUNTIME, cbids[i]);
+    if (!result && !count) result = enable_domain(1, subscriber, domain);
+    for (int i = 0; !result && i < count; i++) result = enable(1, subscriber, domain, cbids[i]);
     return result;
+}
+
+/* The name of a call with its version, such as cudaMemcpyAsync_ptsz_v7000; NULL where CUPTI knows none. */
+const char *shim_name(uint32_t cbid) {
+    const char *name = NULL;
+    if (name_of && !name_of(watched, cbid, &name) && name) return name;
+    return cbid < NAMES ? atomic_load_explicit(&names[cbid], memory_order_relaxed) : NULL;
 }
 
 void shim_stop(void) {

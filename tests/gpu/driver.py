@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from syncagent.errors import SyncAgentError
 from tests.gpu import cupti
@@ -56,10 +56,16 @@ class _Record(ctypes.Structure):
 
 
 class DriverOracle:
-    """Times runtime calls in every thread; ``how`` says by which means ("C" or "Python", which inflates them)."""
+    """Times runtime calls in every thread; ``how`` says by which means ("C" or "Python", which inflates them).
 
-    def __init__(self) -> None:
+    ``everything`` watches all calls of the runtime, not only those known to wait; "driver", all of the driver's.
+    Names then have their version (``cudaMemcpyAsync_ptsz_v7000``).
+    """
+
+    def __init__(self, everything: Literal["", "runtime", "driver"] = "") -> None:
         self.how = "off"
+        self._everything = everything
+        self._names = {} if everything else dict(_NAMES)
         self._shim: Any = None
         self._python: cupti.CuptiOracle | None = None
         self._buffer = (_Record * _TAKEN)()
@@ -68,14 +74,18 @@ class DriverOracle:
         """Begin; raises ``SyncAgentError`` where there is no CUPTI, or another tool has it."""
         self._shim = None if os.environ.get("DRIVER_ORACLE") == "python" else build()
         if self._shim is None:
+            if self._everything:
+                raise SyncAgentError("every call of a domain can only be watched in C, and there is no C compiler here")
             self._python = cupti.CuptiOracle()
             self._python.start()
             self.how = "Python"
             return
-        ids = (ctypes.c_uint32 * len(_NAMES))(*_NAMES)
+        numbers = () if self._everything else tuple(_NAMES)
+        ids = (ctypes.c_uint32 * len(numbers))(*numbers)
+        domain = cupti._DRIVER if self._everything == "driver" else cupti._RUNTIME
         tried = []
         for path in [library] if library else cupti._candidates():
-            result = self._shim.shim_start(path.encode(), ids, len(_NAMES))
+            result = self._shim.shim_start(path.encode(), domain, ids, len(numbers))
             if result == 0:
                 self.how = "C"
                 atexit.register(self.stop)
@@ -102,8 +112,15 @@ class DriverOracle:
             return [Call(call.name, call.start_ns, call.end_ns, _native(call.thread)) for call in seen]
         found: list[Call] = []
         while self._shim is not None and (count := self._shim.shim_take(self._buffer, _TAKEN)):
-            found += [Call(_NAMES[r.cbid], r.begin_ns, r.end_ns, r.thread) for r in self._buffer[:count]]
+            found += [Call(self._name(r.cbid), r.begin_ns, r.end_ns, r.thread) for r in self._buffer[:count]]
         return found
+
+    def _name(self, number: int) -> str:
+        name = self._names.get(number)
+        if name is None:
+            told = self._shim.shim_name(number)
+            name = self._names[number] = told.decode() if told else f"call {number}"
+        return name
 
     @property
     def lost(self) -> int:
@@ -120,7 +137,9 @@ def build() -> Any:
         source = Path(__file__).with_name("cupti_shim.c")
         subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", built, source, "-ldl"], check=True)
         shim = ctypes.CDLL(str(built))  # stays mapped when the file is gone
-    shim.shim_start.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+    shim.shim_start.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    shim.shim_name.argtypes = (ctypes.c_uint32,)
+    shim.shim_name.restype = ctypes.c_char_p
     shim.shim_take.argtypes = (ctypes.c_void_p, ctypes.c_long)
     shim.shim_take.restype = ctypes.c_long
     shim.shim_lost.restype = ctypes.c_ulong

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _LONG_NS = 200_000
+_QUEUEING_NS = 25_000
+"""An asynchronous copy that takes less has been queued, and has waited for nothing."""
 """A driver call, or a stall of the agent's, that lasts this long is a wait and no mere call."""
 _FAR_US = 200.0
 _NOTHING_MS = 1.0
@@ -125,13 +127,16 @@ def cupti_pass(cases: Sequence[Case], rows: Rows, watched: Watched, oracle: Driv
         events = watched.between(run)
         waits = [
             call for call in calls
-            if run.start_ns <= call.start_ns and call.end_ns <= run.end_ns and call.ns >= _LONG_NS
+            if run.start_ns <= call.start_ns and call.end_ns <= run.end_ns
+            and (call.name.endswith("Synchronize") or call.ns >= _QUEUEING_NS)
         ]  # fmt: skip
         driver_ns = union_ns(waits)
-        row["driver_calls"] = [[call.name, round(call.ns / 1e6, 3)] for call in waits]
+        queued = [call for call in calls if "Async" in call.name and call.ns < _QUEUEING_NS]
+        row["queueing_us"] = [round(call.ns / 1e3, 1) for call in queued]
+        row["driver_calls"] = [[call.name, round(call.ns / 1e6, 3)] for call in waits if call.ns >= _LONG_NS]
         row["driver_blocks"] = driver_ns >= 0.4 * row["sleep_under_agent_ms"] * 1e6 > 0
-        if waits and events:
-            stall_ns = sum(event.stall_ns for event in events if event.stall_ns >= _LONG_NS)
+        if row["driver_calls"] and events:
+            stall_ns = sum(event.stall_ns for event in events)
             row["driver_us"] = round(driver_ns / 1e3, 1)
             row["stall_us"] = round(stall_ns / 1e3, 1)
             row["error_us"] = round((stall_ns - driver_ns) / 1e3, 1)

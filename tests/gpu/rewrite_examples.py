@@ -1,4 +1,4 @@
-"""A before and an after for each row of ``syncagent/cost/advice.py``, which tests run and the README shows.
+"""A before and an after for each row of ``syncagent/cost/advice.py``, which tests run and docs/stall_and_idle.md shows.
 
 ``setup``, ``before`` and ``after`` are source.  Both leave the same ``result``, a tensor or number whose last bits may
 differ; ``device`` is ``cuda``, or ``cpu`` where there is none, and ``torch`` and ``F`` are imported.  On a GPU

@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from the committed results, so that no number is typed by hand.
+"""Writes the tables of the documents from the committed results, so that no number is typed by hand.
 
 python tests/gpu/tables.py [--check]
 """
@@ -12,14 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.gpu import driver_tables
 from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
-PAGES = (
-    "README.md", "examples/masked_loss/README.md", "examples/logging_item/README.md", "docs/stall_and_idle.md",
-    "docs/robustness.md", "otel/README.md",
+PAGES = tuple(
+    page.relative_to(ROOT).as_posix()
+    for page in (
+        ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md")),
+        ROOT / "otel" / "README.md",
+    )
 )  # fmt: skip
 
 
@@ -596,11 +600,46 @@ def variants() -> str:
 
 
 def output() -> str:
-    """What `make demo` printed on a GPU, word for word, up to the end of the sites."""
-    text = (ROOT / "examples/masked_loss/output/demo_h200.txt").read_text(encoding="utf-8")
-    command = re.findall(r"^command: (.*) \(`make demo`", text, re.MULTILINE)[0]
-    report = text.partition("--- stderr ---\n")[2].partition("Host time")[0].strip("\n")
-    return f"```console\n$ {command}\n{report}\n\n...\n```"
+    """What the example printed, word for word, up to the end of the worst site."""
+    text = (ROOT / "examples/masked_loss/output/simulated.txt").read_text(encoding="utf-8")
+    command = re.findall(r"^command: (.*?)(?: \(`make demo`.*)?$", text, re.MULTILINE)[0]
+    head, worst = text.partition("--- stderr ---\n")[2].strip("\n").split("\n\n")[:2]
+    return f"```console\n$ {command}\n{head}\n\n{worst}\n\n...\n```"
+
+
+def accuracy_in_short() -> str:
+    """The later run of the corpus under ``syncs``, and how close predicted savings are, in three rows."""
+    result = load("oracle_syncs_h200")
+    totals, error = result["totals"], result["stall_error"]
+    waits = totals["waits"] + len(result["not_waiting_under_agent"])
+    silent = totals["cases"] - waits
+    pairs = load("cost_pairs")["pairs"]
+    right = sum(pair["saving_ok"] for pair in pairs.values())
+    rows = [
+        ("calls of torch that wait for the GPU",
+         f"{totals['caught']} of {waits} reported; of {silent:,} that do not wait, {totals['invented'] or 'none'}"),
+        ("how far a stall of about 10 ms is off",
+         f"{error['median_us']:.0f} µs at the median, {error['p90_us']:.0f} at p90, {error['p99_us']:.0f} at p99"),
+        ("the predicted gain of fixing all syncs", f"within 20 % or 0.3 ms in {right} of {len(pairs)} programs"),
+    ]  # fmt: skip
+    return "\n".join(["| | measured |", "|---|---|", *(f"| {what} | {said} |" for what, said in rows)]) + (
+        f'\n\n{where(result)}, `detail="syncs"`. Last row: {where(load("cost_pairs"))}; the prediction was fitted '
+        "to these programs."
+    )
+
+
+def overhead_in_short() -> str:
+    """How much longer a step takes, in a row for each kind of step."""
+    result = load("overhead")
+    rows = ['| a training step | without | `detail="syncs"` | `detail="ops"` |', "|---|---|---|---|"]
+    for name, case in result["cases"].items():
+        rows.append(
+            f"| {name.replace('gpu', 'GPU')} | {case['syncs']['bare_ms']:.1f} ms | {span(case['syncs'])} times | "
+            f"{span(case['ops'])} times |"
+        )
+    return "\n".join(rows) + (
+        f"\n\nHost-bound: the CPU is the bottleneck. In brackets: 95 % intervals. {where(result)}."
+    )
 
 
 def cost_pairs() -> str:
@@ -757,6 +796,54 @@ def late_log() -> str:
     return f"{site['stall_ms'] / run['steps']:.1f} ms per step"
 
 
+def before_after() -> str:
+    """Fifteen scripts as written and as the advice leaves them."""
+    command = "python tests/gpu/before_after.py --out FILE"
+    if said := not_yet("before_after", command):
+        return said
+    result = load("before_after")
+    rows = [
+        "| script | lines with advice | syncs per step | step as written | with the advice | gained | predicted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    failed = []
+    for name, row in result["scripts"].items():
+        errors = [part["error"] for part in row.values() if isinstance(part, dict) and "error" in part]
+        if errors or "times" not in row:
+            failed.append(f"- {name}: {errors[0].splitlines()[0] if errors else 'not measured'}")
+            continue
+        times, cost, before, after = (row[part] for part in ("times", "cost", "before", "after"))
+        advised = {(site["file"], site["line"]) for site in before["sites"] if site["named"] and site["advice"]}
+        low, high = times["gain_ci95"]
+        gained = f"{times['gain_ms']:.2f} ms ({low:.2f} to {high:.2f})"
+        if low <= 0 <= high:
+            gained += ", none"
+        predicted = "not known" if cost["gain_all_ms"] is None else f"{cost['gain_all_ms']:.2f} ms"
+        rows.append(
+            f"| {name.replace('_', ' ')} | {len(advised)} | {before['per_step']:.3g} → {after['per_step']:.3g} | "
+            f"{times['before_ms']:.2f} ms | {times['after_ms']:.2f} ms | {gained} | {predicted} |"
+        )
+    return "\n".join(rows) + (
+        ("\n\nNot in the table:\n\n" + "\n".join(failed) if failed else "")
+        + f"\n\nBlocks of both variants in turn in one process, {result['repeats']} of each, without the agent: medians"
+        " and the 95 % interval of the difference. Predicted is what a step would gain if nothing waited, from a run "
+        f"of the script as written under `SYNCAGENT_COST=1`. {_alike(result)}{where(result)}. `{command}`."
+    )
+
+
+def _alike(result: dict[str, Any]) -> str:
+    """How far apart the variants' losses or weights are at the end, where that is more than a script allows."""
+    apart = [
+        f"{name.replace('_', ' ')} {row['times']['differs_by']:.1g} (the same variant, from run to run: "
+        f"{row['times']['differs_from_itself_by']:.1g})"
+        for name, row in result["scripts"].items()
+        if row.get("times", {}).get("differs_by", 0.0) > row["tolerance"]
+    ]
+    if not apart:
+        return "Both variants of each train to the same, within what the script states. "
+    return f"Variants that end further apart than their scripts state, relatively: {'; '.join(apart)}. "
+
+
 def versions() -> str:
     """What was tried of torch and Python; ``nox`` writes the results."""
     found = matrix.load()
@@ -800,11 +887,13 @@ MAKERS = {
     "logcosts": log_costs, "logfixed": log_fixed, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,
+    "accuracyinshort": accuracy_in_short, "overheadinshort": overhead_in_short,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
-    "pipeline": pipeline,
+    "pipeline": pipeline, "beforeafter": before_after,
+    **driver_tables.MAKERS,
 }  # fmt: skip
 
 

@@ -6,8 +6,9 @@ tests/unit/test_typing.py checks this file under mypy and pyright.
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from typing_extensions import assert_type
 
@@ -25,10 +26,84 @@ async def evaluate(name: str) -> int:
     return len(name)
 
 
+@syncagent.watch
+def plain(batch: int, *, scale: float = 1.0) -> float:
+    return batch * scale
+
+
+@syncagent.watch
+async def later(name: str) -> int:
+    return len(name)
+
+
+@syncagent.watch
+def batches(count: int) -> Iterator[str]:
+    yield from map(str, range(count))
+
+
+@syncagent.watch
+async def arriving(count: int) -> AsyncIterator[str]:
+    yield str(count)
+
+
+T = TypeVar("T")
+
+
+@syncagent.watch
+def same(value: T) -> T:
+    return value
+
+
+class Trainer:
+    @syncagent.watch
+    def fit(self, epochs: int) -> str:
+        return str(epochs)
+
+    @syncagent.watch(policy="raise")
+    async def validate(self, name: str) -> bool:
+        return bool(name)
+
+    @classmethod
+    @syncagent.watch
+    def make(cls, name: str) -> list[str]:
+        return [name, cls.__name__]
+
+    @staticmethod
+    @syncagent.watch
+    def load() -> bytes:
+        return b""
+
+
+async def calling(trainer: Trainer) -> None:
+    assert_type(plain(1, scale=2.0), float)
+    assert_type(await later("x"), int)
+    assert_type(batches(3), Iterator[str])
+    assert_type(same(3), int)
+    assert_type(same("x"), str)
+    async for value in arriving(2):
+        assert_type(value, str)
+    assert_type(trainer.fit(3), str)
+    assert_type(await trainer.validate("x"), bool)
+    assert_type(Trainer.make("x"), list[str])
+    assert_type(trainer.load(), bytes)
+
+
+def reporting(trainer: Trainer) -> None:
+    assert_type(plain.report(), syncagent.Report)
+    assert_type(plain.agent, syncagent.Agent | None)
+    assert_type(step.report(), syncagent.Report)
+    assert_type(later.report(), syncagent.Report)
+    assert_type(trainer.fit.report(), syncagent.Report)
+    assert_type(Trainer.fit.report(), syncagent.Report)
+    assert_type(trainer.validate.agent, syncagent.Agent | None)
+    assert_type(plain.__name__, str)
+
+
 def watching() -> None:
     with syncagent.watch(
         policy="raise",
-        detail="syncs",
+        detail="auto",
+        overhead=0.02,
         report=Path("report.json"),
         allow=["train.py:10", "package.module"],
         allow_kinds="explicit",
@@ -56,6 +131,8 @@ def watching() -> None:
             assert_type(event.site, syncagent.CallSite | None)
         report = agent.report()
         assert_type(report, syncagent.Report)
+        assert_type(report.to_text(width=80, verbose=True), str)
+        assert_type(report.to_markdown(), str)
         assert_type(agent.save(report), str | None)
         assert_type(agent.stop(), syncagent.Report)
 
@@ -87,13 +164,19 @@ def errors() -> None:
 
 
 def mistakes(agent: syncagent.Agent) -> None:
-    syncagent.watch(policy="rise")  # type: ignore[arg-type]
-    syncagent.watch(detail="all")  # type: ignore[arg-type]
-    syncagent.watch(copies="some")  # type: ignore[arg-type]
-    syncagent.watch(judge_threads="none")  # type: ignore[arg-type]
+    syncagent.watch(policy="rise")  # type: ignore[call-overload]
+    syncagent.watch(detail="all")  # type: ignore[call-overload]
+    syncagent.watch(copies="some")  # type: ignore[call-overload]
+    syncagent.watch(judge_threads="none")  # type: ignore[call-overload]
     syncagent.start(warmup_steps="many")  # type: ignore[arg-type]
     syncagent.start(polcy="raise")  # type: ignore[call-arg]
     agent.policy = "off"  # type: ignore[assignment]
     agent.regions  # type: ignore[attr-defined]
     agent._pipeline  # type: ignore[attr-defined]
     step("1")  # type: ignore[arg-type]
+    plain("1")  # type: ignore[arg-type]
+    plain(1, size=2.0)  # type: ignore[call-arg]
+    Trainer().fit("3")  # type: ignore[arg-type]
+    Trainer().fit()  # type: ignore[call-arg]
+    plain.reports()  # type: ignore[attr-defined]
+    syncagent.watch(plain, policy="raise")  # type: ignore[call-overload]

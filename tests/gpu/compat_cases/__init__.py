@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CASES", "HERE", "MODES", "Case", "Net", "Run", "SkipCase", "batch", "case", "content", "train"]
 
 HERE = str(Path(__file__).resolve().parent)
-MODES = ("bare", "syncs", "ops")
+MODES = ("bare", "syncs", "auto", "ops")
 ITEM = "aten::_local_scalar_dense"
 NONZERO = "aten::nonzero"
 
@@ -110,8 +110,13 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "policy": "observe", "detail": self.mode, "journal": "off", "summary": False, **self.case.settings,
+            "policy": "observe", "detail": self._detail, "journal": "off", "summary": False, **self.case.settings,
         }  # fmt: skip
+
+    @property
+    def _detail(self) -> str:
+        """A gate has to see each sync before it waits, which the default does not."""
+        return "syncs" if self.mode == "auto" and self.case.name.startswith("raise") else self.mode
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[ProcessAgent | None]:
@@ -183,8 +188,11 @@ class Run:
         self.check(type(again) is type(raised) and again.event == event and str(again) == str(raised), "not picklable")
 
     def python(self, program: str, *, when: str = "", then: Callable[[subprocess.Popen[str]], None] | None = None,
-               timeout_s: float = 60.0, alone: bool = False, **settings: str) -> Finished:  # fmt: skip
+               timeout_s: float = 60.0, alone: bool = False, under: Sequence[str] = (),
+               **settings: str) -> Finished:  # fmt: skip
         """Run a program in a process of its own, by ``syncagent run`` unless bare or ``alone``.
+
+        ``under`` are the words of a tool that starts it.
 
         Once it has printed ``when``, ``then`` is called with the process; ``settings`` are further ones of the agent's.
         """
@@ -192,7 +200,9 @@ class Run:
             script, report = Path(folder, "program.py"), Path(folder, "report.json")
             script.write_text(f"DEVICE, MODE = {self.device!r}, {self.mode!r}\n{program}", encoding="utf-8")
             before = (
-                [] if self.bare or alone else ["-m", "syncagent", "run", "--report", str(report), "--detail", self.mode]
+                []
+                if self.bare or alone
+                else ["-m", "syncagent", "run", "--report", str(report), "--detail", self._detail]
             )
             root = str(Path(HERE).parents[2])
             unset = ("SYNCAGENT", "SYNCAGENT_DETAIL")
@@ -203,7 +213,7 @@ class Run:
                 **{f"SYNCAGENT_{name.upper()}": value for name, value in settings.items()},
             )  # fmt: skip
             process = subprocess.Popen(
-                [sys.executable, *before, str(script)], env=environment, cwd=folder, text=True,
+                [*under, sys.executable, *before, str(script)], env=environment, cwd=folder, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             try:

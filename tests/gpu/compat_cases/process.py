@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import syncagent
-from tests.gpu.compat_cases import ITEM, NONZERO, Finished, Net, Run, batch, case, train
+from tests.gpu.compat_cases import ITEM, NONZERO, Finished, Net, Run, SkipCase, batch, case, train
 
 if TYPE_CHECKING:
     import subprocess
@@ -463,3 +464,62 @@ else:
         train()
 """ + _BESIDE_ENDS  # fmt: skip
     return _judge(run, run.python(program, alone=True), 0, report=False)
+
+
+# --- beside what else looks into CUDA ---------------------------------------------------------------------------------
+
+
+@case("an extension that is loaded later", needs="cuda", process=True, watched=False)
+def extension_later(run: Run) -> Any:
+    """It is known a second after it was loaded, at the latest."""
+    program = """
+import time
+import torch
+from tests.gpu import extension
+
+x = torch.ones(4, device=DEVICE)
+print(x.sum().item())
+own = extension.load(hold_gil=False)
+time.sleep(1.5)
+torch.cuda._sleep(100_000_000)
+print(own.wait_device())
+"""
+    done = run.python(program)
+    if not run.bare:
+        sites = json.loads(done.report)["sites"] if done.report else []
+        seen = [(site["op"], site["count"], site["source"]) for site in sites if site["kind"] == "explicit"]
+        expected = [("cudaDeviceSynchronize", 1, "print(own.wait_device())")]
+        run.check(seen == expected, f"the explicit waits were {seen}")
+    return _judge(run, done, 0)
+
+
+_TOOLS = {
+    "compute-sanitizer": ("--log-file", os.devnull, "--error-exitcode", "9"),
+    "ncu": ("--log-file", os.devnull, "--clock-control", "none", "--launch-count", "3"),
+}
+
+
+def _beside(run: Run, tool: str) -> Any:
+    path = shutil.which(tool)
+    if path is None:
+        raise SkipCase(f"{tool} is not installed")
+    program = """
+import torch
+
+x = torch.arange(4.0, device=DEVICE)
+print(torch.nonzero(x).sum().item(), x[x > 1].sum().item())
+"""
+    done = run.python(program, under=(path, *_TOOLS[tool]), timeout_s=150)
+    if run.bare and done.code:
+        raise SkipCase(f"{tool} does not work here: {(done.out + done.err).strip()[-200:]}")
+    return _judge(run, done, 0)
+
+
+@case("compute-sanitizer beside it", needs="cuda", process=True, watched=False, limit_s=150)
+def sanitizer(run: Run) -> Any:
+    return _beside(run, "compute-sanitizer")
+
+
+@case("ncu beside it", needs="cuda", process=True, watched=False, limit_s=150)
+def profiled_kernels(run: Run) -> Any:
+    return _beside(run, "ncu")

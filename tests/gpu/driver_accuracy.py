@@ -152,10 +152,10 @@ def in_cusolver(name: str, row: dict[str, Any]) -> bool:
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Sum up how long asynchronous copies took that waited for nothing, in µs, with CUPTI's callbacks around each."""
+    """Sum up times in µs."""
     found = sorted(values)
-    shares = (1, 50, 99) if found else ()
-    return {"copies": len(found), **{f"p{share}": found[share * (len(found) - 1) // 100] for share in shares}}
+    shares = (1, 50, 90, 99, 100) if found else ()
+    return {"count": len(found), **{f"p{share}": round(found[share * (len(found) - 1) // 100], 1) for share in shares}}
 
 
 def differences(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +171,7 @@ def differences(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "cases": len(found), "median": round(statistics.median(sizes), 1), "p90": at(0.9), "p99": at(0.99),
         "max": sizes[-1], "over_50_us": sum(size > 50 for size in sizes),
+        "per_sync": spread(abs(row["error_us"]) / row["syncs"] for row in rows.values() if "error_us" in row),
         "worst": [[name, error] for _, error, name in found[:-16:-1]],
     }  # fmt: skip
 

@@ -60,6 +60,10 @@ def stalls() -> str:
         if row["cases"]:
             times = " | ".join(f"{row[name]:,.1f} µs" for name in ("median", "p90", "p99", "max"))
             rows.append(f"| {title} | {row['cases']} | {times} |")
+            each = row.get("per_sync")
+            if each:
+                times = " | ".join(f"{each[name]:,.1f} µs" for name in ("p50", "p90", "p99", "p100"))
+                rows.append(f"| {title}: for each sync | {each['count']} | {times} |")
     return "\n".join(rows) + (
         f"\n\n{len(part['seen_as_waiting']) or 'None'} of {part['quiet_calls']:,} calls that do not wait were reported."
         f"{signed('driver_accuracy', found)}"

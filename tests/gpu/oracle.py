@@ -137,6 +137,7 @@ def cupti_pass(cases: Sequence[Case], rows: Rows, watched: Watched, oracle: Driv
         row["driver_blocks"] = driver_ns >= 0.4 * row["sleep_under_agent_ms"] * 1e6 > 0
         if row["driver_calls"] and events:
             stall_ns = sum(event.stall_ns for event in events)
+            row["syncs"] = len(events)
             row["driver_us"] = round(driver_ns / 1e3, 1)
             row["stall_us"] = round(stall_ns / 1e3, 1)
             row["error_us"] = round((stall_ns - driver_ns) / 1e3, 1)

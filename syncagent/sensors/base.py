@@ -26,11 +26,19 @@ class Conditions:
     some_steps: bool = False
     """Whether ops are wrapped, and syncs named, in sampled steps alone (``detail="auto"``)."""
     overhead: float = 0.0
-    """Which share of the time those steps, and looks at threads that wait, may add."""
+    """Which share of the time those steps (three quarters of it) and looks at threads that wait (the rest) may add."""
     copies: str = "off"
     """Which copies are timed: ``all``, ``sampled`` or ``off``."""
     copies_follow_policy: bool = False
     """Whether ``copies`` was left to the policy, so that a change of the policy changes it as well."""
+
+    @property
+    def overhead_of_steps(self) -> float:
+        return 0.75 * self.overhead
+
+    @property
+    def overhead_of_looks(self) -> float:
+        return 0.25 * self.overhead
 
     @classmethod
     def of(cls, settings: Settings) -> Conditions:

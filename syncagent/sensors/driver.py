@@ -16,6 +16,7 @@ from syncagent.events import Phase, SyncKind
 from syncagent.native import FIRST, NUMBER, START_NS, UNNAMED_NS
 from syncagent.recording.waits import THRESHOLD_NS
 from syncagent.sensors.base import Sensor
+from syncagent.sensors.look_pace import LookPace
 from syncagent.support.compat import current_frames, has_gil, is_at_a_call, standing
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.main_thread import is_own, raise_there
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
     from syncagent.recording.records import ThreadState
     from syncagent.sensors.base import Conditions
 
-_LOOK_AFTER_NS = 100_000
-_MOST_AFTER_NS = 10_000_000
 _TIMEOUT_MS = 500
 _WALK_EVERY_NS = 500_000_000
-_GRACE_NS = 50_000_000
 _NAMES = 10_000
 _AT_ONCE = 64
 """How many waits of one call into C, each right after the other, take the line of the first at most."""
@@ -56,8 +54,7 @@ class DriverSensor(Sensor):
         self._names: dict[tuple[int, int], str] = {}
         self._walked_ns = 0
         self._began_ns = time.perf_counter_ns()
-        self._spent_ns = 0
-        self._look_after_ns = _LOOK_AFTER_NS
+        self._pace = LookPace(conditions.overhead_of_looks)
 
     # --- its status
 
@@ -145,7 +142,7 @@ class DriverSensor(Sensor):
                 self._why_not = f"lines are not looked up: {error}"
                 return
             self._looker = looker
-            library.set_looks(True, self._look_after_ns)
+            library.set_looks(True, self._pace.after_ns)
             self._await_gil_holders(library)
 
     def _adopt(self, state: ThreadState) -> None:
@@ -190,28 +187,34 @@ class DriverSensor(Sensor):
             if raised is not None:
                 raise_there(raised)
             if not pairs:
-                self._pace(library)
+                self._keep_pace(library)
                 continue
             began_ns = time.perf_counter_ns()
             try:
-                self._look_at(library, pairs)
+                came_late = self._look_at(library, pairs)
             except Exception as error:
                 self._recorder.fault("the look at threads that wait", error)
                 return
-            self._spent_ns += time.perf_counter_ns() - began_ns
-            self._pace(library)
+            took_ns = time.perf_counter_ns() - began_ns
+            self._pace.looked(took_ns, came_late=came_late)
+            self._keep_pace(library)
 
-    def _look_at(self, library: native.Native, pairs: list[tuple[int, int]]) -> None:
-        slots, frames = library.slots_view(), current_frames()
+    def _look_at(self, library: native.Native, pairs: list[tuple[int, int]]) -> bool:
+        """Look at threads that wait; return whether one had come back before its look was over."""
+        slots, frames, came_late = library.slots_view(), current_frames(), False
         for slot, number in pairs:
             at = slot * native.WORDS
             if slots[at + NUMBER] != number or not slots[at + START_NS]:
-                continue  # it is over
+                came_late = True
+                continue
             ident = slots[at + native.IDENT]
             name = self._name_of(slots[at + native.TID], ident)
             look = self._recorder.looker.look(ident, name, frames)
-            if look is not None and slots[at + NUMBER] == number and slots[at + START_NS]:
+            if slots[at + NUMBER] != number or not slots[at + START_NS]:
+                came_late = True
+            elif look is not None:
                 self._recorder.waits.looked(slot, number, look)
+        return came_late
 
     def _name_of(self, tid: int, ident: int) -> str:
         """Return Python's name of a thread, else the system's; a thread keeps the one it had when it was first seen."""
@@ -222,18 +225,9 @@ class DriverSensor(Sensor):
             name = self._names[tid, ident] = thread_name(tid, ident)
         return name
 
-    def _pace(self, library: native.Native) -> None:
-        """Keep the looks within ``overhead``: where they take more, only longer waits are looked at."""
-        spent = self._spent_ns - _GRACE_NS
-        allowed = self._conditions.overhead * (time.perf_counter_ns() - self._began_ns)
-        after_ns = self._look_after_ns
-        if spent > allowed:
-            after_ns = min(after_ns * 2, _MOST_AFTER_NS)
-        elif 2 * spent < allowed:
-            after_ns = max(after_ns // 2, _LOOK_AFTER_NS)
-        if after_ns != self._look_after_ns:
-            self._look_after_ns = after_ns
-            library.set_looks(True, after_ns)
+    def _keep_pace(self, library: native.Native) -> None:
+        if self._pace.changes(time.perf_counter_ns() - self._began_ns):
+            library.set_looks(True, self._pace.after_ns)
 
     def _await_gil_holders(self, library: native.Native) -> None:
         """Have the main thread itself say where it is, after a wait in which it holds the GIL."""

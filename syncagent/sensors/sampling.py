@@ -89,7 +89,7 @@ class StepSampling:
         self._conditions = conditions
         self._kernels = kernels
         self._modes = modes
-        self._level = Level(conditions.overhead)
+        self._level = Level(conditions.overhead_of_steps)
         self.periods = Periods()
         self.passed_through: Callable[[], int] = lambda: 0
         """Calls that went through a sensor and left no record; they cost time as well."""

@@ -190,7 +190,7 @@ def test_a_wait_belongs_to_the_step_it_began_in():
     """By time: nobody was there to say so."""
     with syncagent.watch(detail="syncs") as agent:
         for _ in range(3):
-            wait(3)
+            wait(30)
             syncagent.step()
         events = of_driver(agent)
     assert [event.step for event in events] == [0, 1, 2]
@@ -200,7 +200,7 @@ def test_earlier_waits_and_those_after_the_end_are_nobodys():
     """The native library goes on where the last agent has stopped."""
     wait(2)
     with syncagent.watch(detail="syncs") as first:
-        wait(3)
+        wait(30)
     wait(3)
     with syncagent.watch(detail="syncs") as second:
         pass
@@ -271,9 +271,9 @@ def test_the_allocator_is_judged_only_where_that_is_asked_for(judged, number):
 def test_a_region_has_the_waits_inside_of_it():
     """As the thread has published the region."""
     with syncagent.watch(detail="syncs") as agent:
-        wait(3)
+        wait(30)
         with syncagent.watch() as region:
-            wait(3)
+            wait(30)
         assert len(of_driver(region)) == 1
         assert len(of_driver(agent)) == 2
 

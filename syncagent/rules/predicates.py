@@ -207,7 +207,7 @@ def searched(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None
     elements, tests = args[0], args[1]
     sought = float(elements.numel()) if hasattr(elements, "numel") else 1.0
     many = tests.numel() >= 10.0 * sought**0.145
-    return SyncKind.DYNAMIC_SHAPE if many and sought else None
+    return SyncKind.SCALAR_READ if many and sought else None
 
 
 def range_unknown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
@@ -231,10 +231,13 @@ def scalar_from_host(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKin
     return SyncKind.COPY_H2D if any(_from_host(value) for value in args) else None
 
 
-def lengths_on_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncKind | None:
+def lengths_on_device(kind: SyncKind) -> Waits:
     """``ctc_loss`` needs the lengths and targets on both sides, wherever they are."""
-    del kwargs
-    return SyncKind.COPY_D2H if any(_on_device(value) for value in args) else None
+
+    def waits(args: Sequence[Any], _kwargs: Mapping[str, Any]) -> SyncKind | None:
+        return kind if any(_on_device(value) for value in args) else None
+
+    return waits
 
 
 MODE_ROW = 2048

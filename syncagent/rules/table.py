@@ -80,7 +80,7 @@ RULES: tuple[Rule, ...] = (
     _rule("bincount", nonempty(_D), "extremes copied back", host_us=60),
     _rule("histc", range_unknown, "extremes copied back", host_us=60),
     _rule("histc.out", range_unknown, "extremes copied back", host_us=60),
-    _whole("isin.Tensor_Tensor", searched, "unique or a copy inside"),
+    _whole("isin.Tensor_Tensor", searched, "extremes read, or unique inside"),
     _whole("isin.Scalar_Tensor", searched, "as isin.Tensor_Tensor"),
     _whole("masked_scatter_backward", always(_D), "masked_select inside"),
     _rule("mode", long_rows, "Thrust sorts and counts row after row, and waits without a synchronize that c10 sees"),
@@ -123,7 +123,7 @@ RULES: tuple[Rule, ...] = (
     _rule("linalg_ldl_solve.out", always(_CHECK), "as linalg_ldl_solve", host_us=980, **_OUTSIDE),
     _whole("linalg_lstsq", always(_CHECK), "info flags read back"),
     _whole("linalg_pinv.atol_rtol_tensor", always(_CHECK), "SVD inside"),
-    _whole("linalg_matrix_exp", nonempty(_D), "norms copied back to choose the degree"),
+    _whole("linalg_matrix_exp", nonempty(SyncKind.COPY_D2H), "norms copied back to choose the degree"),
     _rule("normal.Tensor_Tensor", reads(_CHECK, 1), "std >= 0 checked", proves=never),
     _rule("normal.float_Tensor", reads(_CHECK, 1), "std >= 0 checked", proves=never),
     # copies
@@ -134,10 +134,10 @@ RULES: tuple[Rule, ...] = (
     _whole("_nested_tensor_from_mask", always(SyncKind.COPY_D2H), "copy_ inside", shown="aten::copy_"),
     _whole("to_padded_tensor", nested, "copy_ inside", shown="aten::copy_"),
     _whole("where.self", scalar_from_host, "copy_ inside"),
-    _whole("_ctc_loss", lengths_on_device, "copy_ inside"),
-    _whole("_ctc_loss.Tensor", lengths_on_device, "copy_ inside"),
-    _whole("_ctc_loss_backward", lengths_on_device, "copy_ inside"),
-    _whole("_ctc_loss_backward.Tensor", lengths_on_device, "copy_ inside"),
+    _whole("_ctc_loss", lengths_on_device(SyncKind.COPY_D2H), "copy_ inside"),
+    _whole("_ctc_loss.Tensor", lengths_on_device(SyncKind.COPY_D2H), "copy_ inside"),
+    _whole("_ctc_loss_backward", lengths_on_device(SyncKind.COPY_H2D), "copy_ inside"),
+    _whole("_ctc_loss_backward.Tensor", lengths_on_device(SyncKind.COPY_H2D), "copy_ inside"),
 )
 
 _BY_OP = {rule.op: rule for rule in RULES}

@@ -130,6 +130,7 @@ def _install(count: int) -> None:
         devices,
         engine,
         factories,
+        formulas,  # noqa: F401 - registers its handler
         nested,  # noqa: F401 - registers its handlers
         patches,
         serialization,

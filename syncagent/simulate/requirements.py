@@ -36,6 +36,7 @@ OPTIONAL: dict[str, str] = {
     "_C._ExcludeDispatchKeyGuard": "autocast is left by another way inside its kernels, which is slower",
     "_C._RestorePythonTLSSnapshot": "autocast inside inference_mode does not reach the parts of an op",
     "_C._dispatch_has_computed_kernel_for_dispatch_key": "an op that the CPU lacks is refused only when it runs",
+    "_C._current_autograd_node": "the backward passes of prod and cumprod wait for nothing",
     "_C._current_graph_task_id": "nothing warns of races between streams",
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",

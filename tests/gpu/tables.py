@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu import driver_tables
+from tests.gpu.fidelity_table import fidelity
 from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
 
@@ -893,7 +894,7 @@ MAKERS = {
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after,
-    **driver_tables.MAKERS,
+    "fidelity": fidelity, **driver_tables.MAKERS,
 }  # fmt: skip
 
 

@@ -200,6 +200,8 @@ def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_form
 
 def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
     on_device = isinstance(self, SimulatedTensor)
+    if isinstance(dtype, type):
+        dtype = f"{dtype.__module__}.{dtype.__name__}"
     if on_device and dtype is None:
         return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):

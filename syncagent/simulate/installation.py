@@ -131,6 +131,7 @@ def _install(count: int) -> None:
         engine,
         factories,
         formulas,  # noqa: F401 - registers its handler
+        legacy_types,
         nested,  # noqa: F401 - registers its handlers
         patches,
         serialization,
@@ -159,6 +160,7 @@ def _install(count: int) -> None:
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),
     ):

@@ -226,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, case in chosen.items():
         rows.setdefault(name, {"family": case.family, "fails": "the process ended"})
     result = {
-        "torch": torch.__version__, "python": platform.python_version(), "gpu": "none, simulated",
+        "torch": torch.__version__, "python": platform.python_version(), "gpu": "simulated device",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **judged(rows, {name for name, case in chosen.items() if case.elsewhere}),
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -393,3 +394,41 @@ def test_a_dispatch_mode_sees_the_ops_on_cuda_tensors():
     assert ("aten._local_scalar_dense.default", [cuda]) in mode.seen
     assert any(name.startswith("aten.index_put") and found[0] == cuda for name, found in mode.seen)
     assert all(place == cuda for _, found in mode.seen for place in found)
+
+
+def test_old_names_of_types_make_tensors_and_tell_what_one_is(observed):
+    kinds = torch.cuda
+    assert kinds.FloatTensor().shape == (0,)
+    assert kinds.HalfTensor(2, 3).shape == kinds.LongTensor(torch.Size([2, 3])).shape == (2, 3)
+    assert observed.waits == []
+    made = kinds.LongTensor([[1, 2], [3, 4]])
+    assert [op for op in observed.ops if op != "torch.cuda.synchronize"], "numbers of the host have to be copied"
+    assert (made.device, made.dtype, made.tolist()) == (torch.device("cuda", 0), torch.int64, [[1, 2], [3, 4]])
+    assert kinds.LongTensor(made).data_ptr() == made.data_ptr()
+    assert isinstance(made, kinds.LongTensor)
+    assert isinstance(made, (kinds.FloatTensor, kinds.LongTensor))
+    assert not isinstance(made, (kinds.FloatTensor, torch.LongTensor))
+    assert not isinstance(torch.ones(1, dtype=torch.int64), kinds.LongTensor)
+    with pytest.raises(TypeError, match=r"expected torch.cuda.FloatTensor \(got torch.cuda.LongTensor\)"):
+        kinds.FloatTensor(made)
+    for name in ("FloatTensor", "ByteTensor", "BFloat16Tensor"):
+        for value in (torch.ones(2), torch.ones(2, device="cuda")):
+            assert value.type(getattr(kinds, name)).type() == f"torch.cuda.{name}"
+            assert value.type(getattr(torch, name)).type() == f"torch.{name}"
+    assert (kinds.DoubleTensor.dtype, kinds.DoubleTensor.is_cuda) == (torch.float64, True)
+    assert str(kinds.FloatTensor) == "<class 'torch.cuda.FloatTensor'>"
+
+
+@pytest.mark.parametrize("kind", ["torch.cuda.DoubleTensor", torch.cuda.DoubleTensor])
+def test_a_type_of_this_device_can_be_the_default(kind):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_tensor_type(kind)
+        made = torch.rand(2)
+        assert (made.is_cuda, made.dtype) == (True, torch.float64)
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that there are newer names
+            torch.set_default_tensor_type("torch.FloatTensor")
+    assert not torch.rand(2).is_cuda
+    assert torch.get_default_dtype() == before

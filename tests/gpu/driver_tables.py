@@ -115,7 +115,7 @@ def beyond() -> str:
     )  # fmt: skip
 
 
-_PROGRAMS = {
+PROGRAMS = {
     "trainer": "transformers Trainer, GPT-2, 6 layers of 512, bf16",
     "resnet": "timm resnet50, fp16 AMP, DataLoader",
     "bert": "BERT, 6 layers of 256, own loop",
@@ -132,7 +132,7 @@ def default() -> str:
         "| program | without | by default | CPU time of the training thread | without, against itself |",
         "|---|---|---|---|---|",
     ]
-    for name, title in _PROGRAMS.items():
+    for name, title in PROGRAMS.items():
         row = found["programs"].get(name, {})
         if "default against bare" not in row:
             continue

@@ -610,8 +610,9 @@ def output() -> str:
 
 def accuracy_in_short() -> str:
     """The later run of the corpus under ``syncs``, and how close predicted savings are, in three rows."""
-    result = load("oracle_syncs_h200")
-    totals, error = result["totals"], result["stall_error"]
+    result, exact = load("oracle_syncs_h200"), load("driver_accuracy")
+    error = exact["stalls"]["error_us"]
+    totals = result["totals"]
     waits = totals["waits"] + len(result["not_waiting_under_agent"])
     silent = totals["cases"] - waits
     pairs = load("cost_pairs")["pairs"]
@@ -619,28 +620,29 @@ def accuracy_in_short() -> str:
     rows = [
         ("calls of torch that wait for the GPU",
          f"{totals['caught']} of {waits} reported; of {silent:,} that do not wait, {totals['invented'] or 'none'}"),
-        ("how far a stall of about 10 ms is off",
-         f"{error['median_us']:.0f} µs at the median, {error['p90_us']:.0f} at p90, {error['p99_us']:.0f} at p99"),
+        ("how far the stall of a call is off, of about 10 ms",
+         f"{error['median']:.0f} µs at the median, {error['p90']:.0f} at p90, {error['p99']:.0f} at p99"),
         ("the predicted gain of fixing all syncs", f"within 20 % or 0.3 ms in {right} of {len(pairs)} programs"),
     ]  # fmt: skip
     return "\n".join(["| | measured |", "|---|---|", *(f"| {what} | {said} |" for what, said in rows)]) + (
-        f'\n\n{where(result)}, `detail="syncs"`. Last row: {where(load("cost_pairs"))}; the prediction was fitted '
+        f'\n\n{where(result)}, second row {exact["date"][:10]}, `detail="syncs"`. Last row: '
+        f"{where(load('cost_pairs'))}; the prediction was fitted "
         "to these programs."
     )
 
 
 def overhead_in_short() -> str:
-    """How much longer a step takes, in a row for each kind of step."""
-    result = load("overhead")
-    rows = ['| a training step | without | `detail="syncs"` | `detail="ops"` |', "|---|---|---|---|"]
-    for name, case in result["cases"].items():
-        rows.append(
-            f"| {name.replace('gpu', 'GPU')} | {case['syncs']['bare_ms']:.1f} ms | {span(case['syncs'])} times | "
-            f"{span(case['ops'])} times |"
+    """How much longer a step of three programs takes by default."""
+    result = load("overhead_default")
+    rows = ["| a training program | a step without | by default | without, against itself |", "|---|---|---|---|"]
+    for name in ("trainer", "resnet", "bert"):
+        row = result["programs"][name]
+        watched, itself = (
+            driver_tables.spanned(row[f"{way} against bare"]["wall_ms"]) for way in ("default", "bare again")
         )
-    return "\n".join(rows) + (
-        f"\n\nHost-bound: the CPU is the bottleneck. In brackets: 95 % intervals. {where(result)}."
-    )
+        title, time_ms = driver_tables.PROGRAMS[name], row["ms_a_step"]["bare"]
+        rows.append(f"| {title} | {time_ms:.1f} ms | {watched} times | {itself} times |")
+    return "\n".join(rows) + f"\n\nIn brackets: 95 % intervals. {where(result)}."
 
 
 def cost_pairs() -> str:

@@ -137,8 +137,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
 
 def _host_memory() -> tuple[int, int]:
     """Free and total bytes: the simulated device's memory is the host's, so these figures are true."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), allocator.capacity()
 
 
 def _empty_cache(name: str) -> None:

@@ -20,7 +20,14 @@ from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import standin
 from syncagent.simulate.engine import Engine, refuse_if_forked
-from syncagent.simulate.failures import OpFailed, all_for_program, failure_of, program_line
+from syncagent.simulate.failures import (
+    OpFailed,
+    all_for_program,
+    failure_of,
+    is_out_of_memory,
+    out_of_memory,
+    program_line,
+)
 from syncagent.simulate.requirements import find
 from syncagent.simulate.waits import reported
 
@@ -374,5 +381,5 @@ def run_here(engine: Engine, kernel: Callable[[], Any], call: standin.Call | Non
         error.__traceback__ = None  # whose frames hold ``outcome``
         error.failure.reach_host()
     if error is not None:
-        raise error
+        raise out_of_memory(error) if is_out_of_memory(error) else error
     return outcome[0]

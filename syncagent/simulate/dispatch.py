@@ -15,8 +15,8 @@ from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
 from syncagent.simulate import autocast, devices, randomness, standin, tensor, waits
 from syncagent.simulate.devices import order, queue, run_here
-from syncagent.simulate.failures import Failure
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
+from syncagent.simulate.failures import Failure
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output

@@ -73,8 +73,8 @@ class Failure:
         made: Exception
         if isinstance(error, SimulationError):
             made = SimulationError(said)
-        elif isinstance(error, torch.OutOfMemoryError):
-            made = torch.OutOfMemoryError(said)
+        elif is_out_of_memory(error):
+            made = out_of_memory(error)
         else:
             kind = type(error).__name__
             if isinstance(error, IndexError) or _ASSERTED.search(said):
@@ -94,7 +94,20 @@ class Failure:
         if site is None:
             return ""
         line = f"\n    {site.source}" if site.source else ""
-        return f'The error is of {self._name}, which was queued here:\n  File "{site.file}", line {site.line}, in {site.function}{line}'
+        place = f'  File "{site.file}", line {site.line}, in {site.function}'
+        return f"The error is of {self._name}, which was queued here:\n{place}{line}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host, whose memory stands in for the device's, could not give a kernel what it needs."""
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(error: BaseException) -> Exception:
+    """What CUDA raises then."""
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory. The memory of a simulated device is the host's, which has no room: {error}"
+    )
 
 
 _ASYNCHRONOUS = (
@@ -172,7 +185,7 @@ def is_for_program(value: Any) -> bool:
     return _MARK in getattr(value, "__dict__", ())
 
 
-_QUIET = {"__hash__", "__eq__", "__repr__", "__torch_dispatch__", "data_ptr", "get_device", "record_stream", "query"}
+_QUIET = {"__hash__", "__eq__", "__torch_dispatch__", "data_ptr", "get_device", "record_stream", "query"}
 """Methods that raise nothing, or that see to it themselves."""
 
 

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
-from syncagent.simulate.allocator import Held, hold
+from syncagent.simulate.allocator import Held, claim, claim_bytes, hold
 from syncagent.simulate.failures import all_for_program, leave_simulation, mark_as_for_program
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import find
@@ -298,6 +298,7 @@ def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:
     """A tensor in new memory that a queued kernel will fill."""
+    claim(layout, index)
     return make(Placement(Box(layout), layout, index))
 
 
@@ -347,6 +348,7 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     box = placement.box
     needed = nbytes_of(layout)
     if needed > box.nbytes:
+        claim_bytes(needed - box.nbytes, placement.index)
         box.nbytes = needed
         engine = devices.order("aten::resize_", placement.index, [placement])
         grow = lambda: placement.resolve().untyped_storage().resize_(needed)  # noqa: E731

@@ -201,7 +201,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs, _call_for(kind, hosts)))
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
-            spec = infer(facts.op, kept, named)
+            spec = infer(facts.op, kept, named, check_types=facts.checks_types)
         except UnknownShapeError as error:
             if error.__cause__ is not None or not facts.pure_write or facts.outs:
                 return kernel.run_unforeseen(args, kwargs, error.__cause__)

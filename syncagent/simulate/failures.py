@@ -20,7 +20,7 @@ from syncagent.attribution.callsite import CallSites, Point
 from syncagent.errors import SimulationError
 from syncagent.torchbridge.frames import is_own_fault, leave_out_own_frames
 
-_ASSERTED = re.compile(r"out of (bounds|range)|should be between|probability tensor|must be (in|between)")
+_ASSERTED = re.compile(r"out of (bounds|range)|should be between|probability tensor|Expected p_in")
 """What the CPU's kernels say where CUDA's check the numbers on the device, with an assertion."""
 
 _HAS_NOTES = sys.version_info >= (3, 11)

@@ -85,7 +85,7 @@ class Failure:
         if not origin:
             return made
         if _HAS_NOTES:
-            made.add_note(origin)
+            made.add_note(origin)  # type: ignore[attr-defined, unused-ignore]  # of 3.11
             return made
         return type(made)(f"{made}\n{origin}")
 

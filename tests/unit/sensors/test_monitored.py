@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,7 @@ def test_the_policy_is_asked_before_the_call(sensor, recorder):
     recorder.policy = Forbidding()
     sensor.start(TARGETS)
     values = [2, 1]
-    with pytest.raises(HostSyncError):
+    with pytest.raises(HostSyncError) as error:
         values.sort()
     assert values == [2, 1]
+    assert error.traceback[-1].path == Path(__file__)  # no frame of the sensor below the program's line

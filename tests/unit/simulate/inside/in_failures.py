@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's usual name for it
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import syncagent
@@ -381,7 +381,7 @@ def test_an_error_keeps_no_tensor_alive():
     big = None
     y = fails()
     queued = weakref.ref(y)
-    late = raised_by(lambda: y.cpu())
+    late = raised_by(y.cpu)
     del y
     assert (alive(), queued()) == (None, None)
     assert at_once is not late

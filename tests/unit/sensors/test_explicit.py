@@ -34,8 +34,8 @@ def sensor():
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="an entry for the agent's own frame stays in Python 3.10")
 @pytest.mark.usefixtures("sensor")
-def test_what_the_policy_raises_ends_at_the_programs_line(line_of):
+def test_what_the_policy_raises_comes_without_frames_of_the_sensor():
     with pytest.raises(HostSyncError) as error:
-        torch._C._accelerator_synchronizeDevice(0)  # <- forbidden
-    last = traceback.extract_tb(error.tb)[-1]
-    assert (last.filename, last.lineno) == (__file__, line_of("forbidden"))
+        torch._C._accelerator_synchronizeDevice(0)
+    names = [entry.name for entry in traceback.extract_tb(error.tb)]
+    assert names == ["test_what_the_policy_raises_comes_without_frames_of_the_sensor", "judge"]

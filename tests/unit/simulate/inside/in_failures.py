@@ -375,14 +375,14 @@ def test_allocations_that_fit_one_by_one_are_refused_once_the_memory_is_full():
 
 
 def test_an_error_keeps_no_tensor_alive():
-    big = cuda(8)
-    alive = weakref.ref(big)
-    at_once = raised_by(lambda: big.view(7))
-    big = None
-    y = fails()
-    queued = weakref.ref(y)
-    late = raised_by(y.cpu)
-    del y
+    kept = [cuda(8)]
+    alive = weakref.ref(kept[0])
+    at_once = raised_by(lambda: kept[0].view(7))
+    kept.clear()
+    kept = [fails()]
+    queued = weakref.ref(kept[0])
+    late = raised_by(lambda: kept[0].cpu())
+    kept.clear()
     assert (alive(), queued()) == (None, None)
     assert at_once is not late
 

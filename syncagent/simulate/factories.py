@@ -240,6 +240,6 @@ def wrap_methods() -> None:
         patches.put(torch.Tensor, name, method)
         if name not in vars(SimulatedTensor):
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone
-    data = property(TensorBase.data.__get__, tensor.set_data)
+    data = property(TensorBase.data.__get__, for_program(tensor.set_data))
     patches.put(torch.Tensor, "data", data)
     SimulatedTensor.data = data  # type: ignore[assignment]  # a property in place of an attribute

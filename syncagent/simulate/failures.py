@@ -177,12 +177,12 @@ _MARK = "_syncagent_for_program"
 
 def mark_as_for_program(function: Any) -> None:
     """Say of a function that it keeps the simulation out of its errors by itself."""
-    function.__dict__[_MARK] = True
+    function.__dict__[_MARK] = function.__code__
 
 
 def is_for_program(value: Any) -> bool:
-    """Whether :func:`for_program`, or what does the same, has made this."""
-    return _MARK in getattr(value, "__dict__", ())
+    """Whether :func:`for_program`, or what does the same, has made this, and not one that has only copied the mark."""
+    return getattr(value, _MARK, None) is getattr(value, "__code__", value)
 
 
 _QUIET = {"__hash__", "__eq__", "__torch_dispatch__", "data_ptr", "get_device", "record_stream", "query"}

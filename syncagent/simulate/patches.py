@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from syncagent.simulate.failures import for_program, is_for_program
+from syncagent.torchbridge.frames import is_agents
 from syncagent.torchbridge.patches import ABSENT, Patch
 
 
@@ -83,7 +84,7 @@ _for_program = functools.cache(for_program)
 
 def put(holder: Any, name: str, value: Any) -> None:
     """Set an attribute of a module or class; an error of a function that is put comes without frames of ours."""
-    if isinstance(value, FunctionType) and value.__module__.startswith("syncagent.") and not is_for_program(value):
+    if isinstance(value, FunctionType) and is_agents(value.__code__) and not is_for_program(value):
         value = _for_program(value)
     _all[-1].put(Patch(holder, name, value))
 

@@ -106,7 +106,7 @@ def leave_out_own_frames(error: BaseException, *, and_torchs: bool = False) -> N
     is_called = False
     while entry is not None:
         code = entry.tb_frame.f_code
-        if _is_own(code):
+        if is_agents(code):
             called, is_called = [], and_torchs
         elif is_called and code.co_filename.startswith(_torch_folder()):
             called.append(entry)
@@ -131,7 +131,7 @@ def is_own_fault(error: BaseException) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or not _is_own(last.tb_frame.f_code):
+    if last is None or not is_agents(last.tb_frame.f_code):
         return False
     return last.tb_frame.f_code.co_code[last.tb_lasti] != _RAISE
 
@@ -142,5 +142,6 @@ def _torch_folder() -> str:
     return os.path.dirname(os.path.abspath(file)) + os.sep if file else "\0"
 
 
-def _is_own(code: CodeType) -> bool:
+def is_agents(code: CodeType) -> bool:
+    """Whether this is the agent's code."""
     return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and is_stand_in(code))

@@ -202,6 +202,11 @@ def test_with_launch_blocking_the_numbers_are_the_same():
 # --- errors that CUDA gives at once -----------------------------------------------------------------------------
 
 
+def in_autocast(call):
+    with torch.autocast("cuda"):
+        return call()
+
+
 AT_ONCE = {
     "shapes": (lambda: cuda(3) + cuda(4), RuntimeError, "must match"),
     "matrices": (lambda: cuda(2, 3) @ cuda(4, 2), RuntimeError, "cannot be multiplied"),
@@ -230,6 +235,15 @@ AT_ONCE = {
     "sparse": (lambda: cuda(2).to_sparse(), SimulationError, "not simulated"),
     "storage": (lambda: cuda(2).untyped_storage().resize_(9), SimulationError, "not simulated"),
     "compile": (lambda: torch.compile(nn.Linear(1, 1)), SimulationError, "not simulated"),
+    "autocast": (lambda: in_autocast(lambda: F.linear(cuda(3, 3), cuda(4, 4))), RuntimeError, "cannot be multiplied"),
+    "unsafe": (
+        lambda: in_autocast(lambda: F.binary_cross_entropy(cuda(3), cuda(3))), RuntimeError, "unsafe to autocast",
+    ),
+    "inference": (lambda: torch.inference_mode()(cuda(3, 3).matmul)(cuda(4, 4)), RuntimeError, "cannot be multiplied"),
+    "generator": (lambda: torch.Generator("cuda:9"), torch.AcceleratorError, "invalid device ordinal"),
+    "state": (lambda: torch.Generator("cuda").set_state(torch.ones(3)), RuntimeError, "RNG state is wrong size"),
+    "module": (lambda: nn.Linear(3, 3).to("cuda:9"), torch.AcceleratorError, "invalid device ordinal"),
+    "data": (lambda: setattr(nn.Linear(2, 2).cuda().weight, "data", cuda(2, 2).long()), RuntimeError, "floating point"),
     "memory": (lambda: torch.empty(1 << 60, device="cuda"), torch.OutOfMemoryError, "Tried to allocate"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import syncagent
 from syncagent import simulate
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, failures
+from syncagent.simulate import devices
 from syncagent.simulate.allocator import capacity
 
 AGENT = str(Path(syncagent.__file__).parent) + os.sep
@@ -410,11 +410,3 @@ def test_a_mistake_of_the_simulations_own_keeps_its_traceback(monkeypatch):
         patch.setattr(devices, "_thread", None)
         error = raised_by(lambda: x + 1, AttributeError)
     assert traceback.extract_tb(error.__traceback__)[-1].filename == devices.__file__
-
-
-def test_an_error_in_a_queue_is_one_object_for_all_that_depends_on_it():
-    y = fails()
-    z = y * 2 + 1
-    raised_by(torch.cuda.synchronize, torch.AcceleratorError)
-    assert isinstance(y._sim.box.failure, failures.Failure)
-    assert z._sim.box.failure is y._sim.box.failure

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import optimizer_hooks, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches, find
 
@@ -66,7 +67,11 @@ class Steps:
     def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(scaler, *args, **kwargs)
+            try:
+                result = original(scaler, *args, **kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
             if self._patches:  # the program's own patch may call this beyond the agent's end
                 self._safely(self._scaler_updated)
             return result

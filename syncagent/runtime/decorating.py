@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Proto
 from syncagent.errors import SyncAgentError
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Region
+from syncagent.torchbridge.frames import leave_out_own_frames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -111,16 +112,24 @@ def decorate(function: Callable[Given, Returned], begin: Callable[[], Opened]) -
 
 def _function(function: Function, begin: Callable[[], Opened]) -> Function:
     def called(*args: Any, **kwargs: Any) -> Any:
-        with closing(begin()):
-            return function(*args, **kwargs)
+        try:
+            with closing(begin()):
+                return function(*args, **kwargs)
+        except BaseException as error:
+            leave_out_own_frames(error)
+            raise
 
     return called
 
 
 def _coroutine(function: Function, begin: Callable[[], Opened]) -> Function:
     async def called(*args: Any, **kwargs: Any) -> Any:
-        with closing(begin()):
-            return await function(*args, **kwargs)
+        try:
+            with closing(begin()):
+                return await function(*args, **kwargs)
+        except BaseException as error:
+            leave_out_own_frames(error)
+            raise
 
     return called
 

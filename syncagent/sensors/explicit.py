@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from syncagent.events import SyncKind
 from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
+from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import EMPTY_CACHE, SYNCHRONIZE
 from syncagent.torchbridge.patches import Patches, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from syncagent.recording.recorder import Recorder
     from syncagent.sensors.base import Conditions
@@ -64,10 +66,8 @@ class ExplicitSensor(Sensor):
     def _timed(self, shown: str, original: Callable[..., Any]) -> Callable[..., Any]:
         recorder, patches = self._recorder, self._patches
 
-        @functools.wraps(original)
-        def synchronize(*args: Any, **kwargs: Any) -> Any:
+        def watched(frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             state = recorder.threads.current()
-            frame = sys._getframe(1)
             if state.op is not None or not patches:  # the program's own patch may call this beyond the agent's end
                 return original(*args, **kwargs)
             is_idle = bool(args) and nothing_pending(args[0])
@@ -84,6 +84,14 @@ class ExplicitSensor(Sensor):
                 state.op = None
                 stall_ns = 0 if is_idle else stall_ns
                 recorder.settle(state, context, SyncKind.EXPLICIT, started, stall_ns, returned)
+
+        @functools.wraps(original)
+        def synchronize(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return watched(sys._getframe(1), args, kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         return synchronize
 
@@ -104,6 +112,9 @@ class ExplicitSensor(Sensor):
             before = begin_named(state.slot)
             try:
                 result = original(*args, **kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
             finally:
                 returned = _now()
                 stall_ns = end_named(state.slot, before, returned - started)

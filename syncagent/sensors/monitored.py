@@ -16,6 +16,7 @@ from syncagent.events import SyncKind
 from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.explicit import nothing_pending
+from syncagent.torchbridge.frames import leave_out_own_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +101,8 @@ class MonitoredSensor(Sensor):
         def guarded(*args: Any) -> Any:
             try:
                 return None if self.why_not else callback(*args)
-            except wanted:
+            except wanted as error:
+                leave_out_own_frames(error)
                 raise
             except Exception as error:
                 if ending():

@@ -90,7 +90,7 @@ def adapt_ctc_loss() -> None:
     def ctc_loss(
         log_probs: Any, targets: Any, input_lengths: Any, target_lengths: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if log_probs.is_cuda:
+        if isinstance(log_probs, SimulatedTensor):
             input_lengths, target_lengths = (
                 lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths
                 for lengths in (input_lengths, target_lengths)

@@ -6,19 +6,25 @@ returns the segments that are entirely free, and the driver waits for the device
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import os
 import threading
 import weakref
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from syncagent.simulate.memory import Box, Layout, nbytes_of
 
 # Sizes from c10/cuda/CUDACachingAllocator.h
 _BLOCK = 512
 _SMALL = 1 << 20
+_GIB = 1 << 30
 _SMALL_SEGMENT = 2 << 20
 _LARGE_SEGMENT = 20 << 20
 _MIN_OF_ITS_OWN = 10 << 20
@@ -60,6 +66,36 @@ def hold(box: Box, index: int) -> Held:
         held = Held(box.layout, index)
         box.held = weakref.ref(held)
     return held
+
+
+@functools.cache
+def capacity() -> int:
+    """Bytes of memory that each device has: as many as the host."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def claim(layout: Layout, index: int) -> None:
+    """Raise what CUDA raises where a device has no room for another allocation.
+
+    Small ones are not looked at, but count as soon as their events are read.
+    """
+    if math.prod(layout.size) * layout.dtype.itemsize > _SMALL:
+        claim_bytes(nbytes_of(layout), index)
+
+
+def claim_bytes(nbytes: int, index: int) -> None:
+    """Do as :func:`claim` for that many bytes."""
+    room = _room.get(index, 0)
+    if nbytes > room:
+        _read()
+        room = capacity() - _in_use[index]
+        if nbytes > room:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {nbytes / _GIB:,.2f} GiB. GPU {index} has a total capacity of "
+                f"{capacity() / _GIB:,.2f} GiB of which {room / _GIB:,.2f} GiB is free. (The memory of a simulated "
+                "device is as large as the host's.)"
+            )
+    _room[index] = room - nbytes
 
 
 def release_unused() -> bool:
@@ -122,6 +158,10 @@ class _Pool:
 
 _pools: dict[tuple[int, bool], _Pool] = {}
 _taken: dict[int, tuple[_Pool, tuple[int, int, int]]] = {}
+_in_use: Counter[int] = Counter()
+"""Bytes by device, as of the events that have been read."""
+_room: dict[int, int] = {}
+"""How much of a device is free at least, but for small allocations: as if none had been freed since it was counted."""
 
 
 def _read() -> None:
@@ -135,9 +175,12 @@ def _read() -> None:
             if size:
                 small = size <= _SMALL
                 pool = _pools.setdefault((index, small), _Pool(small=small))
-                _taken[number] = pool, pool.take(size)
+                block = pool.take(size)
+                _taken[number] = pool, block
+                _in_use[index] += block[0]
             elif number in _taken:
                 pool, block = _taken.pop(number)
                 pool.give_back(*block)
+                _in_use[index] -= block[0]
     finally:
         _reading.release()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from syncagent.simulate import patches
+from syncagent.simulate.failures import leave_simulation
 from syncagent.simulate.memory import flatten, on_each
 from syncagent.simulate.requirements import LOSSES, aten, find
 from syncagent.simulate.tensor import AUTOCAST_KEYS, SimulatedTensor
@@ -148,6 +149,9 @@ def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., An
         try:
             with _outside(AUTOCAST_KEYS):
                 return policy(op, args, kwargs)
+        except BaseException as error:
+            leave_simulation(error)
+            raise
         finally:
             _casting.depth -= 1
 

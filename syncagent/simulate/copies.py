@@ -73,7 +73,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         return _run_copy(target, source)
     kind = _RULE.waits((target, source, non_blocking), {})
     if kind is not None:
-        copy = devices.keeping_error(_copying(to, of), written)
+        copy = devices.keeping_failure("aten::copy_", _copying(to, of), written)
         call = _call_for(target, source, non_blocking)
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking),
@@ -86,7 +86,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         _copy_between_devices(to, of)
         return target
     engine = devices.order("aten::copy_", placements[0].index, placements)
-    devices.queue(engine, _copying(to, of), written)
+    devices.queue(engine, "aten::copy_", _copying(to, of), written)
     return target
 
 
@@ -95,7 +95,7 @@ def _copy_between_devices(target: Placement, source: Placement) -> None:
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
     engine = devices.order("aten::copy_", source.index, [source, target])
-    devices.queue(engine, _copying(target, source), [target])
+    devices.queue(engine, "aten::copy_", _copying(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
 
 

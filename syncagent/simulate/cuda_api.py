@@ -17,6 +17,7 @@ import torch
 from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness, standin
+from syncagent.simulate.failures import all_for_program, for_program
 from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.simulate.waits import reported
@@ -54,6 +55,7 @@ _PROPERTIES: dict[str, Any] = {
 """What ``get_device_properties`` returns, beside the memory, which is the host's, with its true size."""
 
 
+@all_for_program
 class _Device:
     """``torch.cuda.device``: a context in which a device is the current one."""
 
@@ -80,6 +82,7 @@ def _set_device(device: Any) -> None:
     devices.exchange(device if device == -1 else devices.index_of(device))
 
 
+@all_for_program
 class _StreamContext:
     """``torch.cuda.stream``: a context in which a stream is the current one; ``None`` changes nothing."""
 
@@ -125,7 +128,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
             warnings.warn(
                 "CUDA memory figures are not simulated: memory_allocated() and similar functions return 0",
                 SimulationWarning,
-                stacklevel=2,
+                stacklevel=3,  # one more is put around it
             )
         return value() if callable(value) else value
 
@@ -134,8 +137,7 @@ def _no_figures(value: Any) -> Callable[..., Any]:
 
 def _host_memory() -> tuple[int, int]:
     """Free and total bytes: the simulated device's memory is the host's, so these figures are true."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), allocator.capacity()
 
 
 def _empty_cache(name: str) -> None:
@@ -160,7 +162,7 @@ def _refused(name: str, what: str) -> type:
     def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - of the class below
         raise SimulationError(f"{what} not simulated")
 
-    return type(name, (), {"__init__": __init__})
+    return type(name, (), {"__init__": for_program(__init__)})
 
 
 # --- random numbers ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ device guard and no runtime, and autograd runs its backward pass in the calling 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 import warnings
@@ -19,6 +20,14 @@ from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
 from syncagent.simulate import standin
 from syncagent.simulate.engine import Engine, refuse_if_forked
+from syncagent.simulate.failures import (
+    OpFailed,
+    all_for_program,
+    failure_of,
+    is_out_of_memory,
+    out_of_memory,
+    program_line,
+)
 from syncagent.simulate.requirements import find
 from syncagent.simulate.waits import reported
 
@@ -40,6 +49,8 @@ shown: list[torch.device] = []
 stand_ins: list[torch.device] = []
 """For each device the one that its tensors are on in C++."""
 _count = 0
+_blocks: bool | None = None
+"""Whether each op runs at once (CUDA_LAUNCH_BLOCKING=1); as CUDA reads it, at the first use of a device."""
 _default_streams: list[Stream] = []
 _pools: list[deque[Engine]] = []
 
@@ -60,8 +71,8 @@ _thread = _ThreadState()
 
 def set_count(devices: int) -> None:
     """Set how many devices there are; without any, tensors made on one before can still be computed with."""
-    global _count
-    _count = devices
+    global _count, _blocks
+    _count, _blocks = devices, None
     for index in range(len(shown), devices):
         shown.append(torch.device("cuda", index))
         stand_ins.append(torch.device(STAND_IN, index))
@@ -132,6 +143,7 @@ def translate(device: Any) -> Any:
 # --- streams and events --------------------------------------------------------------------------------------
 
 
+@all_for_program
 class Stream:
     """A queue of device work."""
 
@@ -202,6 +214,7 @@ _UNUSED = Engine("no stream")
 """Stands for the stream of an event that has not been recorded: nothing is ever queued here."""
 
 
+@all_for_program
 class Event:
     """A mark in a stream."""
 
@@ -323,24 +336,31 @@ def order(name: str, index: int, placements: list[Placement]) -> Engine:
     return engine
 
 
-def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> None:
-    """Queue a kernel, and record it as the last writer of the boxes that it writes."""
-    ticket = engine.submit(keeping_error(kernel, written))
+def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement]) -> None:
+    """Queue an op's kernel, and record it as the last writer of the boxes that it writes."""
+    global _blocks
+    ticket = engine.submit(keeping_failure(name, kernel, written))
     for placement in written:
         placement.box.writer = engine
         placement.box.ticket = ticket
+    if _blocks is None:
+        _blocks = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}
+    if _blocks:
+        engine.finish_at_once(ticket)
 
 
-def keeping_error(kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:
-    """The kernel, whose error stays with the memory that it writes: later readers get it instead of old numbers."""
+def keeping_failure(name: str, kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:
+    """An op's kernel, whose failure stays with the memory that it writes: readers get it instead of old numbers."""
+    point = program_line()
 
     def run() -> None:
         try:
             kernel()
         except BaseException as error:
+            failure = failure_of(error, name, point)
             for placement in written:
-                placement.box.error = error
-            raise
+                placement.box.failure = failure
+            raise OpFailed(failure) from None
 
     return run
 
@@ -356,6 +376,10 @@ def run_here(engine: Engine, kernel: Callable[[], Any], call: standin.Call | Non
             outcome[1] = error
 
     engine.wait(engine.submit(task), call)
-    if outcome[1] is not None:
-        raise outcome[1]
+    error = outcome[1]
+    if isinstance(error, OpFailed):
+        error.__traceback__ = None  # whose frames hold ``outcome``
+        error.failure.reach_host()
+    if error is not None:
+        raise out_of_memory(error) if is_out_of_memory(error) else error
     return outcome[0]

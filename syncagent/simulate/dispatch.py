@@ -16,6 +16,7 @@ from syncagent.events import SyncKind
 from syncagent.simulate import autocast, devices, randomness, standin, tensor, waits
 from syncagent.simulate.devices import order, queue, run_here
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
+from syncagent.simulate.failures import Failure
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
@@ -135,7 +136,7 @@ def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor])
 def _resolve(value: Any) -> Any:
     kind = type(value)
     if kind is Placement:
-        return value.view if value.view is not None and value.box.error is None else value.resolve()
+        return value.view if value.view is not None and value.box.failure is None else value.resolve()
     if kind is list:
         return [_resolve(x) for x in value]
     return value
@@ -200,7 +201,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs, _call_for(kind, hosts)))
     if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
         try:
-            spec = infer(facts.op, kept, named)
+            spec = infer(facts.op, kept, named, check_types=facts.checks_types)
         except UnknownShapeError as error:
             if error.__cause__ is not None or not facts.pure_write or facts.outs:
                 return kernel.run_unforeseen(args, kwargs, error.__cause__)
@@ -215,7 +216,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
     made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in _fresh(facts, spec)]
     kernel.find_written()
-    queue(engine, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
+    queue(engine, facts.name, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return _returned(facts, args, kwargs, made)
 
 
@@ -348,16 +349,17 @@ def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any])
     layout = placement.layout
     if values is None:
         # A gradient that was not asked for; meta kernels announce one all the same, and nothing reads it.
-        placement.box.error = SimulationError(f"{facts.name} did not compute this result")
+        placement.box.failure = Failure(SimulationError(f"{facts.name} did not compute this result"))
         return
     if tuple(values.shape) != layout.size:
         # A result for the backward pass alone, which each backend computes in a form of its own (batch normalization in
         # eval mode, for one): the CPU's backward kernel gets the CPU's, and any other reader gets this error.
         placement.box.own_form = values
-        placement.box.error = SimulationError(
+        why = (
             f"{facts.name}: this result has the shape {layout.size} on CUDA, but the CPU's kernel computes another one "
             f"of shape {tuple(values.shape)} for its backward pass; it is not simulated"
         )
+        placement.box.failure = Failure(SimulationError(why))
         return
     if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
         placement.box.own_form = values

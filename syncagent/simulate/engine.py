@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from syncagent.errors import SimulationError
 from syncagent.simulate import standin
+from syncagent.simulate.failures import Failure, failure_of
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.threads import have_room_for_errors
@@ -57,7 +57,7 @@ class Engine:
         self._waiters = 0
         self._gates: list[tuple[int, standin.Gate]] = []
         """Whom to wake in the runtime's stand-in, and after which ticket."""
-        self._error: BaseException | None = None
+        self._failure: Failure | None = None
         self._running = threading.Lock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
         self._thread: threading.Thread | None = None
@@ -87,11 +87,16 @@ class Engine:
         """
         wait_for(((self, self.submitted if ticket is None else ticket),), call)
 
-    def raise_failure(self) -> None:
-        """Raise what the first kernel that failed has raised, once."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise _as_device_error(error) from error
+    def finish_at_once(self, ticket: int) -> None:
+        """Block the calling thread until its newest kernel has run, and raise what that has raised."""
+        self._block(ticket)
+        self.raise_failure(at_once=True)
+
+    def raise_failure(self, *, at_once: bool = False) -> None:
+        """Raise what the first kernel that failed has raised, unless the host has had it already."""
+        failure, self._failure = self._failure, None
+        if failure is not None and not failure.is_reported:
+            failure.reach_host(at_once=at_once)
 
     def _block(self, ticket: int) -> None:
         if self.finished >= ticket:
@@ -156,7 +161,7 @@ class Engine:
             self._run_kernels()
         except BaseException as error:  # between two kernels: no memory, or an exception that another thread has sent
             with self._changed:
-                self._error = self._error or error
+                self._keep(Failure(error, f"the worker of {self.name}"))
                 self._queue.clear()
                 self.finished = self.submitted
                 self._thread = None
@@ -199,9 +204,12 @@ class Engine:
                 with self._running:
                     entry()
         except BaseException as error:
-            if self._error is None:
-                self._error = error
+            self._keep(failure_of(error))
         self.finished += 1
+
+    def _keep(self, failure: Failure) -> None:
+        if self._failure is None or self._failure.is_reported:
+            self._failure = failure
 
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""
@@ -243,17 +251,6 @@ def _sleep_in(call: standin.Call, marks: list[tuple[Engine, int]]) -> None:
         for engine, ticket in marks:
             engine.leave(ticket, gate)
         raise
-
-
-def _as_device_error(error: BaseException) -> BaseException:
-    """Turn what a queued kernel raised into what the waiting thread gets."""
-    if isinstance(error, (SimulationError, KeyboardInterrupt)):
-        return error
-    return torch.AcceleratorError(
-        f"CUDA error: {type(error).__name__} in an asynchronous kernel: {error}\n"
-        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
-        "incorrect."
-    )
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -14,6 +14,7 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, patches, tensor
+from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
@@ -52,7 +53,7 @@ def install_kernels() -> Any:
     library = torch.library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for name, kernel in (("_copy_from", _copy_from), ("empty.memory_format", _empty), ("empty_strided", _empty)):
-        library.impl(name, kernel, "Lazy")
+        library.impl(name, for_program(kernel), "Lazy")
     for name in _RUN_WHOLE:
         if has_kernel(f"aten::{name}", "CPU") and has_kernel(f"aten::{name}", "CompositeImplicitAutograd"):
             op = getattr(torch.ops.aten, name).default
@@ -71,7 +72,11 @@ def install_kernels() -> Any:
 
 
 def _dispatched(op: Any) -> Any:
-    return lambda *args, **kwargs: dispatch.run(op, args, kwargs)
+    @for_program
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return dispatch.run(op, args, kwargs)
+
+    return run
 
 
 # --- functions of torch that take device= ------------------------------------------------------------------
@@ -237,6 +242,6 @@ def wrap_methods() -> None:
         patches.put(torch.Tensor, name, method)
         if name not in vars(SimulatedTensor):
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone
-    data = property(TensorBase.data.__get__, tensor.set_data)
+    data = property(TensorBase.data.__get__, for_program(tensor.set_data))
     patches.put(torch.Tensor, "data", data)
     SimulatedTensor.data = data  # type: ignore[assignment]  # a property in place of an attribute

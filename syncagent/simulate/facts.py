@@ -5,6 +5,8 @@ Shapes are found on the meta device and remembered.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from syncagent.events import SyncKind
 from syncagent.rules import table
 from syncagent.rules.rule import Rule
 from syncagent.simulate.devices import META
-from syncagent.simulate.memory import Placement, layout_of, on_each
+from syncagent.simulate.memory import Placement, flatten, layout_of, on_each
 from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
 
 # Ops that take CPU tensors of any size beside CUDA ones, and check for themselves.
@@ -72,6 +74,9 @@ class OpFacts:
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
         self.seeded = torch.Tag.nondeterministic_seeded in op.tags
+        is_repeatable = self.generator is None and not self.seeded and not self.third_party
+        self.checks_types = is_repeatable and not self.backward
+        """Whether it can be tried out on zeros, of the types that it is given."""
         declared = [kind for tag, kind in _KIND_BY_TAG.items() if self.third_party and tag in op.tags]
         self.rule = self._waits_as(declared[0]) if declared else None if self.third_party else table.find(op.name())
         self.shown = self.name if self.rule is None else self.rule.reported_op
@@ -158,10 +163,11 @@ class UnknownShapeError(Exception):
     """The shapes are not known before the op has run: its meta kernel has refused (the cause), or there is none."""
 
 
-def infer(op: Any, args: Any, kwargs: Any) -> Any:
+def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
     """Return the layout of what the op returns, a list of them, or the value itself if it is not a tensor.
 
-    Arguments are placements, CPU tensors and plain values.
+    Arguments are placements, CPU tensors and plain values.  With ``check_types`` raise what the CPU's kernel says of
+    their types, which CUDA says at once, too.
     """
     try:
         key = (op, _key(args, top=True), tuple((name, _key(value)) for name, value in kwargs.items()))
@@ -169,6 +175,8 @@ def infer(op: Any, args: Any, kwargs: Any) -> Any:
     except TypeError:  # an argument that cannot be hashed
         key, found = None, _shapes
     if found is _shapes:  # the one value that it cannot hold
+        if check_types:
+            _refuse_types(op, args, kwargs)
         try:
             result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
             found = on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
@@ -184,6 +192,38 @@ def infer(op: Any, args: Any, kwargs: Any) -> Any:
     if found is UnknownShapeError:
         raise UnknownShapeError
     return found
+
+
+_MOST_TRIED = {False: 1 << 20, True: 1 << 14}
+"""Elements of the arguments of an op that is tried out for their types: fewer where all are of one floating type, which
+few ops refuse.  Larger ones would take too long."""
+_SAYS_TYPE = re.compile(r"dtype|data ?type|[Ss]calar type|not implemented for|inputs? not supported")
+_accepted: set[Any] = set()
+"""Ops with types of tensors that their kernels have taken."""
+
+
+def _refuse_types(op: Any, args: Any, kwargs: Any) -> None:
+    """Try out an op once for the types of its arguments, which most meta kernels let pass."""
+    tensors = [x for x in flatten([*args, *kwargs.values()]) if isinstance(x, (Placement, torch.Tensor))]
+    layouts = [x.layout if isinstance(x, Placement) else layout_of(x) for x in tensors if _is_dense(x)]
+    types = tuple(layout.dtype for layout in layouts)
+    key = (op, types)
+    if not types or key in _accepted or len(layouts) < len(tensors):
+        return
+    is_usual = len(set(types)) == 1 and types[0].is_floating_point
+    if sum(math.prod(x.size) for x in layouts) > _MOST_TRIED[is_usual]:
+        return
+    try:
+        _called_with(_zeros, op, args, kwargs)
+    except Exception as error:
+        if _SAYS_TYPE.search(str(error)):
+            raise
+    _accepted.add(key)
+
+
+def _is_dense(x: Any) -> bool:
+    """Whether a tensor can be described by a layout."""
+    return isinstance(x, Placement) or x.layout is torch.strided
 
 
 _DIFFERENT_ON_META = frozenset(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from syncagent.simulate.engine import Engine, refuse_if_forked
+from syncagent.simulate.failures import Failure, OpFailed
 
 _storage_of: Any = torch._C.TensorBase.untyped_storage
 
@@ -52,14 +53,14 @@ class Box:
     """One device allocation.  Views share it."""
 
     __slots__ = (
-        "__weakref__", "_address", "_nbytes", "error", "held", "layout", "own_form", "ticket", "values", "writer",
+        "__weakref__", "_address", "_nbytes", "failure", "held", "layout", "own_form", "ticket", "values", "writer",
     )  # fmt: skip
 
     def __init__(self, layout: Layout, values: torch.Tensor | None = None) -> None:
         self.values = values
         """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
-        self.error: BaseException | None = None
-        """What was raised by the kernel that should have filled the box, or wrote to it last."""
+        self.failure: Failure | None = None
+        """Of the kernel that should have filled the box, or wrote to it last."""
         self.held: weakref.ref[Any] | None = None
         """The object that the program's tensors over it share: see allocator.py."""
         self.own_form: Any = None
@@ -105,8 +106,8 @@ class Placement:
     def resolve(self) -> torch.Tensor:
         """Return the CPU tensor over the same memory; only for kernels, on the worker, in their turn."""
         box = self.box
-        if box.error is not None:
-            raise box.error
+        if box.failure is not None:
+            raise OpFailed(box.failure)
         if self.view is None:
             self.view = self._look()
         return self.view

@@ -8,6 +8,7 @@ from syncagent.errors import SimulationError
 from syncagent.simulate import devices, dispatch, standin, waits
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts
+from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Box, Layout, Placement, stride_for
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, make, new_output
@@ -24,6 +25,7 @@ class NestedTensor(SimulatedTensor):
     is_nested = True
 
     @classmethod
+    @for_program
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -88,5 +90,6 @@ def _submit(op: Any, args: Any, kwargs: Any, made: SimulatedTensor) -> Simulated
             result.view = values  # it has no strides that could describe a view
 
     placements = [x for x in kept if isinstance(x, Placement)]
-    devices.queue(devices.order(op._schema.name, result.index, placements), kernel, [result])
+    name = op._schema.name
+    devices.queue(devices.order(name, result.index, placements), name, kernel, [result])
     return made

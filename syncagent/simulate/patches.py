@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
+from syncagent.simulate.failures import for_program, is_for_program
+from syncagent.torchbridge.frames import is_agents
 from syncagent.torchbridge.patches import ABSENT, Patch
 
 
@@ -75,8 +78,14 @@ def begin() -> Changes:
     return _all[-1]
 
 
+_for_program = functools.cache(for_program)
+"""One for each function, under however many names it is put."""
+
+
 def put(holder: Any, name: str, value: Any) -> None:
-    """Set an attribute of a module or class."""
+    """Set an attribute of a module or class; an error of a function that is put comes without frames of ours."""
+    if isinstance(value, FunctionType) and is_agents(value.__code__) and not is_for_program(value):
+        value = _for_program(value)
     _all[-1].put(Patch(holder, name, value))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from syncagent.simulate import devices
+from syncagent.simulate.failures import all_for_program
 
 RealGenerator: Any = torch.Generator
 DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
@@ -44,6 +45,7 @@ def draw(index: int, generator: Any) -> Any:
     return known.for_one_op()
 
 
+@all_for_program
 class _ByDevice(type):
     """``torch.Generator(device)`` makes torch's own generator, or a simulated one for CUDA."""
 
@@ -64,6 +66,7 @@ class Generator(metaclass=_ByDevice):
     """Takes the place of ``torch.Generator``."""
 
 
+@all_for_program
 class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is Any
     """A generator for a simulated device: a seed, and an offset that counts what has been drawn."""
 

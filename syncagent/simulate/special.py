@@ -141,7 +141,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     def allocate() -> None:
         placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
-    devices.queue(devices.current_engine(index), allocate, [placement])
+    devices.queue(devices.current_engine(index), "aten::empty", allocate, [placement])
     return made
 
 

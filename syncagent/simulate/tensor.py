@@ -12,7 +12,8 @@ from torch.overrides import handle_torch_function
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
-from syncagent.simulate.allocator import Held, hold
+from syncagent.simulate.allocator import Held, claim, claim_bytes, hold
+from syncagent.simulate.failures import all_for_program, leave_simulation, mark_as_for_program
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import find
 
@@ -41,14 +42,19 @@ def replacement(function: Any, original: Any, *, is_method: bool = False) -> Any
     """
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
-        if _mode_is_on():
-            return handle_torch_function(stand_in, args[:1] if is_method else (), *args, **kwargs)
-        if devices.count() or (is_method and isinstance(args[0], SimulatedTensor)):
-            return function(*args, **kwargs)
-        return original(*args, **kwargs)  # the program has kept it from when there was a device
+        try:
+            if _mode_is_on():
+                return handle_torch_function(stand_in, args[:1] if is_method else (), *args, **kwargs)
+            if devices.count() or (is_method and isinstance(args[0], SimulatedTensor)):
+                return function(*args, **kwargs)
+            return original(*args, **kwargs)  # the program has kept it from when there was a device
+        except BaseException as error:
+            leave_simulation(error)
+            raise
 
     functools.update_wrapper(stand_in, original)
     del stand_in.__wrapped__  # type: ignore[attr-defined]  # else torch takes it for one that may be compiled
+    mark_as_for_program(stand_in)
     if is_method:
         stand_in.__module__, stand_in.__qualname__ = "torch", f"Tensor.{stand_in.__name__}"
     return stand_in
@@ -59,6 +65,7 @@ def _method(function: Any) -> Any:
     return replacement(function, function, is_method=True)
 
 
+@all_for_program
 class SimulatedTensor(torch.Tensor):
     """A tensor on a simulated CUDA device."""
 
@@ -82,7 +89,11 @@ class SimulatedTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return dispatch(func, args, kwargs or _NO_KWARGS)
+        try:
+            return dispatch(func, args, kwargs or _NO_KWARGS)
+        except BaseException as error:
+            leave_simulation(error)
+            raise
 
     # --- what it says about itself --------------------------------------------------------------------------
 
@@ -224,6 +235,7 @@ class SimulatedTensor(torch.Tensor):
         raise AttributeError("a simulated CUDA tensor has no __cuda_array_interface__: there is no device memory")
 
 
+@all_for_program
 @dataclass(unsafe_hash=True)
 class Storage:
     """The part of a storage that programs look at: identity, size, address."""
@@ -286,6 +298,7 @@ def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:
     """A tensor in new memory that a queued kernel will fill."""
+    claim(layout, index)
     return make(Placement(Box(layout), layout, index))
 
 
@@ -335,9 +348,11 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     box = placement.box
     needed = nbytes_of(layout)
     if needed > box.nbytes:
+        claim_bytes(needed - box.nbytes, placement.index)
         box.nbytes = needed
         engine = devices.order("aten::resize_", placement.index, [placement])
-        devices.queue(engine, lambda: placement.resolve().untyped_storage().resize_(needed), [placement])
+        grow = lambda: placement.resolve().untyped_storage().resize_(needed)  # noqa: E731
+        devices.queue(engine, "aten::resize_", grow, [placement])
     replace(target, Placement(box, layout, placement.index))
 
 

@@ -7,11 +7,13 @@ line, is filtered by its module and shown as often as without.
 
 from __future__ import annotations
 
+import dis
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 Call = Callable[..., Any]
@@ -19,6 +21,7 @@ Call = Callable[..., Any]
 _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CAN_LEAVE_ITSELF_OUT = sys.version_info >= (3, 11)
 _LIMIT = 10_000
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _NO_COLUMNS = 13
 """The kind of entry in a table of lines that says nothing of columns (Objects/locations.md in CPython)."""
 
@@ -86,23 +89,59 @@ def _placed(code: CodeType, line: int | None) -> CodeType:
     return _call.__code__.replace(co_filename=code.co_filename, co_name=code.co_name, **lines)
 
 
-def leave_out_own_frames(error: BaseException) -> None:
-    """Take the agent's frames out of an error's traceback.
+def leave_out_own_frames(error: BaseException, *, and_torchs: bool = False) -> None:
+    """Take the agent's frames out of an error's traceback; with ``and_torchs`` torch's, too, that it has called.
 
     To be called where the error is raised again at once, by a bare ``raise``: that adds no entry for its own frame.  In
     Python 3.10 the entry that is there already stays; below a mode, the stand-in's is kept behind it, so that the last
-    line is the program's all the same.
+    line is the program's all the same.  A mistake of the agent's own keeps its traceback, which says where it is.
     """
-    entry, inner = error.__traceback__, None
-    kept = []
+    first = error.__traceback__
+    if is_own_fault(error):
+        return
+    entry, inner = first, None
+    kept: list[TracebackType] = []
+    called: list[TracebackType] = []
+    """Frames of torch's that the agent has called: kept only where they lead to the program's own code."""
+    is_called = False
     while entry is not None:
-        if not _is_own(entry.tb_frame.f_code):
-            kept.append(entry)
+        code = entry.tb_frame.f_code
+        if is_agents(code):
+            called, is_called = [], and_torchs
+        elif is_called and code.co_filename.startswith(_torch_folder()):
+            called.append(entry)
+        else:
+            kept += [*called, entry]
+            called, is_called = [], False
         entry = entry.tb_next
     for entry in reversed(kept):
         entry.tb_next, inner = inner, entry
+    if not _CAN_LEAVE_ITSELF_OUT and first is not None and first is not inner:
+        first.tb_next, inner = inner, first
     error.__traceback__ = inner
 
 
-def _is_own(code: CodeType) -> bool:
+def is_own_fault(error: BaseException) -> bool:
+    """Whether the agent has made a mistake: an error of a kind that programs do not get from torch, and not on purpose.
+
+    Its traceback ends in the agent, at no ``raise``.
+    """
+    if not isinstance(error, (AttributeError, NameError, AssertionError, KeyError, ImportError)):
+        return False
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not is_agents(last.tb_frame.f_code):
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] != _RAISE
+
+
+@functools.cache
+def _torch_folder() -> str:
+    file = getattr(sys.modules.get("torch"), "__file__", None)
+    return os.path.dirname(os.path.abspath(file)) + os.sep if file else "\0"
+
+
+def is_agents(code: CodeType) -> bool:
+    """Whether this is the agent's code."""
     return code.co_filename.startswith(_AGENT) or (_CAN_LEAVE_ITSELF_OUT and is_stand_in(code))

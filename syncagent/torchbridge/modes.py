@@ -263,7 +263,11 @@ def wrap_recorders(without: Without) -> Patches:
     def wrapped(original: Call) -> Call:
         @functools.wraps(original)
         def record(*args: Any, **kwargs: Any) -> Any:
-            return without(original, args, kwargs)
+            try:
+                return without(original, args, kwargs)
+            except BaseException as error:
+                leave_out_own_frames(error)
+                raise
 
         return record
 

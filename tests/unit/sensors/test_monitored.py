@@ -85,6 +85,8 @@ def test_the_policy_is_asked_before_the_call(sensor, recorder):
     recorder.policy = Forbidding()
     sensor.start(TARGETS)
     values = [2, 1]
-    with pytest.raises(HostSyncError):
+    with pytest.raises(HostSyncError) as error:
         values.sort()
     assert values == [2, 1]
+    frames = [entry.name for entry in error.traceback]
+    assert frames == ["test_the_policy_is_asked_before_the_call", "judge"]  # and none of the sensor's

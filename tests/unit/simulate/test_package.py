@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_private_name_of_torch_is_listed(path):
 
 def private_attributes(tree):
     """Private attributes that are read, those that are set or declared, of whatever object."""
-    read, own = set(), {"_replace"}  # of a NamedTuple
+    read, own = set(), {"_replace", "_getframe"}  # of a NamedTuple, of sys
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
@@ -94,6 +95,37 @@ def test_a_program_that_ends_by_an_exception_keeps_its_traceback(run):
     )
     assert done.returncode == 1
     assert "same device" in done.stderr.splitlines()[-1]
+
+
+FAILING = """\
+import torch
+
+def train(weight):
+    for step in range(3):
+        total = weight[torch.tensor([3 * step], device="cuda")]
+        for _ in range(60):
+            total = total * 1.01
+        print(total.item())
+
+train(torch.ones(4, device="cuda"))
+"""
+"""Fails in its third step, by an index out of range."""
+
+
+@pytest.mark.parametrize(("blocking", "line"), [("0", 8), ("1", 5)])
+def test_an_uncaught_error_under_syncagent_run_shows_the_programs_frames_alone(python, tmp_path, blocking, line):
+    (tmp_path / "train.py").write_text(FAILING)
+    variables = {"CUDA_LAUNCH_BLOCKING": blocking, "PYTHONPATH": str(Path(simulate.__file__).parents[2])}
+    done = python("-m", "syncagent", "run", "--simulate", "--no-summary", "train.py", **variables)
+    assert done.returncode == 1
+    places = re.findall(r'^  File "(.*)", line (\d+)', done.stderr, re.MULTILINE)
+    if sys.version_info < (3, 11):  # where the frame that an error leaves the agent by cannot be left out
+        places = [place for place in places if "syncagent" not in place[0]]
+    # The last one is in the note that says where the op was queued.
+    expected = [10, line] if blocking == "1" else [10, line, 5]
+    assert [(Path(file).name, int(number)) for file, number in places] == [("train.py", number) for number in expected]
+    assert "torch.AcceleratorError: CUDA error: device-side assert triggered" in done.stderr
+    assert len(done.stderr.splitlines()) <= 20
 
 
 def test_a_child_forked_before_the_device_was_used_may_use_it(run):

@@ -16,7 +16,7 @@ from torch import nn
 import syncagent
 from syncagent import HostSyncError
 from syncagent.runtime.process import release
-from syncagent.torchbridge.frames import StandIns
+from syncagent.torchbridge.frames import StandIns, is_own_fault, leave_out_own_frames
 
 AGENT = os.path.dirname(syncagent.__file__) + os.sep
 X = torch.ones(3, requires_grad=True)
@@ -158,3 +158,68 @@ def test_a_stand_in_is_on_one_line_of_its_callers_file_and_globals():
         assert stand_ins.of(frame)(looks, (1,), {"a": 2}) == ((1,), {"a": 2})
         assert seen.pop() == (__file__, line, frame.f_code.co_name, True)
     assert {code for code, _ in stand_ins} == {id(frame.f_code)}
+
+
+# --- tracebacks -----------------------------------------------------------------------------------------------------
+
+
+def agents(text, **names):
+    """Functions as if they were written in a file of the agent's."""
+    exec(compile(text, AGENT + "nowhere.py", "exec"), names)
+    return names
+
+
+def entries_after(fails, **options):
+    """Run ``fails`` inside the agent; the names of the functions in the traceback, and the error."""
+    names = agents(
+        "def passes_on(call):\n"
+        "    return call()\n"
+        "def leaves(call):\n"
+        "    try:\n"
+        "        return passes_on(call)\n"
+        "    except BaseException as error:\n"
+        "        leave(error)\n"
+        "        raise\n",
+        leave=lambda error: leave_out_own_frames(error, **options),
+    )
+    try:
+        names["leaves"](fails)
+    except Exception as error:
+        return [entry.name for entry in traceback.extract_tb(error.__traceback__)][1:], error
+    return pytest.fail("nothing was raised")
+
+
+def users_function():
+    return torch.ones(2) + torch.ones(3)
+
+
+@CLEAN
+def test_what_the_program_called_stays_and_the_agents_frames_go():
+    assert entries_after(users_function)[0] == ["users_function"]
+
+
+def test_in_every_python_at_most_the_agents_outermost_frame_is_left():
+    names, _ = entries_after(agents("def raises():\n    raise RuntimeError\n")["raises"])
+    assert names in ([], ["leaves"])
+
+
+@CLEAN
+def test_torchs_frames_go_where_only_the_agent_has_called_them():
+    refused = lambda: torch.ops.aten.add.Tensor(torch.ones(2), torch.ones(3))  # noqa: E731
+    own = agents("def calls():\n    return refused()\n", refused=torch.ops.aten.add.Tensor)["calls"]
+    assert entries_after(own, and_torchs=True)[0] == []
+    assert entries_after(own)[0] == ["__call__"]
+    assert entries_after(refused, and_torchs=True)[0] == ["<lambda>", "__call__"]
+
+
+def test_a_mistake_of_the_agents_own_keeps_all_of_its_traceback():
+    names, error = entries_after(agents("def mistakes():\n    return {}['no']\n")["mistakes"])
+    assert names == ["leaves", "passes_on", "mistakes"]
+    assert is_own_fault(error)
+
+
+@pytest.mark.parametrize("text", ["raise AttributeError", "return int('x')", "raise KeyError"])
+def test_an_error_on_purpose_or_of_the_programs_values_is_none(text):
+    names, error = entries_after(agents(f"def raises():\n    {text}\n")["raises"])
+    assert names in ([], ["leaves"])
+    assert not is_own_fault(error)

@@ -40,7 +40,8 @@ def _cumprod(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 def _wait_once(node: Any, waiting: tuple[str, SyncKind], args: Any) -> None:
     global _counted
-    this = (_task_now(), node._sequence_nr())
+    number = getattr(node, "_sequence_nr", int)()
+    this = (_task_now(), number)
     if this == _counted:
         return
     _counted = this

@@ -63,6 +63,7 @@ OPTIONAL: dict[str, str] = {
 
 
 ON_INSTANCES: dict[str, str] = {
+    "_C.Node._sequence_nr": "of several products in one backward pass, one waits",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }

@@ -108,8 +108,15 @@ def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 def _decompose_as_called(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run the parts as they would have been without Python in between: with autocast, and with views known."""
-    with _AsCalled() if _in_inference_mode() and not autocast.is_casting() else contextlib.nullcontext():
+    with as_called():
         return facts.op.decompose(*args, **kwargs)
+
+
+def as_called() -> contextlib.AbstractContextManager[Any]:
+    """Inside a handler: what is called runs as it would have without Python in between."""
+    if _AsCalled is None or not _in_inference_mode() or autocast.is_casting():
+        return contextlib.nullcontext()
+    return _AsCalled()  # type: ignore[no-any-return]  # torch's
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
@@ -340,10 +347,10 @@ class _Kernel:
                 flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
             for placement, values in zip(self.outputs, flat, strict=True):
                 if placement is not None:
-                    _deliver(self.facts, placement, values, args)
+                    deliver(self.facts, placement, values, args)
 
 
-def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
+def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
     if values is None:

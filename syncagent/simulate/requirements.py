@@ -34,10 +34,13 @@ REQUIRED: dict[str, str] = {
 OPTIONAL: dict[str, str] = {
     "_C._AutoDispatchBelowADInplaceOrView": "copies to the host fail inside inference_mode",
     "_C._ExcludeDispatchKeyGuard": "autocast is left by another way inside its kernels, which is slower",
+    "_C._ForceDispatchKeyGuard": "recurrent layers run as many small ops, which is slow",
     "_C._RestorePythonTLSSnapshot": "autocast inside inference_mode does not reach the parts of an op",
     "_C._dispatch_has_computed_kernel_for_dispatch_key": "an op that the CPU lacks is refused only when it runs",
     "_C._current_graph_task_id": "nothing warns of races between streams",
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
+    "_C._dispatch_tls_local_exclude_set": "recurrent layers run as many small ops, which is slow",
+    "_C._dispatch_tls_local_include_set": "recurrent layers run as many small ops, which is slow",
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",

@@ -295,7 +295,7 @@ class _Kernel:
 
         def kernel() -> Any:
             resolved, keywords = self._resolved()
-            result = facts.op(*resolved, **keywords)
+            result = facts.compute(*resolved, **keywords)
             hosts = flatten(resolved)
             return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
 
@@ -335,7 +335,7 @@ class _Kernel:
 
     def __call__(self) -> None:
         args, kwargs = self._resolved()
-        result = self.facts.op(*args, **kwargs)
+        result = self.facts.compute(*args, **kwargs)
         for target in self.written:
             target.box.own_form = None
         if self.outputs:

@@ -13,6 +13,7 @@ import torch
 from syncagent.events import SyncKind
 from syncagent.rules import table
 from syncagent.rules.rule import Rule
+from syncagent.simulate import precision
 from syncagent.simulate.devices import META
 from syncagent.simulate.memory import Placement, layout_of, on_each
 from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
@@ -45,6 +46,8 @@ class OpFacts:
         self.handler: Any = None
         """The function that runs this op; dispatch.py chooses it."""
         self.name: str = schema.name
+        self.compute = precision.compute_of(op)
+        """Computes it on CPU tensors."""
         self.arguments = [argument.name for argument in schema.arguments]
         self.third_party = op.namespace not in {"aten", "prims", "prim"}
         """Whether the op does not come with torch."""

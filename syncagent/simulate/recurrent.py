@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from syncagent.simulate import autocast, dispatch, randomness, whole
+from syncagent.simulate import autocast, composite, randomness, whole
 from syncagent.simulate.engine import can_have_graphs
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Layout, stride_for
@@ -52,7 +52,7 @@ class _Setting(NamedTuple):
 # --- layers ------------------------------------------------------------------------------------------------
 
 
-def _layers(kind: str, facts: OpFacts, is_packed: bool, args: Sequence[Any]) -> Call | None:
+def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> Call | None:
     """Describe the call of a layer; ``None`` if its tensors do not fit together, or there is nothing to compute."""
     source, *rest = args
     batch_sizes = rest.pop(0) if is_packed else None
@@ -205,6 +205,8 @@ def _fits_cell(kind: str, source: Any, states: Sequence[Any], parameters: Sequen
 
 def _handler(op: Any, describe: Callable[..., Call | None]) -> Callable[..., Any]:
     """The function that runs the op on simulated tensors."""
+    if isinstance(op, MissingOp):
+        return op
     facts = OpFacts(op)
     names = facts.arguments
 
@@ -232,27 +234,7 @@ def install_kernels(library: Any) -> None:
     for kind in _GATES:
         for overload in ("input", "data"):
             is_packed = overload == "data"
-            _register(
-                library,
-                getattr(getattr(aten, kind), overload),
-                lambda facts, args, kind=kind, is_packed=is_packed: _layers(kind, facts, is_packed, args),
-            )
-        _register(
-            library,
-            getattr(aten, f"{kind}_cell").default,
-            lambda facts, args, kind=kind: _cell(kind, facts, args),
-        )
-
-
-def _register(library: Any, op: Any, describe: Callable[..., Call | None]) -> None:
-    if isinstance(op, MissingOp):
-        return
-    run = _handler(op, describe)
-    library.impl(op.name().removeprefix("aten::"), run, "AutogradLazy")
-
-    def below_autograd(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
-        """In ``inference_mode`` there is no autograd, and the op comes here whole."""
-        with dispatch.as_called():
-            return run(*args, **kwargs)
-
-    dispatch.SPECIAL[op] = below_autograd
+            op = getattr(getattr(aten, kind), overload)
+            composite.register(library, op, _handler(op, functools.partial(_layers, kind, is_packed)))
+        op = getattr(aten, f"{kind}_cell").default
+        composite.register(library, op, _handler(op, functools.partial(_cell, kind)))

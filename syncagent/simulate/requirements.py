@@ -50,6 +50,7 @@ OPTIONAL: dict[str, str] = {
     "_utils._rebuild_tensor_v2": "tensors on this device are not pickled",
     "_weights_only_unpickler._get_allowed_globals": "torch.load(weights_only=True) may refuse tensors of this device",
     "_use_cudnn_rnn_flatten_weight": "recurrent layers on builds with CUDA may ask cuDNN",
+    "cpu._is_avx512_bf16_supported": "products in bfloat16 are computed in fp32 on every processor",
     "cuda._initialized": "code that keeps generator states may leave out this device's",
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",

@@ -25,6 +25,9 @@ _ANY_DEVICE = frozenset({
     "aten::_pack_padded_sequence_backward",
 })  # fmt: skip
 
+_TAKES_NO_DROPOUT = frozenset({"aten::_scaled_dot_product_flash_attention_for_cpu"})
+"""Tagged as one that draws random numbers, but refuses to."""
+
 _KIND_BY_TAG = {
     torch.Tag.dynamic_output_shape: SyncKind.DYNAMIC_SHAPE,
     torch.Tag.data_dependent_output: SyncKind.SCALAR_READ,
@@ -74,7 +77,7 @@ class OpFacts:
         aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
-        self.seeded = torch.Tag.nondeterministic_seeded in op.tags
+        self.seeded = torch.Tag.nondeterministic_seeded in op.tags and self.name not in _TAKES_NO_DROPOUT
         declared = [kind for tag, kind in _KIND_BY_TAG.items() if self.third_party and tag in op.tags]
         self.rule = self._waits_as(declared[0]) if declared else None if self.third_party else table.find(op.name())
         self.shown = self.name if self.rule is None else self.rule.reported_op

@@ -26,6 +26,7 @@ _SIXTEEN_BITS: Types = {**_HALF, **_BRAIN}
 _PRODUCTS = (
     aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_, aten.addbmm, aten.addbmm_,
     aten._addmm_activation, aten.convolution, aten.convolution_backward, aten.conv_tbc, aten.conv_tbc_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
 )  # fmt: skip
 """Slow in 16 bits on processors without instructions for them.  Where there are some for bfloat16, torch uses them."""
 
@@ -61,16 +62,17 @@ def compute_of(op: Any) -> Callable[..., Any]:
 @functools.cache
 def _types() -> dict[Any, Types]:
     found: dict[Any, Types] = {}
-    products = _HALF if _has_fast_bfloat16() else _SIXTEEN_BITS
+    products = _types_of_products()
     listed = (*((op, products) for op in _PRODUCTS), *((op, _SIXTEEN_BITS) for op in _VECTOR_PRODUCTS), *_ONLY_ON_CUDA)
     for packet, types in listed:
         found.update((getattr(packet, overload), types) for overload in packet.overloads())
     return found
 
 
-def _has_fast_bfloat16() -> bool:
-    supported = find("cpu._is_avx512_bf16_supported")
-    return supported is not None and supported()
+@functools.cache
+def _types_of_products() -> Types:
+    has_bfloat16 = find("cpu._is_avx512_bf16_supported")
+    return _HALF if has_bfloat16 is not None and has_bfloat16() else _SIXTEEN_BITS
 
 
 def _in_wider_type(op: Any, types: Types, *args: Any, **kwargs: Any) -> Any:
@@ -110,8 +112,23 @@ def _written(op: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
 
 @functools.cache
 def _instead() -> dict[Any, Callable[..., Any]]:
-    found: dict[Any, Callable[..., Any]] = {aten.histc.default: _histc, aten.trace.default: _trace}
+    found: dict[Any, Callable[..., Any]] = {
+        aten.histc.default: _histc,
+        aten.trace.default: _trace,
+        aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+    }
     return {op: function for op, function in found.items() if not isinstance(op, MissingOp)}
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+    """Its second result is in 32 bits in any case."""
+    op, dtype = aten._scaled_dot_product_flash_attention_for_cpu.default, query.dtype
+    wide = _types_of_products().get(dtype)
+    if wide is None:
+        return op(query, key, value, *args, attn_mask=attn_mask, **kwargs)
+    mask = None if attn_mask is None else attn_mask.to(wide)
+    output, sums = op(query.to(wide), key.to(wide), value.to(wide), *args, attn_mask=mask, **kwargs)
+    return output.to(dtype), sums
 
 
 def _trace(matrix: torch.Tensor) -> torch.Tensor:

@@ -59,11 +59,14 @@ def runs(*ops: Any) -> Callable[[Any], Any]:
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:
     """Run an op that has a simulated tensor among its arguments, or makes one."""
-    facts = facts_of(op)
+    facts = _facts.get(id(op)) or facts_of(op)
     return facts.handler(facts, args, kwargs)
 
 
 tensor.dispatch = run
+
+_facts: dict[int, OpFacts] = {}
+"""What :func:`facts_of` has returned, by the op's id, since an op's own hash is slow.  Facts keep their op alive."""
 
 
 @functools.cache
@@ -86,6 +89,7 @@ def facts_of(op: Any) -> OpFacts:
         facts.handler = _view
     else:
         facts.handler = run_generic
+    _facts[id(op)] = facts
     return facts
 
 
@@ -270,6 +274,8 @@ class _Kernel:
             self.kwargs[name] = value
 
     def find_written(self) -> None:
+        if not self.facts.writes:
+            return
         values = [_given(self.args, self.kwargs, position, name) for position, name in self.facts.writes]
         self.written = [x for x in flatten(values) if isinstance(x, Placement)]
 
@@ -403,7 +409,7 @@ def _fresh(facts: OpFacts, result: Any) -> list[Any]:
 def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
     if isinstance(spec, Layout):
         # A result gets memory of its own: where a meta kernel says it starts is of no interest.
-        made = new_output(spec._replace(offset=0), index)
+        made = new_output(spec._replace(offset=0) if spec.offset else spec, index)
         outputs.append(made._sim)
         return made
     if isinstance(spec, list):

@@ -221,8 +221,11 @@ def _zeros(value: Any) -> Any:
 
 
 def _key(value: Any, *, top: bool = False) -> Any:
-    if isinstance(value, Placement):
+    kind = type(value)
+    if kind is Placement:
         return value.layout
+    if kind is int or kind is float or kind is bool or value is None:
+        return (kind, value)
     if isinstance(value, (list, tuple)):
         # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
         scalars = top and any(isinstance(x, Placement) for x in value)

@@ -184,4 +184,3 @@ def test_memory_is_that_of_the_narrow_type():
     made = torch.rand(64, 64, device="cuda").half() @ torch.rand(64, 64, device="cuda").half()
     torch.cuda.synchronize()
     assert made.untyped_storage().nbytes() == 64 * 64 * 2
-    assert made._sim.box.own_form is None

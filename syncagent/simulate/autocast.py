@@ -86,6 +86,16 @@ def _call(op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
     return op(*on_each(cast, args), **{name: on_each(cast, value) for name, value in kwargs.items()})
 
 
+def lowered(args: Any) -> Any:
+    """The arguments as autocast gives them to an op on its list ``lower``; unchanged where it is not switched on.
+
+    For ops that are parts of another one on CUDA, and have no kernel of their own on autocast's key.
+    """
+    if is_casting() or not torch.is_autocast_enabled("cuda"):
+        return args
+    return on_each(functools.partial(_cast, torch.get_autocast_dtype("cuda")), args)
+
+
 def _fp32_by_dtype(op: Any, args: Any, kwargs: Any) -> Any:
     if not _is_eligible(args[0]):
         return op(*args, **kwargs)

@@ -60,11 +60,14 @@ def runs(*ops: Any) -> Callable[[Any], Any]:
 
 def run(op: Any, args: Any, kwargs: Any) -> Any:
     """Run an op that has a simulated tensor among its arguments, or makes one."""
-    facts = facts_of(op)
+    facts = _facts.get(id(op)) or facts_of(op)
     return facts.handler(facts, args, kwargs)
 
 
 tensor.dispatch = run
+
+_facts: dict[int, OpFacts] = {}
+"""What :func:`facts_of` has returned, by the op's id, since an op's own hash is slow.  Facts keep their op alive."""
 
 
 @functools.cache
@@ -87,6 +90,7 @@ def facts_of(op: Any) -> OpFacts:
         facts.handler = _view
     else:
         facts.handler = run_generic
+    _facts[id(op)] = facts
     return facts
 
 
@@ -109,8 +113,15 @@ def _decompose(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 def _decompose_as_called(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Run the parts as they would have been without Python in between: with autocast, and with views known."""
-    with _AsCalled() if _in_inference_mode() and not autocast.is_casting() else contextlib.nullcontext():
+    with as_called():
         return facts.op.decompose(*args, **kwargs)
+
+
+def as_called() -> contextlib.AbstractContextManager[Any]:
+    """Inside a handler: what is called runs as it would have without Python in between."""
+    if _AsCalled is None or not _in_inference_mode() or autocast.is_casting():
+        return contextlib.nullcontext()
+    return _AsCalled()  # type: ignore[no-any-return]  # torch's
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
@@ -264,6 +275,8 @@ class _Kernel:
             self.kwargs[name] = value
 
     def find_written(self) -> None:
+        if not self.facts.writes:
+            return
         values = [_given(self.args, self.kwargs, position, name) for position, name in self.facts.writes]
         self.written = [x for x in flatten(values) if isinstance(x, Placement)]
 
@@ -289,7 +302,7 @@ class _Kernel:
 
         def kernel() -> Any:
             resolved, keywords = self._resolved()
-            result = facts.op(*resolved, **keywords)
+            result = facts.compute(*resolved, **keywords)
             hosts = flatten(resolved)
             return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
 
@@ -329,7 +342,7 @@ class _Kernel:
 
     def __call__(self) -> None:
         args, kwargs = self._resolved()
-        result = self.facts.op(*args, **kwargs)
+        result = self.facts.compute(*args, **kwargs)
         for target in self.written:
             target.box.own_form = None
         if self.outputs:
@@ -341,10 +354,10 @@ class _Kernel:
                 flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
             for placement, values in zip(self.outputs, flat, strict=True):
                 if placement is not None:
-                    _deliver(self.facts, placement, values, args)
+                    deliver(self.facts, placement, values, args)
 
 
-def _deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
+def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
     """Put a kernel's result where its placement says it is."""
     layout = placement.layout
     if values is None:
@@ -398,7 +411,7 @@ def _fresh(facts: OpFacts, result: Any) -> list[Any]:
 def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
     if isinstance(spec, Layout):
         # A result gets memory of its own: where a meta kernel says it starts is of no interest.
-        made = new_output(spec._replace(offset=0), index)
+        made = new_output(spec._replace(offset=0) if spec.offset else spec, index)
         outputs.append(made._sim)
         return made
     if isinstance(spec, list):

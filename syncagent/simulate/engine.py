@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,25 @@ from syncagent.torchbridge.threads import have_room_for_errors
 # The keys of in-place ops are skipped too: above them an op may not write to a host tensor that the program has made in
 # inference_mode, and the queueing thread has counted versions already.
 _BelowAutograd = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
+
+_Keys = find("_C._ForceDispatchKeyGuard")
+_included, _excluded = find("_C._dispatch_tls_local_include_set"), find("_C._dispatch_tls_local_exclude_set")
+
+
+def can_have_graphs() -> bool:
+    """Whether this torch lets a kernel on the worker have an autograd graph of its own."""
+    return _Keys is not None and _included is not None and _excluded is not None
+
+
+@contextlib.contextmanager
+def with_autograd() -> Iterator[None]:
+    """Inside a kernel on the worker: what is computed has an autograd graph of its own."""
+    excluded = _excluded()
+    for key in ("ADInplaceOrView", "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    with _Keys(_included(), excluded), torch.enable_grad():
+        yield
+
 
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
@@ -171,6 +191,7 @@ class Engine:
     def _run_kernels(self) -> None:
         """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
         torch.set_grad_enabled(False)
+        torch.get_num_threads()  # torch applies the process's setting to a thread when it is asked; MKL would not ask
         queue, changed = self._queue, self._changed
         with _BelowAutograd():
             while True:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, dispatch, patches, tensor
+from syncagent.simulate import attention, devices, dispatch, fourier, patches, recurrent, tensor
 from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
@@ -59,6 +59,9 @@ def install_kernels() -> Any:
             op = getattr(torch.ops.aten, name).default
             dispatch.SPECIAL[op] = dispatch.run_generic
             library.impl(name, _dispatched(op), "Lazy")
+    recurrent.install_kernels(library)
+    fourier.install_kernels(library)
+    attention.install_kernels(library)
     for name in torch._C._dispatch_get_all_op_names():
         is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
         if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):

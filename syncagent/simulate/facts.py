@@ -15,6 +15,7 @@ import torch
 from syncagent.events import SyncKind
 from syncagent.rules import table
 from syncagent.rules.rule import Rule
+from syncagent.simulate import precision
 from syncagent.simulate.devices import META
 from syncagent.simulate.memory import Placement, flatten, layout_of, on_each
 from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
@@ -25,6 +26,9 @@ _ANY_DEVICE = frozenset({
     "aten::_ctc_loss_backward", "aten::tensor_split", "aten::_amp_update_scale_", "aten::embedding_renorm_",
     "aten::_pack_padded_sequence_backward",
 })  # fmt: skip
+
+_TAKES_NO_DROPOUT = frozenset({"aten::_scaled_dot_product_flash_attention_for_cpu"})
+"""Tagged as one that draws random numbers, but refuses to."""
 
 _KIND_BY_TAG = {
     torch.Tag.dynamic_output_shape: SyncKind.DYNAMIC_SHAPE,
@@ -47,6 +51,8 @@ class OpFacts:
         self.handler: Any = None
         """The function that runs this op; dispatch.py chooses it."""
         self.name: str = schema.name
+        self.compute = precision.compute_of(op)
+        """Computes it on CPU tensors."""
         self.arguments = [argument.name for argument in schema.arguments]
         self.third_party = op.namespace not in {"aten", "prims", "prim"}
         """Whether the op does not come with torch."""
@@ -73,7 +79,7 @@ class OpFacts:
         aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
-        self.seeded = torch.Tag.nondeterministic_seeded in op.tags
+        self.seeded = torch.Tag.nondeterministic_seeded in op.tags and self.name not in _TAKES_NO_DROPOUT
         is_repeatable = self.generator is None and not self.seeded and not self.third_party
         self.checks_types = is_repeatable and not self.backward
         """Whether it can be tried out on zeros, of the types that it is given."""
@@ -214,7 +220,7 @@ def _refuse_types(op: Any, args: Any, kwargs: Any) -> None:
     if sum(math.prod(x.size) for x in layouts) > _MOST_TRIED[is_usual]:
         return
     try:
-        _called_with(_zeros, op, args, kwargs)
+        _called_with(_zeros, precision.compute_of(op), args, kwargs)
     except Exception as error:
         if _SAYS_TYPE.search(str(error)):
             raise
@@ -255,8 +261,11 @@ def _zeros(value: Any) -> Any:
 
 
 def _key(value: Any, *, top: bool = False) -> Any:
-    if isinstance(value, Placement):
+    kind = type(value)
+    if kind is Placement:
         return value.layout
+    if kind is int or kind is float or kind is bool or value is None:
+        return (kind, value)
     if isinstance(value, (list, tuple)):
         # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
         scalars = top and any(isinstance(x, Placement) for x in value)

@@ -37,7 +37,7 @@ dispatch.SPECIAL.update(
         aten.is_pinned.default: lambda _facts, _args, _kwargs: False,
         # Nothing to do: a queued kernel keeps a reference to its memory.
         aten.record_stream.default: lambda _facts, _args, _kwargs: None,
-        # The plain formula for attention: CUDA's fused kernels have no CPU counterpart under the same name.
+        # Asked for by a program; attention.py chooses for attention itself.
         aten._fused_sdp_choice.default: lambda _facts, _args, _kwargs: 0,
         # In torch a bit says "read this conjugated", or negated; here the numbers are changed at once.
         aten._conj.default: lambda _facts, args, _kwargs: dispatch.run(aten._conj_physical.default, args, {}),

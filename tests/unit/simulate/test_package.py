@@ -203,3 +203,18 @@ def test_a_file_that_is_no_library_is_none(run, tmp_path, text):
     )
     assert done.stdout.startswith("2.0 "), done.stderr
     assert "broken.so: file too short\n" in done.stdout or "broken.so: invalid ELF header\n" in done.stdout
+
+
+def test_the_worker_keeps_to_the_number_of_threads_that_was_set_before_it_started(run):
+    done = run(
+        "from syncagent import simulate; simulate.install()\n"
+        "import os, torch\n"
+        "torch.set_num_threads(1)\n"
+        "x = torch.empty(400, 400, device='cuda')\n"
+        "torch.cuda.synchronize()\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "x @ x\n"
+        "torch.cuda.synchronize()\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    assert done.stdout == "0\n", done.stderr

@@ -81,7 +81,18 @@ def without(python, *cases):
 def ops_named_in_the_sources():
     """Every op of aten that the simulated device names, but for those that the program above needs itself."""
     named = {name for path in SOURCES for name in re.findall(r"\baten\.(\w+)\.?", path.read_text(encoding="utf-8"))}
-    needed = {"as_strided", "as_strided_", "copy_", "_to_copy", "empty_like", "detach", "alias", "ones_like", "resize_"}
+    needed = {
+        "as_strided",
+        "as_strided_",
+        "copy_",
+        "_to_copy",
+        "empty_like",
+        "detach",
+        "alias",
+        "ones_like",
+        "resize_",
+        "mm",
+    }
     return sorted(named - needed - {"ops"})
 
 

@@ -292,6 +292,8 @@ def install() -> None:
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
         patches.put(torch.cuda, "_initialized", True)
+    if find("_C._get_accelerator") is not None:
+        patches.put(torch._C, "_get_accelerator", lambda *_: torch.device("cuda"))
     patches.put(torch, "Generator", randomness.Generator)
     # Builds with CUDA ask cuDNN about each tensor on the device.
     patches.put(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)

@@ -42,6 +42,10 @@ stand_ins: list[torch.device] = []
 _count = 0
 _default_streams: list[Stream] = []
 _pools: list[deque[Engine]] = []
+_hidden: list[list[Engine]] = []
+"""By device: queues that no Stream of the program's names, those of process groups."""
+_unused: list[list[Engine]] = []
+"""By device: those of them that are free to be used again."""
 
 
 class _ThreadState(threading.local):
@@ -66,6 +70,8 @@ def set_count(devices: int) -> None:
         shown.append(torch.device("cuda", index))
         stand_ins.append(torch.device(STAND_IN, index))
         _pools.append(deque())
+        _hidden.append([])
+        _unused.append([])
         _default_streams.append(Stream(index, default=Engine(f"cuda:{index} stream 0")))
 
 
@@ -271,7 +277,22 @@ def _pooled_engine(index: int) -> Engine:
 
 
 def engines_of(index: int) -> list[Engine]:
-    return [_default_streams[index].engine, *_pools[index]]
+    return [_default_streams[index].engine, *_pools[index], *_hidden[index]]
+
+
+def take_hidden_engine(index: int) -> Engine:
+    """A queue that the program has no Stream for; synchronizing the device waits for it as well."""
+    if not _unused[index]:
+        engine = Engine(f"cuda:{index} group's queue {len(_hidden[index]) + 1}")
+        _hidden[index].append(engine)
+        return engine
+    return _unused[index].pop()
+
+
+def give_hidden_engine_back(index: int, engine: Engine) -> None:
+    """Finish what is queued there; another may then be given it."""
+    engine.retire()
+    _unused[index].append(engine)
 
 
 def current_engine(index: int) -> Engine:
@@ -323,12 +344,13 @@ def order(name: str, index: int, placements: list[Placement]) -> Engine:
     return engine
 
 
-def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> None:
-    """Queue a kernel, and record it as the last writer of the boxes that it writes."""
+def queue(engine: Engine, kernel: Callable[[], object], written: list[Placement]) -> int:
+    """Queue a kernel, record it as the last writer of the boxes that it writes, and return its ticket."""
     ticket = engine.submit(keeping_error(kernel, written))
     for placement in written:
         placement.box.writer = engine
         placement.box.ticket = ticket
+    return ticket
 
 
 def keeping_error(kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:

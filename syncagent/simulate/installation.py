@@ -7,6 +7,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
+from syncagent.attribution import ranks
 from syncagent.errors import SimulationError
 
 if TYPE_CHECKING:
@@ -46,16 +47,17 @@ def without_runtime() -> str:
     return standin.missing()
 
 
-def install(devices: int = 1) -> None:
+def install(devices: int | None = None) -> None:
     """Let simulated devices stand in for CUDA for the life of this process.
 
-    Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
+    By default there are as many as the launcher has started ranks on this machine, and one without a launcher.  Call it
+    before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
     :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
     """
     borrow(devices)  # and never give back
 
 
-def borrow(devices: int = 1) -> Callable[[], None]:
+def borrow(devices: int | None = None) -> Callable[[], None]:
     """Let simulated devices stand in for CUDA until every borrower has called the function that this returns.
 
     Tensors made on them stay usable after that.  After :func:`install` the devices stay.  Raises as it does.
@@ -77,12 +79,14 @@ def _give_back() -> None:
             _take_out()
 
 
-def _put_in(devices: int) -> None:
+def _put_in(devices: int | None) -> None:
     global _installed, _changes
     if _installed:
-        if devices != _installed:
+        if devices not in {None, _installed}:
             raise SimulationError(f"{_installed} simulated devices are installed already; {devices} asked for now")
         return
+    if devices is None:
+        devices = ranks.on_this_machine()
     if devices < 1:
         raise SimulationError(f"devices={devices}: at least one simulated device is needed")
     try:
@@ -158,6 +162,7 @@ def _install(count: int) -> None:
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (_adapt_distributed, "torch.distributed is not simulated"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),
     ):
@@ -165,6 +170,24 @@ def _install(count: int) -> None:
             part()
         except Exception as error:
             LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
+
+
+def _adapt_distributed() -> None:
+    import torch
+
+    from syncagent.simulate.requirements import find
+
+    if torch.distributed.is_available() and None not in [find(x) for x in _OF_DISTRIBUTED]:
+        from syncagent.simulate import collectives, groups
+
+        groups.install()
+        collectives.install()
+
+
+_OF_DISTRIBUTED = (
+    "_C._distributed_c10d", "distributed.distributed_c10d", "distributed.ProcessGroup._get_backend",
+    "distributed.ProcessGroup._device_types",
+)  # fmt: skip
 
 
 def _take_out() -> None:

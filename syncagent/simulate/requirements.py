@@ -38,6 +38,8 @@ OPTIONAL: dict[str, str] = {
     "_C._dispatch_has_computed_kernel_for_dispatch_key": "an op that the CPU lacks is refused only when it runs",
     "_C._current_graph_task_id": "nothing warns of races between streams",
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
+    "_C._distributed_c10d": "torch.distributed is not simulated",
+    "_C._get_accelerator": "init_process_group() without a backend finds none for the device",
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
@@ -48,6 +50,9 @@ OPTIONAL: dict[str, str] = {
     "_weights_only_unpickler._get_allowed_globals": "torch.load(weights_only=True) may refuse tensors of this device",
     "_use_cudnn_rnn_flatten_weight": "recurrent layers on builds with CUDA may ask cuDNN",
     "cuda._initialized": "code that keeps generator states may leave out this device's",
+    "distributed.ProcessGroup._device_types": "torch.distributed is not simulated",
+    "distributed.ProcessGroup._get_backend": "torch.distributed is not simulated",
+    "distributed.distributed_c10d": "torch.distributed is not simulated",
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",
@@ -63,6 +68,7 @@ OPTIONAL: dict[str, str] = {
 
 ON_INSTANCES: dict[str, str] = {
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
+    "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }
 """As :data:`OPTIONAL`, but only instances have the name: it can be looked for only where it is used."""

@@ -124,7 +124,6 @@ def refuse_unsupported() -> None:
     compile_here = replacement(refusing_compile, compile_)
     compile_here.__signature__ = inspect.signature(compile_)  # libraries look there for its options
     patches.put(torch, "compile", compile_here)
-    _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
     _refuse_devices_beyond(torch.nn.DataParallel, 1)
 
 

@@ -172,22 +172,36 @@ def _install(count: int) -> None:
             LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
 
 
+_OF_GROUPS = (
+    "_C._distributed_c10d", "distributed.distributed_c10d", "distributed.ProcessGroup._get_backend",
+    "distributed.ProcessGroup._device_types",
+)  # fmt: skip
+_OF_DATA_PARALLEL = (
+    "autograd.Variable._execution_engine", "distributed._compute_bucket_assignment_by_size",
+    "distributed.ProcessGroup._allgather_base",
+)  # fmt: skip
+
+
 def _adapt_distributed() -> None:
     import torch
 
     from syncagent.simulate.requirements import find
 
-    if torch.distributed.is_available() and None not in [find(x) for x in _OF_DISTRIBUTED]:
-        from syncagent.simulate import collectives, groups
+    if not torch.distributed.is_available():
+        return
+    lacks_groups, lacks_data_parallel = (
+        None in [find(name) for name in names] for names in (_OF_GROUPS, _OF_DATA_PARALLEL)
+    )
+    if lacks_groups:
+        return
+    from syncagent.simulate import collectives, groups
 
-        groups.install()
-        collectives.install()
+    groups.install()
+    collectives.install()
+    if not lacks_data_parallel:
+        from syncagent.simulate import reducer
 
-
-_OF_DISTRIBUTED = (
-    "_C._distributed_c10d", "distributed.distributed_c10d", "distributed.ProcessGroup._get_backend",
-    "distributed.ProcessGroup._device_types",
-)  # fmt: skip
+        reducer.install()
 
 
 def _take_out() -> None:

@@ -138,3 +138,87 @@ def test_every_collective_gives_each_rank_what_nccl_would(ranks):
     found, errors = ranks(COLLECTIVES, 2)
     assert {name: [one.get(name) for one in found] for name in EXPECTED} == EXPECTED
     assert errors.count("gloo stands in for NCCL") == 2  # once a process
+
+
+TRAINING = """
+import contextlib, json, os, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+rank, simulated = int(os.environ["RANK"]), sys.argv[1] == "simulated"
+device = torch.device("cuda", rank) if simulated else torch.device("cpu")
+if simulated:
+    torch.cuda.set_device(device)
+dist.init_process_group("nccl" if simulated else "gloo")
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.first, self.second, self.never = nn.Linear(64, 50), nn.Linear(64, 50), nn.Linear(2, 2)
+        self.last = nn.Linear(50, 5)
+
+    def forward(self, x, with_second):
+        x = torch.relu(self.norm(self.conv(x))).flatten(1)
+        y = torch.relu(self.first(x))
+        return self.last(y + self.second(x) if with_second else y)
+
+def train(steps=4, second=lambda step: True, sync=lambda step: True, hook=None, join=False, frozen=True, **options):
+    torch.manual_seed(rank)
+    net = Net().to(device)
+    if frozen:
+        net.never.requires_grad_(False)
+    model = DistributedDataParallel(net, device_ids=[rank] if simulated else None, **options)
+    if hook is not None:
+        model.register_comm_hook(None, hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    generator = torch.Generator().manual_seed(rank)
+    losses = []
+    with model.join() if join else contextlib.nullcontext():
+        for step in range(steps):
+            x = torch.rand(4, 3, 6, 6, generator=generator).to(device)
+            y = torch.randint(0, 5, (4,), generator=generator).to(device)
+            with contextlib.nullcontext() if sync(step) else model.no_sync():
+                loss = nn.functional.cross_entropy(model(x, second(step)), y)
+                loss.backward()
+            losses.append(loss.detach())
+            if sync(step):
+                optimizer.step()
+                optimizer.zero_grad()
+    ends = [float(x.double().sum()) for x in (*model.parameters(), *model.buffers())]
+    return [[float(loss) for loss in losses], ends, [p.grad is None for p in model.parameters()]]
+
+found = {
+    "plain": train(),
+    "small buckets": train(bucket_cap_mb=0.005),
+    "views": train(gradient_as_bucket_view=True),
+    "unused": train(second=lambda step: step % 2 == rank, find_unused_parameters=True, frozen=False),
+    "static": train(static_graph=True, frozen=False),
+    "no_sync": train(sync=lambda step: step % 2),
+    "hook": train(hook=default_hooks.allreduce_hook),
+    "fp16": train(hook=default_hooks.fp16_compress_hook),
+    "own buffers": train(broadcast_buffers=False),
+    "join": train(steps=4 + rank, join=True),
+}
+try:
+    train(frozen=False)
+except RuntimeError as error:
+    found["error"] = str(error).split(".")[0]
+print(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+
+def test_data_parallel_training_gives_the_numbers_of_gloo_on_the_cpu(ranks):
+    """Bit for bit, in all its forms: losses, the parameters and buffers at the end, and which gradients there are."""
+    on_device, _ = ranks(TRAINING, 2, "simulated")
+    on_cpu, _ = ranks(TRAINING, 2, "cpu", simulate="0")
+    for ours, theirs in zip(on_device, on_cpu, strict=True):
+        for name, numbers in theirs.items():
+            assert ours[name] == numbers, name
+    assert on_device[0]["plain"][1][:6] == on_device[1]["plain"][1][:6]
+    assert on_device[0]["plain"][0] != on_device[1]["plain"][0]
+    assert on_device[0]["error"].startswith("Expected to have finished reduction in the prior iteration")

@@ -58,7 +58,6 @@ def test_errors_that_cuda_gives_are_given_alike(call, error, words):
         lambda: cuda(2).__dlpack__(),
         lambda: torch.utils.dlpack.to_dlpack(cuda(2)),
         lambda: np.from_dlpack(cuda(2)),
-        lambda: nn.parallel.DistributedDataParallel(nn.Linear(2, 2).cuda()),
         lambda: torch.cuda.utilization(),
         lambda: torch.cuda.cudart(),
         lambda: torch.cuda.Event(interprocess=True),

@@ -130,6 +130,7 @@ def _install(count: int) -> None:
     from syncagent.simulate import (
         adaptations,
         autocast,
+        compilation,
         cuda_api,
         devices,
         engine,
@@ -162,6 +163,7 @@ def _install(count: int) -> None:
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),
         (_adapt_distributed, "torch.distributed is not simulated"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),

@@ -114,13 +114,15 @@ def _put_in(devices: int | None) -> None:
 def install_or_end() -> None:
     """Install the device in a process whose environment asks for it, or end the process with exit code 2.
 
-    On the CPU, or on a real GPU, the program would not compute what it was started for.
+    On the CPU, or on a real GPU, the program would not compute what it was started for.  What it meets later that is
+    not simulated, and does not catch, ends it with that code as well.
     """
+    from syncagent.support.refusal import end_with_one_sentence, refuse_to_start
+
     try:
         install()
+        end_with_one_sentence(SimulationError)
     except Exception as error:
-        from syncagent.support.refusal import refuse_to_start
-
         said = " ".join(str(error).split()).rstrip(".")
         kind = "" if isinstance(error, SimulationError) else f"{type(error).__name__}: "
         refuse_to_start(f"simulate=1 cannot be honoured: {kind}{said}.")

@@ -13,12 +13,15 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.simulate import patches
 from syncagent.simulate.memory import flatten
-from syncagent.simulate.requirements import find
+from syncagent.simulate.requirements import ON_INSTANCES, find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor, replacement
 from syncagent.support.import_hook import ImportHook
 from syncagent.support.log import log_once
 
 # --- torch.compile -----------------------------------------------------------------------------------------
+
+
+_WRAPPER = "_dynamo.eval_frame.OptimizedModule"
 
 
 def _as_it_is(function: Any) -> Any:
@@ -29,7 +32,9 @@ def _as_it_is(function: Any) -> Any:
 def _eager(model: Any) -> Any:
     """What ``torch.compile`` returns for this, but running as written."""
     if isinstance(model, torch.nn.Module):
-        wrapper = find("_dynamo.eval_frame.OptimizedModule")
+        wrapper = look_up(_WRAPPER)
+        if wrapper is None:
+            note_loss(f"torch.{_WRAPPER}", ON_INSTANCES[_WRAPPER])
         # The same class as torch's, since programs look for `_orig_mod`, and checkpoints have it in their keys.
         return model if wrapper is None else wrapper(model, _as_it_is)
     if isinstance(model, type) or not callable(model):

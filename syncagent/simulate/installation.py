@@ -141,6 +141,7 @@ def _install(count: int) -> None:
         patches,
         serialization,
         standin,
+        sync_batch_norm,  # noqa: F401 - registers its handlers
     )
     from syncagent.simulate.requirements import LOSSES
 

@@ -43,7 +43,6 @@ OPTIONAL: dict[str, str] = {
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
-    "_dynamo.eval_frame.OptimizedModule": "torch.compile returns the module itself, without _orig_mod",
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
     "_tensor_str._str": "tensors are printed without their device",
     "_utils._rebuild_parameter": "parameters on this device are not pickled",
@@ -72,11 +71,13 @@ OPTIONAL: dict[str, str] = {
 
 
 ON_INSTANCES: dict[str, str] = {
+    "_C._distributed_c10d._resolve_process_group": "DTensor is not simulated for several ranks",
+    "_dynamo.eval_frame.OptimizedModule": "torch.compile returns the module itself, without _orig_mod",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }
-"""As :data:`OPTIONAL`, but only instances have the name: it can be looked for only where it is used."""
+"""As :data:`OPTIONAL`, but looked for where it is used: only instances have the name, or it takes long to import."""
 
 LOSSES: dict[str, str] = {}
 """For each name that this torch lacks, or that could not be used, one sentence that says what is lost."""

@@ -222,3 +222,85 @@ def test_data_parallel_training_gives_the_numbers_of_gloo_on_the_cpu(ranks):
     assert on_device[0]["plain"][1][:6] == on_device[1]["plain"][1][:6]
     assert on_device[0]["plain"][0] != on_device[1]["plain"][0]
     assert on_device[0]["error"].startswith("Expected to have finished reduction in the prior iteration")
+
+
+SHARDED = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Shard, distribute_tensor
+
+rank, simulated = int(os.environ["RANK"]), sys.argv[1] == "simulated"
+device = torch.device("cuda", rank) if simulated else torch.device("cpu")
+if simulated:
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
+else:
+    dist.init_process_group("gloo")
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
+
+def train(model, make=torch.optim.Adam, **options):
+    optimizer = make(model.parameters(), lr=0.05, **options)
+    generator, losses = torch.Generator().manual_seed(rank), []
+    for _ in range(4):
+        loss = model(torch.rand(4, 6, generator=generator).to(device)).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+def data_parallel(model):
+    return nn.parallel.DistributedDataParallel(model, device_ids=[rank] if simulated else None)
+
+found = {"zero": train(data_parallel(net()), ZeroRedundancyOptimizer, optimizer_class=torch.optim.Adam)}
+model = net()
+fully_shard(model[0])
+fully_shard(model)
+found["fully_shard"] = train(model)
+if simulated:
+    found["fsdp"] = train(FullyShardedDataParallel(net(), device_id=device))
+mesh = init_device_mesh(device.type, (2,))
+whole = torch.arange(16.0).view(4, 4).to(device)
+rows = distribute_tensor(whole, mesh, [Shard(0)])
+found["product"] = (rows @ rows.T).full_tensor().tolist()
+found["columns"] = rows.redistribute(mesh, [Shard(1)]).to_local().tolist()
+if simulated:
+    torch.manual_seed(1)
+    norm, x = nn.BatchNorm1d(3).to(device), torch.randn(8, 3, 5).to(device)
+    synced = data_parallel(nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm)))
+    plain = nn.BatchNorm1d(3).to(device)
+    part = x[rank * 4 : rank * 4 + 4].clone().requires_grad_()
+    x.requires_grad_()
+    weights = torch.arange(1.0, 9.0, device=device).view(8, 1, 1)
+    expected, got = plain(x), synced(part)
+    (expected * expected * weights).sum().backward()
+    (got * got * weights[rank * 4 : rank * 4 + 4]).sum().backward()
+    close = lambda one, other: torch.allclose(one, other, atol=1e-4)
+    found["sync"] = [
+        close(got, expected[rank * 4 : rank * 4 + 4]),
+        close(part.grad, x.grad[rank * 4 : rank * 4 + 4]),
+        close(norm.running_var, plain.running_var),
+        close(norm.running_mean, plain.running_mean),
+        close(norm.weight.grad * 2, plain.weight.grad),
+    ]
+print(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_training_gives_the_numbers_of_gloo_on_the_cpu(ranks):
+    """FSDP, of both generations, ZeRO and DTensor; SyncBatchNorm, which the CPU has not, those of the whole batch."""
+    on_device, _ = ranks(SHARDED, 2, "simulated")
+    on_cpu, _ = ranks(SHARDED, 2, "cpu", simulate="0")
+    for ours, theirs in zip(on_device, on_cpu, strict=True):
+        assert {name: ours[name] for name in theirs} == theirs
+        assert ours["fsdp"] == theirs["fully_shard"]
+        assert ours["sync"] == [True] * 5

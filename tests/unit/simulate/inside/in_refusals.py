@@ -64,7 +64,6 @@ def test_errors_that_cuda_gives_are_given_alike(call, error, words):
         lambda: torch.cuda.utilization(),
         lambda: torch.cuda.cudart(),
         lambda: torch.cuda.Event(interprocess=True),
-        lambda: cuda(2).untyped_storage().resize_(9),
     ],
 )
 def test_what_is_not_simulated_says_so(call):

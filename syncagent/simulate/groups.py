@@ -6,6 +6,7 @@ The program sees what it has asked for: ``get_backend()`` is ``"nccl"``, and ten
 from __future__ import annotations
 
 import functools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +105,34 @@ def _ending(original: Any) -> Any:
     return end
 
 
+def _splitting(original: Any) -> Any:
+    """NCCL makes a group by splitting another one; here it is a new group, of the same ranks."""
+
+    @functools.wraps(original)
+    def split_group(parent_pg: Any = None, split_ranks: Any = None, *args: Any, **given: Any) -> Any:
+        parent: Any = parent_pg or distributed.group.WORLD
+        if split_ranks is None or not isinstance(backend_for(parent, or_none=True), StandIn):
+            return original(parent_pg, split_ranks, *args, **given)
+        ranks = distributed.get_process_group_ranks(parent)
+        own = next((members for members in split_ranks if parent.rank() in members), None)
+        if own is None:
+            return None
+        options = {name: given[name] for name in ("timeout", "pg_options", "group_desc") if name in given}
+        if args:
+            options["timeout"] = args[0]
+        members = [ranks[member] for member in sorted(own)]
+        return distributed.new_group(members, use_local_synchronization=True, **options)
+
+    return split_group
+
+
+def _put_everywhere(name: str, value: Any, original: Any) -> None:
+    """Other modules of torch have imported it by name."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("torch.") and vars(module).get(name) is original:
+            patches.put(module, name, value)
+
+
 def install() -> None:
     """Put the stand-in where torch looks for NCCL."""
     module: Any = find("distributed.distributed_c10d")
@@ -111,3 +140,6 @@ def install() -> None:
         patches.put(holder, "ProcessGroupNCCL", StandIn)
     patches.put(module, "_NCCL_AVAILABLE", True)
     patches.put(distributed.ProcessGroup, "shutdown", _ending(distributed.ProcessGroup.shutdown))
+    split_group = getattr(module, "split_group", None)
+    if split_group is not None:
+        _put_everywhere("split_group", _splitting(split_group), split_group)

@@ -166,6 +166,13 @@ def test_the_queues_of_a_group_that_is_gone_are_used_again(nccl):
     assert counts[0] == counts[2]
 
 
+def test_a_group_is_split(nccl):
+    part = dist.split_group(split_ranks=[[0]])
+    x = cuda(2.0)
+    dist.all_reduce(x, group=part)
+    assert (x.item(), dist.get_backend(part), dist.get_world_size(part)) == (2.0, "nccl", 1)
+
+
 def test_other_backends_are_refused_by_name():
     from torch.testing._internal.distributed import fake_pg  # noqa: F401 - registers the backend
 

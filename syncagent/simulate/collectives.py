@@ -387,11 +387,11 @@ _FUNCTIONAL: dict[str, Callable[..., Any]] = {
     "all_to_all_single": _functional_all_to_all, "broadcast": _functional_broadcast,
     "wait_tensor": lambda _facts, args, _kwargs: args[0],
 }  # fmt: skip
-for _namespace, _handlers in (
-    (torch.ops._c10d_functional, _FUNCTIONAL), (torch.ops._dtensor, {"shard_dim_alltoall": _shard_another_dimension}),
-):  # fmt: skip
+for _namespace, _handlers in {
+    "_c10d_functional": _FUNCTIONAL, "_dtensor": {"shard_dim_alltoall": _shard_another_dimension},
+}.items():  # fmt: skip
     for _name, _handler in _handlers.items():
-        _op_named = getattr(_namespace, _name, None)
+        _op_named = getattr(getattr(torch.ops, _namespace), _name, None)
         if _op_named is not None:
             dispatch.SPECIAL[_op_named.default] = _handler
 

@@ -381,11 +381,6 @@ class Reducer:
     def set_logger(self, logger: Any) -> None:
         """Nothing is logged."""
 
-    def _set_mixed_precision_param_dtype(self, dtype: torch.dtype) -> None:
-        raise SimulationError(
-            f"DistributedDataParallel with mixed_precision ({dtype}) is not simulated; use torch.autocast"
-        )
-
 
 class _Sum:
     """The future of an all-reduce: its bucket's numbers."""
@@ -507,8 +502,25 @@ def _choosing(original: Any, ours: Any) -> Any:
     return functools.update_wrapper(function, original, updated=())
 
 
+def _refuse_mixed_precision() -> None:
+    cls = torch.nn.parallel.DistributedDataParallel
+    original: Any = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - becomes cls.__init__
+        on_device = any(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
+        if on_device and kwargs.get("mixed_precision") is not None:
+            raise SimulationError(
+                "DistributedDataParallel(mixed_precision=...) is not simulated; use torch.autocast in its place"
+            )
+        original(self, module, *args, **kwargs)
+
+    patches.put(cls, "__init__", __init__)
+
+
 def install() -> None:
     """Put them where DistributedDataParallel looks for torch's own."""
+    _refuse_mixed_precision()
     for name, ours in _FOR_SIMULATED.items():
         original = getattr(distributed, name, None)
         if original is None:

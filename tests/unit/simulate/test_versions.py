@@ -23,7 +23,7 @@ taken out again."""
 
 PROGRAM = """
 import json, os, sys, traceback
-import torch, torch.cuda.graphs, torch.jit, torch.utils._device
+import torch, torch.cuda.graphs, torch.jit, torch.utils._device, torch.utils._triton
 import torch.distributed.tensor  # torch does so itself at the first call on a tensor of another class
 
 def take_away(path):

@@ -264,6 +264,16 @@ def _gather(group: Any, output_tensors: Any, input_tensors: Any, opts: Any = 0, 
     )  # fmt: skip
 
 
+def _gather_single(group: Any, output: Any, input: Any, opts: Any = 0) -> Work:  # noqa: A002 - torch's name
+    root = _root(opts)
+
+    def call(backend: Any, written: _Tensors, read: _Tensors) -> None:
+        parts = list(written[0].chunk(group.size())) if group.rank() == root else []
+        over_gloo.gather(backend, parts, read[0], root)
+
+    return _queue(group, "gather_single", [output], [input], call)
+
+
 def _scatter(group: Any, output_tensors: Any, input_tensors: Any = (), opts: Any = 0, *_: Any, **given: Any) -> Work:
     root = _root(given.get("root", opts))
     return _queue(
@@ -315,7 +325,8 @@ _METHODS: dict[str, Callable[..., Work]] = {
     "reduce_scatter_tensor_coalesced": _reduce_scatter_singles,
     "reduce_scatter_single_coalesced": _reduce_scatter_singles,
     "alltoall": _all_to_all, "alltoall_base": _all_to_all_single, "all_to_all_single": _all_to_all_single,
-    "gather": _gather, "scatter": _scatter, "send": _send, "recv": _recv, "recv_anysource": _recv_from_any,
+    "gather": _gather, "gather_single": _gather_single,
+    "scatter": _scatter, "send": _send, "recv": _recv, "recv_anysource": _recv_from_any,
 }  # fmt: skip
 
 

@@ -133,6 +133,23 @@ def _put_everywhere(name: str, value: Any, original: Any) -> None:
             patches.put(module, name, value)
 
 
+def _make(options: Any, _of_backend: Any) -> StandIn:
+    return StandIn(options.store, options.group_rank, options.group_size, SimpleNamespace(_timeout=options.timeout))
+
+
+def _put_into_table(backends: Any) -> None:
+    table, ours = backends._plugins, backends._BackendPlugin(_make, True)
+    before = table.get("NCCL")
+
+    def restore() -> None:
+        if before is None:
+            table.pop("NCCL", None)
+        else:
+            table["NCCL"] = before
+
+    patches.also(lambda: table.update(NCCL=ours), restore)
+
+
 def install() -> None:
     """Put the stand-in where torch looks for NCCL."""
     module: Any = find("distributed.distributed_c10d")
@@ -140,6 +157,8 @@ def install() -> None:
         patches.put(holder, "ProcessGroupNCCL", StandIn)
     patches.put(module, "_NCCL_AVAILABLE", True)
     patches.put(distributed.ProcessGroup, "shutdown", _ending(distributed.ProcessGroup.shutdown))
+    if hasattr(module, "_create_nccl_process_group"):  # since 2.15, with a table of what makes each backend
+        _put_into_table(distributed.Backend)
     split_group = getattr(module, "split_group", None)
     if split_group is not None:
         _put_everywhere("split_group", _splitting(split_group), split_group)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from syncagent.errors import SimulationError
+
 ReduceOp: Any = getattr(torch.distributed, "ReduceOp", None)
 
 _SUMMED_BY_GLOO = frozenset({
@@ -55,7 +57,9 @@ def all_reduce(backend: Any, tensor: torch.Tensor, op: Any) -> None:
 
 
 def _factor_of(op: Any) -> Any:
-    factor = op.factor
+    factor = getattr(op, "factor", None)
+    if factor is None:
+        raise SimulationError(f"ReduceOp.PREMUL_SUM is not simulated with torch {torch.__version__}; scale the tensor")
     return factor.cpu() if isinstance(factor, torch.Tensor) else factor
 
 

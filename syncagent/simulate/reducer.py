@@ -375,6 +375,12 @@ class Reducer:
     def _set_optimizer_in_backward(self) -> None:
         """The hook of such optimizers does all that is needed."""
 
+    def _set_manual_finalization_required(self, required: bool) -> None:
+        if required:
+            raise SimulationError(
+                "DistributedDataParallel's require_manual_backward_finalization is not simulated; leave it off"
+            )
+
     def _set_ddp_runtime_logging_sample_rate(self, sample_rate: int) -> None:
         """Nothing is logged."""
 

@@ -72,6 +72,9 @@ OPTIONAL: dict[str, str] = {
 
 ON_INSTANCES: dict[str, str] = {
     "_C._distributed_c10d._resolve_process_group": "DTensor is not simulated for several ranks",
+    "distributed.distributed_c10d._create_nccl_process_group": "torch.distributed looks for NCCL in the older way",
+    "distributed.Backend._plugins": "torch.distributed looks for NCCL itself",
+    "distributed.Backend._BackendPlugin": "torch.distributed looks for NCCL itself",
     "_dynamo.eval_frame.OptimizedModule": "torch.compile returns the module itself, without _orig_mod",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 
 import pytest
 import torch
@@ -171,6 +172,25 @@ def test_a_group_is_split(nccl):
     x = cuda(2.0)
     dist.all_reduce(x, group=part)
     assert (x.item(), dist.get_backend(part), dist.get_world_size(part)) == (2.0, "nccl", 1)
+
+
+def test_a_torch_with_a_table_of_backends_finds_the_stand_in_there():
+    """Since 2.15."""
+    from types import SimpleNamespace
+
+    from syncagent.simulate import groups, patches
+
+    table = {"NCCL": "torch's own"}
+    backends = SimpleNamespace(_plugins=table, _BackendPlugin=lambda make, _extended: make)
+    changes = patches.begin()
+    groups._put_into_table(backends)
+    options = SimpleNamespace(store=dist.HashStore(), group_rank=0, group_size=1, timeout=dt.timedelta(minutes=1))
+    made = table["NCCL"](options, None)
+    assert isinstance(made, dist.ProcessGroupNCCL)
+    made.retire()
+    changes.restore()
+    patches._all.remove(changes)
+    assert table == {"NCCL": "torch's own"}
 
 
 def test_other_backends_are_refused_by_name():

@@ -61,6 +61,11 @@ def read(environment: Mapping[str, str] = os.environ) -> Rank:
     return Rank(_number(environment, _RANK), _number(environment, _LOCAL), _number(environment, _WORLD))
 
 
+def on_this_machine(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many ranks the launcher has started on this machine: one where it does not say."""
+    return max(_number(environment, _LOCAL_WORLD) or 1, 1)
+
+
 def job(environment: Mapping[str, str] = os.environ) -> Job:
     """Read which job this is.
 

@@ -13,7 +13,7 @@ import os
 import sys
 
 from syncagent.attribution import processes
-from syncagent.runtime.import_hook import ImportHook
+from syncagent.support.import_hook import ImportHook
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

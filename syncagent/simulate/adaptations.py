@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import os
 import sys
 from typing import Any
 
@@ -104,27 +102,14 @@ def adapt_ctc_loss() -> None:
 
 
 def refuse_unsupported() -> None:
-    """Refuse torch.compile, models spread over processes or devices, and handing memory to other libraries."""
-    to_dlpack, compile_ = torch.to_dlpack, torch.compile  # type: ignore[attr-defined]  # torch does not export to_dlpack
+    """Refuse models spread over devices, and handing memory to other libraries."""
+    to_dlpack = torch.to_dlpack  # type: ignore[attr-defined]  # torch does not export it
 
     def refusing_to_dlpack(tensor: Any) -> Any:
         return tensor.__dlpack__() if isinstance(tensor, SimulatedTensor) else to_dlpack(tensor)
 
-    def refusing_compile(*args: Any, **kwargs: Any) -> Any:
-        switched_off = any(os.environ.get(name) == "1" for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"))
-        if kwargs.get("disable") or switched_off:
-            return compile_(*args, **kwargs)
-        raise SimulationError(
-            "torch.compile is not simulated (it would write kernels for a GPU). Set TORCHDYNAMO_DISABLE=1 to run the "
-            "program without it."
-        )
-
     patches.put(torch.utils.dlpack, "to_dlpack", refusing_to_dlpack)
     patches.put(torch, "to_dlpack", refusing_to_dlpack)
-    compile_here = replacement(refusing_compile, compile_)
-    compile_here.__signature__ = inspect.signature(compile_)  # libraries look there for its options
-    patches.put(torch, "compile", compile_here)
-    _refuse_devices_beyond(torch.nn.parallel.DistributedDataParallel, 0)
     _refuse_devices_beyond(torch.nn.DataParallel, 1)
 
 

@@ -154,15 +154,23 @@ _REFUSED = {
     "memory pools are": "MemPool", "memory snapshots are": "memory_snapshot", "GPU utilization is": "utilization",
     "GPU memory usage is": "memory_usage", "the CUDA runtime's own interface is": "cudart",
 }  # fmt: skip
+_REFUSED_OF_MEMORY = {
+    "memory snapshots are": "_snapshot _dump_snapshot _record_memory_history _save_memory_usage _save_segment_usage",
+    "CUDA's allocators are": "CUDAPluggableAllocator change_current_allocator caching_allocator_alloc",
+}
 
 
-def _refused(name: str, what: str) -> type:
+def _refused(path: str, name: str, what: str) -> type:
     """A class that cannot be made: it takes the place of a class, or of a function."""
 
     def __init__(*_: Any, **__: Any) -> None:  # noqa: N807 - of the class below
-        raise SimulationError(f"{what} not simulated")
+        raise SimulationError(f"torch.{path}.{name}: {what} not simulated; leave it out on the simulated device")
 
     return type(name, (), {"__init__": for_program(__init__)})
+
+
+def _refused_names(path: str, table: dict[str, str]) -> dict[str, Any]:
+    return {name: _refused(path, name, what) for what, names in table.items() for name in names.split()}
 
 
 # --- random numbers ----------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ def _names() -> dict[str, Any]:
         # CUDA graphs
         "is_current_stream_capturing": lambda: False,
         # what has no simulation
-        **{name: _refused(name, what) for what, names in _REFUSED.items() for name in names.split()},
+        **_refused_names("cuda", _REFUSED),
     }  # fmt: skip
 
 
@@ -289,11 +297,14 @@ def install() -> None:
             note_loss(f"torch.cuda.{name}")
     for path in ("cuda", "cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs"):
         _replace(path, names)
-    _replace("accelerator", _ACCELERATOR_NAMES)
+    _replace("cuda.memory", _refused_names("cuda.memory", _REFUSED_OF_MEMORY))
+    _replace("accelerator", _ACCELERATOR_NAMES | _refused_names("accelerator", {"CUDA graphs are": "Graph"}))
     _replace("cuda.nvtx", dict.fromkeys(("range_push", "range_pop", "range_start", "range_end", "mark"), _nothing))
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:
         patches.put(torch.cuda, "_initialized", True)
+    if find("_C._get_accelerator") is not None:
+        patches.put(torch._C, "_get_accelerator", lambda *_: torch.device("cuda"))
     patches.put(torch, "Generator", randomness.Generator)
     # Builds with CUDA ask cuDNN about each tensor on the device.
     patches.put(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)

@@ -53,6 +53,10 @@ _blocks: bool | None = None
 """Whether each op runs at once (CUDA_LAUNCH_BLOCKING=1); as CUDA reads it, at the first use of a device."""
 _default_streams: list[Stream] = []
 _pools: list[deque[Engine]] = []
+_hidden: list[list[Engine]] = []
+"""By device: queues that no Stream of the program's names, those of process groups."""
+_unused: list[list[Engine]] = []
+"""By device: those of them that are free to be used again."""
 
 
 class _ThreadState(threading.local):
@@ -77,6 +81,8 @@ def set_count(devices: int) -> None:
         shown.append(torch.device("cuda", index))
         stand_ins.append(torch.device(STAND_IN, index))
         _pools.append(deque())
+        _hidden.append([])
+        _unused.append([])
         _default_streams.append(Stream(index, default=Engine(f"cuda:{index} stream 0")))
 
 
@@ -284,7 +290,22 @@ def _pooled_engine(index: int) -> Engine:
 
 
 def engines_of(index: int) -> list[Engine]:
-    return [_default_streams[index].engine, *_pools[index]]
+    return [_default_streams[index].engine, *_pools[index], *_hidden[index]]
+
+
+def take_hidden_engine(index: int) -> Engine:
+    """A queue that the program has no Stream for; synchronizing the device waits for it as well."""
+    if not _unused[index]:
+        engine = Engine(f"cuda:{index} group's queue {len(_hidden[index]) + 1}")
+        _hidden[index].append(engine)
+        return engine
+    return _unused[index].pop()
+
+
+def give_hidden_engine_back(index: int, engine: Engine) -> None:
+    """Finish what is queued there; another may then be given it."""
+    engine.retire()
+    _unused[index].append(engine)
 
 
 def current_engine(index: int) -> Engine:
@@ -336,8 +357,8 @@ def order(name: str, index: int, placements: list[Placement]) -> Engine:
     return engine
 
 
-def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement]) -> None:
-    """Queue an op's kernel, and record it as the last writer of the boxes that it writes."""
+def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement]) -> int:
+    """Queue an op's kernel, record it as the last writer of the boxes that it writes, and return its ticket."""
     global _blocks
     ticket = engine.submit(keeping_failure(name, kernel, written))
     for placement in written:
@@ -347,6 +368,7 @@ def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list
         _blocks = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}
     if _blocks:
         engine.finish_at_once(ticket)
+    return ticket
 
 
 def keeping_failure(name: str, kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:

@@ -75,12 +75,12 @@ def facts_of(op: Any) -> OpFacts:
     """Return what is known of an op, with the handler that runs it."""
     facts = OpFacts(op)
     body = facts.python_body()
-    if op.namespace in _UNSUPPORTED_NAMESPACES:
-        facts.handler = refusing(f": {_UNSUPPORTED_NAMESPACES[op.namespace]} is not simulated on the CUDA stand-in")
-    elif body is not None:
+    if body is not None:
         facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
     elif op in SPECIAL:
         facts.handler = SPECIAL[op]
+    elif op.namespace in _UNSUPPORTED_NAMESPACES:
+        facts.handler = refusing(f": {_UNSUPPORTED_NAMESPACES[op.namespace]} is not simulated on the CUDA stand-in")
     elif not _runs_on_cpu(op.name(), "CPU"):
         facts.handler = refusing(" has no kernel for the CPU, so it is not simulated on the CUDA stand-in")
     elif _has_kernel(op.name(), "CompositeImplicitAutograd"):
@@ -283,6 +283,8 @@ class _Kernel:
     def resize_outs(self, spec: Any, args: Any, kwargs: Any) -> None:
         """``out=`` takes the shape of the result, as in torch before the kernel runs."""
         specs = spec if isinstance(spec, list) else [spec]
+        if not self.facts.returns:  # lists of tensors, which are of the right sizes
+            return
         for place, layout in zip(self.facts.returns, specs, strict=True):
             if place is None or not isinstance(layout, Layout):
                 continue

@@ -7,6 +7,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
+from syncagent.attribution import ranks
 from syncagent.errors import SimulationError
 
 if TYPE_CHECKING:
@@ -46,16 +47,17 @@ def without_runtime() -> str:
     return standin.missing()
 
 
-def install(devices: int = 1) -> None:
+def install(devices: int | None = None) -> None:
     """Let simulated devices stand in for CUDA for the life of this process.
 
-    Call it before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
+    By default there are as many as the launcher has started ranks on this machine, and one without a launcher.  Call it
+    before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
     :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
     """
     borrow(devices)  # and never give back
 
 
-def borrow(devices: int = 1) -> Callable[[], None]:
+def borrow(devices: int | None = None) -> Callable[[], None]:
     """Let simulated devices stand in for CUDA until every borrower has called the function that this returns.
 
     Tensors made on them stay usable after that.  After :func:`install` the devices stay.  Raises as it does.
@@ -77,12 +79,14 @@ def _give_back() -> None:
             _take_out()
 
 
-def _put_in(devices: int) -> None:
+def _put_in(devices: int | None) -> None:
     global _installed, _changes
     if _installed:
-        if devices != _installed:
+        if devices not in {None, _installed}:
             raise SimulationError(f"{_installed} simulated devices are installed already; {devices} asked for now")
         return
+    if devices is None:
+        devices = ranks.on_this_machine()
     if devices < 1:
         raise SimulationError(f"devices={devices}: at least one simulated device is needed")
     try:
@@ -110,13 +114,15 @@ def _put_in(devices: int) -> None:
 def install_or_end() -> None:
     """Install the device in a process whose environment asks for it, or end the process with exit code 2.
 
-    On the CPU, or on a real GPU, the program would not compute what it was started for.
+    On the CPU, or on a real GPU, the program would not compute what it was started for.  What it meets later that is
+    not simulated, and does not catch, ends it with that code as well.
     """
+    from syncagent.support.refusal import end_with_one_sentence, refuse_to_start
+
     try:
         install()
+        end_with_one_sentence(SimulationError)
     except Exception as error:
-        from syncagent.support.refusal import refuse_to_start
-
         said = " ".join(str(error).split()).rstrip(".")
         kind = "" if isinstance(error, SimulationError) else f"{type(error).__name__}: "
         refuse_to_start(f"simulate=1 cannot be honoured: {kind}{said}.")
@@ -126,6 +132,7 @@ def _install(count: int) -> None:
     from syncagent.simulate import (
         adaptations,
         autocast,
+        compilation,
         cuda_api,
         devices,
         engine,
@@ -136,6 +143,7 @@ def _install(count: int) -> None:
         patches,
         serialization,
         standin,
+        sync_batch_norm,  # noqa: F401 - registers its handlers
     )
     from syncagent.simulate.requirements import LOSSES
 
@@ -161,6 +169,8 @@ def _install(count: int) -> None:
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
+        (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),
+        (_adapt_distributed, "torch.distributed is not simulated"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),
     ):
@@ -168,6 +178,38 @@ def _install(count: int) -> None:
             part()
         except Exception as error:
             LOSSES[lost] = f"{lost}: {type(error).__name__}: {error}"
+
+
+_OF_GROUPS = (
+    "_C._distributed_c10d", "distributed.distributed_c10d", "distributed.ProcessGroup._get_backend",
+    "distributed.ProcessGroup._device_types",
+)  # fmt: skip
+_OF_DATA_PARALLEL = (
+    "autograd.Variable._execution_engine", "distributed._compute_bucket_assignment_by_size",
+    "distributed.ProcessGroup._allgather_base",
+)  # fmt: skip
+
+
+def _adapt_distributed() -> None:
+    import torch
+
+    from syncagent.simulate.requirements import find
+
+    if not torch.distributed.is_available():
+        return
+    lacks_groups, lacks_data_parallel = (
+        None in [find(name) for name in names] for names in (_OF_GROUPS, _OF_DATA_PARALLEL)
+    )
+    if lacks_groups:
+        return
+    from syncagent.simulate import collectives, groups
+
+    groups.install()
+    collectives.install()
+    if not lacks_data_parallel:
+        from syncagent.simulate import reducer
+
+        reducer.install()
 
 
 def _take_out() -> None:

@@ -42,6 +42,8 @@ OPTIONAL: dict[str, str] = {
     "_C._dispatch_get_registrations_for_dispatch_key": "ops that a new torch has on autocast's list go unnoticed",
     "_C._dispatch_tls_local_exclude_set": "recurrent layers run as many small ops, which is slow",
     "_C._dispatch_tls_local_include_set": "recurrent layers run as many small ops, which is slow",
+    "_C._distributed_c10d": "torch.distributed is not simulated",
+    "_C._get_accelerator": "init_process_group() without a backend finds none for the device",
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
@@ -53,12 +55,19 @@ OPTIONAL: dict[str, str] = {
     "_use_cudnn_rnn_flatten_weight": "recurrent layers on builds with CUDA may ask cuDNN",
     "cpu._is_avx512_bf16_supported": "products in bfloat16 are computed in fp32 on every processor",
     "cuda._initialized": "code that keeps generator states may leave out this device's",
+    "autograd.Variable._execution_engine": "DistributedDataParallel is not simulated",
+    "distributed._compute_bucket_assignment_by_size": "DistributedDataParallel is not simulated",
+    "distributed.ProcessGroup._allgather_base": "DistributedDataParallel is not simulated",
+    "distributed.ProcessGroup._device_types": "torch.distributed is not simulated",
+    "distributed.ProcessGroup._get_backend": "torch.distributed is not simulated",
+    "distributed.distributed_c10d": "torch.distributed is not simulated",
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",
     "serialization._package_registry": "torch.load tries this device even when it is gone",
     "serialization.register_package": "torch.load does not restore tensors to this device",
     "storage.TypedStorage": "tensors on this device are not pickled",
+    "utils._triton.has_triton": "libraries that ask torch take Triton's kernels, which are refused",
     "utils._device._device_constructors": "a default device that was used before stays as it was for factories",
     "utils._foreach_utils._foreach_supported_types": "clip_grad_norm_ takes its plain form",
     "utils._foreach_utils._group_tensors_by_device_and_dtype": "optimizers' foreach form may refuse the device",
@@ -68,10 +77,16 @@ OPTIONAL: dict[str, str] = {
 
 ON_INSTANCES: dict[str, str] = {
     "_C.Node._sequence_nr": "of several products in one backward pass, one waits",
+    "_C._distributed_c10d._resolve_process_group": "DTensor is not simulated for several ranks",
+    "distributed.distributed_c10d._create_nccl_process_group": "torch.distributed looks for NCCL in the older way",
+    "distributed.Backend._plugins": "torch.distributed looks for NCCL itself",
+    "distributed.Backend._BackendPlugin": "torch.distributed looks for NCCL itself",
+    "_dynamo.eval_frame.OptimizedModule": "torch.compile returns the module itself, without _orig_mod",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
+    "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }
-"""As :data:`OPTIONAL`, but only instances have the name: it can be looked for only where it is used."""
+"""As :data:`OPTIONAL`, but looked for where it is used: only instances have the name, or it takes long to import."""
 
 LOSSES: dict[str, str] = {}
 """For each name that this torch lacks, or that could not be used, one sentence that says what is lost."""

@@ -128,7 +128,10 @@ class SimulatedTensor(torch.Tensor):
     def untyped_storage(self) -> Any:
         return Storage(self._sim.box, self.device, self.dtype)
 
-    storage = _typed_storage = untyped_storage
+    def _typed_storage(self) -> Any:
+        return TypedStorage(self._sim.box, self.device, self.dtype)
+
+    storage = _typed_storage
 
     # --- what needs the numbers -----------------------------------------------------------------------------
 
@@ -253,21 +256,50 @@ class Storage:
     def nbytes(self) -> int:
         return self._box.nbytes
 
-    def size(self) -> int:
-        return self._box.nbytes // self.dtype.itemsize
+    size = nbytes
 
-    __len__ = size
+    def __len__(self) -> int:
+        return self.size()
 
     def untyped(self) -> Storage:
-        return self
+        return Storage(self._box, self.device, self.dtype)
 
-    _untyped_storage = property(untyped)
+    @property
+    def _untyped_storage(self) -> Storage:
+        return self.untyped()
 
     def is_pinned(self, _device: Any = None) -> bool:
         return False
 
-    def resize_(self, size: int) -> Any:
-        raise SimulationError(f"resizing a storage in place (to {size}) is not simulated; resize the tensor")
+    def resize_(self, size: int) -> Storage:
+        """Give it another size, in bytes and in stream order; FSDP frees and allocates parameters so."""
+        placement = Placement(self._box, self._box.layout, self.device.index)
+        self._box.nbytes = size
+        name = "torch.UntypedStorage.resize_"
+        engine = devices.order(name, placement.index, [placement])
+        devices.queue(engine, name, lambda: _resize_storage(self._box, size), [placement])
+        return self
+
+
+class TypedStorage(Storage):
+    """The same, counted in elements."""
+
+    def size(self) -> int:
+        return self._box.nbytes // self.dtype.itemsize
+
+    _size = size
+
+    def resize_(self, size: int) -> Storage:
+        """Give it another size, in elements."""
+        return super().resize_(size * self.dtype.itemsize)
+
+    _resize_ = resize_
+
+
+def _resize_storage(box: Box, size: int) -> None:
+    values = box.values
+    if values is not None:
+        values.untyped_storage().resize_(size)
 
 
 def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:

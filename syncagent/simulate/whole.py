@@ -123,7 +123,7 @@ def _queue_forward(
         box.own_form = computed if computed.leaves else None
 
     engine = devices.order(call.facts.name, index, sources)
-    devices.queue(engine, kernel, [*targets, graph._sim])
+    devices.queue(engine, call.facts.name, kernel, [*targets, graph._sim])
     return made, graph
 
 
@@ -147,7 +147,8 @@ def _queue_backward(
             dispatch.deliver(call.facts, target, values.to(target.layout.dtype), [])
 
     read = [*sources, *_placements(gradients), saved]
-    devices.queue(devices.order(f"{call.facts.name}_backward", index, read), kernel, targets)
+    name = f"{call.facts.name}_backward"
+    devices.queue(devices.order(name, index, read), name, kernel, targets)
     return made
 
 

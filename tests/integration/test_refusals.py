@@ -51,3 +51,47 @@ def test_syncagent_run_ends_with_2_before_the_first_line_of_the_script(start, tm
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"syncagent run: {CANNOT}")
     assert done.stderr.count("\n") == 1
+
+
+GOES_TOO_FAR = """
+import atexit
+import sys
+import torch
+
+if "distributed" in sys.argv:  # it puts a hook of its own around sys.excepthook
+    torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+atexit.register(print, "at exit", flush=True)
+try:
+    torch.cuda.memory_snapshot()
+except RuntimeError:
+    print("caught", flush=True)
+try:
+    if "other" in sys.argv:
+        raise ValueError("the program's own")
+    torch.cuda.CUDAGraph()
+finally:
+    print("finally", flush=True)
+"""
+
+
+@pytest.mark.parametrize("words", [(), ("distributed",), ("-m", "syncagent", "run", "--simulate")])
+def test_what_is_not_simulated_ends_the_program_with_2_and_one_sentence_that_names_its_line(python, tmp_path, words):
+    """What the program has for such cases still runs: it may catch the error, and clean up."""
+    (tmp_path / "train.py").write_text(GOES_TOO_FAR)
+    if "run" in words:
+        done = python(*words, "train.py")
+    else:
+        done = python("train.py", *words, SYNCAGENT_SIMULATE="1", SYNCAGENT_LOG_LEVEL="error")
+    assert (done.returncode, done.stdout) == (2, "caught\nfinally\nat exit\n")
+    said = next(line for line in done.stderr.splitlines() if line.startswith("syncagent: "))
+    line = 1 + GOES_TOO_FAR.splitlines().index("    torch.cuda.CUDAGraph()")
+    assert said.partition("train.py")[2].startswith(f":{line}: torch.cuda.CUDAGraph: CUDA graphs are not simulated")
+    assert said.endswith("The process ends here, with exit code 2.")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_the_programs_own_keeps_its_traceback(python, tmp_path):
+    (tmp_path / "train.py").write_text(GOES_TOO_FAR)
+    done = python("train.py", "other", SYNCAGENT_SIMULATE="1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: the program's own"

@@ -51,7 +51,7 @@ def test_two_who_wait_for_one_import_do_not_ask_each_other(python, tmp_path):
     """As under opentelemetry-instrument with SYNCAGENT_SIMULATE=1: both are called, once, the later asked first."""
     (tmp_path / "awaited.py").write_text("")
     code = (
-        "import sys; from syncagent.runtime.import_hook import ImportHook; said = []\n"
+        "import sys; from syncagent.support.import_hook import ImportHook; said = []\n"
         "sys.meta_path[:0] = [ImportHook('awaited', lambda name=name: said.append(name)) for name in 'ab']\n"
         "import awaited; print(*sorted(said), [f for f in sys.meta_path if isinstance(f, ImportHook)])"
     )

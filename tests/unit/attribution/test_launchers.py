@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from syncagent.attribution import ranks
 from syncagent.attribution.processes import is_launcher
 
 LAUNCHERS = [
@@ -73,3 +74,11 @@ def test_any_other_process_is_no_launcher(line):
 
 def test_this_process_is_none():
     assert not is_launcher()
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [({}, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 2), ({"LOCAL_WORLD_SIZE": "0"}, 1)],
+)
+def test_how_many_ranks_are_on_this_machine(environment, count):
+    assert ranks.on_this_machine(environment) == count

@@ -15,12 +15,15 @@ from syncagent.simulate.requirements import OPTIONAL
 
 SOURCES = sorted(Path(simulate.__file__).parent.glob("*.py"))
 
-TORCHS_OWN = {"jit._builtins._register_builtin", "serialization._package_registry"}
-"""Without the first torch cannot look any op up; the second is looked up when the device is taken out again."""
+TORCHS_OWN = {
+    "autograd.Variable._execution_engine", "jit._builtins._register_builtin", "serialization._package_registry",
+}  # fmt: skip
+"""Without the first two torch has no backward pass and cannot look any op up; the last is looked up when the device is
+taken out again."""
 
 PROGRAM = """
 import json, os, sys, traceback
-import torch, torch.cuda.graphs, torch.jit, torch.utils._device
+import torch, torch.cuda.graphs, torch.jit, torch.utils._device, torch.utils._triton
 import torch.distributed.tensor  # torch does so itself at the first call on a tensor of another class
 
 def take_away(path):

@@ -113,3 +113,18 @@ def test_many_small_tensors_come_and_go(observed):
         torch.empty(1000, device="cuda")
     assert empty_cache(observed) == EMPTIED
     assert empty_cache(observed) == []
+
+
+def test_a_storage_is_freed_and_allocated_again_in_stream_order():
+    """As FSDP does with the parameters that it gathers."""
+    whole = torch.ones(4, device="cuda")
+    part = whole[2:]
+    doubled = whole * 2
+    storage = whole.untyped_storage()
+    storage.resize_(0)
+    assert storage.size() == 0
+    storage.resize_(16)
+    assert storage.nbytes() == 16
+    whole.fill_(3)
+    assert part.tolist() == [3, 3]
+    assert doubled.tolist() == [2, 2, 2, 2]

@@ -1,0 +1,105 @@
+"""Programs that compile kernels for a GPU."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from syncagent.errors import SimulationError
+from syncagent.support import log
+
+
+def x():
+    return torch.arange(4.0, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fullgraph": True, "mode": "max-autotune"}, {"dynamic": True}, {"backend": "inductor", "options": {}}],
+)
+def test_a_compiled_function_runs_as_written(options):
+    def double(values):
+        return values * 2
+
+    compiled = torch.compile(double, **options)
+    assert compiled(x()).tolist() == [0, 2, 4, 6]
+    assert compiled.__name__ == "double"
+
+
+def test_compile_as_a_decorator():
+    @torch.compile
+    def one(values):
+        return values + 1
+
+    @torch.compile(mode="reduce-overhead")
+    def two(values):
+        return values + 2 + int(torch.compiler.is_compiling())
+
+    assert (one(x()).tolist(), two(x()).tolist()) == ([1, 2, 3, 4], [2, 3, 4, 5])
+
+
+def test_a_compiled_module_is_what_programs_expect_of_it():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).cuda()
+    compiled = torch.compile(net)
+    assert compiled._orig_mod is net
+    assert list(compiled.state_dict()) == ["_orig_mod.0.weight", "_orig_mod.0.bias"]
+    compiled.eval()
+    assert not net[1].training
+    assert torch.equal(compiled(x()), net(x()))
+    assert torch.equal(copy.deepcopy(compiled)(x()), net(x()))
+    compiled(x()).sum().backward()
+    assert net[0].bias.grad.tolist() == [1, 1, 1]
+
+
+def test_a_module_compiles_itself():
+    net = nn.Linear(4, 3).cuda()
+    expected = net(x())
+    net.compile(fullgraph=True)
+    assert torch.equal(net(x()), expected)
+
+
+def test_an_unknown_option_is_an_error_as_in_torch():
+    with pytest.raises(TypeError, match="fullgraf"):
+        torch.compile(nn.Linear(2, 2), fullgraf=True)
+
+
+def test_one_line_of_the_log_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(log, "_said", set())
+    logger = type("Logger", (), {"log": lambda _self, _level, text: said.append(text)})
+    monkeypatch.setattr(log, "get_logger", logger)
+    torch.compile(lambda values: values)
+    torch.compile(lambda values: values)
+    assert len(said) == 1
+    assert "torch.compile leaves the program as it is" in said[0]
+
+
+def test_a_program_that_has_it_switched_off_is_let_through(monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    function = lambda x: x + 1  # noqa: E731 - a lambda is wanted
+    assert torch.compile(function, disable=True)(1) == 2
+
+
+def test_torch_says_that_there_is_no_triton():
+    from torch.utils import _triton
+
+    assert not _triton.has_triton()
+
+
+def test_a_triton_kernel_is_refused_by_name():
+    triton = pytest.importorskip("triton")
+
+    @triton.jit
+    def add_one(pointer, count):
+        pass
+
+    with pytest.raises(SimulationError, match=r"the Triton kernel add_one is not simulated"):
+        add_one[(1,)](x(), 4)
+    tuned = triton.autotune(configs=[triton.Config({})], key=["count"])(add_one)
+    with pytest.raises(SimulationError, match=r"the Triton kernel .* is not simulated"):
+        tuned[(1,)](x(), count=4)
+    assert "triton.runtime.jit" in sys.modules

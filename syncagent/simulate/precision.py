@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate.memory import on_each
+from syncagent.simulate.memory import flatten, on_each
 from syncagent.simulate.requirements import MissingOp, aten, find
 
 Types = Mapping[torch.dtype, torch.dtype]
@@ -76,7 +76,13 @@ def _types_of_products() -> Types:
 
 
 def _in_wider_type(op: Any, types: Types, *args: Any, **kwargs: Any) -> Any:
-    """Run the op; what it writes to is written in its own type, and so are new results."""
+    """Run the op; what it writes to is written in its own type, and so are new results.
+
+    Where the types differ, the op itself says what is wrong with that.
+    """
+    given = {x.dtype for x in flatten([*args, *kwargs.values()]) if isinstance(x, torch.Tensor)}
+    if sum(dtype.is_floating_point for dtype in given) > 1:
+        return op(*args, **kwargs)
     widened: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def widen(value: Any) -> Any:

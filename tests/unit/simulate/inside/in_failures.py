@@ -233,8 +233,8 @@ AT_ONCE = {
     ),
     "refused": (lambda: torch.cuda.CUDAGraph(), SimulationError, "not simulated"),
     "sparse": (lambda: cuda(2).to_sparse(), SimulationError, "not simulated"),
-    "storage": (lambda: cuda(2).untyped_storage().resize_(9), SimulationError, "not simulated"),
-    "compile": (lambda: torch.compile(nn.Linear(1, 1)), SimulationError, "not simulated"),
+    "products": (lambda: cuda(3, 3).half() @ cuda(3, 3), RuntimeError, "same dtype"),
+    "rounding": (lambda: cuda(3, 3).half().bfloat16() @ cuda(3, 3).half(), RuntimeError, "same dtype"),
     "autocast": (lambda: in_autocast(lambda: F.linear(cuda(3, 3), cuda(4, 4))), RuntimeError, "cannot be multiplied"),
     "unsafe": (
         lambda: in_autocast(lambda: F.binary_cross_entropy(cuda(3), cuda(3))), RuntimeError, "unsafe to autocast",

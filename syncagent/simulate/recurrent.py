@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> 
         or not _fits(kind, setting, source, batch_sizes, states, parameters)
     ):
         return None
+    if kind == "lstm" and states[0].shape[2] != states[1].shape[2]:
+        _take_warning_of_projections()
     split = 1 + len(states)
     sizes = [] if batch_sizes is None else [batch_sizes.clone()]  # the program may write to its own
     seed = None
@@ -91,6 +94,16 @@ def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> 
         no_backward=_NO_BACKWARD if is_cudnn and not setting.train else "",
         no_second_backward=_NO_SECOND_BACKWARD if is_cudnn else "",
     )
+
+
+@functools.cache
+def _take_warning_of_projections() -> None:
+    """Have the CPU's kernel give its warning of them, which it gives once in a process: a GPU gives none."""
+    x, hidden, cell, bias = torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, 2), torch.zeros(8)
+    weights = [torch.zeros(8, 2), torch.zeros(8, 1), bias, bias, torch.zeros(1, 2)]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        aten.lstm.input(x, [hidden, cell], weights, True, 1, 0.0, False, False, False)
 
 
 def _with_dropout(

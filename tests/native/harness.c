@@ -24,6 +24,11 @@
 #include "caller.h"
 #include "syncagent_native.h"
 
+/* The thread sanitizer does not know the loader's lock, under which names of objects are made and read.  It forgets that a
+   name was written before it lets a callback of dl_iterate_phdr read it, but not its last byte, which is 0. */
+const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void) { return "race:is_runtime\nrace:note_runtime\n"; }
+
 #define UNAVAILABLE 77 /* exit code: this machine cannot run the scenario */
 #define MILLISECOND 1000000u
 

@@ -21,6 +21,7 @@ from syncagent.simulate.memory import Layout, stride_for
 from syncagent.simulate.requirements import MissingOp, aten
 from syncagent.simulate.tensor import SimulatedTensor
 from syncagent.simulate.whole import Call, as_list
+from syncagent.support.threads import AgentThread
 
 _COMPUTED = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _CUDNN_TYPES = frozenset({torch.float16, torch.float32, torch.float64})
@@ -101,9 +102,17 @@ def _take_warning_of_projections() -> None:
     """Have the CPU's kernel give its warning of them, which it gives once in a process: a GPU gives none."""
     x, hidden, cell, bias = torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, 2), torch.zeros(8)
     weights = [torch.zeros(8, 2), torch.zeros(8, 1), bias, bias, torch.zeros(1, 2)]
-    with warnings.catch_warnings(), torch.no_grad():
+
+    def call() -> None:
+        with torch.no_grad():
+            torch.lstm(x, [hidden, cell], weights, True, 1, 0.0, False, False, False)
+
+    # On a thread of its own: here torch would give it only when the program's call returns.
+    thread = AgentThread(target=call, name="syncagent-simulate")
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        aten.lstm.input(x, [hidden, cell], weights, True, 1, 0.0, False, False, False)
+        thread.start()
+        thread.join()
 
 
 def _with_dropout(

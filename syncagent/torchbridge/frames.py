@@ -22,6 +22,7 @@ _AGENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CAN_LEAVE_ITSELF_OUT = sys.version_info >= (3, 11)
 _LIMIT = 10_000
 _RAISE = dis.opmap["RAISE_VARARGS"]
+_LEAVES = frozenset({"leave_out_own_frames", "leave_simulation"})
 _NO_COLUMNS = 13
 """The kind of entry in a table of lines that says nothing of columns (Objects/locations.md in CPython)."""
 
@@ -133,6 +134,8 @@ def is_own_fault(error: BaseException) -> bool:
         last = last.tb_next
     if last is None or not is_agents(last.tb_frame.f_code):
         return False
+    if not _CAN_LEAVE_ITSELF_OUT and not _LEAVES.isdisjoint(last.tb_frame.f_code.co_names):
+        return False  # the entry that stays: this has been looked at before
     return last.tb_frame.f_code.co_code[last.tb_lasti] != _RAISE
 
 

@@ -178,9 +178,9 @@ def entries_after(fails, **options):
         "    try:\n"
         "        return passes_on(call)\n"
         "    except BaseException as error:\n"
-        "        leave(error)\n"
+        "        leave_out_own_frames(error)\n"
         "        raise\n",
-        leave=lambda error: leave_out_own_frames(error, **options),
+        leave_out_own_frames=lambda error: leave_out_own_frames(error, **options),
     )
     try:
         names["leaves"](fails)

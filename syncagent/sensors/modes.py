@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class ModeSensor(Sensor):
     def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
         super().__init__(recorder, conditions)
         self._entered: list[tuple[modes.ModeStack, Any]] = []
+        self._thread = threading.local()
         self._on: list[bool] = []
         self._made: tuple[Any, Any] | None = None
         self._fast_paths: modes.FastPaths | None = None
@@ -105,6 +107,8 @@ class ModeSensor(Sensor):
         for stack, mode in zip((modes.function_stack(), modes.dispatch_stack()), self._made, strict=True):
             stack.put_below(mode)
             self._entered.append((stack, mode))
+        if not hasattr(self._thread, "end") and threading.current_thread() is not threading.main_thread():
+            self._thread.end = _AtItsEnd(self._thread_ends)
 
     def leave(self) -> None:
         """Leave both modes, wherever in this thread's stacks they stand by now.
@@ -120,6 +124,11 @@ class ModeSensor(Sensor):
             if not stack.remove(mode):
                 self._made = None
                 self._lost += 1
+
+    def _thread_ends(self) -> None:
+        """Leave what this thread has entered: torch would take it out when the thread can run no Python any more."""
+        if self._entered and self.can_leave:
+            self._recorder.faults.guard(self.part, self.leave, None)
 
     @property
     def can_leave(self) -> bool:
@@ -140,6 +149,16 @@ class ModeSensor(Sensor):
         self._lost, self._is_on = lost, False  # after the end they are in nobody's way
         self._tracing.restore()
         self._backward.restore()
+
+
+class _AtItsEnd:
+    """Kept in a ``threading.local``, calls something when its thread ends, on that thread."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __del__(self) -> None:
+        self._call()
 
 
 def _modes(  # noqa: PLR0915 - two modes over one set of names

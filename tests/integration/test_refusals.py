@@ -82,7 +82,10 @@ def test_what_is_not_simulated_ends_the_program_with_2_and_one_sentence_that_nam
         done = python(*words, "train.py")
     else:
         done = python("train.py", *words, SYNCAGENT_SIMULATE="1", SYNCAGENT_LOG_LEVEL="error")
-    assert (done.returncode, done.stdout) == (2, "caught\nfinally\nat exit\n")
+    printed = [
+        line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")
+    ]  # which up to torch 2.10 says so
+    assert (done.returncode, printed) == (2, ["caught", "finally", "at exit"])
     said = next(line for line in done.stderr.splitlines() if line.startswith("syncagent: "))
     line = 1 + GOES_TOO_FAR.splitlines().index("    torch.cuda.CUDAGraph()")
     assert said.partition("train.py")[2].startswith(f":{line}: torch.cuda.CUDAGraph: CUDA graphs are not simulated")

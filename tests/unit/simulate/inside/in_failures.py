@@ -178,10 +178,10 @@ def test_it_fails_on_another_thread_at_that_threads_line():
 def blocking(monkeypatch):
     torch.cuda.synchronize()
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
-    monkeypatch.setattr(devices, "_blocks", None)
+    devices.set_count(devices.count())  # the variable is read anew
     yield
     monkeypatch.undo()
-    devices._blocks = None
+    devices.set_count(devices.count())
 
 
 @pytest.mark.usefixtures("blocking")

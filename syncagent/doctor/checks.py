@@ -100,7 +100,7 @@ def _with_remedy(warning: str) -> str:
     if warning.endswith("?"):  # it names the variable that was probably meant
         return warning
     is_file = "was not read for settings" in warning
-    remedy = "none of its settings is in force until that is mended" if is_file else "correct or unset it"
+    remedy = "none of its settings is in force until that is corrected" if is_file else "correct or unset it"
     return f"{warning.rstrip('.')}; {remedy}."
 
 

@@ -143,9 +143,7 @@ def watched(  # noqa: PLR0915 - four functions over one set of names
 
     def is_early(error: BaseException, state: ThreadState) -> bool:
         """May autograd have refused this call before it reached a backend?  Then it has not waited."""
-        return not state.stall_ns and not type(error).__name__.endswith(
-            "LinAlgError"
-        )  # which tells of what was read back
+        return not state.stall_ns and not type(error).__name__.endswith("LinAlgError")  # which says what was read back
 
     def inside(state: ThreadState, kind: SyncKind, frame: FrameType | None, below: Any, args: Any, kwargs: Any) -> Any:
         """Run an op that waits inside another one, which names the sync."""

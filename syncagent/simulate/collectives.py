@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from syncagent.simulate import devices, dispatch, over_gloo, patches, standin
+from syncagent.simulate import devices, over_gloo, patches, standin
 from syncagent.simulate.engine import Engine
 from syncagent.simulate.groups import StandIn, backend_for
 from syncagent.simulate.memory import Placement, flatten
@@ -139,7 +139,7 @@ def _list(tensors: Any) -> _Tensors:
     return [tensors] if isinstance(tensors, torch.Tensor) else flatten(tensors)
 
 
-def _all_reduce(group: Any, tensors: Any, opts: Any = None, timeout: Any = None, *, op: Any = None) -> Work:  # noqa: ARG001
+def all_reduce(group: Any, tensors: Any, opts: Any = None, timeout: Any = None, *, op: Any = None) -> Work:  # noqa: ARG001
     op = _op(opts if op is None else op)
 
     def call(backend: Any, written: _Tensors, _: _Tensors) -> None:
@@ -149,7 +149,7 @@ def _all_reduce(group: Any, tensors: Any, opts: Any = None, timeout: Any = None,
     return _queue(group, "all_reduce", _list(tensors), [], call)
 
 
-def _broadcast(group: Any, tensors: Any, opts: Any = 0, timeout: Any = None, *, root: Any = None) -> Work:  # noqa: ARG001
+def broadcast(group: Any, tensors: Any, opts: Any = 0, timeout: Any = None, *, root: Any = None) -> Work:  # noqa: ARG001
     root = _root(opts if root is None else root)
 
     def call(backend: Any, written: _Tensors, _: _Tensors) -> None:
@@ -174,7 +174,7 @@ def _all_gather(group: Any, output_tensors: Any, input_tensors: Any = None, *_: 
     )  # fmt: skip
 
 
-def _all_gather_single(group: Any, output: Any, input: Any, *_: Any, **__: Any) -> Work:  # noqa: A002 - torch's name
+def all_gather_single(group: Any, output: Any, input: Any, *_: Any, **__: Any) -> Work:  # noqa: A002 - torch's name
     return _all_gather_singles(group, [output], [input])
 
 
@@ -212,10 +212,10 @@ def _reduce_scatter(
 
 
 def _reduce_scatter_single(group: Any, outputTensor: Any, inputTensor: Any, opts: Any = None) -> Work:  # noqa: N803 - torch's names
-    return _reduce_scatter_singles(group, [outputTensor], [inputTensor], opts)
+    return reduce_scatter_singles(group, [outputTensor], [inputTensor], opts)
 
 
-def _reduce_scatter_singles(group: Any, outputs: Any, inputs: Any, opts: Any = None) -> Work:
+def reduce_scatter_singles(group: Any, outputs: Any, inputs: Any, opts: Any = None) -> Work:
     op = _op(opts)
     for output, source in zip(outputs, inputs, strict=True):
         if source.numel() != output.numel() * group.size():
@@ -228,11 +228,11 @@ def _reduce_scatter_singles(group: Any, outputs: Any, inputs: Any, opts: Any = N
     return _queue(group, "reduce_scatter_tensor", list(outputs), list(inputs), call)
 
 
-def _all_to_all(group: Any, output_tensors: Any, input_tensors: Any, *_: Any, **__: Any) -> Work:
+def all_to_all(group: Any, output_tensors: Any, input_tensors: Any, *_: Any, **__: Any) -> Work:
     return _queue(group, "all_to_all", _list(output_tensors), _list(input_tensors), over_gloo.all_to_all)
 
 
-def _all_to_all_single(
+def all_to_all_single(
     group: Any, output: Any, input: Any, output_split_sizes: Any = (), input_split_sizes: Any = (), *_: Any, **__: Any  # noqa: A002 - torch's name
 ) -> Work:  # fmt: skip
     split = [_splits(output, output_split_sizes, group.size()), _splits(input, input_split_sizes, group.size())]
@@ -318,95 +318,18 @@ def _recv_from_any(_group: Any, *_: Any, **__: Any) -> Work:
 
 
 _METHODS: dict[str, Callable[..., Work]] = {
-    "allreduce": _all_reduce, "allreduce_coalesced": _all_reduce, "broadcast": _broadcast, "reduce": _reduce,
+    "allreduce": all_reduce, "allreduce_coalesced": all_reduce, "broadcast": broadcast, "reduce": _reduce,
     "allgather": _all_gather, "allgather_coalesced": _all_gather_lists,
-    "_allgather_base": _all_gather_single, "all_gather_single": _all_gather_single,
+    "_allgather_base": all_gather_single, "all_gather_single": all_gather_single,
     "allgather_into_tensor_coalesced": _all_gather_singles, "all_gather_single_coalesced": _all_gather_singles,
     "reduce_scatter": _reduce_scatter,
     "_reduce_scatter_base": _reduce_scatter_single, "reduce_scatter_single": _reduce_scatter_single,
-    "reduce_scatter_tensor_coalesced": _reduce_scatter_singles,
-    "reduce_scatter_single_coalesced": _reduce_scatter_singles,
-    "alltoall": _all_to_all, "alltoall_base": _all_to_all_single, "all_to_all_single": _all_to_all_single,
+    "reduce_scatter_tensor_coalesced": reduce_scatter_singles,
+    "reduce_scatter_single_coalesced": reduce_scatter_singles,
+    "alltoall": all_to_all, "alltoall_base": all_to_all_single, "all_to_all_single": all_to_all_single,
     "gather": _gather, "gather_single": _gather_single,
     "scatter": _scatter, "send": _send, "recv": _recv, "recv_anysource": _recv_from_any,
 }  # fmt: skip
-
-
-# --- functional collectives: those of DTensor -------------------------------------------------------------------
-
-
-def _group_named(name: str) -> Any:
-    c10d: Any = torch._C._distributed_c10d
-    return c10d._resolve_process_group(name)
-
-
-def _named(op: str) -> Any:
-    kinds = over_gloo.ReduceOp.RedOpType
-    return over_gloo.ReduceOp(getattr(kinds, op.upper()))
-
-
-def _functional_all_reduce(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    source, op, group = args
-    return _functional_all_reduce_in_place(None, (source.clone(memory_format=torch.contiguous_format), op, group), {})
-
-
-def _functional_all_reduce_in_place(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    target, op, group = args
-    _all_reduce(_group_named(group), [target], op=_named(op)).wait()
-    return target
-
-
-def _functional_all_gather(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    source, size, group = args
-    output = source.new_empty((source.shape[0] * size, *source.shape[1:]))
-    _all_gather_single(_group_named(group), output, source.contiguous()).wait()
-    return output
-
-
-def _functional_reduce_scatter(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    source, op, size, group = args
-    output = source.new_empty((source.shape[0] // size, *source.shape[1:]))
-    _reduce_scatter_singles(_group_named(group), [output], [source.contiguous()], _named(op)).wait()
-    return output
-
-
-def _functional_all_to_all(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    source, into, of, group = args
-    output = source.new_empty((sum(into), *source.shape[1:]))
-    _all_to_all_single(_group_named(group), output, source.contiguous(), into, of).wait()
-    return output
-
-
-def _functional_broadcast(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    source, root, group = args
-    output = source.clone(memory_format=torch.contiguous_format)
-    _broadcast(_group_named(group), [output], root=root).wait()
-    return output
-
-
-def _shard_another_dimension(_facts: Any, args: Any, _kwargs: Any) -> Any:
-    """Each rank has all of one dimension afterwards, and a part of another one."""
-    source, gathered, sharded, name = args
-    group = _group_named(name)
-    parts = [part.contiguous() for part in source.chunk(group.size(), sharded)]
-    received = [torch.empty_like(part) for part in parts]
-    _all_to_all(group, received, parts).wait()
-    return torch.cat(received, gathered)
-
-
-_FUNCTIONAL: dict[str, Callable[..., Any]] = {
-    "all_reduce": _functional_all_reduce, "all_reduce_": _functional_all_reduce_in_place,
-    "all_gather_into_tensor": _functional_all_gather, "reduce_scatter_tensor": _functional_reduce_scatter,
-    "all_to_all_single": _functional_all_to_all, "broadcast": _functional_broadcast,
-    "wait_tensor": lambda _facts, args, _kwargs: args[0],
-}  # fmt: skip
-for _namespace, _handlers in {
-    "_c10d_functional": _FUNCTIONAL, "_dtensor": {"shard_dim_alltoall": _shard_another_dimension},
-}.items():  # fmt: skip
-    for _name, _handler in _handlers.items():
-        _op_named = getattr(getattr(torch.ops, _namespace), _name, None)
-        if _op_named is not None:
-            dispatch.SPECIAL[_op_named.default] = _handler
 
 
 # --- what has no tensor among its arguments --------------------------------------------------------------------
@@ -424,7 +347,7 @@ def _barrier(original: Any) -> Any:
             return original(self, *args, **kwargs)
         index = wanted.index if wanted is not None and wanted.type == "cuda" else None
         with torch.cuda.device(devices.current() if index is None else index):
-            work = _all_reduce(self, [torch.zeros(1, device="cuda")])
+            work = all_reduce(self, [torch.zeros(1, device="cuda")])
         work._blocks = True
         return work
 

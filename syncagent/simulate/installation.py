@@ -202,7 +202,7 @@ def _adapt_distributed() -> None:
     )
     if lacks_groups:
         return
-    from syncagent.simulate import collectives, groups
+    from syncagent.simulate import collectives, functional, groups  # noqa: F401 - functional registers its handlers
 
     groups.install()
     collectives.install()

@@ -139,13 +139,13 @@ def _attention(query: Any, key: Any, value: Any, *args: Any, attn_mask: Any = No
 
 def _trace(matrix: torch.Tensor) -> torch.Tensor:
     """Of truth values it is a number, as of other integers."""
-    return aten.trace.default(matrix.long() if matrix.dtype == torch.bool else matrix)  # type: ignore[no-any-return]
+    return aten.trace.default(matrix.long() if matrix.dtype == torch.bool else matrix)  # type: ignore[no-any-return]  # torch gives its ops no types
 
 
 def _histc(source: torch.Tensor, bins: int = 100, min: Any = 0, max: Any = 0) -> torch.Tensor:  # noqa: A002 - torch's
     """Of integers it is counted in integers, so that a number on the edge of a bin is on its right side."""
     if source.is_floating_point():
-        return aten.histc.default(source, bins, min, max)  # type: ignore[no-any-return]
+        return aten.histc.default(source, bins, min, max)  # type: ignore[no-any-return]  # torch gives its ops no types
     values, low, high = source.flatten().long(), int(min), int(max)
     if low == high and len(values):
         low, high = int(values.min()), int(values.max())

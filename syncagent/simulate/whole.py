@@ -68,7 +68,7 @@ class _Forward(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return None, *_queue_backward(call, ctx.needed, graph, gradients, tensors)
         if call.no_second_backward:
-            return None, *_Backward.apply(call, ctx.needed, graph, len(gradients), *gradients, *tensors)  # type: ignore[no-untyped-call]
+            return None, *_Backward.apply(call, ctx.needed, graph, len(gradients), *gradients, *tensors)  # type: ignore[no-untyped-call]  # torch's
         return None, *_differentiable(call, tensors, gradients, ctx.needed)
 
 

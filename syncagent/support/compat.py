@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, islice, repeat, takewhile
-from opcode import opmap
 from operator import attrgetter, is_not
 from types import CodeType, FrameType
 from typing import IO, Any, NamedTuple
@@ -162,14 +161,18 @@ def standing(frame: FrameType) -> Standing:
     return outer
 
 
-_CALLS = frozenset(
-    number for name, number in opmap.items() if name.startswith(("CALL", "PRECALL")) and "INTRINSIC" not in name
-)
+@cache
+def _calls() -> frozenset[int]:
+    from opcode import opmap  # of use only where a wait holds the GIL
+
+    return frozenset(
+        number for name, number in opmap.items() if name.startswith(("CALL", "PRECALL")) and "INTRINSIC" not in name
+    )
 
 
 def is_at_a_call(frame: FrameType) -> bool:
     """Return whether the instruction at which a frame is, or was interrupted, calls something."""
-    return frame.f_code.co_code[frame.f_lasti] in _CALLS
+    return frame.f_code.co_code[frame.f_lasti] in _calls()
 
 
 def has_gil() -> bool:

@@ -89,7 +89,8 @@ def run_case(case: Case, agent: Any) -> dict[str, Any]:
 
     import syncagent
     from tests.gpu.corpus import names as corpus_names
-    from tests.gpu.oracle import anchor_ns
+    from tests.gpu.oracle import Watched
+    from tests.gpu.physical import Timed
 
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
@@ -114,18 +115,7 @@ def run_case(case: Case, agent: Any) -> dict[str, Any]:
             torch.cuda.synchronize()
             torch.cuda.set_stream(torch.cuda.default_stream())
             torch.cuda.set_sync_debug_mode(0)
-    anchor = anchor_ns(agent)
-    return {"events": [kept(event) for event in between(agent, began_ns + anchor, ended_ns + anchor)]}
-
-
-def between(agent: Any, first_ns: int, last_ns: int) -> list[SyncEvent]:
-    found = []
-    for event in reversed(agent.events()):
-        if event.start_ns < first_ns - 1_000_000_000:
-            break
-        if first_ns <= event.start_ns <= last_ns:
-            found.append(event)
-    return found[::-1]
+    return {"events": [kept(event) for event in Watched(agent).between(Timed(began_ns, ended_ns, 0.0))]}
 
 
 def kept(event: SyncEvent) -> list[Any]:

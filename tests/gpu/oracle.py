@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _LONG_NS = 200_000
+"""A driver call, or a stall of the agent's, that lasts this long is a wait and no mere call."""
 _QUEUEING_NS = 25_000
 """An asynchronous copy that takes less has been queued, and has waited for nothing."""
-"""A driver call, or a stall of the agent's, that lasts this long is a wait and no mere call."""
 _FAR_US = 200.0
 _NOTHING_MS = 1.0
 """A sync with an idle stream stalls for less than this."""

@@ -1,6 +1,6 @@
 """Which line of the user's code each thread stood on, and when: an account that owes nothing to the agent.
 
-``sys.monitoring`` (Python 3.12 and later) tells of each line that is run and of each function that is entered or left;
+``sys.monitoring`` (Python 3.12 and later) reports each line that is run and of each function that is entered or left;
 it costs nothing in code that is not the user's.
 """
 

@@ -18,7 +18,7 @@ STATEMENTS = json.loads((FOLDER / "statements.json").read_text(encoding="utf-8")
 HELD_OUT = json.loads((FOLDER / "heldout.json").read_text(encoding="utf-8"))
 """Written when the rules were done, by somebody who had not seen them."""
 FIRST_MEASURE = {"right": 45, "acceptable": 11, "wrong": 4, "none": 0}
-"""What the rules said of those before anything was mended."""
+"""What the rules said of those before anything was changed."""
 NOT_YET = {"detr-num-boxes-item", "mmdet-assign-on-cpu"}
 """Statements whose advice is not what the expert would say."""
 
@@ -60,7 +60,7 @@ def test_the_table_is_one_of_public_code_and_of_every_kind_of_advice():
 
 
 def test_statements_that_were_held_back_get_no_worse_advice_than_at_first():
-    """At least 40 of them; a rule that is mended for one must not spoil another."""
+    """At least 40 of them; a rule that is corrected for one must not spoil another."""
     assert len(HELD_OUT) >= 40
     assert not {statement["id"] for statement in HELD_OUT} & {statement["id"] for statement in STATEMENTS}
     found = Counter(map(judged, HELD_OUT))

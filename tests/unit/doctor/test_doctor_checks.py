@@ -70,7 +70,7 @@ class TestSettings:
         (tmp_path / "pyproject.toml").write_text("[tool.syncagent\n")
         [problem] = self.section().problems
         assert "was not read for settings: it is not TOML" in problem
-        assert problem.endswith("none of its settings is in force until that is mended.")
+        assert problem.endswith("none of its settings is in force until that is corrected.")
 
     def test_secrets_are_not_shown(self):
         section = self.section(SYNCAGENT_JOURNAL="https://ada:hunter22@host/x")

@@ -6,15 +6,13 @@ import contextlib
 import os
 import sys
 import time
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from syncagent.errors import SimulationError, SimulationWarning
+from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
 from syncagent.simulate import allocator, devices, engine, patches, randomness, standin
 from syncagent.simulate.failures import all_for_program, for_program
@@ -34,6 +32,10 @@ def _lazy_init() -> None:
     global _started
     engine.refuse_if_forked()
     _started = True
+
+
+def _is_initialized() -> bool:
+    return not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
 
 
 # --- devices -----------------------------------------------------------------------------------------------
@@ -115,27 +117,32 @@ def _sleep(cycles: int) -> None:
 
 # --- memory ------------------------------------------------------------------------------------------------
 
-_warned = False
+
+def _memory_stats(device: Any = None) -> dict[str, Any]:
+    """As a nested dictionary; torch makes all its other figures of it."""
+    return allocator.figures(devices.index_of(device)) if _is_initialized() else {}
 
 
-def _no_figures(value: Any) -> Callable[..., Any]:
-    """A figure that is not simulated: loops that print it go on, and one warning says so."""
-
-    def figure(*_: Any, **__: Any) -> Any:
-        global _warned
-        if not _warned:
-            _warned = True
-            warnings.warn(
-                "CUDA memory figures are not simulated: memory_allocated() and similar functions return 0",
-                SimulationWarning,
-                stacklevel=3,  # one more is put around it
-            )
-        return value() if callable(value) else value
-
-    return figure
+def _reset_peak_memory_stats(device: Any = None) -> None:
+    allocator.reset_figures(devices.index_of(device), peak=True)
 
 
-def _host_memory() -> tuple[int, int]:
+def _reset_accumulated_memory_stats(device: Any = None) -> None:
+    allocator.reset_figures(devices.index_of(device), peak=False)
+
+
+_MEMORY_FIGURES: dict[str, Any] = {
+    "memory_stats_as_nested_dict": _memory_stats, "reset_peak_memory_stats": _reset_peak_memory_stats,
+    "reset_accumulated_memory_stats": _reset_accumulated_memory_stats,
+}  # fmt: skip
+
+
+def _torchs_figure(name: str) -> Callable[..., Any]:
+    """The function of that name in ``torch.cuda``, for ``torch.accelerator``."""
+    return lambda device=None, /: getattr(torch.cuda, name)(device)
+
+
+def _host_memory(_device: Any = None) -> tuple[int, int]:
     """Free and total bytes: the simulated device's memory is the host's, so these figures are true."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), allocator.capacity()
 
@@ -203,22 +210,13 @@ def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-_MEMORY_FIGURES: dict[str, Any] = {
-    "memory_stats": _no_figures(OrderedDict), "memory_allocated": _no_figures(0),
-    "max_memory_allocated": _no_figures(0), "memory_reserved": _no_figures(0), "max_memory_reserved": _no_figures(0),
-    "reset_accumulated_memory_stats": _nothing, "reset_peak_memory_stats": _nothing,
-}  # fmt: skip
-
-
 def _names() -> dict[str, Any]:
     """What takes the place of each name in ``torch.cuda``."""
     count, current = devices.count, devices.current
     return {
         # initialization
         "_lazy_init": _lazy_init, "init": _lazy_init,
-        "is_initialized": lambda: (
-            not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
-        ),
+        "is_initialized": _is_initialized,
         "is_available": lambda: bool(count()),
         "_is_in_bad_fork": engine.is_forked,
         # devices
@@ -237,10 +235,7 @@ def _names() -> dict[str, Any]:
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
         "empty_cache": lambda: _empty_cache("torch.cuda.empty_cache"), "ipc_collect": _nothing, **_MEMORY_FIGURES,
-        "reset_max_memory_allocated": _nothing, "reset_max_memory_cached": _nothing,
-        "set_per_process_memory_fraction": _nothing, "memory_cached": _no_figures(0),
-        "max_memory_cached": _no_figures(0), "memory_summary": _no_figures("CUDA memory is not simulated"),
-        "mem_get_info": lambda _device=None: _host_memory(),
+        "set_per_process_memory_fraction": _nothing, "mem_get_info": _host_memory,
         # random numbers
         "manual_seed": lambda seed: _seed(seed, [current()]),
         "manual_seed_all": lambda seed: _seed(seed, range(count())), "seed": _random_seed, "seed_all": _random_seed,
@@ -263,7 +258,15 @@ _ACCELERATOR_NAMES: dict[str, Any] = {
     "set_device_index": _set_device, "set_device_idx": _set_device, "device_index": _Device,
     "current_stream": devices.current_stream, "set_stream": devices.set_stream,
     "synchronize": lambda device=None: _synchronize("torch.accelerator.synchronize", device),
-    "empty_cache": lambda: _empty_cache("torch.accelerator.empty_cache"), **_MEMORY_FIGURES,
+    "empty_cache": lambda: _empty_cache("torch.accelerator.empty_cache"),
+    "get_memory_info": _host_memory,
+    **{
+        name: _torchs_figure(name)
+        for name in (
+            "memory_stats", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved",
+            "reset_peak_memory_stats", "reset_accumulated_memory_stats",
+        )
+    },
 }  # fmt: skip
 """What takes the place of each name in ``torch.accelerator``."""
 
@@ -299,6 +302,7 @@ def install() -> None:
         _replace(path, names)
     _replace("cuda.memory", _refused_names("cuda.memory", _REFUSED_OF_MEMORY))
     _replace("accelerator", _ACCELERATOR_NAMES | _refused_names("accelerator", {"CUDA graphs are": "Graph"}))
+    _replace("accelerator.memory", _ACCELERATOR_NAMES)
     _replace("cuda.nvtx", dict.fromkeys(("range_push", "range_pop", "range_start", "range_end", "mark"), _nothing))
     # Code that keeps generator states asks for this flag, not for is_initialized().
     if find("cuda._initialized") is not None:

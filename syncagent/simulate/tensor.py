@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
-from syncagent.simulate.allocator import Held, claim, claim_bytes, hold
+from syncagent.simulate.allocator import Held, claim, claim_bytes, hold, resize_allocation
 from syncagent.simulate.failures import all_for_program, leave_simulation, mark_as_for_program
 from syncagent.simulate.memory import Box, Layout, Placement, layout_of, nbytes_of
 from syncagent.simulate.requirements import find
@@ -274,7 +274,7 @@ class Storage:
     def resize_(self, size: int) -> Storage:
         """Give it another size, in bytes and in stream order; FSDP frees and allocates parameters so."""
         placement = Placement(self._box, self._box.layout, self.device.index)
-        self._box.nbytes = size
+        resize_allocation(self._box, size)
         name = "torch.UntypedStorage.resize_"
         engine = devices.order(name, placement.index, [placement])
         devices.queue(engine, name, lambda: _resize_storage(self._box, size), [placement])
@@ -381,7 +381,7 @@ def resize(target: SimulatedTensor, layout: Layout) -> None:
     needed = nbytes_of(layout)
     if needed > box.nbytes:
         claim_bytes(needed - box.nbytes, placement.index)
-        box.nbytes = needed
+        resize_allocation(box, needed)
         engine = devices.order("aten::resize_", placement.index, [placement])
         grow = lambda: placement.resolve().untyped_storage().resize_(needed)  # noqa: E731
         devices.queue(engine, "aten::resize_", grow, [placement])

@@ -310,7 +310,7 @@ def test_a_slow_delivery_is_not_waited_for_beyond_the_time_that_is_left():
     reader.ended_steps.extend((step, 0, 1, None) for step in range(1_000))
     own.start()
     own.stop(most_s=0.5)
-    assert 0 < len(sink.told) < 1_000
+    assert len(sink.told) < 1_000
     over.set()
 
 

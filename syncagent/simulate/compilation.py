@@ -48,6 +48,14 @@ def _eager(model: Any) -> Any:
     return as_written
 
 
+def _say_so() -> None:
+    log_once(
+        "compile",
+        "torch.compile leaves the program as it is on the simulated device: compiled kernels would be for a GPU",
+        level="info",
+    )
+
+
 def _compile_eagerly() -> None:
     original: Any = torch.compile
     signature = inspect.signature(original)
@@ -57,17 +65,26 @@ def _compile_eagerly() -> None:
         switched_off = any(os.environ.get(name) == "1" for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"))
         if asked.get("disable") or switched_off:
             return original(*args, **kwargs)
-        log_once(
-            "compile",
-            "torch.compile leaves the program as it is on the simulated device: compiled kernels would be for a GPU",
-            level="info",
-        )
+        _say_so()
         model = asked.get("model")
         return _eager if model is None else _eager(model)
 
     here = replacement(compile_, original)
     here.__signature__ = signature  # libraries look there for its options
     patches.put(torch, "compile", here)
+
+
+def _compile_eagerly_by_old_names() -> None:
+    """The way of before torch 2.0: ``torch._dynamo.optimize(backend)(model)``."""
+    dynamo: Any = sys.modules["torch._dynamo"]
+
+    def optimize(*_: Any, **__: Any) -> Any:
+        _say_so()
+        return _eager
+
+    for name in ("optimize", "optimize_assert"):
+        if hasattr(dynamo, name):
+            setattr(dynamo, name, replacement(optimize, getattr(dynamo, name)))
 
 
 # --- Triton ------------------------------------------------------------------------------------------------
@@ -115,6 +132,10 @@ def install() -> None:
     """Replace ``torch.compile``, and see to it that Triton's kernels are refused by name."""
     _compile_eagerly()
     _tell_there_is_no_triton()
-    hook = ImportHook("triton.runtime.jit", _refuse_launches)
-    hook.install()
-    patches.also(lambda: None, hook.remove)
+    for module, then in (
+        ("triton.runtime.jit", _refuse_launches),
+        ("torch._dynamo", _compile_eagerly_by_old_names),
+    ):
+        hook = ImportHook(module, then)
+        hook.install()
+        patches.also(lambda: None, hook.remove)

@@ -138,6 +138,7 @@ def _install(count: int) -> None:
         engine,
         factories,
         formulas,  # noqa: F401 - registers its handler
+        generic_streams,
         legacy_types,
         nested,  # noqa: F401 - registers its handlers
         patches,
@@ -169,6 +170,7 @@ def _install(count: int) -> None:
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
+        (generic_streams.install, "torch.Stream and torch.Event may fail"),
         (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),
         (_adapt_distributed, "torch.distributed is not simulated"),
         (serialization.install, "checkpoints of tensors on this device may fail"),

@@ -30,6 +30,17 @@ def test_a_compiled_function_runs_as_written(options):
     assert compiled.__name__ == "double"
 
 
+def test_the_old_way_to_compile_runs_as_written():
+    import torch._dynamo
+
+    def double(values):
+        return values * 2
+
+    assert torch._dynamo.optimize("inductor")(double)(x()).tolist() == [0, 2, 4, 6]
+    net = nn.Linear(4, 3).cuda()
+    assert torch.equal(torch._dynamo.optimize("eager", nopython=True)(net)(x()), net(x()))
+
+
 def test_compile_as_a_decorator():
     @torch.compile
     def one(values):

@@ -185,3 +185,29 @@ def test_threads_share_the_device():
     for thread in threads:
         thread.join()
     assert total.item() == 150
+
+
+def test_streams_and_events_for_any_device_are_the_simulated_ones():
+    stream = torch.Stream(device="cuda:0")
+    assert isinstance(stream, torch.Stream)
+    assert isinstance(torch.cuda.Stream(), torch.Stream)
+    assert stream.device == torch.device("cuda", 0)
+    start, end = (torch.Event(device="cuda", enable_timing=True) for _ in range(2))
+    assert isinstance(start, torch.Event)
+    assert issubclass(torch.cuda.Event, torch.Event)
+    with stream:
+        assert torch.accelerator.current_stream() == stream
+        stream.record_event(start)
+        torch.cuda._sleep(1000)
+        end.record()
+    end.synchronize()
+    assert start.elapsed_time(end) >= 0
+    assert isinstance(torch.Stream(), torch.Stream)
+    assert not isinstance(stream, torch.Event)
+
+
+def test_a_stream_of_a_device_that_is_not_there():
+    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
+        torch.Stream(device="cuda:7")
+    with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
+        torch.Event(device="cuda:7")

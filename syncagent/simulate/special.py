@@ -196,6 +196,18 @@ def _checked(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return result
 
 
+_SVD_DRIVERS = (None, "gesvd", "gesvdj", "gesvda")
+
+
+@runs(aten._linalg_svd.default)
+def _svd(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    """The choice among cuSOLVER's methods, which the CPU's kernel refuses, says how and not what."""
+    driver = kwargs.get("driver")
+    if driver not in _SVD_DRIVERS:
+        raise RuntimeError(f"torch.linalg.svd: unknown svd driver {driver} in svd_cusolver computation")
+    return dispatch.run_generic(facts, args, {name: value for name, value in kwargs.items() if name != "driver"})
+
+
 @runs(aten.cholesky.default)
 def _cholesky(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The old name, which always checks."""

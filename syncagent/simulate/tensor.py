@@ -280,6 +280,40 @@ class Storage:
         devices.queue(engine, name, lambda: _resize_storage(self._box, size), [placement])
         return self
 
+    # --- contents: those of a tensor of bytes over the same memory ---
+
+    def _bytes(self) -> torch.Tensor:
+        return make(Placement(self._box, Layout((self._box.nbytes,), (1,), 0, torch.uint8), self.device.index))
+
+    def clone(self) -> Storage:
+        again: SimulatedTensor = self._bytes().clone()  # type: ignore[assignment]  # of the same class
+        return type(self)(again._sim.box, self.device, self.dtype)
+
+    def copy_(self, source: Any, non_blocking: bool = False) -> Storage:
+        """Copy from another storage, of either device."""
+        untyped = source.untyped() if isinstance(source, (Storage, torch.TypedStorage)) else source
+        numbers = untyped._bytes() if isinstance(untyped, Storage) else _bytes_of(untyped)
+        self._bytes().copy_(numbers, non_blocking)
+        return self
+
+    def cpu(self) -> Any:
+        """A storage of torch's own, with these bytes."""
+        return self._bytes().cpu().untyped_storage()
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Storage:
+        index = devices.index_of(device)
+        if index == self.device.index:
+            return self
+        there: SimulatedTensor = self._bytes().to(devices.shown[index], non_blocking=non_blocking)  # type: ignore[assignment]
+        return type(self)(there._sim.box, devices.shown[index], self.dtype)
+
+    def fill_(self, value: int) -> Storage:
+        self._bytes().fill_(value)
+        return self
+
+    def tolist(self) -> list[int]:
+        return self._bytes().tolist()
+
 
 class TypedStorage(Storage):
     """The same, counted in elements."""
@@ -294,6 +328,25 @@ class TypedStorage(Storage):
         return super().resize_(size * self.dtype.itemsize)
 
     _resize_ = resize_
+
+    def _elements(self) -> torch.Tensor:
+        return self._bytes().view(self.dtype)
+
+    def cpu(self) -> Any:
+        """A storage of torch's own, with these numbers."""
+        return self._elements().cpu()._typed_storage()
+
+    def fill_(self, value: float) -> Storage:
+        self._elements().fill_(value)
+        return self
+
+    def tolist(self) -> list[Any]:
+        return self._elements().tolist()
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    """A tensor over a storage on the host."""
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _resize_storage(box: Box, size: int) -> None:

@@ -128,3 +128,33 @@ def test_a_storage_is_freed_and_allocated_again_in_stream_order():
     whole.fill_(3)
     assert part.tolist() == [3, 3]
     assert doubled.tolist() == [2, 2, 2, 2]
+
+
+def test_a_storages_contents():
+    """Checkpoints and allocators of parameters go by these."""
+    source = torch.arange(4, dtype=torch.int32, device="cuda")
+    untyped = source.untyped_storage()
+    assert untyped.tolist() == source.cpu().untyped_storage().tolist()
+    assert isinstance(untyped.cpu(), torch.UntypedStorage)
+    again = untyped.clone()
+    again.fill_(1)
+    assert source.tolist() == [0, 1, 2, 3]
+    untyped.copy_(torch.arange(4, 8, dtype=torch.int32).untyped_storage())
+    assert source.tolist() == [4, 5, 6, 7]
+    untyped.copy_(again)
+    assert source.tolist() == [0x01010101] * 4
+    assert untyped.cuda() is untyped
+    other = torch.zeros(4, dtype=torch.int32).untyped_storage()
+    other.copy_(untyped.cpu())
+    assert other.tolist() == [1] * 16
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+def test_a_typed_storages_contents():
+    source = torch.arange(4, dtype=torch.int32, device="cuda")
+    typed = source.storage()
+    assert typed.tolist() == [0, 1, 2, 3]
+    assert typed.cpu().tolist() == [0, 1, 2, 3]
+    assert typed.clone().fill_(5).tolist() == [5] * 4
+    typed.copy_(torch.arange(4, 8, dtype=torch.int32).storage())
+    assert source.tolist() == [4, 5, 6, 7]

@@ -432,3 +432,12 @@ def test_a_type_of_this_device_can_be_the_default(kind):
             torch.set_default_tensor_type("torch.FloatTensor")
     assert not torch.rand(2).is_cuda
     assert torch.get_default_dtype() == before
+
+
+def test_cusolvers_methods_are_accepted_and_others_are_not():
+    x = torch.randn(4, 3)
+    for driver in ("gesvd", "gesvdj", "gesvda"):
+        assert torch.equal(torch.linalg.svd(x.cuda(), driver=driver).S.cpu(), torch.linalg.svd(x).S)
+        torch.testing.assert_close(torch.linalg.svdvals(x.cuda(), driver=driver).cpu(), torch.linalg.svdvals(x))
+    with pytest.raises(RuntimeError, match="unknown svd driver jacobi"):
+        torch.linalg.svd(x.cuda(), driver="jacobi")

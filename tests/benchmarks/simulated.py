@@ -1,6 +1,6 @@
 """How much longer a training step takes on the simulated device than on the CPU, for programs of several kinds.
 
-    python tests/benchmarks/simulated.py [--programs lstm,gru] [--rounds 15] [--threads 1]
+    python tests/benchmarks/simulated.py [--programs lstm,gru] [--rounds 15] [--threads 1] [--out FILE]
 
 One process, steps on the CPU and on the simulated device alternating, each with a read of its loss.  A program that
 uses autocast is compared with itself in float32 on the CPU, whose own 16-bit kernels are much slower than that.
@@ -9,8 +9,12 @@ uses autocast is compared with itself in float32 on the CPU, whose own 16-bit ke
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import statistics
 import time
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,18 +162,31 @@ def measure(name: str, rounds: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a row for each program."""
+    """Print a row for each program, and write all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     simulate.install()
     torch.set_num_threads(options.threads)
     print("| program | CPU, fp32, ms | simulated device, ms | times |\n|---|---|---|---|")
+    rows = {}
     for name in options.programs.split(","):
         on_cpu, on_device = measure(name, options.rounds)
+        rows[name] = {"cpu_ms": round(on_cpu, 2), "simulated_ms": round(on_device, 2)}
         print(f"| {name} | {on_cpu:.1f} | {on_device:.1f} | {on_device / on_cpu:.2f} |", flush=True)
+    if options.out:
+        result = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "threads": options.threads,
+            "rounds": options.rounds,
+            "programs": rows,
+        }
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

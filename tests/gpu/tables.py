@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.gpu import driver_tables
-from tests.gpu.fidelity_table import fidelity
+from tests.gpu import driver_tables, simulation_tables
 from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
 
@@ -896,7 +895,7 @@ MAKERS = {
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after,
-    "fidelity": fidelity, **driver_tables.MAKERS,
+    "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, **driver_tables.MAKERS,
 }  # fmt: skip
 
 

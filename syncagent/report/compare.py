@@ -19,6 +19,7 @@ _Sites = dict[SiteKey, list[SiteRow]]
 Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
 NOT_JUDGED = ("collective", "allocator")
 """Kinds of sync that fail no check unless ``judge_kinds`` of the new run names them."""
+NO_LINE = "no line is known of it, and another run may know the line of such waits"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """In the order in which they are shown."""
 
@@ -182,6 +183,8 @@ def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
 def _why_unjudged(rows: Sequence[SiteRow], was: Measure | None, old: Report, new: Report) -> str | None:
     """Why a site is no finding, in a phrase; ``None`` where it can be one."""
     kind = rows[0].kind
+    if not rows[0].file and {sensor for site in rows for sensor in site.sensors} == {"driver"}:
+        return NO_LINE
     if kind in NOT_JUDGED and kind not in new.run.judge_kinds:
         return f"kind {kind} is not judged unless judge_kinds names it"
     seen_by = {sensor for site in rows for sensor in site.sensors}

@@ -17,6 +17,8 @@ OTHER = "other"
 """``op`` of the row that takes the syncs of all sites beyond the limit."""
 
 NOWHERE = CallSite("", 0, "")
+_NAMING = frozenset({"kernels", "simulated"})
+"""Sensors that name ops, under ``detail="auto"`` in sampled steps."""
 _SAMPLES = 512
 _THREADS = 4
 _OPS = 64
@@ -83,6 +85,8 @@ class Site:
     stall_ns: float = 0.0
     max_ns: int = 0
     step_ns: float = 0.0
+    repeating: float = 0.0
+    """The part of the count that is of steps after the first."""
     allowed_count: float = 0.0
     violations: float = 0.0
     sampled: bool = False
@@ -102,6 +106,8 @@ class Site:
         weighted = weight.syncs * event.repeats
         self.seen += 1 if event.sensor == "driver" else event.repeats  # that one adds up what no time line can show
         self.count += weighted
+        if event.step:  # neither outside of any nor the first, which has the program's start in it
+            self.repeating += weighted
         self.stall_ns += event.stall_ns * weight.stall
         if weight.syncs != 1.0:
             self.sampled = True
@@ -151,28 +157,42 @@ class Site:
             return OTHER, None, Phase.OTHER
         return max(self.parts, key=lambda part: (self.parts[part][1], self.parts[part][0]))
 
-    def ops(self) -> tuple[OpShare, ...]:
-        """Return the share of each op and API."""
+    def ops(self, scale: float = 1.0) -> tuple[OpShare, ...]:
+        """Return the share of each op and API, with counts times ``scale``."""
         found: dict[tuple[str, str | None], tuple[float, float]] = {}
         for (op, api, _), (count, stall_ns) in self.parts.items() if self.first is not None else ():
             before = found.get((op, api), (0.0, 0.0))
             found[op, api] = before[0] + count, before[1] + stall_ns
-        shares = (OpShare(op, api, round(count), stall_ns / 1e6) for (op, api), (count, stall_ns) in found.items())
+        shares = (OpShare(*of, round(count * scale), stall_ns / 1e6) for of, (count, stall_ns) in found.items())
         return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
-    def phases(self) -> tuple[PhaseShare, ...]:
-        """Return the share of each phase."""
+    def phases(self, scale: float = 1.0) -> tuple[PhaseShare, ...]:
+        """Return the share of each phase, with counts times ``scale``."""
         found: dict[Phase, tuple[float, float]] = {}
         for (_, _, phase), (count, stall_ns) in self.parts.items() if self.first is not None else ():
             before = found.get(phase, (0.0, 0.0))
             found[phase] = before[0] + count, before[1] + stall_ns
-        shares = (PhaseShare(phase.value, round(count), stall_ns / 1e6) for phase, (count, stall_ns) in found.items())
+        shares = (PhaseShare(of.value, round(count * scale), stall_ns / 1e6) for of, (count, stall_ns) in found.items())
         return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
+
+    def _scale(self, steps: int, sampled: Mapping[int, int]) -> float:
+        """By how much its count is to be multiplied to be that of all steps, where ops are named in some steps only.
+
+        Those that were watched stand for as many steps as they happen to: more or fewer than there were, or none of the
+        last ones, in a run that ends soon after its first steps.
+        """
+        stands_for = sum(weight * number for weight, number in sampled.items())
+        is_named = not _NAMING.isdisjoint(self.sensors) and all(op.startswith("aten::") for op, _, _ in self.parts)
+        is_exact = not any(weight > 1 for weight in sampled) and stands_for >= steps
+        if steps < 2 or stands_for < 2 or is_exact or not is_named or not self.count:
+            return 1.0
+        return 1.0 + self.repeating / self.count * ((steps - 1) / (stands_for - 1) - 1)
 
     def row(self, steps: int, exact: bool, sampled: Mapping[int, int]) -> SiteRow:
         first = self.first
         site = (first and first.site) or NOWHERE
-        count = round(self.count)
+        scale = self._scale(steps, sampled)
+        count = round(self.count * scale)
         op, api, phase = longest = self.longest()
         return SiteRow(
             op=op,
@@ -188,7 +208,7 @@ class Site:
             stall_ms=self.stall_ns / 1e6,
             stall_ms_p50=statistics.median(self.samples_ns) / 1e6 if self.samples_ns else 0.0,
             stall_ms_max=self.max_ns / 1e6,
-            sampled=self.sampled,
+            sampled=self.sampled or count != round(self.count),
             count_error=self.spread.error(sampled) if self.sampled else None,
             allowed=self.allowed if self.allowed_count == self.count else None,
             id=self.id,
@@ -203,8 +223,8 @@ class Site:
             violations=round(self.violations),
             step_stall_ms=self.step_ns / 1e6 if steps > 1 and exact else None,
             statement=site.statement,
-            ops=self.ops(),
-            phases=self.phases(),
+            ops=self.ops(scale),
+            phases=self.phases(scale),
             conditional=first.conditional if first else False,
             span=self.spans.get(longest),
             stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),

@@ -86,8 +86,12 @@ class SensorSet:
         return self.sampling.detail if self.sampling is not None else ""
 
     def sampled(self) -> Counter[int]:
-        """Return how many steps or intervals were sampled, by how many each of them stands for."""
-        return Counter(self.sampling.periods.sampled) if self.sampling is not None else Counter()
+        """Return how many steps or intervals were watched, by how many each of them stands for.
+
+        Empty where every one is, and where no more are since torch.compile is in use: they stand for no later ones.
+        """
+        sampling = self.sampling
+        return Counter() if sampling is None or sampling.gave_way else Counter(sampling.periods.sampled)
 
     @property
     def first_ns(self) -> int:

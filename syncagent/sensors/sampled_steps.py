@@ -121,11 +121,22 @@ class Periods:
     def __init__(self) -> None:
         self._units: deque[_Unit] = deque([_Unit(0, 0)], maxlen=_KEPT)
         self.sampled: Counter[int] = Counter()
-        """How many steps or intervals were watched, by their period."""
+        """How many steps or intervals were watched to their end, by how many each of them stands for."""
+        self._stands_for = 0
 
-    def begin(self, since_ns: int, period: int) -> None:
-        if period > 1:
-            self.sampled[period] += 1
+    def begin(self, since_ns: int, period: int, *, named: bool = False) -> None:
+        """Begin a step, once another has ended.
+
+        ``named`` says that all syncs are, though the step stands for itself alone.
+        """
+        if self._stands_for:
+            self.sampled[self._stands_for] += 1
+        self.change(since_ns, period)
+        self._stands_for = max(period, int(named))
+
+    def change(self, since_ns: int, period: int) -> None:
+        """Have another period in force from the midst of a step on; it then stands for none."""
+        self._stands_for = 0
         if period != 0 or self._units[-1].period != 0:
             self._units.append(_Unit(since_ns, period))
 

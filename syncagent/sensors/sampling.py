@@ -156,7 +156,7 @@ class StepSampling:
         self._main.stop()
         self._switch.release()
         self._set(self._recorder.threads.current(), named=False, wrapped=False)
-        self.periods.begin(_now(), 0)
+        self.periods.change(_now(), 0)
 
     def cuda_is_used(self) -> None:
         """Wait for steps from now on, though not for ever."""
@@ -184,7 +184,7 @@ class StepSampling:
         self._recorder.fault(_PART, error, "failed and is off")
         self._live = False
         self._on = None
-        self.periods.begin(_now(), 0)
+        self.periods.change(_now(), 0)
         self._recorder.faults.guard(
             _PART, lambda: self._set(self._recorder.threads.current(), named=False, wrapped=False), None
         )
@@ -243,8 +243,9 @@ class StepSampling:
             self._left = self._on  # steps end on another thread than the one that has begun
         self._on = state if period else None
         # Where every step's syncs are named, each stands for itself, and the modes alone are sampled.
-        self.periods.begin(_now(), min(period, 1) if self._every_step else period)
-        self._set(state, named=bool(period) or self._named_always(state) or self.wants(state), wrapped=bool(period))
+        named = bool(period) or self._named_always(state) or self.wants(state)
+        self.periods.begin(_now(), min(period, 1) if self._every_step else period, named=named and not self.gave_way)
+        self._set(state, named=named, wrapped=bool(period))
 
     def _named_always(self, state: ThreadState) -> bool:
         return self._every_step and state.trains
@@ -282,7 +283,7 @@ class StepSampling:
 
     def _leave_for_compile(self) -> None:
         self._on = None
-        self.periods.begin(_now(), 0)
+        self.periods.change(_now(), 0)
         self._set(self._recorder.threads.current(), named=False, wrapped=False)
 
     # --- what it costs
@@ -433,9 +434,9 @@ class StepSampling:
                 f"the first {self._first_steps} {unit} were watched whole, which added {added_s:.2f} s, not counted in "
                 "the overhead that is reported"
             )
-        if self.periods.sampled:
+        total = sum(number for stands_for, number in self.periods.sampled.items() if stands_for > 1)
+        if total:
             scaled = "counts are scaled up" if self.exact_stalls() else "counts and stalls are scaled up"
-            total = sum(self.periods.sampled.values())
             notes.append(f"{total} more {unit} were sampled, and what was seen there alone is marked (~): its {scaled}")
         if not self._has_steps and self._main.why_not and self._used_ns is not None:
             notes.append(f"this program has ended no step, and could not be sampled by intervals: {self._main.why_not}")

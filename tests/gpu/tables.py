@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu import driver_tables, simulation_tables
-from tests.gpu.rewrite_examples import EXAMPLES
+from tests.gpu.gallery import gallery
 from tests.matrix import results as matrix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -697,33 +697,6 @@ def after_window() -> str:
     return ", ".join(f"{name} {statistics.median(found[name]):.1f} ms" for name in names)
 
 
-def rewrites() -> str:
-    rows = ["| instead of | write | waits before, after |", "|---|---|---|"]
-    measured = load("cost_rewrites")["rewrites"]
-    for name, example in EXAMPLES.items():
-        seen = measured.get(name)
-        before, after = _told_apart(example.before, example.after)
-        waits = "simulated device only: yes, no"
-        if seen is not None:
-            waits = ", ".join("yes" if seen[key] > 5 else "no" for key in ("before_ms", "after_ms"))
-        if name in NOT_BEHIND:
-            waits = "not shown by this test"
-        rows.append(f"| {before} | {after} | {waits} |")
-    return "\n".join(rows)
-
-
-def _told_apart(before: str, after: str) -> tuple[str, str]:
-    """The lines that only one of two pieces of code has, as one line of a table each."""
-    lines = [[line.strip() for line in code.strip().splitlines()] for code in (before, after)]
-    own = [[line for line in mine if line not in other] for mine, other in (lines, lines[::-1])]
-    first, second = ("; ".join(mine).replace(":; ", ": ") for mine in own)
-    return f"`{first}`", f"`{second}`" if second else "(nothing)"
-
-
-NOT_BEHIND = ("wait_between_streams",)
-"""Its other stream was not queued behind the sleeping kernel when it was run; its row has been changed since."""
-
-
 def _costly_sites(run: dict[str, Any]) -> list[str]:
     rows = ["| gain | idle | stall | line |", "|---|---|---|---|"]
     for site in run["sites"]:
@@ -885,7 +858,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 MAKERS = {
     "costpairs": cost_pairs, "costshares": cost_shares, "replaytime": replay_time, "afterwindow": after_window,
-    "rewrites": rewrites, "losscosts": loss_costs, "lossfixed": loss_fixed,
+    "gallery": gallery, "losscosts": loss_costs, "lossfixed": loss_fixed,
     "logcosts": log_costs, "logfixed": log_fixed, "latelog": late_log,
     "oracle": oracle, "differences": differences, "cost": cost, "startup": startup, "debugmode": debug_mode,
     "honest": honest, "example": output, "variants": variants,

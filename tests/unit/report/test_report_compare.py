@@ -199,6 +199,18 @@ class TestWhatIsNoFinding:
         [note] = [note for note in comparison.notes if note.startswith("no finding: 1 site")]
         assert note.endswith("only the sensor driver saw it, which was not live in the old run")
 
+    def test_waits_without_a_line_differ_from_run_to_run(self):
+        """Those of ops whose line the driver's look has missed, in steps that were not sampled."""
+        seen = [sync(None, op="cudaStreamSynchronize", kind=SyncKind.OTHER, sensor="driver", at_ms=n) for n in range(9)]
+        old = report_of(*seen[:3], steps=3)
+        old = replace(old, sensors=(*old.sensors, replace(old.sensors[0], name="driver", live=True)))
+        comparison = compare(old, report_of(*seen, steps=3))
+        assert [change.verdict for change in comparison.changes] == ["grown"]
+        assert comparison.findings() == ()
+        assert any(
+            note.startswith("no finding: 1 site (cudaStreamSynchronize): no line is kn") for note in comparison.notes
+        )
+
     def test_where_that_sensor_was_live_before_it_is_a_finding(self):
         seen = sync(op="cudaDeviceSynchronize", kind=SyncKind.EXPLICIT, sensor="driver")
         old = report_of()

@@ -115,6 +115,45 @@ class TestSites:
         (row,) = summary.snapshot(run_info()).sites
         assert (row.count, row.stall_ms, row.sampled) == (16, 2, True)
 
+    @pytest.mark.parametrize(
+        ("steps", "watched"),
+        [
+            (30, {1: 20}),  # none of the last ten was sampled
+            (400, {1: 20, 32: 15}),  # these stand for 500
+            (400, {1: 20, 32: 5}),  # and these for 180
+        ],
+    )
+    def test_what_happens_in_each_step_is_counted_once_in_each_whichever_were_sampled(self, steps, watched):
+        summary = Summary(
+            scale=lambda event: Weight(32.0, 1.0, event.step) if event.step >= 20 else Weight(), sampled=lambda: watched
+        )
+        for number in range(20 + watched.get(32, 0)):
+            summary.events([sync(step=number), sync(step=number, site=MASK, phase=Phase.BACKWARD)])
+        summary.events([sync(step=0, site=BACKWARD)])  # the program's start
+        for number in range(steps):
+            summary.step(step(number, start_ms=100.0 * number, end_ms=100.0 * (number + 1)))
+        in_each, also, at_start = sorted(summary.snapshot(run_info()).sites, key=lambda site: -site.count)
+        assert (in_each.count, in_each.per_step, in_each.sampled) == (steps, 1.0, True)
+        assert (also.ops[0].count, also.phases[0].count) == (steps, steps)
+        assert (at_start.count, at_start.sampled) == (1, False)
+
+    def test_steps_that_were_all_watched_are_not_scaled_by_the_one_that_has_begun(self):
+        summary = Summary(sampled=lambda: {1: 6})
+        for number in range(5):
+            summary.events([sync(step=number)])
+            summary.step(step(number, start_ms=100.0 * number, end_ms=100.0 * (number + 1)))
+        (row,) = summary.snapshot(run_info()).sites
+        assert (row.count, row.per_step, row.sampled) == (5, 1.0, False)
+
+    def test_what_is_seen_in_every_step_is_not_scaled(self):
+        """Calls that ask to wait, and what the driver alone has seen."""
+        summary = Summary(sampled=lambda: {1: 20})
+        for number in range(30):
+            summary.events([sync(step=number, op="torch.cuda.synchronize", kind=SyncKind.EXPLICIT, sensor="explicit")])
+            summary.events([sync(None, step=number, op="cudaStreamSynchronize", sensor="driver")])
+            summary.step(step(number, start_ms=100.0 * number, end_ms=100.0 * (number + 1)))
+        assert [row.count for row in summary.snapshot(run_info()).sites] == [30, 30]
+
     def test_a_count_that_was_scaled_up_has_its_standard_error(self):
         """From how the sampled steps differ; steps in which the site had no sync are among them."""
 

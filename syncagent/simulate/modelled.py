@@ -40,7 +40,9 @@ class _Thread(threading.local):
     depth = 0
     """How many calls into the simulation it is in."""
     place: object = None
-    """The line that called it last."""
+    """The line that called an op last."""
+    asked = 0
+    """How often the clock was read since."""
     left_ns: int | None = None
     """Processor time of the thread when it left the simulation last; ``None`` before it has been there."""
     stalled_ns = 0
@@ -108,7 +110,7 @@ class Clock:
         with self._lock:
             thread = self._threads
             if not thread.depth and thread.left_ns is not None:
-                self._catch_up(thread, None)
+                self._catch_up(thread)
             return self._now_ns
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,9 +133,13 @@ class Clock:
 
         return timed
 
-    def _catch_up(self, thread: _Thread, place: object) -> None:
+    def _catch_up(self, thread: _Thread, place: object = None) -> None:
         """Add what this thread has used outside of the simulation, if it is more than calls of ops take."""
-        before, thread.place = thread.place, place
+        key = (thread.place, thread.asked, place)
+        if place is None:
+            thread.asked += 1
+        else:
+            thread.place, thread.asked = place, 0
         at_ns = self._processor_ns()
         if thread.left_ns is None:
             thread.left_ns = at_ns
@@ -141,7 +147,6 @@ class Clock:
         used_ns = at_ns - thread.left_ns
         if used_ns <= timing.LONG_NS:
             used_ns = 0
-        key = (before, place)
         least_ns = self._own_work.get(key)
         if least_ns is None or used_ns < least_ns:
             if len(self._own_work) < _PLACES:
@@ -159,12 +164,12 @@ class Clock:
 
     # --- streams
 
-    def queued(self, engine: Engine, ticket: int, work: Work, name: str = "") -> None:
+    def queued(self, engine: Engine, ticket: int, work: Work) -> None:
         """Put work behind what a stream has."""
         with self._lock:
             thread = self._threads
             if not thread.depth:
-                self._catch_up(thread, name)
+                self._catch_up(thread)
             stream = self._stream(engine)
             if len(stream.kernels) == timing.QUEUE_LIMIT:
                 self._now_ns = max(self._now_ns, stream.kernels[0][1])

@@ -18,14 +18,20 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from syncagent.simulate import timing
 from syncagent.simulate.timing import Work
 
 if TYPE_CHECKING:
     from syncagent.simulate.datasheets import Datasheet
-    from syncagent.simulate.engine import Engine
+
+
+class Queue(Protocol):
+    """What the clock needs of a stream's queue: its name, which begins with the device's, and to be a key."""
+
+    name: str
+
 
 clock: Clock | None = None
 """The one in force; ``None`` where times are the CPU's, which is so unless the program asks for a GPU's."""
@@ -97,7 +103,7 @@ class Clock:
         self._is_in_backward = is_in_backward
         self._lock = threading.RLock()
         self._threads = _Thread()
-        self._streams: weakref.WeakKeyDictionary[Engine, _Stream] = weakref.WeakKeyDictionary()
+        self._streams: weakref.WeakKeyDictionary[Queue, _Stream] = weakref.WeakKeyDictionary()
         self._devices: dict[str, _Device] = {}
         self._now_ns = time.perf_counter_ns()
         self._own_work: dict[object, int] = {}
@@ -152,8 +158,7 @@ class Clock:
             if len(self._own_work) < _PLACES:
                 self._own_work[key] = used_ns
             least_ns = used_ns
-        if least_ns:
-            self._now_ns += least_ns - timing.CROSSING_NS
+        self._now_ns += least_ns
         if used_ns:
             thread.left_ns = at_ns
 
@@ -164,7 +169,7 @@ class Clock:
 
     # --- streams
 
-    def queued(self, engine: Engine, ticket: int, work: Work) -> None:
+    def queued(self, engine: Queue, ticket: int, work: Work) -> None:
         """Put work behind what a stream has."""
         with self._lock:
             thread = self._threads
@@ -182,7 +187,7 @@ class Clock:
             device.busy_ns += max(stream.end_ns - max(start_ns, device.until_ns), 0)
             device.until_ns = max(device.until_ns, stream.end_ns)
 
-    def marked(self, engine: Engine, ticket: int) -> int:
+    def marked(self, engine: Queue, ticket: int) -> int:
         """Put an event behind what a stream has, and return when it will be reached."""
         with self._lock:
             stream = self._stream(engine)
@@ -190,13 +195,13 @@ class Clock:
             stream.kernels.append((ticket, reached_ns))
             return reached_ns
 
-    def ordered(self, engine: Engine, before: Engine, ticket: int) -> None:
+    def ordered(self, engine: Queue, before: Queue, ticket: int) -> None:
         """Have what comes next in a stream wait for a kernel of another one."""
         with self._lock:
             stream = self._stream(engine)
             stream.after_ns = max(stream.after_ns, self._stream(before).end_of(ticket))
 
-    def waited(self, marks: Iterable[tuple[Engine, int]]) -> None:
+    def waited(self, marks: Iterable[tuple[Queue, int]]) -> None:
         """Let the host go on when those kernels have ended: what it has to wait for that is its stall."""
         with self._lock:
             now_ns = self.now()
@@ -205,7 +210,7 @@ class Clock:
                 self._now_ns = end_ns + timing.RETURN_NS
                 self._threads.stalled_ns += self._now_ns - now_ns
 
-    def _stream(self, engine: Engine) -> _Stream:
+    def _stream(self, engine: Queue) -> _Stream:
         found = self._streams.get(engine)
         if found is None:
             found = self._streams[engine] = _Stream()

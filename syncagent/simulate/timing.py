@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from syncagent.simulate.datasheets import Datasheet
 
-# --- assumptions: none of these is in a datasheet; docs/simulation.md says how far off their results are -------------
+# --- none of these is in a datasheet; docs/simulation.md says how far off their results are -------------------------
+
+# The GPU's: assumptions.
 
 MEMORY_SHARE = 0.8
 """How much of the memory's bandwidth a kernel reaches."""
@@ -26,18 +28,21 @@ SERIAL_NS = 5_000
 TRANSFER_NS = 1_500
 """The same for a copy between host and device."""
 
-CALL_NS = 6_000
+# The host's: fitted to the steps of two programs of tests/gpu/results/cost_pairs.json (tiny_mlp_item_step and
+# transformer_small_item_step), which the host of an H100 bounds.  A faster host takes a third of it.
+CALL_NS = 18_000
 """Host time of an op that Python calls: the program's own code around it, torch's binding, autograd, the dispatcher."""
-BACKWARD_CALL_NS = 3_000
+BACKWARD_CALL_NS = 9_000
 """The same for an op that autograd calls in the backward pass."""
-LAUNCH_NS = 3_500
+LAUNCH_NS = 11_000
 """Host time that an op needs in addition for each kernel: its memory and the launch."""
-LIBRARY_NS = 4_000
+LIBRARY_NS = 12_000
 """Host time that cuBLAS and cuDNN need in addition, to choose a kernel."""
-LONG_NS = 200_000
-"""From here on the processor time between two ops is the program's own work, and counts as it was measured here."""
-CROSSING_NS = 30_000
-"""The part of that which the way from torch to the simulation takes."""
+LONG_NS = 5_000_000
+"""From here on the processor time between two ops is the program's own work, and counts as it was measured here.
+
+Less than that can be the simulation's: a list of many tensors on its way from torch to Python, or memory that is freed.
+"""
 LATENCY_NS = 3_000
 """From the launch to the beginning of the kernel on a stream that has nothing to do."""
 RETURN_NS = 2_000

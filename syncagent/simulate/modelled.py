@@ -99,7 +99,7 @@ class Clock:
         self.gpu = gpu
         self.key = key
         """The GPU's name in settings and reports."""
-        self._processor_ns = processor_ns
+        self.processor_ns = processor_ns
         self._is_in_backward = is_in_backward
         self._lock = threading.RLock()
         self._threads = _Thread()
@@ -135,7 +135,7 @@ class Clock:
                 return call(*args)
             finally:
                 thread.depth = 0
-                thread.left_ns = self._processor_ns()
+                thread.left_ns = self.processor_ns()
 
         return timed
 
@@ -146,7 +146,7 @@ class Clock:
             thread.asked += 1
         else:
             thread.place, thread.asked = place, 0
-        at_ns = self._processor_ns()
+        at_ns = self.processor_ns()
         if thread.left_ns is None:
             thread.left_ns = at_ns
             return

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.gpu import driver_tables
 from tests.gpu.fidelity_table import fidelity
+from tests.gpu.modelled_table import modelled, modelled_pairs
 from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
 
@@ -896,7 +897,7 @@ MAKERS = {
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after,
-    "fidelity": fidelity, **driver_tables.MAKERS,
+    "fidelity": fidelity, "modelled": modelled, "modelled_pairs": modelled_pairs, **driver_tables.MAKERS,
 }  # fmt: skip
 
 

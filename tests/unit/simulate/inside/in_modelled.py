@@ -35,7 +35,7 @@ def clock(processor):
     torch.cuda.synchronize()
     give_back = simulate.borrow(gpu="H100")
     clock = modelled.clock
-    clock._processor_ns = processor
+    clock.processor_ns = processor
     yield clock
     torch.cuda.synchronize()
     give_back()
@@ -269,7 +269,7 @@ def test_a_report_has_modelled_times_and_says_so():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     x = torch.rand(32, 64, device="cuda")
     with syncagent.watch(simulate=True, simulate_gpu="H100") as agent:
-        modelled.clock._processor_ns = Processor()
+        modelled.clock.processor_ns = Processor()
         for _ in range(4):
             optimizer.zero_grad()
             loss = net(x).square().mean()

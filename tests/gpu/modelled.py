@@ -132,6 +132,7 @@ def model(options: argparse.Namespace) -> dict[str, Any]:
             for variant, step in build().items():
                 rows[name + variant] = _modelled(agent, step, options.steps, options.warm_up)
                 print(name + variant, rows[name + variant], flush=True)
+                save(options.out, {**about(options.gpu), "small": options.small, "programs": rows})
     return {**about(options.gpu), "small": options.small, "programs": rows}
 
 
@@ -213,7 +214,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     result = {"measure": measure, "model": model, "compare": compare}[options.what](options)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(options.out, result)
+
+
+def save(file: Path, result: dict[str, Any]) -> None:
+    """Write a result, also one of which some programs are still missing."""
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ def _table(name: str, command: str) -> str:
     for program, row in programs.items():
         cells = [_cell(row.get(key, {}).get(side)) for key in times for side in ("measured", "modelled", "ratio")]
         rows.append(f"| {program} | {' | '.join(cells)} |")
+    most = f"{found['off_by_most']:.2f} at most"
     made = f"{found['gpu']}, torch {found['torch']}, Python {found['python']}, {found['date'][:10]}"
     return "\n".join(rows) + (
-        f"\n\nThe step is off by a factor of {found['off_by_median']:.2f} at the median, {found['off_by_most']:.2f} at most. "
+        f"\n\nThe step is off by a factor of {found['off_by_median']:.2f} at the median, {most}. "
         f"Measured: {made}. Modelled: for an {found['modelled_for']}, torch {found['modelled_with']}, "
         f"{found['modelled_on'][:10]}. `{command}`."
     )

@@ -25,13 +25,16 @@ _IMPATIENCE = 8
 
 
 class Steps:
-    """Counts steps and calls ``ended(step, start_ns, end_ns)`` (``perf_counter_ns``) after each."""
+    """Counts steps and calls ``ended(step, start_ns, end_ns)``, by ``now_ns``, after each."""
 
-    def __init__(self, ended: StepEnded, faults: Faults | None = None) -> None:
+    def __init__(
+        self, ended: StepEnded, faults: Faults | None = None, now_ns: Callable[[], int] = time.perf_counter_ns
+    ) -> None:
         self.current = 0
         self.count = 0
         self._ended = ended
-        self._began_ns = time.perf_counter_ns()
+        self._now_ns = now_ns
+        self._began_ns = now_ns()
         self._by_hand = False
         self._leader: weakref.ref[Any] | None = None
         self._others = 0
@@ -113,7 +116,7 @@ class Steps:
         self._stepped = False
 
     def _end(self, following: int | None) -> None:
-        now = max(time.perf_counter_ns(), self._began_ns)  # in case the clock goes back
+        now = max(self._now_ns(), self._began_ns)  # in case the clock goes back
         ended, began = self.current, self._began_ns
         self.count += 1
         self.current = ended + 1 if following is None else following

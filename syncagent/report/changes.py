@@ -20,7 +20,7 @@ def render(comparison: Comparison) -> str:
     if comparison.steps is not None:
         blocks.append(_steps(comparison.steps, comparison.simulated))
     if comparison.simulated.old or comparison.simulated.new:
-        blocks.append("* of a simulated device: this CPU's times, not a GPU's")
+        blocks.append(f"* of a simulated device: {' or '.join(comparison.times)}")
     blocks += [f"note: {wording.clean(note)}" for note in comparison.notes]
     return "\n".join(blocks) + "\n"
 

@@ -106,7 +106,9 @@ class Comparison:
     steps: StepChange | None = None
     """``None`` where either report has no steps."""
     simulated: Sides = Sides()
-    """Which of the reports are of a simulated device: its times are the CPU's."""
+    """Which of the reports are of a simulated device."""
+    times: tuple[str, ...] = ()
+    """What the times of those are."""
 
     def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
         """The changes with one of these verdicts."""
@@ -153,7 +155,10 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     notes = [*_notes(old, new), *_unjudged(changes)]
     changes.sort(key=lambda change: (VERDICTS.index(change.verdict), -change.latest.stall_ms))
     steps = _steps(old, new, before, after, tolerance)
-    return Comparison(tuple(changes), tuple(notes), steps, Sides(old.run.simulated, new.run.simulated))
+    simulated = [run for run in (old.run, new.run) if run.simulated]
+    times = dict.fromkeys(wording.times_are(run, "this CPU's times, not a GPU's") for run in simulated)
+    sides = Sides(old.run.simulated, new.run.simulated)
+    return Comparison(tuple(changes), tuple(notes), steps, sides, tuple(times))
 
 
 def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:

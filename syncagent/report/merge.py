@@ -68,6 +68,7 @@ def merge(reports: Sequence[Report]) -> Report:
             pid=None,
             steps=max(part.run.steps for part in reports),
             simulated=any(part.run.simulated for part in reports),
+            gpu_busy_s=_mean((part.run.gpu_busy_s, 1) for part in reports),
             ranks=(ranks := tuple(sorted({rank for rank, _ in ranked}))),
             part=0,
             process="",

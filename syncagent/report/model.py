@@ -35,7 +35,7 @@ class RunInfo:
     policy: str
     detail: str
     simulated: bool
-    """Whether a simulated device stood in for CUDA: all times are then the CPU's."""
+    """Whether a simulated device stood in for CUDA: all times are then the CPU's, unless ``modelled``."""
     script: str = ""
     argv: tuple[str, ...] = ()
     cwd: str = ""
@@ -64,6 +64,10 @@ class RunInfo:
     """The pyproject.toml whose ``[tool.syncagent]`` was in force."""
     judge_kinds: tuple[str, ...] = ()
     """Kinds of sync that the policy, and a check of this report, judge although they do not by themselves."""
+    modelled: str | None = None
+    """The GPU that all times were modelled for, such as ``H100``: none was measured.  ``None`` where they were."""
+    gpu_busy_s: float | None = None
+    """How long that GPU would have been busy in ``duration_s``, and otherwise idle; ``None`` where ``modelled`` is."""
 
     @property
     def home(self) -> Home:

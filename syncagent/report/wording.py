@@ -10,8 +10,9 @@ from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 __all__ = [
-    "DASH", "at", "call", "clean", "cost", "count", "duration", "function", "known_duration", "length", "mark", "named",
-    "per_step", "phases", "place", "plural", "processes", "share", "short_path",
+    "DASH", "an", "at", "busy", "call", "clean", "cost", "count", "duration", "function", "known_duration", "length",
+    "mark", "named",
+    "per_step", "phases", "place", "plural", "processes", "share", "short_path", "times_are",
 ]  # fmt: skip
 
 DASH = "\N{EN DASH}"
@@ -36,6 +37,24 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def times_are(run: RunInfo, otherwise: str = "this CPU's, not a GPU's") -> str:
+    """What the times of a simulated run are, as the end of a sentence."""
+    return otherwise if run.modelled is None else f"modelled for {an(run.modelled)}, not measured on one"
+
+
+def an(gpu: str) -> str:
+    """``an H100``."""
+    return f"an {clean(gpu)}"
+
+
+def busy(run: RunInfo) -> str:
+    """How busy the modelled GPU was, as a sentence; empty where times are not modelled."""
+    if run.modelled is None or run.gpu_busy_s is None or run.duration_s <= 0:
+        return ""
+    part = share(min(run.gpu_busy_s / run.duration_s, 1.0))
+    return f"The {clean(run.modelled)} would be busy {part}* of the run ({duration(run.duration_s * 1e3)}*)."
 
 
 def mark(report: Report) -> str:

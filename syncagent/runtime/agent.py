@@ -23,7 +23,7 @@ from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
-from syncagent.runtime.run import Run, log_settings_source, no_run, note_without_gpu
+from syncagent.runtime.run import Run, clock_of, log_settings_source, no_run, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
@@ -53,7 +53,7 @@ class ProcessAgent(Agent):
             lambda: internals.look_up(simulated=settings.simulate),
             internals.UNKNOWN,
         )
-        self.steps = Steps(self._step_ended, self.faults)
+        self.steps = Steps(self._step_ended, self.faults, clock_of(settings))
         self._recorder = Recorder(settings, self._internals, lambda: self.steps.current, self.faults)
         self.steps.stepped = self._recorder.optimizer_stepped
         self._policy = Policy(settings, self._recorder.locator, lambda: self.steps.current)

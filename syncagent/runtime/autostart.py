@@ -89,9 +89,11 @@ def _install_device() -> None:
 
     try:
         schema.parse("simulate", os.environ.get("SYNCAGENT_SIMULATE"))
+        gpu = os.environ.get("SYNCAGENT_SIMULATE_GPU") or None
+        gpu = gpu and schema.parse("simulate_gpu", gpu)
     except ConfigError as error:
         refuse_to_start(str(error))
-    simulate.install_or_end()
+    simulate.install_or_end(gpu)
 
 
 def _write_line(sentence: str) -> None:
@@ -184,7 +186,7 @@ class _Run:
         if self._settings.simulate:
             from syncagent import simulate
 
-            simulate.install_or_end()
+            simulate.install_or_end(self._settings.modelled_gpu)
         processes.join_run()  # processes that this one starts from now on belong to the same run
         try:
             if not _is_multiprocessing_child():

@@ -128,9 +128,9 @@ def _install_device(settings: Settings) -> Callable[[], None] | None:
 
     is_for_process = parse("simulate", os.environ.get("SYNCAGENT_SIMULATE", ""))
     if is_for_process or settings.sources.get("simulate", "keyword") != "keyword":
-        simulate.install()
+        simulate.install(gpu=settings.modelled_gpu)
         return None
-    return simulate.borrow()
+    return simulate.borrow(gpu=settings.modelled_gpu)
 
 
 def borrow_device(agent: ProcessAgent) -> Callable[[], None]:
@@ -140,7 +140,8 @@ def borrow_device(agent: ProcessAgent) -> Callable[[], None]:
     """
     from syncagent import simulate
 
-    return simulate.borrow() if agent.remove_device is not None else lambda: None
+    gpu = agent.settings.modelled_gpu
+    return simulate.borrow(gpu=gpu) if agent.remove_device is not None else lambda: None
 
 
 def _log_differences(asked: Settings, in_force: Settings) -> None:

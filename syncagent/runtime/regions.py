@@ -29,7 +29,7 @@ from syncagent.report.model import Overhead
 from syncagent.report.summary import Summary
 from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
-from syncagent.runtime.run import no_run
+from syncagent.runtime.run import RunTime, no_run
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import schema
 from syncagent.support.log import log_once
@@ -53,7 +53,8 @@ _JUDGING = (
 )  # fmt: skip
 """A region that is given one of these has a policy of its own."""
 _SHARED = (
-    "overhead", "simulate", "stacks", "user_code", "cost", "cost_steps", "journal", "policy_file", "policy_signal",
+    "overhead", "simulate", "simulate_gpu", "stacks", "user_code", "cost", "cost_steps", "journal", "policy_file",
+    "policy_signal",
 )  # fmt: skip
 """Settings that a region takes from the agent, beside ``detail`` and, in part, ``copies``."""
 _CUT_SHORT = (
@@ -102,8 +103,9 @@ class Region(Reach, Agent):
         self.own_policy = policy
         """What judges in here, if this region judges."""
         self.summary = Summary(newest=settings.max_events, scale=agent.weight, sampled=self._sampled)
-        self.began_ns = time.perf_counter_ns()
-        self.ended_ns = math.inf
+        self.time = RunTime(agent.settings)
+        self.over_ns = math.inf
+        """When it ended, by ``perf_counter_ns``."""
         self.all_copies_from_ns = math.inf
         """From when on every copy of this thread is seen."""
         self.dropped_by_end: int | None = None
@@ -160,7 +162,8 @@ class Region(Reach, Agent):
         run = replace(
             agent.run_info(),
             started=self._started.isoformat(timespec="milliseconds"),
-            duration_s=(min(self.ended_ns, time.perf_counter_ns()) - self.began_ns) / 1e9,
+            duration_s=self.time.duration_s,
+            gpu_busy_s=self.time.gpu_busy_s,
             policy=self.policy,
         )
         sensors = agent.sensors.statuses()
@@ -299,7 +302,8 @@ class Regions(Sink):
             if not region.is_open:
                 return
             region.is_open = False
-            region.ended_ns = time.perf_counter_ns()
+            region.over_ns = time.perf_counter_ns()
+            region.time.end()
             region.stop_sampling()
             if region in open_reaches:
                 open_reaches.remove(region)
@@ -406,7 +410,7 @@ class Regions(Sink):
 
     def retire(self, drained_ns: int) -> None:
         """Forget the regions that have ended and whose syncs have all been delivered."""
-        ended = {region.number: region for region in tuple(self._known.values()) if region.ended_ns < drained_ns}
+        ended = {region.number: region for region in tuple(self._known.values()) if region.over_ns < drained_ns}
         if not ended:
             return
         for number, region in ended.items():
@@ -425,7 +429,7 @@ class Regions(Sink):
         shares: dict[Region, list[SyncEvent]] = {}
         for event in batch:
             for region in self._of(event.regions) if event.regions else ():
-                if event.start_ns - offset_ns <= region.ended_ns:
+                if event.start_ns - offset_ns <= region.time.ended_ns:
                     shares.setdefault(region, []).append(event)
         for region, events in shares.items():
             region.summary.events(events)
@@ -434,6 +438,6 @@ class Regions(Sink):
         """Count a step for each region that it ended in; of one that began before the region, only the rest."""
         offset_ns = self._agent.epoch_ns(0)
         for region in tuple(self._known.values()):
-            began_ns = region.began_ns + offset_ns
-            if began_ns <= record.end_ns <= region.ended_ns + offset_ns:
+            began_ns = region.time.began_ns + offset_ns
+            if began_ns <= record.end_ns <= region.time.ended_ns + offset_ns:
                 region.summary.step(replace(record, start_ns=max(record.start_ns, began_ns)))

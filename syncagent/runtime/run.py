@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 from syncagent.attribution import processes, ranks
@@ -27,6 +28,53 @@ def no_run(policy: str) -> RunInfo:
     return RunInfo("", 0.0, None, None, None, platform.node(), None, None, 0, policy, "syncs", simulated=False)
 
 
+def clock_of(settings: Settings) -> Callable[[], int]:
+    """Return what reads the time of steps and runs, in nanoseconds: the clock's, or the modelled one."""
+    if settings.modelled_gpu is None:
+        return time.perf_counter_ns
+    from syncagent import simulate
+
+    return simulate.now_ns
+
+
+class RunTime:
+    """How long a run has taken so far, or took, and how long a modelled GPU was busy meanwhile."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._now_ns = clock_of(settings)
+        self._busy_ns: Callable[[], int] | None = None
+        if settings.modelled_gpu is not None:
+            from syncagent import simulate
+
+            self._busy_ns = simulate.gpu_busy_ns
+        self.began_ns = self._now_ns()
+        self.ended_ns = math.inf
+        self._busy_before_ns = self._busy()
+        self._busy_in_all_ns: int | None = None
+
+    def _busy(self) -> int:
+        return 0 if self._busy_ns is None else self._busy_ns()
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.ended_ns = self._now_ns()
+        self._busy_in_all_ns = self._busy()
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended_ns < math.inf
+
+    @property
+    def duration_s(self) -> float:
+        return (min(self.ended_ns, self._now_ns()) - self.began_ns) / 1e9
+
+    @property
+    def gpu_busy_s(self) -> float | None:
+        """``None`` where times are not modelled."""
+        busy_ns = self._busy() if self._busy_in_all_ns is None else self._busy_in_all_ns
+        return None if self._busy_ns is None else (busy_ns - self._busy_before_ns) / 1e9
+
+
 class Run:
     """What is known of the run besides its syncs."""
 
@@ -40,20 +88,19 @@ class Run:
         self._home = faults.guard("the project's folder", home_of_process, Home())
         self._device: str | None = None
         self._started = datetime.now(timezone.utc)
-        self._began_s = time.perf_counter()
-        self._ended_s: float | None = None
+        self._time = RunTime(settings)
 
     @property
     def is_over(self) -> bool:
-        return self._ended_s is not None
+        return self._time.is_over
 
     def end(self) -> None:
         """Stop the clock."""
-        self._ended_s = time.perf_counter()
+        self._time.end()
 
     @property
     def duration_s(self) -> float:
-        return (time.perf_counter() if self._ended_s is None else self._ended_s) - self._began_s
+        return self._time.duration_s
 
     def seek_rank(self, *, at_once: bool = False) -> None:
         """Look for the rank, once a second at most unless ``at_once``, while the launcher has not given one.
@@ -76,9 +123,9 @@ class Run:
 
         simulated = self._settings.simulate
         if self._device is None and simulated:
-            from syncagent.simulate.cuda_api import NAME
+            from syncagent.simulate.cuda_api import name_of_device
 
-            self._device = NAME  # the device itself may be gone by now
+            self._device = name_of_device(self._settings.modelled_gpu)  # the device itself may be gone by now
         elif self._device is None and has_cuda and torch.cuda.is_initialized():
             self._device = self._faults.guard("the device's name", torch.cuda.get_device_name, "unknown")
         return RunInfo(
@@ -94,6 +141,8 @@ class Run:
             policy=policy,
             detail=self._settings.detail_in_force,
             simulated=simulated,
+            modelled=self._settings.modelled_gpu,
+            gpu_busy_s=self._time.gpu_busy_s,
             script=_script(),
             argv=redaction.argv(sys.argv),
             cwd=working_folder(),

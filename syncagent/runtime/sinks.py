@@ -188,7 +188,10 @@ def _spans(outputs: Outputs) -> Iterable[Sink]:
     from syncagent.telemetry.step_ids import process_identity
 
     outputs.spans = SpanSink(
-        provider, min_stall_ms=settings.min_stall_ms, policy=settings.policy, identity=process_identity
+        provider,
+        min_stall_ms=settings.min_stall_ms,
+        policy=settings.policy,
+        identity=partial(process_identity, settings.modelled_gpu),
     )
     return (outputs.spans,)
 

@@ -31,6 +31,8 @@ class Conditions:
     """Which copies are timed: ``all``, ``sampled`` or ``off``."""
     copies_follow_policy: bool = False
     """Whether ``copies`` was left to the policy, so that a change of the policy changes it as well."""
+    modelled: str | None = None
+    """The GPU whose times are modelled on the simulated device."""
 
     @property
     def overhead_of_steps(self) -> float:
@@ -52,6 +54,7 @@ class Conditions:
             settings.overhead,
             "off" if settings.samples_steps else settings.copies_timed,
             settings.copies is None,
+            settings.modelled_gpu,
         )
 
 

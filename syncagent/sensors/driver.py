@@ -44,7 +44,7 @@ class DriverSensor(Sensor):
     def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
         super().__init__(recorder, conditions)
         self._native: native.Native | None = None
-        self._why_not = ""
+        self._why_not = "off: times are modelled, and the driver's would be the CPU's" if conditions.modelled else ""
         self._counts: native.Status | None = None
         self._has_entries = False
         """Whether a call into a CUDA runtime has been found and patched; asked for with every sync of a report."""
@@ -64,7 +64,7 @@ class DriverSensor(Sensor):
 
     @classmethod
     def is_wanted(cls, conditions: Conditions) -> bool:
-        return conditions.has_cuda or conditions.simulate
+        return (conditions.has_cuda or conditions.simulate) and conditions.modelled is None
 
     @property
     def live(self) -> bool:

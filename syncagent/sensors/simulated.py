@@ -46,7 +46,9 @@ class SimulatedSensor(Sensor):
     def cannot_see(self) -> str:
         from syncagent import simulate
 
-        real = "anything of a real GPU: which calls wait comes from rules measured on an H100, and times are the CPU's"
+        gpu = self._conditions.modelled
+        times = f"modelled for an {gpu}, not measured" if gpu else "the CPU's"
+        real = f"anything of a real GPU: which calls wait comes from rules measured on an H100, and times are {times}"
         why = simulate.without_runtime()
         runtime = (f"the driver's waits, which are not simulated: {why}",) if why else ()
         return "; ".join((real, *runtime, *simulate.missing()))

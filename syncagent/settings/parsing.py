@@ -56,10 +56,12 @@ class Choice:
 
     def __init__(self, literal: object) -> None:
         self.choices: tuple[str, ...] = get_args(literal)
+        self._by_lower = {choice.lower(): choice for choice in self.choices}
 
     def __call__(self, name: str, value: object) -> str:
-        if isinstance(value, str) and value.strip().lower() in self.choices:
-            return value.strip().lower()
+        found = self._by_lower.get(value.strip().lower()) if isinstance(value, str) else None
+        if found is not None:
+            return found
         raise rejected(name, value, "one of " + ", ".join(self.choices))
 
 

@@ -17,6 +17,7 @@ PolicyName = Literal["observe", "warn", "raise"]
 Detail = Literal["auto", "ops", "syncs"]
 Copies = Literal["all", "sampled", "off"]
 JudgedThreads = Literal["training", "all"]
+ModelledGPU = Literal["H100", "H200", "A100", "L4"]
 
 
 def _setting(parser: Callable[[str, object], Any], doc: str, default: Any = None) -> Any:
@@ -80,6 +81,10 @@ class Settings:
     )
     baseline: str | None = _setting(parsing.path, "a report whose sites are known; the policy acts on new ones only")
     simulate: bool = _setting(parsing.flag, "the simulated device stands in for CUDA", False)
+    simulate_gpu: ModelledGPU | None = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(ModelledGPU),
+        "the GPU whose times are modelled on the simulated device; by default times are those of the CPU",
+    )
     stacks: bool = _setting(parsing.flag, "keep the whole stack of each sync", False)
     user_code: tuple[str, ...] = _setting(
         parsing.names, "installed packages or paths that count as the user's code", ()
@@ -118,7 +123,14 @@ class Settings:
     @property
     def detail_in_force(self) -> Detail:
         """``detail``, or what the policy makes of it where it is not given."""
+        if self.modelled_gpu is not None and self.detail != "ops":
+            return "syncs"  # a sampled step would be longer than the others, and the driver sees no modelled time
         return self.detail or ("auto" if self.policy == "observe" and not self.cost else "syncs")
+
+    @property
+    def modelled_gpu(self) -> ModelledGPU | None:
+        """``simulate_gpu``, where the device is simulated."""
+        return self.simulate_gpu if self.simulate else None
 
     @property
     def wraps_every_op(self) -> bool:
@@ -189,6 +201,7 @@ class Keywords(TypedDict, total=False):
     policy_signal: str | None
     baseline: str | Path | None
     simulate: bool | None
+    simulate_gpu: ModelledGPU | None
     stacks: bool | None
     user_code: Names | None
     copies: Copies | None

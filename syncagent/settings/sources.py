@@ -101,6 +101,9 @@ def _settings(
             refuse(parsing.rejected(name, value, known))
         elif value is not None:
             take(name, name, value, "keyword")
+    gpu = values.get("simulate_gpu")
+    if gpu is not None and not values.get("simulate") and sources["simulate_gpu"] in {"keyword", "environment"}:
+        refuse(parsing.rejected("simulate_gpu", gpu, "left out where the device is not simulated (setting simulate)"))
     warnings = filter(None, (project.ignored, *unknown_variables(environment)))
     file = str(project.file) if project.table else None
     return Settings(**values, sources=sources, file=file, warnings=tuple(warnings))

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from syncagent.errors import SimulationError
 from syncagent.rules import table
-from syncagent.simulate import devices, dispatch, standin, waits
+from syncagent.simulate import devices, dispatch, standin, waits, work
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts, infer
 from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, new_output
+from syncagent.simulate.timing import Work
 
 _run_copy = aten.copy_.default
 _RULE: Any = table.find("aten::copy_")
 
 
-def _copying(target: Any, source: Any) -> Callable[[], None]:
+@dataclass(frozen=True, slots=True)
+class _Copying:
     """A copy to be queued; target and source are each a placement or a CPU tensor."""
 
-    def copy() -> None:
+    target: Any
+    source: Any
+
+    def __call__(self) -> None:
+        target, source = self.target, self.source
         into = target
         if isinstance(target, Placement):
             if target.box.values is None:
@@ -33,7 +40,9 @@ def _copying(target: Any, source: Any) -> Callable[[], None]:
             into = target.resolve()
         _run_copy(into, source.resolve() if isinstance(source, Placement) else source)
 
-    return copy
+    def work(self) -> Work:
+        """Describe the copy for modelled times: one that the host does not wait for is from or to pinned memory."""
+        return work.of_copy(self.target, self.source, is_pinned=True)
 
 
 def _call_for(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> standin.Call:
@@ -73,7 +82,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         return _run_copy(target, source)
     kind = _RULE.waits((target, source, non_blocking), {})
     if kind is not None:
-        copy = devices.keeping_failure("aten::copy_", _copying(to, of), written)
+        copy = devices.keeping_failure("aten::copy_", _Copying(to, of), written)
         call = _call_for(target, source, non_blocking)
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking),
@@ -86,7 +95,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         _copy_between_devices(to, of)
         return target
     engine = devices.order("aten::copy_", placements[0].index, placements)
-    devices.queue(engine, "aten::copy_", _copying(to, of), written)
+    devices.queue(engine, "aten::copy_", _Copying(to, of), written)
     return target
 
 
@@ -95,7 +104,7 @@ def _copy_between_devices(target: Placement, source: Placement) -> None:
     ours, theirs = devices.current_engine(source.index), devices.current_engine(target.index)
     ours.depend_on(theirs, theirs.submitted)
     engine = devices.order("aten::copy_", source.index, [source, target])
-    devices.queue(engine, "aten::copy_", _copying(target, source), [target])
+    devices.queue(engine, "aten::copy_", _Copying(target, source), [target])
     theirs.depend_on(engine, engine.submitted)
 
 

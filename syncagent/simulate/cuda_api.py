@@ -14,14 +14,23 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
-from syncagent.simulate import allocator, devices, engine, patches, randomness, standin
+from syncagent.simulate import allocator, devices, engine, modelled, patches, randomness, standin
+from syncagent.simulate.datasheets import GPUS
 from syncagent.simulate.failures import all_for_program, for_program
 from syncagent.simulate.requirements import find, look_up, note_loss
 from syncagent.simulate.tensor import SimulatedTensor, replacement
+from syncagent.simulate.timing import Work
 from syncagent.simulate.waits import reported
 
 NAME = "simulated CUDA device (CPU arithmetic)"
 CYCLES_PER_SECOND = 1.5e9
+
+
+def name_of_device(gpu: str | None) -> str:
+    """Return what the device is called where times are modelled for that GPU, or are the CPU's."""
+    return NAME if gpu is None else f"{GPUS[gpu].name} (simulated, times modelled)"
+
+
 _started = False
 
 
@@ -49,12 +58,20 @@ class _DeviceProperties(SimpleNamespace):
 
 
 _PROPERTIES: dict[str, Any] = {
-    "name": NAME, "major": 8, "minor": 0, "multi_processor_count": os.cpu_count() or 1, "warp_size": 32,
+    "major": 8, "minor": 0, "multi_processor_count": os.cpu_count() or 1, "warp_size": 32,
     "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024, "regs_per_multiprocessor": 65536,
     "shared_memory_per_block": 49152, "is_integrated": 1, "is_multi_gpu_board": 0, "gcnArchName": "",
     "uuid": "simulated",
 }  # fmt: skip
 """What ``get_device_properties`` returns, beside the memory, which is the host's, with its true size."""
+
+
+def _name() -> str:
+    return name_of_device(None if modelled.clock is None else modelled.clock.key)
+
+
+def _properties() -> _DeviceProperties:
+    return _DeviceProperties(name=_name(), total_memory=_host_memory()[1], **_PROPERTIES)
 
 
 @all_for_program
@@ -112,7 +129,10 @@ def _wait_for(engines: Iterable[engine.Engine], call: standin.Call) -> None:
 
 def _sleep(cycles: int) -> None:
     seconds = cycles / CYCLES_PER_SECOND
-    devices.current_engine(devices.current()).submit(lambda: time.sleep(seconds))
+    stream = devices.current_engine(devices.current())
+    ticket = stream.submit(lambda: time.sleep(seconds))
+    if modelled.clock is not None:
+        modelled.clock.queued(stream, ticket, Work(fixed_ns=round(seconds * 1e9)))
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -222,9 +242,9 @@ def _names() -> dict[str, Any]:
         # devices
         "device_count": count, "current_device": current, "set_device": _set_device, "device": _Device,
         "device_of": _DeviceOf, "_DeviceGuard": _Device, "_exchange_device": devices.exchange,
-        "_maybe_exchange_device": devices.exchange, "get_device_name": lambda _device=None: NAME,
+        "_maybe_exchange_device": devices.exchange, "get_device_name": lambda _device=None: _name(),
         "get_device_capability": lambda _device=None: (8, 0),
-        "get_device_properties": lambda _device=None: _DeviceProperties(total_memory=_host_memory()[1], **_PROPERTIES),
+        "get_device_properties": lambda _device=None: _properties(),
         "get_arch_list": list, "get_gencode_flags": str, "can_device_access_peer": lambda *_: True,
         "is_bf16_supported": lambda *_, **__: True, "is_tf32_supported": lambda: False,
         # streams

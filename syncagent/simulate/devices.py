@@ -12,13 +12,13 @@ import threading
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from syncagent.errors import SimulationError, SimulationWarning
 from syncagent.events import SyncKind
-from syncagent.simulate import standin
+from syncagent.simulate import modelled, standin, work
 from syncagent.simulate.engine import Engine, refuse_if_forked
 from syncagent.simulate.failures import (
     OpFailed,
@@ -32,11 +32,12 @@ from syncagent.simulate.requirements import find
 from syncagent.simulate.waits import reported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
     from syncagent.simulate.memory import Placement
+    from syncagent.simulate.timing import Work
 
 STAND_IN = "lazy"
 CPU = torch.device("cpu")
@@ -236,12 +237,15 @@ class Event:
         self._timing = enable_timing
         self._engine, self._ticket = _UNUSED, 0
         self._stamp: list[float] = []
+        self._modelled_ns: int | None = None
 
     def record(self, stream: Stream | None = None) -> None:
         """Put the mark behind all work that the stream has so far."""
         self._engine = (stream or current_stream()).engine
         stamp = self._stamp = []  # an earlier record may still be under way
         self._ticket = self._engine.submit(lambda: stamp.append(time.perf_counter()))
+        clock = modelled.clock
+        self._modelled_ns = None if clock is None else clock.marked(self._engine, self._ticket)
 
     def wait(self, stream: Stream | None = None) -> None:
         """Let the work that the stream gets next wait for the mark, without the host."""
@@ -263,13 +267,15 @@ class Event:
         )
 
     def elapsed_time(self, end: Event) -> float:
-        """Milliseconds from this mark to the other one; they are the CPU's."""
+        """Milliseconds from this mark to the other one; they are the CPU's, or modelled ones."""
         if not (self._timing and end._timing):
             raise ValueError("Both events must be created with argument 'enable_timing=True'.")
         if not (self._ticket and end._ticket):
             raise ValueError("Both events must be recorded before calculating elapsed time.")
         if not (self.query() and end.query()):
             raise RuntimeError("Both events must be completed before calculating elapsed time.")
+        if self._modelled_ns is not None and end._modelled_ns is not None:
+            return (end._modelled_ns - self._modelled_ns) / 1e6
         return (end._stamp[0] - self._stamp[0]) * 1e3
 
     def ipc_handle(self) -> bytes:
@@ -335,6 +341,15 @@ _in_backward = find("_C._current_graph_task_id") or (lambda: 0)
 _races: set[str] = set()
 
 
+@runtime_checkable
+class Describes(Protocol):
+    """A kernel that can tell what it gives a GPU to do."""
+
+    def __call__(self) -> object: ...
+    def work(self) -> Work:
+        """Describe it; called where times are modelled, on the thread that queues it."""
+
+
 def order(name: str, index: int, placements: list[Placement]) -> Engine:
     """Return the current stream's queue, made to wait for what other streams still write of the op's arguments."""
     engine = current_engine(index)
@@ -357,10 +372,18 @@ def order(name: str, index: int, placements: list[Placement]) -> Engine:
     return engine
 
 
-def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement]) -> int:
-    """Queue an op's kernel, record it as the last writer of the boxes that it writes, and return its ticket."""
+def queue(
+    engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement], read: Sequence[Placement] = ()
+) -> int:
+    """Queue an op's kernel, record it as the last writer of the boxes that it writes, and return its ticket.
+
+    ``read``: what it reads, where the kernel cannot tell (:class:`Describes`); only modelled times need that.
+    """
     global _blocks
     ticket = engine.submit(keeping_failure(name, kernel, written))
+    if modelled.clock is not None and name not in work.NO_KERNEL:
+        own = kernel.work() if isinstance(kernel, Describes) else work.of_named(name, read, written)
+        modelled.clock.queued(engine, ticket, own)
     for placement in written:
         placement.box.writer = engine
         placement.box.ticket = ticket
@@ -368,6 +391,8 @@ def queue(engine: Engine, name: str, kernel: Callable[[], object], written: list
         _blocks = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}
     if _blocks:
         engine.finish_at_once(ticket)
+        if modelled.clock is not None:
+            modelled.clock.waited([(engine, ticket)])
     return ticket
 
 
@@ -387,8 +412,13 @@ def keeping_failure(name: str, kernel: Callable[[], object], written: list[Place
     return run
 
 
-def run_here(engine: Engine, kernel: Callable[[], Any], call: standin.Call | None = None) -> Any:
-    """Queue a kernel, wait for it as in :meth:`Engine.wait` and return its result, or raise what it raised."""
+def run_here(
+    engine: Engine, kernel: Callable[[], Any], call: standin.Call | None = None, op: Describes | None = None
+) -> Any:
+    """Queue a kernel, wait for it as in :meth:`Engine.wait` and return its result, or raise what it raised.
+
+    ``op`` describes the kernel, if it is more than the copy that is ``call``.
+    """
     outcome: list[Any] = [None, None]
 
     def task() -> None:
@@ -397,7 +427,13 @@ def run_here(engine: Engine, kernel: Callable[[], Any], call: standin.Call | Non
         except BaseException as error:
             outcome[1] = error
 
-    engine.wait(engine.submit(task), call)
+    ticket = engine.submit(task)
+    if modelled.clock is not None:
+        if op is not None:
+            modelled.clock.queued(engine, ticket, op.work())
+        if call is not None and call.bytes:
+            modelled.clock.queued(engine, ticket, work.of_call(call))
+    engine.wait(ticket, call)
     error = outcome[1]
     if isinstance(error, OpFailed):
         error.__traceback__ = None  # whose frames hold ``outcome``

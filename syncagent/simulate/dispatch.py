@@ -13,13 +13,14 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
-from syncagent.simulate import autocast, devices, randomness, standin, tensor, waits
+from syncagent.simulate import autocast, devices, modelled, randomness, standin, tensor, waits, work
 from syncagent.simulate.devices import order, queue, run_here
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.failures import Failure
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
+from syncagent.simulate.timing import Work
 
 Handler = Callable[[OpFacts, Any, Any], Any]
 
@@ -274,6 +275,10 @@ class _Kernel:
         else:
             self.kwargs[name] = value
 
+    def work(self) -> Work:
+        """Describe the op for modelled times."""
+        return work.of_op(self.facts.op, self.facts.name, self.args, self.kwargs, self.outputs, self.written)
+
     def find_written(self) -> None:
         if not self.facts.writes:
             return
@@ -309,7 +314,7 @@ class _Kernel:
             return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
 
         made = on_each(
-            lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel, call)
+            lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel, call, self)
         )
         for position, name in facts.outs:
             target = _given(args, kwargs, position, name)
@@ -332,6 +337,9 @@ class _Kernel:
         if kind is None:
             what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
             waits.internal(f"{facts.name}: {what}")
+        elif modelled.clock is not None:
+            engine = devices.current_engine(self.index)
+            waits.reported(facts.shown, kind, args, lambda: engine.wait(call=standin.read()))
         else:
             waits.reported_late(facts.shown, kind, args, started, returned)
         return result

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from syncagent.simulate import standin
+from syncagent.simulate import modelled, standin
 from syncagent.simulate.failures import Failure, failure_of
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
@@ -93,6 +93,8 @@ class Engine:
         reached[engine] = max(reached.get(engine, 0), ticket)
         for other, last in reached.items():
             self.clock[other] = max(self.clock[other], last)
+        if modelled.clock is not None:
+            modelled.clock.ordered(self, engine, ticket)
         if engine.finished < ticket:
             self.submit(_Dependency(engine, ticket))
 
@@ -256,6 +258,8 @@ def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = No
             engine._block(ticket)
     else:
         _sleep_in(call, [mark for mark in marks if mark[0].finished < mark[1]])
+    if call is not None and modelled.clock is not None:
+        modelled.clock.waited(marks)
     for engine, _ in marks:
         engine.raise_failure()
 

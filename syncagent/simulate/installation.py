@@ -20,6 +20,8 @@ _borrowers = 0
 _lock = threading.RLock()
 _changes: tuple[int, Changes] | None = None
 """What was changed in torch, for that number of devices."""
+_model_of: list[str] = []
+"""The GPU whose times are modelled, once for each borrower that has asked for it."""
 _LINGER_S = 1.0
 """How long an idle worker thread that computes with what is left stays once the device is gone."""
 
@@ -47,17 +49,19 @@ def without_runtime() -> str:
     return standin.missing()
 
 
-def install(devices: int | None = None) -> None:
+def install(devices: int | None = None, *, gpu: str | None = None) -> None:
     """Let simulated devices stand in for CUDA for the life of this process.
 
     By default there are as many as the launcher has started ranks on this machine, and one without a launcher.  Call it
     before the first ``backward()``: autograd counts devices then.  A second call changes nothing.  Raises
     :class:`SimulationError` where that is impossible, for example once real CUDA is in use.
+
+    With ``gpu``, one of :data:`syncagent.simulate.datasheets.GPUS`, times are modelled for it.
     """
-    borrow(devices)  # and never give back
+    borrow(devices, gpu=gpu)  # and never give back
 
 
-def borrow(devices: int | None = None) -> Callable[[], None]:
+def borrow(devices: int | None = None, *, gpu: str | None = None) -> Callable[[], None]:
     """Let simulated devices stand in for CUDA until every borrower has called the function that this returns.
 
     Tensors made on them stay usable after that.  After :func:`install` the devices stay.  Raises as it does.
@@ -66,9 +70,49 @@ def borrow(devices: int | None = None) -> Callable[[], None]:
     with _lock:
         _put_in(devices)
         _borrowers += 1
-    once = contextlib.ExitStack()
-    once.callback(_give_back)
+        once = contextlib.ExitStack()
+        once.callback(_give_back)
+        if gpu is not None:
+            try:
+                _model(gpu)
+            except BaseException:
+                once.close()
+                raise
+            once.callback(_end_model)
     return once.close
+
+
+def modelled_gpu() -> str | None:
+    """Return the name of the GPU whose times are modelled; ``None`` where times are the CPU's."""
+    return _model_of[0] if _model_of else None
+
+
+def _model(gpu: str) -> None:
+    """Begin to model times, unless that has begun already."""
+    from syncagent.simulate import dispatch, modelled, tensor
+    from syncagent.simulate.datasheets import GPUS
+    from syncagent.simulate.requirements import find
+
+    if gpu not in GPUS:
+        raise SimulationError(f"gpu={gpu!r}: times can be modelled for {', '.join(GPUS)}")
+    if _model_of and _model_of[0] != gpu:
+        raise SimulationError(f"times are modelled for {_model_of[0]} already; {gpu} was asked for now")
+    if not _model_of:
+        graph_task = find("_C._current_graph_task_id") or (lambda: -1)
+        clock = modelled.Clock(GPUS[gpu], gpu, is_in_backward=lambda: graph_task() != -1)
+        tensor.dispatch = clock.around(dispatch.run)
+        modelled.put(clock)
+    _model_of.append(gpu)
+
+
+def _end_model() -> None:
+    from syncagent.simulate import dispatch, modelled, tensor
+
+    with _lock:
+        _model_of.pop()
+        if not _model_of:
+            modelled.put(None)
+            tensor.dispatch = dispatch.run
 
 
 def _give_back() -> None:
@@ -111,7 +155,7 @@ def _put_in(devices: int | None) -> None:
     _installed = devices
 
 
-def install_or_end() -> None:
+def install_or_end(gpu: str | None = None) -> None:
     """Install the device in a process whose environment asks for it, or end the process with exit code 2.
 
     On the CPU, or on a real GPU, the program would not compute what it was started for.  What it meets later that is
@@ -120,7 +164,7 @@ def install_or_end() -> None:
     from syncagent.support.refusal import end_with_one_sentence, refuse_to_start
 
     try:
-        install()
+        install(gpu=gpu)
         end_with_one_sentence(SimulationError)
     except Exception as error:
         said = " ".join(str(error).split()).rstrip(".")

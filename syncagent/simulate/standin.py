@@ -41,6 +41,9 @@ class _Function(IntEnum):
     FREE = 7
 
 
+PINNED = int(_Function.COPY_PINNED)
+
+
 class Call(ctypes.Structure):
     """A function of CUDA's runtime in which the host waits, and what it is told there."""
 

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from syncagent.simulate import modelled
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -51,6 +53,14 @@ def reported(
     if observer is None or kind is None:
         return wait()
     token = observer.before(op, kind, args)
+    clock = modelled.clock
+    if clock is not None:
+        stalled_ns = clock.stalled_ns
+        try:
+            return wait()
+        finally:
+            end = clock.now()
+            observer.after(token, end - (clock.stalled_ns - stalled_ns), end)
     start = time.perf_counter_ns()
     try:
         return wait()

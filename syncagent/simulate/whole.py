@@ -123,7 +123,7 @@ def _queue_forward(
         box.own_form = computed if computed.leaves else None
 
     engine = devices.order(call.facts.name, index, sources)
-    devices.queue(engine, call.facts.name, kernel, [*targets, graph._sim])
+    devices.queue(engine, call.facts.name, kernel, [*targets, graph._sim], sources)
     return made, graph
 
 
@@ -148,7 +148,7 @@ def _queue_backward(
 
     read = [*sources, *_placements(gradients), saved]
     name = f"{call.facts.name}_backward"
-    devices.queue(devices.order(name, index, read), name, kernel, targets)
+    devices.queue(devices.order(name, index, read), name, kernel, targets, sources)
     return made
 
 

@@ -39,6 +39,7 @@ MODULE: Final = "syncagent.module"
 LOCAL_RANK: Final = "syncagent.local_rank"
 WORLD_SIZE: Final = "syncagent.world_size"
 JOB_ID: Final = "syncagent.job.id"
+MODELLED: Final = "syncagent.modelled"
 
 # The forward line behind a sync of the backward pass; the library's line where the user's is further out.
 FORWARD: Final = ("syncagent.forward.file.path", "syncagent.forward.line.number", "syncagent.forward.function.name")

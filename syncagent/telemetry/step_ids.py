@@ -32,8 +32,11 @@ class ProcessIdentity(NamedTuple):
     """Names the job; trace ids are made from it."""
 
 
-def process_identity() -> ProcessIdentity:
-    """Read it from the environment, into which some launchers (Ray Train, Lightning) write it while the script runs."""
+def process_identity(modelled: str | None = None) -> ProcessIdentity:
+    """Read it from the environment, into which some launchers (Ray Train, Lightning) write it while the script runs.
+
+    ``modelled`` is the GPU that all times were modelled for, if none was measured.
+    """
     import platform
 
     rank, job = ranks.read(), ranks.job()
@@ -44,6 +47,7 @@ def process_identity() -> ProcessIdentity:
         semconv.WORLD_SIZE: rank.world_size,
         semconv.HOST_NAME: platform.node(),
         semconv.JOB_ID: job.id,
+        **({semconv.MODELLED: modelled} if modelled else {}),
     }
     return ProcessIdentity(attributes, job.key)
 

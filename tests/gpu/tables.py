@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.gpu import driver_tables, simulation_tables
 from tests.gpu.gallery import gallery
+from tests.gpu.modelled_table import modelled, modelled_pairs
 from tests.matrix import results as matrix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -868,7 +869,8 @@ MAKERS = {
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after,
-    "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, **driver_tables.MAKERS,
+    "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, "modelled": modelled,
+    "modelled_pairs": modelled_pairs, **driver_tables.MAKERS,
 }  # fmt: skip
 
 

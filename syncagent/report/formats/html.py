@@ -23,6 +23,8 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         run=run,
+        times_are=wording.times_are(run, "a CPU's, not a GPU's"),
+        busy=wording.busy(run),
         wording=wording,
         key=origins.KEY,
         origin=json.dumps(origins.of_run(run).to_dict()),

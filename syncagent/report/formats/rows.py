@@ -58,7 +58,8 @@ def summed_up(report: Report) -> str:
 
 def remarks(report: Report) -> tuple[list[str], list[str]]:
     """Return what went wrong or must be known to read the figures, and the other notes."""
-    simulated = ["* Simulated device: every time is this CPU's, not a GPU's."] if report.run.simulated else []
+    simulated = [f"* Simulated device: every time is {wording.times_are(report.run)}."] if report.run.simulated else []
+    simulated += filter(None, [wording.busy(report.run)])
     problems = findings.problems(report)
     return [*simulated, *problems], [note for note in map(wording.clean, report.notes) if note not in problems]
 

@@ -41,7 +41,7 @@ def log(report: Report) -> dict[str, Any]:
     roots = {"originalUriBaseIds": {"%SRCROOT%": {"uri": f"file://{quote(run.cwd.rstrip('/'))}/"}}} if run.cwd else {}
     driver = {"name": "syncagent", "version": __version__, "rules": [_rule(kind) for kind in SyncKind]}
     arguments = [wording.clean(value) for value in run.argv]
-    facts = {"simulated": run.simulated, "steps": run.steps, "dropped": report.dropped}
+    facts = {"simulated": run.simulated, "modelled": run.modelled, "steps": run.steps, "dropped": report.dropped}
     whole: dict[str, Any] = {
         "tool": {"driver": driver},
         "invocations": [{"executionSuccessful": True, "startTimeUtc": run.started, "arguments": arguments}],
@@ -67,9 +67,10 @@ def _result(report: Report, site: SiteRow) -> dict[str, Any]:
     kind = SyncKind(site.kind) if site.kind in set(SyncKind) else SyncKind.OTHER
     rate = "" if site.per_step is None else f", {wording.per_step(site.per_step)} per step"
     stalled, syncs = wording.duration(site.stall_ms), wording.plural(site.count, "sync")
+    times = wording.times_are(report.run, "the CPU's")
     sentences = [
         f"{site.op} stalled the host for {stalled} in {syncs}{rate} ({wording.phases(site)}).",
-        "The device was simulated: times are the CPU's." if report.run.simulated else "",
+        f"The device was simulated: times are {times}." if report.run.simulated else "",
         f"What to do: {site.advice}." if site.advice else "",
     ]
     result: dict[str, Any] = {

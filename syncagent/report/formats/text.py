@@ -27,7 +27,6 @@ _SMALL = 0.001
 _WIDE = 110
 _FRAMES = 4
 _ASCII = str.maketrans({_DASH: "-", "·": "|", "…": "~", "µ": "u", "→": "->", "←": "<-"})
-_SIMULATED = "* Simulated device: times and shares with a star are this CPU's, not a GPU's."
 
 
 def emit(
@@ -162,7 +161,9 @@ class _Page:
         report = self._report
         lines = [_title(report)]
         if report.run.simulated:
-            lines.append(Text(_SIMULATED, "yellow"))
+            times = wording.times_are(report.run)
+            lines.append(Text(f"* Simulated device: times and shares with a star are {times}.", "yellow"))
+        lines += [Text(line) for line in [wording.busy(report.run)] if line]
         if not report.sites:
             return [*lines, *_nothing_seen(report)]
         totals, share = report.totals, findings.share_of_time(report)

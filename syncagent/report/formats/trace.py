@@ -50,6 +50,7 @@ def trace(report: Report) -> dict[str, Any]:
             "start_ns": str(zero_ns),
             "started": report.run.started,
             "simulated": report.run.simulated,
+            "modelled": report.run.modelled,
             origins.KEY: origins.of_run(report.run).to_dict(),
         },
         "traceEvents": [*_names(report, threads), *drawn],

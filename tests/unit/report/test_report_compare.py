@@ -230,6 +230,12 @@ class TestWhatIsNoFinding:
         assert compare(report_of(), new).findings() == ()
 
 
+def test_modelled_times_are_those_of_their_gpu():
+    old, new = (report_of(sync(ms=5), steps=3, simulated=True, modelled=gpu) for gpu in ("H100", "L4"))
+    shown = changes.render(compare(old, new))
+    assert "* of a simulated device: modelled for an H100, not measured on one or modelled for an L4" in shown
+
+
 def test_each_figure_of_a_simulated_run_is_marked():
     old, new = report_of(sync(ms=5), steps=3, simulated=True), report_of(sync(ms=3), sync(ms=3), steps=3)
     shown = changes.render(compare(old, new))

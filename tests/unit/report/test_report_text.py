@@ -175,6 +175,16 @@ def test_what_is_not_the_case_is_not_said():
     assert "no steps were marked" in shown
 
 
+def test_modelled_times_are_marked_at_each_figure_and_say_for_which_gpu():
+    report = whole_report(simulated=True)
+    report = replace(report, run=replace(report.run, modelled="H100", gpu_busy_s=report.run.duration_s / 4))
+    for verbose in (True, False):
+        shown = text.render(report, verbose=verbose)
+        assert "times and shares with a star are modelled for an H100, not measured on one." in shown
+        assert "The H100 would be busy 25.0 %* of the run" in shown
+        assert "CPU" not in shown
+
+
 def test_a_simulated_run_says_so_at_each_figure():
     for verbose in (False, True):
         shown = text.render(whole_report(simulated=True), verbose=verbose)

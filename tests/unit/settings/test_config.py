@@ -90,7 +90,7 @@ CLEARED = {
     "detail": '"ops"', "report": '"a.json"', "allow": '"a.b"', "allow_kinds": '"explicit"', "allow_packs": '"torch"',
     "max_syncs_per_step": "3", "max_stall_ms_per_step": "3.0", "max_stall_share": "0.5", "policy_file": '"p"',
     "policy_signal": '"usr1"', "baseline": '"b.json"', "user_code": '"mine"', "copies": '"off"', "journal": '"j"',
-    "summary": "true", "capture": '"c"', "judge_kinds": '"collective"',
+    "summary": "true", "capture": '"c"', "judge_kinds": '"collective"', "simulate_gpu": '"A100"',
 }  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
         "file_mode": "0640", "capture": "seen.jsonl", "judge_kinds": "allocator", "overhead": "0.02",
-        "verbose": "yes",
+        "verbose": "yes", "simulate_gpu": "h100",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -142,7 +142,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
         policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl", overhead=0.02,
-        judge_kinds=("allocator",),
+        judge_kinds=("allocator",), simulate_gpu="H100",
     )  # fmt: skip
 
 
@@ -323,3 +323,35 @@ def test_one_wrong_entry_of_a_list_is_named_by_itself():
 def test_an_allowance_may_be_a_module_a_function_a_file_or_a_line(entry):
     """Every function's name that a report shows can be allowed."""
     assert load({"allow": entry}).allow == (entry,)
+
+
+class TestModelledTimes:
+    def test_the_gpu_has_its_own_spelling(self):
+        assert load({"simulate": True, "simulate_gpu": "l4"}).modelled_gpu == "L4"
+
+    def test_another_gpu_is_refused_with_those_that_there_are(self):
+        with pytest.raises(
+            ConfigError, match="setting simulate_gpu is 'V100', but it must be one of H100, H200, A100, L4"
+        ):
+            load({"simulate": True, "simulate_gpu": "V100"})
+
+    @pytest.mark.parametrize("by", ["keyword", "environment"])
+    def test_without_the_simulated_device_there_is_nothing_to_model(self, monkeypatch, by):
+        if by == "environment":
+            monkeypatch.setenv("SYNCAGENT_SIMULATE_GPU", "H100")
+        with pytest.raises(
+            ConfigError, match=r"simulate_gpu is 'H100', but it must be left out where the device is not"
+        ):
+            load({"simulate_gpu": "H100"} if by == "keyword" else {})
+
+    def test_the_project_may_name_it_for_when_the_device_is_simulated(self, tmp_path):
+        project(tmp_path, "[tool.syncagent]\nsimulate_gpu = 'A100'\n")
+        assert load().modelled_gpu is None
+        assert load({"simulate": True}).modelled_gpu == "A100"
+
+    def test_every_step_is_watched_alike(self):
+        """A sampled step would take longer, and the driver sees no modelled time."""
+        modelled = {"simulate": True, "simulate_gpu": "H100"}
+        assert load(modelled).detail_in_force == "syncs"
+        assert load({**modelled, "detail": "auto"}).detail_in_force == "syncs"
+        assert load({**modelled, "detail": "ops"}).detail_in_force == "ops"

@@ -82,6 +82,8 @@ def _compile_eagerly_by_old_names() -> None:
         _say_so()
         return _eager
 
+    if not hasattr(dynamo, "optimize"):
+        note_loss("torch._dynamo.optimize", ON_INSTANCES["_dynamo.optimize"])
     for name in ("optimize", "optimize_assert"):
         if hasattr(dynamo, name):
             setattr(dynamo, name, replacement(optimize, getattr(dynamo, name)))

@@ -82,6 +82,7 @@ ON_INSTANCES: dict[str, str] = {
     "distributed.Backend._plugins": "torch.distributed looks for NCCL itself",
     "distributed.Backend._BackendPlugin": "torch.distributed looks for NCCL itself",
     "_dynamo.eval_frame.OptimizedModule": "torch.compile returns the module itself, without _orig_mod",
+    "_dynamo.optimize": "programs that compile in the way of before torch 2.0 may fail",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",

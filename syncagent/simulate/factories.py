@@ -21,6 +21,7 @@ from syncagent.simulate import (
     patches,
     recurrent,
     sparse,
+    sparse_compressed,  # noqa: F401 - registers its handlers
     sparse_ops,
     tensor,
 )
@@ -156,24 +157,37 @@ def _without_elements(original: Any, *args: Any, **kwargs: Any) -> Any:
     return sparse_ops.empty(like.shape, like.dtype, device).requires_grad_(requires_grad)
 
 
+_PARTS = {
+    "sparse_coo_tensor": ("indices", "values"),
+    "sparse_csr_tensor": ("crow_indices", "col_indices", "values"),
+    "sparse_bsr_tensor": ("crow_indices", "col_indices", "values"),
+    "sparse_csc_tensor": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsc_tensor": ("ccol_indices", "row_indices", "values"),
+    "sparse_compressed_tensor": ("compressed_indices", "plain_indices", "values"),
+}
+"""What each function makes a sparse tensor of."""
+
+
 def _of_parts(original: Any) -> Any:
-    """``torch.sparse_coo_tensor`` reads Python data in the same way."""
+    """``torch.sparse_coo_tensor`` and its kind read Python data in the same way."""
+    names = _PARTS[original.__name__]
 
     def factory(*args: Any, **kwargs: Any) -> Any:
         device = kwargs["device"] = devices.translate(kwargs.get("device"))
-        given = dict(zip(("indices", "values"), args, strict=False)) | kwargs
-        parts = {name: given[name] for name in ("indices", "values") if name in given}
-        if len(parts) < 2:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        parts = {name: given[name] for name in names if name in given}
+        if len(parts) < len(names):
             return _without_elements(original, *args, **kwargs) if _is_stand_in(device) else original(*args, **kwargs)
         if device is None and isinstance(parts["values"], SimulatedTensor):
             device = devices.stand_ins[parts["values"]._sim.index]
         if not _is_stand_in(device):
             return original(*args, **kwargs)
-        for name, dtype in (("indices", torch.int64), ("values", kwargs.get("dtype"))):
-            if not isinstance(parts[name], torch.Tensor):
-                parts[name] = torch.as_tensor(_read(parts[name]), dtype=dtype, device="cpu").to(device)
+        for name, part in parts.items():
+            if not isinstance(part, torch.Tensor):
+                dtype = kwargs.get("dtype") if name == "values" else torch.int64
+                parts[name] = torch.as_tensor(_read(part), dtype=dtype, device="cpu").to(device)
         kwargs = {name: value for name, value in kwargs.items() if name not in parts}
-        return original(*parts.values(), *args[2:], **kwargs)
+        return original(*parts.values(), *args[len(names) :], **kwargs)
 
     return factory
 
@@ -206,7 +220,7 @@ _FACTORIES: tuple[tuple[Any, str, Any], ...] = (
     (torch.fft, "fftfreq rfftfreq", _with_device),
     (torch, "tensor as_tensor asarray", _by_way_of_cpu),
     (torch, "sparse_coo_tensor", _of_parts),
-    (torch, _COMPRESSED, functools.partial(_refusing, what="compressed sparse tensors")),
+    (torch, _COMPRESSED, _of_parts),
     (torch.nested, _NESTED, functools.partial(_refusing, what="nested tensors")),
 )
 
@@ -248,7 +262,7 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_sparse_on_host(value: Any) -> bool:
-    return value.is_sparse and not isinstance(value, SimulatedTensor)
+    return value.layout in sparse.LAYOUTS and not isinstance(value, SimulatedTensor)
 
 
 def _sparse_to(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -28,7 +28,7 @@ from syncagent.simulate.requirements import aten, find
 from syncagent.simulate.special import empty
 from syncagent.simulate.tensor import SimulatedTensor, adopt, hold, new_output
 
-_make_subclass = find("Tensor._make_subclass")
+make_subclass = find("Tensor._make_subclass")
 _with_dims = aten._sparse_coo_tensor_with_dims.default
 _from_parts = aten._sparse_coo_tensor_with_dims_and_tensors.default
 _indices, _values = aten._indices.default, aten._values.default
@@ -59,8 +59,43 @@ class Form:
         return self.indices.shape[0]
 
 
+class InParts(SimulatedTensor):
+    """A tensor that consists of several dense ones; the placement that it has itself is that of its values."""
+
+    _form: Any
+
+    def kept(self) -> Kept:
+        """What a queued kernel keeps of it."""
+        raise NotImplementedError
+
+    def become(self, values: torch.Tensor) -> None:
+        """Take over the memory of a tensor on the CPU."""
+        raise NotImplementedError
+
+    def take(self, data: SimulatedTensor) -> None:
+        super().take(data)
+        if isinstance(data, InParts):
+            self._form = data._form
+
+    def data_ptr(self) -> int:
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+
+    const_data_ptr = data_ptr
+
+    def untyped_storage(self) -> Any:
+        raise NotImplementedError("Cannot access the storage of a sparse tensor, which has none")
+
+    _typed_storage = storage = untyped_storage
+
+    def __copy__(self) -> Any:
+        again = self.detach()
+        again.requires_grad_(self.requires_grad)
+        again.__dict__.update({name: value for name, value in self.__dict__.items() if name not in tensor.OWN})
+        return again
+
+
 @all_for_program
-class SparseTensor(SimulatedTensor):
+class SparseTensor(InParts):
     """A sparse COO tensor on a simulated CUDA device."""
 
     _form: Form
@@ -71,26 +106,11 @@ class SparseTensor(SimulatedTensor):
     ) -> Any:
         return run(func, args, kwargs or {})
 
-    def take(self, data: SimulatedTensor) -> None:
-        super().take(data)
-        if isinstance(data, SparseTensor):
-            self._form = data._form
+    def kept(self) -> Kept:
+        return _KeptCoo(self._form, tuple(self.shape))
 
-    def data_ptr(self) -> int:
-        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
-
-    const_data_ptr = data_ptr
-
-    def untyped_storage(self) -> Any:
-        raise NotImplementedError("Cannot access storage of SparseTensorImpl")
-
-    _typed_storage = storage = untyped_storage
-
-    def __copy__(self) -> SparseTensor:
-        again = self.detach()
-        again.requires_grad_(self.requires_grad)
-        again.__dict__.update({name: value for name, value in self.__dict__.items() if name not in tensor.OWN})
-        return again  # type: ignore[return-value]  # detach() of this class
+    def become(self, values: torch.Tensor) -> None:
+        replace(self, adopt_sparse(values, self._sim.index)._form, values.shape)
 
     def new(self, *args: Any, device: Any = None) -> torch.Tensor:
         """The constructor that SparseAdam calls: of nothing, of a size, or of indices, values and a size."""
@@ -138,21 +158,21 @@ def _bare(size: tuple[int, ...], sparse_dim: int, dtype: torch.dtype, index: int
 
 def make(form: Form, size: Any) -> SparseTensor:
     """A sparse tensor of these indices and values."""
-    if _make_subclass is None:
+    if make_subclass is None:
         raise SimulationError(f"sparse tensors are not simulated on CUDA with torch {torch.__version__}")
     placement = form.values._sim
     bare = _bare(tuple(size), form.sparse_dim, form.values.dtype, placement.index)
     _making.index = placement.index
     try:
-        made: SparseTensor = _make_subclass(SparseTensor, bare)
+        made: SparseTensor = make_subclass(SparseTensor, bare)
     finally:
         _making.index = None
     set_form(made, form)
     return made
 
 
-def set_form(target: SparseTensor, form: Form) -> None:
-    """Give a tensor other indices and values, of the same size."""
+def set_form(target: InParts, form: Any) -> None:
+    """Give a tensor other parts, of the same size."""
     target._form = form
     target._sim = form.values._sim
     target._held = hold(target._sim.box, target._sim.index)
@@ -184,26 +204,53 @@ def adopt_sparse(values: torch.Tensor, index: int) -> SparseTensor:
 # --- kernels -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+_PARTS: dict[Any, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {
+    torch.strided: lambda dense: (dense,),
+    torch.sparse_coo: lambda coo: (_indices(coo), _values(coo)),
+}
+"""The dense tensors of which one on the CPU consists, by its layout."""
+_ADOPTERS: dict[Any, Callable[[torch.Tensor, int], SimulatedTensor]] = {torch.sparse_coo: adopt_sparse}
+"""By layout: makes a tensor over the memory of one on the CPU."""
+
+
+def know_layout(layout: Any, parts: Any, adopter: Callable[[torch.Tensor, int], SimulatedTensor]) -> None:
+    """Let results of another layout be taken over."""
+    _PARTS[layout], _ADOPTERS[layout] = parts, adopter
+
+
+LAYOUTS = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
+"""Layouts of tensors that consist of several."""
+
+
+class Kept:
     """A sparse argument as a queued kernel keeps it."""
 
-    indices: Placement
-    values: Placement
+    placements: tuple[Placement, ...]
     size: tuple[int, ...]
-    is_coalesced: bool
 
     def resolve(self) -> torch.Tensor:
         """Return the CPU tensor over the same memory; only for kernels, as :meth:`Placement.resolve`."""
+        raise NotImplementedError
+
+    def as_dense(self) -> Placement:
+        """What an op's meta kernel is asked about in its place."""
+        values = self.placements[-1]
+        return Placement(values.box, Layout(self.size, stride_for(self.size), 0, values.layout.dtype), values.index)
+
+
+class _KeptCoo(Kept):
+    def __init__(self, form: Form, size: tuple[int, ...]) -> None:
+        self.indices, self.values = self.placements = form.indices._sim, form.values._sim
+        self.size = size
+        self.is_coalesced = form.is_coalesced
+
+    def resolve(self) -> torch.Tensor:
         own = self.values.box.own_form
         if isinstance(own, _OwnForm) and own.is_of(self):
             return own.tensor
         return on_host(self.indices.resolve(), self.values.resolve(), self.size, is_coalesced=self.is_coalesced)
-
-    def as_dense(self) -> Placement:
-        """What an op's meta kernel is asked about in its place."""
-        layout = Layout(self.size, stride_for(self.size), 0, self.values.layout.dtype)
-        return Placement(self.values.box, layout, self.values.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +265,7 @@ class _OwnForm:
     values: Placement
     is_coalesced: bool
 
-    def is_of(self, kept: _Kept) -> bool:
+    def is_of(self, kept: _KeptCoo) -> bool:
         """Whether a tensor still consists of the indices and values that were made of it."""
         return (
             kept.indices.box is self.indices.box
@@ -252,18 +299,16 @@ class Call:
         self.placements: list[Placement] = []
         self.hosts: list[torch.Tensor] = []
         self._given = args, kwargs
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, Kept] = {}
         self._args = [self._keep(x) for x in args]
         self._kwargs = {name: self._keep(x) for name, x in kwargs.items()}
         self.index = dispatch.check_devices(facts, self.placements, self.hosts, args)
 
     def _keep(self, value: Any) -> Any:
-        if isinstance(value, SparseTensor):
-            form = value._form
+        if isinstance(value, InParts):
             if id(value) not in self._kept:
-                self.placements += form.indices._sim, form.values._sim
-                kept = _Kept(form.indices._sim, form.values._sim, tuple(value.shape), form.is_coalesced)
-                self._kept[id(value)] = kept
+                kept = self._kept[id(value)] = value.kept()
+                self.placements += kept.placements
             return self._kept[id(value)]
         if isinstance(value, SimulatedTensor):
             self.placements.append(value._sim)
@@ -309,7 +354,7 @@ class Call:
             result = (compute or facts.compute)(*args, **kwargs)
             fresh = on_each(lambda x: _own(x, given), dispatch.fresh(facts, result))
             written = list(self._written(args, kwargs))
-            return fresh, [_own(x, given) if isinstance(x, torch.Tensor) and x.is_sparse else x for x in written]
+            return fresh, [x if isinstance(x, torch.Tensor) and x.layout is torch.strided else _own(x, given) for x in written]
 
         try:
             made, written = devices.run_here(devices.order(facts.name, self.index, self.placements), kernel, call)
@@ -317,8 +362,8 @@ class Call:
             raise NotImplementedError(str(error).partition("\n")[0].replace("SparseCPU", "SparseCUDA")) from None
         args, kwargs = self._given
         for target, values in zip(self._written(args, kwargs), written, strict=True):
-            if isinstance(target, SparseTensor):
-                replace(target, adopt_sparse(values, self.index)._form, values.shape)
+            if isinstance(target, InParts):
+                target.become(values)
             elif isinstance(target, SimulatedTensor) and values.shape != target.shape:
                 tensor.take_resized(target, values)
         results = on_each(self._adopt, made)
@@ -327,7 +372,7 @@ class Call:
     def _adopt(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        return adopt_sparse(value, self.index) if value.is_sparse else adopt(value, self.index)
+        return _ADOPTERS.get(value.layout, adopt)(value, self.index)
 
     # --- an op that is queued ---
 
@@ -422,7 +467,7 @@ def _of_count(result: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 
 def _resolve(known: dict[int, torch.Tensor], is_backward: bool, value: Any) -> Any:
     """The CPU's tensor for an argument: one object for one that is there twice."""
-    if isinstance(value, _Kept):
+    if isinstance(value, Kept):
         if id(value) not in known:
             known[id(value)] = value.resolve()
         return known[id(value)]
@@ -432,7 +477,7 @@ def _resolve(known: dict[int, torch.Tensor], is_backward: bool, value: Any) -> A
 
 
 def _as_dense(value: Any) -> Any:
-    if isinstance(value, _Kept):
+    if isinstance(value, Kept):
         return value.as_dense()
     return [_as_dense(x) for x in value] if isinstance(value, list) else value
 
@@ -445,7 +490,7 @@ def _memory(values: list[Any]) -> Iterator[torch.Tensor]:
     """The dense tensors of which arguments on the CPU consist."""
     for x in flatten(values):
         if isinstance(x, torch.Tensor):
-            yield from (_indices(x), _values(x)) if x.is_sparse else (x,)
+            yield from _PARTS[x.layout](x)
 
 
 def _own(value: Any, given: list[torch.Tensor]) -> Any:

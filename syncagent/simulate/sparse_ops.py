@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
 from syncagent.simulate import composite, devices, dispatch, sparse, standin, waits
 from syncagent.simulate.dispatch import runs
@@ -29,7 +28,7 @@ _SPARSE_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.SparseCPU)
 _COUNTED = SyncKind.DYNAMIC_SHAPE
 
 
-def _handles(*ops: Any) -> Callable[[Any], Any]:
+def handles_coo(*ops: Any) -> Callable[[Any], Any]:
     """Register a handler for these ops on sparse tensors, as a decorator."""
 
     def register(handler: Any) -> Any:
@@ -125,12 +124,12 @@ _HANDLERS.update(
 )
 
 
-@_handles(aten.detach.default, aten.alias.default)
+@handles_coo(aten.detach.default, aten.alias.default)
 def _same(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     return make(args[0]._form, args[0].shape)
 
 
-@_handles(aten._coalesced_.default)
+@handles_coo(aten._coalesced_.default)
 def _set_coalesced(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, flag = args
     set_form(target, Form(target._form.indices, target._form.values, flag))
@@ -165,7 +164,7 @@ def empty(size: Any, dtype: torch.dtype | None, device: Any) -> SparseTensor:
     return make(form, size)
 
 
-@_handles(aten.empty_like.default, aten.zeros_like.default)
+@handles_coo(aten.empty_like.default, aten.zeros_like.default)
 def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source = args[0]
     dtype, device = kwargs.get("dtype") or source.dtype, kwargs.get("device")
@@ -178,21 +177,21 @@ def _empty_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return make(no_elements(tuple(source.shape), source._form.sparse_dim, dtype, index), source.shape)
 
 
-@_handles(aten.zero_.default)
+@handles_coo(aten.zero_.default)
 def _zero(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target = args[0]
     set_form(target, no_elements(tuple(target.shape), target._form.sparse_dim, target.dtype, target._sim.index))
     return target
 
 
-@_handles(aten.sparse_resize_and_clear_.default)
+@handles_coo(aten.sparse_resize_and_clear_.default)
 def _resize_and_clear(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, size, sparse_dim, _ = args
     replace(target, no_elements(tuple(size), sparse_dim, target.dtype, target._sim.index), size)
     return target
 
 
-@_handles(aten.resize_as_sparse_.default, aten.resize_as_.default)
+@handles_coo(aten.resize_as_sparse_.default, aten.resize_as_.default)
 def _resize_as(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     target, like = args[:2]
     if tuple(target.shape) != tuple(like.shape) or target.sparse_dim() != like.sparse_dim():
@@ -207,9 +206,6 @@ _TO_SPARSE = (aten._to_sparse.default, aten._to_sparse.sparse_dim)
 @runs(*_TO_SPARSE)
 def _to_sparse(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """How many elements are not zero has to be counted."""
-    layout = _argument(args, kwargs, 1, "layout") if facts.op is _TO_SPARSE[0] else kwargs.get("layout")
-    if layout not in {None, torch.sparse_coo}:
-        raise SimulationError(f"{facts.name}: tensors of layout {layout} are not simulated on CUDA; use torch.sparse_coo")
     kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
     return Call(facts, args, kwargs).run_now(kind)
 
@@ -232,8 +228,13 @@ def _moved(form: Any, device: Any, dtype: torch.dtype, *, non_blocking: bool = F
 class ToDevice(torch.autograd.Function):
     """A sparse tensor of the host's, moved to the device: torch's own way makes an empty one there first."""
 
+    other: Any = None
+    """Moves those of other layouts; sparse_compressed.py puts it here."""
+
     @staticmethod
     def forward(_ctx: Any, source: torch.Tensor, like: SimulatedTensor, non_blocking: bool) -> Any:
+        if source.layout is not torch.sparse_coo:
+            return ToDevice.other(source, like, non_blocking=non_blocking)
         indices, values = _moved(
             source, devices.stand_ins[like._sim.index], like.dtype, non_blocking=non_blocking
         )
@@ -244,7 +245,7 @@ class ToDevice(torch.autograd.Function):
         return gradient.cpu(), None, None
 
 
-@_handles(aten._to_copy.default)
+@handles_coo(aten._to_copy.default)
 def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source: SparseTensor = args[0]
     form = source._form
@@ -261,13 +262,13 @@ def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return sparse.on_host(indices, values, source.shape, is_coalesced=form.is_coalesced)
 
 
-@_handles(aten.clone.default)
+@handles_coo(aten.clone.default)
 def _clone(facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     form = args[0]._form
     return Call(facts, args, {}).queue_sparse(form.count, form.sparse_dim, is_coalesced=form.is_coalesced)
 
 
-@_handles(aten.copy_.default, aten.copy_sparse_to_sparse_.default)
+@handles_coo(aten.copy_.default, aten.copy_sparse_to_sparse_.default)
 def _copy(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target, source = args[:2]
     if not (target.is_sparse and source.is_sparse):
@@ -290,7 +291,7 @@ def _copy(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
 # --- distinct indices --------------------------------------------------------------------------------------------
 
 
-@_handles(aten._coalesce.default)
+@handles_coo(aten._coalesce.default)
 def _coalesce(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source = args[0]
     if source._form.count < 2:
@@ -307,7 +308,7 @@ def _coalesced(value: Any) -> Any:
     return _coalesce(dispatch.facts_of(op), (value,), {})
 
 
-def _wait_to_coalesce(*values: Any) -> None:
+def wait_to_coalesce(*values: Any) -> None:
     """Wait where CUDA's kernel coalesces an argument; the CPU's takes it as it is, and sums in another order."""
     for value in values:
         if isinstance(value, SparseTensor) and not value._form.is_coalesced and value._form.count > 1:
@@ -323,54 +324,54 @@ def _wait_to_coalesce(*values: Any) -> None:
 # --- dense results -------------------------------------------------------------------------------------------------
 
 
-@_handles(aten._to_dense.default)
+@handles_coo(aten._to_dense.default)
 def _to_dense(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     size = tuple(args[0].shape)
     dtype = _argument(args, kwargs, 1, "dtype") or args[0].dtype
     return Call(facts, args, kwargs).queue_dense(Layout(size, stride_for(size), 0, dtype))
 
 
-@_handles(aten.any.default)
+@handles_coo(aten.any.default)
 def _of_values(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Uncoalesced elements count as they are."""
     return Call(facts, args, kwargs).queue_dense()
 
 
-@_handles(aten.sum.default)
+@handles_coo(aten.sum.default)
 def _sum(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return aten.sum.default(args[0]._form.values, **kwargs)
 
 
-@_handles(
+@handles_coo(
     aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype, aten.native_norm.default
 )
 def _norm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    _wait_to_coalesce(args[0])
+    wait_to_coalesce(args[0])
     return Call(facts, args, kwargs).queue_dense(Layout((), (), 0, args[0].dtype.to_real()))
 
 
-@_handles(aten.addmm.default, aten.addmm_.default, aten.addmm.out, aten.mv.default)
+@handles_coo(aten.addmm.default, aten.addmm_.default, aten.addmm.out, aten.mv.default)
 def _product(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """cuSPARSE needs its rows in order."""
     if sum(isinstance(x, SparseTensor) for x in args) > 1 or isinstance(args[-1], SparseTensor):
         return _run_now(facts, args, kwargs)
-    _wait_to_coalesce(*args)
+    wait_to_coalesce(*args)
     return Call(facts, args, kwargs).queue_dense()
 
 
-@_handles(aten.mm.default)
+@handles_coo(aten.mm.default)
 def _mm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if all(isinstance(x, SparseTensor) for x in args):
         return aten._sparse_sparse_matmul.default(*args)
     return _product(facts, args, kwargs)
 
 
-@_handles(aten.bmm.default)
+@handles_coo(aten.bmm.default)
 def _bmm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """CUDA multiplies the matrices one by one, and copies to the host where each ends."""
     if isinstance(args[1], SparseTensor):
         return _run_now(facts, args, kwargs)
-    _wait_to_coalesce(args[0])
+    wait_to_coalesce(args[0])
     has_work = args[0]._form.count and args[0].shape[2] and args[1].shape[2]
     return Call(facts, args, kwargs).run_now(SyncKind.COPY_D2H) if has_work else Call(facts, args, kwargs).queue_dense()
 
@@ -378,7 +379,7 @@ def _bmm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 # --- sums and products of two ---------------------------------------------------------------------------------------
 
 
-@_handles(aten.add.Tensor, aten.sub.Tensor)
+@handles_coo(aten.add.Tensor, aten.sub.Tensor)
 def _add(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     one, other = args[:2]
     call = Call(facts, args, kwargs)
@@ -411,7 +412,7 @@ def _differ(one: Any, other: Any) -> bool:
 _OUT_OF_PLACE = {aten.add_.Tensor: aten.add.Tensor, aten.sub_.Tensor: aten.sub.Tensor}
 
 
-@_handles(*_OUT_OF_PLACE)
+@handles_coo(*_OUT_OF_PLACE)
 def _add_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target, other = args[:2]
     if not isinstance(target, SparseTensor):
@@ -430,7 +431,7 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or (value.dim() == 0 and not value.is_sparse)
 
 
-@_handles(aten.mul.Tensor, aten.div.Tensor)
+@handles_coo(aten.mul.Tensor, aten.div.Tensor)
 def _scaled(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """By a number, or element by element: none of it has to be counted."""
     one, other = args
@@ -455,7 +456,7 @@ def _scaled(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return call.queue_sparse(fewer.count, fewer.sparse_dim, is_coalesced=True, compute=multiplied)
 
 
-@_handles(aten.mul_.Tensor, aten.div_.Tensor)
+@handles_coo(aten.mul_.Tensor, aten.div_.Tensor)
 def _scale_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target, other = args
     if not isinstance(target, SparseTensor) or not _is_number(other):
@@ -470,14 +471,14 @@ def _scale_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return target
 
 
-@_handles(aten.sparse_mask.default)
+@handles_coo(aten.sparse_mask.default)
 def _sparse_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """The elements at the places of another tensor's."""
     source, mask = args
     call = Call(facts, args, kwargs)
     if not isinstance(mask, SparseTensor) or source.shape != mask.shape or _differ(source, mask):
         return call.run_now(None)
-    _wait_to_coalesce(source)
+    wait_to_coalesce(source)
     form = mask._form
     size, dtype = tuple(mask.shape), source.dtype
     return call.queue_sparse(
@@ -487,10 +488,13 @@ def _sparse_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 # --- element by element --------------------------------------------------------------------------------------------
 
-_UNARY = (
-    "abs asin asinh atan atanh ceil deg2rad erf erfinv expm1 floor frac isinf isnan isneginf isposinf log1p nan_to_num "
-    "rad2deg relu round sgn sign signbit sin sinh sqrt tan tanh trunc neg"
-).split()  # fmt: skip
+_TO_BOOL = "isinf isnan isneginf isposinf signbit"
+_WITH_IN_PLACE = (
+    "abs asin asinh atan atanh ceil deg2rad erf erfinv expm1 floor frac log1p nan_to_num neg rad2deg relu round sgn sign "
+    "sin sinh sqrt tan tanh trunc"
+)
+UNARY = [getattr(aten, name).default for name in f"{_TO_BOOL} {_WITH_IN_PLACE}".split()]
+UNARY_IN_PLACE = [getattr(aten, f"{name}_").default for name in _WITH_IN_PLACE.split()]
 
 
 def _element_by_element(facts: OpFacts, args: Any, kwargs: Any) -> Any:
@@ -508,13 +512,11 @@ def _element_by_element_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return target
 
 
-for _name in _UNARY:
-    _HANDLERS[getattr(aten, _name).default] = _element_by_element
-    _HANDLERS[getattr(aten, f"{_name}_").default] = _element_by_element_in_place
-_HANDLERS[aten.pow.Tensor_Scalar] = _element_by_element
+handles_coo(*UNARY, aten.pow.Tensor_Scalar)(_element_by_element)
+handles_coo(*UNARY_IN_PLACE)(_element_by_element_in_place)
 
 
-@_handles(aten.threshold_backward.default)
+@handles_coo(aten.threshold_backward.default)
 def _threshold_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     gradient, source = (_coalesced(x) for x in args[:2])
     call = Call(facts, (gradient, source, *args[2:]), kwargs)
@@ -527,7 +529,7 @@ def _threshold_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 # --- other shapes ----------------------------------------------------------------------------------------------------
 
 
-@_handles(aten.t.default, aten.transpose.int, aten.permute.default)
+@handles_coo(aten.t.default, aten.transpose.int, aten.permute.default)
 def _transposed(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     form = args[0]._form
     flag = _stays_coalesced(facts.op, form, args, kwargs)
@@ -543,7 +545,7 @@ def _stays_coalesced(op: Any, form: Form, args: Any, kwargs: Any) -> bool:
     return bool(tried.is_coalesced())
 
 
-@_handles(aten.unsqueeze.default)
+@handles_coo(aten.unsqueeze.default)
 def _unsqueezed(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source, dim = args
     form = source._form
@@ -552,7 +554,7 @@ def _unsqueezed(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return call.queue_sparse(form.count, form.sparse_dim + (at <= form.sparse_dim), is_coalesced=False)
 
 
-@_handles(aten.cat.default)
+@handles_coo(aten.cat.default)
 def _cat(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     call = Call(facts, args, kwargs)
     parts = args[0]
@@ -562,7 +564,7 @@ def _cat(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return call.queue_sparse(sum(x._form.count for x in parts), dims.pop(), is_coalesced=False)
 
 
-@_handles(aten.index_select.default)
+@handles_coo(aten.index_select.default)
 def _index_select(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source, dim, index = args
     if not isinstance(source, SparseTensor):
@@ -576,7 +578,7 @@ def _index_select(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return call.run_now(SyncKind.SCALAR_READ, "aten::_local_scalar_dense")
 
 
-@_handles(aten.narrow_copy.default)
+@handles_coo(aten.narrow_copy.default)
 def _narrow_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return Call(facts, args, kwargs).run_now(_COUNTED, "aten::nonzero")
 
@@ -602,7 +604,7 @@ def _embedding_bag_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 # --- sums along dimensions, and softmax -------------------------------------------------------------------------------
 
 
-@_handles(aten.sum.dim_IntList)
+@handles_coo(aten.sum.dim_IntList)
 def _sum_along(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Elements that come to lie at the same index are summed by coalescing."""
     source, dims = args[0], _argument(args, kwargs, 1, "dim")
@@ -613,10 +615,10 @@ def _sum_along(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return call.run_now(None if all_sparse else _COUNTED, "aten::_coalesce")
 
 
-@_handles(aten._sparse_sum_backward.default)
+@handles_coo(aten._sparse_sum_backward.default)
 def _sum_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     gradient, source, _ = args
-    _wait_to_coalesce(source, gradient)
+    wait_to_coalesce(source, gradient)
     call = Call(facts, args, kwargs)
     form = source._form
     if not form.is_coalesced or not gradient.numel():
@@ -627,7 +629,7 @@ def _sum_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     )
 
 
-@_handles(aten._sparse_softmax_backward_data.default, aten._sparse_log_softmax_backward_data.default)
+@handles_coo(aten._sparse_softmax_backward_data.default, aten._sparse_log_softmax_backward_data.default)
 def _softmax_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return Call(facts, args, kwargs).run_now(_COUNTED)
 
@@ -648,9 +650,3 @@ def install_kernels(library: Any) -> None:
         composite.register(library, op, _whole(op))
 
 
-# --- layouts that are not simulated ------------------------------------------------------------------------------------
-
-
-@_handles(*(getattr(aten, f"_to_sparse_{kind}").default for kind in ("csr", "csc", "bsr", "bsc")))
-def _compressed(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
-    raise SimulationError(f"{facts.name}: compressed sparse tensors are not simulated on CUDA; use torch.sparse_coo")

@@ -282,9 +282,6 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 
 
 _NOT_SIMULATED = {
-    "compressed sparse tensors": (
-        aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
-    ),
     "nested tensors": (
         aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
     ),

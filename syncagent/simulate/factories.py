@@ -21,7 +21,7 @@ from syncagent.simulate import (
     patches,
     recurrent,
     sparse,
-    sparse_compressed,  # noqa: F401 - registers its handlers
+    sparse_compressed,
     sparse_ops,
     tensor,
 )
@@ -77,6 +77,7 @@ def install_kernels() -> Any:
     fourier.install_kernels(library)
     attention.install_kernels(library)
     sparse_ops.install_kernels(library)
+    sparse_compressed.install_kernels(library)
     for name in torch._C._dispatch_get_all_op_names():
         is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
         if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
@@ -286,7 +287,7 @@ def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: An
     if isinstance(dtype, type):
         dtype = f"{dtype.__module__}.{dtype.__name__}"
     if on_device and dtype is None:
-        kind = "torch.cuda.sparse." if self.is_sparse else "torch.cuda."
+        kind = "torch.cuda.sparse." if isinstance(self, sparse.InParts) else "torch.cuda."
         return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", kind)
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):
         *place, name = dtype.split(".")

@@ -14,7 +14,7 @@ import torch
 
 from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
-from syncagent.simulate import devices, dispatch, sparse
+from syncagent.simulate import composite, devices, dispatch, sparse
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.failures import all_for_program, leave_simulation
@@ -303,6 +303,21 @@ def _product(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return Call(facts, args, kwargs).queue_dense()
 
 
+def _sparse_mm(one: Any, other: Any) -> Any:
+    """``torch.sparse.mm``, whose general form makes a sparse tensor of zeros first."""
+    if isinstance(one, CompressedTensor) and isinstance(other, CompressedTensor):
+        return torch.mm(one, other)
+    return aten._sparse_mm.default.decompose(one, other)
+
+
+_HANDLERS[aten._sparse_mm.default] = lambda _facts, args, _kwargs: _sparse_mm(*args)
+
+
+def install_kernels(library: Any) -> None:
+    """Give the stand-in device what torch cannot compose of other ops there."""
+    composite.register(library, aten._sparse_mm.default, _sparse_mm)
+
+
 def _of_values(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Element by element: the indices stay."""
     compressed, plain, values = args[0]._form
@@ -380,8 +395,15 @@ CONVERSIONS = tuple(getattr(aten, f"_to_sparse_{kind}").default for kind in ("cs
 @runs(*CONVERSIONS)
 def from_dense(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """How many elements are not zero has to be counted."""
+    _warn_that_it_is_new()
     kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
     return Call(facts, args, kwargs).run_now(kind)
+
+
+@functools.cache
+def _warn_that_it_is_new() -> None:
+    """Have torch give its warning of these layouts here and not on a worker, where nothing can filter it."""
+    torch.empty(0, 0, layout=torch.sparse_csr, device="meta")
 
 
 @_handles(*CONVERSIONS)
@@ -394,5 +416,6 @@ def _convert(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @handles_coo(*CONVERSIONS)
 def _compress(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+    _warn_that_it_is_new()
     wait_to_coalesce(args[0])
     return Call(facts, args, kwargs).run_now(None)

@@ -272,7 +272,7 @@ def _sparse_to(self: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(like, SimulatedTensor):
         return TensorBase.to(self, *args, **kwargs)
     non_blocking = kwargs.get("non_blocking", next((x for x in args if isinstance(x, bool)), False))
-    return sparse_ops.ToDevice.apply(self, like, non_blocking)
+    return sparse_ops.ToDevice.apply(self, like, non_blocking)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format) -> Any:

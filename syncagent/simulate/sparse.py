@@ -21,12 +21,13 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
 from syncagent.simulate import devices, dispatch, standin, tensor, waits
+from syncagent.simulate.allocator import hold
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.failures import all_for_program
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each, stride_for
 from syncagent.simulate.requirements import aten, find
 from syncagent.simulate.special import empty
-from syncagent.simulate.tensor import SimulatedTensor, adopt, hold, new_output
+from syncagent.simulate.tensor import SimulatedTensor, adopt, new_output
 
 make_subclass = find("Tensor._make_subclass")
 _with_dims = aten._sparse_coo_tensor_with_dims.default
@@ -72,8 +73,8 @@ class InParts(SimulatedTensor):
         """Take over the memory of a tensor on the CPU."""
         raise NotImplementedError
 
-    def take(self, data: SimulatedTensor) -> None:
-        super().take(data)
+    def take_over(self, data: SimulatedTensor) -> None:
+        super().take_over(data)
         if isinstance(data, InParts):
             self._form = data._form
 
@@ -112,13 +113,13 @@ class SparseTensor(InParts):
     def become(self, values: torch.Tensor) -> None:
         replace(self, adopt_sparse(values, self._sim.index)._form, values.shape)
 
-    def new(self, *args: Any, device: Any = None) -> torch.Tensor:
+    def new(self, *args: Any, device: Any = None) -> torch.Tensor:  # type: ignore[override]  # torch's stub differs
         """The constructor that SparseAdam calls: of nothing, of a size, or of indices, values and a size."""
         place = self.device if device is None else device
         if args and isinstance(args[0], torch.Tensor):
             return torch.sparse_coo_tensor(*args, dtype=self.dtype, device=place)
         size = args[0] if args and isinstance(args[0], (tuple, list)) else args or (0,)
-        return torch.sparse_coo_tensor(size=tuple(size), dtype=self.dtype, device=place)
+        return torch.empty(tuple(size), dtype=self.dtype, device=place, layout=torch.sparse_coo)
 
 
 # --- making one ----------------------------------------------------------------------------------------------
@@ -218,9 +219,7 @@ def know_layout(layout: Any, parts: Any, adopter: Callable[[torch.Tensor, int], 
     _PARTS[layout], _ADOPTERS[layout] = parts, adopter
 
 
-LAYOUTS = frozenset(
-    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
-)
+LAYOUTS = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 """Layouts of tensors that consist of several."""
 
 
@@ -332,9 +331,7 @@ class Call:
 
     # --- an op that the host waits for ---
 
-    def run_now(
-        self, kind: SyncKind | None, shown: str = "", *, compute: Callable[..., Any] | None = None
-    ) -> Any:
+    def run_now(self, kind: SyncKind | None, shown: str = "", *, compute: Callable[..., Any] | None = None) -> Any:
         """Run the op while the host waits: what it returns may be of any shape.
 
         Without a kind it is a wait of the simulation's own, which no GPU would have.
@@ -354,7 +351,9 @@ class Call:
             result = (compute or facts.compute)(*args, **kwargs)
             fresh = on_each(lambda x: _own(x, given), dispatch.fresh(facts, result))
             written = list(self._written(args, kwargs))
-            return fresh, [x if isinstance(x, torch.Tensor) and x.layout is torch.strided else _own(x, given) for x in written]
+            return fresh, [
+                x if isinstance(x, torch.Tensor) and x.layout is torch.strided else _own(x, given) for x in written
+            ]
 
         try:
             made, written = devices.run_here(devices.order(facts.name, self.index, self.placements), kernel, call)
@@ -498,4 +497,3 @@ def _own(value: Any, given: list[torch.Tensor]) -> Any:
     if not isinstance(value, torch.Tensor) or not any(dispatch.aliases(x, given) for x in _memory([value])):
         return value
     return value.clone()
-

@@ -255,8 +255,9 @@ def to_device(source: torch.Tensor, like: SimulatedTensor, *, non_blocking: bool
     place = devices.stand_ins[like._sim.index]
     kinds = (torch.int64, torch.int64, like.dtype)
     parts = [
-        aten._to_copy.default(part, device=place, dtype=kind if kind.is_floating_point else part.dtype,
-                              non_blocking=non_blocking)
+        aten._to_copy.default(
+            part, device=place, dtype=kind if kind.is_floating_point else part.dtype, non_blocking=non_blocking
+        )
         for part, kind in zip(_parts_of(source), kinds, strict=True)
     ]
     return _make(Parts(*parts), source.shape, source.layout)
@@ -350,11 +351,15 @@ def _scaled(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 def _zeros_like(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """No elements: nothing begins anywhere else than at the beginning."""
     source, dtype, device = args[0], kwargs.get("dtype"), kwargs.get("device")
-    if source.dim() != 2 or kwargs.get("layout") not in {None, source.layout} or not (
-        device is None or devices.is_simulated(device)
+    if (
+        source.dim() != 2
+        or kwargs.get("layout") not in {None, source.layout}
+        or not (device is None or devices.is_simulated(device))
     ):
-        raise SimulationError("zeros_like of a batch, or in another layout or on another device, is not simulated for "
-                              "compressed sparse tensors on CUDA; make the tensor of its parts")
+        raise SimulationError(
+            "zeros_like of a batch, or in another layout or on another device, is not simulated for "
+            "compressed sparse tensors on CUDA; make the tensor of its parts"
+        )
     compressed, plain, values = source._form
     parts = (
         aten.zeros_like.default(compressed),

@@ -85,9 +85,7 @@ def _part(name: str) -> dispatch.Handler:
     def handler(facts: OpFacts, args: Any, _kwargs: Any) -> Any:
         form = args[0]._form
         if not form.is_coalesced and not facts.name.startswith("aten::_"):
-            raise RuntimeError(
-                f"Cannot get {name} on an uncoalesced tensor, please call .coalesce() first"
-            )
+            raise RuntimeError(f"Cannot get {name} on an uncoalesced tensor, please call .coalesce() first")
         part = getattr(form, name)
         return make_view(part, part._sim)
 
@@ -113,9 +111,7 @@ _HANDLERS.update(
     }
 )
 _HANDLERS.update(
-    dict.fromkeys(
-        (aten.sparse_dim.default, aten._dimI.default), lambda _facts, args, _kwargs: args[0]._form.sparse_dim
-    )
+    dict.fromkeys((aten.sparse_dim.default, aten._dimI.default), lambda _facts, args, _kwargs: args[0]._form.sparse_dim)
 )
 _HANDLERS.update(
     dict.fromkeys(
@@ -235,9 +231,7 @@ class ToDevice(torch.autograd.Function):
     def forward(_ctx: Any, source: torch.Tensor, like: SimulatedTensor, non_blocking: bool) -> Any:
         if source.layout is not torch.sparse_coo:
             return ToDevice.other(source, like, non_blocking=non_blocking)
-        indices, values = _moved(
-            source, devices.stand_ins[like._sim.index], like.dtype, non_blocking=non_blocking
-        )
+        indices, values = _moved(source, devices.stand_ins[like._sim.index], like.dtype, non_blocking=non_blocking)
         return make(Form(indices, values, source.is_coalesced()), source.shape)
 
     @staticmethod
@@ -250,7 +244,9 @@ def _to_copy(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     source: SparseTensor = args[0]
     form = source._form
     if kwargs.get("layout") not in {None, torch.sparse_coo}:
-        raise RuntimeError(f"{facts.name}: a sparse tensor does not become one of layout {kwargs['layout']}; use to_dense()")
+        raise RuntimeError(
+            f"{facts.name}: a sparse tensor does not become one of layout {kwargs['layout']}; use to_dense()"
+        )
     device = kwargs.get("device")
     place = devices.stand_ins[source._sim.index] if device is None else device
     dtype, non_blocking = kwargs.get("dtype") or source.dtype, bool(kwargs.get("non_blocking"))
@@ -272,8 +268,10 @@ def _clone(facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 def _copy(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     target, source = args[:2]
     if not (target.is_sparse and source.is_sparse):
-        raise RuntimeError("copy_() between dense and sparse Tensors is not implemented! Found self type = "
-                           f"{target.type()} and src type = {source.type()}")
+        raise RuntimeError(
+            "copy_() between dense and sparse Tensors is not implemented! Found self type = "
+            f"{target.type()} and src type = {source.type()}"
+        )
     if target is source:
         return target
     non_blocking = bool(_argument(args, kwargs, 2, "non_blocking"))
@@ -342,9 +340,7 @@ def _sum(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return aten.sum.default(args[0]._form.values, **kwargs)
 
 
-@handles_coo(
-    aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype, aten.native_norm.default
-)
+@handles_coo(aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype, aten.native_norm.default)
 def _norm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     wait_to_coalesce(args[0])
     return Call(facts, args, kwargs).queue_dense(Layout((), (), 0, args[0].dtype.to_real()))
@@ -352,7 +348,7 @@ def _norm(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 @handles_coo(aten.addmm.default, aten.addmm_.default, aten.addmm.out, aten.mv.default)
 def _product(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    """cuSPARSE needs its rows in order."""
+    """On CUDA the rows have to be in order for it."""
     if sum(isinstance(x, SparseTensor) for x in args) > 1 or isinstance(args[-1], SparseTensor):
         return _run_now(facts, args, kwargs)
     wait_to_coalesce(*args)
@@ -414,7 +410,7 @@ _OUT_OF_PLACE = {aten.add_.Tensor: aten.add.Tensor, aten.sub_.Tensor: aten.sub.T
 
 @handles_coo(*_OUT_OF_PLACE)
 def _add_in_place(facts: OpFacts, args: Any, kwargs: Any) -> Any:
-    target, other = args[:2]
+    target = args[0]
     if not isinstance(target, SparseTensor):
         return Call(facts, args, kwargs).queue_dense()
     op = _OUT_OF_PLACE[facts.op]
@@ -490,8 +486,8 @@ def _sparse_mask(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 _TO_BOOL = "isinf isnan isneginf isposinf signbit"
 _WITH_IN_PLACE = (
-    "abs asin asinh atan atanh ceil deg2rad erf erfinv expm1 floor frac log1p nan_to_num neg rad2deg relu round sgn sign "
-    "sin sinh sqrt tan tanh trunc"
+    "abs asin asinh atan atanh ceil deg2rad erf erfinv expm1 floor frac log1p nan_to_num neg rad2deg relu round sgn "
+    "sign sin sinh sqrt tan tanh trunc"
 )
 UNARY = [getattr(aten, name).default for name in f"{_TO_BOOL} {_WITH_IN_PLACE}".split()]
 UNARY_IN_PLACE = [getattr(aten, f"{name}_").default for name in _WITH_IN_PLACE.split()]
@@ -634,7 +630,7 @@ def _softmax_backward(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return Call(facts, args, kwargs).run_now(_COUNTED)
 
 
-# --- ops that torch composes by way of an empty sparse tensor, of which there is none on the stand-in device -----------
+# --- ops that torch composes by way of an empty sparse tensor, which it cannot make on the stand-in device -----------
 
 
 def _whole(op: Any) -> Callable[..., Any]:
@@ -648,5 +644,3 @@ def install_kernels(library: Any) -> None:
     """Give the stand-in device kernels for these."""
     for op in (aten.smm.default, aten.sspaddmm.default):
         composite.register(library, op, _whole(op))
-
-

@@ -97,7 +97,7 @@ class SimulatedTensor(torch.Tensor):
             leave_simulation(error)
             raise
 
-    def take(self, data: SimulatedTensor) -> None:
+    def take_over(self, data: SimulatedTensor) -> None:
         """Take over what another tensor holds; C++ has done the same."""
         self._sim, self._held = data._sim, data._held
 
@@ -225,9 +225,7 @@ class SimulatedTensor(torch.Tensor):
             again = self.detach().clone(memory_format=torch.preserve_format)
         again.requires_grad_(self.requires_grad)
         memo[id(self)] = again
-        again.__dict__.update(
-            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in OWN}
-        )
+        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in OWN})
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again
@@ -354,7 +352,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if to_device == on_device:
         _set_base_data(tensor, data)
         if on_device:
-            tensor.take(data)  # type: ignore[attr-defined]  # both are simulated
+            tensor.take_over(data)
         return
     # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
     # and a simulated one are of different classes, so the objects exchange everything but their identity.

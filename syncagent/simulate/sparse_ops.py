@@ -140,7 +140,9 @@ def _from_parts(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     """Nothing is computed: the tensor consists of these two."""
     size, indices, values = args[2:5]
     if not isinstance(indices, SimulatedTensor) or not isinstance(values, SimulatedTensor):
-        raise RuntimeError(f"indices and values must be on the same device, not {indices.device} and {values.device}")
+        raise RuntimeError(  # noqa: TRY004 - as torch
+            f"indices and values must be on the same device, not {indices.device} and {values.device}"
+        )
     if indices._sim.index != values._sim.index:
         raise RuntimeError(f"device of indices ({indices.device}) must match device of values ({values.device})")
     dtype = kwargs.get("dtype")
@@ -295,7 +297,9 @@ def _coalesce(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if source._form.count < 2:
         made = aten.clone.default(source)
         return _set_coalesced(facts, (made, True), {})
-    return _run_now(facts, args, kwargs)
+    kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
+    # The CPU's own form may be coalesced already, where CUDA's is not.
+    return Call(facts, args, kwargs).run_now(kind, compute=lambda coo: coo.coalesce())
 
 
 def _coalesced(value: Any) -> Any:
@@ -336,7 +340,7 @@ def _of_values(facts: OpFacts, args: Any, kwargs: Any) -> Any:
 
 
 @handles_coo(aten.sum.default)
-def _sum(facts: OpFacts, args: Any, kwargs: Any) -> Any:
+def _sum(_facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return aten.sum.default(args[0]._form.values, **kwargs)
 
 

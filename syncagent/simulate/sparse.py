@@ -23,7 +23,7 @@ from syncagent.events import SyncKind
 from syncagent.simulate import devices, dispatch, standin, tensor, waits
 from syncagent.simulate.allocator import hold
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
-from syncagent.simulate.failures import all_for_program
+from syncagent.simulate.failures import all_for_program, leave_simulation
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each, stride_for
 from syncagent.simulate.requirements import aten, find
 from syncagent.simulate.special import empty
@@ -105,7 +105,11 @@ class SparseTensor(InParts):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return run(func, args, kwargs or {})
+        try:
+            return run(func, args, kwargs or {})
+        except BaseException as error:
+            leave_simulation(error)
+            raise
 
     def kept(self) -> Kept:
         return _KeptCoo(self._form, tuple(self.shape))

@@ -56,7 +56,11 @@ class CompressedTensor(InParts):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return _run(func, args, kwargs or {})
+        try:
+            return _run(func, args, kwargs or {})
+        except BaseException as error:
+            leave_simulation(error)
+            raise
 
     def kept(self) -> Kept:
         return _KeptParts(self._form, tuple(self.shape), self.layout)
@@ -134,12 +138,8 @@ def _handles(*ops: Any) -> Callable[[Any], Any]:
 def _run(op: Any, args: Any, kwargs: Any) -> Any:
     if op is _DEVICE:
         return devices.stand_ins[args[0]._sim.index]
-    try:
-        handler = _HANDLERS.get(op) or _default(op)
-        return handler(dispatch.facts_of(op), args, kwargs)
-    except BaseException as error:
-        leave_simulation(error)
-        raise
+    handler = _HANDLERS.get(op) or _default(op)
+    return handler(dispatch.facts_of(op), args, kwargs)
 
 
 _DEVICE = torch.ops.prim.device.default

@@ -16,7 +16,6 @@ from syncagent.events import SyncKind
 from syncagent.simulate import composite, devices, dispatch, sparse, standin, waits
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts
-from syncagent.simulate.failures import leave_simulation
 from syncagent.simulate.memory import Layout, stride_for
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.sparse import Call, Form, SparseTensor, make, no_elements, replace, set_form
@@ -39,13 +38,8 @@ def handles_coo(*ops: Any) -> Callable[[Any], Any]:
 
 
 def _run(op: Any, args: Any, kwargs: Any) -> Any:
-    try:
-        facts = dispatch.facts_of(op)
-        handler = _HANDLERS.get(op) or _default(op)
-        return handler(facts, args, kwargs)
-    except BaseException as error:
-        leave_simulation(error)
-        raise
+    handler = _HANDLERS.get(op) or _default(op)
+    return handler(dispatch.facts_of(op), args, kwargs)
 
 
 sparse.run = _run
@@ -644,7 +638,21 @@ def _whole(op: Any) -> Callable[..., Any]:
     return run
 
 
+_VALIDATE = aten._validate_sparse_coo_tensor_args.default
+
+
+def _validate(indices: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+    """Torch composes it of other ops, but 2.15 has a kernel for each type of device that it knows."""
+    try:
+        return _VALIDATE.decompose(indices, values, *args, **kwargs)
+    except RuntimeError as error:
+        if "DispatchStub" not in str(error):
+            raise
+    return _VALIDATE(indices.cpu(), torch.empty(values.shape, dtype=values.dtype, device="cpu"), *args, **kwargs)
+
+
 def install_kernels(library: Any) -> None:
     """Give the stand-in device kernels for these."""
+    composite.register(library, _VALIDATE, _validate)
     for op in (aten.smm.default, aten.sspaddmm.default):
         composite.register(library, op, _whole(op))

@@ -352,7 +352,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if to_device == on_device:
         _set_base_data(tensor, data)
         if on_device:
-            tensor.take_over(data)
+            tensor.take_over(data)  # type: ignore[attr-defined]  # both are simulated
         return
     # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
     # and a simulated one are of different classes, so the objects exchange everything but their identity.

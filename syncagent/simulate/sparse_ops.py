@@ -638,21 +638,23 @@ def _whole(op: Any) -> Callable[..., Any]:
     return run
 
 
-_VALIDATE = aten._validate_sparse_coo_tensor_args.default
+def _validating(op: Any) -> Callable[..., Any]:
+    """Torch composes it of other ops, but 2.15 knows the types of devices by name there."""
 
+    def validate(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return op.decompose(*args, **kwargs)
+        except RuntimeError as error:
+            if devices.STAND_IN not in str(error):
+                raise
+        return op(*(x.cpu() if isinstance(x, SimulatedTensor) else x for x in args), **kwargs)
 
-def _validate(indices: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
-    """Torch composes it of other ops, but 2.15 has a kernel for each type of device that it knows."""
-    try:
-        return _VALIDATE.decompose(indices, values, *args, **kwargs)
-    except RuntimeError as error:
-        if "DispatchStub" not in str(error):
-            raise
-    return _VALIDATE(indices.cpu(), torch.empty(values.shape, dtype=values.dtype, device="cpu"), *args, **kwargs)
+    return validate
 
 
 def install_kernels(library: Any) -> None:
     """Give the stand-in device kernels for these."""
-    composite.register(library, _VALIDATE, _validate)
+    for op in (aten._validate_sparse_coo_tensor_args.default, aten._validate_sparse_compressed_tensor_args.default):
+        composite.register(library, op, _validating(op))
     for op in (aten.smm.default, aten.sspaddmm.default):
         composite.register(library, op, _whole(op))

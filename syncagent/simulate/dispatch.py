@@ -154,13 +154,14 @@ def _resolve(value: Any) -> Any:
     return value
 
 
-def _resolve_kept(value: Any) -> Any:
+def resolve_kept(value: Any) -> Any:
     """For a backward op: what the forward kernel has saved for it, in the form that the CPU's kernels use."""
     if type(value) is Placement:
         own = value.box.own_form
-        return value.resolve() if own is None or value.layout != value.box.layout else own
+        is_usable = isinstance(own, torch.Tensor) and value.layout == value.box.layout
+        return own if is_usable else value.resolve()
     if type(value) is list:
-        return [_resolve_kept(x) for x in value]
+        return [resolve_kept(x) for x in value]
     return value
 
 
@@ -169,7 +170,7 @@ def _snapshot(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
-def _check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torch.Tensor], args: Any) -> int:
+def check_devices(facts: OpFacts, placements: list[Placement], hosts: list[torch.Tensor], args: Any) -> int:
     index = placements[0].index
     for placement in placements:
         if placement.index != index:
@@ -204,7 +205,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     hosts: list[torch.Tensor] = []
     kept = [_prepare(x, placements, hosts) for x in args]
     named = {name: _prepare(x, placements, hosts) for name, x in kwargs.items()} if kwargs else {}
-    index = _check_devices(facts, placements, hosts, args) if placements else devices.index_of(kwargs.get("device"))
+    index = check_devices(facts, placements, hosts, args) if placements else devices.index_of(kwargs.get("device"))
     kernel = _Kernel(facts, index, kept, named, placements)
     kind = None if facts.rule is None else facts.rule.waits(args, kwargs)
     if named and named.pop("pin_memory", False):
@@ -226,10 +227,10 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     if hosts:
         kernel.args = on_each(_snapshot, kernel.args)
         kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
-    made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in _fresh(facts, spec)]
+    made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in fresh(facts, spec)]
     kernel.find_written()
     queue(engine, facts.name, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
-    return _returned(facts, args, kwargs, made)
+    return returned(facts, args, kwargs, made)
 
 
 def _call_for(kind: SyncKind, hosts: list[torch.Tensor]) -> standin.Call:
@@ -311,7 +312,7 @@ class _Kernel:
             resolved, keywords = self._resolved()
             result = facts.compute(*resolved, **keywords)
             hosts = flatten(resolved)
-            return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, _fresh(facts, result))
+            return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, fresh(facts, result))
 
         made = on_each(
             lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel, call, self)
@@ -325,14 +326,14 @@ class _Kernel:
         self.find_written()
         for placement in self.written:
             placement.box.writer = None  # done: nothing has to wait for it
-        return _returned(facts, args, kwargs, made)
+        return returned(facts, args, kwargs, made)
 
     def run_unforeseen(self, args: Any, kwargs: Any, error: BaseException | None = None) -> Any:
         """Run an op at once whose results cannot be known in advance; for torch's own ops there are rules."""
         facts = self.facts
         started = time.perf_counter_ns()
         result = self.run_now(args, kwargs)
-        returned = time.perf_counter_ns()
+        ended = time.perf_counter_ns()
         kind = facts.learn_wait(error, self.args, self.kwargs, result) if facts.third_party else None
         if kind is None:
             what = "no meta kernel" if error is None else "the meta kernel refused the arguments"
@@ -341,13 +342,13 @@ class _Kernel:
             engine = devices.current_engine(self.index)
             waits.reported(facts.shown, kind, args, lambda: engine.wait(call=standin.read()))
         else:
-            waits.reported_late(facts.shown, kind, args, started, returned)
+            waits.reported_late(facts.shown, kind, args, started, ended)
         return result
 
     # --- on the worker ---
 
     def _resolved(self) -> tuple[list[Any], dict[str, Any]]:
-        resolve = _resolve_kept if self.facts.backward else _resolve
+        resolve = resolve_kept if self.facts.backward else _resolve
         return [resolve(x) for x in self.args], {name: resolve(x) for name, x in self.kwargs.items()}
 
     def __call__(self) -> None:
@@ -356,7 +357,7 @@ class _Kernel:
         for target in self.written:
             target.box.own_form = None
         if self.outputs:
-            flat = flatten(_fresh(self.facts, result))
+            flat = flatten(fresh(self.facts, result))
             if self.facts.op in CUDA_FORM:
                 for placement, values in zip(self.outputs, flat, strict=True):
                     if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
@@ -388,30 +389,30 @@ def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) 
         placement.box.own_form = values
         values = values.to(layout.dtype)
     is_strided_otherwise = values.stride() != layout.stride and values.numel() > 1
-    if is_strided_otherwise or values.storage_offset() or _aliases(values, args):
+    if is_strided_otherwise or values.storage_offset() or aliases(values, args):
         values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values)
     placement.box.values = values
     if values.stride() == layout.stride:
         placement.view = values
 
 
-def _aliases(values: torch.Tensor, args: Any) -> bool:
+def aliases(values: torch.Tensor, args: Any) -> bool:
     if not values.numel():
         return False
     for x in args:
         if isinstance(x, torch.Tensor):
             if x.layout == torch.strided and _shares_memory(values, x):
                 return True
-        elif type(x) is list and x and isinstance(x[0], torch.Tensor) and _aliases(values, x):
+        elif type(x) is list and x and isinstance(x[0], torch.Tensor) and aliases(values, x):
             return True
     return False
 
 
 def _is_view_of(value: Any, hosts: list[Any]) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and _aliases(value, hosts)
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and aliases(value, hosts)
 
 
-def _fresh(facts: OpFacts, result: Any) -> list[Any]:
+def fresh(facts: OpFacts, result: Any) -> list[Any]:
     """The return values that are new, not written arguments."""
     if len(facts.returns) == 1:
         return [result] if facts.returns[0] is None else []
@@ -430,10 +431,10 @@ def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
     return spec
 
 
-def _returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
-    fresh = iter(made)
+def returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
+    new = iter(made)
     values = [
-        next(fresh) if alias is None else args[alias[0]] if alias[0] < len(args) else kwargs.get(alias[1])
+        next(new) if alias is None else args[alias[0]] if alias[0] < len(args) else kwargs.get(alias[1])
         for alias in facts.returns
     ]
     return None if not values else values[0] if len(values) == 1 else tuple(values)

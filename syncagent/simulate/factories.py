@@ -13,7 +13,18 @@ from typing import Any
 import torch
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import attention, devices, dispatch, fourier, patches, recurrent, tensor
+from syncagent.simulate import (
+    attention,
+    devices,
+    dispatch,
+    fourier,
+    patches,
+    recurrent,
+    sparse,
+    sparse_compressed,
+    sparse_ops,
+    tensor,
+)
 from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
@@ -24,6 +35,9 @@ from syncagent.simulate.tensor import SimulatedTensor, TensorBase, replacement
 
 
 def _empty(size: Any, stride: Any = None, **kwargs: Any) -> Any:
+    part = sparse.placeholder(tuple(size), kwargs.get("dtype") or torch.get_default_dtype())
+    if part is not None:
+        return part
     if kwargs.get("layout") not in {None, torch.strided}:
         raise SimulationError(f"tensors of layout {kwargs['layout']} are not simulated on CUDA")
     if kwargs.get("pin_memory"):
@@ -62,6 +76,8 @@ def install_kernels() -> Any:
     recurrent.install_kernels(library)
     fourier.install_kernels(library)
     attention.install_kernels(library)
+    sparse_ops.install_kernels(library)
+    sparse_compressed.install_kernels(library)
     for name in torch._C._dispatch_get_all_op_names():
         is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
         if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
@@ -89,7 +105,9 @@ def _with_device(original: Any) -> Any:
     def factory(*args: Any, **kwargs: Any) -> Any:
         device = kwargs.get("device")
         if device is not None:
-            kwargs["device"] = devices.translate(device)
+            device = kwargs["device"] = devices.translate(device)
+        if kwargs.get("layout") is torch.sparse_coo and _is_stand_in(device):
+            return _without_elements(original, *args, **kwargs)
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
             made = original(*args, **kwargs)
@@ -133,6 +151,48 @@ def _read(data: Any) -> Any:
     return data
 
 
+def _without_elements(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """A sparse tensor of zeros: torch has no way to make one on the stand-in device."""
+    device, requires_grad = kwargs.pop("device"), kwargs.pop("requires_grad", False)
+    like = original(*args, **kwargs, device="meta")
+    return sparse_ops.empty(like.shape, like.dtype, device).requires_grad_(requires_grad)
+
+
+_PARTS = {
+    "sparse_coo_tensor": ("indices", "values"),
+    "sparse_csr_tensor": ("crow_indices", "col_indices", "values"),
+    "sparse_bsr_tensor": ("crow_indices", "col_indices", "values"),
+    "sparse_csc_tensor": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsc_tensor": ("ccol_indices", "row_indices", "values"),
+    "sparse_compressed_tensor": ("compressed_indices", "plain_indices", "values"),
+}
+"""What each function makes a sparse tensor of."""
+
+
+def _of_parts(original: Any) -> Any:
+    """``torch.sparse_coo_tensor`` and its kind read Python data in the same way."""
+    names = _PARTS[original.__name__]
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs["device"] = devices.translate(kwargs.get("device"))
+        given = dict(zip(names, args, strict=False)) | kwargs
+        parts = {name: given[name] for name in names if name in given}
+        if len(parts) < len(names):
+            return _without_elements(original, *args, **kwargs) if _is_stand_in(device) else original(*args, **kwargs)
+        if device is None and isinstance(parts["values"], SimulatedTensor):
+            device = devices.stand_ins[parts["values"]._sim.index]
+        if not _is_stand_in(device):
+            return original(*args, **kwargs)
+        for name, part in parts.items():
+            if not isinstance(part, torch.Tensor):
+                dtype = kwargs.get("dtype") if name == "values" else torch.int64
+                parts[name] = torch.as_tensor(_read(part), dtype=dtype, device="cpu").to(device)
+        kwargs = {name: value for name, value in kwargs.items() if name not in parts}
+        return original(*parts.values(), *args[len(names) :], **kwargs)
+
+    return factory
+
+
 def _refusing(original: Any, what: str) -> Any:
     """Not simulated for CUDA, unchanged for other devices."""
 
@@ -154,15 +214,14 @@ _TAKE_DEVICE = (
     "hamming_window hann_window kaiser_window linspace logspace normal ones ones_like rand rand_like randint "
     "randint_like randn randn_like randperm range scalar_tensor tril_indices triu_indices zeros zeros_like"
 )
-_SPARSE = (
-    "sparse_coo_tensor sparse_compressed_tensor sparse_csr_tensor sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor"
-)
+_COMPRESSED = "sparse_compressed_tensor sparse_csr_tensor sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor"
 _NESTED = "nested_tensor as_nested_tensor nested_tensor_from_jagged"
 _FACTORIES: tuple[tuple[Any, str, Any], ...] = (
     (torch, _TAKE_DEVICE, _with_device),
     (torch.fft, "fftfreq rfftfreq", _with_device),
     (torch, "tensor as_tensor asarray", _by_way_of_cpu),
-    (torch, _SPARSE, functools.partial(_refusing, what="sparse tensors")),
+    (torch, "sparse_coo_tensor", _of_parts),
+    (torch, _COMPRESSED, _of_parts),
     (torch.nested, _NESTED, functools.partial(_refusing, what="nested tensors")),
 )
 
@@ -195,14 +254,31 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
         args = (devices.translate(args[0]), *args[1:])
     elif args and isinstance(args[0], SimulatedTensor):
         other = args[0]
+        if _is_sparse_on_host(self):
+            return _sparse_to(self, devices.stand_ins[other._sim.index], other.dtype, *args[1:], **kwargs)
         return TensorBase.to(self, devices.stand_ins[other._sim.index], other.dtype, *args[1:], **kwargs)
     if kwargs.get("device") is not None:
         kwargs["device"] = devices.translate(kwargs["device"])
-    return TensorBase.to(self, *args, **kwargs)
+    return (_sparse_to if _is_sparse_on_host(self) else TensorBase.to)(self, *args, **kwargs)
+
+
+def _is_sparse_on_host(value: Any) -> bool:
+    return value.layout in sparse.LAYOUTS and not isinstance(value, SimulatedTensor)
+
+
+def _sparse_to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A sparse tensor of the host's goes to the device in parts."""
+    like = TensorBase.to(torch.empty(0, dtype=self.dtype, device="cpu"), *args, **kwargs)
+    if not isinstance(like, SimulatedTensor):
+        return TensorBase.to(self, *args, **kwargs)
+    non_blocking = kwargs.get("non_blocking", next((x for x in args if isinstance(x, bool)), False))
+    return sparse_ops.ToDevice.apply(self, like, non_blocking)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format) -> Any:
     target = devices.stand_ins[devices.index_of(device)]
+    if _is_sparse_on_host(self):
+        return _sparse_to(self, target, non_blocking=non_blocking)
     return TensorBase.to(self, target, non_blocking=non_blocking, memory_format=memory_format)
 
 
@@ -211,7 +287,8 @@ def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: An
     if isinstance(dtype, type):
         dtype = f"{dtype.__module__}.{dtype.__name__}"
     if on_device and dtype is None:
-        return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", "torch.cuda.")
+        kind = "torch.cuda.sparse." if isinstance(self, sparse.InParts) else "torch.cuda."
+        return TensorBase.type(torch.empty(0, dtype=self.dtype)).replace("torch.", kind)
     if isinstance(dtype, str) and dtype.endswith("Tensor") and (on_device or "cuda" in dtype):
         *place, name = dtype.split(".")
         device = devices.stand_ins[devices.current()] if "cuda" in place else devices.CPU

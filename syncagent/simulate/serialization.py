@@ -14,6 +14,7 @@ from syncagent.errors import SimulationError
 from syncagent.simulate import copies, devices, patches
 from syncagent.simulate.memory import Box, Layout, Placement
 from syncagent.simulate.requirements import find
+from syncagent.simulate.sparse import InParts, SparseTensor
 from syncagent.simulate.tensor import SimulatedTensor, make
 
 # A storage that stands for device memory has two marks: its device, and the box over it once there is one.
@@ -24,6 +25,13 @@ def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
     """Pickle as torch does for CUDA, including the copy to the host that it waits for."""
     if isinstance(source, torch.nn.Parameter):
         return torch._utils._rebuild_parameter, (source.detach(), source.requires_grad, OrderedDict())
+    if isinstance(source, InParts):
+        form = source._form
+        if isinstance(source, SparseTensor):
+            parts = (form.indices, form.values, source.size(), form.is_coalesced)
+        else:
+            parts = (*form, source.size())
+        return torch._utils._rebuild_sparse_tensor, (source.layout, parts)
     placement = source._sim
     engine = devices.order("pickle", placement.index, [placement])
     values = copies.wait_for_transfer(

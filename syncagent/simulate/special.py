@@ -33,6 +33,7 @@ dispatch.SPECIAL.update(
         aten.is_same_size.default: lambda _facts, args, _kwargs: bool(args[0].shape == args[1].shape),
         aten._has_compatible_shallow_copy_type.default: lambda _facts, args, _kwargs: (
             isinstance(args[0], SimulatedTensor) == isinstance(args[1], SimulatedTensor)
+            and args[0].layout == args[1].layout
         ),
         aten.is_pinned.default: lambda _facts, _args, _kwargs: False,
         # Nothing to do: a queued kernel keeps a reference to its memory.
@@ -293,10 +294,6 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
 
 
 _NOT_SIMULATED = {
-    "sparse tensors": (
-        aten._to_sparse, aten._to_sparse_csr, aten._to_sparse_csc, aten._to_sparse_bsr, aten._to_sparse_bsc,
-        aten._sparse_coo_tensor_with_dims_and_tensors, aten._sparse_coo_tensor_unsafe, aten._coalesce,
-    ),
     "nested tensors": (
         aten._nested_tensor_from_tensor_list, aten._nested_view_from_buffer, aten._nested_view_from_jagged,
     ),

@@ -33,6 +33,8 @@ dispatch: Any = None
 """Runs an op; dispatch.py puts it here."""
 
 _NO_KWARGS: dict[str, Any] = {}
+OWN = frozenset({"_sim", "_held", "_form"})
+"""Attributes in which a tensor holds what it is, and which no copy takes over as they are."""
 
 
 def replacement(function: Any, original: Any, *, is_method: bool = False) -> Any:
@@ -94,6 +96,10 @@ class SimulatedTensor(torch.Tensor):
         except BaseException as error:
             leave_simulation(error)
             raise
+
+    def take_over(self, data: SimulatedTensor) -> None:
+        """Take over what another tensor holds; C++ has done the same."""
+        self._sim, self._held = data._sim, data._held
 
     # --- what it says about itself --------------------------------------------------------------------------
 
@@ -219,9 +225,7 @@ class SimulatedTensor(torch.Tensor):
             again = self.detach().clone(memory_format=torch.preserve_format)
         again.requires_grad_(self.requires_grad)
         memo[id(self)] = again
-        again.__dict__.update(
-            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_sim", "_held"}}
-        )
+        again.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in OWN})
         if self.grad is not None:
             again.grad = copy.deepcopy(self.grad, memo)
         return again
@@ -401,7 +405,7 @@ def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if to_device == on_device:
         _set_base_data(tensor, data)
         if on_device:
-            tensor._sim, tensor._held = data._sim, data._held  # type: ignore[attr-defined]  # both are simulated
+            tensor.take_over(data)  # type: ignore[attr-defined]  # both are simulated
         return
     # What Module.to does to each parameter.  torch would exchange the storage and keep the object; here a CPU tensor
     # and a simulated one are of different classes, so the objects exchange everything but their identity.

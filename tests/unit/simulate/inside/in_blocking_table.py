@@ -273,7 +273,6 @@ nn.TransformerEncoder(encoder.layers[0],1,enable_nested_tensor=False)(batch,src_
 """
 
 NOT_SIMULATED = {
-    "g.to_sparse()": "sparse tensors on the device",
     "T.nested.nested_tensor([g,g])": "nested tensors",
 }
 

@@ -232,7 +232,7 @@ AT_ONCE = {
         lambda: torch.linalg.solve(torch.zeros(2, 2, device="cuda"), cuda(2)), torch.linalg.LinAlgError, "singular",
     ),
     "refused": (lambda: torch.cuda.CUDAGraph(), SimulationError, "not simulated"),
-    "sparse": (lambda: cuda(2).to_sparse(), SimulationError, "not simulated"),
+    "sparse": (lambda: cuda(2).to_sparse().cumsum(0), NotImplementedError, "SparseCUDA"),
     "products": (lambda: cuda(3, 3).half() @ cuda(3, 3), RuntimeError, "same dtype"),
     "rounding": (lambda: cuda(3, 3).half().bfloat16() @ cuda(3, 3).half(), RuntimeError, "same dtype"),
     "autocast": (lambda: in_autocast(lambda: F.linear(cuda(3, 3), cuda(4, 4))), RuntimeError, "cannot be multiplied"),

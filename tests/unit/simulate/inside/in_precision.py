@@ -23,7 +23,7 @@ NOT_SIMULATED = {
     "to_sparse", "sparse.sampled_addmm", "torch.ops.aten._flash_attention_forward",
     "torch.ops.aten._efficient_attention_forward",
 }  # fmt: skip
-"""These are refused for other reasons."""
+"""These are refused for other reasons, or have sparse tensors as results."""
 COUNTED = {"histc"}
 """Looked at below: the CPU's kernel for a wider type counts otherwise on the edges of bins."""
 

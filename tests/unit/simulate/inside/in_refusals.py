@@ -53,8 +53,6 @@ def test_errors_that_cuda_gives_are_given_alike(call, error, words):
         lambda: torch.cuda.memory._snapshot(),
         lambda: torch.cuda.memory._record_memory_history(max_entries=10),
         lambda: torch.cuda.memory._dump_snapshot("snapshot.pickle"),
-        lambda: cuda(2).to_sparse(),
-        lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (2, 2), device="cuda"),
         lambda: torch.nested.nested_tensor([cuda(2), cuda(3)]),
         lambda: torch.nested.nested_tensor([cuda(2), cuda(3)], layout=torch.jagged),
         lambda: cuda(2).__dlpack__(),

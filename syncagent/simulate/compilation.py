@@ -22,6 +22,7 @@ from syncagent.support.log import log_once
 
 
 _WRAPPER = "_dynamo.eval_frame.OptimizedModule"
+_OLD_WAY = "_dynamo.optimize"
 
 
 def _as_it_is(function: Any) -> Any:
@@ -75,7 +76,7 @@ def _compile_eagerly() -> None:
 
 
 def _compile_eagerly_by_old_names() -> None:
-    """The way of before torch 2.0: ``torch._dynamo.optimize(backend)(model)``."""
+    """The way of before torch 2.0: a call with the backend, and of what that returns with the model."""
     dynamo: Any = sys.modules["torch._dynamo"]
 
     def optimize(*_: Any, **__: Any) -> Any:
@@ -83,7 +84,7 @@ def _compile_eagerly_by_old_names() -> None:
         return _eager
 
     if not hasattr(dynamo, "optimize"):
-        note_loss("torch._dynamo.optimize", ON_INSTANCES["_dynamo.optimize"])
+        note_loss(f"torch.{_OLD_WAY}", ON_INSTANCES[_OLD_WAY])
     for name in ("optimize", "optimize_assert"):
         if hasattr(dynamo, name):
             setattr(dynamo, name, replacement(optimize, getattr(dynamo, name)))

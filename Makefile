@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Hundreds of processes import the package, and each would compile it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test coverage test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup hooks changelog \
+.PHONY: help setup docs test coverage test-telemetry test-stack matrix matrix-ends lint layers types demo telemetry-demo bench-startup hooks changelog \
 	changelog-draft release-check native wheels test-qemu clean
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-stack   the agent with a real Collector, Jaeger, Phoenix and Prometheus"
 	@echo "make matrix   all tests on every supported torch and Python, and with the lowest versions of all dependencies (hours)"
 	@echo "make matrix-ends   of these, the simulated device, sensors, faults and demo on the oldest and the newest torch"
+	@echo "make docs    the documentation site, in site/"
 	@echo "make lint    ruff, and layers: which room of the package may import which;  make types: mypy --strict"
 	@echo "make hooks   have each commit checked;  make changelog VERSION=1.2.0: CHANGELOG.md from the fragments in news/"
 	@echo "make native  compile the native library again after a change of its sources, as every target here does first"
@@ -77,6 +78,12 @@ matrix: setup
 ENDS ?= sim_oldest sim_newest
 matrix-ends: setup
 	$(BIN)/nox --error-on-missing-interpreters -s $(ENDS)
+
+# The site, in site/; a link that leads nowhere, or a page that is not in the table of contents, is an error.
+docs: setup
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || \
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: setup layers
 	$(BIN)/ruff check .

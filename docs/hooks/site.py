@@ -21,7 +21,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 _PAGES = {
-    "README.md": "index.md",  # what both say first is on the first page
+    "README.md": "index.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
@@ -35,6 +35,7 @@ _PAGES = {
 _SOURCES = {page: file for file, page in _PAGES.items() if page != "index.md"}
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 """A link or, after an exclamation mark, an image."""
+_ROLE = re.compile(r":\w+:<code>(~?)([\w.]+)</code>")
 _FENCES = re.compile(r"(?ms)^(```.*?^```[^\n]*$)")
 
 
@@ -63,6 +64,8 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         there = file.removeprefix("docs/") if file.startswith("docs/") else _PAGES.get(file)
         if there is not None and files.get_file_from_path(there) is not None:
             relative = posixpath.relpath(there, posixpath.dirname(uri) or ".")
+            if label == target:  # a file's name says something in the repository alone
+                label = _title(there)
             return f"[{label}]({relative}{'#' + anchor if anchor else ''})"
         if not (ROOT / file).exists():
             return found[0]  # MkDocs says so
@@ -70,6 +73,17 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
 
     parts = _FENCES.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show Sphinx's roles in docstrings as the names that they are."""
+    return _ROLE.sub(lambda found: f"<code>{found[2].rpartition('.')[2] if found[1] else found[2]}</code>", html)
+
+
+def _title(page: str) -> str:
+    """A page's heading."""
+    text = (ROOT / _SOURCES.get(page, f"docs/{page}")).read_text(encoding="utf-8")
+    return next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
 
 
 def _repository() -> str:

@@ -43,8 +43,9 @@ def gallery() -> str:
 
 def _recipe(said: str, example: Example, times: str) -> str:
     after = example.after + (f"\n...\n{example.late}  # once, later" if example.late else "")
+    is_code = "." in said.split(maxsplit=1)[0]  # torch.where(...)
     return (
-        f"**{said[:1].upper()}{said[1:]}.**\n\n"
+        f"**{said if is_code else said[:1].upper() + said[1:]}.**\n\n"
         f"```python\n# instead of\n{example.before}\n\n# write\n{after}\n```\n\n{times}"
     )
 

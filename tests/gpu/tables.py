@@ -16,6 +16,7 @@ from tests.gpu import driver_tables
 from tests.gpu.fidelity_table import fidelity
 from tests.gpu.rewrite_examples import EXAMPLES
 from tests.matrix import results as matrix
+from tests.programs.table import programs as simulated_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
@@ -895,7 +896,7 @@ MAKERS = {
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
-    "pipeline": pipeline, "beforeafter": before_after,
+    "pipeline": pipeline, "beforeafter": before_after, "simulatedprograms": simulated_programs,
     "fidelity": fidelity, **driver_tables.MAKERS,
 }  # fmt: skip
 

@@ -2,11 +2,12 @@
 
     python -m tests.programs.run [NAME ...] [--accept] [--keep FOLDER]
 
-Each program runs three times: on the CPU, on the simulated device under the agent as a user has it, and there once more
-with every sync recorded (``detail="syncs"``), from which its sites and its time are.  Its exit code, its numbers, how
-much slower it was and its sites go into results.json.  The
-sites are compared with the reviewed ones in sites.json: a new or a missing one fails the run, with a line for each;
-``--accept`` writes those that were found there, to be read by a person before they are committed.
+Each program runs on the CPU and on the simulated device, under the agent with every sync recorded (``detail="syncs"``):
+its sites and its time are from that run.  A program whose numbers need not be the CPU's runs on the device once more,
+with the agent's own defaults, and has to come to the same.  The exit code, the numbers, how much slower it was and how
+many sites it has go into results.json.  The sites are compared with the reviewed ones in sites.json: a new or a missing
+one fails the run, with a line for each; ``--accept`` writes those that were found there, to be read by a person before
+they are committed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.programs.catalogue import DRIVERS, EQUAL, PROGRAMS, Program
+from tests.programs.results import RESULTS, SITES, load, save
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-RESULTS = HERE / "results.json"
-SITES = HERE / "sites.json"
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
 OWN_FILE = "outcome.py"
 """The file whose syncs are the suite's own."""
@@ -94,7 +93,7 @@ def _path(file: str) -> str:
         f"{DRIVERS.as_posix()}/",
         f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/",
     ):
-        before, found, rest = file.rpartition(folder)
+        _, found, rest = file.rpartition(folder)
         if found:
             return rest
     return Path(file).name
@@ -119,7 +118,7 @@ def differences(program: Program, found: list[str], reviewed: dict[str, list[str
 
 
 def judged(program: Program, on_cpu: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Say what is wrong with the exit codes and the numbers of the three runs."""
+    """Say what is wrong with the exit codes and the numbers of its runs."""
     for name, one in (("the CPU", on_cpu), ("the simulated device", first), ("it again", second)):
         if one["exit"]:
             return [f"{program.name}: exit code {one['exit']} on {name}: {one['why']}"]
@@ -139,10 +138,10 @@ def judged(program: Program, on_cpu: dict[str, Any], first: dict[str, Any], seco
 
 
 def measure(program: Program, keep: Path | None) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Run a program three times; returns its result, its sites, and what is wrong."""
+    """Run a program on both devices; returns its result, its sites, and what is wrong."""
     on_cpu = run(program, keep, "cpu", simulated=False)
-    first = run(program, keep, "device", simulated=True)
     second = run(program, keep, "sites", simulated=True, SYNCAGENT_DETAIL="syncs", SYNCAGENT_COPIES="all")
+    first = second if program.numbers == EQUAL else run(program, keep, "device", simulated=True)
     wrong = judged(program, on_cpu, first, second)
     result = {
         "torch": version("torch").partition("+")[0], "python": platform.python_version(), "cpu": _processor(),
@@ -170,18 +169,6 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def load(file: Path) -> dict[str, Any]:
-    """Read a file of one entry per program."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
-
-
-def save(file: Path, rows: dict[str, Any], *, indent: int | None = None) -> None:
-    """Write it in the order of the catalogue, without programs that are no more."""
-    order = [program.name for program in PROGRAMS if program.name in rows]
-    lines = (f"{json.dumps(name)}: {json.dumps(rows[name], indent=indent)}" for name in order)
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ from tokens import Tokens
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from warming import Warm
 
-
 torch.manual_seed(0)
 config = LlamaConfig(
     vocab_size=200, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,

@@ -36,19 +36,23 @@ class OfProgram(SimulatedTensor):
 
     @classmethod
     @for_program
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(  # type: ignore[override]  # torch's stub has narrower types
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Do what torch.Tensor's does; a class that inherits ``__torch_dispatch__`` may not have that one itself."""
         return _torch_function(cls, func, types, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        function, args = SimulatedTensor.__reduce_ex__(self, protocol)
+        function, args = super().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]  # torch's
         return torch._tensor._rebuild_from_type_v2, (function, self.of, args, dict(self.__dict__))
 
 
 def _on_device(kind: type) -> type[SimulatedTensor] | None:
     """Return the class for tensors on the device; ``None`` if the program's class runs its ops itself."""
-    if kind is torch.Tensor or issubclass(kind, SimulatedTensor):
-        return SimulatedTensor if kind is torch.Tensor else kind
+    if kind is torch.Tensor:
+        return SimulatedTensor
+    if issubclass(kind, SimulatedTensor):
+        return kind
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:  # type: ignore[attr-defined]  # not in the stub
         return None
     if kind not in _made:

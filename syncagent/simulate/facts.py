@@ -241,7 +241,7 @@ _DIFFERENT_ON_META = frozenset(
 
 
 def _in_its_format(result: torch.Tensor, args: Any) -> torch.Tensor:
-    """What a convolution returns: the CPU's kernels and cuDNN's keep an order of channels last, the meta kernel does not.
+    """What a convolution returns: the CPU's kernels and cuDNN's keep channels last, the meta kernel does not.
 
     In another order the numbers would be the same, but kernels that read them would add up in another order, too.
     """

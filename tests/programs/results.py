@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ def load(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
-def save(file: Path, rows: dict[str, Any], *, indent: int | None = None) -> None:
-    """Write it in the order of the catalogue, without programs that are no more."""
-    order = [program.name for program in PROGRAMS if program.name in rows]
-    lines = (f"{json.dumps(name)}: {json.dumps(rows[name], indent=indent)}" for name in order)
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+def note(file: Path, name: str, row: Any, *, indent: int | None = None) -> None:
+    """Put a program in the place of its older entry, in the order of the catalogue, while other runs may do so."""
+    with file.open("a+", encoding="utf-8") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        opened.seek(0)
+        rows = {**json.loads(opened.read() or "{}"), name: row}
+        order = [program.name for program in PROGRAMS if program.name in rows]
+        lines = (f"{json.dumps(name)}: {json.dumps(rows[name], indent=indent)}" for name in order)
+        opened.seek(0)
+        opened.truncate()
+        opened.write("{\n" + ",\n".join(lines) + "\n}\n")

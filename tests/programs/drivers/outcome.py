@@ -16,13 +16,14 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_warm: list[float] = []
+_warm: list[tuple[float, float]] = []
+"""When the steady part began: the time, and the processor's time so far."""
 
 
-def _now() -> float:
+def _now() -> tuple[float, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.perf_counter(), time.process_time()
 
 
 def device() -> str:
@@ -46,7 +47,8 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 
 def done(*, model: torch.nn.Module | None = None, **values: Any) -> None:
     """Print the numbers, lists of them and texts that a run came to; of a model, a hash of all its bits."""
-    seconds = _now() - _warm[0]
+    seconds, processor_s = (after - before for before, after in zip(_warm[0], _now(), strict=True))
     if model is not None:
         values["weights"] = fingerprint(model.state_dict().values())
-    print(json.dumps({"seconds": seconds, "device": device(), "values": values}), flush=True)
+    row = {"seconds": seconds, "processor_s": processor_s, "device": device(), "values": values}
+    print(json.dumps(row), flush=True)

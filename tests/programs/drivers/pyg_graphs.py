@@ -11,7 +11,7 @@ from torch_geometric.nn import GIN, GraphSAGE, global_add_pool, global_max_pool
 from torch_geometric.seed import seed_everything
 
 seed_everything(0)
-data = FakeDataset("graphs", num_graphs=48, avg_num_nodes=20, num_channels=16, num_classes=4)
+data = FakeDataset(num_graphs=48, avg_num_nodes=20, num_channels=16, num_classes=4)
 values = {}
 for kind, pool in ((GraphSAGE, global_max_pool), (GIN, global_add_pool)):
     model = kind(16, 32, 2, 4).to(device())

@@ -33,7 +33,7 @@ def test_the_order_in_memory_and_the_numbers_are_the_cpus(function, x, weight, o
         x = x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).view(x.shape)
     results = []
     for device in ("cpu", "cuda"):
-        a, b = x.to(device).requires_grad_(), weight.to(device).requires_grad_()
+        a, b = (each.detach().to(device).requires_grad_() for each in (x, weight))
         out = function(a, b, **options)
         F.gelu(out).square().mean().backward()
         results.append((out.detach(), F.gelu(out).detach(), a.grad, b.grad))

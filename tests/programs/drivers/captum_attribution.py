@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from captum.attr import (
     FeatureAblation,
@@ -16,6 +17,7 @@ from outcome import device, done, warm
 from torch import nn
 
 torch.manual_seed(0)
+np.random.seed(0)  # noqa: NPY002 - what GradientShap draws from
 model = nn.Sequential(
     nn.Conv2d(1, 8, 3),
     nn.ReLU(),

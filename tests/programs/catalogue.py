@@ -114,7 +114,6 @@ NOT_RUN = frozenset(
         "ddpm_trainer",
         "gpytorch_regression",
         "botorch_optimization",
-        "pyro_svi",
         "kornia_augmentation",
         "captum_attribution",
         "monai_segmentation",

@@ -6,7 +6,7 @@ import torch
 from outcome import device, done, warm
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.collectors import SyncDataCollector
+from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 from torchrl.envs import GymEnv, TransformedEnv
@@ -26,7 +26,7 @@ actor = ProbabilisticActor(
 critic = ValueOperator(
     nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 1)).to(device()), in_keys=["observation"]
 )
-collector = SyncDataCollector(place, actor, frames_per_batch=64, total_frames=192, device=device())
+collector = Collector(place, actor, frames_per_batch=64, total_frames=192, device=device())
 buffer = ReplayBuffer(storage=LazyTensorStorage(64, device=device()), sampler=SamplerWithoutReplacement())
 advantage, criterion = GAE(gamma=0.99, lmbda=0.95, value_network=critic), ClipPPOLoss(actor, critic)
 optimizer = torch.optim.Adam(criterion.parameters(), 3e-4)

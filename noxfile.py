@@ -1,9 +1,10 @@
 """The supported versions of torch, Python and what the agent depends on, each combination in an environment of its own.
 
-    nox                 every pair of PAIRS, the declared minimum versions and real programs on the newest torch
+    nox                 every pair of PAIRS, the declared minimum versions and two libraries on the newest torch
     nox -s sim_oldest sim_newest      what CI runs of it
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
     nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/policy/test_packs.py      with pytest's own arguments
+    nox -s programs                   the suite of training programs, to be run each night: an hour on two cores
     nox -s wheels                     what a release consists of
     nox -s aarch64                    the native library's own tests for that processor, under qemu
 
@@ -79,7 +80,7 @@ def _first_of(*pythons: str) -> str:
 
 
 nox.options.sessions = [
-    *(f"tests(python='{python}', torch='{torch}')" for torch, python in PAIRS), "minimums", "programs",
+    *(f"tests(python='{python}', torch='{torch}')" for torch, python in PAIRS), "minimums", "libraries",
 ]  # fmt: skip
 
 
@@ -144,12 +145,27 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session(python=_first_of("3.12", "3.13"))
-def programs(session: nox.Session) -> None:
-    """Real training programs of libraries on the simulated device, with the newest torch; and the demo."""
+def libraries(session: nox.Session) -> None:
+    """Programs of transformers and Lightning on the simulated device, with the newest torch; and the demo."""
     _install(session, f"torch=={TORCHES[-1]}", *PINNED, "transformers", "accelerate", "lightning", "torchmetrics")
     paths = tuple(session.posargs) or ("tests/integration/test_programs.py", "tests/unit/advice/test_options.py")
     _test(session, f"transformers and Lightning, torch {TORCHES[-1]}", TORCHES[-1], paths, keep=not session.posargs)
     session.run("python", "examples/demo.py")
+
+
+@nox.session(python="3.11")
+def programs(session: nox.Session) -> None:
+    """Programs of many libraries on the simulated device and on the CPU: numbers, slow-down and reviewed sites.
+
+    With names, only these; ``--accept`` writes the sites that were found, for a person to read.
+    """
+    session.install("-r", "tests/programs/requirements.txt")
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "syncagent/native/build.py")
+    try:
+        session.run("python", "-m", "tests.programs.run", *session.posargs)
+    finally:
+        session.run("python", "tests/gpu/tables.py")
 
 
 def _zig(session: nox.Session, machine: str) -> list[str]:

@@ -120,15 +120,33 @@ def _refuse_launches() -> None:
     interface.__getitem__ = launcher
 
 
+_ANSWERS = {"transformers.utils.import_utils": "transformers", "accelerate.utils.imports": "accelerate"}
+"""Modules whose ``is_triton_available`` other libraries ask, too, and the packages that have imported it by name."""
+
+
+def _answer_no(question: str, original: Any, package: str) -> None:
+    """Replace a function of no arguments or optional ones in all modules of its package."""
+    has_none = replacement(lambda *_, **__: False, original)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package and vars(module).get(question) is original:
+            patches.put(module, question, has_none)
+
+
 def _tell_there_is_no_triton() -> None:
-    """Libraries that ask torch then take their way without it."""
+    """Libraries that ask torch, transformers or accelerate then take their way without it."""
     original = find("utils._triton.has_triton")
-    if original is None:
-        return
-    has_none = replacement(lambda: False, original)
-    for name, module in list(sys.modules.items()):  # some have imported it by name
-        if name.startswith("torch.") and vars(module).get("has_triton") is original:
-            patches.put(module, "has_triton", has_none)
+    if original is not None:
+        _answer_no("has_triton", original, "torch")
+
+    def answer(module: str, package: str) -> None:
+        original = getattr(sys.modules.get(module), "is_triton_available", None)
+        if original is not None:
+            _answer_no("is_triton_available", original, package)
+
+    for module, package in _ANSWERS.items():
+        hook = ImportHook(module, functools.partial(answer, module, package))
+        hook.install()
+        patches.also(lambda: None, hook.remove)
 
 
 def install() -> None:

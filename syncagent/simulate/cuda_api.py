@@ -60,10 +60,15 @@ class _DeviceProperties(SimpleNamespace):
 _PROPERTIES: dict[str, Any] = {
     "major": 8, "minor": 0, "multi_processor_count": os.cpu_count() or 1, "warp_size": 32,
     "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024, "regs_per_multiprocessor": 65536,
-    "shared_memory_per_block": 49152, "is_integrated": 1, "is_multi_gpu_board": 0, "gcnArchName": "",
-    "uuid": "simulated",
+    "shared_memory_per_block": 49152, "shared_memory_per_block_optin": 166912,
+    "shared_memory_per_multiprocessor": 167936, "L2_cache_size": 41943040, "clock_rate": 1410000,
+    "memory_clock_rate": 1215000, "memory_bus_width": 5120, "pci_bus_id": 0, "pci_device_id": 0, "pci_domain_id": 0,
+    "is_integrated": 1, "is_multi_gpu_board": 0, "gcnArchName": "", "uuid": "simulated",
 }  # fmt: skip
-"""What ``get_device_properties`` returns, beside the memory, which is the host's, with its true size."""
+"""What ``get_device_properties`` returns, beside the memory, which is the host's, with its true size.
+
+Sizes in bytes and rates in kHz are those of an A100, whose compute capability the device has, too.
+"""
 
 
 def _name() -> str:

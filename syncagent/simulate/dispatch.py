@@ -137,6 +137,9 @@ def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor])
         return placement
     if kind is list or kind is tuple:
         return [_prepare(x, placements, hosts) for x in value]
+    if isinstance(value, SimulatedTensor):  # of a class of the program's: see subclasses.py
+        placements.append(value._sim)
+        return value._sim
     if isinstance(value, torch.Tensor):
         hosts.append(value)
         return value

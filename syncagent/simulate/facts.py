@@ -185,6 +185,8 @@ def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
             _refuse_types(op, args, kwargs)
         try:
             result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
+            if op is aten.convolution.default:
+                result = _in_its_format(result, args)
             found = on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
         except NotImplementedError:
             found = UnknownShapeError
@@ -236,6 +238,19 @@ _DIFFERENT_ON_META = frozenset(
     # The meta kernel gives the shapes of CUDA's auxiliary results; the CPU's kernels, forward and backward, use others.
     (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
 )
+
+
+def _in_its_format(result: torch.Tensor, args: Any) -> torch.Tensor:
+    """What a convolution returns: the CPU's kernels and cuDNN's keep channels last, the meta kernel does not.
+
+    In another order the numbers would be the same, but kernels that read them would add up in another order, too.
+    """
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(result.dim())
+    for each in args[:2]:
+        given = on_meta(each)
+        if channels_last and given.is_contiguous(memory_format=channels_last) and not given.is_contiguous():
+            return result.contiguous(memory_format=channels_last)
+    return result
 
 
 def _called_with(stand_in: Callable[[Any], Any], op: Any, args: Any, kwargs: Any) -> Any:

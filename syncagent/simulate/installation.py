@@ -188,6 +188,7 @@ def _install(count: int) -> None:
         patches,
         serialization,
         standin,
+        subclasses,
         sync_batch_norm,  # noqa: F401 - registers its handlers
     )
     from syncagent.simulate.requirements import LOSSES
@@ -213,6 +214,7 @@ def _install(count: int) -> None:
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (subclasses.install, "classes of tensors that programs define may fail"),
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
         (generic_streams.install, "torch.Stream and torch.Event may fail"),
         (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),

@@ -20,9 +20,9 @@ from syncagent.simulate.tensor import CPU_KERNEL, SimulatedTensor, make_view, ne
 # --- answered from what the host knows ---------------------------------------------------------------------
 
 
-@runs(aten.detach.default, aten.alias.default)
+@runs(aten.detach.default)
 def _same_memory(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
-    """The views that change nothing are by far the most frequent ones."""
+    """The view that changes nothing is by far the most frequent one."""
     return make_view(args[0], args[0]._sim)
 
 

@@ -208,7 +208,7 @@ class SimulatedTensor(torch.Tensor):
     # --- copies of the whole object -------------------------------------------------------------------------
 
     def __copy__(self) -> SimulatedTensor:
-        again = make(self._sim)
+        again = make(self._sim, type(self))
         again.requires_grad_(self.requires_grad)
         again.__dict__.update(self.__dict__)
         return again
@@ -376,13 +376,15 @@ def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) ->
     return tensor
 
 
-def make_view(base: SimulatedTensor, placement: Placement) -> SimulatedTensor:
+def make_view(
+    base: SimulatedTensor, placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor
+) -> SimulatedTensor:
     """A tensor that shares its base's memory: inside ``inference_mode`` or outside, a view is what its base is."""
     inference = base.is_inference()
     if inference == _in_inference_mode():
-        return make(placement)
+        return make(placement, kind)
     with torch.inference_mode(inference):
-        return make(placement)
+        return make(placement, kind)
 
 
 def new_output(layout: Layout, index: int) -> SimulatedTensor:

@@ -16,6 +16,7 @@ from tests.gpu import driver_tables, simulation_tables
 from tests.gpu.gallery import gallery
 from tests.gpu.modelled_table import modelled, modelled_pairs
 from tests.matrix import results as matrix
+from tests.programs.table import programs as simulated_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results")
@@ -868,7 +869,7 @@ MAKERS = {
     "latencycpu": latency_cpu,
     "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
-    "pipeline": pipeline, "beforeafter": before_after,
+    "pipeline": pipeline, "beforeafter": before_after, "simulatedprograms": simulated_programs,
     "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, "modelled": modelled,
     "modelled_pairs": modelled_pairs, **driver_tables.MAKERS,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 
 import pytest
@@ -99,6 +100,24 @@ def test_torch_says_that_there_is_no_triton():
     from torch.utils import _triton
 
     assert not _triton.has_triton()
+
+
+@pytest.mark.parametrize("name", ["transformers.utils.import_utils", "accelerate.utils.imports"])
+def test_so_do_the_libraries_that_others_ask(monkeypatch, tmp_path, name):
+    """trl asks transformers, and takes its loss without Triton's kernels where there are none."""
+    package = name.partition(".")[0]
+    folder = tmp_path.joinpath(*name.split(".")[:-1])
+    folder.mkdir(parents=True)
+    (tmp_path / package / "__init__.py").touch()
+    module = name.rpartition(".")[2]
+    (folder / f"{module}.py").write_text("def is_triton_available(min_version='3.4.0'):\n    return True\n")
+    (folder / "__init__.py").write_text(f"from .{module} import is_triton_available\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for loaded in [each for each in sys.modules if each.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    utils = importlib.import_module(name.rpartition(".")[0])
+    assert utils.is_triton_available() is False
+    assert sys.modules[name].is_triton_available("3.0") is False
 
 
 def test_a_triton_kernel_is_refused_by_name():

@@ -81,6 +81,9 @@ def test_the_device_has_the_hosts_memory():
     properties = torch.cuda.get_device_properties(0)
     assert properties.total_memory == total
     assert {properties: "a table by device"}[torch.cuda.get_device_properties(0)]
+    torchs_own = getattr(torch._C, "_CudaDeviceProperties", object)
+    assert [name for name in dir(torchs_own) if not name.startswith("_") and not hasattr(properties, name)] == []
+    assert properties.L2_cache_size == 40 << 20
 
 
 def test_what_stands_in_torch_has_the_form_of_torchs_own():

@@ -1,0 +1,123 @@
+"""Classes that programs derive from torch.Tensor, on the simulated device."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+
+class Labelled(torch.Tensor):
+    """Results have the label of the first argument, as in MONAI; kept in the __dict__, which is replaced."""
+
+    calls: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.calls.append(func.__name__)
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, Labelled) and args and isinstance(args[0], Labelled):
+            result.__dict__ = dict(args[0].__dict__)
+        return result
+
+
+class Plain(torch.Tensor):
+    pass
+
+
+@pytest.fixture
+def labelled():
+    made = torch.arange(6.0).reshape(2, 3).as_subclass(Labelled)
+    made.label = "first"
+    return made
+
+
+def test_a_tensor_of_the_programs_class_stays_one_on_the_device(labelled):
+    there = labelled.to("cuda")
+    assert isinstance(there, Labelled)
+    assert (there.device.type, there.is_cuda, there.label) == ("cuda", True, "first")
+    assert (type(there).__name__, type(there).__module__) == ("Labelled", __name__)
+    twice = there * 2 + torch.ones(3, device="cuda")
+    assert isinstance(twice, Labelled)
+    assert (twice.label, twice.tolist()) == ("first", [[1, 3, 5], [7, 9, 11]])
+    assert isinstance(there[0], Labelled)
+    assert there[there > 2].tolist() == [3, 4, 5]
+    there[0] = 7
+    assert there.sum().item() == 33
+    assert {"mul", "add", "sum"} <= set(Labelled.calls)
+
+
+def test_it_comes_back_as_the_programs_own_class(labelled):
+    back = labelled.cuda().mul(3).cpu()
+    assert type(back) is Labelled
+    assert (back.label, back.tolist()) == ("first", [[0, 3, 6], [9, 12, 15]])
+    assert type(labelled.cuda().as_subclass(torch.Tensor)) is type(torch.ones(1, device="cuda"))
+
+
+def test_a_tensor_on_the_device_becomes_one_and_shares_its_memory():
+    x = torch.ones(3, device="cuda")
+    same = x.as_subclass(Plain)
+    same.add_(1)
+    assert isinstance(same, Plain)
+    assert x.tolist() == [2, 2, 2]
+    assert isinstance(same.as_subclass(Labelled), Labelled)
+    assert isinstance(type(same)(same), Plain)
+
+
+def test_gradients_flow_through_it():
+    x = torch.arange(3.0, device="cuda", requires_grad=True)
+    (x.as_subclass(Plain) ** 2).sum().backward()
+    assert x.grad.tolist() == [0, 2, 4]
+    layer = nn.Linear(3, 1).cuda()
+    expected = copy.deepcopy(layer).cpu()(torch.ones(2, 3))
+    out = layer(torch.ones(2, 3).as_subclass(Plain).cuda())
+    assert isinstance(out, Plain)
+    assert torch.equal(out.detach().cpu().as_subclass(torch.Tensor), expected)
+    out.sum().backward()
+    assert layer.bias.grad.tolist() == [2]
+
+
+def test_it_is_copied_and_saved_with_what_the_program_keeps_in_it(labelled):
+    there = labelled.cuda()
+    for again in (copy.copy(there), copy.deepcopy(there)):
+        assert isinstance(again, Labelled)
+        assert (again.label, again.tolist()) == ("first", labelled.tolist())
+    file = io.BytesIO()
+    torch.save(there, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=False)
+    assert isinstance(read, Labelled)
+    assert (read.device.type, read.label, read.tolist()) == ("cuda", "first", labelled.tolist())
+
+
+def test_in_inference_mode_and_under_no_grad(labelled):
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            there = labelled.cuda()
+            assert isinstance(there + 1, Labelled)
+            assert (there + 1).sum().item() == 21
+            assert isinstance(torch.ones(2, device="cuda").as_subclass(Plain), Plain)
+
+
+def test_a_class_that_runs_its_ops_itself_is_left_to_torch():
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise NotImplementedError
+
+    with pytest.raises(RuntimeError, match="already associated to a python object"):
+        torch.ones(1, device="cuda").as_subclass(Own)
+
+
+def test_torchvisions_are_of_this_kind():
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+    image = tv_tensors.Image(torch.zeros(3, 4, 4)).cuda()
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4)).cuda()
+    assert isinstance(image, tv_tensors.Image)
+    assert (boxes.canvas_size, boxes.tolist()) == ((4, 4), [[0, 0, 2, 2]])
+    assert not isinstance(image + 1, tv_tensors.Image)
+    assert "torchvision" in sys.modules

@@ -69,6 +69,7 @@ OPTIONAL: dict[str, str] = {
     "serialization._package_registry": "torch.load tries this device even when it is gone",
     "serialization.register_package": "torch.load does not restore tensors to this device",
     "storage.TypedStorage": "tensors on this device are not pickled",
+    "_tensor._rebuild_from_type_v2": "tensors of a program's own class lose it where they are pickled",
     "utils._triton.has_triton": "libraries that ask torch take Triton's kernels, which are refused",
     "utils._device._device_constructors": "a default device that was used before stays as it was for factories",
     "utils._foreach_utils._foreach_supported_types": "clip_grad_norm_ takes its plain form",

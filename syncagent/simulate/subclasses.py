@@ -11,10 +11,11 @@ import torch
 from syncagent.simulate import patches
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.failures import for_program
-from syncagent.simulate.requirements import aten
+from syncagent.simulate.requirements import aten, find
 from syncagent.simulate.tensor import SimulatedTensor, TensorBase, make_view, replacement
 
 _as_subclass = TensorBase.as_subclass
+_rebuild = find("_tensor._rebuild_from_type_v2")
 _torch_function: Any = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]  # a class method
 _made: dict[type, type[SimulatedTensor]] = {}
 """By class of the program: the same for tensors on the device."""
@@ -44,7 +45,7 @@ class OfProgram(SimulatedTensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         function, args = super().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]  # torch's
-        return torch._tensor._rebuild_from_type_v2, (function, self.of, args, dict(self.__dict__))
+        return (function, args) if _rebuild is None else (_rebuild, (function, self.of, args, dict(self.__dict__)))
 
 
 def _on_device(kind: type) -> type[SimulatedTensor] | None:

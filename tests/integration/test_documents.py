@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"(?ms)^```(\w+)(?: file=(\S+))?\n(.*?)^```$")
+BLOCK = re.compile(r'(?ms)^```(\w+)(?: title="(\S+)")?\n(.*?)^```$')
 EXPORTED = re.compile(r"export (.*)")
 
 ELSEWHERE = {

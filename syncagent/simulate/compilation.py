@@ -87,7 +87,7 @@ def _compile_eagerly_by_old_names() -> None:
         note_loss(f"torch.{_OLD_WAY}", ON_INSTANCES[_OLD_WAY])
     for name in ("optimize", "optimize_assert"):
         if hasattr(dynamo, name):
-            setattr(dynamo, name, replacement(optimize, getattr(dynamo, name)))
+            patches.put(dynamo, name, replacement(optimize, getattr(dynamo, name)))
 
 
 # --- Triton ------------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ class Event:
         self._timing = enable_timing
         self._engine, self._ticket = _UNUSED, 0
         self._stamp: list[float] = []
-        self._modelled_ns: int | None = None
+        self.modelled_ns: int | None = None
 
     def record(self, stream: Stream | None = None) -> None:
         """Put the mark behind all work that the stream has so far."""
@@ -245,7 +245,7 @@ class Event:
         stamp = self._stamp = []  # an earlier record may still be under way
         self._ticket = self._engine.submit(lambda: stamp.append(time.perf_counter()))
         clock = modelled.clock
-        self._modelled_ns = None if clock is None else clock.marked(self._engine, self._ticket)
+        self.modelled_ns = None if clock is None else clock.marked(self._engine, self._ticket)
 
     def wait(self, stream: Stream | None = None) -> None:
         """Let the work that the stream gets next wait for the mark, without the host."""
@@ -274,8 +274,8 @@ class Event:
             raise ValueError("Both events must be recorded before calculating elapsed time.")
         if not (self.query() and end.query()):
             raise RuntimeError("Both events must be completed before calculating elapsed time.")
-        if self._modelled_ns is not None and end._modelled_ns is not None:
-            return (end._modelled_ns - self._modelled_ns) / 1e6
+        if self.modelled_ns is not None and end.modelled_ns is not None:
+            return (end.modelled_ns - self.modelled_ns) / 1e6
         return (end._stamp[0] - self._stamp[0]) * 1e3
 
     def ipc_handle(self) -> bytes:

@@ -175,7 +175,7 @@ class Clock:
             thread = self._threads
             if not thread.depth:
                 self._catch_up(thread)
-            stream = self._stream(engine)
+            stream = self.stream(engine)
             if len(stream.kernels) == timing.QUEUE_LIMIT:
                 self._now_ns = max(self._now_ns, stream.kernels[0][1])
             launched_ns = self._now_ns
@@ -190,7 +190,7 @@ class Clock:
     def marked(self, engine: Queue, ticket: int) -> int:
         """Put an event behind what a stream has, and return when it will be reached."""
         with self._lock:
-            stream = self._stream(engine)
+            stream = self.stream(engine)
             reached_ns = max(self.now() + timing.LATENCY_NS, stream.end_ns, stream.after_ns)
             stream.kernels.append((ticket, reached_ns))
             return reached_ns
@@ -198,19 +198,19 @@ class Clock:
     def ordered(self, engine: Queue, before: Queue, ticket: int) -> None:
         """Have what comes next in a stream wait for a kernel of another one."""
         with self._lock:
-            stream = self._stream(engine)
-            stream.after_ns = max(stream.after_ns, self._stream(before).end_of(ticket))
+            stream = self.stream(engine)
+            stream.after_ns = max(stream.after_ns, self.stream(before).end_of(ticket))
 
     def waited(self, marks: Iterable[tuple[Queue, int]]) -> None:
         """Let the host go on when those kernels have ended: what it has to wait for that is its stall."""
         with self._lock:
             now_ns = self.now()
-            end_ns = max((self._stream(engine).end_of(ticket) for engine, ticket in marks), default=0)
+            end_ns = max((self.stream(engine).end_of(ticket) for engine, ticket in marks), default=0)
             if end_ns > now_ns:
                 self._now_ns = end_ns + timing.RETURN_NS
                 self._threads.stalled_ns += self._now_ns - now_ns
 
-    def _stream(self, engine: Queue) -> _Stream:
+    def stream(self, engine: Queue) -> _Stream:
         found = self._streams.get(engine)
         if found is None:
             found = self._streams[engine] = _Stream()

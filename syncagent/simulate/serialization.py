@@ -19,6 +19,7 @@ from syncagent.simulate.tensor import SimulatedTensor, make
 
 # A storage that stands for device memory has two marks: its device, and the box over it once there is one.
 _DEVICE, _BOX = "_syncagent_device", "_syncagent_box"
+_rebuild_sparse = find("_utils._rebuild_sparse_tensor")
 
 
 def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
@@ -31,7 +32,9 @@ def _reduce(source: SimulatedTensor, _protocol: Any) -> Any:
             parts = (form.indices, form.values, source.size(), form.is_coalesced)
         else:
             parts = (*form, source.size())
-        return torch._utils._rebuild_sparse_tensor, (source.layout, parts)
+        if _rebuild_sparse is None:
+            raise SimulationError("sparse tensors cannot be pickled with this torch")
+        return _rebuild_sparse, (source.layout, parts)
     placement = source._sim
     engine = devices.order("pickle", placement.index, [placement])
     values = copies.wait_for_transfer(

@@ -99,7 +99,7 @@ def signals(monkeypatch):
         rank=3, violation=True, policy="warn", shapes=((2, 3),), ranges=("epoch",), module="net", forward_site=line,
         library_site=line, stack=(line,), allowed="logging",
     )  # fmt: skip
-    span_sink = SpanSink(tracers, identity=process_identity)
+    span_sink = SpanSink(tracers, identity=lambda: process_identity("H100"))
     metric_sink = MetricSink(spans=span_sink)
     metric_sink.spans_lost = lambda: {"refused": 1}
     for sink in (span_sink, metric_sink, ViolationLog(span_sink, loggers)):

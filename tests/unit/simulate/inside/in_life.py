@@ -11,6 +11,7 @@ import pickle
 import sys
 import threading
 import types
+from collections import Counter
 
 import pytest
 import torch
@@ -115,10 +116,12 @@ def test_steps_that_are_not_sampled_name_no_wait_of_an_op():
         report = agent.report()
     named = [site for site in report.sites if site.sensors != ("driver",)]
     assert {site.op: (site.count, site.phase) for site in named} == {
-        "aten::index": (FIRST, "forward"),
-        "aten::index_put_": (FIRST, "backward"),
+        "aten::index": (FIRST + 5, "forward"),
+        "aten::index_put_": (FIRST + 5, "backward"),
         "torch.cuda.synchronize": (FIRST + 5, "other"),
     }
+    seen = Counter(event.op for event in agent.events() if event.sensor != "driver")
+    assert seen == {"aten::index": FIRST, "aten::index_put_": FIRST, "torch.cuda.synchronize": FIRST + 5}
     assert all("overhead is 0" in sensor.detail for sensor in report.sensors if sensor.live and sensor.name != "driver")
 
 

@@ -57,7 +57,7 @@ def sleep():
 
 
 def end_of(clock, stream):
-    return clock._stream(stream.engine).end_ns
+    return clock.stream(stream.engine).end_ns
 
 
 def stall_of(clock, wait):
@@ -140,10 +140,10 @@ def test_a_stream_waits_for_an_event_of_another_one(clock):
     other.wait_event(done)
     with torch.cuda.stream(other):
         x @ y
-    assert end_of(clock, other) - done._modelled_ns == duration_ns(work, H100)
-    assert end_of(clock, own) - done._modelled_ns == SLEEP_NS
+    assert end_of(clock, other) - done.modelled_ns == duration_ns(work, H100)
+    assert end_of(clock, own) - done.modelled_ns == SLEEP_NS
     assert stall_of(clock, done.synchronize) > 0
-    assert clock.now() == done._modelled_ns + timing.RETURN_NS
+    assert clock.now() == done.modelled_ns + timing.RETURN_NS
 
 
 def test_events_measure_modelled_time(clock):
@@ -179,7 +179,7 @@ def test_a_copy_that_does_not_block_stalls_nobody(clock):
     on_device = torch.empty(1 << 20, device="cuda")
     torch.cuda.synchronize()
     assert stall_of(clock, lambda: on_device.copy_(host, non_blocking=True)) == 0
-    assert clock._stream(torch.cuda.current_stream().engine).end_ns > clock.now()
+    assert clock.stream(torch.cuda.current_stream().engine).end_ns > clock.now()
 
 
 def test_views_and_empty_memory_give_the_gpu_nothing_to_do(clock):

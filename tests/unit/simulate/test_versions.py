@@ -131,7 +131,7 @@ def test_a_missing_name_disables_only_what_needs_it_and_is_reported(python):
     """
     ops = ops_named_in_the_sources()
     assert "cholesky" in ops
-    functions = ["range", "nested.as_nested_tensor", "cuda.memory_cached", "fft.rfftfreq"]
+    functions = ["range", "nested.as_nested_tensor", "cuda.mem_get_info", "fft.rfftfreq"]
     optional = {path: lost for path, lost in OPTIONAL.items() if path not in TORCHS_OWN}
     *started, whole, refused = without(
         python, list(optional), [f"aten::{name}" for name in ops], functions, [], ["nn.Module._apply"]

@@ -76,7 +76,7 @@ EXAMPLES = {
     ),
     "assert_async": Example(
         setup="loss = torch.rand((), device=device)",
-        before="if loss.isnan():\n    raise ValueError('loss is NaN')\nresult = loss",
+        before='if loss.isnan():\n    raise ValueError("loss is NaN")\nresult = loss',
         after="torch._assert_async(~loss.isnan())\nresult = loss",
     ),
     "where_for_if": Example(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from syncagent.errors import SimulationError
 from syncagent.events import SyncKind
 from syncagent.simulate import autocast, devices, modelled, randomness, standin, tensor, waits, work
 from syncagent.simulate.devices import order, queue, run_here
+from syncagent.simulate.engine import can_set_keys, without_modes
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.failures import Failure
 from syncagent.simulate.memory import Layout, Placement, flatten, on_each
@@ -122,7 +123,14 @@ def as_called() -> contextlib.AbstractContextManager[Any]:
     """Inside a handler: what is called runs as it would have without Python in between."""
     if _AsCalled is None or not _in_inference_mode() or autocast.is_casting():
         return contextlib.nullcontext()
-    return _AsCalled()  # type: ignore[no-any-return]  # torch's
+    return _as_called_below_modes() if can_set_keys() else _AsCalled()
+
+
+@contextlib.contextmanager
+def _as_called_below_modes() -> Iterator[None]:
+    """The state in which torch was called has its modes in it; inside of the last one's handler there are none left."""
+    with _AsCalled(), without_modes():
+        yield
 
 
 # --- arguments ---------------------------------------------------------------------------------------------

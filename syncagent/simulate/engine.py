@@ -24,11 +24,12 @@ from syncagent.torchbridge.threads import have_room_for_errors
 _BelowAutograd = find("_C._AutoDispatchBelowADInplaceOrView") or torch._C._AutoDispatchBelowAutograd
 
 _Keys = find("_C._ForceDispatchKeyGuard")
+_modes_on = find("_C._len_torch_dispatch_stack") or (lambda: 0)
 _included, _excluded = find("_C._dispatch_tls_local_include_set"), find("_C._dispatch_tls_local_exclude_set")
 
 
-def can_have_graphs() -> bool:
-    """Whether this torch lets a kernel on the worker have an autograd graph of its own."""
+def can_set_keys() -> bool:
+    """Whether this torch lets a thread's dispatch keys be set: see the two functions below."""
     return _Keys is not None and _included is not None and _excluded is not None
 
 
@@ -39,6 +40,19 @@ def with_autograd() -> Iterator[None]:
     for key in ("ADInplaceOrView", "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
         excluded -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     with _Keys(_included(), excluded), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """For the thread's state to say that there are no modes, where there are none."""
+    if _modes_on():
+        yield
+        return
+    included = _included()
+    for key in ("Python", "PythonTLSSnapshot"):
+        included -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    with _Keys(included, _excluded()):
         yield
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from syncagent.simulate import autocast, composite, randomness, whole
-from syncagent.simulate.engine import can_have_graphs
+from syncagent.simulate.engine import can_set_keys
 from syncagent.simulate.facts import OpFacts
 from syncagent.simulate.memory import Layout, stride_for
 from syncagent.simulate.requirements import MissingOp, aten
@@ -251,7 +251,7 @@ def _is_data(value: Any) -> bool:
 
 def install_kernels(library: Any) -> None:
     """Give the stand-in device kernels for the recurrent layers and cells."""
-    if not can_have_graphs():
+    if not can_set_keys():
         return
     for kind in _GATES:
         for overload in ("input", "data"):

@@ -45,6 +45,7 @@ OPTIONAL: dict[str, str] = {
     "_C._distributed_c10d": "torch.distributed is not simulated",
     "_C._get_accelerator": "init_process_group() without a backend finds none for the device",
     "_C._is_alias_of": "results and views are distinguished by the address of their storage",
+    "_C._len_torch_dispatch_stack": "modes do not see the parts of an op inside inference_mode",
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import syncagent
 
 VIEWS = """
 t[0]
@@ -213,3 +217,46 @@ def test_autocast_reaches_the_parts_of_an_op():
                 outside = layer(*inputs)
         pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (inside, outside)), strict=True)
         assert [a.dtype == b.dtype for a, b in pairs if isinstance(a, torch.Tensor)].count(False) == 0, layer
+
+
+class Seen(TorchDispatchMode):
+    """Notes the ops that it sees, and lets them pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        self.ops.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+MODULES = {
+    "linear": nn.Linear(4, 2),
+    "convolution": nn.Conv2d(3, 3, 3, padding="same"),
+    "normalization": nn.BatchNorm2d(3).eval(),
+    "interpolation": nn.Upsample((8, 8), mode="bilinear"),
+    "transformer": nn.Sequential(nn.Flatten(0, 1), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_under_a_mode_the_parts_of_an_op_run_and_the_mode_sees_them(name):
+    """As those of the steps that the agent watches whole: torch looked for a mode where there was none any more."""
+    module, source = copy.deepcopy(MODULES[name]), torch.randn(2, 3, 4, 4)
+    with torch.inference_mode(), Seen() as seen:
+        expected, on_cpu = module(source), list(seen.ops)
+    module, source = module.cuda(), source.cuda()
+    with torch.inference_mode(), Seen() as seen:
+        found = module(source)
+    torch.testing.assert_close(found.cpu(), expected)
+    assert {"aten::addmm", "aten::convolution"} & {*seen.ops} == {"aten::addmm", "aten::convolution"} & {*on_cpu}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_under_the_agent(name):
+    module, source = copy.deepcopy(MODULES[name]).cuda(), torch.randn(2, 3, 4, 4, device="cuda")
+    with torch.inference_mode():
+        expected = module(source)
+        with syncagent.watch(detail="ops"):
+            torch.testing.assert_close(module(source), expected)  # the fast path of a transformer is not for modes

@@ -71,6 +71,8 @@ def test_each_new_and_each_missing_site_is_one_line():
         ({"values": {"loss": [1.0, 0.4]}}, {}, catalogue.RANDOM, "differs between two runs"),
         ({"values": {"loss": [1.0, 0.4]}}, {"values": {"loss": [1.0, 0.4]}}, catalogue.RANDOM, None),
         ({"values": {"loss": [1.0, 0.4]}}, {"values": {"loss": [1.0, 0.4]}}, catalogue.EQUAL, "on the CPU"),
+        ({"values": {"loss": [1.0, 0.5001]}}, {"values": {"loss": [1.0, 0.5001]}}, catalogue.CLOSE, "on the CPU"),
+        ({"values": {"loss": [1.0, 0.50001]}}, {"values": {"loss": [1.0, 0.50001]}}, catalogue.CLOSE, None),
         ({"device": "cpu"}, {}, catalogue.EQUAL, "it ran on cpu and cpu"),
     ],
 )

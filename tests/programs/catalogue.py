@@ -15,8 +15,8 @@ MIXED = "16 bits"
 """It computes in 16 bits on CUDA, and in 32 on the CPU: finite, and the same in two runs."""
 
 CLOSE = "nearly the CPU's"
-"""Some op is computed as on CUDA, and not as on the CPU: the numbers are the CPU's within a ten-thousandth.  The weights,
-which are compared by a hash, are not looked at."""
+"""Some op is computed as on CUDA, and not as on the CPU: the numbers are the CPU's within a ten-thousandth.  Of the
+weights there is a hash alone, which is not looked at."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ def _as_on_cpu(program: Program, value: Any, expected: Any) -> bool:
     if program.numbers != CLOSE or isinstance(value, str):
         return True
     if isinstance(value, list):
-        return len(value) == len(expected) and all(_as_on_cpu(program, *pair) for pair in zip(value, expected))
+        return len(value) == len(expected) and all(
+            _as_on_cpu(program, *pair) for pair in zip(value, expected, strict=True)
+        )
     return math.isclose(value, expected, rel_tol=1e-4)
 
 

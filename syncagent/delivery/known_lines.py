@@ -51,6 +51,8 @@ class KnownLines:
         """``is_named`` says whether a wait is of a step that was watched whole: then nothing is to be added."""
         self._is_named = is_named
         self._lines: dict[Hashable, _Line] = {}
+        self._unexplained: set[str] = set()
+        """Functions in which steps that were watched whole have waited for no op."""
 
     def learn(self, event: SyncEvent) -> None:
         """Remember what a sync says of its line."""
@@ -71,15 +73,18 @@ class KnownLines:
             line.short_ns += event.stall_ns  # calls that ask to wait are named in every step
 
     def known(self, event: SyncEvent, *, in_module: bool = False) -> SyncEvent:
-        """Return a wait that only the driver saw with what is known of its line.
+        """Return a wait that only the driver saw with what is known of its line, which counts no sync a second time.
 
         Lines in a module may run in training and in evaluation: there the look alone may say which it was.
         """
         line = self._lines.get(_key(event)) if event.site is not None else None
         if self._is_named(event):
+            self._unexplained.add(event.op)
             if line is not None and event.op not in line.functions:
                 line.functions += (event.op,)
             return event
+        if event.site is None and self._lines and self._is_of_an_op(event):
+            return replace(event, repeats=0)
         if line is None or event.kind in _OWN_KINDS or event.op in line.functions:
             return event
         named = line.longest
@@ -89,6 +94,13 @@ class KnownLines:
             event, op=named.op, api=named.api, kind=named.kind, phase=phase, module=named.module,
             forward_site=forward, repeats=0,
         )  # fmt: skip
+
+    def _is_of_an_op(self, event: SyncEvent) -> bool:
+        """Whether a wait without a line is one that an op makes: nothing else has, in steps that were watched whole.
+
+        Such a sync is in the count of its line, which is scaled to all steps.
+        """
+        return event.kind not in (*_OWN_KINDS, SyncKind.EXPLICIT) and event.op not in self._unexplained
 
     def shares(self, event: SyncEvent) -> Iterator[SyncEvent]:
         """Divide short waits, whose sum ``event`` holds, among the lines that have such waits in sampled steps."""

@@ -78,7 +78,7 @@ def _row(report: Report, site: SiteRow) -> Row:
     ]
     return Row(
         share=wording.DASH if share is None else _share(report, share),
-        rate=f"{about}{rate}",
+        rate=f"{about}{rate}" if site.count else wording.DASH,
         stall=_ms(report, site.stall_ms),
         place=wording.place(line.file, line.line, cwd),
         function=wording.function(line.function),

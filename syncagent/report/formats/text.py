@@ -222,7 +222,9 @@ class _Page:
         more = f" and {wording.plural(others, 'other op')}" if others > 0 else ""
         name = wording.named(site.api, site.op, more)
         about = "~" if site.sampled else ""
-        if site.per_step is None or (site.step_stall_ms == 0 and site.stall_ms > 0):
+        if not site.count:
+            rate = f"{self._ms(site.stall_ms)} in all, in syncs that are counted at their lines"
+        elif site.per_step is None or (site.step_stall_ms == 0 and site.stall_ms > 0):
             rate = f"{about}{wording.plural(site.count, 'time')}, {self._ms(site.stall_ms)} in all"
         else:
             steps = max(site.count / site.per_step, 1.0) if site.per_step else 1.0

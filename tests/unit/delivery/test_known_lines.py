@@ -35,8 +35,19 @@ def test_a_wait_takes_op_and_kind_of_its_line_and_is_not_counted_again(lines):
 def test_a_line_that_nothing_is_known_of_stays_as_it_is(lines):
     lines.learn(NAMED)
     elsewhere = replace(SEEN, site=replace(LINE, line=8))
+    assert lines.known(elsewhere) == elsewhere
+
+
+def test_an_ops_wait_whose_line_was_not_seen_is_not_counted_again(lines):
+    """Its count is scaled to all steps from the sampled ones."""
     nowhere = replace(SEEN, site=None)
-    assert [lines.known(elsewhere), lines.known(nowhere)] == [elsewhere, nowhere]
+    assert lines.known(nowhere) == nowhere, "nothing has been sampled"
+    lines.learn(NAMED)
+    assert lines.known(nowhere) == replace(nowhere, repeats=0)
+    explicit = replace(nowhere, op="cudaDeviceSynchronize", kind=SyncKind.EXPLICIT)
+    assert lines.known(explicit) == explicit
+    lines.known(replace(nowhere, step=3))  # an extension's own, in a step in which every op's was named
+    assert lines.known(nowhere) == nowhere
 
 
 @pytest.mark.parametrize("kind", [SyncKind.COLLECTIVE, SyncKind.ALLOCATOR])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from training_run import CUPTI, CWD, LOSS, MASK, NONZERO, report_of, sync, whole_report
 
-from syncagent.events import CallSite, Span
+from syncagent.events import CallSite, Span, SyncKind
 from syncagent.report import wording
 from syncagent.report.formats import text
 from syncagent.report.merge import merge
@@ -200,6 +200,15 @@ def test_gains_and_advice_are_shown_where_known():
     shown = text.render(report)
     assert "not waiting gains 3.0 ms per step · 1.0 ms idle GPU per step" in shown
     assert "→ use torch.where" in shown
+
+
+def test_time_of_syncs_that_are_counted_elsewhere_has_no_rate():
+    lost = sync(None, op="cudaStreamSynchronize", api=None, kind=SyncKind.OTHER, sensor="driver", ms=40, repeats=0)
+    report = report_of(sync(ms=50), lost, steps=2)
+    assert "cudaStreamSynchronize: 40.0 ms in all, in syncs that are counted at their lines" in report.to_text(
+        verbose=True
+    )
+    assert "| – | 40.0 ms | `(line unknown)` |" in report.to_markdown()
 
 
 def test_a_sampled_count_is_marked():

@@ -208,7 +208,7 @@ def test_time_of_syncs_that_are_counted_elsewhere_has_no_rate():
     assert "cudaStreamSynchronize: 40.0 ms in all, in syncs that are counted at their lines" in report.to_text(
         verbose=True
     )
-    assert "| – | 40.0 ms | `(line unknown)` |" in report.to_markdown()
+    assert f"| {wording.DASH} | 40.0 ms | `(line unknown)` |" in report.to_markdown()
 
 
 def test_a_sampled_count_is_marked():

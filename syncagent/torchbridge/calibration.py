@@ -139,11 +139,29 @@ def _measure_kernel() -> float:
 def _measure_modes() -> float:
     import torch
     from torch.overrides import BaseTorchFunctionMode
-    from torch.utils._python_dispatch import BaseTorchDispatchMode
 
     with torch.no_grad(), warnings.catch_warnings():
         value = torch.zeros(1)
         bare = _per_call_ns(torch.neg, value)
-        with BaseTorchFunctionMode(), BaseTorchDispatchMode():
+        with BaseTorchFunctionMode(), _passing_on():
             wrapped = _per_call_ns(torch.neg, value)
     return wrapped - bare
+
+
+def _passing_on() -> Any:
+    """A dispatch mode that only passes a call on, as the agent's does.
+
+    torch's own for that loads torch._dynamo at its first call: for seconds, and while the program's thread may be
+    loading it as well, which then fails there.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class PassingOn(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False
+
+        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    return PassingOn()  # type: ignore[no-untyped-call]  # torch's __init__

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 
@@ -35,3 +37,15 @@ def test_a_program_that_keeps_the_interpreter_busy_makes_no_call_cost_more():
         while not asked.done():
             sum(range(1000))
     assert asked.result() < 50 * quiet
+
+
+def test_it_loads_no_compiler():
+    """Another thread may be loading it for the program, which would then fail with half of a module."""
+    code = (
+        "import sys, torch\n"
+        "from syncagent.torchbridge import calibration\n"
+        "assert calibration.kernel_ns() > 0 and calibration.mode_ns() > 0\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import time
 import weakref
@@ -16,6 +17,7 @@ from syncagent.sensors.sampled_steps import Level, Periods, sampled_of
 from syncagent.torchbridge import calibration
 from syncagent.torchbridge.internals import when_cuda_is_used
 from syncagent.torchbridge.main_thread import MainThread
+from syncagent.torchbridge.modes import acts_on_modes
 from syncagent.torchbridge.switch import Switch
 
 if TYPE_CHECKING:
@@ -335,12 +337,15 @@ class StepSampling:
         """On the main thread, between two instructions of the program: end an interval, and begin the next.
 
         Where the program is inside of an op or of one of our hooks, torch will put this thread's keys and modes back as
-        they were: this is not the moment, and the next call is a second or less away.
+        they were, and where it has just asked for the modes, it will look for them: this is not the moment, and the
+        next call is a second or less away.
         """
         state = self._recorder.threads.current()
         if not self._live or state.op is not None or state.api is not None:
             return
         if self._recorder.locator.internals.graph_task() != -1 or not self._is_outside(state):
+            return
+        if acts_on_modes(sys._getframe()):
             return
         if self._joins:
             self._joins = False

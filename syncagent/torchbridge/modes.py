@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from syncagent.torchbridge.frames import StandIns, leave_out_own_frames, ops_warn_at_once
+from syncagent.torchbridge.frames import StandIns, is_agents, leave_out_own_frames, ops_warn_at_once
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import restored
 from syncagent.torchbridge.patches import Patch, Patches, find
@@ -251,6 +251,27 @@ def op_mode(on: list[bool], count: Count, failed: Callable[[Exception], None], r
     if can_skip:
         skip_in_dynamo(OpMode.__torch_dispatch__)
     return OpMode()  # type: ignore[no-untyped-call]  # torch's __init__
+
+
+_ASKS_FOR_MODES = (
+    "handle_torch_function", "has_torch_function", "_is_torch_function_mode", "_pop_mode", "_push_mode",
+    "_pop_torch_", "_push_on_torch_", "_len_torch_", "_get_current_function_mode", "_get_current_dispatch_mode",
+)  # fmt: skip
+
+
+def acts_on_modes(frame: FrameType | None) -> bool:
+    """Whether what a call between two instructions has interrupted may have asked for the modes that are on.
+
+    It acts on the answer next: torch's Python functions ask whether there is one, and then take the innermost from its
+    stack.  Where there is none any more, that fails in the program.
+    """
+    while frame is not None and is_agents(frame.f_code):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    code = frame.f_code
+    is_entering = code.co_filename.endswith("contextlib.py")  # the way into and out of what takes a mode out
+    return is_entering or any(name.startswith(_ASKS_FOR_MODES) for name in code.co_names)
 
 
 def wrap_recorders(without: Without) -> Patches:

@@ -19,7 +19,7 @@ model = Unet(dim=16, dim_mults=(1, 2), flash_attn=False)
 diffusion = GaussianDiffusion(model, image_size=16, timesteps=20, sampling_timesteps=4)
 trainer = Trainer(
     diffusion, "pictures", train_batch_size=4, train_num_steps=2, save_and_sample_every=4, num_samples=4,
-    gradient_accumulate_every=2, calculate_fid=False, results_folder="results", ema_update_every=2,
+    gradient_accumulate_every=4, calculate_fid=False, results_folder="results", ema_update_every=2,
 )  # fmt: skip
 trainer.train()
 warm()

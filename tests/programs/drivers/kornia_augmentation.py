@@ -29,7 +29,7 @@ for step in range(6):
     if step == 1:
         warm()
 moved = kornia.geometry.transform.translate(images[:1].to(device()), torch.tensor([[3.0, 1.0]]).to(device()))
-registrator = kornia.geometry.ImageRegistrator("similarity", num_iterations=5, pyramid_levels=2)
+registrator = kornia.geometry.ImageRegistrator("similarity", num_iterations=5, pyramid_levels=2).to(device())
 homography = registrator.register(images[:1].to(device()), moved)
 alike = kornia.metrics.ssim(moved, images[:1].to(device()), 5).mean().item()
 losses += [alike, *homography.detach().cpu().flatten().tolist()]

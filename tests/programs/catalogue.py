@@ -91,41 +91,6 @@ PROGRAMS = (
 """In the order of the table."""
 
 NOT_RUN = frozenset(
-    [
-        "seq2seq_t5",
-        "lightning_fit",
-        "lightning_fp16",
-        "fabric_loop",
-        "timm_training",
-        "timm_mixup_amp",
-        "torchvision_classification",
-        "torchvision_detection",
-        "torchvision_segmentation",
-        "sentence_embeddings",
-        "diffusers_training",
-        "diffusers_pipeline",
-        "peft_lora",
-        "trl_sft",
-        "sb3_ppo",
-        "sb3_off_policy",
-        "generate_static_fp16",
-        "detr_finetuning",
-        "trl_dpo",
-        "open_clip_main",
-        "ultralytics_yolo",
-        "smp_unet",
-        "vit_pytorch_classes",
-        "ddpm_trainer",
-        "gpytorch_regression",
-        "botorch_optimization",
-        "kornia_augmentation",
-        "captum_attribution",
-        "monai_segmentation",
-        "torchrl_ppo",
-        "fastai_learner",
-        "tabnet_classifier",
-        "lightly_simclr",
-        "torchmetrics_collection",
-    ]
+    ["timm_training", "torchrl_ppo", "fastai_learner", "tabnet_classifier", "lightly_simclr", "torchmetrics_collection"]
 )
 """Programs that have not been run to the end yet on the CPU and on the device, and have no result."""

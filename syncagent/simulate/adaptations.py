@@ -11,7 +11,7 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
 from syncagent.simulate.requirements import find
-from syncagent.simulate.tensor import SimulatedTensor, replacement, set_data
+from syncagent.simulate.tensor import SimulatedTensor, Storage, replacement, set_data
 
 # --- Module.to ---------------------------------------------------------------------------------------------
 
@@ -126,3 +126,14 @@ def _refuse_devices_beyond(cls: Any, limit: int) -> None:
         original(self, module, *args, **kwargs)
 
     patches.put(cls, "__init__", __init__)
+
+
+def adapt_storages() -> None:
+    """Let a storage on the host copy from one on the device."""
+    original: Any = torch.UntypedStorage.copy_
+
+    def copy_(self: Any, source: Any, non_blocking: bool = False) -> Any:
+        from_device = isinstance(source, Storage)
+        return original(self, source.untyped().cpu() if from_device else source, non_blocking)
+
+    patches.put(torch.UntypedStorage, "copy_", functools.update_wrapper(copy_, original))

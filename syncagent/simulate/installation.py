@@ -214,6 +214,7 @@ def _install(count: int) -> None:
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
+        (adaptations.adapt_storages, "storages on the host may not copy from the device's"),
         (subclasses.install, "classes of tensors that programs define may fail"),
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
         (generic_streams.install, "torch.Stream and torch.Event may fail"),

@@ -145,8 +145,10 @@ def test_a_storages_contents():
     assert source.tolist() == [0x01010101] * 4
     assert untyped.cuda() is untyped
     other = torch.zeros(4, dtype=torch.int32).untyped_storage()
-    other.copy_(untyped.cpu())
+    other.copy_(untyped)
     assert other.tolist() == [1] * 16
+    other.copy_(torch.arange(4, dtype=torch.int32).untyped_storage())
+    assert other.tolist() == torch.arange(4, dtype=torch.int32).untyped_storage().tolist()
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")

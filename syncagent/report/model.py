@@ -340,7 +340,7 @@ class Report:
     cost: CostRow | None = None
     """``None`` where it was not asked for."""
     problems: tuple[str, ...] = ()
-    """Those of ``notes`` that tell of something that did not work."""
+    """Those of ``notes`` that say what did not work."""
     cells: tuple[CellRow, ...] = ()
     """The numbers of the notebook cells among its files, which are shown as ``In [3]``."""
 

@@ -1,6 +1,8 @@
 """The GPUs whose times can be modelled: the figures of their datasheets, each with where it stands.
 
-Rates are dense, without structured sparsity, of which the datasheets' larger figures speak.
+Rates are dense, without structured sparsity, for which the datasheets have larger figures.  Where a rate is given with
+sparsity alone, it is half of that.  The pages themselves could not be opened
+when this was written: the figures are as others quote them.
 """
 
 from __future__ import annotations

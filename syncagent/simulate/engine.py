@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,14 +33,17 @@ def can_set_keys() -> bool:
     return _Keys is not None and _included is not None and _excluded is not None
 
 
+_OF_AUTOGRAD = ("ADInplaceOrView", "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor")
+
+
 @contextlib.contextmanager
 def with_autograd() -> Iterator[None]:
     """Inside a kernel on the worker: what is computed has an autograd graph of its own."""
-    excluded = _excluded()
-    for key in ("ADInplaceOrView", "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
-        excluded -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-    with _Keys(_included(), excluded), torch.enable_grad():
+    with _Keys(_included(), _less(_excluded(), _OF_AUTOGRAD)), torch.enable_grad():
         yield
+
+
+_OF_MODES = ("Python", "PythonTLSSnapshot")
 
 
 @contextlib.contextmanager
@@ -49,11 +52,14 @@ def without_modes() -> Iterator[None]:
     if _modes_on():
         yield
         return
-    included = _included()
-    for key in ("Python", "PythonTLSSnapshot"):
-        included -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-    with _Keys(included, _excluded()):
+    with _Keys(_less(_included(), _OF_MODES), _excluded()):
         yield
+
+
+def _less(keys: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        keys -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return keys
 
 
 QUEUE_LIMIT = 1024

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from typing import Any
 
 # Sizes from c10/cuda/CUDACachingAllocator.h
-BLOCK = 512
+_BLOCK = 512
 SMALL = 1 << 20
 _SMALL_SEGMENT = 2 << 20
 _LARGE_SEGMENT = 20 << 20
@@ -94,7 +94,7 @@ class _Pool:
             for each in self.figures:
                 each.reserve(whole)
         rest = whole - size
-        if rest >= BLOCK if self._small else rest > SMALL:
+        if rest >= _BLOCK if self._small else rest > SMALL:
             self._add(rest, segment, offset + size)
             return size, segment, offset
         return whole, segment, offset
@@ -151,7 +151,7 @@ class OfDevice:
         return self._figures["all"].allocated_bytes.current
 
     def take(self, number: int, nbytes: int) -> None:
-        size = -(-nbytes // BLOCK) * BLOCK
+        size = -(-nbytes // _BLOCK) * _BLOCK
         pool = self._pools[size <= SMALL]
         block = pool.take(size)
         self._taken[number] = pool, block, nbytes
@@ -160,11 +160,13 @@ class OfDevice:
 
     def give_back(self, number: int) -> None:
         """Free an allocation; one of no bytes is not known here."""
-        pool, block, nbytes = self._taken.pop(number, (None, None, 0))
-        if pool is not None and block is not None:
-            pool.give_back(*block)
-            for each in pool.figures:
-                each.give_back(block[0], nbytes)
+        taken = self._taken.pop(number, None)
+        if taken is None:
+            return
+        pool, block, nbytes = taken
+        pool.give_back(*block)
+        for each in pool.figures:
+            each.give_back(block[0], nbytes)
 
     def release_unused(self) -> int:
         """Return the segments in which nothing is left to the driver; how many they were."""

@@ -21,12 +21,11 @@ from syncagent.simulate.failures import all_for_program, leave_simulation
 from syncagent.simulate.memory import Layout, Placement, stride_for
 from syncagent.simulate.requirements import MissingOp, aten
 from syncagent.simulate.sparse import Call, InParts, Kept, set_form
-from syncagent.simulate.sparse_ops import UNARY, UNARY_IN_PLACE, ToDevice, handles_coo, wait_to_coalesce
+from syncagent.simulate.sparse_ops import UNARY, UNARY_IN_PLACE, ToDevice, handles_coo, of_layout, wait_to_coalesce
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view
 
 _HANDLERS: dict[Any, dispatch.Handler] = {}
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_SPARSE_CSR_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.SparseCsrCPU)
 _unsafe = aten._sparse_compressed_tensor_unsafe.default
 _make_subclass = sparse.make_subclass
 _BY_ROW = {torch.sparse_csr, torch.sparse_bsr}
@@ -147,14 +146,7 @@ _DEVICE = torch.ops.prim.device.default
 
 @functools.cache
 def _default(op: Any) -> dispatch.Handler:
-    name = op.name()
-    if _has_kernel(name, "SparseCsrCPU"):
-        return _run_now
-    if _has_kernel(name, "CompositeImplicitAutograd"):
-        return lambda facts, args, kwargs: facts.op.decompose(*args, **kwargs)
-    if _has_kernel(name, "CompositeExplicitAutograd"):
-        return lambda facts, args, kwargs: facts.op.redispatch(_SPARSE_CSR_CPU, *args, **kwargs)
-    return _run_now
+    return of_layout(op, "SparseCsrCPU", _run_now)
 
 
 def _run_now(facts: OpFacts, args: Any, kwargs: Any) -> Any:

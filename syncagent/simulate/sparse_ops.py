@@ -23,7 +23,6 @@ from syncagent.simulate.tensor import SimulatedTensor, make_view
 
 _HANDLERS: dict[Any, dispatch.Handler] = {}
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_SPARSE_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.SparseCPU)
 _COUNTED = SyncKind.DYNAMIC_SHAPE
 
 
@@ -48,19 +47,24 @@ sparse.run = _run
 @functools.cache
 def _default(op: Any) -> dispatch.Handler:
     """How an op is run that has no handler here."""
-    name = op.name()
     facts = dispatch.facts_of(op)
     if facts.third_party:
         body = facts.python_body()
         return _run_now if body is None else lambda _facts, args, kwargs: body(*args, **kwargs)
-    if _has_kernel(name, "SparseCPU"):
-        return _run_now
-    if _has_kernel(name, "CompositeImplicitAutograd"):
-        return lambda facts, args, kwargs: facts.op.decompose(*args, **kwargs)
-    if _has_kernel(name, "CompositeExplicitAutograd"):
-        # torch's general kernel, so that the ops inside come here one by one
-        return lambda facts, args, kwargs: facts.op.redispatch(_SPARSE_CPU, *args, **kwargs)
-    return _run_now
+    return of_layout(op, "SparseCPU", _run_now)
+
+
+def of_layout(op: Any, key: str, run_now: dispatch.Handler) -> dispatch.Handler:
+    """How an op is run by what torch has for it: ``run_now`` where there is a kernel for this key of the CPU's."""
+    name = op.name()
+    if not _has_kernel(name, key):
+        if _has_kernel(name, "CompositeImplicitAutograd"):
+            return lambda facts, args, kwargs: facts.op.decompose(*args, **kwargs)
+        if _has_kernel(name, "CompositeExplicitAutograd"):
+            # torch's general kernel, so that the ops inside come here one by one
+            keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+            return lambda facts, args, kwargs: facts.op.redispatch(keys, *args, **kwargs)
+    return run_now
 
 
 def _run_now(facts: OpFacts, args: Any, kwargs: Any) -> Any:

@@ -308,8 +308,9 @@ class Storage:
         index = devices.index_of(device)
         if index == self.device.index:
             return self
-        there: SimulatedTensor = self._bytes().to(devices.shown[index], non_blocking=non_blocking)  # type: ignore[assignment]
-        return type(self)(there._sim.box, devices.shown[index], self.dtype)
+        device = devices.shown[index]
+        there: SimulatedTensor = self._bytes().to(device, non_blocking=non_blocking)  # type: ignore[assignment]  # as above
+        return type(self)(there._sim.box, device, self.dtype)
 
     def fill_(self, value: int) -> Storage:
         self._bytes().fill_(value)

@@ -62,7 +62,9 @@ class ProcessAgent(Agent):
         self._ranges = Ranges(self._recorder.threads, self.faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        self._summary = Summary(newest=settings.max_events, scale=self.weight, sampled=self.sensors.sampled)
+        self._summary = Summary(
+            newest=settings.max_events, scale=self.weight, sampled=lambda: self.sensors.sampled().numbers
+        )
         self.regions = Regions(self, self._recorder)
         """The open ones: see :mod:`syncagent.runtime.regions`."""
         self._buffers = BufferReader(
@@ -229,10 +231,10 @@ class ProcessAgent(Agent):
         run, problems = self._with_verdict(run, dropped)
         notes = self._notes()
         try:
-            from syncagent.report.advising import advised  # it parses source: not needed before there is a report
+            from syncagent.report.explaining import explained  # it parses source: not needed before there is a report
 
             report = self._summary.snapshot(run, sensors, overhead, dropped, ops, notes, problems)
-            return self._cost.applied(self.faults.guard("advice", lambda: advised(report), report))
+            return self._cost.applied(self.faults.guard("advice", lambda: explained(report), report))
         except Exception as error:
             self.faults.add("the report", error, "failed")
             run = replace(run, gate=gate.FAILED if self._verdict.is_asked_for else None)

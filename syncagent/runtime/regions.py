@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from syncagent.recording.records import ThreadState
     from syncagent.report.model import Report, RunInfo
     from syncagent.sensors.registry import SensorSet
+    from syncagent.sensors.sampled_steps import Sampled
     from syncagent.settings.schema import PolicyName, Settings
     from syncagent.support.faults import Faults
 
@@ -118,7 +119,7 @@ class Region(Reach, Agent):
         self._agent = agent
         self._regions = regions
         self._sampled_before = agent.sensors.sampled()
-        self._sampled_by_end: Counter[int] | None = None
+        self._sampled_by_end: Sampled | None = None
         self._started = datetime.now(timezone.utc)
         self._dropped_before = agent.dropped
         self._asks_for_copies: bool | None = settings.copies == "all" if "copies" in given else None
@@ -173,10 +174,10 @@ class Region(Reach, Agent):
         dropped = (agent.dropped if self.dropped_by_end is None else self.dropped_by_end) - self._dropped_before
         problems = agent.shared_problems(self.settings)
         run, problems = self.verdict.on(run, problems, lambda: agent.unseen_by_gates(dropped))
-        from syncagent.report.advising import advised  # see ProcessAgent.report
+        from syncagent.report.explaining import explained  # see ProcessAgent.report
 
         report = self.summary.snapshot(run, sensors, Overhead(None, None), dropped, (), self.notes, problems)
-        return agent.faults.guard("advice", lambda: advised(report), report)
+        return agent.faults.guard("advice", lambda: explained(report), report)
 
     def stop(self) -> Report:
         self._regions.end(self)
@@ -220,7 +221,7 @@ class Region(Reach, Agent):
     def _sampled(self) -> Counter[int]:
         """Return how many sampled steps it has had, by how many each of them stands for."""
         by_now = self._agent.sensors.sampled() if self._sampled_by_end is None else self._sampled_by_end
-        return by_now - self._sampled_before
+        return by_now.since(self._sampled_before)
 
     def stop_sampling(self) -> None:
         """Count no further sampled steps: it has ended."""

@@ -12,6 +12,7 @@ from syncagent.sensors.explicit import ExplicitSensor
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.modes import ModeSensor
 from syncagent.sensors.monitored import MonitoredSensor
+from syncagent.sensors.sampled_steps import Sampled
 from syncagent.sensors.sampling import StepSampling
 from syncagent.sensors.simulated import SimulatedSensor
 
@@ -85,13 +86,13 @@ class SensorSet:
     def _explained(self) -> str:
         return self.sampling.detail if self.sampling is not None else ""
 
-    def sampled(self) -> Counter[int]:
+    def sampled(self) -> Sampled:
         """Return how many steps or intervals were watched, by how many each of them stands for.
 
-        Empty where every one is, and where no more are since torch.compile is in use: they stand for no later ones.
+        None where every one is, and where no more are since torch.compile is in use: they stand for no later ones.
         """
         sampling = self.sampling
-        return Counter() if sampling is None or sampling.gave_way else Counter(sampling.periods.sampled)
+        return Sampled(False, Counter()) if sampling is None or sampling.gave_way else sampling.periods.sampled
 
     @property
     def first_ns(self) -> int:

@@ -115,14 +115,38 @@ class _Unit(NamedTuple):
     period: int
 
 
+class Sampled(NamedTuple):
+    """How many units were watched to their end, by how many each of them stands for."""
+
+    are_steps: bool
+    """Else they are intervals of a program that has ended no step so far."""
+    numbers: Counter[int]
+
+    def since(self, earlier: Sampled) -> Counter[int]:
+        """Return how many there have been since, of this kind of unit."""
+        return self.numbers - earlier.numbers if self.are_steps == earlier.are_steps else self.numbers
+
+
 class Periods:
     """What was in force when: the newest few thousand changes, which no delivery lags behind."""
 
     def __init__(self) -> None:
         self._units: deque[_Unit] = deque([_Unit(0, 0)], maxlen=_KEPT)
-        self.sampled: Counter[int] = Counter()
-        """How many steps or intervals were watched to their end, by how many each of them stands for."""
+        self._sampled: Counter[int] = Counter()
+        self._are_steps = False
         self._stands_for = 0
+
+    @property
+    def sampled(self) -> Sampled:
+        return Sampled(self._are_steps, Counter(self._sampled))
+
+    def count_steps(self) -> None:
+        """Forget the intervals before the end of the first step, which is now: they stand for no steps.
+
+        Counts are scaled without the first step, which has the program's start in it: it stands for itself.
+        """
+        if not self._are_steps:
+            self._are_steps, self._sampled, self._stands_for = True, Counter(), 1
 
     def begin(self, since_ns: int, period: int, *, named: bool = False) -> None:
         """Begin a step, once another has ended.
@@ -130,7 +154,7 @@ class Periods:
         ``named`` says that all syncs are, though the step stands for itself alone.
         """
         if self._stands_for:
-            self.sampled[self._stands_for] += 1
+            self._sampled[self._stands_for] += 1
         self.change(since_ns, period)
         self._stands_for = max(period, int(named))
 

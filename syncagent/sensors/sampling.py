@@ -120,6 +120,8 @@ class StepSampling:
         self._first_steps = 0
         self._first_ns = 0
         self._own_ns = 0
+        self._before_ns = 0
+        """What it had cost before the steps began, where it was long until then."""
         self._added: list[int] = []
         self._lasted: list[int] = []
         self._began_ns = 0
@@ -175,12 +177,22 @@ class StepSampling:
         """
         if not self._live or self._recorder.locator.internals.graph_task() != -1:
             return
-        if not self._has_steps:
-            self._has_steps, self._by_intervals = True, False
         try:
+            if not self._has_steps:
+                self._steps_have_begun()
             self._unit_ended(state, lasted_ns, following)
         except Exception as error:
             self._failed(error)
+
+    def _steps_have_begun(self) -> None:
+        """Begin anew with the first step that has ended: the seconds until then were no steps."""
+        self._has_steps, self._by_intervals = True, False
+        self.periods.count_steps()
+        if self._units:
+            self._is_first, self._first_steps = True, 0
+            self._added.clear()
+            self._lasted.clear()
+            self._before_ns = self._own_ns
 
     def _failed(self, error: Exception) -> None:
         self._recorder.fault(_PART, error, "failed and is off")
@@ -231,10 +243,11 @@ class StepSampling:
             if self._own_ns:
                 self._added.append(own_ns - self._own_ns)
             self._own_ns = own_ns
-        if self._first_steps >= FIRST or own_ns >= FIRST_ADDED_NS:
+        first_ns = own_ns - self._before_ns
+        if self._first_steps >= FIRST or first_ns >= FIRST_ADDED_NS:
             self._is_first = False
             self._first_ns = own_ns
-            self._level.guess(self._added or [own_ns // self._first_steps], self._lasted)
+            self._level.guess(self._added or [first_ns // self._first_steps], self._lasted)
             self._level.compare(self._lasted)
 
     def _begin(self, state: ThreadState, period: int) -> None:
@@ -439,7 +452,8 @@ class StepSampling:
                 f"the first {self._first_steps} {unit} were watched whole, which added {added_s:.2f} s, not counted in "
                 "the overhead that is reported"
             )
-        total = sum(number for stands_for, number in self.periods.sampled.items() if stands_for > 1)
+        numbers = self.periods.sampled.numbers
+        total = sum(number for stands_for, number in numbers.items() if stands_for > 1)
         if total:
             scaled = "counts are scaled up" if self.exact_stalls() else "counts and stalls are scaled up"
             notes.append(f"{total} more {unit} were sampled, and what was seen there alone is marked (~): its {scaled}")

@@ -1026,9 +1026,11 @@ static void late_lookers_are_stood_in_for(void) {
   run_pending();
   EQUAL(called_with, number + 2);
 
+  native.set_looks(1, 60000 * MILLISECOND);
   const pthread_t thread = start_held_wait(a); /* over before the looker is late */
   let_go(thread);
   EQUAL(added, 2);
+  native.set_looks(1, MILLISECOND);
 
   seen_too_late(a);
   EQUAL(added, 3);

@@ -114,5 +114,5 @@ def test_so_do_steps_of_which_some_are_sampled(cpu_agent):
     bare, _ = train(name, count)
     agent = cpu_agent(overhead=1)
     assert train(name, count)[0] == bare
-    assert agent.sensors.sampled().total()
+    assert agent.sensors.sampled().numbers.total()
     assert syncagent.current() is agent

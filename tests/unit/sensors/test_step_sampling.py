@@ -138,7 +138,7 @@ def test_a_moment_finds_what_was_in_force():
     for since, period in ((10, 1), (20, 0), (30, 64), (40, 0), (50, 0), (60, 128)):
         periods.begin(since, period)
     assert [periods.at(moment).period for moment in (0, 10, 19, 25, 30, 39, 55, 99)] == [0, 1, 1, 0, 64, 64, 0, 128]
-    assert periods.sampled == {1: 1, 64: 1}, "those that have ended"
+    assert periods.sampled.numbers == {1: 1, 64: 1}, "those that have ended"
 
 
 # --- in an agent ------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_while_the_cost_is_measured_no_step_is_slowed(cpu_agent):
     steps(20)
     assert is_armed() == (True, False)
     assert set(armed[1:]) == {(False, False)}
-    assert sum(number for stands_for, number in agent.sensors.sampled().items() if stands_for > 1) <= 1
+    assert sum(number for stands_for, number in agent.sensors.sampled().numbers.items() if stands_for > 1) <= 1
     (site,) = agent.report().sites
     assert len(agent.events()) == FIRST + 19
     assert site.count == FIRST + 120, "there is one in each step, watched or not"
@@ -405,17 +405,26 @@ def test_a_program_without_steps_is_sampled_by_intervals(cpu_agent, impatient):
     assert any(f"the first {FIRST} seconds were watched whole" in note for note in notes), notes
 
 
-def test_steps_take_over_where_they_come_late(cpu_agent, impatient):
+@pytest.mark.parametrize("seconds", [3, FIRST + 10])
+def test_steps_take_over_where_they_come_late(cpu_agent, impatient, seconds):
+    """As in most programs: the model is loaded, and sent to the GPU, for longer than any step takes."""
     agent = cpu_agent(overhead=0)
     agent.sensors.sampling.cuda_is_used()
-    for _ in range(3):
+    for _ in range(seconds):
         in_between(agent)
-    steps(FIRST - 4)
-    for _ in range(5):
-        in_between(agent)
-    assert is_armed() == (True, True)
-    steps(1)
-    assert is_armed() == (False, False)
+    with syncagent.watch() as region:
+        steps(FIRST - 1)
+        for _ in range(5):
+            in_between(agent)
+        assert is_armed() == (True, True)
+        steps(1)
+        assert is_armed() == (False, False)
+        steps(12)
+    (site,) = agent.report().sites
+    assert site.count in {FIRST + 11, FIRST + 12}, "the first step may have been watched or not"
+    (site,) = region.report().sites
+    assert site.count in {FIRST + 11, FIRST + 12}
+    assert any(f"the first {FIRST} steps were watched whole" in note for note in agent.report().notes)
 
 
 def test_an_interval_does_not_end_inside_of_an_op(cpu_agent, impatient):

@@ -73,6 +73,8 @@ class CostEstimate:
     unmatched: int = 0
     """Waits that no site could be found for."""
     notes: tuple[str, ...] = ()
+    gpu_busy_ns: tuple[tuple[int, int], ...] = ()
+    """When the GPU worked (ns since the Unix epoch, begin and end), without its shortest pauses."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -198,6 +200,7 @@ def estimate(
         abstained=abstained,
         unmatched=sum(site is None for site in found),
         notes=tuple(notes),
+        gpu_busy_ns=trace.busy_ns(),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from syncagent.cost.advice import joined
-from syncagent.report.model import CostRow, OrderRow
+from syncagent.report.model import BusyRow, CostRow, OrderRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,6 +90,7 @@ def _with(report: Report, estimate: CostEstimate) -> Report:
             estimate.abstained,
             tuple(OrderRow(row, gain_ms) for row, gain_ms in order if row is not None),
             tuple(notes),
+            tuple(BusyRow(start_ns, end_ns) for start_ns, end_ns in estimate.gpu_busy_ns),
         ),
     )
 

@@ -103,6 +103,26 @@ class Trace:
         """When each op ended, in order."""
         return sorted(op.end for op in self.ops)
 
+    def busy_ns(self, most: int = 3_000) -> tuple[tuple[int, int], ...]:
+        """When the GPU worked on any of its streams (ns since the Unix epoch, begin and end), in order.
+
+        Pauses of less than a microsecond are left out, or of more where there would be more than ``most`` times.
+        """
+        spans = sorted((op.start, op.end) for op in self.ops)
+        pause_us = 1.0
+        while True:
+            busy: list[tuple[float, float]] = []
+            for start, end in spans:
+                if busy and start - busy[-1][1] < pause_us:
+                    busy[-1] = busy[-1][0], max(busy[-1][1], end)
+                else:
+                    busy.append((start, end))
+            if len(busy) <= most:
+                return tuple(
+                    (self.base_ns + round(start * 1e3), self.base_ns + round(end * 1e3)) for start, end in busy
+                )
+            spans, pause_us = busy, 2 * pause_us
+
     @property
     def thread(self) -> int:
         """The thread that makes the most calls outside of the backward pass, or inside where nothing else is left."""

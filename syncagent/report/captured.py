@@ -56,9 +56,9 @@ def read(file: Path, content: bytes) -> Report:
     values["events"], values["step_times"] = others["event"], others["step"]
     values["run"]["ended"] = ended = "end" in others
     values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)
-    from syncagent.report.advising import advised  # loaded only for what is read: each process loads this module
+    from syncagent.report.explaining import explained  # loaded only for what is read: each process loads this module
 
-    return advised(Report.from_dict(values, name=name))
+    return explained(Report.from_dict(values, name=name))
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -19,7 +19,6 @@ def by_line(report: Report) -> Report:
     """Return the report with the sites of a line in one row: that of the worst, with the sums of all.
 
     Lines in a library and, in the backward pass, forward lines are told apart: each is a line of its own to look at.
-    There is no time line, whose entries are of the sites.
     """
     groups: dict[Hashable, list[SiteRow]] = defaultdict(list)
     for site in report.sites:
@@ -31,7 +30,7 @@ def by_line(report: Report) -> Report:
     return replace(
         report,
         sites=tuple(_one(sites) if len(sites) > 1 else sites[0] for sites in groups.values()),
-        events=(),
+        events=tuple(replace(event, site=into.get(event.site, event.site)) for event in report.events),
         cost=replace(cost, order=_order(cost.order, into)) if cost is not None else None,
     )
 

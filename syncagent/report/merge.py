@@ -20,6 +20,7 @@ from syncagent.report.model import (
     Report,
     SensorStatus,
     SiteRow,
+    SourceRow,
     Totals,
 )  # fmt: skip
 from syncagent.sites import LineKey, naming
@@ -103,6 +104,7 @@ def merge(reports: Sequence[Report]) -> Report:
         step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
         cost=_merge_cost(reports, new_id),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
+        sources=_merge_sources(reports),
     )
 
 
@@ -224,6 +226,15 @@ def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
     return tuple(found.values())
 
 
+def _merge_sources(reports: Sequence[Report]) -> tuple[SourceRow, ...]:
+    """The source of each file as the first report has it that has that file: no two rows overlap then."""
+    owner: dict[str, int] = {}
+    for index, part in enumerate(reports):
+        for row in part.sources:
+            owner.setdefault(row.file, index)
+    return tuple(row for index, part in enumerate(reports) for row in part.sources if owner[row.file] == index)
+
+
 def _common_error(sites: Sequence[SiteRow]) -> float | None:
     """The standard error of the sum of their counts: each rank's count scatters for itself."""
     errors = [site.count_error for site in sites if site.sampled]
@@ -255,7 +266,8 @@ def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]
         return None
     part, least = min(costs, key=lambda pair: math.inf if pair[1].gain_all_ms is None else pair[1].gain_all_ms)
     order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in least.order)
-    return replace(least, order=order)
+    busy = tuple(replace(row, rank=part.run.rank) for part, cost in costs for row in cost.gpu_busy)
+    return replace(least, order=order, gpu_busy=busy)
 
 
 def _distinct(values: Iterable[_Value]) -> list[_Value]:

@@ -287,6 +287,26 @@ class CellRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRow:
+    """Lines of a file around a site, as they were when the report was made."""
+
+    file: str
+    first: int
+    """The number of the first of them, from 1."""
+    lines: tuple[str, ...]
+    """With their blanks on the left."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusyRow:
+    """A time in which a GPU worked."""
+
+    start_ns: int
+    end_ns: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OrderRow:
     """One entry of the best order of fixes; ``site`` is the ``id`` of its row."""
 
@@ -310,6 +330,8 @@ class CostRow:
     """Why the cost is not known; ``None`` where it is."""
     order: tuple[OrderRow, ...] = ()
     notes: tuple[str, ...] = ()
+    gpu_busy: tuple[BusyRow, ...] = ()
+    """When the GPU worked in those steps; pauses of less than a microsecond are left out."""
 
 
 def _worst_first(site: SiteRow) -> tuple[float, float, float, float, str, int, str]:
@@ -343,6 +365,8 @@ class Report:
     """Those of ``notes`` that say what did not work."""
     cells: tuple[CellRow, ...] = ()
     """The numbers of the notebook cells among its files, which are shown as ``In [3]``."""
+    sources: tuple[SourceRow, ...] = ()
+    """The source around the worst sites, where the files could be read; no two of them overlap."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))

@@ -135,14 +135,16 @@ def test_the_wheel_holds_the_whole_package_the_pth_and_nothing_else(wheel):
     }
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped == source | {PTH} | (LIBRARIES if compiles() else set())
-    assert {"syncagent/py.typed", "syncagent/report/formats/page.html.jinja"} <= shipped
+    assert {"syncagent/py.typed", "syncagent/report/formats/page/report.html.jinja"} <= shipped
 
 
 def test_the_wheel_carries_the_licence_and_says_what_it_needs(wheel):
     folder = f"syncagent-{syncagent.__version__}.dist-info"
     assert wheel.read(f"{folder}/licenses/LICENSE").lstrip().startswith(b"Apache License")
     said = email.message_from_bytes(wheel.read(f"{folder}/METADATA"))
-    assert (said["Version"], said["License-Expression"]) == (syncagent.__version__, "Apache-2.0")
+    assert (said["Version"], said["License-Expression"]) == (syncagent.__version__, "Apache-2.0 AND MIT")
+    drawing = wheel.read(f"{folder}/licenses/syncagent/report/formats/page/uplot/LICENSE")
+    assert drawing.startswith(b"The MIT License")
     assert said["Requires-Python"] == ">=3.10"
     needed = [line for line in said.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("click") for line in needed)

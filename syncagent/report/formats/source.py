@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len
 
 from syncagent.events import Span
 from syncagent.report import wording
+from syncagent.report.model import SourceRow
 
 _CUT = "…"
 _AHEAD = 0.25
@@ -71,3 +73,33 @@ def _last(text: str, room: int) -> str:
     while text and cell_len(text) + 1 > room:
         text = text[max(1, len(text) - room) :]
     return _CUT + text
+
+
+def surrounding(
+    sources: Sequence[SourceRow], file: str, line: int, span: Span | None, around: int = 3
+) -> list[tuple[int, str, str, str]]:
+    """Return the lines around one, without the blanks that all have: number, text before what waits, that, the rest.
+
+    Empty where a report has no source for that line.
+    """
+    row = next((row for row in sources if row.file == file and 0 <= line - row.first < len(row.lines)), None)
+    if row is None:
+        return []
+    begin = max(line - around, row.first)
+    texts = row.lines[begin - row.first : line - row.first + around + 1]
+    margin = min((len(text) - len(text.lstrip()) for text in texts if text.strip()), default=0)
+    found = []
+    for number, text in enumerate(texts, begin):
+        first, last = _marked(text, number, line, span)
+        found.append((number, text[margin:first], text[max(first, margin) : last], text[max(last, margin) :]))
+    return found
+
+
+def _marked(text: str, number: int, line: int, span: Span | None) -> tuple[int, int]:
+    """Return where in one line of a file what waits begins and ends."""
+    end = len(text)
+    if span is None or not line <= number <= span.end_line:
+        return end, end
+    first = span.column if number == line else len(text) - len(text.lstrip())
+    last = span.end_column if number == span.end_line else end
+    return (min(first, end), min(last, end)) if first < last else (end, end)

@@ -36,7 +36,8 @@ def test_the_columns_and_the_order_are_shown():
     assert "a step takes 20.0 ms and would gain 3.0 ms (15.0 %) if nothing waited" in shown
     assert "loss.py:10 1.0 ms, loss.py:20 2.5 ms, loss.py:30 3.0 ms" in shown
     page = html.render(report(*LINES))
-    assert "<button>gain</button>" in page
+    assert "<option selected>gain</option>" in page
+    assert "<dt>gain</dt><dd>1.0 ms</dd>" in page
     assert "gain per step" in page
     assert "would gain 3.0 ms" in page
 

@@ -80,9 +80,17 @@ def test_a_line_gains_at_least_what_its_best_part_gains_and_stands_once_in_the_o
 
 def test_the_terminal_and_the_page_show_a_line_once():
     report = report_of(*both())
-    for shown in (text.render(report, width=100), html.render(report)):
-        assert shown.count("loss.py:57</span>") + shown.count("loss.py:57 in") == 1  # the headline names it as well
-        assert "aten::nonzero 1" in shown
+    terminal, page = text.render(report, width=100), html.render(report)
+    assert terminal.count("loss.py:57 in") == page.count("<h3><span") == 1
+    assert "aten::nonzero 1" in terminal
+    assert "aten::nonzero 1" in page
+
+
+def test_waits_on_the_time_line_are_of_the_lines_row():
+    report = report_of(*both(), sync(NONZERO))
+    folded = by_line(report)
+    line = next(site for site in folded.sites if site.line == 57)
+    assert [event.site == line.id for event in folded.events] == [True, True, False]
 
 
 def test_phases_of_a_line_are_told_where_there_are_several():

@@ -1,0 +1,339 @@
+"""The page in Chromium: that its script does what it says, and that what comes from a run stays text."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from training_run import CWD, LOSS, MASK, NONZERO, TRAIN, report_of, sync
+
+from syncagent.events import CallSite, Phase, Span, SyncKind
+from syncagent.report.formats import html
+from syncagent.report.model import BusyRow, CostRow, SourceRow
+
+api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&`${alert(3)}{{7*7}}"
+WIDTHS = (1280, 820, 390)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a report's page; that it logs anything, asks for anything or shows a dialog fails the test."""
+    said, pages = [], []
+
+    def open_page(report, *, width=1280, **options):
+        file = tmp_path / "report.html"
+        file.write_text(html.render(report), encoding="utf-8")
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        pages.append(page)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == []
+
+
+READ = CallSite(TRAIN, 90, "main", "total += loss.item()", span=Span(13, 90, 24, indent=4))
+FLAG = CallSite("/v/lib/python3.12/site-packages/torchmetrics/metric.py", 9, "update", "if bad.any():")
+
+
+def whole(steps=6):
+    """Three lines in steps, one of them in a library and one allowed, and one before them."""
+    events = []
+    for step in range(steps):
+        begin = 100.0 * step
+        events += [
+            sync(NONZERO, ms=20 + step, at_ms=begin + 10, step=step, module="head"),
+            sync(READ, ms=5, at_ms=begin + 40, step=step, kind=SyncKind.SCALAR_READ, phase=Phase.OPTIMIZER),
+            sync(MASK, ms=1, at_ms=begin + 60, step=step, library_site=FLAG, thread="loader", allowed="wanted"),
+        ]
+    early = CallSite(f"{CWD}/setup.py", 3, "load", "weights.to(device)")
+    report = report_of(sync(early, ms=40, kind=SyncKind.COPY_H2D), *events, steps=steps)
+    begin_ns = report.step_times[0].start_ns
+    busy = tuple(BusyRow(begin_ns + step * 10**8, begin_ns + step * 10**8 + 6 * 10**7) for step in range(steps))
+    return replace(
+        report,
+        sites=tuple(replace(site, advice=f"advice for {site.line}") for site in report.sites),
+        sources=(
+            SourceRow(TRAIN, 88, ("def main():", "    for x in data:", "    total += loss.item()", "    return")),
+        ),
+        cost=CostRow(1, 100.0, 100.0, 1.0, None, gpu_busy=busy),
+    )
+
+
+def counted(page, words):
+    """Wait until the page says that so many lines are shown."""
+    api.expect(page.locator("#found")).to_have_text(words)
+
+
+def over(page, chart):
+    """Where the drawing of a chart is, once it can be seen: left, top, width, height."""
+    drawing = page.locator(f"#{chart} .u-over")
+    drawing.scroll_into_view_if_needed()
+    box = drawing.bounding_box()
+    return box["x"], box["y"], box["width"], box["height"]
+
+
+def places(page):
+    """The lines that can be seen, from above."""
+    return page.locator(".site:visible h3 span").all_inner_texts()
+
+
+def test_its_lines_can_be_searched_filtered_sorted_and_grouped(opened):
+    page = opened(whole())
+    all_of_them = ["loss.py:41", "train.py:90", "loss.py:57", "setup.py:3"]
+    assert places(page) == all_of_them
+    assert page.locator("#found").inner_text() == "4 lines"
+    for words, found in {
+        "loss.ITEM": ["train.py:90"],
+        "Masked_Loss nonzero(labels": ["loss.py:41"],
+        "torchmetrics": ["loss.py:57"],
+        "scalar_read": ["train.py:90"],
+        f"{CWD}/setup": ["setup.py:3"],
+        "no such": [],
+        "": all_of_them,
+    }.items():
+        page.fill("#search", words)
+        counted(page, f"{len(found)} of 4 lines" if words else "4 lines")
+        assert places(page) == found, words
+    page.select_option("[data-filter=phase]", "optimizer")
+    counted(page, "1 of 4 lines")
+    assert places(page) == ["train.py:90"]
+    page.select_option("[data-filter=phase]", "")
+    page.check("#hide-allowed")
+    counted(page, "3 of 4 lines")
+    page.uncheck("#hide-allowed")
+    page.select_option("#sort", "place")
+    api.expect(page.locator(".site h3 span")).to_have_text(["loss.py:41", "loss.py:57", "train.py:90", "setup.py:3"])
+    page.select_option("#group", "file")
+    page.wait_for_selector(".group")
+    assert page.locator(".group h3").all_inner_texts() == [
+        "loss.py 2 lines, 24.0 %", "train.py 1 line, 5.0 %", "setup.py 1 line, 0.0 %",
+    ]  # fmt: skip
+    page.select_option("#group", "")
+    page.wait_for_selector(".group", state="detached")
+
+
+def test_a_link_shows_its_line_whatever_is_filtered_out(opened):
+    page = opened(whole())
+    page.fill("#search", "no such line")
+    counted(page, "0 of 4 lines")
+    site = page.locator(".site", has_text="train.py:90").first
+    address = site.get_attribute("id")
+    page.evaluate("id => { location.hash = '#' + id; }", address)
+    api.expect(site).to_be_focused()
+    assert site.locator("details").get_attribute("open") is not None
+    assert page.input_value("#search") == ""
+    assert site.locator("pre.source mark").first.inner_text() == "loss.item()"
+    assert site.locator("pre.around").inner_text().splitlines()[2].split() == ["90", "total", "+=", "loss.item()"]
+
+
+def painted(page, chart, name):
+    """How many pixels of a chart have one of the page's colours."""
+    return page.evaluate(
+        """([chart, name]) => {
+          const drawn = document.querySelector(`#${chart} canvas`);
+          const canvas = new OffscreenCanvas(drawn.width, drawn.height);
+          canvas.getContext("2d", {willReadFrequently: true}).drawImage(drawn, 0, 0);
+          const probe = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+          probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+          probe.fillRect(0, 0, 1, 1);
+          const wanted = probe.getImageData(0, 0, 1, 1).data;
+          const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let found = 0;
+          for (let at = 0; at < data.length; at += 4)
+            found += data[at] === wanted[0] && data[at + 1] === wanted[1] && data[at + 2] === wanted[2];
+          return found;
+        }""",
+        [chart, name],
+    )
+
+
+def test_charts_are_painted_in_the_colours_of_their_lines(opened):
+    page = opened(whole())
+    page.wait_for_selector("#chart-time canvas")
+    steps = [painted(page, "chart-steps", f"color-{number}") for number in range(3)]
+    assert steps[0] > 3 * steps[1] > 3 * steps[2] > 0
+    assert painted(page, "chart-steps", "color-others") < steps[2], "all lines have a colour of their own"
+    assert all(painted(page, "chart-time", name) for name in ("color-0", "color-2", "step", "busy"))
+
+
+def shown(page, chart):
+    return page.get_attribute(f"#{chart}", "aria-label").partition("Shown: ")[2]
+
+
+def test_the_time_line_zooms_and_moves_by_keys_buttons_wheel_and_mouse(opened):
+    page = opened(whole(steps=10))
+    assert shown(page, "chart-time") == "600 ms to 1000 ms.", "the last steps"
+    page.focus("#chart-time")
+    page.keyboard.press("+")
+    assert shown(page, "chart-time") == "700 ms to 900 ms."
+    page.keyboard.press("ArrowLeft")
+    assert shown(page, "chart-time") == "640 ms to 840 ms."
+    page.click("[data-do=all]")
+    assert shown(page, "chart-time") == "0 ms to 1000 ms."
+    page.click("[data-do=right]")
+    assert shown(page, "chart-time") == "0 ms to 1000 ms.", "there is nothing beyond"
+    left, top, width, height = over(page, "chart-time")
+    middle = top + height / 2
+    page.mouse.move(left + width / 2, middle)
+    page.mouse.wheel(0, -1)
+    assert shown(page, "chart-time") == "0 ms to 1000 ms.", "the wheel alone scrolls the page"
+    left, top, width, height = over(page, "chart-time")
+    middle = top + height / 2
+    page.mouse.move(left + width / 2, middle)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    api.expect(page.locator("#chart-time")).to_have_attribute(
+        "aria-label", re.compile("Shown: (149|150).* ms to (849|850)")
+    )
+    page.mouse.dblclick(left + width / 2, middle)
+    assert shown(page, "chart-time") == "0 ms to 1000 ms."
+    page.mouse.move(left + width * 0.25, middle)
+    page.mouse.down()
+    page.mouse.move(left + width * 0.75, middle, steps=4)
+    page.mouse.up()
+    begin, end = (float(words.split()[0]) for words in shown(page, "chart-time").split(" to "))
+    assert (begin, end) == (pytest.approx(250, abs=5), pytest.approx(750, abs=5))
+    page.focus("#chart-steps")
+    page.keyboard.press("+")
+    assert shown(page, "chart-steps") == "step 2 to step 7."
+    page.keyboard.press("0")
+    assert shown(page, "chart-steps") == "step 0 to step 9."
+
+
+def test_a_wait_under_the_pointer_is_named_and_leads_to_its_line(opened):
+    page = opened(whole())
+    page.click("[data-do=all]")
+    left, top, width, height = over(page, "chart-time")
+    x, y = left + width * 0.02, top + height * 1.5 / 4
+    page.mouse.move(x, y)
+    assert page.inner_text("#hint") == "loss.py:41: 20.0 ms in step 0, MainThread"
+    page.mouse.click(x, y)
+    api.expect(page.locator(".site", has_text="loss.py:41").first).to_be_focused()
+    left, top, width, height = over(page, "chart-steps")
+    page.mouse.move(left + width / 12, top + 20)
+    assert page.locator("#legend output").all_inner_texts() == ["20.0 ms", "40.0 ms", "5.0 ms", "1.0 ms", "0"]
+
+
+def test_hostile_names_and_source_stay_text(opened):
+    site = CallSite(f"{CWD}/{EVIL}.py", 1, EVIL, EVIL)
+    event = sync(
+        site, op=EVIL, api=EVIL, module=EVIL, ranges=(EVIL,), thread=EVIL, forward_site=site, stack=(site,), at_ms=150
+    )  # fmt: skip
+    report = report_of(event, steps=3, notes=[EVIL], problems=[EVIL], script=EVIL, device=EVIL, host=EVIL)
+    evil = replace(report.sites[0], advice=EVIL, kind=EVIL, phase=EVIL)
+    page = opened(replace(report, sites=(evil,), sources=(SourceRow(site.file, 1, (EVIL,)),)))
+    page.select_option("#group", "module")
+    page.wait_for_selector(".group")
+    page.fill("#search", "onerror")
+    assert page.locator(".group h3").inner_text().startswith(EVIL)
+    page.click(".site summary")
+    assert page.locator("img, script[src]").count() == 0
+    assert page.locator(".site .advice").inner_text() == f"→ {EVIL}"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits_the_width(opened, width):
+    page = opened(whole(), width=width)
+    page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 1000, "height": 900})
+    api.expect(page.locator("#chart-time .uplot")).to_have_css("width", re.compile("9[0-9]{2}px"))
+
+
+def test_it_is_dark_where_that_is_wanted_and_light_on_paper(opened):
+    page = opened(whole(), color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    assert painted(page, "chart-time", "color-0")
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(background) == "rgb(255, 255, 255)" != dark
+    assert painted(page, "chart-time", "color-0"), "painted again"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert not page.locator("#controls").is_visible()
+    assert page.pdf().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_finds_its_way(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = opened(whole(), color_scheme=scheme)
+    page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
+
+
+def test_the_keyboard_reaches_search_and_charts(opened):
+    page = opened(whole())
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.keyboard.type("a/b")
+    assert page.input_value("#search") == "a/b", "there it is a letter"
+    page.keyboard.press("Escape")
+    assert page.input_value("#search") == ""
+    page.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"chart-steps", "chart-time", "search", "sort", "SUMMARY"} <= set(reached)
+
+
+def test_without_scripts_all_is_there_but_what_needs_them(opened):
+    page = opened(whole(), java_script_enabled=False)
+    assert page.locator(".site h3").count() == 4
+    assert not page.locator("#controls").is_visible()
+    assert not page.locator("#chart-time").is_visible()
+    assert page.locator("details.as-table").is_visible()
+
+
+def test_a_report_without_steps_or_without_single_waits_has_no_charts(opened):
+    page = opened(report_of(sync(), sync(READ)))
+    assert page.locator("#chart-steps").count() == 0
+    assert page.locator("#chart-time canvas").count() == 1
+    page = opened(replace(whole(), events=()))
+    assert page.locator("canvas").count() == 0
+    assert len(places(page)) == 4
+    page = opened(report_of())
+    assert page.locator("h1").inner_text().startswith("No host sync was seen")
+
+
+def test_two_thousand_lines_are_filtered_and_grouped(opened):
+    lines = [
+        CallSite(f"{CWD}/file{number % 40}.py", number + 1, "step", f"x{number}.item()") for number in range(2_000)
+    ]
+    events = [sync(lines[number % 2_000], at_ms=10.0 * number, step=number // 10) for number in range(10_000)]
+    page = opened(report_of(*events, steps=1_000))
+    page.fill("#search", "file7.py")
+    counted(page, "50 of 2000 lines")
+    page.fill("#search", "")
+    page.select_option("#group", "file")
+    api.expect(page.locator(".group")).to_have_count(40)
+    page.focus("#chart-time")
+    page.keyboard.press("0")
+    assert shown(page, "chart-time").startswith("0 s to 100 s")
+    assert LOSS not in page.content()

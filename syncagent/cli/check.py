@@ -44,8 +44,9 @@ def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
     site, and 2 if the report proves nothing: its gate failed, syncs are missing, or the run saw no CUDA device. A line
     that was reformatted, or whose text has changed a little, is the same site.
     """
-    from syncagent.report import changes, files, wording
+    from syncagent.report import files, wording
     from syncagent.report.compare import compare
+    from syncagent.report.compared import text
 
     known, report = files.load_merged([baseline]), files.load_merged(paths)
     for reason in _unfit(report):
@@ -59,11 +60,11 @@ def command(paths: tuple[str, ...], baseline: str, tolerance: float) -> int:
     for verdict in ("new", "grown"):
         some = [change for change in findings if change.verdict == verdict]
         if some:
-            shown = changes.render_changes(some, comparison.simulated)
+            shown = text.render_changes(some, comparison.simulated)
             print(f"{wording.plural(len(some), 'site')} {verdict}\n{shown}")
     changed = comparison.of("changed")
     if changed:
-        shown = changes.render_changes(changed, comparison.simulated)
+        shown = text.render_changes(changed, comparison.simulated)
         print(f"{wording.plural(len(changed), 'known site')} changed a little\n{shown}")
     return 1 if findings else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -38,10 +37,8 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
         text.emit(report, sys.stdout)
     elif not output:
         sys.stdout.write(render(report, form))
-    elif os.path.exists(output) and not os.path.isfile(output):  # /dev/stdout or a pipe, which no file can replace
-        Path(output).write_text(render(report, form), encoding="utf-8", errors="backslashreplace")
     else:
-        files.write_atomically(Path(output), render(report, form), mode=mode)
+        files.write_to(Path(output), render(report, form), mode=mode)
     return 0
 
 

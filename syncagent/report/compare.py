@@ -20,6 +20,7 @@ Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
 NOT_JUDGED = ("collective", "allocator")
 """Kinds of sync that fail no check unless ``judge_kinds`` of the new run names them."""
 NO_LINE = "no line is known of it, and another run may know the line of such waits"
+LONG_ONES = "detail=auto counts only those of its waits that take long, and in another run those may be others"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """In the order in which they are shown."""
 
@@ -188,16 +189,18 @@ def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
 def _why_unjudged(rows: Sequence[SiteRow], was: Measure | None, old: Report, new: Report) -> str | None:
     """Why a site is no finding, in a phrase; ``None`` where it can be one."""
     kind = rows[0].kind
-    if not rows[0].file and {sensor for site in rows for sensor in site.sensors} == {"driver"}:
+    seen_by = {sensor for site in rows for sensor in site.sensors}
+    if not rows[0].file and seen_by == {"driver"}:
         return NO_LINE
     if kind in NOT_JUDGED and kind not in new.run.judge_kinds:
         return f"kind {kind} is not judged unless judge_kinds names it"
-    seen_by = {sensor for site in rows for sensor in site.sensors}
     live = {sensor.name for sensor in old.sensors if sensor.live}
     if was is None and seen_by and old.sensors and seen_by.isdisjoint(live):
         return f"only the sensor {', '.join(sorted(seen_by))} saw it, which was not live in the old run"
     if not sum(site.count for site in rows):
         return "only the driver saw it wait, which adds time and no syncs"
+    if seen_by == {"driver"} and "auto" in {old.run.detail, new.run.detail}:
+        return LONG_ONES
     return None
 
 

@@ -101,6 +101,17 @@ def write_atomically(file: Path, text: str, *, mode: int = storage.DEFAULT_MODE)
         raise _unwritable(file, error) from None
 
 
+def write_to(file: Path, text: str, *, mode: int) -> None:
+    """Write what a command was asked for: atomically, or into a pipe or ``/dev/stdout``, which no file can replace."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        try:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise _unwritable(file, error) from None
+    else:
+        write_atomically(file, text, mode=mode)
+
+
 def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
     return ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}")
 

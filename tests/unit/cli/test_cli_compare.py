@@ -22,3 +22,20 @@ def test_a_missing_file_is_one_sentence_and_exit_code_2(verb, saved, capsys):
     assert capsys.readouterr().err == (
         "syncagent compare: cannot read the report '/nowhere/new.json': no such file or directory\n"
     )
+
+
+def test_the_suffix_of_the_output_decides_the_form(verb, saved, tmp_path, capsys):
+    old, new = saved("old.json", a=1, b=1), saved("new.json", a=3, c=1)
+    begins = {"x.html": "<!doctype html>", "x.md": "**1 site is new", "x.json": "{", "x.txt": "1 site new"}
+    for name, beginning in begins.items():
+        assert verb("compare", old, new, "--output", str(tmp_path / name)) == 0
+        assert (tmp_path / name).read_text().startswith(beginning)
+    assert capsys.readouterr().out == ""
+    assert verb("compare", old, new, "--format", "markdown") == 0
+    assert capsys.readouterr().out == (tmp_path / "x.md").read_text()
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(verb, saved, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert verb("compare", saved("old.json"), saved("new.json"), "--output", str(tmp_path / "file" / "x.html")) == 2
+    assert capsys.readouterr().err.count("\n") == 1

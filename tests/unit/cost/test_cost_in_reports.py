@@ -9,8 +9,8 @@ from tests_of_reports import report_of, sync
 
 from syncagent.cost import measurement
 from syncagent.events import CallSite
-from syncagent.report import changes
 from syncagent.report.compare import compare
+from syncagent.report.compared import text as changes
 from syncagent.report.formats import html, text
 from syncagent.report.merge import merge
 from syncagent.report.model import CostRow, OrderRow

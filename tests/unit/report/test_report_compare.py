@@ -7,8 +7,8 @@ import pytest
 from training_run import CWD, MASK, NONZERO, backward_sync, report_of, run_info, sync, whole_report
 
 from syncagent.events import CallSite, SyncKind
-from syncagent.report import changes
 from syncagent.report.compare import compare
+from syncagent.report.compared import text as changes
 
 
 def verdicts(old, new, **options):
@@ -216,6 +216,17 @@ class TestWhatIsNoFinding:
         old = report_of()
         old = replace(old, sensors=(*old.sensors, replace(old.sensors[0], name="driver", live=True)))
         assert len(compare(old, report_of(seen)).findings()) == 1
+
+    def test_what_is_counted_only_where_it_takes_long_is_none(self):
+        """A line whose waits the driver's look has caught: on a slower machine it catches more of them."""
+        seen = [sync(op="cudaStreamSynchronize", sensor="driver", at_ms=number) for number in range(9)]
+        old = report_of(*seen[:3], steps=3, detail="auto")
+        old = replace(old, sensors=(*old.sensors, replace(old.sensors[0], name="driver", live=True)))
+        comparison = compare(old, report_of(*seen, steps=3, detail="auto"))
+        assert [change.verdict for change in comparison.changes] == ["grown"]
+        assert comparison.findings() == ()
+        watched = [replace(event, sensor="kernels") for event in seen]
+        assert len(compare(old, report_of(*watched, steps=3, detail="auto")).findings()) == 1
 
     @pytest.mark.parametrize("kind", [SyncKind.COLLECTIVE, SyncKind.ALLOCATOR])
     def test_some_kinds_are_judged_only_where_that_is_asked_for(self, kind):

@@ -124,6 +124,7 @@
       ctx.clip();
       ctx.font = `${Math.round(11 * devicePixelRatio)}px system-ui, sans-serif`;
       ctx.textBaseline = "middle";
+      ctx.textAlign = "left";
       const [even, odd, words] = [color("step"), color("grid"), color("text")];
       rects(chart, marked, (index, x, y, width, height) => {
         ctx.fillStyle = marked.step[index] % 2 ? odd : even;

@@ -1,0 +1,1 @@
+"""What became of each site between two reports, as text, as a page and as Markdown."""

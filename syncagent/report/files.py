@@ -51,6 +51,7 @@ def save_beside(report: Report, path: str | Path, *, mode: int | None = None, ma
     file, form = destination(path, report.run.rank)
     if report.run.process != processes.process_id():  # of another process, merged or made by hand: saved exactly there
         write_atomically(file, render(report, form), mode=mode)
+        _remember(report, file, form)
         return file
     try:
         placed = places.place(
@@ -72,11 +73,31 @@ def save_beside(report: Report, path: str | Path, *, mode: int | None = None, ma
             report=placed[0],
             other=file,
         )
+    _remember(report, placed[0], form)
     return placed[0]
+
+
+_pages: dict[tuple[str, str], Path] = {}
+"""Where this process has saved the page of a run, by the run's process and start."""
+_PAGES = 100
+
+
+def page_of(report: Report) -> Path | None:
+    """Where this process has saved the report as a page, or an earlier one of its run; ``None`` where it has not."""
+    return _pages.get((report.run.process, report.run.started))
+
+
+def _remember(report: Report, place: Path, form: str) -> None:
+    if form == "html":
+        if len(_pages) >= _PAGES:
+            _pages.clear()
+        _pages[report.run.process, report.run.started] = place.absolute()
 
 
 def rendered(report: Report, form: str, **options: Any) -> str:
     """The report in one of the formats, shown with those of its options."""
+    if form == "notebook":
+        options.setdefault("page", page_of(report))
     text: str = formats.load(form).render(report, **options)
     return text
 

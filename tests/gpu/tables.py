@@ -369,6 +369,22 @@ def memory() -> str:
     return "\n".join([*texts, f"{device(result)}. `{command}`."])
 
 
+def page() -> str:
+    command = "python tests/benchmarks/page.py --result FILE"
+    if said := not_yet("page", command):
+        return said
+    result = load("page")
+    ms = result["ms"]
+    return (
+        f"With 2,000 lines, 1,000 steps and 10,000 waits it has {result['bytes'] / 1e6:.1f} MB, and is loaded and drawn "
+        f"after {ms['until it is loaded and drawn']['median'] / 1e3:.1f} s. A search takes {ms['a search']['median']:.0f} "
+        f"ms (the first one {ms['the first search']['median']:.0f} ms), another order "
+        f"{ms['another order']['median']:.0f} ms, groups {ms['groups by file']['median']:.0f} ms, and a frame of the "
+        f"time line {ms['a frame of the time line']['median']:.0f} ms. Chromium {result['chromium']} without a GPU, on "
+        f"two cores, medians of {result['runs']} runs, {result['date']}. `{command}`."
+    )
+
+
 def telemetry() -> str:
     command = "python tests/benchmarks/telemetry.py --out FILE"
     if said := not_yet("telemetry", command):
@@ -867,7 +883,7 @@ MAKERS = {
     "accuracyinshort": accuracy_in_short, "overheadinshort": overhead_in_short,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
     "latencycpu": latency_cpu,
-    "memory": memory, "telemetry": telemetry, "compat": compat, "gains": gains,
+    "memory": memory, "page": page, "telemetry": telemetry, "compat": compat, "gains": gains,
     "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after, "simulatedprograms": simulated_programs,
     "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, "modelled": modelled,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 from syncagent.report import cells, wording
 from syncagent.report.formats import rows
@@ -19,8 +21,11 @@ _RIGHT = ' style="text-align:right;vertical-align:top"'
 _MORE = 200
 
 
-def render(report: Report, *, verbose: bool = False) -> str:
-    """One ``<div>``; everything that comes from the run is escaped.  With ``verbose`` nothing is folded."""
+def render(report: Report, *, verbose: bool = False, page: Path | None = None) -> str:
+    """One ``<div>``; everything that comes from the run is escaped.  With ``verbose`` nothing is folded.
+
+    It ends with a link to ``page``, where the whole report has been saved.
+    """
     report = by_line(cells.shown(report))
     worst, others = rows.split(report)
     parts = [
@@ -34,7 +39,20 @@ def render(report: Report, *, verbose: bool = False) -> str:
         parts.append(_folded("Notes", _list(notes), is_open=verbose))
     if report.sensors:
         parts.append(_folded("Sensors", _sensors(report), is_open=verbose))
+    parts.append(f"<p><small>{_whole(page)}</small></p>")
     return "\n".join(['<div class="syncagent">', *filter(None, parts), "</div>", ""])
+
+
+def _whole(page: Path | None) -> str:
+    """Where the whole report is, or how to get it; a notebook follows links to files beside it alone."""
+    if page is None:
+        return "report.save(&quot;run.html&quot;) writes the page with all of it: charts, source and a time line."
+    try:
+        beside = page.resolve().relative_to(Path.cwd())
+    except (OSError, ValueError):
+        return f"All of it is in {_text(str(page))}"
+    address = escape(quote(beside.as_posix()))
+    return f'<a href="{address}" target="_blank" rel="noopener">All of it: {_text(beside.name)}</a>'
 
 
 def _table(sites: Sequence[Row], most: int = rows.WORST) -> str:

@@ -120,6 +120,19 @@ class TestNotebook:
     def test_a_run_without_syncs_says_so(self):
         assert "No host sync was seen: nothing made the host wait" in report_of()._repr_html_()
 
+    def test_it_ends_with_a_link_to_the_whole_page_once_that_has_been_saved(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        report = whole_report(process="a", started="2025-11-23T02:50:01Z")
+        assert "<a " not in report._repr_html_()
+        assert "report.save(" in report._repr_html_()
+        report.save("of the run.html")
+        later = replace(report, notes=("one more",))
+        assert '<a href="of%20the%20run.html" target="_blank"' in later._repr_html_()
+        assert "<a " not in whole_report(process="b")._repr_html_(), "that is another run"
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert f"All of it is in {tmp_path}/of the run.html" in report._repr_html_()
+
 
 class TestMarkdown:
     def test_the_headline_the_worst_sites_and_the_rest_folded(self):

@@ -134,7 +134,8 @@ _room: dict[int, int] = {}
 
 def of_device(index: int) -> OfDevice:
     """The segments of a device."""
-    return _devices.setdefault(index, OfDevice())
+    known = _devices.get(index)
+    return _devices.setdefault(index, OfDevice()) if known is None else known
 
 
 def _read() -> None:

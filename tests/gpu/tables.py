@@ -379,8 +379,9 @@ def page() -> str:
         f"With 2,000 lines, 1,000 steps and 10,000 waits it has {result['bytes'] / 1e6:.1f} MB, and is loaded and "
         f"drawn after {ms['until it is loaded and drawn'] / 1e3:.1f} s. A search takes {ms['a search']:.0f} ms (the "
         f"first one {ms['the first search']:.0f} ms), another order {ms['another order']:.0f} ms, groups "
-        f"{ms['groups by file']:.0f} ms, and a frame of the time line {ms['a frame of the time line']:.0f} ms. Chromium {result['chromium']} without a GPU, on "
-        f"two cores, medians of {result['runs']} runs, {result['date']}. `{command}`."
+        f"{ms['groups by file']:.0f} ms, and a frame of the time line {ms['a frame of the time line']:.0f} ms. "
+        f"Chromium {result['chromium']} without a GPU, on two cores, medians of {result['runs']} runs, "
+        f"{result['date']}. `{command}`."
     )
 
 

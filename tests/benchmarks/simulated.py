@@ -128,7 +128,77 @@ def value_learning(device: str, dtype: torch.dtype | None) -> Callable[[], Any]:
     return trainer(nn.Sequential(*layers), device, dtype, loss_of)
 
 
+def word_model(device: str, dtype: torch.dtype | None) -> Callable[[], Any]:
+    """A language model of words: two recurrent layers of 650, as in PyTorch's example."""
+    words = torch.randint(0, 10_000, (20, 36)).to(device)
+    layers = nn.ModuleDict({"in": nn.Embedding(10_000, 650), "lstm": nn.LSTM(650, 650, 2, batch_first=True)})
+    layers["out"] = nn.Linear(650, 10_000)
+
+    def loss_of(model: Any) -> Any:
+        states, _ = model["lstm"](model["in"](words[:, :-1]))
+        return F.cross_entropy(model["out"](states).flatten(0, 1).float(), words[:, 1:].flatten())
+
+    return trainer(layers, device, dtype, loss_of)
+
+
+class Block(nn.Module):
+    """A block of a GPT."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Any) -> Any:
+        parts = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.first(x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.second(x))
+
+
+def gpt(device: str, dtype: torch.dtype | None) -> Callable[[], Any]:
+    """Six layers of 384, the size of nanoGPT's model of characters."""
+    model = nn.Sequential(nn.Embedding(65, 384), *(Block(384, 6) for _ in range(6)), nn.Linear(384, 65))
+    words = torch.randint(0, 65, (4, 257)).to(device)
+
+    def loss_of(model: Any) -> Any:
+        return F.cross_entropy(model(words[:, :-1]).flatten(0, 1).float(), words[:, 1:].flatten())
+
+    return trainer(model, device, dtype, loss_of)
+
+
+class Residual(nn.Module):
+    """The block of a ResNet-18."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width))
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+        self.beside = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Any) -> Any:
+        return F.relu(self.second(F.relu(self.first(x))) + self.beside(x))
+
+
+def resnet(device: str, dtype: torch.dtype | None) -> Callable[[], Any]:
+    """A ResNet-18 on four images of 160 pixels."""
+    sizes = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
+    begin = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)]
+    model = nn.Sequential(*begin, *(Residual(*size) for size in sizes), *end)
+    images, labels = torch.randn(4, 3, 160, 160).to(device), torch.randint(0, 1000, (4,)).to(device)
+    return trainer(model, device, dtype, lambda each: F.cross_entropy(each(images).float(), labels))
+
+
+OF_REAL_SIZE = ("word_model", "gpt", "gpt_bf16", "resnet", "resnet_fp16")
+"""The others are small, so that most of their ops are."""
+
 PROGRAMS: dict[str, tuple[Callable[[str, torch.dtype | None], Callable[[], Any]], torch.dtype | None]] = {
+    "word_model": (word_model, None),
+    "gpt": (gpt, None),
+    "gpt_bf16": (gpt, torch.bfloat16),
+    "resnet": (resnet, None),
+    "resnet_fp16": (resnet, torch.float16),
     "lstm": (lambda *how: language_model(nn.LSTM, *how), None),
     "lstm_fp16": (lambda *how: language_model(nn.LSTM, *how), torch.float16),
     "gru": (lambda *how: language_model(nn.GRU, *how), None),
@@ -175,7 +245,8 @@ def main() -> None:
     rows = {}
     for name in options.programs.split(","):
         on_cpu, on_device = measure(name, options.rounds)
-        rows[name] = {"cpu_ms": round(on_cpu, 2), "simulated_ms": round(on_device, 2)}
+        times = {"cpu_ms": round(on_cpu, 2), "simulated_ms": round(on_device, 2)}
+        rows[name] = {**times, "is_of_real_size": name in OF_REAL_SIZE}
         print(f"| {name} | {on_cpu:.1f} | {on_device:.1f} | {on_device / on_cpu:.2f} |", flush=True)
     if options.out:
         result = {

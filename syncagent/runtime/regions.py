@@ -117,7 +117,7 @@ class Region(Reach, Agent):
         self.notes: list[str] = ["this is the report of a region, a watch inside the one of the process"]
         self._agent = agent
         self._regions = regions
-        self._sampled_before = agent.sensors.sampled()
+        self._watched_before = agent.sensors.watched()
         self._sampled_by_end: Counter[int] | None = None
         self._started = datetime.now(timezone.utc)
         self._dropped_before = agent.dropped
@@ -219,12 +219,13 @@ class Region(Reach, Agent):
 
     def _sampled(self) -> Counter[int]:
         """Return how many sampled steps it has had, by how many each of them stands for."""
-        by_now = self._agent.sensors.sampled() if self._sampled_by_end is None else self._sampled_by_end
-        return by_now - self._sampled_before
+        if self._sampled_by_end is not None:
+            return self._sampled_by_end
+        return self._agent.sensors.sampled(self._watched_before)
 
     def stop_sampling(self) -> None:
         """Count no further sampled steps: it has ended."""
-        self._sampled_by_end = self._agent.sensors.sampled()
+        self._sampled_by_end = self._sampled()
 
     @property
     def wants_copies(self) -> bool:

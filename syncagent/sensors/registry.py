@@ -85,13 +85,17 @@ class SensorSet:
     def _explained(self) -> str:
         return self.sampling.detail if self.sampling is not None else ""
 
-    def sampled(self) -> Counter[int]:
-        """Return how many steps or intervals were watched, by how many each of them stands for.
+    def watched(self) -> Counter[int]:
+        """Return how many steps or intervals were watched so far, for :meth:`sampled` to begin from."""
+        return Counter() if self.sampling is None else Counter(self.sampling.periods.sampled)
+
+    def sampled(self, since: Counter[int] | None = None) -> Counter[int]:
+        """Return how many steps were watched, by how many each of them stands for; intervals where there are no steps.
 
         Empty where every one is, and where no more are since torch.compile is in use: they stand for no later ones.
         """
         sampling = self.sampling
-        return Counter() if sampling is None or sampling.gave_way else Counter(sampling.periods.sampled)
+        return Counter() if sampling is None or sampling.gave_way else sampling.periods.since(since)
 
     @property
     def first_ns(self) -> int:

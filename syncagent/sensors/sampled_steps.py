@@ -122,7 +122,21 @@ class Periods:
         self._units: deque[_Unit] = deque([_Unit(0, 0)], maxlen=_KEPT)
         self.sampled: Counter[int] = Counter()
         """How many steps or intervals were watched to their end, by how many each of them stands for."""
+        self._intervals: Counter[int] = Counter()
+        """Those of ``sampled`` that came before the first step's end, and say nothing of steps."""
         self._stands_for = 0
+
+    def steps_begin(self) -> None:
+        """Count steps from now on, and no intervals.
+
+        The first step, which ends now, counts for one: reports leave it out of what is repeated and scaled.
+        """
+        self._intervals = self.sampled.copy()
+        self._stands_for = 1
+
+    def since(self, before: Counter[int] | None = None) -> Counter[int]:
+        """Return ``sampled`` without what it was before, and without intervals where there are steps."""
+        return self.sampled - (self._intervals if before is None else self._intervals | before)
 
     def begin(self, since_ns: int, period: int, *, named: bool = False) -> None:
         """Begin a step, once another has ended.

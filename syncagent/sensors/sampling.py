@@ -175,12 +175,21 @@ class StepSampling:
         """
         if not self._live or self._recorder.locator.internals.graph_task() != -1:
             return
-        if not self._has_steps:
-            self._has_steps, self._by_intervals = True, False
         try:
+            if not self._has_steps:
+                self._steps_begin()
             self._unit_ended(state, lasted_ns, following)
         except Exception as error:
             self._failed(error)
+
+    def _steps_begin(self) -> None:
+        """Begin anew where a program that was sampled by intervals ends its first step: they say nothing of steps."""
+        self._has_steps, self._by_intervals = True, False
+        if self._units:
+            self.periods.steps_begin()
+            self._is_first, self._first_steps = True, 0
+            self._added.clear()
+            self._lasted.clear()
 
     def _failed(self, error: Exception) -> None:
         self._recorder.fault(_PART, error, "failed and is off")
@@ -439,7 +448,7 @@ class StepSampling:
                 f"the first {self._first_steps} {unit} were watched whole, which added {added_s:.2f} s, not counted in "
                 "the overhead that is reported"
             )
-        total = sum(number for stands_for, number in self.periods.sampled.items() if stands_for > 1)
+        total = sum(number for stands_for, number in self.periods.since().items() if stands_for > 1)
         if total:
             scaled = "counts are scaled up" if self.exact_stalls() else "counts and stalls are scaled up"
             notes.append(f"{total} more {unit} were sampled, and what was seen there alone is marked (~): its {scaled}")

@@ -105,12 +105,13 @@ def folder(page, tmp_path):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", pages())
-def test_a_page_does_what_it_says(page, folder):
+def test_a_page_does_what_it_says(page, folder, environ, written):
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("SYNCAGENT", "OTEL_"))},
+        **environ,
         "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])),
         "SYNCAGENT_SIMULATE": "1",
     }
+    environment.pop("PYTEST_CURRENT_TEST")  # it is another one for each page
     for kind, file, code in blocks(page):
         if kind == "python" and file:
             (folder / file).write_text(code, encoding="utf-8")
@@ -123,7 +124,7 @@ def test_a_page_does_what_it_says(page, folder):
                 elif kind == "console" and (exported := EXPORTED.match(command.partition("#")[0].strip())):
                     environment |= dict(each.split("=", 1) for each in exported[1].split())
                 else:
-                    run(["bash", "-e", "-c", command], folder, environment)
+                    run_once(command, folder, environment, written)
 
 
 SURROUNDINGS = {
@@ -141,6 +142,30 @@ def run(command, folder, environment):
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def written():
+    """What the commands so far have written: each by itself, its environment and the files that it names."""
+    return {}
+
+
+def run_once(command, folder, environment, written):
+    """Run a command; what it has written elsewhere already, with the same script, is put here."""
+    command = re.sub(r"(?m)[ ]+#.*$", "", command)
+    before = files(folder)
+    named = {name: content for name, content in before.items() if str(name) in command}
+    key = command, *sorted(named.items()), *sorted(environment.items())
+    if key not in written:
+        run(["bash", "-e", "-c", command], folder, environment)
+        written[key] = dict(files(folder).items() - before.items())
+    for name, content in written[key].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_what_runs_elsewhere_is_still_in_the_documents():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pytest
@@ -14,6 +15,14 @@ from tests.forked import Forker
 def environ():
     """The environment for a process: no setting of the person who runs the tests."""
     return processes.environment()
+
+
+@pytest.fixture
+def no_settings(monkeypatch, tmp_path):
+    """No setting, rank or pyproject.toml of the person who runs the tests."""
+    for name in filter(processes.is_setting, tuple(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

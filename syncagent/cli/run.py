@@ -16,21 +16,16 @@ from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
 from syncagent.runtime import pth
 from syncagent.settings import schema, sources
-from syncagent.settings.parsing import Choice
+from syncagent.settings.parsing import Parser
 
 _ROOT = str(Path(sources.__file__).resolve().parents[2])
-_METAVARS = {
-    "int": "N", "float": "MS", "str": "PATH", "tuple[str, ...]": "NAME,...", "max_stall_share": "SHARE",
-    "overhead": "SHARE", "policy_signal": "SIGNAL", "file_mode": "MODE", "tuple[tuple[str, int], ...]": "N|PHASE=N,...",
-    "tuple[tuple[str, float], ...]": "MS|PHASE=MS,...",
-}  # fmt: skip
 
 
 def _option(setting: Field[Any]) -> click.Option:
     """Return the option of one setting; its value is the text for the environment variable, ``None`` if not given."""
     flag = f"--{setting.name.replace('_', '-')}"
     kind = str(setting.type).partition(" |")[0]
-    parse: Callable[[str, object], object] = setting.metadata["parse"]
+    parse: Parser[object] = setting.metadata["parse"]
 
     def checked(_context: click.Context, _option: click.Parameter, value: Any) -> str | None:
         if value is None or value == ():
@@ -40,19 +35,18 @@ def _option(setting: Field[Any]) -> click.Option:
         return text
 
     doc = setting.metadata["doc"]
-    shown = f"{setting.default:04o}" if setting.name == "file_mode" else setting.default
-    default = "" if setting.default in (None, False, ()) else f"  [default: {shown}]"
-    help_ = f"{doc[0].upper()}{doc[1:]}.{default}"
+    shown = setting.metadata["otherwise"] or (
+        f"{setting.default:04o}" if setting.name == "file_mode" else setting.default
+    )
+    default = "" if shown in (None, False, ()) else f"  [default: {shown}]"
+    help_ = f"{doc[0].upper()}{doc[1:]}.{default}".replace("`", "")
     if kind == "bool":
         off = f"--no-{flag[2:]}"
         return click.Option([f"{flag}/{off}", setting.name], default=None, callback=checked, help=help_)
-    metavar = _METAVARS.get(setting.name) or _METAVARS.get(kind, "VALUE")
-    if isinstance(parse, Choice):
-        metavar = f"[{'|'.join(parse.choices)}]"
     return click.Option(
         [flag, setting.name],
         multiple=kind.startswith("tuple"),
-        metavar=metavar,
+        metavar=parse.metavar,
         callback=checked,
         help=help_,
     )

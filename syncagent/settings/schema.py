@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -20,8 +20,14 @@ JudgedThreads = Literal["training", "all"]
 ModelledGPU = Literal["H100", "H200", "A100", "L4"]
 
 
-def _setting(parser: Callable[[str, object], Any], doc: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"parse": parser, "doc": doc})
+def _setting(parser: parsing.Parser[Any], doc: str, default: Any = None, *, more: str = "", otherwise: str = "") -> Any:
+    """Return the field of one setting.
+
+    ``doc`` is what it means, as one clause: the help of ``syncagent run`` and docs/settings.md say it.  ``otherwise``
+    says what is done without a value, where the default does not say it.  ``more`` are sentences for docs/settings.md
+    alone.  All are Markdown, of which the help leaves out the backticks.
+    """
+    return field(default=default, metadata={"parse": parser, "doc": doc, "more": more, "otherwise": otherwise})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,85 +39,139 @@ class Settings:
     """
 
     policy: PolicyName = _setting(  # noqa: RUF009 - it returns a field
-        parsing.Choice(PolicyName), "what happens at a sync that is not allowed", "observe"
+        parsing.Choice(PolicyName),
+        "what happens at a sync that is not allowed",
+        "observe",
+        more="See [above](#the-two-that-matter-most) and [In production](production.md).",
     )
     detail: Detail | None = _setting(  # noqa: RUF009 - it returns a field
         parsing.Choice(Detail),
-        "wrap every op in some steps (auto), in all (ops), or only what may wait (syncs); by default auto under "
-        "observe without cost, else syncs",
+        "wrap every op in some steps (`auto`), in all (`ops`), or only what may wait (`syncs`)",
+        otherwise="`auto` under `observe` without `cost`, else `syncs`",
+        more="See [above](#the-two-that-matter-most). It cannot be changed after the start. A gate (`raise`, or `warn` "
+        "with a baseline) refuses `auto`.",
     )
     overhead: float = _setting(
         parsing.share,
-        "share of the time that detail=auto may add in sampled steps, from 0 (none after the first) to 1",
+        "the share of the time that the agent may add",
         0.01,
+        more="Three quarters of it go into the sampled steps of `detail=auto`, measured against the steps beside them, "
+        "and a quarter into looks at threads that wait. With 0 there are no sampled steps after the first ones, and no "
+        "looks.",
     )
-    report: str | None = _setting(parsing.report_path, "where the report is saved at exit")
-    min_stall_ms: float = _setting(
-        parsing.milliseconds, "shorter stalls are counted, but get no span and no warning", 0.0
+    copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(Copies),
+        "which copies `detail=syncs` times: all, those of some steps (`sampled`), or none (`off`)",
+        otherwise="`all` in a gate and with a budget, else `sampled`",
+        more="Sampled are one step in 16, later in 64; their sums are scaled up and marked so. A gate is `raise`, or "
+        "`warn` with a baseline. `detail=auto` watches all copies of the steps that it samples.",
     )
-    warmup_steps: int = _setting(parsing.count(0), "number of first steps in which the policy does not act", 3)
-    allow: tuple[str, ...] = _setting(parsing.allowances, "code whose syncs are allowed", ())
+    allow: tuple[str, ...] = _setting(
+        parsing.allowances,
+        "code whose syncs are allowed",
+        (),
+        more="See [what may pass](production.md#what-may-pass).",
+    )
     allow_kinds: tuple[str, ...] = _setting(parsing.kinds, "kinds of sync that are allowed everywhere", ())
     allow_packs: tuple[str, ...] = _setting(
-        parsing.names, "libraries whose own syncs are allowed: torch, lightning, ...", ()
+        parsing.names,
+        "libraries whose own syncs are allowed, such as `torch` or `lightning`",
+        (),
+        more="See [what may pass](production.md#what-may-pass).",
+    )
+    baseline: str | None = _setting(
+        parsing.path, "a JSON report whose sites are known: the policy acts on new ones only"
+    )
+    warmup_steps: int = _setting(
+        parsing.count(0),
+        "how many first steps the policy does not act in",
+        3,
+        more="In a region it is 0, unless it is given there.",
+    )
+    min_stall_ms: float = _setting(
+        parsing.milliseconds, "shorter stalls are counted, but get no span, no warning and no error", 0.0
     )
     max_syncs_per_step: tuple[tuple[str, int], ...] = _setting(
-        parsing.per_phase(parsing.count(0), "a whole number, 0 or more"),
-        "number of syncs that a step, or each of its phases, may have",
-        (),
+        parsing.per_phase(parsing.count(0)), "how many syncs a step, or each of its phases, may have", ()
     )
     max_stall_ms_per_step: tuple[tuple[str, float], ...] = _setting(
-        parsing.per_phase(parsing.milliseconds, "a number of milliseconds"),
-        "stall that a step, or each of its phases, may have",
-        (),
+        parsing.per_phase(parsing.milliseconds), "how much stall a step, or each of its phases, may have", ()
     )
-    max_stall_share: float | None = _setting(parsing.share, "share of the time that may be stall, over the window")
-    stall_share_window: int = _setting(parsing.count(1), "number of steps in the window of max_stall_share", 20)
+    max_stall_share: float | None = _setting(
+        parsing.share, "which share of the time may be stall, over the last `stall_share_window` steps"
+    )
+    stall_share_window: int = _setting(parsing.count(1), "how many steps `max_stall_share` is measured over", 20)
     judge_threads: JudgedThreads = _setting(  # noqa: RUF009 - it returns a field
-        parsing.Choice(JudgedThreads), "whether the policy also acts in threads that do not train", "training"
+        parsing.Choice(JudgedThreads),
+        "whether the policy acts only in threads that train, or in all",
+        "training",
     )
     judge_kinds: tuple[str, ...] = _setting(
-        parsing.kinds, "kinds of sync that the policy judges although it does not by itself: collective, allocator", ()
+        parsing.kinds,
+        "kinds of sync that the policy judges although it does not by itself: `collective`, `allocator`",
+        (),
+        more="Unless they are named here, these two count in no budget and fail no gate.",
     )
     policy_file: str | None = _setting(
         parsing.path, "a file from which the policy is read each second while the job runs"
     )
     policy_signal: str | None = _setting(
-        parsing.signal_name, "a signal that switches the policy between observe and warn"
+        parsing.signal_name, "a signal that switches the policy from `observe` to `warn`, and back"
     )
-    baseline: str | None = _setting(parsing.path, "a report whose sites are known; the policy acts on new ones only")
-    simulate: bool = _setting(parsing.flag, "the simulated device stands in for CUDA", False)
-    simulate_gpu: ModelledGPU | None = _setting(  # noqa: RUF009 - it returns a field
-        parsing.Choice(ModelledGPU),
-        "the GPU whose times are modelled on the simulated device; by default times are those of the CPU",
-    )
-    stacks: bool = _setting(parsing.flag, "keep the whole stack of each sync", False)
-    user_code: tuple[str, ...] = _setting(
-        parsing.names, "installed packages or paths that count as the user's code", ()
-    )
-    copies: Copies | None = _setting(  # noqa: RUF009 - it returns a field
-        parsing.Choice(Copies),
-        "which copies detail=syncs times; by default all in a gate, else one step in 16, later in 64",
-    )
-    cost: bool = _setting(
-        parsing.flag, "measure what each sync costs: a few steps are profiled and replayed without it", False
-    )
-    cost_steps: int = _setting(parsing.count(1), "number of steps that cost profiles", 5)
-    max_events: int = _setting(parsing.count(1), "how many of the newest syncs are kept whole", 10_000)
-    journal: str | None = _setting(parsing.path, "where spans go if no endpoint is set; off for nowhere")
-    capture: str | None = _setting(
-        parsing.path,
-        "file that is updated each second, so that `syncagent report` can show a killed process; off for none",
-    )
-    file_mode: int = _setting(
-        parsing.file_mode,
-        "mode of the reports, journals and captures that are written, in octal",
-        DEFAULT_MODE,
+    report: str | None = _setting(
+        parsing.report_path,
+        "where the report is saved at exit",
+        more="The suffix decides the format. `{rank}` and `{pid}` are filled in, and a directory gets "
+        "`rank{rank}.json`. If several processes of a run save under one name, the second becomes `report.1.json` and "
+        "so on, and `syncagent report report.json` reads them all.",
     )
     summary: bool | None = _setting(
-        parsing.flag, "print the summary at the end; by default for scripts, not for watch() and start()"
+        parsing.flag,
+        "print the summary at the end",
+        otherwise="on for scripts, off for `watch()` and `start()`",
     )
-    verbose: bool = _setting(parsing.flag, "print the whole report there, not only what matters most", default=False)
+    verbose: bool = _setting(
+        parsing.flag, "print the whole report at the end, not only what matters most", default=False
+    )
+    journal: str | None = _setting(
+        parsing.path,
+        "the file or folder that spans go to where no endpoint is set; `off` for none",
+        otherwise="`.syncagent/`",
+        more="What ends in a slash is a folder; `{rank}` and `{pid}` are filled in.",
+    )
+    capture: str | None = _setting(
+        parsing.path,
+        "the file or folder where the sums are kept each second, so that `syncagent report` can show a killed process; "
+        "`off` for none",
+        otherwise="`.syncagent/` for scripts, `off` for `watch()` and `start()`",
+        more="Its name is read like that of `journal`.",
+    )
+    file_mode: int = _setting(
+        parsing.file_mode, "who may read the reports, journals and captures that are written", DEFAULT_MODE
+    )
+    max_events: int = _setting(parsing.count(1), "how many of the newest syncs are kept whole", 10_000)
+    stacks: bool = _setting(parsing.flag, "keep the whole stack of each sync", False)
+    user_code: tuple[str, ...] = _setting(parsing.names, "installed packages or paths that count as your own code", ())
+    cost: bool = _setting(
+        parsing.flag,
+        "measure what each sync costs: a few steps are profiled and replayed without it",
+        False,
+        more="`detail` is then `syncs`. See [what each sync costs](cost.md).",
+    )
+    cost_steps: int = _setting(parsing.count(1), "how many steps are profiled for `cost`", 5)
+    simulate: bool = _setting(
+        parsing.flag,
+        "the simulated device stands in for CUDA",
+        False,
+        more="See [the simulated device](simulation.md).",
+    )
+    simulate_gpu: ModelledGPU | None = _setting(  # noqa: RUF009 - it returns a field
+        parsing.Choice(ModelledGPU),
+        "the GPU whose times are modelled on the simulated device, by its datasheet",
+        otherwise="the CPU's own times",
+        more="See [modelled time](simulation.md#modelled-time). Every step is then watched alike: `detail=auto` does "
+        "what `syncs` does.",
+    )
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """For each setting that is not at its default: keyword, environment, or the path of the pyproject.toml."""
@@ -162,7 +222,7 @@ class Settings:
         return bool(self.max_syncs_per_step or self.max_stall_ms_per_step) or self.max_stall_share is not None
 
 
-PARSERS: dict[str, Callable[[str, object], Any]] = {
+PARSERS: dict[str, parsing.Parser[Any]] = {
     setting.name: setting.metadata["parse"] for setting in fields(Settings) if "parse" in setting.metadata
 }
 """What checks each setting, by its name: all the names there are."""
@@ -185,12 +245,13 @@ class Keywords(TypedDict, total=False):
     policy: PolicyName | None
     detail: Detail | None
     overhead: float | None
-    report: str | Path | None
-    min_stall_ms: float | None
-    warmup_steps: int | None
+    copies: Copies | None
     allow: Names | None
     allow_kinds: Names | None
     allow_packs: Names | None
+    baseline: str | Path | None
+    warmup_steps: int | None
+    min_stall_ms: float | None
     max_syncs_per_step: int | str | Mapping[str, int] | None
     max_stall_ms_per_step: float | str | Mapping[str, float] | None
     max_stall_share: float | None
@@ -199,17 +260,16 @@ class Keywords(TypedDict, total=False):
     judge_kinds: Names | None
     policy_file: str | Path | None
     policy_signal: str | None
-    baseline: str | Path | None
-    simulate: bool | None
-    simulate_gpu: ModelledGPU | None
-    stacks: bool | None
-    user_code: Names | None
-    copies: Copies | None
-    cost: bool | None
-    cost_steps: int | None
-    max_events: int | None
+    report: str | Path | None
+    summary: bool | None
+    verbose: bool
     journal: str | Path | None
     capture: str | Path | None
     file_mode: int | str | None
-    summary: bool | None
-    verbose: bool
+    max_events: int | None
+    stacks: bool | None
+    user_code: Names | None
+    cost: bool | None
+    cost_steps: int | None
+    simulate: bool | None
+    simulate_gpu: ModelledGPU | None

@@ -16,16 +16,16 @@ from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
 from syncagent.support.storage import DEFAULT_MODE
 
 _PREFIX = "SYNCAGENT"
-_OTHER_VARIABLES = frozenset(
-    {
-        "SYNCAGENT",  # watch the process at all
-        "SYNCAGENT_LOG_LEVEL",
-        "SYNCAGENT_NATIVE",  # of hatch_build.py, when the package is built
-        "SYNCAGENT_LOG_FORMAT",
-        "SYNCAGENT_RUN",  # set by the agent: which run a process belongs to
-        "SYNCAGENT_PHOENIX",  # of the servers in otel/local
-    }
-)
+OTHER_VARIABLES = {
+    "SYNCAGENT": "`1`: the process is watched, from before its script's first line",
+    "SYNCAGENT_LOG_LEVEL": "the least serious of the agent's own messages that are printed: `debug`, `info` (the "
+    "default), `warning`, `error` or `critical`",
+    "SYNCAGENT_LOG_FORMAT": "how they are printed: `text` (the default) or `json`, one object a line",
+    "SYNCAGENT_RUN": "set by the agent: which run a process belongs to",
+    "SYNCAGENT_NATIVE": "read when the package is built: `0` leaves the native library out, and `1` fails without it",
+    "SYNCAGENT_PHOENIX": "the virtual environment of Phoenix, for the servers in `otel/local`",
+}
+"""Variables that begin like a setting's and are none, and what docs/settings.md says of each."""
 
 
 def file_mode(environment: Mapping[str, str] | None = None) -> int:
@@ -111,7 +111,7 @@ def _settings(
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Return a sentence for each variable that is named like a setting and is none, with the one probably meant."""
-    known = _OTHER_VARIABLES | {f"{_PREFIX}_{name.upper()}" for name in PARSERS}
+    known = OTHER_VARIABLES.keys() | {f"{_PREFIX}_{name.upper()}" for name in PARSERS}
     return [
         f"the variable {name} is not a setting of syncagent{_meant(name, known)}"
         for name in sorted(environment)

@@ -7,7 +7,6 @@ tensor is taken for one on the device, but for those that a test calls ``host``.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 import syncagent.runtime.process
 from syncagent.settings import sources
 from syncagent.telemetry.violations import ViolationLog
-from tests import processes
 from tests.unit.tools import keep_recorders
 
 
@@ -74,14 +72,6 @@ class Host:
 def host():
     """``host(tensor)``: this tensor is not on the device."""
     return Host()
-
-
-@pytest.fixture
-def no_settings(monkeypatch, tmp_path):
-    """No setting, rank or pyproject.toml of the person who runs the tests."""
-    for name in filter(processes.is_setting, tuple(os.environ)):
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def test_every_target_of_make_that_a_page_names_exists(page):
 
 
 OTHER_VARIABLES = {
-    "NATIVE",  # is read when the package is built
+    *(name.partition("_")[2] for name in sources.OTHER_VARIABLES),
     "POLCY",  # unknown ones that docs/robustness.md shows
     "X",
 }

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
-from dataclasses import fields
 
 import pytest
 import torch
 
 from syncagent.events import SyncKind
 from syncagent.policy import packs
-from syncagent.settings.schema import Settings
+from syncagent.settings import schema
 from tests.gpu import tables
 
 DOCS = tables.ROOT / "docs"
+SPEC = importlib.util.spec_from_file_location("settings_page", DOCS / "settings.py")
+settings_page = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(settings_page)
 README = (tables.ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -54,31 +57,32 @@ def test_the_tables_are_those_of_the_results():
         assert tables.filled(text) == text, name
 
 
-def test_every_setting_is_in_the_table_of_settings_and_nothing_else():
-    named = re.findall(r"(?m)^\| `(\w+)` \|", section("settings.md", "Every setting"))
-    assert sorted(named) == sorted(field.name for field in fields(Settings) if "parse" in field.metadata)
+def test_what_is_said_of_each_setting_is_what_the_schema_says():
+    text = settings_page.PAGE.read_text(encoding="utf-8")
+    assert settings_page.filled(text) == text, "run: python docs/settings.py"
 
 
-def test_the_defaults_in_that_table_are_the_ones_in_force():
-    table = section("settings.md", "Every setting")
-    shown = dict(re.findall(r"(?m)^\| `(\w+)` \| `?([\d.,]+|observe|training|off)`? \|", table))
-    defaults = {name: getattr(Settings(), name) for name in shown}
-    words = {
-        name: "off"
-        if value is False
-        else f"{value:04o}"
-        if name == "file_mode"
-        else f"{value:,}"
-        if type(value) is int
-        else value
-        for name, value in defaults.items()
-    }
-    assert shown == {name: f"{value:g}" if isinstance(value, float) else value for name, value in words.items()}
-    assert {"policy", "warmup_steps", "stall_share_window", "max_events", "simulate"} <= set(shown)
+def test_every_setting_is_there_with_its_variable_what_it_accepts_and_its_default():
+    text = re.sub(r"(?<=.)\n(?=.)", " ", settings_page.PAGE.read_text(encoding="utf-8"))
+    found = re.findall(r"(?m)^### `(\w+)`\n\n[A-Z].+\.\n\n`SYNCAGENT_(\w+)`: (.+)\. Default: (.+)\.$", text)
+    shown = {name: (accepts, default) for name, variable, accepts, default in found if variable == name.upper()}
+    assert list(shown) == list(schema.PARSERS)
+    assert (
+        shown.items()
+        >= {
+            "policy": ("one of `observe`, `warn`, `raise`", "`observe`"),
+            "overhead": ("a share of the time from 0 to 1", "`0.01`"),
+            "max_events": ("a whole number, 1 or more", "`10000`"),
+            "file_mode": ("a file's mode in octal from `0600` to `0666`, such as `0640`", "`0600`"),
+            "simulate": ("a yes or no: 1, 0, true, false, on or off", "off"),
+            "baseline": ("a path", "none"),
+            "summary": ("a yes or no: 1, 0, true, false, on or off", "on for scripts, off for `watch()` and `start()`"),
+        }.items()
+    )
 
 
 def test_every_kind_and_every_pack_is_named():
-    assert all(f"`{kind.value}`" in section("settings.md", "Every setting") for kind in SyncKind)
+    assert all(f"`{kind.value}`" in section("settings.md", "`judge_kinds`") for kind in SyncKind)
     assert all(f"`{name}`" in section("production.md", "What may pass") for name in packs.PACKS)
 
 

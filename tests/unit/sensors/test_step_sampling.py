@@ -427,6 +427,24 @@ def test_steps_take_over_where_they_come_late(cpu_agent, impatient, seconds):
     assert any(f"the first {FIRST} steps were watched whole" in note for note in agent.report().notes)
 
 
+@pytest.mark.parametrize("seconds", [3, FIRST + 2])
+def test_steps_that_come_late_are_counted_as_steps_that_come_at_once(cpu_agent, impatient, seconds):
+    """In a region as well: no second before the first step's end stands for a step."""
+    agent = cpu_agent(overhead=0)
+    agent.sensors.sampling.cuda_is_used()
+    in_between(agent)
+    with syncagent.watch() as region:
+        for _ in range(seconds):
+            in_between(agent)
+        steps(FIRST + 10)
+    for watched in (agent, region):
+        report = watched.report()
+        [site] = [site for site in report.sites if site.op == "aten::nonzero"]
+        unseen = seconds // FIRST  # in the midst of the first step nothing was watched any more
+        assert (report.run.steps, site.count) == (FIRST + 10, FIRST + 10 - unseen)
+    assert agent.sensors.sampled().numbers == {1: FIRST}
+
+
 def test_an_interval_does_not_end_inside_of_an_op(cpu_agent, impatient):
     """There torch puts the thread's modes back as they were."""
     agent = cpu_agent(overhead=0)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from syncagent import ConfigError, SyncAgentError
-from syncagent.settings.schema import Settings
+from syncagent.settings.schema import PARSERS, Settings, parse
 from syncagent.settings.sources import load
 
 NAMES = [setting.name for setting in fields(Settings) if "parse" in setting.metadata]
@@ -355,3 +355,14 @@ class TestModelledTimes:
         assert load(modelled).detail_in_force == "syncs"
         assert load({**modelled, "detail": "auto"}).detail_in_force == "syncs"
         assert load({**modelled, "detail": "ops"}).detail_in_force == "ops"
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_refusal_says_what_the_documents_say_is_accepted(name):
+    said = []
+    for wrong in (object(), "?", ["?"], "report.exe"):
+        try:
+            parse(name, wrong)
+        except ConfigError as error:
+            said.append(str(error))
+    assert any(f"but it must be {PARSERS[name].accepts}" in sentence for sentence in said)

@@ -1,0 +1,163 @@
+"""Makes the pictures of the documents that show syncagent at work, from what its commands really print and save.
+
+python docs/pictures.py [NAME...]
+
+A recording runs in a terminal, in a copy of the examples, on the simulated device; the picture has every character of
+it but the folder that the copy is in.  Its times are those of this machine.  The page of a report is what Chromium
+shows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.text import Text
+
+DOCS = Path(__file__).parent
+LOSS = "examples/masked_loss/train.py --variant 0 --device cuda --steps 8 --batch 2"
+COLUMNS, ROWS = 104, 50
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FONTS = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace("Fira Code", FONTS)
+"""As rich has it, but with fonts of the reader's: nothing is loaded from elsewhere."""
+
+
+class Recording(NamedTuple):
+    """Commands that are typed in a folder, by what it has in it; those of ``before`` are not shown."""
+
+    title: str
+    folder: str
+    shown: tuple[str, ...]
+    before: tuple[str, ...] = ()
+
+
+RECORDINGS = {
+    "run": Recording("a run on the simulated device", "examples", (f"syncagent run --simulate {LOSS}",)),
+    "quickstart": Recording("the first report", "docs/quickstart.md", ("syncagent run --simulate train.py",)),
+    "check": Recording(
+        "a gate in CI",
+        "examples/policy_gate",
+        ("syncagent check new.json --baseline baseline.json", "echo $?"),
+        ("syncagent run --simulate --detail ops --report new.json train.py --model model_regressed",),
+    ),
+    "raise": Recording(
+        "stopped at the line that waits",
+        "examples/policy_gate",
+        ("syncagent run --simulate --policy raise --no-summary train.py --model model_regressed",),
+    ),
+}
+
+
+def record(name: str) -> Path:
+    """Make the picture of a terminal."""
+    made = DOCS / f"terminal-{name}.svg"
+    made.write_text(drawn(name, RECORDINGS[name]), encoding="utf-8")
+    return made
+
+
+def drawn(name: str, recording: Recording) -> str:
+    """Return what the terminal shows once its commands have ended, as SVG."""
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top).resolve() / "job"
+        furnish(folder, recording.folder)
+        for command in recording.before:
+            typed(command, folder)
+        text, status = Text(), 0
+        for command in recording.shown:
+            said, status = (f"{status}\n", 0) if command == "echo $?" else typed(command, folder)
+            text.append_text(Text.assemble(("$ ", "bold green"), (command, "bold"), "\n"))
+            text.append_text(Text.from_ansi(said.replace(str(folder.parent), "")))
+            text.append("\n")
+    text.rstrip()
+    text.append("\n")  # the picture ends so close below its last line that an underscore there would be cut off
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
+        console.print(text, soft_wrap=False)
+        return console.export_svg(title=recording.title, code_format=FORMAT, unique_id=f"terminal-{name}")
+
+
+def furnish(folder: Path, with_what: str) -> None:
+    """Make the folder: with the examples or one of them, or with the script of a page."""
+    source = DOCS.parent / with_what
+    if source.is_dir():
+        inner = folder / with_what if with_what == "examples" else folder
+        shutil.copytree(source, inner, ignore=shutil.ignore_patterns("__pycache__", ".syncagent"))
+    else:
+        (script,) = re.findall(r'(?s)```python title="train.py"\n(.*?)```', source.read_text(encoding="utf-8"))
+        folder.mkdir()
+        (folder / "train.py").write_text(script, encoding="utf-8")
+
+
+def typed(command: str, folder: Path) -> tuple[str, int]:
+    """Run a command in a terminal of its own; what it wrote there, and its exit code."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    quiet = ("SYNCAGENT", "OTEL_", "NO_COLOR", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(quiet)}
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+    with subprocess.Popen(  # noqa: S603 - the commands above
+        ["bash", "-c", command],  # noqa: S607
+        cwd=folder,
+        env={**kept, "PATH": path, "TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    ) as process:
+        os.close(terminal)
+        said = b"".join(iter(lambda: _read(controller), b""))
+    os.close(controller)
+    return said.decode().replace("\r\n", "\n"), process.returncode
+
+
+def _read(controller: int) -> bytes:
+    try:
+        return os.read(controller, 1 << 16)
+    except OSError:  # all who wrote to the terminal have ended
+        return b""
+
+
+def photograph() -> Path:
+    """Make the picture of the page of a report, as a browser shows its beginning."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise SystemExit(f"The picture of the page needs a browser: install Chromium (one of {', '.join(BROWSERS)}).")
+    made = DOCS / "report-page.png"
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top).resolve() / "job"
+        furnish(folder, "examples")
+        said, status = typed(f"syncagent run --simulate --report run.html {LOSS}", folder)
+        if status:
+            raise SystemExit(said)
+        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,820")
+        subprocess.run(  # noqa: S603
+            [browser, *options, f"--screenshot={made}", (folder / "run.html").as_uri()], check=True, capture_output=True
+        )
+    return made
+
+
+PICTURES: dict[str, Callable[[], Path]] = {
+    **{name: lambda name=name: record(name) for name in RECORDINGS},
+    "page": photograph,
+}
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or list(PICTURES)
+    if unknown := [name for name in wanted if name not in PICTURES]:
+        raise SystemExit(f"There is no picture {unknown[0]!r}; there are {', '.join(PICTURES)}.")
+    for name in wanted:
+        made = PICTURES[name]()
+        print(f"{os.path.relpath(made)}: {made.stat().st_size / 1000:.0f} kB")

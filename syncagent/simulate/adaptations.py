@@ -11,7 +11,7 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
 from syncagent.simulate.requirements import find
-from syncagent.simulate.tensor import SimulatedTensor, Storage, replacement, set_data
+from syncagent.simulate.tensor import ALL_ARGUMENTS, SimulatedTensor, Storage, replacement, set_data
 
 # --- Module.to ---------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ def adapt_ctc_loss() -> None:
             )
         return original(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
-    patches.put(torch, "ctc_loss", replacement(ctc_loss, original))
+    patches.put(torch, "ctc_loss", replacement(ctc_loss, original, asks=ALL_ARGUMENTS))
 
 
 # --- what is refused by name, before it fails somewhere deep inside torch ----------------------------------

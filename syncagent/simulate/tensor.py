@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
@@ -37,16 +37,25 @@ OWN = frozenset({"_sim", "_held", "_form"})
 """Attributes in which a tensor holds what it is, and which no copy takes over as they are."""
 
 
-def replacement(function: Any, original: Any, *, is_method: bool = False) -> Any:
+ALL_ARGUMENTS = 100
+"""More than any function has."""
+
+
+def replacement(function: Any, original: Any, *, is_method: bool = False, asks: int = 0) -> Any:
     """What stands in torch for ``original`` while there is a device, and does what ``function`` does.
 
-    Modes see a call of it under torch's own name, with the device that the program wrote.
+    Modes see a call of it under torch's own name, with the device that the program wrote.  So do those of the first
+    ``asks`` arguments that have a ``__torch_function__``, such as TensorDicts, which look for the function in a table.
     """
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         try:
-            if _mode_is_on():
-                return handle_torch_function(stand_in, args[:1] if is_method else (), *args, **kwargs)
+            given = (*args, *kwargs.values()) if kwargs and asks > 1 else args[:asks]
+            has_mode = _mode_is_on()
+            if has_mode or has_torch_function(given):
+                asked = [x for x in given if has_torch_function((x,)) and not isinstance(x, type)]
+                if has_mode or asked:
+                    return handle_torch_function(stand_in, asked, *args, **kwargs)
             if devices.count() or (is_method and isinstance(args[0], SimulatedTensor)):
                 return function(*args, **kwargs)
             return original(*args, **kwargs)  # the program has kept it from when there was a device

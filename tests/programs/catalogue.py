@@ -90,5 +90,5 @@ PROGRAMS = (
 )
 """In the order of the table."""
 
-NOT_RUN = frozenset(["torchrl_ppo", "fastai_learner", "tabnet_classifier"])
+NOT_RUN = frozenset(["fastai_learner", "tabnet_classifier"])
 """Programs that have not been run to the end yet on the CPU and on the device, and have no result."""

@@ -29,6 +29,24 @@ class Plain(torch.Tensor):
     pass
 
 
+class Collection:
+    """No tensor, but some of torch's functions are defined for it, as for TensorDicts."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return func, types, len(args), sorted(kwargs or {})
+
+
+class KeptByTo(torch.Tensor):
+    """Only one method's results are of the class, as in torchvision."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs or {})
+        return result.as_subclass(cls) if func == torch.Tensor.to else result
+
+
 @pytest.fixture
 def labelled():
     made = torch.arange(6.0).reshape(2, 3).as_subclass(Labelled)
@@ -103,6 +121,63 @@ def test_in_inference_mode_and_under_no_grad(labelled):
             assert isinstance(torch.ones(2, device="cuda").as_subclass(Plain), Plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        *((f"{kind}_like", (), ()) for kind in ("empty", "zeros", "ones", "rand", "randn")),
+        ("full_like", (), (1.0,)), ("randint_like", (), (5,)), ("normal", (), (1.0,)), ("normal", (0.0,), ()),
+        ("full", ((2,),), ()), ("arange", (0,), ()), ("zeros", (), ()), ("scalar_tensor", (), ()),
+        ("hann_window", (), ()), ("sparse_coo_tensor", ([[0]],), ()),
+        ("ctc_loss", (torch.zeros(3, 1, 2), torch.ones(1, 1), [3]), ()),
+    ],
+)  # fmt: skip
+def test_a_function_asks_an_argument_with_a_torch_function_under_the_name_that_torch_has(name, before, after):
+    function = getattr(torch, name)
+    there = {"device": "cuda"} if name != "ctc_loss" else {}
+    args = (*before, Collection(), *after)
+    assert function(*args, **there) == (function, (Collection,), len(args), [*there])
+
+
+def test_an_argument_given_by_name_is_asked_too():
+    assert torch.empty_like(input=Collection()) == (torch.empty_like, (Collection,), 0, ["input"])
+
+
+@pytest.mark.parametrize("function", [torch.tensor, torch.as_tensor])
+def test_what_reads_any_object_does_not_ask_it(function):
+    with pytest.raises((TypeError, RuntimeError), match=r"Collection|infer"):
+        function(Collection(), device="cuda")
+
+
+def test_modes_come_first_and_then_the_argument():
+    class Mode(torch.overrides.TorchFunctionMode):
+        seen = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.seen.append((func, types))
+            return func(*args, **kwargs or {})
+
+    with Mode():
+        found = torch.ones_like(Collection(), device="cuda")
+    assert Mode.seen == [(torch.ones_like, (Collection,))]
+    assert found == (torch.ones_like, (Collection,), 1, ["device"])
+
+
+def test_a_class_sees_torchs_own_methods():
+    there = torch.ones(2).as_subclass(KeptByTo).to("cuda")
+    assert isinstance(there, KeptByTo)
+    assert isinstance(there.to(torch.float64), KeptByTo)
+    assert not isinstance(torch.ones(2).as_subclass(KeptByTo).cuda(), KeptByTo)
+    assert not isinstance(there.new_zeros(2), KeptByTo)
+    assert isinstance(torch.ones(2).to(there), KeptByTo)
+
+
+def test_data_for_new_tensor_is_not_asked_and_a_class_among_the_arguments_is_none(labelled):
+    with pytest.warns(UserWarning, match="copy construct"):
+        assert not isinstance(torch.ones(1, device="cuda").new_tensor(labelled), Labelled)
+    assert isinstance(labelled.cuda().new_tensor([1.0]), Labelled)
+    assert labelled.as_subclass(torch.Tensor).type(torch.DoubleTensor).type() == "torch.DoubleTensor"
+
+
 def test_a_class_that_runs_its_ops_itself_is_left_to_torch():
     class Own(torch.Tensor):
         @classmethod
@@ -115,8 +190,8 @@ def test_a_class_that_runs_its_ops_itself_is_left_to_torch():
 
 def test_torchvisions_are_of_this_kind():
     tv_tensors = pytest.importorskip("torchvision.tv_tensors")
-    image = tv_tensors.Image(torch.zeros(3, 4, 4)).cuda()
-    boxes = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4)).cuda()
+    image = tv_tensors.Image(torch.zeros(3, 4, 4)).to("cuda")
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4)).to("cuda")
     assert isinstance(image, tv_tensors.Image)
     assert (boxes.canvas_size, boxes.tolist()) == ((4, 4), [[0, 0, 2, 2]])
     assert not isinstance(image + 1, tv_tensors.Image)

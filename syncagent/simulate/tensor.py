@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +37,36 @@ dispatch: Any = None
 _NO_KWARGS: dict[str, Any] = {}
 OWN = frozenset({"_sim", "_held", "_form"})
 """Attributes in which a tensor holds what it is, and which no copy takes over as they are."""
+_attributes: Any = torch.Tensor.__dict__["__dict__"]
+attributes_of, _set_attributes = _attributes.__get__, _attributes.__set__
+"""Of all that a tensor has, including what it holds."""
+
+
+class _Attributes(dict[str, Any]):
+    """The attributes of a tensor but for what it holds, which no other tensor is to have.
+
+    What is changed here is changed in the tensor.
+    """
+
+    def __init__(self, tensor: SimulatedTensor) -> None:
+        super().__init__((name, value) for name, value in attributes_of(tensor).items() if name not in OWN)
+        self._tensor = weakref.ref(tensor)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        if (tensor := self._tensor()) is not None:
+            attributes_of(tensor)[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        if (tensor := self._tensor()) is not None:
+            del attributes_of(tensor)[name]
+
+    update, pop, popitem = MutableMapping.update, MutableMapping.pop, MutableMapping.popitem
+    clear, setdefault = MutableMapping.clear, MutableMapping.setdefault
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
 
 ALL_ARGUMENTS = 100
@@ -109,6 +141,19 @@ class SimulatedTensor(torch.Tensor):
     def take_over(self, data: SimulatedTensor) -> None:
         """Take over what another tensor holds; C++ has done the same."""
         self._sim, self._held = data._sim, data._held
+
+    @property
+    def __dict__(self) -> dict[str, Any]:
+        found: dict[str, Any] = attributes_of(self)
+        return found if OWN.isdisjoint(found) else _Attributes(self)
+
+    @__dict__.setter
+    def __dict__(self, attributes: dict[str, Any]) -> None:
+        """Programs give one tensor the attributes of another, as fastai does: what it holds itself stays with it."""
+        if hasattr(self, "_sim"):
+            held = {name: value for name, value in attributes_of(self).items() if name in OWN}
+            attributes = {name: value for name, value in attributes.items() if name not in OWN} | held
+        _set_attributes(self, attributes)
 
     # --- what it says about itself --------------------------------------------------------------------------
 

@@ -112,6 +112,52 @@ def test_it_is_copied_and_saved_with_what_the_program_keeps_in_it(labelled):
     assert (read.device.type, read.label, read.tolist()) == ("cuda", "first", labelled.tolist())
 
 
+def test_attributes_of_another_tensor_leave_a_tensor_what_it_holds(labelled):
+    """As fastai's ``set_meta``, which gives each result all attributes of the first argument."""
+    x = torch.ones(2, 3, device="cuda")
+    x.label = "first"
+    for total in (x.sum(), labelled.cuda().sum().as_subclass(torch.Tensor)):
+        expected = total.item()
+        total.__dict__ = dict(x.__dict__)
+        assert (total.label, total.item(), total.clone().shape) == ("first", expected, ())
+    there = labelled.cuda()
+    there.__dict__ = x.__dict__
+    plain = there.as_subclass(torch.Tensor)
+    plain.__dict__ = there.__dict__
+    assert (plain.label, plain.tolist()) == ("first", [[0, 1, 2], [3, 4, 5]])
+    assert x.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_attributes_are_those_that_the_program_gave_a_tensor_and_no_other_keeps_its_memory():
+    x = torch.ones(1 << 16, device="cuda")
+    x.label = "first"
+    assert x.__dict__ == copy.copy(x.__dict__) == copy.deepcopy(x.__dict__) == {"label": "first"}
+    x.__dict__.update(other=1)
+    x.__dict__["more"] = x.__dict__.pop("other") + 1
+    assert (x.label, x.more, vars(x)) == ("first", 2, {"label": "first", "more": 2})
+    before, host = torch.cuda.memory_allocated(), x.cpu()
+    host.__dict__ = x.__dict__
+    assert (type(host), host.label, host[0].item()) == (torch.Tensor, "first", 1)
+    del x
+    assert torch.cuda.memory_allocated() == before - (1 << 18)
+
+
+def test_a_tensor_on_the_host_becomes_no_tensor_of_the_device():
+    """As fastcore's ``retain_type``, which gives a result the class of what it was made of."""
+    x = torch.ones(2, device="cuda")
+    host = x.cpu().as_subclass(type(x))
+    assert (type(host), host.device.type, host.tolist()) == (torch.Tensor, "cpu", [1, 1])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_tensors_that_are_swapped_exchange_what_they_hold(device):
+    one, other = torch.ones(2, device="cuda"), torch.zeros(3, device=device)
+    one.label = "one"
+    torch.utils.swap_tensors(one, other)
+    assert (one.device.type, one.tolist(), (one + 1).tolist()) == (device, [0, 0, 0], [1, 1, 1])
+    assert (other.device.type, other.label, (other + 1).tolist()) == ("cuda", "one", [2, 2])
+
+
 def test_in_inference_mode_and_under_no_grad(labelled):
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():

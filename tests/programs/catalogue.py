@@ -89,6 +89,3 @@ PROGRAMS = (
     Program("torchmetrics_collection", "torchmetrics", "collections of metrics of five kinds"),
 )
 """In the order of the table."""
-
-NOT_RUN = frozenset(["tabnet_classifier"])
-"""Programs that have not been run to the end yet on the CPU and on the device, and have no result."""

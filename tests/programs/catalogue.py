@@ -74,7 +74,7 @@ PROGRAMS = (
     Program("x_transformers_lm", "x-transformers", "a decoder: training and generate with a cache"),
     Program("skorch_classifier", "skorch", "a pipeline, a grid search and a checkpoint"),
     Program("ignite_engines", "pytorch-ignite", "trainer and evaluator with metrics and handlers"),
-    Program("gpytorch_regression", "gpytorch", "exact and variational Gaussian processes", RANDOM),
+    Program("gpytorch_regression", "gpytorch", "exact and variational Gaussian processes"),
     Program("botorch_optimization", "botorch", "Bayesian optimization in double precision", RANDOM),
     Program("pyro_svi", "pyro-ppl", "stochastic variational inference and predictions", RANDOM),
     Program("neural_ode", "torchdiffeq", "an adaptive solver and its adjoint"),

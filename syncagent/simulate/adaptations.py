@@ -11,7 +11,7 @@ import torch
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
 from syncagent.simulate.requirements import find
-from syncagent.simulate.tensor import SimulatedTensor, Storage, replacement, set_data
+from syncagent.simulate.tensor import ALL_ARGUMENTS, OWN, SimulatedTensor, Storage, attributes_of, replacement, set_data
 
 # --- Module.to ---------------------------------------------------------------------------------------------
 
@@ -41,6 +41,22 @@ def adapt_module_moves() -> None:
         return original(self, fn, recurse)
 
     patches.put(torch.nn.Module, "_apply", apply)
+
+
+def adapt_swaps() -> None:
+    """Let two tensors on the device that exchange everything exchange what they hold, too."""
+    original: Any = torch.utils.swap_tensors
+
+    @functools.wraps(original)
+    def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
+        original(t1, t2)
+        if isinstance(t1, SimulatedTensor) and isinstance(t2, SimulatedTensor):
+            first, second = attributes_of(t1), attributes_of(t2)
+            one, other = ({name: each.pop(name) for name in OWN & each.keys()} for each in (first, second))
+            first.update(other)
+            second.update(one)
+
+    patches.put(torch.utils, "swap_tensors", swap_tensors)
 
 
 # --- optimizers --------------------------------------------------------------------------------------------
@@ -95,7 +111,7 @@ def adapt_ctc_loss() -> None:
             )
         return original(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
-    patches.put(torch, "ctc_loss", replacement(ctc_loss, original))
+    patches.put(torch, "ctc_loss", replacement(ctc_loss, original, asks=ALL_ARGUMENTS))
 
 
 # --- what is refused by name, before it fails somewhere deep inside torch ----------------------------------

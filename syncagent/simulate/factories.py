@@ -29,7 +29,7 @@ from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
 from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
 from syncagent.simulate.special import empty
-from syncagent.simulate.tensor import SimulatedTensor, TensorBase, replacement
+from syncagent.simulate.tensor import ALL_ARGUMENTS, SimulatedTensor, TensorBase, replacement
 
 # --- the dispatcher ----------------------------------------------------------------------------------------
 
@@ -235,7 +235,8 @@ def wrap_functions() -> None:
             if original is None:
                 note_loss(f"{holder.__name__}.{name}")
                 continue
-            wrapped = replacement(wrap(original), original)
+            reads_any_object = wrap not in {_with_device, _of_parts}
+            wrapped = replacement(wrap(original), original, asks=0 if reads_any_object else ALL_ARGUMENTS)
             patches.put(holder, name, wrapped)
             builtin = find_builtin(original) if find_builtin and register_builtin else None
             if builtin is not None:
@@ -318,7 +319,8 @@ _METHODS: dict[str, Any] = {
 def wrap_methods() -> None:
     """Replace the methods of torch.Tensor that take a device, and those that concern pinned memory."""
     for name, function in _METHODS.items():
-        method = replacement(function, getattr(torch.Tensor, name), is_method=True)
+        asks = 1 if name == "new_tensor" else ALL_ARGUMENTS  # its data may be any object
+        method = replacement(function, getattr(torch.Tensor, name), is_method=True, asks=asks)
         patches.put(torch.Tensor, name, method)
         if name not in vars(SimulatedTensor):
             setattr(SimulatedTensor, name, method)  # its own, for when the device is gone

@@ -185,14 +185,18 @@ def is_for_program(value: Any) -> bool:
     return getattr(value, _MARK, None) is getattr(value, "__code__", value)
 
 
-_QUIET = {"__hash__", "__eq__", "__torch_dispatch__", "data_ptr", "get_device", "record_stream", "query"}
+_QUIET = {
+    "__hash__", "__eq__", "__dict__", "__torch_dispatch__", "data_ptr", "get_device", "record_stream", "query",
+}  # fmt: skip
 """Methods that raise nothing, or that see to it themselves."""
 
 
 def all_for_program(cls: type) -> type:
     """Do as :func:`for_program` with the methods of a class, as a decorator."""
     for name, value in list(vars(cls).items()):
-        if inspect.isfunction(value) and not is_for_program(value) and name not in _QUIET:
+        if name in _QUIET:
+            continue
+        if inspect.isfunction(value) and not is_for_program(value):
             setattr(cls, name, for_program(value))
         elif isinstance(value, property) and value.fget is not None:
             setattr(cls, name, property(for_program(value.fget), value.fset, value.fdel, value.__doc__))

@@ -210,6 +210,7 @@ def _install(count: int) -> None:
     factories.wrap_functions()
     factories.wrap_methods()
     adaptations.adapt_module_moves()
+    adaptations.adapt_swaps()
     cuda_api.install()
     for part, lost in (
         (adaptations.adapt_ctc_loss, "ctc_loss may read its lengths in another way than on a GPU"),

@@ -68,7 +68,9 @@ def _on_device(kind: type) -> type[SimulatedTensor] | None:
 def _like(tensor: Any, cls: type) -> Any:
     """``Tensor.as_subclass``: an alias of a tensor that is an instance of the class, wherever the tensor is."""
     if not isinstance(tensor, SimulatedTensor):
-        return _as_subclass(tensor, cls.of if issubclass(cls, OfProgram) and cls is not OfProgram else cls)
+        if issubclass(cls, SimulatedTensor):
+            cls = getattr(cls, "of", torch.Tensor)
+        return _as_subclass(tensor, cls)
     kind = _on_device(cls)
     if kind is None:
         return _as_subclass(tensor, cls)

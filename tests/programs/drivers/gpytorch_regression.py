@@ -19,7 +19,8 @@ class Exact(gpytorch.models.ExactGP):
 
 class Variational(gpytorch.models.ApproximateGP):
     def __init__(self, points):
-        chosen = gpytorch.variational.CholeskyVariationalDistribution(points.size(0))
+        # No random numbers in the first means, which it would draw on the device.
+        chosen = gpytorch.variational.CholeskyVariationalDistribution(points.size(0), mean_init_std=0.0)
         super().__init__(gpytorch.variational.VariationalStrategy(self, points, chosen, learn_inducing_locations=True))
         self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), ScaleKernel(RBFKernel())
 
@@ -36,7 +37,8 @@ models = Exact(x, y, likelihood).to(device()), Variational(x[::4].unsqueeze(1)).
 for model in models:
     model.train()
     likelihood.train()
-    optimizer = torch.optim.Adam([*model.parameters(), *likelihood.parameters()], lr=0.1)
+    # Each once: an exact model has the likelihood's, too, and Adam on CUDA moves one that it is given twice otherwise.
+    optimizer = torch.optim.Adam(dict.fromkeys([*model.parameters(), *likelihood.parameters()]), lr=0.1)
     if isinstance(model, Exact):
         bound = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
     else:

@@ -12,7 +12,8 @@ from timm.utils import AverageMeter, ModelEmaV3, accuracy, dispatch_clip_grad
 
 torch.manual_seed(0)
 model = timm.create_model("convnext_atto", num_classes=10, drop_path_rate=0.0).to(device())
-optimizer = create_optimizer_v2(model, opt="lamb", lr=1e-3, weight_decay=0.05)
+# foreach is what it chooses on CUDA by itself; its other form, for the CPU, rounds otherwise.
+optimizer = create_optimizer_v2(model, opt="lamb", lr=1e-3, weight_decay=0.05, foreach=True)
 schedule = CosineLRScheduler(optimizer, t_initial=6, warmup_t=1, warmup_lr_init=1e-5)
 ema, criterion, meter = ModelEmaV3(model, decay=0.9), LabelSmoothingCrossEntropy(0.1).to(device()), AverageMeter()
 images, labels = torch.rand(24, 3, 64, 64), torch.randint(0, 10, (24,))

@@ -13,7 +13,6 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ _UNREAD = 2000
 """How many events may be pending: reading them costs more than noting them, so it is done in batches."""
 
 _numbers = itertools.count()
-_events: deque[tuple[int, int, Layout | int | None]] = deque()
-"""What has not been read yet: number and device of an allocation, and its layout, or size in bytes, or ``None`` when it
-was freed."""
+_events: deque[tuple[int, int, Layout | int | None] | _Allocation] = deque()
+"""What has not been read yet: number and device of an allocation, and its layout, or size in bytes, or ``None`` where
+it is another one from now on; or an allocation that was freed."""
 _reading = threading.Lock()
 
 
@@ -38,23 +37,23 @@ class Held:
     torch's allocator does not wait for them either: it reuses memory in stream order.
     """
 
-    __slots__ = ("__weakref__", "_index", "_number")
+    __slots__ = ("__weakref__",)
 
-    def __init__(self, layout: Layout, index: int) -> None:
-        self._number = next(_numbers)
-        self._index = index
-        _events.append((self._number, index, layout))
-        if len(_events) > _UNREAD:
-            _read()
 
-    def resize(self, nbytes: int) -> None:
-        """The storage has that size from now on; for torch this is another allocation."""
-        _events.append((self._number, self._index, None))
-        self._number = next(_numbers)
-        _events.append((self._number, self._index, nbytes))
+class _Allocation(weakref.ref[Held]):
+    """What is noted of an allocation, itself an event once it is freed.
 
-    def __del__(self, _note: Callable[[Any], None] = _events.append) -> None:
-        _note((self._number, self._index, None))
+    Python runs no code of ours then: what a signal's handler raises in a destructor would be lost.
+    """
+
+    __slots__ = ("index", "number")
+
+    number: int
+    index: int
+
+
+_alive: dict[int, _Allocation] = {}
+"""By their ids; nothing else may keep them."""
 
 
 def hold(box: Box, index: int) -> Held:
@@ -62,17 +61,28 @@ def hold(box: Box, index: int) -> Held:
     known = box.held
     held: Held | None = None if known is None else known()
     if held is None:
-        held = Held(box.layout, index)
-        box.held = weakref.ref(held)
+        held = Held()
+        allocation = box.held = _Allocation(held, _events.append)
+        allocation.number, allocation.index = next(_numbers), index
+        _alive[id(allocation)] = allocation
+        _events.append((allocation.number, index, box.layout))
+        if len(_events) > _UNREAD:
+            _read()
     return held
+
+
+def _resize(allocation: _Allocation, nbytes: int) -> None:
+    """The storage has that size from now on; for torch this is another allocation."""
+    _events.append((allocation.number, allocation.index, None))
+    allocation.number = next(_numbers)
+    _events.append((allocation.number, allocation.index, nbytes))
 
 
 def resize_allocation(box: Box, nbytes: int) -> None:
     """The host gives a box another size."""
     box.nbytes = nbytes
-    held: Held | None = None if box.held is None else box.held()
-    if held is not None:
-        held.resize(nbytes)
+    if box.held is not None and box.held() is not None:
+        _resize(box.held, nbytes)
 
 
 @functools.cache
@@ -149,7 +159,12 @@ def _read() -> None:
 
 def _read_all() -> None:
     for _ in range(len(_events)):
-        number, index, layout = _events.popleft()
+        event = _events.popleft()
+        if isinstance(event, _Allocation):
+            if _alive.pop(id(event), None) is not None:  # a signal's handler may have kept it from being noted
+                of_device(event.index).give_back(event.number)
+            continue
+        number, index, layout = event
         if layout is None:
             of_device(index).give_back(number)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import weakref
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,6 +45,20 @@ def nbytes_of(layout: Layout) -> int:
     return (last + 1) * layout.dtype.itemsize
 
 
+_SHORT = 1 << 13
+"""So many elements, results included, are computed in less time than it takes to wake a worker."""
+
+
+def are_few(placements: Iterable[Placement]) -> bool:
+    """Whether tensors have so few elements, all together, that a kernel of theirs is short."""
+    left = _SHORT
+    for placement in placements:
+        left -= math.prod(placement.layout.size)
+        if left < 0:
+            return False
+    return True
+
+
 _next_address = 0x7F00_0000_0000
 """Device addresses are never given out twice, and are aligned as CUDA's are."""
 
@@ -61,8 +75,8 @@ class Box:
         """A CPU tensor over the whole storage; ``None`` until the kernel that makes it has run."""
         self.failure: Failure | None = None
         """Of the kernel that should have filled the box, or wrote to it last."""
-        self.held: weakref.ref[Any] | None = None
-        """The object that the program's tensors over it share: see allocator.py."""
+        self.held: Any = None
+        """A weak reference to the object that the program's tensors over it share: see allocator.py."""
         self.own_form: Any = None
         """The CPU kernel's result where CUDA's has another form; only the CPU's backward kernel reads it."""
         self.writer: Engine | None = None

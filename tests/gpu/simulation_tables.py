@@ -25,14 +25,24 @@ def step_times() -> str:
     found = result_of("simulated")
     if isinstance(found, str):
         return found
-    rows = ["| program | CPU, fp32, ms | simulated device, ms | times |", "|---|---|---|---|"]
-    ratios = {name: row["simulated_ms"] / row["cpu_ms"] for name, row in found["programs"].items()}
+    parts = {
+        "of real size": {name: row for name, row in found["programs"].items() if row.get("is_of_real_size")},
+        "small, of many ops": {name: row for name, row in found["programs"].items() if not row.get("is_of_real_size")},
+    }
+    rows = ["| program | size | CPU, fp32, ms | simulated device, ms | times |", "|---|---|---|---|---|"]
     rows += [
-        f"| {name} | {row['cpu_ms']:.1f} | {row['simulated_ms']:.1f} | {ratios[name]:.2f} |"
-        for name, row in found["programs"].items()
+        f"| {name} | {size} | {row['cpu_ms']:.1f} | {row['simulated_ms']:.1f} | {_times(row):.2f} |"
+        for size, programs in parts.items()
+        for name, row in programs.items()
     ]
+    medians = [statistics.median(map(_times, programs.values())) for programs in parts.values()]
     return "\n".join(rows) + (
-        f"\n\nThe median is {statistics.median(ratios.values()):.2f} times. torch {found['torch']}, Python "
+        f"\n\nThe median is {medians[0]:.2f} times for those of real size, {medians[1]:.2f} for the small ones. torch "
+        f"{found['torch']}, Python "
         f"{found['python']}, threads: {found['threads']}, {found['date'][:10]}. "
         "`python tests/benchmarks/simulated.py --out FILE`."
     )
+
+
+def _times(row: dict[str, float]) -> float:
+    return row["simulated_ms"] / row["cpu_ms"]

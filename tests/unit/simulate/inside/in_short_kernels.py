@@ -1,0 +1,167 @@
+"""Kernels that take less time than to wake a worker run on the thread that queues them; no program can tell."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import weakref
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@pytest.fixture
+def x():
+    values = torch.arange(6.0, device="cuda")
+    torch.cuda.synchronize()
+    return values
+
+
+def is_done():
+    """Whether nothing is queued, at this very moment."""
+    return torch.cuda.current_stream().query()
+
+
+def test_a_short_kernel_has_run_when_its_call_returns(x):
+    for _ in range(50):
+        y = x + 1
+        assert is_done()
+    assert y.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_it_keeps_its_place_behind_what_is_queued(x):
+    big = torch.ones(4_000_000, device="cuda")
+    torch.cuda.synchronize()
+    for _ in range(3):
+        torch.cuda._sleep(2_000_000)
+        y = big.sum() + x
+        y.mul_(2)
+        assert y[0].item() == 8_000_000.0
+
+
+class Alarm(Exception):
+    """Raised by a signal's handler."""
+
+
+def compute_for_ever(x):
+    while True:
+        y = x + 1
+        y.mul_(2)
+
+
+@pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
+def test_what_a_signals_handler_raises_reaches_the_program(x, error):
+    """Wherever it comes, and not as an error of the device."""
+
+    def handle(*_):
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(40):
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            with pytest.raises(error):
+                compute_for_ever(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    torch.cuda.synchronize()
+    assert (x + 1).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_destructor_may_use_the_device_in_the_midst_of_one(x):
+    class Keeps:
+        def __init__(self):
+            self.itself = self
+            self.values = x.clone()
+
+        def __del__(self):
+            seen.append((self.values + 1).sum().item())
+
+    seen = []
+    for _ in range(30):
+        Keeps()
+        for _ in range(5):
+            y = x * 2
+            gc.collect(0)
+    gc.collect()
+    assert seen == [21.0] * 30
+    assert y.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+def test_modes_see_the_op_of_the_program_and_not_the_kernels(x):
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function, _types, args=(), kwargs=None):
+            functions.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, op, _types, args=(), kwargs=None):
+            ops.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    functions, ops = [], []
+    with Functions(), Ops():
+        y = x.add(1)
+    assert functions == ["add"]
+    assert ops == ["aten.add.Tensor"]
+    assert y.sum().item() == 21.0
+
+
+def test_its_results_are_as_those_of_queued_ones_wherever_it_is_called(x):
+    with torch.inference_mode():
+        inside = x + 1
+    w = torch.ones(6, device="cuda", requires_grad=True)
+    (w * x + inside.clone()).sum().backward()
+    assert w.grad.tolist() == x.tolist()
+    with torch.no_grad():
+        w += 1
+    assert w.requires_grad
+    assert w.sum().item() == 12.0
+    with torch.autocast("cuda", dtype=torch.float16):
+        product = torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")
+        wide = product.float() + 1
+    assert (product.dtype, wide.dtype) == (torch.float16, torch.float32)
+
+
+def test_threads_that_share_a_stream_wait_for_each_other(x):
+    total, turns, errors = torch.zeros(6, device="cuda"), 300, []
+
+    def work():
+        try:
+            for _ in range(turns):
+                total.add_(x)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert total.tolist() == [4.0 * turns * n for n in range(6)]
+
+
+def test_an_error_is_the_hosts_where_it_next_waits_and_not_before(x):
+    y = x.index_select(0, torch.tensor([9], device="cuda"))
+    z = y + 1
+    with pytest.raises(torch.AcceleratorError, match=r"out of (bounds|range)"):
+        z.cpu()
+    alive = weakref.ref(y)
+    del y, z
+    assert alive() is None
+
+
+def test_a_profile_has_each_op_once(x):
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
+        for _ in range(5):
+            x.add(1)
+        torch.cuda.synchronize()
+    counts = {event.key: event.count for event in found.key_averages()}
+    assert counts["aten::add"] == 5

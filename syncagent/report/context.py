@@ -9,6 +9,7 @@ from dataclasses import replace
 from syncagent.attribution.statements import shown
 from syncagent.events import CallSite
 from syncagent.report.model import Report, SiteRow, SourceRow
+from syncagent.support import redaction
 from syncagent.support.pace import yield_gil
 from syncagent.support.reading import source_lines
 
@@ -23,6 +24,7 @@ _LONGEST = 240
 def with_context(report: Report) -> Report:
     """The report with ``sources``, for each file that still has a site's text at its line."""
     wanted: dict[str, set[int]] = defaultdict(set)
+    own: set[tuple[str, int]] = set()
     for site in report.sites[:SITES]:
         for line in lines_of(site):
             text = source_lines(line.file)
@@ -30,9 +32,16 @@ def with_context(report: Report) -> Report:
             if line.source and 0 < line.line <= len(text) and shown(text[line.line - 1]) == line.source:
                 first, last = max(line.line - AROUND, 1), min(line.line + AROUND, len(text))
                 wanted[line.file].update(range(first, last + 1))
+                own.add((line.file, line.line))
         yield_gil()
+
+    def shown_line(file: str, number: int) -> str:
+        text = source_lines(file)[number - 1].rstrip()
+        # Columns count in a site's own line, which is in the report in any case.
+        return (text if (file, number) in own else redaction.source(text))[:_LONGEST]
+
     rows = (
-        SourceRow(file, run[0], tuple(source_lines(file)[number - 1].rstrip()[:_LONGEST] for number in run))
+        SourceRow(file, run[0], tuple(shown_line(file, number) for number in run))
         for file, numbers in sorted(wanted.items())
         for run in _runs(sorted(numbers))
     )

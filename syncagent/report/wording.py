@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timezone
 
 from syncagent.report import cells
 from syncagent.report.model import Report, RunInfo, SiteRow
@@ -10,8 +11,8 @@ from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 __all__ = [
-    "DASH", "an", "at", "busy", "call", "clean", "cost", "count", "duration", "function", "known_duration", "length",
-    "mark", "named",
+    "DASH", "an", "at", "began", "busy", "call", "clean", "cost", "count", "duration", "function", "known_duration",
+    "length", "mark", "named",
     "per_step", "phases", "place", "plural", "processes", "share", "short_path", "times_are",
 ]  # fmt: skip
 
@@ -94,6 +95,15 @@ def plural(number: int, noun: str) -> str:
 def length(run: RunInfo) -> str:
     """``20 steps in 4.10 s``."""
     return f"{plural(run.steps, 'step')} in {duration(run.duration_s * 1e3)}"
+
+
+def began(run: RunInfo) -> str:
+    """``2026-11-29 15:49 UTC``; as it is written where that is no time."""
+    try:
+        started = datetime.fromisoformat(run.started.replace("Z", "+00:00"))
+    except ValueError:
+        return run.started
+    return started.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def processes(run: RunInfo, size: int | None = None) -> str:

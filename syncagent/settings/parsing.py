@@ -221,14 +221,17 @@ def path(name: str, value: object) -> str:
     raise rejected(name, value, path.accepts)
 
 
-@_parser(
-    f"a path that ends in {report_formats.saved_suffixes()}, or a directory", "PATH", report_formats.SUFFIXES.values()
-)
+def _report_paths() -> str:
+    """What a report's path must be; asked anew, since a format may have been added."""
+    return f"a path that ends in {report_formats.saved_suffixes()}, or a directory"
+
+
+@_parser(_report_paths(), "PATH", report_formats.SUFFIXES.values())
 def report_path(name: str, value: object) -> str:
     target = path(name, value)
     is_folder = target.endswith(("/", os.sep)) or os.path.isdir(target)
     if not is_folder and report_formats.saved_format_of(target) is None:
-        raise rejected(name, target, report_path.accepts)
+        raise rejected(name, target, _report_paths())
     return target
 
 

@@ -31,6 +31,9 @@ _OPTION = re.compile(r"-{1,2}[A-Za-z][\w.:-]*")
 _PAIR = re.compile(
     r"""(?P<name>[A-Za-z_][\w.-]*)(?P<is>["']?\s*(?:=|:(?![/:]))\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,;&"'})\]]+)"""
 )
+_WRITTEN = re.compile(
+    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<is>["']?\]?\s*(?::\s*\w+\s*)?[=:]\s*[bfruBFRU]{0,2})(?P<value>"[^"]*"|'[^']*')"""
+)
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|AIza[\w-]{30,})"
@@ -83,6 +86,16 @@ def text(said: str, environment: Mapping[str, str] | None = None) -> str:
             said = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, said)
     said = _SCHEME.sub(rf"\1{REDACTED}", _FORMS.sub(REDACTED, said))
     return _PAIR.sub(_pair, said) if "=" in said or ":" in said else said
+
+
+def source(line: str) -> str:
+    """Return a line of code without the secrets that are written in it.
+
+    Only a text in quotes can be one: any other value is a name, or an expression.
+    """
+    if "://" in line:
+        line = _URL.sub(lambda found: _shown_url(found[0]), line)
+    return _WRITTEN.sub(_pair, _FORMS.sub(REDACTED, line))
 
 
 def _word(word: str) -> str:

@@ -42,7 +42,7 @@ def render(comparison: Comparison, old: Report, new: Report) -> str:
 
 
 def _facts(run: RunInfo) -> str:
-    known = [run.device or "no device", wording.length(run), wording.processes(run), run.host, run.started]
+    known = [run.device or "no device", wording.length(run), wording.processes(run), run.host, wording.began(run)]
     return " · ".join(fact for fact in known if fact)
 
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncagent.report import findings, wording
+from syncagent.report import wording
 from syncagent.report.model import EventRow, Report, SiteRow
 
 COLORS = 7
@@ -149,7 +149,6 @@ def in_words(report: Report) -> str:
     """What the charts are of."""
     kept, all_of_them = len(report.events), sum(site.count for site in report.sites)
     of = f"the newest {kept:,} of {all_of_them:,} waits" if all_of_them > kept else wording.plural(kept, "wait")
-    sampled = " Between sampled steps only waits that take long are recorded one by one." * (
-        report.run.detail == "auto"
-    )
-    return f"Drawn from {of}.{sampled}" if findings.steady(report) or kept else ""
+    if report.run.detail == "auto":
+        return f"Drawn from {of}. Between sampled steps only waits that take long are recorded one by one."
+    return f"Drawn from {of}."

@@ -72,7 +72,7 @@ def _facts(run: RunInfo) -> list[str]:
         f"torch {run.torch}" if run.torch else "",
         f"CUDA {run.cuda}" if run.cuda else "",
         f"policy {run.policy}, detail {run.detail}",
-        run.started,
+        wording.began(run),
     ]
     return [fact for fact in known if fact]
 

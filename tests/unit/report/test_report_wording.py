@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from training_run import run_info
 
 from syncagent.report import wording
 
@@ -78,3 +79,9 @@ def test_what_cannot_be_printed_is_escaped():
 def test_a_function_is_the_one_that_a_person_would_name(name, shown):
     """Comprehensions are functions of their own before 3.12, and the top level of a script is none."""
     assert wording.function(name) == shown
+
+
+def test_a_start_is_a_date_and_a_time_that_people_read():
+    assert wording.began(run_info(started="2025-11-23T02:50:00.123+01:00")) == "2025-11-23 01:50 UTC"
+    assert wording.began(run_info(started="2025-11-23T02:50:00Z")) == "2025-11-23 02:50 UTC"
+    assert wording.began(run_info(started="then")) == "then"

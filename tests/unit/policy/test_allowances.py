@@ -37,7 +37,9 @@ def test_a_kind_may_be_allowed_wherever_it_is(cpu_agent):
 
 def test_a_kind_that_is_none_is_one_sentence():
     """With all that there are."""
-    with pytest.raises(ConfigError, match=r"setting allow_kinds is 'reads', but it must be a kind of sync: dynamic_sh"):
+    with pytest.raises(
+        ConfigError, match=r"setting allow_kinds is 'reads', but it must be one or more kinds of sync: dynamic_sh"
+    ):
         syncagent.watch(allow_kinds="reads")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -278,6 +279,9 @@ def test_it_is_dark_where_that_is_wanted_and_light_on_paper(opened):
     assert painted(page, "chart-time", "color-0")
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) == "rgb(255, 255, 255)" != dark
+    give_up = time.monotonic() + 20
+    while not painted(page, "chart-time", "color-0") and time.monotonic() < give_up:
+        page.wait_for_timeout(50)
     assert painted(page, "chart-time", "color-0"), "painted again"
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate(background) == "rgb(255, 255, 255)"

@@ -47,6 +47,12 @@ def shown(report: Report) -> Report:
             for site in report.sites
         ),
         ops=tuple(replace(op, file=names.get(op.file, op.file)) for op in report.ops),
+        # Cells without a number have one name, so that no source could be found by it.
+        sources=tuple(
+            replace(row, file=names.get(row.file, row.file))
+            for row in report.sources
+            if row.file not in names or row.file in numbers
+        ),
     )
 
 

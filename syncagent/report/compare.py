@@ -208,8 +208,13 @@ def _step_ms(report: Report) -> float | None:
     """Step time: from the cost window, without a profiler; else the mean of the run, first step excluded."""
     if report.cost is not None and report.cost.measured_step_ms is not None:
         return report.cost.measured_step_ms
-    steps = report.run.steps - 1
+    steps = (report.run.steps - 1) * ranks(report)
     return report.totals.step_ms / steps if report.totals.step_ms and steps > 0 else None
+
+
+def ranks(report: Report) -> int:
+    """Of how many ranks or processes its totals are the sums."""
+    return max(len(report.run.ranks), report.run.processes, 1)
 
 
 def _steps(old: Report, new: Report, before: _Sites, after: _Sites, tolerance: float) -> StepChange | None:

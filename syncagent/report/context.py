@@ -32,18 +32,19 @@ def with_context(report: Report) -> Report:
             if line.source and 0 < line.line <= len(text) and shown(text[line.line - 1]) == line.source:
                 first, last = max(line.line - AROUND, 1), min(line.line + AROUND, len(text))
                 wanted[line.file].update(range(first, last + 1))
-                own.add((line.file, line.line))
+                last = line.span.end_line if line.span is not None else line.line
+                own.update((line.file, number) for number in range(line.line, min(last, len(text)) + 1))
         yield_gil()
 
     def shown_line(file: str, number: int) -> str:
-        text = source_lines(file)[number - 1].rstrip()
-        # Columns count in a site's own line, which is in the report in any case.
-        return (text if (file, number) in own else redaction.source(text))[:_LONGEST]
+        text = source_lines(file)[number - 1][:_LONGEST].rstrip()
+        # Columns count in a site's own lines, which are in the report in any case.
+        return text if (file, number) in own else redaction.source(text)
 
     rows = (
         SourceRow(file, run[0], tuple(shown_line(file, number) for number in run))
         for file, numbers in sorted(wanted.items())
-        for run in _runs(sorted(numbers))
+        for run in runs(sorted(numbers))
     )
     return replace(report, sources=tuple(rows))
 
@@ -53,7 +54,7 @@ def lines_of(site: SiteRow) -> Iterator[CallSite | SiteRow]:
     yield from (line for line in (site.forward, site, site.library) if line is not None)
 
 
-def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
+def runs(numbers: Sequence[int]) -> Iterator[list[int]]:
     """Split sorted numbers where some are missing between two of them."""
     run: list[int] = []
     for number in numbers:

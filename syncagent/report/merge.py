@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from syncagent.report.context import runs
 from syncagent.report.model import (
     CostRow,
     OpRow,
@@ -102,7 +103,7 @@ def merge(reports: Sequence[Report]) -> Report:
             for event in part.events
         ),
         step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
-        cost=_merge_cost(reports, new_id),
+        cost=_merge_cost(ranked, new_id),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
         sources=_merge_sources(reports),
     )
@@ -227,12 +228,16 @@ def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
 
 
 def _merge_sources(reports: Sequence[Report]) -> tuple[SourceRow, ...]:
-    """The source of each file as the first report has it that has that file: no two rows overlap then."""
-    owner: dict[str, int] = {}
-    for index, part in enumerate(reports):
-        for row in part.sources:
-            owner.setdefault(row.file, index)
-    return tuple(row for index, part in enumerate(reports) for row in part.sources if owner[row.file] == index)
+    """Each line as the first report has it that has that line: no two rows overlap then."""
+    lines: dict[str, dict[int, str]] = defaultdict(dict)
+    for row in (row for part in reports for row in part.sources):
+        for number, text in enumerate(row.lines, row.first):
+            lines[row.file].setdefault(number, text)
+    return tuple(
+        SourceRow(file, run[0], tuple(texts[number] for number in run))
+        for file, texts in sorted(lines.items())
+        for run in runs(sorted(texts))
+    )
 
 
 def _common_error(sites: Sequence[SiteRow]) -> float | None:
@@ -260,13 +265,13 @@ def _known_sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _merge_cost(reports: Sequence[Report], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
-    costs = [(part, part.cost) for part in reports if part.cost is not None]
+def _merge_cost(ranked: Sequence[tuple[int, Report]], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
+    costs = [(rank, part, part.cost) for rank, part in ranked if part.cost is not None]
     if not costs:
         return None
-    part, least = min(costs, key=lambda pair: math.inf if pair[1].gain_all_ms is None else pair[1].gain_all_ms)
+    _, part, least = min(costs, key=lambda one: math.inf if one[2].gain_all_ms is None else one[2].gain_all_ms)
     order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in least.order)
-    busy = tuple(replace(row, rank=part.run.rank) for part, cost in costs for row in cost.gpu_busy)
+    busy = tuple(replace(row, rank=rank) for rank, _, cost in costs for row in cost.gpu_busy)
     return replace(least, order=order, gpu_busy=busy)
 
 

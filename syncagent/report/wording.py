@@ -100,10 +100,10 @@ def length(run: RunInfo) -> str:
 def began(run: RunInfo) -> str:
     """``2026-11-29 15:49 UTC``; as it is written where that is no time."""
     try:
-        started = datetime.fromisoformat(run.started.replace("Z", "+00:00"))
-    except ValueError:
+        started = datetime.fromisoformat(run.started.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # of a year that Python does not know
         return run.started
-    return started.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return started.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def processes(run: RunInfo, size: int | None = None) -> str:

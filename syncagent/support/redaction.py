@@ -32,8 +32,12 @@ _PAIR = re.compile(
     r"""(?P<name>[A-Za-z_][\w.-]*)(?P<is>["']?\s*(?:=|:(?![/:]))\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,;&"'})\]]+)"""
 )
 _WRITTEN = re.compile(
-    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<is>["']?\]?\s*(?::\s*\w+\s*)?[=:]\s*[bfruBFRU]{0,2})(?P<value>"[^"]*"|'[^']*')"""
+    r"""(?P<name>[A-Za-z_][\w.-]*)"""
+    # Its value, also with a type, compared or added; or, behind a name in quotes, what follows: getenv("X", "y").
+    r"""(?P<is>["']?\]?\s*(?:(?::[^=,()"']{0,60}?)?(?::=|[+=!]?=|:)|(?<=["'])\s*,)\s*[(\[]?\s*[bfruBFRU]{0,2})"""
+    r"""(?P<value>\"{3}.*?(?:\"{3}|$)|'{3}.*?(?:'{3}|$)|"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\]|\\.)*(?:'|$))"""
 )
+"""In a line of code: a name, and a text in quotes that is given to it."""
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|AIza[\w-]{30,})"
@@ -91,11 +95,25 @@ def text(said: str, environment: Mapping[str, str] | None = None) -> str:
 def source(line: str) -> str:
     """Return a line of code without the secrets that are written in it.
 
-    Only a text in quotes can be one: any other value is a name, or an expression.
+    Only a text in quotes can be one: any other value is a name, or an expression.  What has only a common name, such as
+    ``key`` or ``pad_token``, is one if it has eight characters or more, and a digit among them.
     """
     if "://" in line:
         line = _URL.sub(lambda found: _shown_url(found[0]), line)
-    return _WRITTEN.sub(_pair, _FORMS.sub(REDACTED, line))
+    return _WRITTEN.sub(_written, _FORMS.sub(REDACTED, line))
+
+
+def _written(found: re.Match[str]) -> str:
+    value = found["value"].strip("\"'")
+    is_named = _is_secret(found["name"], value)
+    is_common = is_named and not any(
+        part in _ALWAYS or (part.endswith(_ENDINGS) and part not in _LAST)
+        for part in (_PLURALS.get(part, part) for part in _parts(found["name"]))
+    )
+    if not is_named or (is_common and (len(value) < 8 or not re.search(r"\d", value))):
+        return found[0]
+    quote = found["value"][0]
+    return f"{found['name']}{found['is']}{quote}{REDACTED}{quote}"
 
 
 def _word(word: str) -> str:

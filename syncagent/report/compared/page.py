@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from syncagent.report import wording
-from syncagent.report.compare import VERDICTS, Change, Comparison, Measure, Verdict
+from syncagent.report.compare import VERDICTS, Change, Comparison, Measure, Verdict, ranks
 from syncagent.report.compared import words
 from syncagent.report.formats import templates
 from syncagent.report.model import Report, RunInfo
@@ -24,7 +24,6 @@ _TITLES: dict[Verdict, str] = {
 def render(comparison: Comparison, old: Report, new: Report) -> str:
     """The page for two reports and what :func:`syncagent.report.compare.compare` has found in them."""
     said = words.marks(comparison)
-    most = max((_rate(side) for change in comparison.changes for side in (change.old, change.new) if side), default=1.0)
     return templates.page(
         "compared.html.jinja",
         script=wording.short_path(new.run.script, new.run.cwd) or "syncagent",
@@ -34,7 +33,7 @@ def render(comparison: Comparison, old: Report, new: Report) -> str:
         tiles=_tiles(comparison, old, new),
         notes=[*([f"* {said}"] if said else []), *comparison.notes],
         groups=[
-            (verdict, _TITLES[verdict], [_card(comparison, change, most) for change in comparison.of(verdict)])
+            (verdict, _TITLES[verdict], [_card(comparison, change) for change in comparison.of(verdict)])
             for verdict in VERDICTS
             if comparison.of(verdict)
         ],
@@ -51,7 +50,7 @@ def _tiles(comparison: Comparison, old: Report, new: Report) -> list[tuple[str, 
     steps, simulated = comparison.steps, comparison.simulated
     before, after = (_figures(report, words.mark(is_simulated))
                      for report, is_simulated in ((old, simulated.old), (new, simulated.new)))  # fmt: skip
-    tiles = [(name, before[name], after[name]) for name in before if before[name] and after[name]]
+    tiles = [(name, before[name], after[name]) for name in before if before[name] and after.get(name)]
     if steps is not None:
         times = (wording.duration(ms) for ms in (steps.old_ms, steps.new_ms))
         marks = (words.mark(simulated.old), words.mark(simulated.new))
@@ -61,11 +60,11 @@ def _tiles(comparison: Comparison, old: Report, new: Report) -> list[tuple[str, 
 
 
 def _figures(report: Report, mark: str) -> dict[str, str]:
-    totals, steps = report.totals, report.run.steps
-    later = steps - 1
+    totals, steps = report.totals, report.run.steps * ranks(report)
+    later = steps - ranks(report)
     in_steps = totals.step_stall_ms is not None and later > 0
     return {
-        "syncs per step": wording.per_step(totals.syncs / steps) if steps else wording.count(totals.syncs),
+        "syncs per step": wording.per_step(totals.syncs / steps) if steps else "",
         "stall per step": wording.duration((totals.step_stall_ms or 0.0) / later) + mark if in_steps else "",
         **{f"stalled, {whole}": wording.share(part) + mark for whole, part in totals.shares().items()},
     }
@@ -81,12 +80,16 @@ class _Card:
     advice: str
     call: str
     sides: Sequence[tuple[str, str, str, float]]
-    """Before and after: which, syncs, stall, and its bar as a fraction of the longest."""
+    """Before and after: which, syncs, stall, and its bar as a fraction of the longer one."""
 
 
-def _card(comparison: Comparison, change: Change, most: float) -> _Card:
+def _card(comparison: Comparison, change: Change) -> _Card:
+    known = [side for side in (change.old, change.new) if side is not None]
+    in_steps = all(side.per_step is not None for side in known)
+    often = {id(side): float((side.per_step if in_steps else side.count) or 0) for side in known}
+    most = max(*often.values(), 1e-9)
     sides = [
-        (name, _syncs(found), wording.duration(found.stall_ms) + words.mark(is_simulated), _rate(found) / most)
+        (name, _syncs(found), wording.duration(found.stall_ms) + words.mark(is_simulated), often[id(found)] / most)
         if found
         else (name, wording.DASH, "", 0.0)
         for name, found, is_simulated in (
@@ -96,10 +99,6 @@ def _card(comparison: Comparison, change: Change, most: float) -> _Card:
     ]
     call = wording.call(change.api) or change.op
     return _Card(change, words.place(change), words.was(change), words.advice(change), call, sides)
-
-
-def _rate(found: Measure) -> float:
-    return max(found.per_step if found.per_step is not None else float(found.count), 1e-9)
 
 
 def _syncs(found: Measure) -> str:

@@ -42,7 +42,10 @@ def stall_per_step(report: Report) -> dict[str, Any] | None:
         return None
     first = min(event.step for event in report.events)
     if sum(site.count for site in report.sites) > len(report.events):
-        first += 1  # part of its waits may be among those that are no longer kept
+        firsts: dict[int | None, int] = {}
+        for event in report.events:
+            firsts[event.rank] = min(event.step, firsts.get(event.rank, event.step))
+        first = max(firsts.values()) + 1  # part of a rank's first waits may be among those that are no longer kept
     steps = [step for step in marked if step >= first][-_STEPS:]
     if not steps:
         return None
@@ -78,16 +81,17 @@ def timeline(report: Report) -> dict[str, Any] | None:
     zero_ns = min([since_ns, *(step.start_ns for step in steps)])
     busy = tuple(row for row in busy if row.end_ns > zero_ns)
     lanes = _lanes(report, events)
-    waits = [(event, lanes[event.rank, event.thread]) for event in events if (event.rank, event.thread) in lanes]
+    waits = [(event, lanes[lane]) for event in events if (lane := (event.rank, _THREADS, event.thread)) in lanes]
 
     def us(ns: int) -> int:
         return round((ns - zero_ns) / 1e3)
 
-    shown_steps = [(step, lanes[step.rank, _STEP_LANE]) for step in steps if (step.rank, _STEP_LANE) in lanes]
-    shown_busy = [(row, lanes[row.rank, _GPU_LANE]) for row in busy if (row.rank, _GPU_LANE) in lanes]
-    has_ranks = len({rank for rank, _ in lanes}) > 1
+    steps.sort(key=lambda step: step.start_ns)
+    shown_steps = [(step, lanes[lane]) for step in steps if (lane := (step.rank, *_STEPS_LANE)) in lanes]
+    shown_busy = [(row, lanes[lane]) for row in busy if (lane := (row.rank, *_GPU_LANE)) in lanes]
+    has_ranks = len({rank for rank, _, _ in lanes}) > 1
     return {
-        "lanes": [f"rank {rank} · {name}" if has_ranks else name for rank, name in lanes],
+        "lanes": [f"rank {rank} · {name}" if has_ranks else name for rank, _, name in lanes],
         "left_out": len({(event.rank, event.thread) for event in events}) - len({lane for _, lane in waits}),
         "waits": {
             "site": [event.site for event, _ in waits],
@@ -110,22 +114,23 @@ def timeline(report: Report) -> dict[str, Any] | None:
     }
 
 
-_STEP_LANE = "steps"
-_GPU_LANE = "GPU"
+_STEPS_LANE, _THREADS, _GPU_LANE = (0, "steps"), 1, (2, "GPU")
+_Lane = tuple["int | None", int, str]
+"""A rank, what the lane is of, and its name: a thread may have any."""
 
 
-def _lanes(report: Report, events: Sequence[EventRow]) -> dict[tuple[int | None, str], int]:
-    """The number of each lane, by rank and thread: in each rank its steps, the threads by what they waited, its GPU."""
+def _lanes(report: Report, events: Sequence[EventRow]) -> dict[_Lane, int]:
+    """The number of each lane: in each rank its steps, the threads by what they waited, its GPU."""
     waited: dict[int | None, Counter[str]] = defaultdict(Counter)
     for event in events:
         waited[event.rank][event.thread] += event.stall_ns
     marked = {step.rank for step in report.step_times}
     priced = {row.rank for row in report.cost.gpu_busy} if report.cost is not None else set()
-    names: list[tuple[int | None, str]] = []
+    names: list[_Lane] = []
     for rank in sorted(waited, key=lambda rank: -1 if rank is None else rank):
-        names += [(rank, _STEP_LANE)] if rank in marked else []
-        names += [(rank, thread) for thread, _ in waited[rank].most_common()]
-        names += [(rank, _GPU_LANE)] if rank in priced else []
+        names += [(rank, *_STEPS_LANE)] if rank in marked else []
+        names += [(rank, _THREADS, thread) for thread, _ in waited[rank].most_common()]
+        names += [(rank, *_GPU_LANE)] if rank in priced else []
     return {name: number for number, name in enumerate(names[:_LANES])}
 
 
@@ -145,9 +150,9 @@ def stalls_of(report: Report) -> dict[int, list[int]]:
     return found
 
 
-def in_words(report: Report) -> str:
-    """What the charts are of."""
-    kept, all_of_them = len(report.events), sum(site.count for site in report.sites)
+def in_words(report: Report, kept: int) -> str:
+    """What a chart of so many waits is of."""
+    all_of_them = sum(site.count for site in report.sites)
     of = f"the newest {kept:,} of {all_of_them:,} waits" if all_of_them > kept else wording.plural(kept, "wait")
     if report.run.detail == "auto":
         return f"Drawn from {of}. Between sampled steps only waits that take long are recorded one by one."

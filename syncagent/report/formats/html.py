@@ -48,7 +48,8 @@ def render(report: Report) -> str:
         per_step=per_step,
         table=charts.table_of(per_step) if per_step else [],
         timeline=timeline,
-        drawn_from=charts.in_words(report),
+        drawn_from=charts.in_words(report, len(report.events)),
+        timeline_from=charts.in_words(report, len(timeline["waits"]["site"])) if timeline else "",
         data=templates.data(
             {
                 "colored": [site.id for site in colored],

@@ -51,7 +51,7 @@ def _whole(page: Path | None) -> str:
         beside = page.resolve().relative_to(Path.cwd())
     except (OSError, ValueError):
         return f"All of it is in {_text(str(page))}"
-    address = escape(quote(beside.as_posix()))
+    address = escape(quote(beside.as_posix(), errors="surrogateescape"))
     return f'<a href="{address}" target="_blank" rel="noopener">All of it: {_text(beside.name)}</a>'
 
 

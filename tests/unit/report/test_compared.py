@@ -11,6 +11,7 @@ from training_run import CWD, MASK, NONZERO, report_of, sync
 from syncagent.events import CallSite
 from syncagent.report.compare import compare
 from syncagent.report.compared import markdown, page, words
+from syncagent.report.merge import merge
 
 MORE = CallSite(f"{CWD}/more.py", 5, "step", "x.item()")
 
@@ -91,3 +92,21 @@ def test_nothing_of_a_run_becomes_markup():
     row = next(line for line in table if line.startswith("| new"))
     assert "<script>" in row
     assert "<script>" not in re.sub("`[^`]*`", "", row), "it is code, or escaped"
+
+
+def test_where_one_side_has_no_steps_whole_counts_are_compared():
+    old, new = report_of(*[sync(ms=1, at_ms=9 * n) for n in range(20)], steps=2), report_of(sync())
+    for one, other in ((old, new), (new, old), (new, new), (old, report_of())):
+        shown = paged(one, other).text
+        assert "syncs per step" not in shown
+    assert ("style", "width:5.0%") in paged(old, new).attributes, "1 of 20"
+
+
+def test_of_several_ranks_a_step_is_as_long_as_one_of_them_takes():
+    one = report_of(sync(at_ms=110), sync(at_ms=10), steps=2)
+    two = merge([replace(one, run=replace(one.run, rank=rank)) for rank in (0, 1)])
+    comparison = compare(one, two)
+    assert (comparison.steps.old_ms, comparison.steps.new_ms) == (100.0, 100.0)
+    shown = paged(one, two).text
+    assert "syncs per step 1 → 1" in shown
+    assert "stall per step 1.0 ms → 1.0 ms" in shown

@@ -15,6 +15,7 @@ from syncagent.events import CallSite, Phase, Span, SyncKind
 from syncagent.report.compare import compare
 from syncagent.report.compared import page as compared
 from syncagent.report.formats import html
+from syncagent.report.merge import merge
 from syncagent.report.model import BusyRow, CostRow, SourceRow
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -157,6 +158,48 @@ def test_a_link_shows_its_line_whatever_is_filtered_out(opened):
     assert site.locator("pre.around").inner_text().splitlines()[2].split() == ["90", "total", "+=", "loss.item()"]
 
 
+def is_in_view(site):
+    box = site.bounding_box()
+    return box is not None and 0 <= box["y"] <= 900
+
+
+def test_a_link_leads_to_its_line_on_a_long_page_and_does_so_again(opened):
+    lines = [CallSite(LOSS, number, "step", f"x{number}.item()") for number in range(1, 401)]
+    page = opened(report_of(*(sync(line, at_ms=line.line) for line in lines), steps=6))
+    site = page.locator(".site").nth(300)
+    address = site.get_attribute("id")
+    page.evaluate("id => { location.hash = '#' + id; }", address)
+    api.expect(site).to_be_focused()
+    page.wait_for_timeout(200)
+    assert is_in_view(site)
+    page.evaluate("scrollTo(0, 0)")
+    page.fill("#search", "no such line")
+    counted(page, "0 of 400 lines")
+    page.evaluate(
+        """id => {
+          const link = Object.assign(document.createElement("a"), {href: `#${id}`});
+          document.body.append(link);
+          link.click();
+        }""",
+        address,
+    )
+    counted(page, "400 lines")
+    page.wait_for_timeout(200)
+    assert is_in_view(site)
+
+
+def test_labels_are_not_searched(opened):
+    page = opened(whole())
+    page.fill("#search", "per step")
+    counted(page, "0 of 4 lines")
+
+
+def test_the_last_steps_are_shown_whichever_rank_has_ended_early(opened):
+    ranks = [report_of(*whole_events(steps), steps=steps, rank=rank) for rank, steps in ((0, 20), (1, 2))]
+    page = opened(merge(ranks))
+    assert shown(page, "chart-time") == "1600 ms to 2000 ms."
+
+
 def painted(page, chart, name):
     """How many pixels of a chart have one of the page's colours."""
     return page.evaluate(
@@ -263,9 +306,11 @@ def test_hostile_names_and_source_stay_text(opened):
     assert page.locator(".site .advice").inner_text() == f"→ {EVIL}"
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [*WIDTHS, 320])
 def test_it_fits_the_width(opened, width):
-    page = opened(whole(), width=width)
+    long = "/a/folder" * 40
+    report = report_of(*whole_events(6), steps=6, notes=[long], problems=[long], script=f"{long}.py", host=long)
+    page = opened(replace(whole(), notes=report.notes, problems=report.problems, run=report.run), width=width)
     page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.set_viewport_size({"width": 1000, "height": 900})

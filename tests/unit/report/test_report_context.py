@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from training_run import report_of, sync
 
-from syncagent.events import CallSite
+from syncagent.events import CallSite, Span
 from syncagent.report.context import AROUND, SITES, with_context
 from syncagent.report.merge import merge
 from syncagent.report.model import Report, SourceRow
@@ -80,9 +80,24 @@ def test_secrets_beside_the_line_are_left_out(written):
     assert "key=lambda key: key.rank" in shown, "a name or an expression is no secret"
 
 
-def test_a_merged_report_has_each_file_once_as_one_rank_has_it():
+def test_all_lines_of_an_expression_are_as_they_are_for_its_columns_to_count(written):
+    line = written("def f():\n    y = call(\n        token='abcdef123', n=d.item(), z=1)\n    token = 'abcdef123'\n")
+    waits = replace(line(2), span=Span(8, 3, 39, indent=4))
+    (row,) = with_context(report_of(sync(waits))).sources
+    assert row.lines[2:] == ("        token='abcdef123', n=d.item(), z=1)", "    token = '[redacted]'")
+
+
+def test_a_line_that_is_data_is_cut(written):
+    line = written(f"DATA = [\n'{'A' * 300_000}'\n]\nx.item()\n")
+    (row,) = with_context(report_of(sync(line(4)))).sources
+    assert [len(text) for text in row.lines] == [8, 240, 1, 8]
+
+
+def test_a_merged_report_has_each_line_once_as_the_first_rank_has_it():
     ranks = [report_of(sync(), rank=rank) for rank in (0, 1)]
-    one, two, other = SourceRow("a.py", 1, ("x",)), SourceRow("a.py", 1, ("y",)), SourceRow("b.py", 1, ("z",))
-    ranks = [replace(ranks[0], sources=(one,)), replace(ranks[1], sources=(two, other))]
-    assert merge(ranks).sources == (one, other)
-    assert Report.from_dict(merge(ranks).to_dict()).sources == (one, other)
+    one, other = SourceRow("a.py", 1, ("x1", "x2")), SourceRow("a.py", 2, ("y2", "y3"))
+    far, elsewhere = SourceRow("a.py", 9, ("y9",)), SourceRow("b.py", 1, ("z",))
+    ranks = [replace(ranks[0], sources=(one,)), replace(ranks[1], sources=(elsewhere, far, other))]
+    expected = (SourceRow("a.py", 1, ("x1", "x2", "y3")), far, elsewhere)
+    assert merge(ranks).sources == expected
+    assert Report.from_dict(merge(ranks).to_dict()).sources == expected

@@ -12,7 +12,7 @@ from training_run import CWD, LOSS, MASK, NONZERO, report_of, sync, whole_report
 from syncagent.events import CallSite, Span
 from syncagent.report.formats import html
 from syncagent.report.merge import merge
-from syncagent.report.model import BusyRow, CostRow, SourceRow
+from syncagent.report.model import BusyRow, CellRow, CostRow, SourceRow
 
 VOID = {"meta", "br", "input"}
 EVIL = "</td></script><script>alert(1)</script><img src=http://x.invalid/ onerror='a()'>\"&{{ 7*7 }}"
@@ -208,6 +208,32 @@ def test_the_time_line_has_a_lane_for_each_thread_and_one_for_the_gpu_where_its_
     assert line["waits"] == {
         "site": [0, 0], "lane": [1, 2], "start": [10_000, 110_000], "us": [5_000, 2_000], "step": [0, 1],
     }  # fmt: skip
+
+
+def test_threads_may_have_the_names_of_other_lanes():
+    report = report_of(sync(ms=5, thread="steps"), sync(ms=5, at_ms=30, thread="GPU"), sync(ms=4, at_ms=50), steps=1)
+    begin_ns = report.step_times[0].start_ns
+    cost = CostRow(1, 1.0, 1.0, 0.0, None, gpu_busy=(BusyRow(begin_ns, begin_ns + 1_000),))
+    line = Page(html.render(replace(report, cost=cost))).data["timeline"]
+    assert line["lanes"] == ["steps", "steps", "GPU", "MainThread", "GPU"]
+    assert (line["steps"]["lane"], line["waits"]["lane"], line["busy"]["lane"]) == ([0], [1, 2, 3], [4])
+
+
+def test_processes_without_a_rank_have_lanes_for_their_gpus_as_well():
+    part = report_of(sync(), steps=1)
+    begin_ns = part.step_times[0].start_ns
+    part = replace(part, cost=CostRow(1, 1.0, 1.0, 0.0, None, gpu_busy=(BusyRow(begin_ns, begin_ns + 9_000),)))
+    line = Page(html.render(merge([part, part]))).data["timeline"]
+    assert [lane for lane in line["lanes"] if "GPU" in lane] == ["rank 0 · GPU", "rank 1 · GPU"]
+
+
+def test_a_notebooks_cell_shows_its_source():
+    file = "/tmp/ipykernel_123/456.py"
+    report = report_of(sync(CallSite(file, 2, "<module>", "x.item()")))
+    report = replace(report, cells=(CellRow(file, 3),), sources=(SourceRow(file, 1, ("x = f()", "x.item()")),))
+    card = Page(html.render(report)).card(0)
+    assert "In [3], line 2" in card
+    assert '<span class="number">1</span> x = f()' in card
 
 
 def test_the_distribution_counts_each_wait_that_is_known_in_the_power_of_two_that_it_is_in():

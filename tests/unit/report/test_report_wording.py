@@ -84,4 +84,5 @@ def test_a_function_is_the_one_that_a_person_would_name(name, shown):
 def test_a_start_is_a_date_and_a_time_that_people_read():
     assert wording.began(run_info(started="2025-11-23T02:50:00.123+01:00")) == "2025-11-23 01:50 UTC"
     assert wording.began(run_info(started="2025-11-23T02:50:00Z")) == "2025-11-23 02:50 UTC"
-    assert wording.began(run_info(started="then")) == "then"
+    for no_time in ("then", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-10:00"):
+        assert wording.began(run_info(started=no_time)) == no_time

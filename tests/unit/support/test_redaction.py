@@ -140,3 +140,50 @@ def test_any_words_can_be_asked_about(words):
     for word in words:
         redaction.url(word)
         redaction.text(word, {"HTTP_PROXY": word})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'password = "hunter2"',
+        "password: str | None = 'hunter2'",
+        'password: Optional[str] = "hunter2"',
+        'db_password = """hunter2"""',
+        "secret = '''hunter2",
+        'os.environ["DB_PASSWORD"] = "hunter2"',
+        'os.environ.setdefault("DB_PASSWORD", "hunter2")',
+        'os.getenv("DB_PASSWORD", "hunter2")',
+        'if password == "hunter2":',
+        'password += "hunter2"',
+        'if (password := "hunter2"):',
+        'password = ("hunter2")',
+        'passwords = ["hunter2"]',
+        'connect(user="a", password=b"hunter2")',
+        '{"password": "hunter2"}',
+        'password = "a\\"hunter2"',
+        'password = "hunter2',
+        'API_KEY = "hunter2-hunter2"',
+        'hub_token = "hunter2-hunter2"',
+        'get("https://user:hunter2@host/path?token=hunter2")',
+    ],
+)
+def test_a_secret_in_a_line_of_code_is_left_out(line):
+    assert "hunter2" not in redaction.source(line)
+    assert redaction.REDACTED in redaction.source(line) or "://" in line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'tokenizer.pad_token = "[PAD]"',
+        'rows.sort(key="loss")',
+        '{"key": "input_ids"}',
+        '{"eos_token": "</s>"}',
+        "token = next(tokens)",
+        "password = getpass()",
+        "order = sorted(found, key=lambda key: key.rank)",
+        'loss = model(batch["token_ids"], labels=batch["key"])',
+    ],
+)
+def test_ordinary_code_stays(line):
+    assert redaction.source(line) == line

@@ -185,11 +185,15 @@
     chart.over.addEventListener("mousedown", (event) => { pressed = event.clientX; });
     chart.over.addEventListener("mouseup", (event) => {
       const index = under(chart);
-      if (Math.abs(event.clientX - pressed) < 3 && index >= 0) location.hash = `#site-${waits.site[index]}`;
+      if (Math.abs(event.clientX - pressed) >= 3 || index < 0) return;
+      const line = `#site-${waits.site[index]}`;
+      if (location.hash === line) dispatchEvent(new Event("hashchange")); // once more
+      else location.hash = line;
     });
     // The last whole steps are where a program has found its pace.
-    const first = Math.max(marked.start.length - 4, 0);
-    if (marked.start.length > 5) show(marked.start[first] / 1000, (marked.start.at(-1) + marked.us.at(-1)) / 1000);
+    const numbers = [...new Set(marked.step)];
+    const begin = marked.step.indexOf(numbers.at(-4));
+    if (numbers.length > 5) show(marked.start[begin] / 1000, end(marked) / 1000);
   }
 
   // Colours are read while drawing, so another scheme needs no more than that.

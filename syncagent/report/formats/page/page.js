@@ -7,7 +7,11 @@
   const lists = [...document.querySelectorAll(".sites")].map((list) => ({list, sites: [...list.children]}));
   const words = new Map(); // what is searched, read once
   const text = (site) => {
-    if (!words.has(site)) words.set(site, [site.textContent, site.querySelector("h3 span").title, ...Object.values(site.dataset)].join(" ").toLowerCase());
+    if (!words.has(site)) words.set(site, [
+      ...[...site.querySelectorAll("h3, pre, .also, .advice, .facts dd, .stack li")].map((part) => part.textContent),
+      site.querySelector("h3 span").title,
+      ...["op", "kind", "phase", "module", "library"].map((name) => site.dataset[name] || ""),
+    ].join(" ").toLowerCase());
     return words.get(site);
   };
   const place = (site) => site.querySelector("h3 span").textContent;
@@ -74,11 +78,17 @@
       update();
     }
     site.querySelectorAll("details").forEach((details) => { details.open = true; });
+    // What has not been drawn yet has a guessed height: the place is known once it has been.
     site.scrollIntoView({block: "center"});
+    requestAnimationFrame(() => requestAnimationFrame(() => site.scrollIntoView({block: "center"})));
     site.tabIndex = -1; // so that the keyboard goes on from here
     site.focus({preventScroll: true});
   };
   addEventListener("hashchange", follow);
+  addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href^='#site-']");
+    if (link && link.hash === location.hash) follow(); // once more
+  });
 
   addEventListener("keydown", (event) => {
     const writing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);

@@ -13,7 +13,7 @@ from syncagent.rules import table
 from syncagent.simulate import devices, dispatch, standin, waits, work
 from syncagent.simulate.dispatch import runs
 from syncagent.simulate.facts import OpFacts, infer
-from syncagent.simulate.memory import Placement, are_few, is_pinned, mark_pinned
+from syncagent.simulate.memory import Placement, is_pinned, mark_pinned
 from syncagent.simulate.requirements import aten
 from syncagent.simulate.tensor import SimulatedTensor, new_output
 from syncagent.simulate.timing import Work
@@ -86,9 +86,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         call = _call_for(target, source, non_blocking)
         waits.reported(
             "aten::copy_", kind, (target, source, non_blocking),
-            lambda: devices.run_here(
-                devices.order("aten::copy_", placements[0].index, placements), copy, call, is_short=are_few(placements)
-            ),
+            lambda: devices.run_here(devices.order("aten::copy_", placements[0].index, placements), copy, call),
         )  # fmt: skip
         return target
     if isinstance(of, torch.Tensor) and not is_pinned(of):
@@ -97,7 +95,7 @@ def copy_(_facts: OpFacts | None, args: Any, kwargs: Any) -> Any:
         _copy_between_devices(to, of)
         return target
     engine = devices.order("aten::copy_", placements[0].index, placements)
-    devices.queue(engine, "aten::copy_", _Copying(to, of), written, is_short=are_few(placements))
+    devices.queue(engine, "aten::copy_", _Copying(to, of), written)
     return target
 
 

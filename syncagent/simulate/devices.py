@@ -24,8 +24,6 @@ from syncagent.simulate.failures import (
     OpFailed,
     all_for_program,
     failure_of,
-    interrupted,
-    interrupts,
     is_out_of_memory,
     out_of_memory,
     program_line,
@@ -375,16 +373,14 @@ def order(name: str, index: int, placements: list[Placement]) -> Engine:
 
 
 def queue(
-    engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement],
-    read: Sequence[Placement] = (), *, is_short: bool = False,
-) -> int:  # fmt: skip
+    engine: Engine, name: str, kernel: Callable[[], object], written: list[Placement], read: Sequence[Placement] = ()
+) -> int:
     """Queue an op's kernel, record it as the last writer of the boxes that it writes, and return its ticket.
 
     ``read``: what it reads, where the kernel cannot tell (:class:`Describes`); only modelled times need that.
-    ``is_short`` is as in :meth:`Engine.submit`.
     """
     global _blocks
-    ticket = engine.submit(keeping_failure(name, kernel, written), is_short=is_short)
+    ticket = engine.submit(keeping_failure(name, kernel, written))
     if modelled.clock is not None and name not in work.NO_KERNEL:
         own = kernel.work() if isinstance(kernel, Describes) else work.of_named(name, read, written)
         modelled.clock.queued(engine, ticket, own)
@@ -408,25 +404,20 @@ def keeping_failure(name: str, kernel: Callable[[], object], written: list[Place
         try:
             kernel()
         except BaseException as error:
-            is_interrupted = interrupts(error)
-            failure = interrupted(name, point) if is_interrupted else failure_of(error, name, point)
+            failure = failure_of(error, name, point)
             for placement in written:
                 placement.box.failure = failure
-            if is_interrupted:
-                raise
             raise OpFailed(failure) from None
 
     return run
 
 
 def run_here(
-    engine: Engine, kernel: Callable[[], Any], call: standin.Call | None = None, op: Describes | None = None,
-    *, is_short: bool = False,
-) -> Any:  # fmt: skip
+    engine: Engine, kernel: Callable[[], Any], call: standin.Call | None = None, op: Describes | None = None
+) -> Any:
     """Queue a kernel, wait for it as in :meth:`Engine.wait` and return its result, or raise what it raised.
 
-    ``op`` describes the kernel, if it is more than the copy that is ``call``; ``is_short`` is as in
-    :meth:`Engine.submit`.
+    ``op`` describes the kernel, if it is more than the copy that is ``call``.
     """
     outcome: list[Any] = [None, None]
 
@@ -436,20 +427,16 @@ def run_here(
         except BaseException as error:
             outcome[1] = error
 
-    ticket = engine.submit(task, is_short=is_short)
+    ticket = engine.submit(task)
     if modelled.clock is not None:
         if op is not None:
             modelled.clock.queued(engine, ticket, op.work())
         if call is not None and call.bytes:
             modelled.clock.queued(engine, ticket, work.of_call(call))
-    try:
-        engine.wait(ticket, call)
-    except BaseException:
-        outcome[1] = None  # its traceback has frames that hold this list
-        raise
+    engine.wait(ticket, call)
     error = outcome[1]
     if isinstance(error, OpFailed):
-        error.__traceback__ = error.__context__ = None  # whose frames hold ``outcome``
+        error.__traceback__ = None  # whose frames hold ``outcome``
         error.failure.reach_host()
     if error is not None:
         raise out_of_memory(error) if is_out_of_memory(error) else error

@@ -18,7 +18,7 @@ from syncagent.simulate.devices import order, queue, run_here
 from syncagent.simulate.engine import can_set_keys, without_modes
 from syncagent.simulate.facts import OpFacts, UnknownShapeError, infer
 from syncagent.simulate.failures import Failure
-from syncagent.simulate.memory import Layout, Placement, are_few, flatten, on_each
+from syncagent.simulate.memory import Layout, Placement, flatten, on_each
 from syncagent.simulate.requirements import find
 from syncagent.simulate.tensor import SimulatedTensor, adopt, make_view, new_output
 from syncagent.simulate.timing import Work
@@ -240,9 +240,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
     made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in fresh(facts, spec)]
     kernel.find_written()
-    outputs = [p for p in kernel.outputs if p is not None]
-    is_short = facts.is_simple and are_few(placements) and are_few(outputs)
-    queue(engine, facts.name, kernel, outputs + kernel.written, is_short=is_short)
+    queue(engine, facts.name, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return returned(facts, args, kwargs, made)
 
 
@@ -327,9 +325,9 @@ class _Kernel:
             hosts = flatten(resolved)
             return on_each(lambda x: x.clone() if _is_view_of(x, hosts) else x, fresh(facts, result))
 
-        is_short = facts.is_simple and are_few(self.placements)
-        result = run_here(engine, kernel, call, self, is_short=is_short)
-        made = on_each(lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, result)
+        made = on_each(
+            lambda x: adopt(x, self.index) if isinstance(x, torch.Tensor) else x, run_here(engine, kernel, call, self)
+        )
         for position, name in facts.outs:
             target = _given(args, kwargs, position, name)
             if isinstance(target, SimulatedTensor):

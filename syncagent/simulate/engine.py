@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from syncagent.simulate import modelled, standin
-from syncagent.simulate.failures import Failure, failure_of, interrupts
+from syncagent.simulate.failures import Failure, failure_of
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.threads import have_room_for_errors
@@ -33,9 +33,6 @@ def can_set_keys() -> bool:
     return _Keys is not None and _included is not None and _excluded is not None
 
 
-_profiles = find("_C._autograd._profiler_enabled") or (lambda: False)
-_NoFunctions, _Inference = find("_C.DisableTorchFunction"), find("_C._InferenceMode")
-_may_run_at_once = can_set_keys() and _NoFunctions is not None and _Inference is not None
 _OF_AUTOGRAD = ("ADInplaceOrView", "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor")
 
 
@@ -87,8 +84,6 @@ class Engine:
 
     idle_limit_s: float | None = None
     """How long an idle worker thread stays; set when the device is taken away."""
-    keys: tuple[Any, Any] | None = None
-    """The dispatch keys that a worker includes and excludes; ``None`` until one has run."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,10 +92,7 @@ class Engine:
         self.clock: Counter[Engine] = Counter()
         """What the host has ordered before this queue's next kernel: a ticket for each other engine."""
         self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._is_inside = False
-        """Whether the thread that holds the lock runs a kernel: see :meth:`submit`."""
+        self._changed = threading.Condition()
         self._idle = False
         self._waiters = 0
         self._gates: list[tuple[int, standin.Gate]] = []
@@ -151,7 +143,7 @@ class Engine:
     def _block(self, ticket: int) -> None:
         if self.finished >= ticket:
             return
-        with self._lock:
+        with self._changed:
             self._wait_until(lambda: self.finished >= ticket)
 
     def _wait_until(self, is_so: Callable[[], bool]) -> None:
@@ -186,17 +178,10 @@ class Engine:
         """Take back a :meth:`wake`."""
         self._forget((ticket, gate))
 
-    def submit(self, entry: Callable[[], object] | _Dependency, *, is_short: bool = False) -> int:
-        """Queue a kernel and return its ticket without waiting for it.
-
-        One that is short, and has nothing in front of it, runs at once on this thread: to wake the worker takes longer.
-        So does whatever a destructor or a signal's handler of the program asks for in its midst.
-        """
+    def submit(self, entry: Callable[[], object] | _Dependency) -> int:
+        """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
-        # Entered by C, a lock is let go whatever a signal's handler raises, and wherever.
-        with self._lock:
-            if (is_short or self._is_inside) and self.finished == self.submitted and Engine.keys and not _profiles():
-                return self._run_at_once(entry, Engine.keys)
+        with self._changed:
             if self.is_closed:
                 self.submitted += 1
                 self._execute(entry)
@@ -212,27 +197,12 @@ class Engine:
                 self._changed.notify_all()
             return self.submitted
 
-    def _run_at_once(self, entry: Callable[[], object] | _Dependency, keys: tuple[Any, Any]) -> int:
-        """Run a kernel on this thread, in the state of a worker, and return its ticket."""
-        was_inside, self._is_inside = self._is_inside, True
-        try:
-            with (
-                _Inference(False) if torch.is_inference_mode_enabled() else _NoFunctions(),
-                _Keys(*keys),
-                _NoFunctions(),
-            ):
-                self._call(entry, here=True)
-        finally:
-            self._is_inside = was_inside
-            self.submitted = self.finished = ticket = self.submitted + 1
-        return ticket
-
     def _work(self) -> None:
         try:
             have_room_for_errors()
             self._run_kernels()
         except BaseException as error:  # between two kernels: no memory, or an exception that another thread has sent
-            with self._lock:
+            with self._changed:
                 self._keep(Failure(error, f"the worker of {self.name}"))
                 self._queue.clear()
                 self.finished = self.submitted
@@ -246,10 +216,8 @@ class Engine:
         torch.get_num_threads()  # torch applies the process's setting to a thread when it is asked; MKL would not ask
         queue, changed = self._queue, self._changed
         with _BelowAutograd():
-            if _may_run_at_once:
-                Engine.keys = _included(), _excluded()
             while True:
-                with self._lock:
+                with changed:
                     while not queue:
                         self._idle = True
                         if not changed.wait(Engine.idle_limit_s) and not queue:
@@ -267,27 +235,20 @@ class Engine:
                 if self._gates:
                     self._open_gates()
                 if self._waiters:
-                    with self._lock:
+                    with changed:
                         changed.notify_all()
 
     def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
-        self._call(entry)
-        self.finished += 1
-
-    def _call(self, entry: Callable[[], object] | _Dependency, *, here: bool = False) -> None:
         try:
             if isinstance(entry, _Dependency):
                 # Not under the lock: a fork that has paused the other engine must not wait for this one.
                 entry.engine._block(entry.ticket)
-            elif here:
-                entry()  # a fork on this thread must not wait for itself
             else:
                 with self._running:
                     entry()
         except BaseException as error:
-            if here and interrupts(error):
-                raise
             self._keep(failure_of(error))
+        self.finished += 1
 
     def _keep(self, failure: Failure) -> None:
         if self._failure is None or self._failure.is_reported:
@@ -296,7 +257,7 @@ class Engine:
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""
         self._block(self.submitted)
-        with self._lock:
+        with self._changed:
             thread = self._thread
             if thread is not None:
                 self._queue.append(None)

@@ -30,9 +30,6 @@ _ANY_DEVICE = frozenset({
 _TAKES_NO_DROPOUT = frozenset({"aten::_scaled_dot_product_flash_attention_for_cpu"})
 """Tagged as one that draws random numbers, but refuses to."""
 
-_TAKES_LONG = re.compile("linalg|svd|eig|qr|cholesky|lu_|lstsq|solve|inverse|matrix_exp|geqrf|ormqr|logdet")
-"""Ops whose time grows much faster than the number of elements."""
-
 _KIND_BY_TAG = {
     torch.Tag.dynamic_output_shape: SyncKind.DYNAMIC_SHAPE,
     torch.Tag.data_dependent_output: SyncKind.SCALAR_READ,
@@ -59,8 +56,6 @@ class OpFacts:
         self.arguments = [argument.name for argument in schema.arguments]
         self.third_party = op.namespace not in {"aten", "prims", "prim"}
         """Whether the op does not come with torch."""
-        self.is_simple = not self.third_party and _TAKES_LONG.search(self.name) is None
-        """Whether it takes about as long as its tensors have elements."""
         self.any_device = self.name in _ANY_DEVICE or (self.third_party and op.namespace != "torchvision")
         self.returns_numbers = self.third_party and any("Tensor" not in str(r.type) for r in schema.returns)
         """Whether it returns something other than tensors."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -115,32 +114,6 @@ _ASYNCHRONOUS = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
     "incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
 )
-
-
-_OF_KERNELS = (
-    "<",
-    *(os.path.dirname(file) + os.sep for file in (os.path.dirname(__file__), torch.__file__, os.__file__)),
-)
-"""Where the code of kernels is: in this package, in torch, in the standard library, or generated."""
-
-
-def interrupts(error: BaseException) -> bool:
-    """Whether a signal's handler of the program has raised this in the midst of a kernel, and not the kernel."""
-    if isinstance(error, OpFailed):
-        return False
-    if not isinstance(error, Exception):
-        return True
-    innermost = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    return innermost is not None and not innermost.tb_frame.f_code.co_filename.startswith(_OF_KERNELS)
-
-
-def interrupted(name: str, point: Point | None) -> Failure:
-    """The failure of a kernel that has been left in its midst, for :func:`interrupts`."""
-    return Failure(
-        SimulationError(f"{name} was interrupted by a signal's handler, and has not run to its end"), name, point
-    )
 
 
 def failure_of(error: BaseException, name: str = "", point: Point | None = None) -> Failure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,20 +42,6 @@ def nbytes_of(layout: Layout) -> int:
         return 0
     last = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
     return (last + 1) * layout.dtype.itemsize
-
-
-_SHORT = 1 << 13
-"""So many elements, results included, are computed in less time than it takes to wake a worker."""
-
-
-def are_few(placements: Iterable[Placement]) -> bool:
-    """Whether tensors have so few elements, all together, that a kernel of theirs is short."""
-    left = _SHORT
-    for placement in placements:
-        left -= math.prod(placement.layout.size)
-        if left < 0:
-            return False
-    return True
 
 
 _next_address = 0x7F00_0000_0000

@@ -142,7 +142,7 @@ def empty(layout: Layout, index: int) -> SimulatedTensor:
     def allocate() -> None:
         placement.box.values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
 
-    devices.queue(devices.current_engine(index), "aten::empty", allocate, [placement], is_short=True)
+    devices.queue(devices.current_engine(index), "aten::empty", allocate, [placement])
     return made
 
 

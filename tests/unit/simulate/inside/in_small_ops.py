@@ -1,9 +1,8 @@
-"""Kernels that take less time than to wake a worker run on the thread that queues them; no program can tell."""
+"""Programs of many small ops: with destructors, modes and threads of their own."""
 
 from __future__ import annotations
 
 import gc
-import signal
 import threading
 import weakref
 
@@ -18,58 +17,6 @@ def x():
     values = torch.arange(6.0, device="cuda")
     torch.cuda.synchronize()
     return values
-
-
-def is_done():
-    """Whether nothing is queued, at this very moment."""
-    return torch.cuda.current_stream().query()
-
-
-def test_a_short_kernel_has_run_when_its_call_returns(x):
-    for _ in range(50):
-        y = x + 1
-        assert is_done()
-    assert y.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
-def test_it_keeps_its_place_behind_what_is_queued(x):
-    big = torch.ones(4_000_000, device="cuda")
-    torch.cuda.synchronize()
-    for _ in range(3):
-        torch.cuda._sleep(2_000_000)
-        y = big.sum() + x
-        y.mul_(2)
-        assert y[0].item() == 8_000_000.0
-
-
-class Alarm(Exception):
-    """Raised by a signal's handler."""
-
-
-def compute_for_ever(x):
-    while True:
-        y = x + 1
-        y.mul_(2)
-
-
-@pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
-def test_what_a_signals_handler_raises_reaches_the_program(x, error):
-    """Wherever it comes, and not as an error of the device."""
-
-    def handle(*_):
-        raise error
-
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        for _ in range(40):
-            signal.setitimer(signal.ITIMER_REAL, 0.002)
-            with pytest.raises(error):
-                compute_for_ever(x)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    torch.cuda.synchronize()
-    assert (x + 1).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 def test_a_destructor_may_use_the_device_in_the_midst_of_one(x):
@@ -111,7 +58,7 @@ def test_modes_see_the_op_of_the_program_and_not_the_kernels(x):
     assert y.sum().item() == 21.0
 
 
-def test_its_results_are_as_those_of_queued_ones_wherever_it_is_called(x):
+def test_results_are_the_same_inside_of_inference_mode_and_autocast(x):
     with torch.inference_mode():
         inside = x + 1
     w = torch.ones(6, device="cuda", requires_grad=True)
@@ -154,14 +101,3 @@ def test_an_error_is_the_hosts_where_it_next_waits_and_not_before(x):
     alive = weakref.ref(y)
     del y, z
     assert alive() is None
-
-
-def test_a_profile_has_each_op_once(x):
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
-        for _ in range(5):
-            x.add(1)
-        torch.cuda.synchronize()
-    counts = {event.key: event.count for event in found.key_averages()}
-    assert counts["aten::add"] == 5

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from syncagent.events import Span
 from syncagent.report import wording
+from syncagent.report.context import AROUND
 from syncagent.report.model import SourceRow
 
 _CUT = "…"
@@ -76,7 +77,7 @@ def _last(text: str, room: int) -> str:
 
 
 def surrounding(
-    sources: Sequence[SourceRow], file: str, line: int, span: Span | None, around: int = 3
+    sources: Sequence[SourceRow], file: str, line: int, span: Span | None
 ) -> list[tuple[int, str, str, str]]:
     """Return the lines around one, without the blanks that all have: number, text before what waits, that, the rest.
 
@@ -85,8 +86,8 @@ def surrounding(
     row = next((row for row in sources if row.file == file and 0 <= line - row.first < len(row.lines)), None)
     if row is None:
         return []
-    begin = max(line - around, row.first)
-    texts = row.lines[begin - row.first : line - row.first + around + 1]
+    begin = max(line - AROUND, row.first)
+    texts = row.lines[begin - row.first : line - row.first + AROUND + 1]
     margin = min((len(text) - len(text.lstrip()) for text in texts if text.strip()), default=0)
     found = []
     for number, text in enumerate(texts, begin):

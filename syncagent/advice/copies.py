@@ -59,6 +59,8 @@ _SHAPES = words(
     "permute transpose pin_memory"
 )
 _FILL = "the number is copied from the host: x[i].fill_(number) takes it along"
+_NUMBERS = re.compile(r"(^|_)(inf|nan|pi|eps|epsilon|ignored?|(ignore|pad|padding)_(index|idx|id|value)|fill(_value)?)$")
+"""Names of numbers that are written into tensors."""
 _INPUTS = re.compile(r"(^|_)(ids|input_ids|tokens?|targets?|labels?|attention_mask|lens|lengths|grid_thw|batch)($|_)")
 
 
@@ -86,7 +88,9 @@ def _host_index(node: ast.expr, waiting: Waiting) -> Advice:
             if isinstance(value, (ast.Constant, ast.BinOp, ast.UnaryOp)) and not _names_called(value) & _MADE_ON_HOST:
                 return say(What.CREATE_ON_DEVICE, _FILL, sure=isinstance(value, ast.Constant))
             return say(What.CREATE_ON_DEVICE)
-        if isinstance(value, ast.Constant) and _is_of_names(node.slice):
+        of_locals = not any(isinstance(inner, ast.Attribute) for inner in ast.walk(node.slice))
+        is_number = isinstance(value, ast.Constant) or (value is not None and of_locals and _is_number(value))
+        if is_number and _is_of_names(node.slice):
             return say(What.CREATE_ON_DEVICE, _NUMBER, sure=False)
     if isinstance(node, ast.Subscript) and _as_slice(node.slice):
         return say(What.INDEX_ON_DEVICE, "a slice does it without an index (x[:, -1:] for x[:, [-1]])")
@@ -107,6 +111,20 @@ def _as_slice(node: ast.expr) -> bool:
         and all(type(value) is int for value in values)
         and values == list(range(values[0], values[0] + len(values)))
     )
+
+
+def _is_number(value: ast.expr) -> bool:
+    """Return whether a value is a number of the host's: written out, or named as constants are."""
+    if isinstance(value, (ast.Name, ast.Attribute)):
+        name = value.id if isinstance(value, ast.Name) else value.attr
+        return name.isupper() or bool(_NUMBERS.search(name))
+    if isinstance(value, ast.Call):
+        return called(value) in {"float", "int", "bool"}
+    if isinstance(value, ast.UnaryOp):
+        return _is_number(value.operand)
+    if isinstance(value, ast.BinOp):
+        return _is_number(value.left) and _is_number(value.right)
+    return isinstance(value, ast.Constant)
 
 
 def _is_of_names(node: ast.AST) -> bool:

@@ -148,6 +148,7 @@ class DriverWaits:
         now_ns = time.perf_counter_ns()
         if any(wait.end_ns > now_ns - _TO_SAY_NS for wait in waits):
             time.sleep(_TO_SAY_NS / 1e9)  # another thread may be about to say what it was
+        step, ended_steps = self._current_step(), list(self._ended_steps)  # steps go on ending meanwhile
         for wait in waits:
             count, long_ns = self._long.get(wait.function, (0, 0))
             lasted_ns = wait.end_ns - wait.start_ns
@@ -165,7 +166,7 @@ class DriverWaits:
             self._placed_ns += lasted_ns if look.where is not NOWHERE else 0
             yield SeenWait(
                 op, api, kind, wait.start_ns, lasted_ns, wait.tid,
-                self._step_at(wait.start_ns), look, function.startswith(_COPYING),
+                _step_at(wait.start_ns, step, ended_steps), look, function.startswith(_COPYING),
             )  # fmt: skip
         for key in over:
             self._looks.pop(key, None)
@@ -206,15 +207,6 @@ class DriverWaits:
             if slots[slot * WORDS + NUMBER] != number or not slots[slot * WORDS + START_NS]
         ]
 
-    def _step_at(self, moment_ns: int) -> int:
-        """Return the step that a moment belongs to."""
-        step = self._current_step()
-        for number, end_ns in reversed(self._ended_steps):
-            if end_ns <= moment_ns:
-                break
-            step = number
-        return step
-
     def _named_ns(self) -> int:
         return sum(self._slots[NAMED_NS::WORDS].tolist()) if self._slots is not None else 0
 
@@ -227,6 +219,15 @@ class DriverWaits:
         named_ns = self._named_ns() - self._named_before_ns
         whole_ns = named_ns + self._unnamed_ns
         return ((named_ns + self._placed_ns) / whole_ns, self._short_ns / whole_ns) if whole_ns else None
+
+
+def _step_at(moment_ns: int, step: int, ended_steps: list[tuple[int, int]]) -> int:
+    """Return the step that a moment belongs to; ``step`` is the one that has not ended."""
+    for number, end_ns in reversed(ended_steps):
+        if end_ns <= moment_ns:
+            break
+        step = number
+    return step
 
 
 def kind_of(function: str, direction: int, look: Look) -> SyncKind:

@@ -12,14 +12,19 @@ From either place a call is redispatched, which runs the original kernel with th
 
 from __future__ import annotations
 
+import concurrent.futures.thread
+import selectors
+import socket
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing import connection
 from threading import get_ident
 from typing import Any
 
 from syncagent.rules.rule import Rule
+from syncagent.support.compat import current_frames
 from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
@@ -45,6 +50,11 @@ _WRAPPERS = (
 """Keys of transforms, which call the op anew for what is inside of them: that call passes the switched key as well."""
 _kept: deque[Any] = deque(maxlen=150)
 """Kernels that are held beyond their end: other threads may be inside of one when it is taken off."""
+_WAITING_IN = frozenset(
+    module.__file__ for module in (concurrent.futures.thread, connection, selectors, socket, threading)
+)
+_WAITING = frozenset({"wait", "_wait_for_tstate_lock", "join", "select", "_recv", "accept", "readinto", "_worker"})
+"""Files and functions of the standard library: a thread in one of these needs the GIL before it can compute."""
 
 
 class Hooks:
@@ -114,8 +124,9 @@ class Hooks:
         """Restore every kernel; while other threads compute, leave them where they are, passing calls on.
 
         ``threads`` are the ids of those in which a sync was seen.  Taking a kernel off while another thread dispatches
-        the same op is a race in torch: the op fails with ``fallthrough_kernel was executed``.  The next agent's kernels
-        take the place of those that were left.
+        the same op is a race in torch: the op fails with ``fallthrough_kernel was executed``.  So any other thread that
+        runs at this moment counts, since it may be on its way to its first op.  The next agent's kernels take the place
+        of those that were left.
         """
         self.live = False
         libraries, self._libraries = self._libraries, []
@@ -123,7 +134,7 @@ class Hooks:
         _computing.intersection_update(
             {thread.ident for thread in threading.enumerate() if not thread.name.startswith("syncagent")}
         )
-        self.left_in_place = bool(libraries) and bool(_computing - {get_ident()})
+        self.left_in_place = bool(libraries) and (bool(_computing - {get_ident()}) or _others_run())
         if self.left_in_place:
             for key, library in libraries:
                 _left[key].append(library)
@@ -268,6 +279,15 @@ def _find(rule: Rule, *, must_exist: bool = False) -> Any:
     name, _, overload = rule.op.removeprefix("aten::").partition(".")
     missing = () if must_exist else (None,)
     return getattr(getattr(torch.ops.aten, name, *missing), overload or "default", *missing)
+
+
+def _others_run() -> bool:
+    """Is another thread of the program's anywhere but in a wait of the standard library's?"""
+    left_out = {thread.ident for thread in threading.enumerate() if thread.name.startswith("syncagent")} | {get_ident()}
+    return any(
+        ident not in left_out and not (code.co_filename in _WAITING_IN and code.co_name in _WAITING)
+        for ident, code in ((ident, frame.f_code) for ident, frame in current_frames().items())
+    )
 
 
 def _take_off(libraries: list[Any]) -> None:

@@ -69,6 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             stall = stall_ms(agent, began_ns, options.steps)
         rows[name] = {"step_ms": statistics.median(times), "stall_ms": stall, "busy_ms": _busy_ms(step, options.steps)}
         print(name, rows[name], flush=True)
+        save(options.out, {**about(torch.cuda.get_device_name()), "small": options.small, "programs": rows})
         del step
         torch.cuda.empty_cache()
     return {**about(torch.cuda.get_device_name()), "small": options.small, "programs": rows}

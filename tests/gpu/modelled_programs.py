@@ -149,7 +149,7 @@ class UNet(nn.Module):
         super().__init__()
         sizes = [3, width, 2 * width, 4 * width]
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in itertools.pairwise(sizes))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in itertools.pairwise(sizes[1:]))
         self.join = nn.ModuleList(nn.Conv2d(2 * n, n, 3, padding=1) for n in sizes[1:-1])
         self.head = nn.Conv2d(width, 2, 1)
 

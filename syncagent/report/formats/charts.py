@@ -90,8 +90,9 @@ def timeline(report: Report) -> dict[str, Any] | None:
     shown_steps = [(step, lanes[lane]) for step in steps if (lane := (step.rank, *_STEPS_LANE)) in lanes]
     shown_busy = [(row, lanes[lane]) for row in busy if (lane := (row.rank, *_GPU_LANE)) in lanes]
     has_ranks = len({rank for rank, _, _ in lanes}) > 1
+    named = [(rank, kind, name or "thread without a name") for rank, kind, name in lanes]
     return {
-        "lanes": [f"rank {rank} · {name}" if has_ranks else name for rank, _, name in lanes],
+        "lanes": [f"rank {rank} · {name}" if has_ranks else name for rank, _, name in named],
         "left_out": len({(event.rank, event.thread) for event in events}) - len({lane for _, lane in waits}),
         "waits": {
             "site": [event.site for event, _ in waits],

@@ -135,16 +135,20 @@ class Run:
             self.wrong.append(otherwise)
 
     @contextlib.contextmanager
-    def syncs(self, expected: Mapping[str, int], *, others: bool = False, at: str = "") -> Iterator[None]:
+    def syncs(
+        self, expected: Mapping[str, int], *, others: bool = False, at: str = "", threads: bool = False
+    ) -> Iterator[None]:
         """Say which syncs, and how many of each op (``a|b``: of either), must be reported inside.
 
         No other may be, unless ``others``.  Those expected must be at a line of the cases, whose text holds ``at``.
+        ``threads`` of the program's own make them: by default only the driver sees these, and adds short ones up.
         """
         began = time.perf_counter_ns()
         try:
             yield
         finally:
-            self.windows.append(Window(began, time.perf_counter_ns(), expected, others, at))
+            if not (threads and self._detail == "auto"):
+                self.windows.append(Window(began, time.perf_counter_ns(), expected, others, at))
 
     @contextlib.contextmanager
     def forbidden(self, op: str, at: str, tensors: Sequence[torch.Tensor] = ()) -> Iterator[None]:

@@ -176,7 +176,7 @@ def many_threads(run: Run) -> Any:
             read[index].append(values[index].sum().item())
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(len(values))]
-    with run.syncs({ITEM: each * len(values)}, at=".item()"):
+    with run.syncs({ITEM: each * len(values)}, at=".item()", threads=True):
         for worker in workers:
             worker.start()
         for worker in workers:

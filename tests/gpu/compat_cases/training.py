@@ -191,7 +191,7 @@ def threads(run: Run) -> Any:
         read[index] = out.item()
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(len(nets))]
-    with run.syncs({ITEM: 4}, others=True, at=".item()"):
+    with run.syncs({ITEM: 4}, others=True, at=".item()", threads=True):
         for worker in workers:
             worker.start()
         for worker in workers:

@@ -234,6 +234,15 @@ def shown(page, chart):
     return page.get_attribute(f"#{chart}", "aria-label").partition("Shown: ")[2]
 
 
+def test_the_time_line_opens_where_the_gpus_work_is_known(opened):
+    report = whole(steps=20)
+    cost = replace(report.cost, gpu_busy=report.cost.gpu_busy[7:12])
+    page = opened(replace(report, cost=cost))
+    assert shown(page, "chart-time") == "800 ms to 1200 ms."
+    assert page.inner_text("#hint") == "The GPU's work is known from 700 ms to 1160 ms."
+    assert painted(page, "chart-time", "busy")
+
+
 def test_the_time_line_zooms_and_moves_by_keys_buttons_wheel_and_mouse(opened):
     page = opened(whole(steps=10))
     assert shown(page, "chart-time") == "600 ms to 1000 ms.", "the last steps"

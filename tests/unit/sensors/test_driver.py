@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import warnings
@@ -194,6 +195,30 @@ def test_a_wait_belongs_to_the_step_it_began_in():
             syncagent.step()
         events = of_driver(agent)
     assert [event.step for event in events] == [0, 1, 2]
+
+
+def test_steps_may_end_while_waits_are_delivered():
+    """That is what other threads do meanwhile: no wait is lost for it."""
+    ends, interval = threading.Event(), sys.getswitchinterval()
+
+    def step():
+        while not ends.is_set():
+            syncagent.step()
+
+    with syncagent.watch(detail="syncs", summary=False) as agent:
+        steps = threading.Thread(target=step)
+        steps.start()
+        sys.setswitchinterval(1e-5)
+        try:
+            for _ in range(4):
+                for _ in range(20):
+                    wait(0.3)
+                agent.events()
+        finally:
+            sys.setswitchinterval(interval)
+            ends.set()
+            steps.join()
+        assert len(of_driver(agent)) == 80
 
 
 def test_earlier_waits_and_those_after_the_end_are_nobodys():

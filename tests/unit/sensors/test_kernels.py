@@ -18,6 +18,7 @@ from syncagent.rules.rule import Rule
 from syncagent.rules.table import RULES
 from syncagent.sensors import hooked_op
 from syncagent.settings import sources
+from syncagent.torchbridge import dispatcher
 from tests.unit.tools import Kernels
 
 SHAPE, SCALAR, CHECK = SyncKind.DYNAMIC_SHAPE, SyncKind.SCALAR_READ, SyncKind.CHECK
@@ -555,3 +556,29 @@ def test_an_interrupt_before_a_wait_leaves_nothing_behind(sensor, monkeypatch):
 class Interrupts:
     def __call__(self, *_args):
         raise KeyboardInterrupt
+
+
+def test_kernels_stay_while_another_thread_runs_that_has_called_no_op_so_far(sensor):
+    """It may be on its way to one, and taking the kernel off then fails the op: seen on a GPU, as threads started."""
+    here = next(rule for rule in RULES if rule.op == "aten::nonzero")
+    ends, waits = threading.Event(), threading.Event()
+
+    def run():
+        while not ends.is_set():
+            pass
+
+    runs, idle = threading.Thread(target=run), threading.Thread(target=waits.wait)
+    watched = sensor([here])
+    idle.start()
+    runs.start()
+    watched.stop()
+    assert dispatcher.is_hooked(here)
+    assert "the kernels are still on their ops" in watched.notes[0]
+    ends.set()
+    runs.join()
+    again = sensor([here])
+    again.stop()
+    assert not dispatcher.is_hooked(here)  # a thread that only waits is no reason
+    assert not again.notes
+    waits.set()
+    idle.join()

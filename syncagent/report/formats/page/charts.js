@@ -104,6 +104,9 @@
     const unit = whole < 10_000 ? [1, "ms"] : [1000, "s"];
     const moment = (ms) => `${+(ms / unit[0]).toFixed(3)} ${unit[1]}`;
     const hint = document.getElementById("hint");
+    const otherwise = busy.start.length
+      ? `The GPU's work is known from ${moment(busy.start[0] / 1000)} to ${moment(end(busy) / 1000)}.` : "\u00a0";
+    hint.textContent = otherwise;
     const longest = lanes.reduce((most, name) => Math.max(most, name.length), 0);
     const rects = (chart, rows, draw) => {
       const {min, max} = chart.scales.x;
@@ -173,7 +176,7 @@
         draw: [draw],
         setCursor: [(chart) => {
           const index = under(chart);
-          hint.textContent = index < 0 ? "\u00a0"
+          hint.textContent = index < 0 ? otherwise
             : `${nameOf(waits.site[index])}: ${duration(waits.us[index] / 1000)} in step ${waits.step[index]}, ${lanes[waits.lane[index]]}`;
           chart.over.style.cursor = index < 0 ? "" : "pointer";
         }],
@@ -190,10 +193,13 @@
       if (location.hash === line) dispatchEvent(new Event("hashchange")); // once more
       else location.hash = line;
     });
-    // The last whole steps are where a program has found its pace.
+    // The last whole steps are where a program has found its pace; of those, the ones that the GPU's work is known of.
     const numbers = [...new Set(marked.step)];
-    const begin = marked.step.indexOf(numbers.at(-4));
-    if (numbers.length > 5) show(marked.start[begin] / 1000, end(marked) / 1000);
+    const middle = (index) => marked.start[index] + marked.us[index] / 2;
+    const withGpu = new Set(marked.step.filter((_, index) => middle(index) > busy.start[0] && middle(index) < end(busy)));
+    const last = (withGpu.size ? [...withGpu] : numbers).slice(-4);
+    const first = marked.step.indexOf(last[0]), final = marked.step.lastIndexOf(last.at(-1));
+    if (numbers.length > 5) show(marked.start[first] / 1000, (marked.start[final] + marked.us[final]) / 1000);
   }
 
   // Colours are read while drawing, so another scheme needs no more than that.

@@ -59,7 +59,9 @@ _SHAPES = words(
     "permute transpose pin_memory"
 )
 _FILL = "the number is copied from the host: x[i].fill_(number) takes it along"
-_NUMBERS = re.compile(r"(^|_)(inf|nan|pi|eps|epsilon|ignored?|(ignore|pad|padding)_(index|idx|id|value)|fill(_value)?)$")
+_NUMBERS = re.compile(
+    r"(^|_)(inf|nan|pi|eps|epsilon|ignored?|(ignore|pad|padding)_(index|idx|id|value)|fill(_value)?)$"
+)
 """Names of numbers that are written into tensors."""
 _INPUTS = re.compile(r"(^|_)(ids|input_ids|tokens?|targets?|labels?|attention_mask|lens|lengths|grid_thw|batch)($|_)")
 

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import connection
 from threading import get_ident
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 from syncagent.rules.rule import Rule
@@ -282,12 +283,25 @@ def _find(rule: Rule, *, must_exist: bool = False) -> Any:
 
 
 def _others_run() -> bool:
-    """Is another thread of the program's anywhere but in a wait of the standard library's?"""
+    """Is another thread of the program's in code that uses torch, and in no wait of the standard library's?"""
     left_out = {thread.ident for thread in threading.enumerate() if thread.name.startswith("syncagent")} | {get_ident()}
     return any(
-        ident not in left_out and not (code.co_filename in _WAITING_IN and code.co_name in _WAITING)
-        for ident, code in ((ident, frame.f_code) for ident, frame in current_frames().items())
+        not (frame.f_code.co_filename in _WAITING_IN and frame.f_code.co_name in _WAITING) and _uses_torch(frame)
+        for ident, frame in current_frames().items()
+        if ident not in left_out
     )
+
+
+def _uses_torch(frame: FrameType | None) -> bool:
+    """Does the module of any function on this stack hold something of torch's?  Threads that read or write do not."""
+    while frame is not None:
+        for value in tuple(frame.f_globals.values()):
+            kind = type(value)
+            name = value.__name__ if kind is ModuleType else value.__module__ if kind in {type, FunctionType} else None
+            if isinstance(name, str) and name.partition(".")[0] == "torch":
+                return True
+        frame = frame.f_back
+    return False
 
 
 def _take_off(libraries: list[Any]) -> None:

@@ -29,7 +29,7 @@ EXPORTED = re.compile(r"export (.*)")
 STACK = "tests/stack, with a real Collector, Jaeger, Phoenix and Prometheus"
 ELSEWHERE = {
     "README.md": {
-        "syncagent run --simulate examples/masked_loss/train.py": "make demo",
+        "SYNCAGENT_COST=1 SYNCAGENT_REPORT=cost.html": "it needs a GPU: examples/masked_loss/output/h200.txt",
         "pip install .": "every test runs what it has installed",
         "syncagent selftest --no-simulate": "it needs a GPU: tests/gpu/compat.py",
     },

@@ -9,22 +9,28 @@ from syncagent._version import __version__
 
 TYPE_CHECKING = False  # typing is not imported at the start of every interpreter
 if TYPE_CHECKING:
-    from syncagent.api import allow, current, start, step, stop, watch
-    from syncagent.errors import ConfigError, HostSyncError, HostSyncWarning, SyncAgentError
+    from syncagent.api import allow, assert_max_syncs, assert_no_syncs, current, start, step, stop, watch
+    from syncagent.errors import ConfigError, HostSyncAssertionError, HostSyncError, HostSyncWarning, SyncAgentError
     from syncagent.events import CallSite, Phase, SyncEvent, SyncKind
     from syncagent.report.model import Report
     from syncagent.runtime.handle import Agent
     from syncagent.settings.schema import Settings
 
 __all__ = [
-    "Agent", "CallSite", "ConfigError", "HostSyncError", "HostSyncWarning", "Phase", "Report", "Settings",
-    "SyncAgentError", "SyncEvent", "SyncKind", "__version__", "allow", "current", "start", "step", "stop", "watch",
+    "Agent", "CallSite", "ConfigError", "HostSyncAssertionError", "HostSyncError", "HostSyncWarning", "Phase", "Report",
+    "Settings", "SyncAgentError", "SyncEvent", "SyncKind", "__version__", "allow", "assert_max_syncs",
+    "assert_no_syncs", "current", "start", "step", "stop", "watch",
 ]  # fmt: skip
 
 _HOME = {
     "Agent": "syncagent.runtime.handle",
-    **dict.fromkeys(("current", "start", "step", "stop", "watch"), "syncagent.api"),
-    **dict.fromkeys(("ConfigError", "HostSyncError", "HostSyncWarning", "SyncAgentError"), "syncagent.errors"),
+    **dict.fromkeys(
+        ("assert_max_syncs", "assert_no_syncs", "current", "start", "step", "stop", "watch"), "syncagent.api"
+    ),
+    **dict.fromkeys(
+        ("ConfigError", "HostSyncAssertionError", "HostSyncError", "HostSyncWarning", "SyncAgentError"),
+        "syncagent.errors",
+    ),
     **dict.fromkeys(("CallSite", "Phase", "SyncEvent", "SyncKind"), "syncagent.events"),
     "allow": "syncagent.policy",
     "Report": "syncagent.report.model",

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # mypy's own copy: nothing is installed for it
 
     from syncagent.report.model import Report
+    from syncagent.runtime.asserting import SyncAssertion
     from syncagent.runtime.decorating import Given, Returned, Watched
     from syncagent.runtime.handle import Agent
     from syncagent.settings.schema import Keywords
 
-__all__ = ["allow", "current", "start", "step", "stop", "watch"]
+__all__ = ["allow", "assert_max_syncs", "assert_no_syncs", "current", "start", "step", "stop", "watch"]
 
 
 def current() -> Agent | None:
@@ -70,3 +71,27 @@ def watch(function: Callable[..., Any] | None = None, /, **settings: Unpack[Keyw
     """
     watching = Watch(sources.load(settings))
     return watching if function is None else watching(function)
+
+
+def assert_no_syncs(**settings: Unpack[Keywords]) -> SyncAssertion:
+    """Raise :class:`~syncagent.HostSyncAssertionError` at the end if anything inside has waited for the GPU.
+
+    See :func:`assert_max_syncs`, of which this is the case of 0.
+    """
+    return assert_max_syncs(0, **settings)
+
+
+def assert_max_syncs(n: int, /, **settings: Unpack[Keywords]) -> SyncAssertion:
+    """Raise :class:`~syncagent.HostSyncAssertionError` at the end if there were more than ``n`` host syncs inside.
+
+    A context manager, ``with syncagent.assert_max_syncs(1):``, and a decorator of whatever :func:`watch` decorates,
+    each call by itself.  It covers what ``watch`` covers, without a warm-up.  What ``syncagent.allow`` or the settings
+    ``allow``, ``allow_kinds`` and ``allow_packs`` allow does not count, nor do kinds that are judged only if
+    ``judge_kinds`` names them.  An error of the program's own goes first.  Takes settings as keywords.
+
+    Raises :class:`~syncagent.ConfigError` for a number or a setting that is not allowed, and where syncs would be
+    missed.
+    """
+    from syncagent.runtime.asserting import SyncAssertion
+
+    return SyncAssertion(n, settings)

@@ -27,6 +27,10 @@ class HostSyncError(SyncAgentError, RuntimeError):
         return type(self), (str(self), self.event)
 
 
+class HostSyncAssertionError(SyncAgentError, AssertionError):
+    """More host syncs than an assertion allows; the message has each line, what waits there and what to do about it."""
+
+
 class HostSyncWarning(UserWarning):
     """A host sync that the policy warns about; it points at the user's line.  A warning, hence not an error of ours."""
 

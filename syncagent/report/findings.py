@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from syncagent.report import wording
+from syncagent.report.compare import NOT_JUDGED
 from syncagent.report.model import Report, SiteRow
 
 _MOST = 0.9
@@ -19,6 +20,31 @@ _BY_CHOICE = "off: "
 """How a sensor begins to say that a setting keeps it off."""
 _UNKNOWN = 0.05
 """Time without a line is a problem from this share of the stall on."""
+
+
+class Counted(NamedTuple):
+    """The syncs of one line that count against a limit."""
+
+    site: SiteRow
+    number: int
+
+
+def counted(report: Report, kinds: Collection[str] | None = None) -> tuple[Counted, ...]:
+    """Return what counts against a limit: syncs that nothing allows, of kinds that are judged, or of these kinds alone.
+
+    A wait of no known line that the driver alone saw counts for nothing, nor does one that adds time and no sync.
+    """
+    found = []
+    for site in report.sites:
+        if kinds is not None:
+            is_judged = site.kind in kinds
+        else:
+            is_judged = site.kind not in NOT_JUDGED or site.kind in report.run.judge_kinds
+        of_nobody = not site.file and set(site.sensors) == {"driver"}
+        number = site.count - site.allowed_count
+        if is_judged and not site.conditional and not of_nobody and number > 0:
+            found.append(Counted(site, number))
+    return tuple(found)
 
 
 class SetUp(NamedTuple):

@@ -30,7 +30,7 @@ from syncagent.report.summary import Summary
 from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.run import RunTime, no_run
-from syncagent.runtime.verdict import GateVerdict, cannot_hold
+from syncagent.runtime.verdict import GateVerdict, cannot_count, cannot_hold
 from syncagent.settings import schema
 from syncagent.support.log import log_once
 
@@ -91,7 +91,16 @@ class Host(Protocol):
 class Region(Reach, Agent):
     """What ``with syncagent.watch(...)`` gives inside another watch."""
 
-    def __init__(self, agent: Host, regions: Regions, settings: Settings, outer: Reach | None, policy: Policy) -> None:
+    def __init__(
+        self,
+        agent: Host,
+        regions: Regions,
+        settings: Settings,
+        outer: Reach | None,
+        policy: Policy,
+        *,
+        asserts: bool = False,
+    ) -> None:
         given = {name for name, source in settings.sources.items() if source == "keyword"}
         super().__init__(
             outer,
@@ -100,6 +109,8 @@ class Region(Reach, Agent):
             every_thread=settings.judge_threads == "all",
         )
         self.settings = settings
+        self.asserts = asserts
+        """Whether its syncs are counted against a limit when it ends."""
         self.steps = agent.steps
         self.own_policy = policy
         """What judges in here, if this region judges."""
@@ -230,6 +241,8 @@ class Region(Reach, Agent):
     @property
     def wants_copies(self) -> bool:
         """Whether every copy is to be watched, as by gates and under budgets; or every sync, under ``auto``."""
+        if self.asserts:
+            return True
         if self._agent.sensors.sampling is not None:
             return self.judges and (self.own_policy.mode != "observe" or self.own_policy.budgets.set)
         if self._asks_for_copies is not None:
@@ -239,7 +252,7 @@ class Region(Reach, Agent):
     @property
     def is_gate(self) -> bool:
         """Whether a sync that is not allowed in here has consequences."""
-        return self.judges and schema.is_gate(self.own_policy.mode, self.settings.baseline)
+        return self.asserts or (self.judges and schema.is_gate(self.own_policy.mode, self.settings.baseline))
 
     def note(self, sentence: str, *, is_gap: bool = False) -> None:
         """Put a sentence into the report and, once, into the log; a gap lets syncs past the region's gate."""
@@ -267,10 +280,11 @@ class Regions(Sink):
 
     # --- opening and ending
 
-    def open(self, settings: Settings, like: Policy | None = None) -> Region:
+    def open(self, settings: Settings, like: Policy | None = None, *, asserts: bool = False) -> Region:
         """Begin a region here.
 
         ``like`` is the policy of an earlier region with the same settings, whose lists and baseline are used again.
+        ``asserts``: its syncs are counted against a limit when it ends, so that it has to see all of them.
         Raises :class:`~syncagent.ConfigError` for a pack or a baseline that cannot be read, and where a gate would have
         no sensor to go by.
         """
@@ -285,9 +299,9 @@ class Regions(Sink):
             like = Policy(settings, self._recorder.locator, lambda: agent.steps.current)
         begun = agent.steps.count
         policy = like.for_region(settings.policy, lambda: agent.steps.count - begun)
-        region = Region(agent, self, settings, outer, policy)
+        region = Region(agent, self, settings, outer, policy, asserts=asserts)
         if region.is_gate and (blind_spots := agent.sensors.blind_spots()):
-            raise cannot_hold(region.policy, blind_spots)
+            raise cannot_count(blind_spots) if asserts else cannot_hold(region.policy, blind_spots)
         self._note_shared_settings(region)
         with self._lock:
             self._known[region.number] = region

@@ -39,3 +39,8 @@ def cannot_hold(policy: str, failures: list[str]) -> ConfigError:
     return ConfigError(
         f"syncagent: setting policy is {policy!r}, but it cannot be in force here: {'; '.join(failures)}."
     )
+
+
+def cannot_count(failures: list[str]) -> ConfigError:
+    """Return the error for an assertion that would miss host syncs."""
+    return ConfigError(f"syncagent: host syncs cannot be counted here: {'; '.join(failures)}.")

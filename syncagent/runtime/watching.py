@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 class Watch:
     """Begins an agent, or a region of the one that runs, and ends it; see :func:`syncagent.watch`."""
 
-    def __init__(self, settings: Settings) -> None:
+    asserts = False
+    """Whether what waits inside is counted against a limit at the end."""
+
+    def __init__(self, settings: Settings, alone: Settings | None = None) -> None:
+        """``alone`` are the settings of the agent that is started where none is running, if they are others."""
         self._settings = settings
+        self._alone = alone or settings
         self._open: list[Opened] = []
         self._judged: tuple[ProcessAgent | None, Policy | None] = (None, None)
         """The policy of this watch's last region, and the agent that it belonged to."""
@@ -50,12 +55,12 @@ class Watch:
         return decorate(function, self._begin)
 
     def _begin(self) -> Opened:
-        agent, is_new = process.launch_or_find(self._settings)
+        agent, is_new = process.launch_or_find(self._alone)
         if is_new:  # ended here, whoever has joined it meanwhile, unless it was stopped before
             return Opened(agent, partial(_end, agent))
         judged_for, judge = self._judged  # another thread may enter at the same time
         try:
-            region = agent.regions.open(self._settings, judge if judged_for is agent else None)
+            region = agent.regions.open(self._settings, judge if judged_for is agent else None, asserts=self.asserts)
         except ConfigError:
             raise
         except Exception as error:

@@ -1,0 +1,87 @@
+"""The pytest plugin: the fixture ``host_syncs``, the marker ``no_host_sync`` and the options ``--syncagent...``.
+
+pytest loads it wherever syncagent is installed.  So it imports nothing but pytest until a test or an option asks for
+it; :mod:`syncagent.integrations.pytest_session` does the work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from syncagent.integrations.pytest_session import HostSyncs
+
+_SESSION = "syncagent-session"
+_MARKER = "no_host_sync"
+_FIXTURE = "host_syncs"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("syncagent", "host syncs of PyTorch (syncagent)")
+    group.addoption(
+        "--syncagent",
+        choices=("observe", "warn", "raise"),
+        help="Watch the body of each test: count its host syncs, warn of each line, or fail the test at the first.",
+    )
+    group.addoption("--syncagent-baseline", metavar="FILE", help="A report whose lines may wait, under warn and raise.")
+    group.addoption("--syncagent-report", metavar="FILE", help="Where to save the report of the session.")
+    group.addoption("--syncagent-simulate", action="store_true", help="Simulate a CUDA device where there is none.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Put the simulated device in before any file of the tests asks torch what there is."""
+    if early_config.known_args_namespace.syncagent_simulate:
+        from syncagent.integrations.pytest_session import simulate
+
+        simulate(early_config.known_args_namespace)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}(allow=(), max_syncs=0, kinds=None): fail the test if its body makes the host wait for the GPU more"
+        " often than max_syncs; lines that match allow do not count, nor do other kinds of sync than kinds.",
+    )
+    options = ("syncagent", "syncagent_baseline", "syncagent_report", "syncagent_simulate")
+    if any(config.getoption(option) for option in options):
+        _session(config)
+
+
+def _session(config: pytest.Config) -> Any:
+    """Return what watches the tests of this process, from the first time on that something asks for it."""
+    found = config.pluginmanager.get_plugin(_SESSION)
+    if found is None:
+        from syncagent.integrations.pytest_session import Session
+
+        found = Session(config)
+        config.pluginmanager.register(found, _SESSION)
+    return found
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
+    """Watch the body of a test; what its fixtures do before and after is not the test's."""
+    marker = item.get_closest_marker(_MARKER)
+    asked = marker is not None or _FIXTURE in getattr(item, "fixturenames", ())
+    session = _session(item.config) if asked else item.config.pluginmanager.get_plugin(_SESSION)
+    if session is None:
+        yield
+        return
+    with session.watching(item, marker) as judged:
+        outcome = yield
+        judged.passed = outcome.excinfo is None
+    if judged.failure is not None:
+        outcome.force_exception(judged.failure)
+
+
+@pytest.fixture
+def host_syncs(request: pytest.FixtureRequest) -> HostSyncs:
+    """The host syncs of this test's body: ``count``, ``sites``, ``report()``, ``assert_none()`` and more."""
+    from syncagent.integrations.pytest_session import HostSyncs
+
+    return HostSyncs(request.node)

@@ -1,0 +1,336 @@
+"""What the pytest plugin does once something asks for it: an agent for the process, a region for the body of each test.
+
+A region covers the test's function alone, as :func:`syncagent.watch` does: its thread or task, and its backward passes.
+For that it is put around the function, which an event loop may run in a context of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from syncagent.errors import ConfigError, HostSyncAssertionError, SyncAgentError
+from syncagent.runtime import process
+from syncagent.runtime.asserting import SyncAssertion, a_number
+from syncagent.runtime.watching import Watch
+from syncagent.settings import sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from syncagent.report.model import Report, SiteRow
+    from syncagent.runtime.agent import ProcessAgent
+    from syncagent.runtime.handle import Agent
+
+_TAKES = ("allow", "max_syncs", "kinds")
+_OF_SESSION = {
+    "policy": "observe", "detail": "syncs", "copies": "all", "report": None, "journal": "off", "capture": "off",
+    "summary": False, "cost": False, "baseline": None,
+}  # fmt: skip
+_OUTPUT = "syncagent"
+"""Under which name a worker of pytest-xdist hands its report on."""
+_PROPERTY = "host_syncs"
+"""Under which name a test's number of syncs is in its report, and in JUnit's."""
+
+
+def simulate(options: Any) -> None:
+    """Put the simulated device in, unless the tests run in other processes than this one."""
+    if not _only_distributes(options):
+        from syncagent import simulate as device
+
+        try:
+            device.install()
+        except SyncAgentError as error:
+            raise pytest.UsageError(f"--syncagent-simulate: {error}") from None
+
+
+def _only_distributes(options: Any) -> bool:
+    """Is this the process of pytest-xdist that hands tests to workers?"""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return not is_worker and bool(getattr(options, "numprocesses", None) or getattr(options, "tx", None))
+
+
+class Entered:
+    """A watch around something that is no function, with what a watched function has."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.report = agent.report
+
+
+class Judged:
+    """One test while it runs, and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.passed = True
+        self.failure: BaseException | None = None
+
+
+_REGION: pytest.StashKey[Any] = pytest.StashKey()
+
+
+class HostSyncs:
+    """The host syncs of one test's body, as far as they are not allowed."""
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    def report(self) -> Report:
+        """Return the report of the test's body so far.
+
+        Raises :class:`~syncagent.SyncAgentError` in fixtures that run before it.
+        """
+        watched = self._item.stash.get(_REGION, None)
+        if watched is None or watched.agent is None:
+            raise SyncAgentError("host_syncs counts the body of a test, which has not begun")
+        report: Report = watched.report()
+        return report
+
+    @property
+    def count(self) -> int:
+        """How many there were so far."""
+        from syncagent.report.findings import counted
+
+        return sum(one.number for one in counted(self.report()))
+
+    @property
+    def sites(self) -> tuple[SiteRow, ...]:
+        """The lines that made them, the longest stall first."""
+        from syncagent.report.findings import counted
+
+        return tuple(one.site for one in counted(self.report()))
+
+    def assert_none(self) -> None:
+        """Raise :class:`~syncagent.HostSyncAssertionError` if there was one."""
+        __tracebackhide__ = True
+        self.assert_at_most(0)
+
+    def assert_at_most(self, n: int) -> None:
+        """Raise :class:`~syncagent.HostSyncAssertionError` if there were more than ``n``."""
+        __tracebackhide__ = True
+        SyncAssertion(n, {}).check(self.report(), n)
+
+
+class Session:
+    """The agent of a process of pytest's, and what becomes of its report."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._mode: str | None = config.getoption("syncagent")
+        self._baseline: str | None = config.getoption("syncagent_baseline")
+        self._path: str | None = config.getoption("syncagent_report")
+        self._simulates: bool = config.getoption("syncagent_simulate")
+        self._own: ProcessAgent | None = None
+        self._reports: list[Report] = []
+        self._lost_workers: list[str] = []
+        self._tests = self._with_syncs = self._syncs = 0
+        self._check_options()
+        policy = {"policy": self._mode, "baseline": self._baseline} if self._mode else {}
+        if policy and "warmup_steps" in (found := sources.load()).sources:
+            policy |= {"warmup_steps": found.warmup_steps}
+        self._around = Watch(sources.load(policy)) if policy else None
+
+    def _check_options(self) -> None:
+        """Refuse what cannot be done, before any test runs."""
+        from syncagent.report import files
+
+        try:
+            sources.load()
+            if self._baseline is not None:
+                if self._mode not in {"warn", "raise"}:
+                    raise ConfigError("--syncagent-baseline needs --syncagent=warn or --syncagent=raise")
+                self._check_baseline(files.load(self._baseline))
+            if self._path is not None:
+                files.destination(self._path)
+        except SyncAgentError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def _check_baseline(self, known: Report) -> None:
+        """A baseline without a file of this project is of another program."""
+        from syncagent.sites import package_path
+
+        roots = (self._config.rootpath, self._config.invocation_params.dir)
+        named = {site.file for site in known.sites if site.file}
+        if named and not any(
+            package_path(file) or os.path.exists(file) or any((root / file).exists() for root in roots)
+            for file in named
+        ):
+            raise ConfigError(
+                f"--syncagent-baseline {self._baseline}: it is of another program, none of its files is in "
+                f"{self._config.rootpath}"
+            )
+
+    # --- one test
+
+    @contextmanager
+    def watching(self, item: pytest.Item, marker: pytest.Mark | None) -> Iterator[Judged]:
+        """Watch the body of a test; a test that breaks a limit has a ``failure`` afterwards."""
+        judged, wrong = Judged(), ""
+        try:
+            self._begin()
+            watch, most = self._watch_of(marker)
+        except SyncAgentError as error:
+            wrong = str(error)
+        if wrong:
+            pytest.fail(wrong, pytrace=False)
+        with self._put_around(item, watch) as watched:
+            yield judged
+        if watched.agent is not None:
+            self._judge(item, watch, most, watched.report(), judged)
+
+    def _watch_of(self, marker: pytest.Mark | None) -> tuple[Watch, int | None]:
+        if marker is not None:
+            return _of_marker(marker)
+        return self._around or SyncAssertion(None, {}, judges=False), None
+
+    @contextmanager
+    def _put_around(self, item: pytest.Item, watch: Watch) -> Iterator[Any]:
+        """Have the function of a test watched; of another kind of item, what it runs."""
+        function = getattr(item, "obj", None) if isinstance(item, pytest.Function) else None
+        if function is None:
+            with watch as agent:
+                yield Entered(agent)
+            return
+        watched = watch(function)
+        item.stash[_REGION] = watched
+        item.obj = watched  # type: ignore[attr-defined]
+        case = getattr(item, "instance", None)
+        is_case = isinstance(case, getattr(sys.modules.get("unittest"), "TestCase", ()))
+        if is_case:  # which calls an asynchronous method by its name
+            setattr(case, item.name, watched)
+        try:
+            yield watched
+        finally:
+            item.obj = function  # type: ignore[attr-defined]
+            if is_case:
+                vars(case).pop(item.name, None)
+
+    def _judge(self, item: pytest.Item, watch: Watch, most: int | None, report: Report, judged: Judged) -> None:
+        from syncagent.report.findings import counted
+
+        kinds = watch.kinds if isinstance(watch, SyncAssertion) else None
+        number = sum(one.number for one in counted(report, kinds))
+        item.user_properties.append((_PROPERTY, number))
+        if not judged.passed:
+            return
+        if isinstance(watch, SyncAssertion) and most is not None:
+            try:
+                watch.check(report, most)
+            except HostSyncAssertionError as error:
+                judged.failure = _failed(str(error))
+        elif self._mode == "raise" and any(site.violations for site in report.sites):
+            judged.failure = _failed("the test caught the error of a host sync that --syncagent=raise had stopped")
+
+    # --- the agent
+
+    def _begin(self) -> None:
+        """Start the agent with the first test that is watched, unless the process has one."""
+        if process.running() is None:
+            settings = _OF_SESSION | ({"simulate": True} if self._simulates else {})
+            self._own = process.launch(sources.load(settings))
+
+    def pytest_sessionfinish(self) -> None:
+        """Take the report; a worker hands it to the process that has started it."""
+        agent = process.running()
+        if agent is None:
+            return
+        report = process.release(agent) if agent is self._own else agent.report()
+        output = getattr(self._config, "workeroutput", None)
+        if output is None:
+            self._reports.append(report)
+        else:
+            output[_OUTPUT] = json.dumps(report.to_dict())
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take the report of a worker of pytest-xdist."""
+        from syncagent.report.model import Report
+
+        handed = getattr(node, "workeroutput", {}).get(_OUTPUT)
+        if handed is not None:
+            name = str(getattr(getattr(node, "gateway", None), "id", "a worker"))
+            self._reports.append(Report.from_dict(json.loads(handed), name=f"the report of {name}"))
+        elif error is not None:
+            self._lost_workers.append(str(getattr(getattr(node, "gateway", None), "id", "a worker")))
+
+    # --- what is said at the end
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count the tests, those of the workers too."""
+        if report.when == "call":
+            numbers = [value for name, value in report.user_properties if name == _PROPERTY]
+            self._tests += bool(numbers)
+            self._with_syncs += any(numbers)
+            self._syncs += sum(int(str(number)) for number in numbers)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._mode is None and self._path is None:
+            return
+        from syncagent.report.merge import merge
+
+        report = merge(self._reports) if self._reports else None
+        terminalreporter.section("host syncs")
+        for line in self._said(report):
+            terminalreporter.line(line)
+        if report is not None and self._path is not None:
+            self._save(report, terminalreporter)
+
+    def _said(self, report: Report | None) -> Iterator[str]:
+        from syncagent.report import wording
+
+        syncs, tests = wording.plural(self._syncs, "host sync"), wording.plural(self._tests, "test")
+        yield f"{syncs} in {self._with_syncs:,} of {tests}"
+        if self._lost_workers:
+            died = " and ".join(sorted(self._lost_workers))
+            yield f"{died} died, and what was seen there is not in the report"
+        if report is None:
+            return
+        if report.run.device is None:
+            yield "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one."
+        elif self._syncs:
+            yield from ("", *report.to_text(width=terminal_width()).splitlines())
+
+    def _save(self, report: Report, terminalreporter: Any) -> None:
+        from syncagent.report import files
+
+        try:
+            terminalreporter.line(f"the report is in {files.save(report, str(self._path))}")
+        except SyncAgentError as error:
+            terminalreporter.line(str(error), red=True)
+
+
+def terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def _failed(message: str) -> BaseException:
+    return pytest.fail.Exception(message, pytrace=False)
+
+
+def _of_marker(marker: pytest.Mark) -> tuple[SyncAssertion, int]:
+    """Return what a marker asks for: what counts, and how many may.
+
+    Raises :class:`~syncagent.ConfigError` with one sentence for what it cannot mean.
+    """
+    unknown = [f"{name}=" for name in marker.kwargs if name not in _TAKES] + [repr(value) for value in marker.args]
+    if unknown:
+        raise ConfigError(
+            f"no_host_sync takes {', '.join(f'{name}=' for name in _TAKES)}, but not {', '.join(unknown)}"
+        )
+    kinds = marker.kwargs.get("kinds")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds is not None and not (isinstance(kinds, (list, tuple, set, frozenset)) and kinds):
+        raise ConfigError(f"no_host_sync: kinds is {kinds!r}; it must be a list of kinds of host sync")
+    settings = {"allow": marker.kwargs["allow"]} if marker.kwargs.get("allow") else {}
+    try:
+        most = a_number(marker.kwargs.get("max_syncs", 0))
+        return SyncAssertion(None, settings, kinds=kinds), most
+    except ConfigError as error:
+        raise ConfigError(f"no_host_sync: {str(error).removeprefix('syncagent: ')}") from None

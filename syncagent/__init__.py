@@ -1,6 +1,8 @@
 """See every host sync of a PyTorch training job: which op, which line, how long the CPU waited for the GPU.
 
 Importing this package imports neither torch nor opentelemetry; what needs them loads at first use.
+
+PYTEST_DONT_REWRITE: pytest would warn that it cannot, where the process was watched before pytest began.
 """
 
 from __future__ import annotations

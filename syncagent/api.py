@@ -92,6 +92,6 @@ def assert_max_syncs(n: int, /, **settings: Unpack[Keywords]) -> SyncAssertion:
     Raises :class:`~syncagent.ConfigError` for a number or a setting that is not allowed, and where syncs would be
     missed.
     """
-    from syncagent.runtime.asserting import SyncAssertion
+    from syncagent.runtime.asserting import SyncAssertion, a_number
 
-    return SyncAssertion(n, settings)
+    return SyncAssertion(a_number(n), settings)

@@ -67,12 +67,12 @@ def _session(config: pytest.Config) -> Any:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Watch the body of a test; what its fixtures do before and after is not the test's."""
     marker = item.get_closest_marker(_MARKER)
-    asked = marker is not None or _FIXTURE in getattr(item, "fixturenames", ())
-    session = _session(item.config) if asked else item.config.pluginmanager.get_plugin(_SESSION)
+    counts = _FIXTURE in getattr(item, "fixturenames", ())
+    session = _session(item.config) if marker is not None or counts else item.config.pluginmanager.get_plugin(_SESSION)
     if session is None:
         yield
         return
-    with session.watching(item, marker) as judged:
+    with session.watching(item, marker, counts=counts) as judged:
         outcome = yield
         judged.passed = outcome.excinfo is None
     if judged.failure is not None:

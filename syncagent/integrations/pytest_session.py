@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from syncagent.errors import ConfigError, HostSyncAssertionError, SyncAgentError
+from syncagent.report.summary import Summary
 from syncagent.runtime import process
 from syncagent.runtime.asserting import SyncAssertion, a_number
+from syncagent.runtime.run import no_run
 from syncagent.runtime.watching import Watch
 from syncagent.settings import sources
 
@@ -72,6 +76,9 @@ class Judged:
 
 
 _REGION: pytest.StashKey[Any] = pytest.StashKey()
+"""The watched function of a test that runs."""
+_WITHOUT: pytest.StashKey[bool] = pytest.StashKey()
+"""Set where there is no device that a test could wait for."""
 
 
 class HostSyncs:
@@ -85,6 +92,8 @@ class HostSyncs:
 
         Raises :class:`~syncagent.SyncAgentError` in fixtures that run before it.
         """
+        if _WITHOUT in self._item.stash:
+            return Summary().snapshot(no_run("observe"))
         watched = self._item.stash.get(_REGION, None)
         if watched is None or watched.agent is None:
             raise SyncAgentError("host_syncs counts the body of a test, which has not begun")
@@ -168,25 +177,35 @@ class Session:
     # --- one test
 
     @contextmanager
-    def watching(self, item: pytest.Item, marker: pytest.Mark | None) -> Iterator[Judged]:
-        """Watch the body of a test; a test that breaks a limit has a ``failure`` afterwards."""
+    def watching(self, item: pytest.Item, marker: pytest.Mark | None, *, counts: bool) -> Iterator[Judged]:
+        """Watch the body of a test; a test that breaks a limit has a ``failure`` afterwards.
+
+        ``counts`` says that the test judges by itself, with the fixture.
+        """
         judged, wrong = Judged(), ""
         try:
-            self._begin()
-            watch, most = self._watch_of(marker)
+            watch, most = self._watch_of(marker, counts=counts)
+            has_device = self._begin()
         except SyncAgentError as error:
             wrong = str(error)
         if wrong:
             pytest.fail(wrong, pytrace=False)
+        if not has_device:
+            item.stash[_WITHOUT] = True
+            item.user_properties.append((_PROPERTY, 0))
+            yield judged
+            return
         with self._put_around(item, watch) as watched:
             yield judged
         if watched.agent is not None:
             self._judge(item, watch, most, watched.report(), judged)
 
-    def _watch_of(self, marker: pytest.Mark | None) -> tuple[Watch, int | None]:
+    def _watch_of(self, marker: pytest.Mark | None, *, counts: bool) -> tuple[Watch, int | None]:
         if marker is not None:
             return _of_marker(marker)
-        return self._around or SyncAssertion(None, {}, judges=False), None
+        if counts or self._around is None:
+            return SyncAssertion(None, {}), None
+        return self._around, None
 
     @contextmanager
     def _put_around(self, item: pytest.Item, watch: Watch) -> Iterator[Any]:
@@ -228,11 +247,17 @@ class Session:
 
     # --- the agent
 
-    def _begin(self) -> None:
-        """Start the agent with the first test that is watched, unless the process has one."""
+    def _begin(self) -> bool:
+        """Start the agent with the first test that is watched, unless the process has one.
+
+        Returns whether there is a device that a test could wait for; without one, nothing is started.
+        """
         if process.running() is None:
+            if not (self._simulates or _has_device()):
+                return False
             settings = _OF_SESSION | ({"simulate": True} if self._simulates else {})
             self._own = process.launch(sources.load(settings))
+        return True
 
     def pytest_sessionfinish(self) -> None:
         """Take the report; a worker hands it to the process that has started it."""
@@ -271,29 +296,33 @@ class Session:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self._mode is None and self._path is None:
             return
-        from syncagent.report.merge import merge
-
-        report = merge(self._reports) if self._reports else None
+        report = _together(self._reports) if self._reports else None
         terminalreporter.section("host syncs")
         for line in self._said(report):
             terminalreporter.line(line)
         if report is not None and self._path is not None:
             self._save(report, terminalreporter)
+        elif self._path is not None:
+            terminalreporter.line(f"no report is saved in {self._path}")
 
     def _said(self, report: Report | None) -> Iterator[str]:
-        from syncagent.report import wording
+        from syncagent.report import files, wording
 
         syncs, tests = wording.plural(self._syncs, "host sync"), wording.plural(self._tests, "test")
-        yield f"{syncs} in {self._with_syncs:,} of {tests}"
+        outside = (
+            sum(site.count - site.allowed_count for site in report.sites) - self._syncs if report is not None else 0
+        )
+        more = f", and {outside:,} outside of their bodies" if outside > 0 else ""
+        yield f"{syncs} in {self._with_syncs:,} of {tests}{more}"
         if self._lost_workers:
             died = " and ".join(sorted(self._lost_workers))
             yield f"{died} died, and what was seen there is not in the report"
-        if report is None:
-            return
-        if report.run.device is None:
+        if report is None and not self._syncs and not self._lost_workers:
             yield "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one."
-        elif self._syncs:
-            yield from ("", *report.to_text(width=terminal_width()).splitlines())
+        if report is not None and self._syncs:
+            more = f"syncagent report {self._path}" if self._path else "--syncagent-report=FILE"
+            width = shutil.get_terminal_size((100, 24)).columns
+            yield from files.rendered(report, "text", verbose=False, more=more, width=width).strip("\n").splitlines()
 
     def _save(self, report: Report, terminalreporter: Any) -> None:
         from syncagent.report import files
@@ -304,10 +333,20 @@ class Session:
             terminalreporter.line(str(error), red=True)
 
 
-def terminal_width() -> int:
-    import shutil
+def _together(reports: list[Report]) -> Report:
+    """Make one report of those of all workers, which are no ranks."""
+    from syncagent.report.merge import merge
 
-    return shutil.get_terminal_size((100, 24)).columns
+    report = merge([replace(part, run=replace(part.run, script="pytest")) for part in reports])
+    return replace(report, sites=tuple(replace(site, ranks=()) for site in report.sites))
+
+
+def _has_device() -> bool:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return torch.cuda.is_available()
 
 
 def _failed(message: str) -> BaseException:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from syncagent.attribution.cells import number_of
 from syncagent.events import CallSite, SyncKind
 from syncagent.policy import allowances
-from syncagent.report import cells
 from syncagent.sites import package_path
 from syncagent.support.printable import clean
 
@@ -78,5 +77,7 @@ def _setting(site: CallSite | None, library: CallSite | None) -> str:
 
 
 def _place(site: CallSite) -> str:
+    from syncagent.report import cells
+
     cell = cells.name_of(site.file, number_of(site.file))
     return f"{cell}, line {site.line}" if cell is not None else f"{site.file}:{site.line}"

@@ -7,16 +7,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
-from syncagent.report import captured, formats, origins, places, together
+from syncagent.report import formats, origins, places
 from syncagent.report.formats import render
 from syncagent.report.model import Report
 from syncagent.settings.sources import file_mode
 from syncagent.support import reading, report_formats, storage
 from syncagent.support.log import log_once
+
+if TYPE_CHECKING:
+    from syncagent.report.together import Found
 
 
 def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
@@ -139,6 +142,8 @@ def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
 
 def load(path: str | Path) -> Report:
     """Read a report or capture; raises :class:`SyncAgentError` with one sentence where it cannot be read."""
+    from syncagent.report import captured  # an agent that starts reads no report
+
     name = os.fspath(path)
     try:
         content = reading.read(path, reading.REPORT_BYTES)
@@ -162,13 +167,17 @@ def load_merged(paths: Sequence[str | Path]) -> Report:
     A directory stands for all reports in it.  A file includes those that other processes of the same run saved beside
     it, under its name with a number.
     """
+    from syncagent.report import together
+
     # Unlike Path.is_dir, isdir never raises.
     found = [_in_folder(path) if os.path.isdir(path) else _with_parts(path) for path in map(Path, paths)]
     return together.add_up([*itertools.chain(*found)])
 
 
-def _in_folder(folder: Path) -> list[together.Found]:
+def _in_folder(folder: Path) -> list[Found]:
     """The reports in a folder; where it has none, the captures of the newest run."""
+    from syncagent.report import together
+
     reports = sorted(file for file in folder.glob("*.json") if not file.name.endswith(".trace.json"))
     if reports:
         return [(file, load(file)) for file in reports]
@@ -183,7 +192,7 @@ def _in_folder(folder: Path) -> list[together.Found]:
     return newest
 
 
-def _with_parts(file: Path) -> list[together.Found]:
+def _with_parts(file: Path) -> list[Found]:
     report = load(file)
     found = [(file, report)]
     origin = origins.of_run(report.run)

@@ -14,7 +14,6 @@ from syncagent.events import SyncKind
 from syncagent.policy import gate
 from syncagent.runtime import process
 from syncagent.runtime.decorating import Opened
-from syncagent.runtime.verdict import cannot_count
 from syncagent.runtime.watching import Watch
 from syncagent.settings import sources
 
@@ -49,35 +48,32 @@ class SyncAssertion(Watch):
 
     asserts = True
 
-    def __init__(
-        self,
-        most: int | None,
-        settings: Mapping[str, Any],
-        *,
-        kinds: Collection[str] | None = None,
-        judges: bool = True,
-    ) -> None:
-        """``most`` is ``None`` where the caller compares; without ``judges`` the policy is that of what is around."""
+    def __init__(self, most: int | None, settings: Mapping[str, Any], *, kinds: Collection[str] | None = None) -> None:
+        """``most`` is ``None`` where the caller compares; of ``kinds``, only these count, else all that are judged."""
         known = [kind.value for kind in SyncKind]
         for kind in kinds or ():
             if kind not in known:
                 raise ConfigError(f"syncagent: kind {kind!r} is not allowed; it must be one of {', '.join(known)}.")
         self.most = None if most is None else a_number(most)
         self.kinds = kinds
-        within = {**_OWN, **settings} if judges else settings
-        super().__init__(sources.load(within), sources.load({**_OWN, **_ALONE, **settings}))
+        super().__init__(sources.load({**_OWN, **settings}))
+        self._alone = Watch(sources.load({**_OWN, **_ALONE, **settings}))
 
     def _begin(self) -> Opened:
-        opened = super()._begin()
-        running = process.running()
-        blind_spots = running.sensors.blind_spots() if running is not None else []
-        if blind_spots:
-            opened.close()
-            raise cannot_count(blind_spots)
+        """Open a region, in an agent that is started for it where none is running."""
+        own = self._alone._begin() if process.running() is None else None
+        try:
+            opened = super()._begin()
+        except BaseException:
+            if own is not None:
+                own.close()
+            raise
         before = sys.exc_info()[1]
 
         def close() -> None:
             opened.close()
+            if own is not None:
+                own.close()
             if self.most is not None and sys.exc_info()[1] is before:  # an error of the program's goes first
                 self.check(opened.handle.report(), self.most)
 

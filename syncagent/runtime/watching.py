@@ -27,10 +27,8 @@ class Watch:
     asserts = False
     """Whether what waits inside is counted against a limit at the end."""
 
-    def __init__(self, settings: Settings, alone: Settings | None = None) -> None:
-        """``alone`` are the settings of the agent that is started where none is running, if they are others."""
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._alone = alone or settings
         self._open: list[Opened] = []
         self._judged: tuple[ProcessAgent | None, Policy | None] = (None, None)
         """The policy of this watch's last region, and the agent that it belonged to."""
@@ -55,7 +53,7 @@ class Watch:
         return decorate(function, self._begin)
 
     def _begin(self) -> Opened:
-        agent, is_new = process.launch_or_find(self._alone)
+        agent, is_new = process.launch_or_find(self._settings)
         if is_new:  # ended here, whoever has joined it meanwhile, unless it was stopped before
             return Opened(agent, partial(_end, agent))
         judged_for, judge = self._judged  # another thread may enter at the same time

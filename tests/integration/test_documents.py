@@ -36,6 +36,7 @@ ELSEWHERE = {
     "docs/quickstart.md": {"pip install .": "every test runs what it has installed"},
     "docs/report.md": {"syncagent run --simulate examples/masked_loss/train.py": "make demo"},
     "docs/telemetry.md": {"": STACK},
+    "docs/testing.md": {"pytest -q --syncagent-simulate": "tests/integration/test_pytest_plugin.py, as it fails"},
     "docs/cost.md": {"": "it needs a trace of a GPU: tests/unit/cost/test_cost_cli.py has them"},
     "otel/README.md": {
         "make telemetry-demo": "tests/stack/test_demo.py",
@@ -129,6 +130,7 @@ def test_a_page_does_what_it_says(page, folder, environ, written):
 
 SURROUNDINGS = {
     "docs/quickstart.md": "exec(open('train.py').read())\n",
+    "docs/testing.md": "import torch\nbatch = loss = torch.ones((), device='cuda')\ntrain_step = torch.neg\n",
     "docs/usage.md": (
         "import torch, syncagent\nloss = torch.ones((), device='cuda')\ndef train_one_epoch(): loss.item()\n"
     ),

@@ -1,0 +1,421 @@
+"""The pytest plugin, as users run it: pytest in a process of its own, on files of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+BASELINE = Path(__file__).resolve().parents[2] / "examples" / "policy_gate" / "baseline.json"
+HEAD = """
+import asyncio
+import unittest
+import warnings
+import pytest
+import torch
+import syncagent
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+def wait(times=1):
+    x = torch.arange(4.0, device=DEVICE)
+    for _ in range(times):
+        torch.nonzero(x)
+"""
+ASKED_FOR = """
+@pytest.fixture(scope="session", autouse=True)
+def of_the_session():
+    wait(5)
+    yield
+    wait(5)
+
+@pytest.fixture(scope="class", autouse=True)
+def of_the_class():
+    wait(3)
+    yield
+    wait(3)
+
+@pytest.fixture(autouse=True)
+def of_the_function():
+    wait()
+    yield
+    wait()
+
+@pytest.mark.no_host_sync
+def test_passes_quiet():
+    torch.arange(4.0, device=DEVICE) + 1
+
+@pytest.mark.no_host_sync
+def test_fails_one():
+    wait()
+
+@pytest.mark.no_host_sync(max_syncs=2)
+@pytest.mark.parametrize("times", [1, 2, pytest.param(3, marks=pytest.mark.xfail(strict=True))])
+def test_passes_up_to_two(times):
+    wait(times)
+
+@pytest.mark.no_host_sync(kinds="scalar_read")
+def test_passes_another_kind():
+    wait()
+
+@pytest.mark.no_host_sync(kinds=["scalar_read", "dynamic_shape"])
+def test_fails_its_kind():
+    wait()
+
+@pytest.mark.no_host_sync(allow="test_it.py")
+def test_passes_allowed():
+    wait()
+
+@pytest.mark.no_host_sync
+def test_passes_in_a_block():
+    with syncagent.allow("wanted"):
+        wait()
+
+@pytest.mark.no_host_sync
+def test_fails_what_pytest_raises_sees():
+    with pytest.raises(RuntimeError):
+        wait()
+        raise RuntimeError
+
+@pytest.mark.no_host_sync
+def test_passes_with_filters_of_its_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.arange(4.0, device=DEVICE) + 1
+
+@pytest.mark.no_host_sync
+def test_fails_by_its_own_error():
+    wait()
+    assert DEVICE == "of its own"
+
+@pytest.mark.no_host_sync
+def test_passes_skipped():
+    wait()
+    pytest.skip("no reason")
+
+@pytest.mark.no_host_sync
+class TestOfAClass:
+    def test_passes_in_a_class(self):
+        pass
+
+    def test_fails_in_a_class(self):
+        wait()
+
+    @pytest.mark.no_host_sync(max_syncs=1)
+    def test_passes_by_the_closest_marker(self):
+        wait()
+
+@pytest.mark.no_host_sync
+class TestUnittest(unittest.TestCase):
+    def setUp(self):
+        wait()
+
+    def test_passes_in_a_case(self):
+        pass
+
+    def test_fails_in_a_case(self):
+        wait()
+
+@pytest.mark.no_host_sync
+class TestAsyncio(unittest.IsolatedAsyncioTestCase):
+    async def test_passes_in_its_loop(self):
+        await asyncio.sleep(0)
+
+    async def test_fails_in_its_loop(self):
+        await asyncio.sleep(0)
+        wait()
+
+@pytest.mark.asyncio
+@pytest.mark.no_host_sync
+async def test_fails_in_a_coroutine():
+    await asyncio.sleep(0)
+    wait()
+
+@pytest.mark.asyncio
+async def test_passes_a_coroutine_that_counts(host_syncs):
+    await asyncio.sleep(0)
+    wait(2)
+    assert host_syncs.count == 2
+
+def test_passes_counted(host_syncs):
+    assert host_syncs.count == 0
+    wait(2)
+    assert [(site.op, site.count, site.function) for site in host_syncs.sites] == [("aten::nonzero", 2, "wait")]
+    host_syncs.assert_at_most(2)
+    with pytest.raises(AssertionError, match="2 host syncs, but at most 1 is allowed"):
+        host_syncs.assert_at_most(1)
+    assert host_syncs.report().sites[0].advice
+
+def test_fails_asserted(host_syncs):
+    wait()
+    host_syncs.assert_none()
+
+@pytest.fixture
+def too_early(host_syncs):
+    with pytest.raises(syncagent.SyncAgentError, match="has not begun"):
+        host_syncs.count
+    yield
+    assert host_syncs.count == 1
+
+def test_passes_after_a_fixture(too_early):
+    wait()
+
+@pytest.mark.no_host_sync(most=3)
+def test_fails_nonsense():
+    pass
+
+@pytest.mark.no_host_sync(max_syncs=-1)
+def test_fails_number():
+    pass
+
+@pytest.mark.no_host_sync(kinds=["scalars"])
+def test_fails_kind():
+    pass
+
+@pytest.mark.no_host_sync(3)
+def test_fails_position():
+    pass
+"""
+UNDER_A_POLICY = """
+def test_quiet():
+    torch.arange(4.0, device=DEVICE) + 1
+
+def test_waits():
+    wait(2)
+
+def test_swallows():
+    try:
+        wait()
+    except RuntimeError:
+        pass
+
+@pytest.mark.no_host_sync(max_syncs=1)
+def test_limit():
+    wait()
+"""
+UNNOTICED = """
+import sys
+
+def test_nothing_is_imported():
+    assert "torch" not in sys.modules
+    assert [name for name in sys.modules if name.startswith("syncagent.")] == [
+        "syncagent._version", "syncagent.integrations", "syncagent.integrations.pytest_plugin"
+    ]
+"""
+
+
+class Ran:
+    def __init__(self, done, folder):
+        self.code, self.text, self.folder = done.returncode, done.stdout + done.stderr, folder
+        file = folder / "junit.xml"
+        self.cases = list(ET.parse(file).iter("testcase")) if file.exists() else []
+
+    def names(self, *tags):
+        """The tests with a failure or an error, or with neither."""
+        return {case.get("name") for case in self.cases if any(case.find(tag) is not None for tag in tags)}
+
+    def said(self, name):
+        (case,) = [case for case in self.cases if case.get("name") == name]
+        return next(found.text or "" for found in case if found.tag in {"failure", "error"})
+
+    def counts(self):
+        return {
+            case.get("name"): int(one.get("value"))
+            for case in self.cases
+            for one in case.iter("property")
+            if one.get("name") == "host_syncs"
+        }
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """``ran(source, *options)``: pytest on a file of that content."""
+    for name in [name for name in os.environ if name.startswith(("PYTEST_", "SYNCAGENT"))]:
+        monkeypatch.delenv(name)
+
+    def run(source, *options, more=()):
+        (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+        (tmp_path / "test_it.py").write_text(source)
+        (tmp_path / "junit.xml").unlink(missing_ok=True)
+        for name, content in more:
+            (tmp_path / name).write_text(content)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+        return Ran(done, tmp_path)
+
+    return run
+
+
+def has_asyncio():
+    try:
+        import pytest_asyncio  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def check_what_was_asked_for(run):
+    failed = run.names("failure", "error")
+    coroutines = set() if has_asyncio() else {case.get("name") for case in run.cases if "coroutine" in case.get("name")}
+    expected = {case.get("name") for case in run.cases if case.get("name").startswith("test_fails")}
+    assert failed - coroutines == expected - coroutines, run.text
+    for name in failed - {"test_fails_by_its_own_error", *coroutines}:
+        said = run.said(name)
+        if name not in {"test_fails_nonsense", "test_fails_number", "test_fails_kind", "test_fails_position"}:
+            assert "host sync, but none is allowed\n" in said, said
+            assert "test_it.py:14 in wait" in said
+            assert "torch.nonzero(x)" in said
+            assert "→ keep the shape" in said
+
+
+def test_what_tests_ask_for_by_marker_and_fixture(ran):
+    run = ran(HEAD + ASKED_FOR, "--syncagent-simulate")
+    check_what_was_asked_for(run)
+    assert len(run.cases) == 29
+    assert run.said("test_fails_nonsense") == "no_host_sync takes allow=, max_syncs=, kinds=, but not most="
+    assert run.said("test_fails_position") == "no_host_sync takes allow=, max_syncs=, kinds=, but not 3"
+    assert run.said("test_fails_number").startswith(
+        "no_host_sync: the most host syncs that are allowed are -1; it must"
+    )
+    assert run.said("test_fails_kind").startswith("no_host_sync: kind 'scalars' is not allowed; it must be one of ")
+    assert "host sync" not in run.said("test_fails_by_its_own_error")
+    assert "contextlib" not in run.said("test_fails_one")
+    assert run.counts()["test_passes_up_to_two[2]"] == 2
+    assert "warnings summary" not in run.text
+
+
+def test_the_same_in_workers_and_in_another_order(ran):
+    shuffled = "import random\n\ndef pytest_collection_modifyitems(items):\n    random.Random(7).shuffle(items)\n"
+    check_what_was_asked_for(ran(HEAD + ASKED_FOR, "--syncagent-simulate", "-n", "2", more=[("conftest.py", shuffled)]))
+
+
+def test_observe_counts_and_saves_a_report(ran):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=observe", "--syncagent-report=known.json")
+    assert run.code == 0, run.text
+    assert run.counts() == {"test_quiet": 0, "test_waits": 2, "test_swallows": 1, "test_limit": 1}
+    assert "4 host syncs in 3 of 4 tests\npytest · simulated CUDA device" in run.text
+    assert "the report is in known.json" in run.text
+    report = json.loads((run.folder / "known.json").read_text())
+    assert [(site["source"], site["count"], site["ranks"]) for site in report["sites"]] == [("torch.nonzero(x)", 4, [])]
+
+
+def test_raise_fails_at_the_line_and_where_the_error_is_swallowed(ran):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=raise")
+    assert run.names("failure", "error") == {"test_waits", "test_swallows"}, run.text
+    assert ">           torch.nonzero(x)\nE           syncagent.errors.HostSyncError: aten::nonzero makes" in run.text
+    assert run.said("test_swallows") == "the test caught the error of a host sync that --syncagent=raise had stopped"
+
+
+def test_warn_warns_in_pytests_own_way(ran):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=warn")
+    assert run.code == 0
+    assert run.text.count("HostSyncWarning: aten::nonzero made the host wait") == 1
+    assert ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=warn", "-W", "error").code == 1
+
+
+def test_the_lines_of_a_baseline_may_wait_and_no_others(ran):
+    source = HEAD + UNDER_A_POLICY
+    assert ran(source, "--syncagent-simulate", "--syncagent=observe", "--syncagent-report=known.json").code == 0
+    options = ("--syncagent-simulate", "--syncagent=raise", "--syncagent-baseline=known.json")
+    assert ran(source, *options).code == 0
+    moved = source.replace("DEVICE =", "# further down\nDEVICE =").replace(
+        "def test_quiet():", "def test_quiet():\n    "
+    )
+    assert ran(moved, *options).code == 0
+    new = ran(
+        source.replace("torch.arange(4.0, device=DEVICE) + 1", "torch.arange(4.0, device=DEVICE).sum().item()"),
+        *options,
+    )
+    assert new.names("failure") == {"test_quiet"}
+
+
+def test_workers_reports_are_one_and_a_worker_that_dies_is_named(ran):
+    dies = "import os\n\ndef test_dies():\n    os._exit(3)\n"
+    options = ("--syncagent-simulate", "--syncagent=observe", "--syncagent-report=all.json", "-n", "2")
+    run = ran(HEAD + UNDER_A_POLICY, *options)
+    assert "4 host syncs in 3 of 4 tests\n" in run.text
+    assert [site["count"] for site in json.loads((run.folder / "all.json").read_text())["sites"]] == [4]
+    run = ran(HEAD + UNDER_A_POLICY, *options, more=[("test_dies.py", dies)])
+    assert " died, and what was seen there is not in the report" in run.text
+    assert "crashed while running 'test_dies.py::test_dies'" in run.text
+
+
+def test_without_a_device_everything_passes_in_silence(ran):
+    if __import__("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = ran(HEAD + UNDER_A_POLICY + "\ndef test_counted(host_syncs):\n    wait()\n    host_syncs.assert_none()\n")
+    assert run.code == 0
+    assert "host sync" not in run.text
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent=raise")
+    assert run.code == 0
+    assert (
+        "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one." in run.text
+    )
+
+
+def test_off_it_imports_nothing(ran):
+    run = ran(UNNOTICED)
+    assert run.code == 0, run.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--syncagent-baseline=known.json"], "--syncagent-baseline needs --syncagent=warn or --syncagent=raise"),
+        (["--syncagent=raise", "--syncagent-baseline=nix.json"], "cannot read the report 'nix.json': no such file"),
+        (["--syncagent=raise", "--syncagent-baseline=test_it.py"], "'test_it.py' is not a syncagent report"),
+        (["--syncagent=often"], "invalid choice: 'often' (choose from"),
+        (
+            ["--syncagent=observe", "--syncagent-report=x.doc"],
+            "a report cannot be saved as 'x.doc': the name has to end",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_any_test_runs(ran, options, said):
+    run = ran("def test_it():\n    pass\n", *options)
+    assert run.code == pytest.ExitCode.USAGE_ERROR
+    assert said in run.text
+    assert "Traceback" not in run.text
+    assert not run.cases
+
+
+def test_a_baseline_of_another_program_is_refused(ran, tmp_path):
+    known = json.loads(BASELINE.read_text(encoding="utf-8"))
+    for site in known["sites"]:
+        site["file"] = f"elsewhere/{site['file']}"
+    (tmp_path / "known.json").write_text(json.dumps(known))
+    run = ran("def test_it():\n    pass\n", "--syncagent=raise", "--syncagent-baseline=known.json")
+    assert run.code == pytest.ExitCode.USAGE_ERROR
+    assert "--syncagent-baseline known.json: it is of another program, none of its files is in " in run.text
+
+
+def test_a_setting_that_is_not_allowed_is_said(ran, monkeypatch):
+    monkeypatch.setenv("SYNCAGENT_WARMUP_STEPS", "few")
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent=raise")
+    assert run.code == pytest.ExitCode.USAGE_ERROR
+    assert "SYNCAGENT_WARMUP_STEPS is 'few'" in run.text
+
+
+def test_the_page_shows_what_pytest_prints(ran):
+    page = (BASELINE.parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r'(?ms)^```python title="(\S+)"\n(.*?)^```$', page))
+    shown = re.findall(r"(?ms)^```text\n(.*?)^```$", page)[0]
+    run = ran(files["test_loss.py"], "-q", "--syncagent-simulate", more=[("loss.py", files["loss.py"])])
+    assert shown.split("\n", 1)[1] in run.text
+
+
+def test_a_process_that_is_watched_already_is_joined(ran, monkeypatch):
+    """As by SYNCAGENT=1 pytest: no warning, and the agent's own report goes on."""
+    monkeypatch.setenv("SYNCAGENT", "1")
+    monkeypatch.setenv("SYNCAGENT_SIMULATE", "1")
+    monkeypatch.setenv("SYNCAGENT_REPORT", "own.json")
+    limit = "\n@pytest.mark.no_host_sync\ndef test_none_is_allowed():\n    wait()\n"
+    run = ran(HEAD + UNDER_A_POLICY + limit, "-W", "error")
+    assert run.names("failure", "error") == {"test_none_is_allowed"}, run.text
+    assert [site["count"] for site in json.loads((run.folder / "own.json").read_text())["sites"]] == [5]

@@ -67,7 +67,9 @@ class ProcessAgent(Agent):
         self._ranges = Ranges(self._recorder.threads, self.faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
-        self._report_signal = ReportSignal(settings, self._write_so_far)
+        self._report_signal = ReportSignal(
+            settings, lambda: self.faults.guard("saving at a signal", self._write_so_far, None)
+        )
         self._saving = threading.Lock()
         """Held while the report of a job that goes on is written: it must not replace the one of the end."""
         self._summary = Summary(

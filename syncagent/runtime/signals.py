@@ -206,8 +206,8 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
     except Exception:
         return False
     _watch = watch
-    for number in _others:  # the thread hears of it: no call of the program's has to be interrupted for that
-        signal.siginterrupt(number, False)
+    for number in _others:
+        _let_calls_go_on(number)
     _wrap_signal_functions()
     forks.reset_in_children(_SIGTERM, functools.partial(_end_watch, is_child=True))
     return True
@@ -219,6 +219,13 @@ def listen_for(number: int, call: Callable[[], None]) -> None:
     Only while SIGTERM is caught, and for a signal that has a handler; that handler is called as well.
     """
     _others[number] = call
+    if _watch is not None:
+        _let_calls_go_on(number)
+
+
+def _let_calls_go_on(number: int) -> None:
+    """Have a signal interrupt no call of the program's: the thread that listens hears of it without that."""
+    signal.siginterrupt(number, False)
 
 
 def stop_listening_for(number: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 import syncagent
 from syncagent.errors import ConfigError
 from syncagent.policy.remote import Remote
+from syncagent.runtime import agent as agents
 from syncagent.runtime import report_signal, signals
 from syncagent.runtime.report_signal import ReportSignal
 from syncagent.settings import sources
@@ -217,3 +218,25 @@ def test_off_the_main_thread_it_is_off_and_the_report_says_so():
     thread.join()
     assert signal.getsignal(USR2) is signal.SIG_DFL
     assert any("report_signal SIGUSR2 has no effect" in note for note in reports[0].notes)
+
+
+@pytest.mark.usefixtures("cpu_device")
+def test_a_summary_that_cannot_be_printed_at_the_signal_costs_nothing_else(monkeypatch):
+    """The gate holds all the same, and the report of the end says what has failed."""
+    import torch
+
+    tried = threading.Event()
+
+    def broken(*_args, **_options):
+        tried.set()
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(agents.table, "show", broken)
+    with syncagent.watch(detail="syncs", policy="raise", warmup_steps=100, report_signal="USR2") as agent:
+        sent()
+        assert tried.wait(20)
+        torch.ones(3).nonzero()
+    report = agent.report()
+    assert report.totals.syncs == 1
+    assert any("saving at a signal" in note and "injected" in note for note in report.notes)
+    assert not any("saving" in note and "gate" in note for note in report.notes)

@@ -6,10 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from syncagent.settings.schema import PolicyName, Settings, parse
 from syncagent.support import forks, reading
+from syncagent.support.arrivals import Arrivals
 from syncagent.support.log import log_once
 
 _EVERY_S = 1.0
@@ -29,35 +29,27 @@ class Remote:
         self._change = change
         self._text = ""
         self._due_s = 0.0
-        self._before: Any = None
-        self._installed: int | None = None
-        self._signals = 0
+        self._arrivals = None if self._signal is None else Arrivals(getattr(signal, self._signal))
         self.notes: list[str] = []
 
     def start(self) -> None:
         self.poll()
-        if self._signal is None:
+        if self._arrivals is None:
             return
         if threading.current_thread() is not threading.main_thread():
             self.notes.append(f"policy_signal {self._signal} has no effect: the agent did not start on the main thread")
             return
-        number = getattr(signal, self._signal)
-        self._before = signal.signal(number, self._signalled)
-        self._installed = number
-        forks.reset_in_children(number, self.stop)
+        self._arrivals.start()
+        forks.reset_in_children(self._arrivals.number, self.stop)
 
     def stop(self) -> None:
         """Restore the signal's handler, unless it has been replaced since."""
-        if self._installed is None or threading.current_thread() is not threading.main_thread():
-            return  # the handler stays, but has no effect any more
-        number, self._installed = self._installed, None
-        if signal.getsignal(number) == self._signalled:
-            signal.signal(number, self._before if self._before is not None else signal.SIG_DFL)
+        if self._arrivals is not None and threading.current_thread() is threading.main_thread():
+            self._arrivals.stop()  # on another thread the handler stays, but has no effect any more
 
     def poll(self) -> None:
         """Act on signals that have arrived, and read the file if the last time was a second ago; it need not exist."""
-        while self._signals:
-            self._signals -= 1
+        for _ in range(0 if self._arrivals is None else self._arrivals.take()):
             self._change("warn" if self._mode() == "observe" else "observe", f"the signal {self._signal}")
         if self._file is None or time.monotonic() < self._due_s:
             return
@@ -81,9 +73,3 @@ class Remote:
                     f"policy-file-{text}", f"syncagent: the policy in {self._file} is {text[:_SHOWN]!r}, "
                     "but it must be one of observe, warn, raise; it stays as it is",
                 )  # fmt: skip
-
-    def _signalled(self, number: int, frame: Any) -> None:
-        # Anything may be interrupted here: the agent's own thread acts on it.
-        self._signals += 1
-        if callable(self._before):
-            self._before(number, frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,10 @@ from syncagent.recording.recorder import Recorder
 from syncagent.recording.records import ThreadState
 from syncagent.report.model import Overhead, Report, RunInfo
 from syncagent.report.summary import Facts, Summary
+from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
+from syncagent.runtime.report_signal import ReportSignal
 from syncagent.runtime.run import Run, clock_of, log_settings_source, no_run, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
@@ -32,6 +35,8 @@ from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger
 from syncagent.support.pace import yield_gil
 
+_SAVE_TIMEOUT_S = 2.0
+"""How long the end waits for the report of a signal that is being written."""
 _MOST_BEFORE_DEATH_S = 5.0
 """How long delivery may take where a signal ends the process after 8 s: the report has to be saved as well."""
 
@@ -62,6 +67,11 @@ class ProcessAgent(Agent):
         self._ranges = Ranges(self._recorder.threads, self.faults)
         self.sensors = SensorSet(self._recorder, Conditions.of(settings))
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
+        self._report_signal = ReportSignal(
+            settings, lambda: self.faults.guard("saving at a signal", self._write_so_far, None)
+        )
+        self._saving = threading.Lock()
+        """Held while the report of a job that goes on is written: it must not replace the one of the end."""
         self._summary = Summary(
             newest=settings.max_events, scale=self.weight, sampled=lambda: self.sensors.sampled().numbers
         )
@@ -149,6 +159,8 @@ class ProcessAgent(Agent):
                 turn_on(sampling.part, partial(sampling.start, modes=modes), sampling.stop)
             turn_on("the policy's remote control", self._remote.start, self._remote.stop)
             self.notes += self._remote.notes
+            turn_on("the signal for a report", self._report_signal.start, self._report_signal.stop)
+            self.notes += self._report_signal.notes
             turn_on("the pipeline", self._pipeline.start, self._pipeline.stop)
             if self.settings.cost:
                 self.faults.guard("the cost window", lambda: self._cost.ask(self.settings.cost_steps), None)
@@ -184,6 +196,8 @@ class ProcessAgent(Agent):
 
     def _end(self) -> None:
         self.run.end()
+        if self._saving.acquire(timeout=_SAVE_TIMEOUT_S):
+            self._saving.release()
         self.sensors.conclude()
 
     def after_fork_in_child(self) -> None:
@@ -313,6 +327,22 @@ class ProcessAgent(Agent):
         budget = self.settings.overhead if self.sensors.sampling is not None else None
         return replace(self.run.overhead(own_ns, self.steps.count), budget=budget)
 
+    def _write_so_far(self) -> None:
+        """Save the report, or print it where it is saved nowhere, while the job goes on."""
+        report = self.report()
+        report = replace(report, notes=(*report.notes, "the report was asked for by a signal while the job went on"))
+        with self._saving:
+            if not self.running:
+                return
+            if self.settings.report is None:
+                if not table.is_for(report):
+                    get_logger().info("only rank 0 prints its report; the setting report has each rank save its own")
+                    return
+                get_logger().info("the report so far", step=self.steps.current)
+                table.show(report, {}, verbose=self.settings.verbose)
+            elif (saved := self.save(report)) is not None:
+                get_logger().info("the report so far is saved", report=saved, step=self.steps.current)
+
     # --- what its parts and regions ask for
 
     @property
@@ -375,6 +405,7 @@ class ProcessAgent(Agent):
 
     def _each_round(self) -> None:
         self._remote.poll()
+        self._report_signal.poll()
         yield_gil()
         self.sensors.look_for_new_code()
         yield_gil()

@@ -55,7 +55,7 @@ _JUDGING = (
 """A region that is given one of these has a policy of its own."""
 _SHARED = (
     "overhead", "simulate", "simulate_gpu", "stacks", "user_code", "cost", "cost_steps", "journal", "policy_file",
-    "policy_signal",
+    "policy_signal", "report_signal", "progress",
 )  # fmt: skip
 """Settings that a region takes from the agent, beside ``detail`` and, in part, ``copies``."""
 _CUT_SHORT = (

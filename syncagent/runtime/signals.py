@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 from syncagent.support import forks
+from syncagent.support.arrivals import ShownAsNone
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.patches import Patches
 
@@ -49,15 +50,6 @@ _raw: Any = importlib.import_module("_signal")
 """The C module: it shows and takes handlers as they are, while :mod:`signal` makes enum members of integers."""
 
 
-class _Default(int):
-    """A handler that looks like SIG_DFL to the program, since it is an integer of that value."""
-
-    watch: _Watch
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        self.watch.on_main_thread(number)
-
-
 class _Watch:
     """Catches SIGTERM in one process: by a handler on the main thread, and by a thread that is woken by each signal."""
 
@@ -66,8 +58,8 @@ class _Watch:
         self._end = end
         self._save = save
         self._die = _killer()
-        self.handler = _Default(0)
-        self.handler.watch = self
+        self.handler = ShownAsNone(_DEFAULT)
+        self.handler.called = self.on_main_thread
         self._claimed = threading.Lock()
         self._is_ending = False
         self._is_over = threading.Event()
@@ -126,7 +118,7 @@ class _Watch:
 
     # --- when the signal comes
 
-    def on_main_thread(self, number: int) -> None:
+    def on_main_thread(self, number: int, _frame: FrameType | None) -> None:
         """Handle the signal; called by the interpreter between any two instructions of the main thread."""
         if os.getpid() == 1 or self._is_ending:
             return  # the other thread saves, or this is a second signal, before the first has been dealt with
@@ -151,6 +143,9 @@ class _Watch:
     def _listen(self) -> None:
         with suppress(OSError):
             while numbers := self._receive():
+                for number in {*numbers} & {*_others}:
+                    with suppress(Exception):
+                        _others[number]()
                 if _SIGTERM in numbers:
                     with suppress(Exception):
                         self._on_arrival()
@@ -189,6 +184,8 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_others: dict[int, Callable[[], None]] = {}
+"""What to call, on the thread that listens, when another signal arrives that has a handler."""
 
 
 def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
@@ -209,9 +206,31 @@ def catch_sigterm(end: Callable[[], None], save: Callable[[], None]) -> bool:
     except Exception:
         return False
     _watch = watch
+    for number in _others:
+        _let_calls_go_on(number)
     _wrap_signal_functions()
     forks.reset_in_children(_SIGTERM, functools.partial(_end_watch, is_child=True))
     return True
+
+
+def listen_for(number: int, call: Callable[[], None]) -> None:
+    """Have ``call`` made when a signal arrives, even while the main thread runs C code.
+
+    Only while SIGTERM is caught, and for a signal that has a handler; that handler is called as well.
+    """
+    _others[number] = call
+    if _watch is not None:
+        _let_calls_go_on(number)
+
+
+def _let_calls_go_on(number: int) -> None:
+    """Have a signal interrupt no call of the program's: the thread that listens hears of it without that."""
+    signal.siginterrupt(number, False)
+
+
+def stop_listening_for(number: int) -> None:
+    """Undo :func:`listen_for`."""
+    _others.pop(number, None)
 
 
 def _call_on_main_thread(call: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from syncagent.attribution import ranks
 from syncagent.capture.writer import Capture
 from syncagent.delivery.folder import file_path, is_off
 from syncagent.delivery.progress import Progress
+from syncagent.delivery.progress_lines import ProgressLines
 from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.support.log import get_logger, log_once
@@ -232,7 +233,10 @@ def _violations(outputs: Outputs) -> Iterable[Sink]:
 
 
 def _progress(outputs: Outputs) -> Iterable[Sink]:
-    return (Progress(),) if outputs.is_script else ()
+    every_s = outputs.settings.progress
+    if every_s:
+        return (ProgressLines(every_s),)
+    return (Progress(),) if every_s is None and outputs.is_script else ()
 
 
 def _capture(outputs: Outputs) -> Iterable[Sink]:

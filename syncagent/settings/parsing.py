@@ -140,6 +140,15 @@ def _number(most: float, accepts: str, metavar: str) -> Parser[float]:
     return parse
 
 
+@_parser("a number of seconds, 0 or more, or off", "SECONDS|off", ("off",))
+def seconds_or_off(name: str, value: object) -> float:
+    """Accept a time between two of something; 0 stands for never."""
+    if value is False or (isinstance(value, str) and value.strip().lower() in _FALSE):
+        return 0.0
+    return _seconds(name, value)
+
+
+_seconds = _number(sys.float_info.max, seconds_or_off.accepts, seconds_or_off.metavar)
 milliseconds = _number(sys.float_info.max, "a number of milliseconds, 0 or more", "MS")
 share = _number(1.0, "a share of the time from 0 to 1", "SHARE")
 
@@ -197,11 +206,12 @@ def per_phase(limit: Parser[Any]) -> Parser[Limits]:
 
 @_parser(f"one of {', '.join(_SIGNALS)}", "SIGNAL", _SIGNALS)
 def signal_name(name: str, value: object) -> str:
-    """Accept the name of a signal that is free for a program's own use, with or without SIG."""
-    text = value.strip().upper() if isinstance(value, str) else ""
+    """Accept a signal that is free for a program's own use: its name, with or without SIG, or its number."""
+    text = str(value).strip().upper() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     text = text if text.startswith("SIG") else f"SIG{text}"
-    if text in _SIGNALS:
-        return text
+    for known in _SIGNALS:
+        if text in (known, f"SIG{int(getattr(signal, known))}"):
+            return known
     raise rejected(name, value, signal_name.accepts)
 
 

@@ -130,6 +130,18 @@ class Settings:
         "print the summary at the end",
         otherwise="on for scripts, off for `watch()` and `start()`",
     )
+    report_signal: str | None = _setting(
+        parsing.signal_name,
+        "a signal at which the report so far is written, while the job goes on",
+        more="It is saved where `report` says, or else the summary is printed. See "
+        "[a job that runs for days](production.md#a-job-that-runs-for-days).",
+    )
+    progress: float | None = _setting(
+        parsing.seconds_or_off,
+        "how many seconds apart the log gets a line about the run; `off` or 0 for none",
+        otherwise="one line that is rewritten on a terminal, for scripts that run for more than a minute",
+        more="Rank 0 alone writes it. See [a job that runs for days](production.md#a-job-that-runs-for-days).",
+    )
     verbose: bool = _setting(
         parsing.flag, "print the whole report at the end, not only what matters most", default=False
     )
@@ -259,9 +271,11 @@ class Keywords(TypedDict, total=False):
     judge_threads: JudgedThreads | None
     judge_kinds: Names | None
     policy_file: str | Path | None
-    policy_signal: str | None
+    policy_signal: str | int | None
     report: str | Path | None
     summary: bool | None
+    report_signal: str | int | None
+    progress: float | str | None
     verbose: bool
     journal: str | Path | None
     capture: str | Path | None

@@ -104,6 +104,10 @@ def _settings(
     gpu = values.get("simulate_gpu")
     if gpu is not None and not values.get("simulate") and sources["simulate_gpu"] in {"keyword", "environment"}:
         refuse(parsing.rejected("simulate_gpu", gpu, "left out where the device is not simulated (setting simulate)"))
+    asked = values.get("report_signal")
+    if asked is not None and asked == values.get("policy_signal"):
+        refuse(parsing.rejected("report_signal", asked, "another signal than that of the setting policy_signal"))
+        del values["report_signal"], sources["report_signal"]
     warnings = filter(None, (project.ignored, *unknown_variables(environment)))
     file = str(project.file) if project.table else None
     return Settings(**values, sources=sources, file=file, warnings=tuple(warnings))

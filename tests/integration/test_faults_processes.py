@@ -138,6 +138,7 @@ STAGES = {
     "spans of syncs": ("syncagent.telemetry.spans", "SpanSink", "events", True),
     "spans of steps": ("syncagent.telemetry.spans", "SpanSink", "close", True),
     "progress": ("syncagent.delivery.progress", "Progress", "events", True),
+    "progress in the log": ("syncagent.delivery.progress_lines", "ProgressLines", "tick", True),
     "capture": ("syncagent.capture.writer", "Capture", "_write_news", True),
 }
 for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items()):
@@ -149,6 +150,8 @@ for _number, (_stage, (_module, _holder, _name, _)) in enumerate(STAGES.items())
         "SYNCAGENT_CAPTURE": "seen.jsonl",
         "SYNCAGENT_REPORT": _report,
     }
+    if _holder == "ProgressLines":
+        _variables["SYNCAGENT_PROGRESS"] = "60"
     case(f"stage {_stage}", begin(_patch) + "time.sleep(0.15)\nsys.exit(7)", **_variables)
 
 # --- children ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ __all__ = ["load", "render"]
 
 def load(name: str) -> Any:
     """The module of that name in this folder: a format, or ``notebook``, which no file is saved in."""
+    module = f"{__name__}.{name}"
+    if module in sys.modules:  # the program may be drawing on another thread
+        return import_module(module)
     drawn = random.getstate()
     try:
-        return import_module(f"{__name__}.{name}")
+        return import_module(module)
     finally:
         random.setstate(drawn)  # rich draws from the program's generator when it is loaded
 

@@ -91,6 +91,7 @@ CLEARED = {
     "max_syncs_per_step": "3", "max_stall_ms_per_step": "3.0", "max_stall_share": "0.5", "policy_file": '"p"',
     "policy_signal": '"usr1"', "baseline": '"b.json"', "user_code": '"mine"', "copies": '"off"', "journal": '"j"',
     "summary": "true", "capture": '"c"', "judge_kinds": '"collective"', "simulate_gpu": '"A100"',
+    "report_signal": '"usr2"', "progress": "60",
 }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "max_stall_ms_per_step": "1.5", "max_stall_share": "0.05", "stall_share_window": "10", "judge_threads": "all",
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
         "file_mode": "0640", "capture": "seen.jsonl", "judge_kinds": "allocator", "overhead": "0.02",
-        "verbose": "yes", "simulate_gpu": "h100",
+        "verbose": "yes", "simulate_gpu": "h100", "report_signal": "SIGUSR2", "progress": "0.5",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -142,7 +143,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
         policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl", overhead=0.02,
-        judge_kinds=("allocator",), simulate_gpu="H100",
+        judge_kinds=("allocator",), simulate_gpu="H100", report_signal="SIGUSR2", progress=0.5,
     )  # fmt: skip
 
 

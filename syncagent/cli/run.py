@@ -72,8 +72,8 @@ def command(
     """Run a script or module under watch, with its own arguments and exit code.
 
     The same as SYNCAGENT=1 python SCRIPT: it is watched from before its first line, and the report follows at its end.
-    Options stand before the script; all that follows it is the script's own. Each option is also an environment
-    variable (--min-stall-ms is SYNCAGENT_MIN_STALL_MS) and a key of [tool.syncagent] in pyproject.toml.
+    Options stand before the script; all that follows it is the script's own. Each option but --fail-on is also an
+    environment variable (--min-stall-ms is SYNCAGENT_MIN_STALL_MS) and a key of [tool.syncagent] in pyproject.toml.
 
     With --fail-on the exit code is still the script's own if that is not 0. --fail-on any and budget have the policy
     warn, where it would only observe.

@@ -168,3 +168,13 @@ def test_a_summary_that_cannot_be_written_changes_no_exit_code(verb, two, monkey
     out, err = capsys.readouterr()
     assert "1 site new" in out
     assert err.startswith("syncagent check: the summary was not written to ")
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "sarif", "junit"])
+def test_a_check_imports_nothing_heavy(python, two, form):
+    code = (
+        "import sys; from syncagent.cli import main\n"
+        f"main(['check', *{two!r}, '--format', {form!r}])\n"
+        "print(sorted({'torch', 'numpy', 'opentelemetry', 'jinja2', 'rich'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    assert python("-c", code).stderr == "[]\n"

@@ -110,6 +110,8 @@ def _update(paths: tuple[str, ...], baseline: Path) -> int:
     files.write_to(baseline, content, mode=_file_mode())
     written = files.load(baseline)
     has = f"{wording.clean(name)} now has {wording.plural(len(written.sites), 'site')}"
+    if report.run.detail == "auto":
+        print("note: the counts are estimates, since steps were sampled; a run with --detail syncs counts each sync")
     if known is None:
         print(f"{has}; there was no baseline before.")
         return 0

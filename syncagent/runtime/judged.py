@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -79,27 +78,29 @@ def run(command: Sequence[str], environment: Mapping[str, str], fail_on: FailOn,
 
 def _exit_code(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command; of one that a signal has ended, the code that a shell gives it."""
-    children: list[subprocess.Popen[bytes]] = []
-    with _signals_going_to(children):
+    early: list[int] = []
+    with _signals_going_to(early.append):
         try:
-            children.append(subprocess.Popen(command, env=environment))  # noqa: S603 - the user's command line
+            child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command line
         except (OSError, ValueError) as error:  # the command line is too long or has a NUL in it
             raise SyncAgentError(f"{command[0]} cannot be started: {error}") from None
-        code = children[0].wait()
+        with _signals_going_to(child.send_signal):
+            for number in early:
+                child.send_signal(number)
+            code = child.wait()
     return 128 - code if code < 0 else code
 
 
 @contextmanager
-def _signals_going_to(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _signals_going_to(send: Callable[[int], None]) -> Iterator[None]:
     """Pass on signals that were meant for the script.
 
     A terminal sends Ctrl-C to the script as well, which must not get it twice.
     """
 
     def forward(number: int, _frame: object) -> None:
-        for child in children:
-            if number != signal.SIGINT or sys.stdin is None or not sys.stdin.isatty():
-                child.send_signal(number)
+        if number != signal.SIGINT or not any(map(os.isatty, (0, 1, 2))):
+            send(number)
 
     numbers = [signal.SIGINT, *(getattr(signal, name) for name in _FORWARDED if hasattr(signal, name))]
     before = {}

@@ -98,17 +98,20 @@ def test_a_script_that_fails_keeps_its_exit_code(run, script):
     assert "--fail-on any was not judged: the script ended with exit code 7\n" in done.stderr
 
 
-def test_a_signal_reaches_the_script_and_its_end_is_told_like_a_shell_does(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_reaches_the_script_and_its_end_is_told_like_a_shell_does(tmp_path, number):
     (tmp_path / "train.py").write_text(
         "import signal, time, torch\nx = torch.ones(1, device='cuda')\nprint('up', flush=True)\ntime.sleep(60)\n",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "syncagent", "run", "--fail-on", "any", "train.py"]
     environment = processes.environment(**QUIET)
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as started:
+    piped = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **piped) as started:
         assert started.stdout.readline() == "up\n"
-        os.kill(started.pid, signal.SIGTERM)
-        assert started.wait(60) == 128 + signal.SIGTERM
+        os.kill(started.pid, number)
+        assert started.wait(60) == 128 + number
+        assert f"the script ended with exit code {128 + number}\n" in started.stderr.read()
 
 
 def test_a_run_that_proves_nothing_is_exit_code_2(known, run, script, tmp_path):

@@ -44,6 +44,16 @@ def test_a_later_one_says_what_was_added_and_removed(verb, saved, capsys, tmp_pa
     assert capsys.readouterr().out == f"{base} now has 3 sites: 0 added, 0 removed.\n"
 
 
+def test_one_of_sampled_steps_says_that_its_counts_are_estimates(verb, saved, capsys, tmp_path):
+    path, base = saved("new.json", detail="auto", a=1), tmp_path / "base.json"
+    assert update(verb, path, base) == 0
+    note, said = capsys.readouterr().out.splitlines()
+    assert note == (
+        "note: the counts are estimates, since steps were sampled; a run with --detail syncs counts each sync"
+    )
+    assert said == f"{base} now has 1 site; there was no baseline before."
+
+
 def test_it_finds_what_a_whole_report_as_the_baseline_finds(verb, saved, capsys, tmp_path):
     base = tmp_path / "base.json"
     update(verb, saved("old.json", a=1, b=2), base)

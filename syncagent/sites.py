@@ -25,7 +25,7 @@ _MARKS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg")
 _CELL = re.compile(r"<ipython-input-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py|<python-input-\d+>|<stdin(-\d+)?>")
 _COMPREHENSION = re.compile(r"(\.<locals>)?\.?<(list|dict|set)comp>$")
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_STDLIB = re.compile(r".*/lib/python3\.\d+/(?P<inside>.+)")
+_STDLIB = re.compile(r".*(?P<whole>/lib/python3\.\d+/(?P<inside>.+))")
 
 
 class AnyLine(Protocol):
@@ -188,7 +188,28 @@ def _file(file: str, root: str, cwd: str) -> str:
     # A file beside the project is also named relative to it, as long as they share more than the root folder.
     if os.path.isabs(root) and os.path.isabs(file) and os.path.commonpath((root, file)) != os.path.sep:
         return os.path.relpath(file, root).replace(os.sep, "/")
+    if root and not os.path.isabs(root) and not os.path.isabs(file):  # of a baseline
+        return os.path.relpath(os.path.join(_SOMEWHERE, file), os.path.join(_SOMEWHERE, root)).replace(os.sep, "/")
     return file
+
+
+_SOMEWHERE = "/-" * 32
+"""Stands for the folder that a baseline's files are relative to, deep enough for names that go up from there."""
+
+
+def short_name(file: str, root: str, cwd: str) -> str:
+    """Return a name of a file without a folder of this machine, from which :func:`line_key` makes the same key.
+
+    It is relative to ``root``; an installed file keeps ``site-packages`` before its package, and one of Python's own
+    its version.
+    """
+    inside = package_path(file)
+    if inside is not None:
+        return f"site-packages/{inside}"
+    of_python = _STDLIB.fullmatch(file)
+    if of_python is not None:
+        return of_python["whole"]
+    return _file(file, root, cwd) if file else ""
 
 
 def package_path(file: str) -> str | None:

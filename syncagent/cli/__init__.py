@@ -36,7 +36,8 @@ class _Verbs(click.Group):
     invoke_without_command=True,
     subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: the script's own for run; else 0, 1 for a finding, 2 for wrong usage or bad input.",
+    epilog="Exit codes: the script's own for run, unless --fail-on judges it; else 0, 1 for a finding, 2 for wrong "
+    "usage or bad input.",
 )
 @click.version_option(__version__, prog_name="syncagent", message="%(prog)s %(version)s")
 @click.pass_context

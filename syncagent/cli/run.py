@@ -14,7 +14,7 @@ import click
 
 from syncagent.errors import SyncAgentError
 from syncagent.policy import gate
-from syncagent.runtime import pth
+from syncagent.runtime import judged, pth
 from syncagent.settings import schema, sources
 from syncagent.settings.parsing import Parser
 
@@ -58,13 +58,25 @@ def _option(setting: Field[Any]) -> click.Option:
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("-m", "module", is_flag=True, help="What follows is a module, not a file.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(("new", "any", "budget")),
+    help="Judge the run at its end: the exit code is 1 if it has a site that --baseline does not have or that waits "
+    "more often there (new), a sync that is not allowed after the warm-up (any), or more than a budget allows "
+    "(budget). It is 2 if the run proves nothing.",
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT | -m MODULE) [ARGUMENTS]...")
-def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> int | Callable[[], int]:
+def command(
+    words: tuple[str, ...], *, module: bool, fail_on: judged.FailOn | None, **settings: str | None
+) -> int | Callable[[], int]:
     """Run a script or module under watch, with its own arguments and exit code.
 
     The same as SYNCAGENT=1 python SCRIPT: it is watched from before its first line, and the report follows at its end.
-    Options stand before the script; all that follows it is the script's own. Each option is also an environment
-    variable (--min-stall-ms is SYNCAGENT_MIN_STALL_MS) and a key of [tool.syncagent] in pyproject.toml.
+    Options stand before the script; all that follows it is the script's own. Each option but --fail-on is also an
+    environment variable (--min-stall-ms is SYNCAGENT_MIN_STALL_MS) and a key of [tool.syncagent] in pyproject.toml.
+
+    With --fail-on the exit code is still the script's own if that is not 0. --fail-on any and budget have the policy
+    warn, where it would only observe.
     """
     if not words:
         raise SyncAgentError("say which script to run: syncagent run script.py [arguments ...]")
@@ -74,13 +86,20 @@ def command(words: tuple[str, ...], *, module: bool, **settings: str | None) -> 
     environment = {**os.environ, **asked, "SYNCAGENT": "1"}
     # A wrong setting, wherever it comes from, is reported before anything runs.
     settled = sources.load(environment=environment, script=None if module else words[0])
+    if fail_on is not None:
+        environment |= judged.settings_for(fail_on, settled)
+        settled = sources.load(environment=environment, script=None if module else words[0])
     gate.check(settled)
     if settled.simulate:
         _try_the_simulated_device()
     for stream in filter(None, (sys.stdout, sys.stderr)):  # either may be closed
         stream.flush()
-    if pth.find() is not None and hasattr(os, "fork"):
-        arguments = ["-m", *words] if module else words
+    arguments = ["-m", *words] if module else words
+    is_started_by_python = pth.find() is not None and hasattr(os, "fork")
+    if fail_on is not None:
+        verb = [] if is_started_by_python else ["-m", "syncagent", "run"]
+        return judged.run([sys.executable, *verb, *arguments], environment, fail_on, settled)
+    if is_started_by_python:
         try:
             os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - the user's command line
         except (OSError, ValueError) as error:  # the command line is too long or has a NUL in it

@@ -17,6 +17,7 @@ from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.messages import Violation, message
 from syncagent.policy.scopes import open_reason
+from syncagent.report.baseline import BY_BASELINE
 from syncagent.support.printable import clean, has_controls
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Policy:
         baseline = allowances.baseline
         if reason is None and baseline is not None:
             shown, library = where.user or where.library, where.library if where.user else None
-            reason = "baseline" if baseline.knows(kind, (shown, library, None), self._resolve) else None
+            reason = BY_BASELINE if baseline.knows(kind, (shown, library, None), self._resolve) else None
         return reason
 
     def _is_judged(self, thread: WatchedThread) -> bool:
@@ -210,7 +211,7 @@ class Policy:
             if reason is None and baseline is not None:
                 shown, library = where.user or where.library, where.library if where.user else None
                 if baseline.knows(kind, (shown, library, forward), self._resolve):
-                    reason = "baseline"
+                    reason = BY_BASELINE
             # The points keep the code objects alive whose ids are in the key.
             known = self._listed[key] = (reason, (points, forward))
         return known[0]

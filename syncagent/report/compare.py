@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from syncagent import sites
 from syncagent.events import CallSite
 from syncagent.report import wording
+from syncagent.report.baseline import BY_BASELINE
 from syncagent.report.decode import encode
 from syncagent.report.model import Report, SiteRow
 from syncagent.sites import LineKey, SiteKey
@@ -37,6 +38,8 @@ class Measure:
     """Whether every sync of it was allowed."""
     gain_ms: float | None = None
     """How much faster a step would be without its waits (ms), where that was measured."""
+    row: int = 0
+    """The place of its row in the report's ``sites``, from 0; of several rows, of the first that nothing allows."""
     unjudged: str | None = None
     """Why this is no finding whatever its count, if it is none: its kind is not judged, or no sensor that was live in
     the other run could have seen it."""
@@ -142,6 +145,7 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     """
     named, named_now = sites.naming(old.run.home, new.run.home)
     before, after = _by_key(old, named), _by_key(new, named_now)
+    places = {id(site): place for report in (old, new) for place, site in enumerate(report.sites)}
     changed = sites.pair([key for key in before if key not in after], [key for key in after if key not in before])
     for key, earlier in changed.items():
         before[key] = before.pop(earlier)
@@ -149,7 +153,7 @@ def compare(old: Report, new: Report, *, tolerance: float = 0.1) -> Comparison:
     for key in dict.fromkeys((*before, *after)):
         site, cwd = (after[key][0], new.run.cwd) if key in after else (before[key][0], old.run.cwd)
         earlier_site = before[key][0] if key in changed else None
-        was, now = _measure(before.get(key)), _measure(after.get(key))
+        was, now = _measure(before.get(key), places), _measure(after.get(key), places)
         if now is not None:
             now = replace(now, unjudged=_why_unjudged(after[key], was, old, new))
         changes.append(_change(site, cwd, was, now, tolerance, earlier_site))
@@ -171,9 +175,10 @@ def _by_key(report: Report, named: Callable[[Any], LineKey]) -> _Sites:
     return dict(found)
 
 
-def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
+def _measure(rows: Sequence[SiteRow] | None, places: Mapping[int, int] | None = None) -> Measure | None:
     if not rows:
         return None
+    worst = next((site for site in rows if not is_allowed(site)), rows[0])
     rates = [site.per_step for site in rows if site.per_step is not None]
     gains = [site.gain_ms for site in rows if site.gain_ms is not None]
     return Measure(
@@ -181,9 +186,18 @@ def _measure(rows: Sequence[SiteRow] | None) -> Measure | None:
         count=sum(site.count for site in rows),
         per_step=sum(rates) if len(rates) == len(rows) else None,
         stall_ms=sum(site.stall_ms for site in rows),
-        allowed=all(site.allowed for site in rows),
+        allowed=all(map(is_allowed, rows)),
         gain_ms=sum(gains) if gains else None,
+        row=places[id(worst)] if places else 0,
     )
+
+
+def is_allowed(site: SiteRow) -> bool:
+    """Whether the program or a setting allows every sync of a site, and not merely the baseline of its run.
+
+    That one knows the line, but not how often it may sync.
+    """
+    return site.allowed is not None and site.allowed != BY_BASELINE
 
 
 def _why_unjudged(rows: Sequence[SiteRow], was: Measure | None, old: Report, new: Report) -> str | None:

@@ -55,14 +55,15 @@ class Agent(ABC):
         """Return what was seen so far: the steps and their time, the sites, the sums."""
 
     def save(self, report: Report) -> str | None:
-        """Save a report where the setting ``report`` says and return where; a path that cannot be written is logged.
+        """Save a report where the setting ``report`` says and return where; a path that cannot be written is logged."""
+        return None if self.settings.report is None else self.save_at(report, self.settings.report)
+
+    def save_at(self, report: Report, path: str) -> str | None:
+        """Save a report and return where; a path that cannot be written is logged.
 
         A process without a rank that never used CUDA, such as one that only starts others, saves nothing where one of
         the others has saved its own.
         """
-        path = self.settings.report
-        if path is None:
-            return None
         from syncagent.report import files
 
         try:

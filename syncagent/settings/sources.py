@@ -22,6 +22,7 @@ OTHER_VARIABLES = {
     "default), `warning`, `error` or `critical`",
     "SYNCAGENT_LOG_FORMAT": "how they are printed: `text` (the default) or `json`, one object a line",
     "SYNCAGENT_RUN": "set by the agent: which run a process belongs to",
+    "SYNCAGENT_JUDGED": "set by `syncagent run --fail-on`: where each process leaves the report that is judged",
     "SYNCAGENT_NATIVE": "read when the package is built: `0` leaves the native library out, and `1` fails without it",
     "SYNCAGENT_PHOENIX": "the virtual environment of Phoenix, for the servers in `otel/local`",
 }

@@ -63,8 +63,7 @@ def _line(comparison: Comparison, change: Change) -> str:
     sides = ((change.old, comparison.simulated.old), (change.new, comparison.simulated.new))
     rates = " → ".join(_rate(found) for found, _ in sides)
     stalls = " → ".join(
-        wording.duration(found.stall_ms) + words.mark(is_simulated) if found else wording.DASH
-        for found, is_simulated in sides
+        (words.stall(found, is_simulated) if found else "") or wording.DASH for found, is_simulated in sides
     )
     columns = [change.verdict, "<br>".join(filter(None, where)), "<br>".join(filter(None, what)), rates, text(stalls)]
     return f"| {' | '.join(columns)} |"

@@ -66,7 +66,11 @@ def _figures(report: Report, mark: str) -> dict[str, str]:
     return {
         "syncs per step": wording.per_step(totals.syncs / steps) if steps else "",
         "stall per step": wording.duration((totals.step_stall_ms or 0.0) / later) + mark if in_steps else "",
-        **{f"stalled, {whole}": wording.share(part) + mark for whole, part in totals.shares().items()},
+        **(
+            {f"stalled, {whole}": wording.share(part) + mark for whole, part in totals.shares().items()}
+            if report.run.duration_s  # a baseline has no times
+            else {}
+        ),
     }
 
 
@@ -89,7 +93,7 @@ def _card(comparison: Comparison, change: Change) -> _Card:
     often = {id(side): float((side.per_step if in_steps else side.count) or 0) for side in known}
     most = max(*often.values(), 1e-9)
     sides = [
-        (name, _syncs(found), wording.duration(found.stall_ms) + words.mark(is_simulated), often[id(found)] / most)
+        (name, _syncs(found), words.stall(found, is_simulated), often[id(found)] / most)
         if found
         else (name, wording.DASH, "", 0.0)
         for name, found, is_simulated in (

@@ -54,7 +54,12 @@ def marks(comparison: Comparison) -> str:
 def measure(found: Measure, simulated: bool) -> str:
     """``20 syncs (2 per step), 41.0 ms``."""
     rate = "" if found.per_step is None else f" ({wording.per_step(found.per_step)} per step)"
-    return f"{wording.plural(found.count, 'sync')}{rate}, {wording.duration(found.stall_ms)}{mark(simulated)}"
+    return ", ".join(filter(None, (f"{wording.plural(found.count, 'sync')}{rate}", stall(found, simulated))))
+
+
+def stall(found: Measure, simulated: bool) -> str:
+    """``41.0 ms``; empty where it is not known, as in a baseline."""
+    return wording.duration(found.stall_ms) + mark(simulated) if found.stall_ms else ""
 
 
 def before_and_after(change: Change, simulated: Sides) -> str:

@@ -231,3 +231,29 @@ class TestInRealProcesses:
         assert (done.returncode, done.stdout) == (expected, "")
         assert done.stderr.endswith(error)
         assert ("Traceback" in done.stderr) == (not body.startswith("raise SystemExit"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("words", [["train.py", "--lr", "1"], ["-m", "package.train"]], ids=" ".join)
+def test_a_run_that_is_judged_is_started_in_a_process_of_its_own(monkeypatch, script, installed, words):
+    """Without the ``.pth`` by ``syncagent run``, which reads the same settings from the environment."""
+    judged = {}
+    monkeypatch.setattr(pth, "find", lambda: Path("somewhere") if installed else None)
+    monkeypatch.setattr(
+        "syncagent.runtime.judged.run", lambda *given: judged.update(command=given[0], environment=given[1]) or 5
+    )
+    assert main(["run", "--fail-on", "any", "--warmup-steps", "1", *words]) == 5
+    verb = [] if installed else ["-m", "syncagent", "run"]
+    assert judged["command"] == [sys.executable, *verb, *words]
+    settings = {name: value for name, value in judged["environment"].items() if name.startswith("SYNCAGENT")}
+    assert settings == {
+        "SYNCAGENT": "1", "SYNCAGENT_WARMUP_STEPS": "1", "SYNCAGENT_POLICY": "warn", "SYNCAGENT_COPIES": "all",
+    }  # fmt: skip
+
+
+def test_what_judges_changes_no_policy_that_was_asked_for(monkeypatch, script):
+    judged = {}
+    monkeypatch.setattr("syncagent.runtime.judged.run", lambda *given: judged.update(given[1]) or 0)
+    asked = ["--policy", "raise", "--copies", "off", "--max-syncs-per-step", "1"]
+    assert main(["run", "--fail-on", "budget", *asked, script]) == 0
+    assert (judged["SYNCAGENT_POLICY"], judged["SYNCAGENT_COPIES"]) == ("raise", "off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ from test_report_html import EVIL, Page
 from training_run import CWD, MASK, NONZERO, report_of, sync
 
 from syncagent.events import CallSite
+from syncagent.report import baseline, wording
 from syncagent.report.compare import compare
 from syncagent.report.compared import markdown, page, words
 from syncagent.report.merge import merge
+from syncagent.report.model import Report
 
 MORE = CallSite(f"{CWD}/more.py", 5, "step", "x.item()")
 
@@ -110,3 +113,16 @@ def test_of_several_ranks_a_step_is_as_long_as_one_of_them_takes():
     shown = paged(one, two).text
     assert "syncs per step 1 → 1" in shown
     assert "stall per step 1.0 ms → 1.0 ms" in shown
+
+
+def test_a_baseline_has_no_times_and_none_are_shown_for_it():
+    old, new = two()
+    known = Report.from_dict(json.loads(baseline.render(old)))
+    assert [change.verdict for change in compare(known, new).changes] == [
+        change.verdict for change in compare(old, new).changes
+    ]
+    shown, said = paged(known, new).text, markdown.render(compare(known, new))
+    assert "0 ns" not in shown
+    assert "0 ns" not in said
+    assert "stalled" not in " ".join(name for name, _, _ in page._tiles(compare(known, new), known, new))
+    assert f"| 0.5 → 1 | {wording.DASH} → " in said

@@ -1,0 +1,19 @@
+"""Logs the mean of a value every few steps: version 1.1, which leaves out what is not finite."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Log:
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.values: list[torch.Tensor] = []
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        if torch.isfinite(value):
+            self.values.append(value)
+        if len(self.values) == self.every:
+            mean = torch.stack(self.values).mean().item()
+            print(f"{name} {mean:.3f}", flush=True)
+            self.values.clear()

@@ -114,11 +114,11 @@ def _log(run: RunInfo, interval: _Interval, steps: int, idle_s: float) -> None:
     line_share = min(line_ns / 1e9 / passed_s, 1.0) if passed_s > 0 else 0.0
 
     about = "about " if interval.is_estimated else ""
-    parts = [_time(run.duration_s)]
+    parts = [duration(run.duration_s)]
     if interval.steps:
-        parts.append(f"{wording.plural(steps, 'step')}, {interval.steps:,} in the last {_time(passed_s)}")
+        parts.append(f"{wording.plural(steps, 'step')}, {interval.steps:,} in the last {duration(passed_s)}")
     else:
-        parts.append(f"{wording.plural(steps, 'step')}, no step for {_time(idle_s)}" if steps else "no step yet")
+        parts.append(f"{wording.plural(steps, 'step')}, no step for {duration(idle_s)}" if steps else "no step yet")
     counted = f"{about}{wording.plural(syncs, 'sync')}" if interval.syncs else "no syncs"
     parts.append(counted + (f", {wording.per_step(per_step)} per step" if per_step else ""))
     if interval.syncs or line is not None:
@@ -157,7 +157,7 @@ def _process(run: RunInfo) -> str | None:
     return None
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``0.5 s``, ``60 s``, ``12 min``, ``3 h 5 min``, ``2 d 3 h``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"

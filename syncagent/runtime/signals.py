@@ -143,9 +143,8 @@ class _Watch:
     def _listen(self) -> None:
         with suppress(OSError):
             while numbers := self._receive():
-                for number in {*numbers} & {*_others}:
-                    with suppress(Exception):
-                        _others[number]()
+                for number in {*numbers}:
+                    heard(number)
                 if _SIGTERM in numbers:
                     with suppress(Exception):
                         self._on_arrival()
@@ -226,6 +225,14 @@ def listen_for(number: int, call: Callable[[], None]) -> None:
 def _let_calls_go_on(number: int) -> None:
     """Have a signal interrupt no call of the program's: the thread that listens hears of it without that."""
     signal.siginterrupt(number, False)
+
+
+def heard(number: int) -> None:
+    """Call who listens for this signal, on the thread that hears of it."""
+    call = _others.get(number)
+    if call is not None:
+        with suppress(Exception):
+            call()
 
 
 def stop_listening_for(number: int) -> None:

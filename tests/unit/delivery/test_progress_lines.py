@@ -186,7 +186,7 @@ def test_a_program_that_reads_the_log_gets_each_figure(said, capsys, monkeypatch
      (86_399, "1 d 0 h"), (200_000, "2 d 7 h")],
 )  # fmt: skip
 def test_times_of_days_can_be_read(seconds, text):
-    assert progress_lines._time(seconds) == text
+    assert progress_lines.duration(seconds) == text
 
 
 # --- which of the two a run has ---------------------------------------------------------------------------------------

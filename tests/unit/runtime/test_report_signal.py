@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import json
 import os
 import signal
@@ -93,7 +94,7 @@ def test_the_program_is_shown_what_was_there_and_has_it_back_at_the_end(waits, b
     assert written == [1]
     asked.stop()
     assert signal.getsignal(USR2) is before
-    assert type(signals._raw.getsignal(USR2)) is int
+    assert type(_signal.getsignal(USR2)) is int
 
 
 def test_a_handler_of_the_programs_is_called_each_time_and_put_back(waits):
@@ -128,7 +129,7 @@ def test_a_handler_that_was_set_since_stays_and_is_mentioned_once(waits, capsys)
 
 def test_a_handler_that_calls_the_one_that_it_found_asks_for_a_report(waits):
     asked, written = waits()
-    found = signals._raw.getsignal(USR2)
+    found = _signal.getsignal(USR2)
     signal.signal(USR2, lambda number, frame: found(number, frame))
     sent()
     asked.poll()
@@ -140,7 +141,7 @@ def test_a_signal_that_is_heard_before_its_handler_is_called_is_answered_once(wa
     now = [100.0]
     monkeypatch.setattr(report_signal.time, "monotonic", lambda: now[0])
     asked, written = waits()
-    signals._others[USR2]()
+    signals.heard(USR2)
     asked.poll()
     assert written == []  # the main thread has a moment to call the handler
     now[0] += 0.3
@@ -162,7 +163,7 @@ def test_a_signal_that_is_heard_after_its_handler_was_called_is_answered_once(wa
     asked, written = waits()
     sent()
     asked.poll()
-    signals._others[USR2]()
+    signals.heard(USR2)
     now[0] += 0.3
     asked.poll()
     assert written == [1]
@@ -181,7 +182,7 @@ def test_the_policys_signal_works_in_the_same_way():
     remote.poll()
     assert changes == [("warn", "the signal SIGUSR2")]
     remote.stop()
-    assert type(signals._raw.getsignal(USR2)) is int
+    assert type(_signal.getsignal(USR2)) is int
 
 
 # --- agents -----------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_a_watch_saves_its_report_so_far_at_the_signal(tmp_path):
             time.sleep(0.02)
         early = json.loads(path.read_text())
         torch.ones(3).nonzero()
-    assert signals._raw.getsignal(USR2) == 0
+    assert _signal.getsignal(USR2) == 0
     assert (early["totals"]["syncs"], json.loads(path.read_text())["totals"]["syncs"]) == (1, 2)
 
 

@@ -28,6 +28,8 @@ WORST = "worst_sync_site"
 """The line that stalled the steps longest, as text."""
 
 
+_STALLS = " stalls "
+
 T = TypeVar("T")
 
 
@@ -130,7 +132,7 @@ class TrainingRun:
 
     def say_worst(self, worst: str) -> None:
         """Put the worst line into the agent's log, once, for a logger that takes no text."""
-        line = worst.partition(" stalls ")[0]
+        line = worst.rpartition(_STALLS)[0]
         log_once(f"{WORST}-{line}", f"{WORST}: {worst}", level="info")
 
     @contextmanager
@@ -201,12 +203,13 @@ def _rate(now: Changes, before: Changes | None, what: Callable[[Changes], float]
 
 
 def _told(site: SiteRow, ms_per_step: float, *, simulated: bool) -> str:
-    """``train.py:41: loss.item() stalls each step for 1.3 ms``."""
+    """``train.py:41: loss.item() stalls a step for 1.3 ms``; the library's line is named, too, where that waits."""
     line = site.forward or site
-    told = f"{wording.place(line.file, line.line)}: "
-    told += wording.clean(line.source) or wording.named(site.api, site.op)
-    told += f" stalls a step for {wording.duration(ms_per_step)}"
-    return f"{told} (simulated)" if simulated else told
+    told = f"{wording.place(line.file, line.line)}: {wording.clean(line.source) or wording.named(site.api, site.op)}"
+    if site.library is not None and site.forward is None:
+        told += f", in {wording.place(site.library.file, site.library.line)},"
+    told += f"{_STALLS}a step for {wording.duration(ms_per_step)}"
+    return f"{told} (simulated device)" if simulated else told
 
 
 def caller(kind: type[T]) -> T | None:

@@ -23,7 +23,7 @@ from syncagent.report.model import (
     StepRow,
     Totals,
 )
-from syncagent.report.site_sums import NOWHERE, OTHER, Site
+from syncagent.report.site_sums import NOWHERE, OTHER, Site, stretch
 from syncagent.support.pace import yield_gil
 
 T = TypeVar("T")
@@ -62,7 +62,6 @@ class Summary:
         self._thread_ns: dict[str, float] = {}
         self._backward_ns = 0.0
         self._pending: deque[tuple[Site, int, float, float]] = deque()
-        self._step_syncs = 0.0
         self._lost_ns = 0
         self._steps_exact = True
         self._steps = 0
@@ -97,7 +96,7 @@ class Summary:
                     later.append(waits)
                 elif start_ns >= record.start_ns and not is_first:
                     site.step_ns += stall_ns
-                    self._step_syncs += count
+                    site.step_count += count
             self._pending.clear()
             self._pending.extend(later)
 
@@ -183,11 +182,12 @@ class Summary:
             step_times = _last(self._step_times, self._steps - since.steps)
             since.events, since.steps = self.recorded, self._steps
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
-            step_syncs = self._step_syncs
+            in_steps = [(site.step_count, site.is_named) for site in self._sites.values()]
             stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
             step_stall_ns = sum(site.step_ns for site in self._sites.values())
         rows = []
         sampled = self._sampled()
+        stretched = stretch(steps, sampled)
         for site in sites:
             rows.append(site.row(steps, exact, sampled))
             yield_gil()
@@ -199,7 +199,7 @@ class Summary:
             steps_exact=exact,
             step_ms=step_ns / 1e6 if steps > 1 else None,
             step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
-            step_syncs=step_syncs,
+            step_syncs=sum(count * (stretched if is_named else 1.0) for count, is_named in in_steps),
             stalled_ms=stalled_ns / 1e6,
         )
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from syncagent.integrations.base import Integration
-from syncagent.integrations.training import WORST, Figures, TrainingRun, caller, tag_mlflow
+from syncagent.runtime.training import WORST, Figures, TrainingRun, caller, tag_mlflow
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

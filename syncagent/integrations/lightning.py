@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncagent.integrations.base import Integration
-from syncagent.integrations.training import WORST, Figures, TrainingRun
+from syncagent.runtime.training import WORST, Figures, TrainingRun
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from syncagent.integrations.base import Integration
-from syncagent.integrations.training import WORST, Figures, TrainingRun, caller, tag_mlflow
+from syncagent.runtime.training import WORST, Figures, TrainingRun, caller, tag_mlflow
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -161,7 +161,7 @@ def libraries(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
-@nox.parametrize("versions", TRAINERS)
+@nox.parametrize("versions", tuple(TRAINERS))
 def trainers(session: nox.Session, versions: str) -> None:
     """The callbacks of Lightning and transformers and the tracker of accelerate, with each logger.
 

@@ -205,7 +205,8 @@ def _rate(now: Changes, before: Changes | None, what: Callable[[Changes], float]
 def _told(site: SiteRow, ms_per_step: float, *, simulated: bool) -> str:
     """``train.py:41: loss.item() stalls a step for 1.3 ms``; the library's line is named, too, where that waits."""
     line = site.forward or site
-    told = f"{wording.place(line.file, line.line)}: {wording.clean(line.source) or wording.named(site.api, site.op)}"
+    source = wording.clean(line.source).removesuffix(":") or wording.named(site.api, site.op)
+    told = f"{wording.place(line.file, line.line)}: {source}"
     if site.library is not None and site.forward is None:
         told += f", in {wording.place(site.library.file, site.library.line)},"
     told += f"{_STALLS}a step for {wording.duration(ms_per_step)}"

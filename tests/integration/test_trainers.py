@@ -186,6 +186,34 @@ import syncagent
 print("watched", syncagent.current() is not None)
 """
 
+BOTH = """
+import lightning.pytorch, pytorch_lightning, torch
+import syncagent
+from syncagent.integrations.lightning import HostSyncCallback
+
+for package in (lightning.pytorch, pytorch_lightning):
+    class Gan(package.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.parts = torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+        def training_step(self, batch, index):
+            for part, optimizer in zip(self.parts, self.optimizers()):
+                optimizer.zero_grad()
+                self.manual_backward(part(batch[0]).sum())
+                optimizer.step()
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in self.parts]
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(80, 4)), batch_size=8)
+    trainer = package.Trainer(
+        max_epochs=1, accelerator="gpu", devices=1, callbacks=HostSyncCallback(), logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(Gan(), data)
+    print("trained", trainer.global_step, syncagent.current().steps.count)
+"""
+
 PROGRAMS = {
     "lightning": LIGHTNING,
     "pytorch_lightning": LIGHTNING,
@@ -253,7 +281,8 @@ class Done:
         self.folder = folder
         self.err = done.stderr
         lines = [line.partition(" ") for line in done.stdout.splitlines()]
-        self.trained = next((rest for word, _, rest in lines if word == "trained"), None)
+        self.all_trained = [rest for word, _, rest in lines if word == "trained"]
+        self.trained = next(iter(self.all_trained), None)
         self.is_watched = next((rest == "True" for word, _, rest in lines if word == "watched"), None)
         self.logged = [rest for word, _, rest in lines if word == "logged"]
 
@@ -358,6 +387,13 @@ def test_lightnings_points_are_at_the_steps_of_its_own_and_the_worst_line_is_in_
     assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(2, 0), (5, 0), (8, 1), (11, 1)]
     assert rounded(PER_STEP["lightning"]) == [(int(row["step"]), float(row["syncs/step"])) for row in rows]
     assert "worst_sync_site: train.py:" in done.err
+
+
+def test_one_callback_is_for_both_packages_and_a_batch_in_which_two_optimizers_step_is_one_step(train):
+    if find_spec("pytorch_lightning") is None:
+        pytest.skip("pytorch_lightning is not installed")
+    done = train("lightning", code=BOTH, SYNCAGENT="1")
+    assert done.all_trained == ["20 10", "20 20"]
 
 
 def test_transformers_adds_them_to_what_the_trainer_logs_of_training_and_an_evaluation_is_in_no_step(train):

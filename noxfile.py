@@ -4,6 +4,7 @@
     nox -s sim_oldest sim_newest      what CI runs of it
     nox -s "tests(python='3.13', torch='2.11.0')"     any other pair, all tests
     nox -s "tests(python='3.12', torch='2.15.0')" -- tests/unit/policy/test_packs.py      with pytest's own arguments
+    nox -s trainers                   the callbacks of Lightning, transformers and accelerate, oldest and newest
     nox -s programs                   the suite of training programs, to be run each night: an hour on two cores
     nox -s wheels                     what a release consists of
     nox -s aarch64                    the native library's own tests for that processor, under qemu
@@ -41,6 +42,12 @@ SIMULATED = (
     "tests/integration/test_refusals.py",
 )  # fmt: skip
 """The simulated device, the sensors and the faults: what depends on torch most."""
+
+TRAINERS = {
+    "oldest": ("lightning==2.4.0", "pytorch-lightning==2.4.0", "transformers==4.46.0", "accelerate==1.0.0"),
+    "newest": ("lightning", "pytorch-lightning", "transformers", "accelerate"),
+}
+"""The versions of the libraries whose trainers have a callback; the oldest are those of autumn 2024."""
 
 GLIBC = "2.17"
 """The oldest that the native library of a wheel runs on: of 2012, and the oldest that there is for aarch64."""
@@ -151,6 +158,20 @@ def libraries(session: nox.Session) -> None:
     paths = tuple(session.posargs) or ("tests/integration/test_programs.py", "tests/unit/advice/test_options.py")
     _test(session, f"transformers and Lightning, torch {TORCHES[-1]}", TORCHES[-1], paths, keep=not session.posargs)
     session.run("python", "examples/demo.py")
+
+
+@nox.session(python="3.11")
+@nox.parametrize("versions", tuple(TRAINERS))
+def trainers(session: nox.Session, versions: str) -> None:
+    """The callbacks of Lightning and transformers and the tracker of accelerate, with each logger.
+
+    Without constraints: the oldest versions do not take the newest of what they depend on.
+    """
+    torch = "torch==2.13.0"
+    session.install("numpy", torch, *TRAINERS[versions], "tensorboard", "wandb", "mlflow-skinny")
+    session.install("pytest", "pytest-timeout", "pytest-xdist", "-e", ".")
+    session.run("python", "syncagent/native/build.py")
+    _test(session, f"trainers, {versions}", torch, ("tests/integration/test_trainers.py", *session.posargs), keep=False)
 
 
 @nox.session(python="3.11")

@@ -2,7 +2,8 @@
 
 The optimizer that steps first leads: each of its steps ends a training step, so a second optimizer (a GAN's) does not
 count double, and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends a
-training step, as it does in the user's own loop.  Once ``syncagent.step()`` has been called, it alone ends steps.
+training step, as it does in the user's own loop.  Once ``syncagent.step()`` has been called, it alone ends steps; the
+callback of a trainer ends them as long as that trainer runs.
 """
 
 from __future__ import annotations
@@ -92,6 +93,25 @@ class Steps:
         self._by_hand = True
         self._safely(self.stepped)
         self._safely(self._end, step)
+
+    def begin(self, step: int | None = None) -> None:
+        """Let the next step begin now: what ran since the last one belongs to none.
+
+        With a number it has that one, and is ended by hand.
+        """
+        if step is not None:
+            self._by_hand = True
+            self.current = step
+        self._began_ns = max(self._now_ns(), self._began_ns)
+
+    def follow_optimizers(self) -> None:
+        """Let optimizers mark the steps again, after a time in which they were marked by hand."""
+        self._by_hand = False
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether steps are marked by hand."""
+        return self._by_hand
 
     def _optimizer_stepped(self, optimizer: Any) -> None:
         self.stepped()

@@ -85,6 +85,8 @@ class Site:
     stall_ns: float = 0.0
     max_ns: int = 0
     step_ns: float = 0.0
+    step_count: float = 0.0
+    """The part of the count that began inside a step after the first, as ``step_ns`` did."""
     repeating: float = 0.0
     """The part of the count that is of steps after the first."""
     allowed_count: float = 0.0
@@ -175,18 +177,16 @@ class Site:
         shares = (PhaseShare(of.value, round(count * scale), stall_ns / 1e6) for of, (count, stall_ns) in found.items())
         return tuple(sorted(shares, key=lambda share: (-share.stall_ms, -share.count)))
 
-    def _scale(self, steps: int, sampled: Mapping[int, int]) -> float:
-        """By how much its count is to be multiplied to be that of all steps, where ops are named in some steps only.
+    @property
+    def is_named(self) -> bool:
+        """Whether its syncs are named, and so counted, in sampled steps alone where steps are sampled."""
+        return not _NAMING.isdisjoint(self.sensors) and all(op.startswith("aten::") for op, _, _ in self.parts)
 
-        Those that were watched stand for as many steps as they happen to: more or fewer than there were, or none of the
-        last ones, in a run that ends soon after its first steps.
-        """
-        stands_for = sum(weight * number for weight, number in sampled.items())
-        is_named = not _NAMING.isdisjoint(self.sensors) and all(op.startswith("aten::") for op, _, _ in self.parts)
-        is_exact = not any(weight > 1 for weight in sampled) and stands_for >= steps
-        if steps < 2 or stands_for < 2 or is_exact or not is_named or not self.count:
+    def _scale(self, steps: int, sampled: Mapping[int, int]) -> float:
+        """By how much its count is to be multiplied to be that of all steps."""
+        if not self.is_named or not self.count:
             return 1.0
-        return 1.0 + self.repeating / self.count * ((steps - 1) / (stands_for - 1) - 1)
+        return 1.0 + self.repeating / self.count * (stretch(steps, sampled) - 1)
 
     def row(self, steps: int, exact: bool, sampled: Mapping[int, int]) -> SiteRow:
         first = self.first
@@ -229,6 +229,19 @@ class Site:
             span=self.spans.get(longest),
             stack=tuple(CallSite(frame.file, frame.line, frame.function, frame.source) for frame in self.stack),
         )
+
+
+def stretch(steps: int, sampled: Mapping[int, int]) -> float:
+    """By how much a count of sampled steps after the first is to be multiplied to be that of all of them.
+
+    Those that were watched stand for as many steps as they happen to: more or fewer than there were, or none of the
+    last ones, in a run that ends soon after its first steps.
+    """
+    stands_for = sum(weight * number for weight, number in sampled.items())
+    is_exact = not any(weight > 1 for weight in sampled) and stands_for >= steps
+    if steps < 2 or stands_for < 2 or is_exact:
+        return 1.0
+    return (steps - 1) / (stands_for - 1)
 
 
 def _common_module(one: str | None, other: str | None) -> str | None:

@@ -23,7 +23,7 @@ from syncagent.report.model import (
     StepRow,
     Totals,
 )
-from syncagent.report.site_sums import NOWHERE, OTHER, Site
+from syncagent.report.site_sums import NOWHERE, OTHER, Site, stretch
 from syncagent.support.pace import yield_gil
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Summary:
         self._newest: deque[tuple[SyncEvent, int]] = deque(maxlen=newest)
         self._thread_ns: dict[str, float] = {}
         self._backward_ns = 0.0
-        self._pending: deque[tuple[Site, int, float]] = deque()
+        self._pending: deque[tuple[Site, int, float, float]] = deque()
         self._lost_ns = 0
         self._steps_exact = True
         self._steps = 0
@@ -90,11 +90,13 @@ class Summary:
             # More syncs in one step than are kept: no figure is better than a wrong one.
             self._steps_exact = self._steps_exact and self._lost_ns < record.start_ns
             later = []
-            for site, start_ns, stall_ns in self._pending:
+            for waits in self._pending:
+                site, start_ns, stall_ns, count = waits
                 if start_ns >= record.end_ns:
-                    later.append((site, start_ns, stall_ns))
+                    later.append(waits)
                 elif start_ns >= record.start_ns and not is_first:
                     site.step_ns += stall_ns
+                    site.step_count += count
             self._pending.clear()
             self._pending.extend(later)
 
@@ -180,10 +182,12 @@ class Summary:
             step_times = _last(self._step_times, self._steps - since.steps)
             since.events, since.steps = self.recorded, self._steps
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
+            in_steps = [(site.step_count, site.is_named) for site in self._sites.values()]
             stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
             step_stall_ns = sum(site.step_ns for site in self._sites.values())
         rows = []
         sampled = self._sampled()
+        stretched = stretch(steps, sampled)
         for site in sites:
             rows.append(site.row(steps, exact, sampled))
             yield_gil()
@@ -195,6 +199,7 @@ class Summary:
             steps_exact=exact,
             step_ms=step_ns / 1e6 if steps > 1 else None,
             step_stall_ms=step_stall_ns / 1e6 if steps > 1 and exact else None,
+            step_syncs=sum(count * (stretched if is_named else 1.0) for count, is_named in in_steps),
             stalled_ms=stalled_ns / 1e6,
         )
 
@@ -207,7 +212,7 @@ class Summary:
             self._backward_ns += stall_ns
         elif event.thread in self._thread_ns or len(self._thread_ns) < self._max_sites:
             self._thread_ns[event.thread] = self._thread_ns.get(event.thread, 0.0) + stall_ns
-        self._pending.append((site, event.start_ns, stall_ns))
+        self._pending.append((site, event.start_ns, stall_ns, weight.syncs * event.repeats))
         if len(self._pending) > _PENDING:
             self._lost_ns = max(self._lost_ns, self._pending.popleft()[1])
         self._newest.append((event, site.id))
@@ -254,6 +259,8 @@ class Changes(NamedTuple):
     """Whether the stalls of each step are known; see ``step``."""
     step_ms: float | None
     step_stall_ms: float | None
+    step_syncs: float
+    """How many syncs began inside a step; of the first step, which is not timed, none."""
     stalled_ms: float
     """How long the training thread was stalled; see ``totals.stall_share`` in :meth:`Summary.snapshot`."""
 

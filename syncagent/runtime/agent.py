@@ -21,7 +21,7 @@ from syncagent.policy.scopes import open_reaches
 from syncagent.recording.recorder import Recorder
 from syncagent.recording.records import ThreadState
 from syncagent.report.model import Overhead, Report, RunInfo
-from syncagent.report.summary import Facts, Summary
+from syncagent.report.summary import Changes, Facts, Since, Summary
 from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
@@ -126,6 +126,11 @@ class ProcessAgent(Agent):
     def events(self) -> tuple[SyncEvent, ...]:
         self.drain()
         return self.faults.guard("the newest syncs", self._summary.newest, ())
+
+    def changes(self, since: Since) -> Changes:
+        """Return the sums so far and the sites that are new since the last call: sooner made than a report."""
+        self.drain()
+        return self._summary.changes(since)
 
     def measure_cost(self, steps: int = 5) -> None:
         steps = schema.parse("cost_steps", steps)

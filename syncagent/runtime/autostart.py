@@ -56,6 +56,11 @@ def instrument(providers: Mapping[str, object], settings: Mapping[str, object]) 
         _watch(settings, providers)
 
 
+def is_turned_off() -> bool:
+    """Whether ``SYNCAGENT=0`` keeps what would start the agent on the program's behalf from doing so."""
+    return not _is_on("SYNCAGENT", by_default="1")
+
+
 def uninstrument() -> None:
     """Undo :func:`instrument`."""
     global _run

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "docs/report.md": {"syncagent run --simulate examples/masked_loss/train.py": "make demo"},
     "docs/telemetry.md": {"": STACK},
     "docs/testing.md": {"pytest -q --syncagent-simulate": "tests/integration/test_pytest_plugin.py, as it fails"},
+    "docs/trainers.md": {"": "it needs the libraries: tests/integration/test_trainers.py, by nox -s trainers"},
     "docs/cost.md": {"": "it needs a trace of a GPU: tests/unit/cost/test_cost_cli.py has them"},
     "otel/README.md": {
         "make telemetry-demo": "tests/stack/test_demo.py",

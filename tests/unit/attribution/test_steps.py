@@ -363,3 +363,28 @@ def test_validation_without_gradients_is_no_phase_of_training(agent, call):
     with torch.no_grad():
         call()
     assert [event.phase for event in agent.events()] == [Phase.OTHER]
+
+
+# --- a trainer that says where steps are ------------------------------------------------------------------------------
+
+
+def test_what_runs_between_two_steps_is_in_none_where_the_next_is_said_to_begin(steps):
+    """As an evaluation does."""
+    sgd = optimizer()
+    sgd.step()
+    steps.begin()
+    sgd.step()
+    (_, _, end), (_, start, _) = steps.ended
+    assert numbers(steps) == [0, 1]
+    assert end < start
+
+
+def test_a_step_that_begins_with_a_number_is_ended_by_hand_until_optimizers_are_followed_again(steps):
+    sgd = optimizer()
+    steps.begin(100)
+    sgd.step()
+    assert (numbers(steps), steps.by_hand) == ([], True)
+    steps.mark(101)
+    steps.follow_optimizers()
+    sgd.step()
+    assert (numbers(steps), steps.current, steps.by_hand) == ([100, 101], 102, False)

@@ -7,7 +7,7 @@ from training_run import BACKWARD, LOSS, MASK, NONZERO, backward_sync, report_of
 
 from syncagent.events import CallSite, OpCount, Phase, SyncKind, Weight
 from syncagent.report.model import OpShare, PhaseShare, RunInfo
-from syncagent.report.summary import Summary
+from syncagent.report.summary import Since, Summary
 
 
 class TestSites:
@@ -317,3 +317,30 @@ class TestWhatIsLeftOut:
             "of 2 ops, the 1 that took most host time are kept",
             "a step had more than 5 syncs, so no stall is given as a share of step time",
         )
+
+
+class TestChanges:
+    def test_syncs_in_steps_are_those_after_the_first_step_and_in_no_pause(self):
+        """Of eight: three are in the first step, two in a pause between two steps, and one is after the last."""
+        summary = Summary()
+        summary.events([sync(at_ms=start) for start in (1, 2, 3, 11, 12, 21, 22, 31)])
+        for number, (start, end) in enumerate([(0, 10), (20, 30)]):
+            summary.step(step(number, start_ms=start, end_ms=end))
+        changes = summary.changes(Since())
+        assert (changes.steps, changes.step_syncs) == (2, 2.0)
+
+    def test_a_sync_of_a_sampled_step_is_as_many_as_it_stands_for(self):
+        summary = Summary(scale=lambda _: Weight(4.0))
+        summary.events([sync(at_ms=11)])
+        for number in range(2):
+            summary.step(step(number, start_ms=10 * number, end_ms=10 * number + 10))
+        assert summary.changes(Since()).step_syncs == 4.0
+
+    def test_they_are_scaled_to_all_steps_as_the_count_of_a_site_is(self):
+        """Two steps were watched of the five that ended."""
+        summary = Summary(sampled=lambda: {1: 2})
+        summary.events([sync(at_ms=11, step=1)])
+        for number in range(5):
+            summary.step(step(number, start_ms=10 * number, end_ms=10 * number + 10))
+        changes = summary.changes(Since())
+        assert (changes.step_syncs, changes.sites[0].count) == (4.0, 4)

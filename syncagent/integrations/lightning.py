@@ -68,7 +68,7 @@ class HostSyncCallback(Integration, _base()):  # type: ignore[misc]  # the libra
             return
         with self._run.guarded():
             # Lightning logs at the number of batches after which an optimizer has stepped, without the one that ends.
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step - 1)
             every = trainer.log_every_n_steps
             if trainer.is_global_zero and every and (step + 1) % every == 0:
                 self._run.log(lambda figures: self._write(trainer, figures, step))

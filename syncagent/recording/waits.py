@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from syncagent.attribution.callsite import NOWHERE
@@ -107,6 +107,8 @@ class DriverWaits:
         """By function: count and time of the waits that were records of their own."""
         self._delivered: dict[int, tuple[int, int]] = {}
         """By function: count and time that are delivered already, or are from before the start."""
+        self._sums: Sequence[tuple[int, int]] = ()
+        """By function: count and time of all waits, as they were before the newest records were taken."""
         self._slots: memoryview | None = None
         self._named_before_ns = 0
         self._unnamed_ns = self._placed_ns = self._short_ns = 0
@@ -142,6 +144,7 @@ class DriverWaits:
         if native is None:
             return
         over = self._over(native)
+        self._sums = native.sums()  # before the records: a wait that ends in between would count twice
         waits: list[Wait] = []
         while more := native.take():
             waits += more
@@ -181,11 +184,11 @@ class DriverWaits:
         return False, None
 
     def take_short(self) -> Iterator[ShortWaits]:
-        """Take what the short synchronize calls have added up to since the last time, by function."""
+        """Take what short synchronize calls have added up to since the last time, by function; after :meth:`take`."""
         native = self._native
         if native is None:
             return
-        for number, (count, all_ns) in enumerate(native.sums()):
+        for number, (count, all_ns) in enumerate(self._sums):
             name = native.functions[number]
             if "Synchronize" not in name:
                 continue

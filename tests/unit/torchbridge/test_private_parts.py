@@ -17,6 +17,8 @@ OF_PYTHON = {"_getframe", "_current_frames", "_exit", "_is_gil_enabled", "_repla
 """Documented, or private to the standard library alone."""
 OF_TELEMETRY = {"_RUNTIME_CONTEXT", "_current_context"}
 """OpenTelemetry's."""
+OF_LIGHTNING = {"_batches_that_stepped"}
+"""Lightning's; without it the number of steps stands in."""
 NO_UNDERSCORE = {"raw_repr", "redispatch_boxed", "DispatchKey", "DispatchKeySet", "TorchDispatchMode"}
 """torch documents none of these."""
 ALWAYS = {"_C", "_dynamo", "_modules", "_schema", "_op", "_ops", "_handle", "_parameters"}
@@ -43,7 +45,7 @@ def own_names(tree):
             yield node.arg
 
 
-OWN = {name for path in ELSEWHERE for name in own_names(SOURCES[path])} | OF_PYTHON | OF_TELEMETRY
+OWN = {name for path in ELSEWHERE for name in own_names(SOURCES[path])} | OF_PYTHON | OF_TELEMETRY | OF_LIGHTNING
 OWN -= ALWAYS
 
 

@@ -347,7 +347,7 @@ class Session:
         if self._lost_workers:
             died = " and ".join(sorted(self._lost_workers))
             yield f"{died} died, and what was seen there is not in the report"
-        if report is None and not self._syncs and not self._lost_workers:
+        if report is None and self._tests and not self._lost_workers:
             yield "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one."
         if report is not None and self._syncs:
             more = f"syncagent report {self._path}" if self._path else "--syncagent-report=FILE"

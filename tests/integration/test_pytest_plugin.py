@@ -454,6 +454,13 @@ def test_without_a_device_everything_passes_in_silence(ran):
     )
 
 
+@pytest.mark.parametrize("option", ["--collect-only", "-k=no_test"])
+def test_where_no_test_ran_it_claims_nothing_about_the_device(ran, option):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=observe", option)
+    assert "0 host syncs in 0 of 0 tests\n" in run.text
+    assert "There is no CUDA device here" not in run.text
+
+
 def test_off_it_imports_nothing(ran):
     run = ran(UNNOTICED)
     assert run.code == 0, run.text

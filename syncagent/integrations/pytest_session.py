@@ -10,16 +10,18 @@ import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from syncagent.errors import ConfigError, HostSyncAssertionError, SyncAgentError
+from syncagent.policy.scopes import allow, open_scopes
 from syncagent.report.summary import Summary
 from syncagent.runtime import process
 from syncagent.runtime.asserting import SyncAssertion, a_number
+from syncagent.runtime.regions import Region
 from syncagent.runtime.run import no_run
 from syncagent.runtime.watching import Watch
 from syncagent.settings import sources
@@ -96,7 +98,9 @@ class HostSyncs:
             return Summary().snapshot(no_run("observe"))
         watched = self._item.stash.get(_REGION, None)
         if watched is None or watched.agent is None:
-            raise SyncAgentError("host_syncs counts the body of a test, which has not begun")
+            raise SyncAgentError(
+                "host_syncs counts the body of a test, which has not begun or does not take the fixture as an argument"
+            )
         report: Report = watched.report()
         return report
 
@@ -139,10 +143,15 @@ class Session:
         self._lost_workers: list[str] = []
         self._tests = self._with_syncs = self._syncs = 0
         self._check_options()
-        policy = {"policy": self._mode, "baseline": self._baseline} if self._mode else {}
-        if policy and "warmup_steps" in (found := sources.load()).sources:
-            policy |= {"warmup_steps": found.warmup_steps}
-        self._around = Watch(sources.load(policy)) if policy else None
+        self._around: Watch | None = None
+        """What is around a test that asks for nothing."""
+        if self._mode in {"warn", "raise"}:
+            policy = {"policy": self._mode, "baseline": self._baseline}
+            if "warmup_steps" in (found := sources.load()).sources:
+                policy |= {"warmup_steps": found.warmup_steps}
+            self._around = Watch(sources.load(policy))
+        elif self._mode is not None or self._path is not None:  # it counts, and leaves policies of the program in force
+            self._around = Watch(sources.load({"copies": "all"}))
 
     def _check_options(self) -> None:
         """Refuse what cannot be done, before any test runs."""
@@ -185,11 +194,14 @@ class Session:
         judged, wrong = Judged(), ""
         try:
             watch, most = self._watch_of(marker, counts=counts)
-            has_device = self._begin()
+            has_device = watch is not None and self._begin()
         except SyncAgentError as error:
             wrong = str(error)
         if wrong:
             pytest.fail(wrong, pytrace=False)
+        if watch is None:
+            yield judged
+            return
         if not has_device:
             item.stash[_WITHOUT] = True
             item.user_properties.append((_PROPERTY, 0))
@@ -200,12 +212,10 @@ class Session:
         if watched.agent is not None:
             self._judge(item, watch, most, watched.report(), judged)
 
-    def _watch_of(self, marker: pytest.Mark | None, *, counts: bool) -> tuple[Watch, int | None]:
+    def _watch_of(self, marker: pytest.Mark | None, *, counts: bool) -> tuple[Watch | None, int | None]:
         if marker is not None:
             return _of_marker(marker)
-        if counts or self._around is None:
-            return SyncAssertion(None, {}), None
-        return self._around, None
+        return SyncAssertion(None, {}) if counts else self._around, None
 
     @contextmanager
     def _put_around(self, item: pytest.Item, watch: Watch) -> Iterator[Any]:
@@ -213,7 +223,8 @@ class Session:
         function = getattr(item, "obj", None) if isinstance(item, pytest.Function) else None
         if function is None:
             with watch as agent:
-                yield Entered(agent)
+                item.stash[_REGION] = Entered(agent)
+                yield item.stash[_REGION]
             return
         watched = watch(function)
         item.stash[_REGION] = watched
@@ -245,6 +256,20 @@ class Session:
         elif self._mode == "raise" and any(site.violations for site in report.sites):
             judged.failure = _failed("the test caught the error of a host sync that --syncagent=raise had stopped")
 
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, request: Any) -> Iterator[None]:
+        """Leave out what a fixture does that the body of a test asks for."""
+        watched = request._pyfuncitem.stash.get(_REGION, None)
+        region = watched.agent if watched is not None else None
+        with region.suspended() if isinstance(region, Region) and region in open_scopes() else nullcontext():
+            yield
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self) -> Iterator[None]:
+        """Allow pytest to show the values of a test that failed."""
+        with allow("pytest shows the values of a test that failed"):
+            yield
+
     # --- the agent
 
     def _begin(self) -> bool:
@@ -257,6 +282,7 @@ class Session:
                 return False
             settings = _OF_SESSION | ({"simulate": True} if self._simulates else {})
             self._own = process.launch(sources.load(settings))
+            self._own.is_kept = True
         return True
 
     def pytest_sessionfinish(self) -> None:
@@ -264,7 +290,11 @@ class Session:
         agent = process.running()
         if agent is None:
             return
-        report = process.release(agent) if agent is self._own else agent.report()
+        if agent is self._own:
+            agent.is_kept = False
+            report = process.release(agent)
+        else:
+            report = agent.report()
         output = getattr(self._config, "workeroutput", None)
         if output is None:
             self._reports.append(report)
@@ -317,7 +347,7 @@ class Session:
         if self._lost_workers:
             died = " and ".join(sorted(self._lost_workers))
             yield f"{died} died, and what was seen there is not in the report"
-        if report is None and not self._syncs and not self._lost_workers:
+        if report is None and self._tests and not self._lost_workers:
             yield "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one."
         if report is not None and self._syncs:
             more = f"syncagent report {self._path}" if self._path else "--syncagent-report=FILE"

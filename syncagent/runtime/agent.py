@@ -93,6 +93,10 @@ class ProcessAgent(Agent):
         self._verdict = GateVerdict(is_gate=settings.is_gate)
         self.remove_device: Callable[[], None] | None = None
         """Removes the simulated device, if that was installed for this agent alone."""
+        self.is_kept = False
+        """Whether it goes on where the program stops it: it watches for somebody else, such as pytest."""
+        self.is_off = False
+        """Whether it was stopped; a signal that ends the process leaves the sensors on."""
         self.notes: list[str] = list(settings.warnings)
 
     # --- what a program sees
@@ -179,10 +183,13 @@ class ProcessAgent(Agent):
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
+        if self.is_kept:
+            return self.report()
         if self.running:
             self._end()
             self.faults.guard("the end of the cost window", self._cost.end, None)
             self.regions.end_all(self._turn_off)
+        self.is_off = True
         return self.report()
 
     def conclude(self) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
@@ -26,8 +27,8 @@ _joined = 0
 
 
 def running() -> ProcessAgent | None:
-    """Return the agent that is running."""
-    return _running
+    """Return the agent that is running; one that was stopped by its own ``stop()`` is none."""
+    return None if _running is None or _running.is_off else _running
 
 
 def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: bool = True) -> ProcessAgent:
@@ -36,16 +37,17 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
     One that is running already is returned as it is, and the log says which settings are not applied.  Raises
     :class:`~syncagent.ConfigError` where torch is not installed and where the policy cannot be in force.
     """
-    global _running
+    global _running, _joined
     with _lock:
-        if _running is not None:
-            _log_differences(settings, _running.settings)
-            return _running
+        if (found := running()) is not None:
+            _log_differences(settings, found.settings)
+            return found
         try:
             import torch  # noqa: F401 - is it there?
         except ModuleNotFoundError:
             raise ConfigError("syncagent: torch is not installed in this environment; install it first.") from None
         gate.check_detail(settings)
+        settings = _with_device(settings)
         remove_device = _install_device(settings) if settings.simulate else None
         try:
             agent = ProcessAgent(settings, build(settings, {}).sinks if sinks is None else sinks)
@@ -56,14 +58,14 @@ def launch(settings: Settings, sinks: tuple[Sink, ...] | None = None, *, modes: 
         agent.remove_device = remove_device
         agent.start(modes=modes)
         agent.require_gate()
-        _running = agent
+        _running, _joined = agent, 0
         return agent
 
 
 def launch_or_find(settings: Settings) -> tuple[ProcessAgent, bool]:
     """Return the agent that is running, or a new one; and whether it is new."""
     with _lock:
-        return (launch(settings), True) if _running is None else (_running, False)
+        return (launch(settings), True) if (found := running()) is None else (found, False)
 
 
 def join(settings: Settings) -> ProcessAgent:
@@ -74,7 +76,7 @@ def join(settings: Settings) -> ProcessAgent:
     """
     global _joined
     with _lock:
-        found = _running
+        found = running()
         asks_for_gate = settings.sources.get("policy") == "keyword" and settings.is_gate
         if (
             found is not None
@@ -97,8 +99,8 @@ def leave() -> Report:
     if agent is None:
         log_once("stop-without-start", "stop() was called, but no agent is running")
         return Summary().snapshot(no_run("observe"))
-    if _joined:
-        _joined -= 1
+    if _joined or agent.is_kept:
+        _joined = max(_joined - 1, 0)
         return agent.report()
     return end(agent)
 
@@ -120,6 +122,13 @@ def release(agent: Agent) -> Report:
             _running = None
             _joined = 0
     return agent.stop()
+
+
+def _with_device(settings: Settings) -> Settings:
+    """Return the settings for the device that there is: one that was put in before is simulated, whoever did it."""
+    from syncagent import simulate
+
+    return replace(settings, simulate=True) if simulate.installed() else settings
 
 
 def _install_device(settings: Settings) -> Callable[[], None] | None:

@@ -58,6 +58,7 @@ _SHARED = (
     "policy_signal", "report_signal", "progress",
 )  # fmt: skip
 """Settings that a region takes from the agent, beside ``detail`` and, in part, ``copies``."""
+_STOPPED = "the program stopped the agent, or this region, before the block ended"
 _CUT_SHORT = (
     "the watch that had begun first has ended before this one, and the sensors with it: what waited after that is not "
     "in this report; begin both inside a third, or call syncagent.start() before them"
@@ -191,7 +192,7 @@ class Region(Reach, Agent):
         return agent.faults.guard("advice", lambda: explained(report), report)
 
     def stop(self) -> Report:
-        self._regions.end(self)
+        self._regions.stop(self)
         return self.report()
 
     def flush(self) -> None:
@@ -325,6 +326,12 @@ class Regions(Sink):
         scopes.forget(region)
         self._copies_changed(region)  # torch.compile may have come into use
 
+    def stop(self, region: Region) -> None:
+        """End a region before its block ends."""
+        if region.asserts and region.is_open:
+            region.note(_STOPPED, is_gap=True)
+        self.end(region)
+
     def cut_short(self) -> None:
         """Note in the open regions that the program goes on in them while the agent ends."""
         for region in _open_regions():
@@ -335,7 +342,7 @@ class Regions(Sink):
         guard = self._agent.faults.guard
         ended = _open_regions()[::-1]
         for region in ended:
-            guard("the end of regions", partial(self.end, region), None)
+            guard("the end of regions", partial(self.stop, region), None)
         deliver()
         for region in ended:
             guard("the report of a region", region.deliver_once, None)

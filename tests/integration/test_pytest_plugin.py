@@ -199,6 +199,67 @@ def test_swallows():
 def test_limit():
     wait()
 """
+STOPPED = """
+@pytest.mark.no_host_sync
+def test_passes_before():
+    pass
+
+@pytest.mark.no_host_sync
+def test_fails_after_a_stop_inside():
+    syncagent.stop()
+    wait()
+
+@pytest.mark.no_host_sync
+def test_fails_after_the_stop_of_what_start_returns():
+    syncagent.start().stop()
+    wait()
+
+@pytest.mark.no_host_sync
+def test_fails_later():
+    wait()
+
+@pytest.mark.no_host_sync
+def test_fails_where_it_stops_the_region():
+    syncagent.current().stop()
+"""
+STOPPED_IN_A_FIXTURE = """
+@pytest.fixture(scope="module", autouse=True)
+def agent():
+    with syncagent.watch() as agent:
+        yield agent
+
+@pytest.mark.no_host_sync
+def test_fails_as_it_is_stopped(agent):
+    agent.stop()
+    wait()
+
+@pytest.mark.no_host_sync
+def test_fails_later():
+    wait()
+"""
+OF_THE_PROGRAM = """
+@pytest.fixture
+def policy_of_the_program():
+    with syncagent.watch(policy="raise", warmup_steps=0):
+        yield
+
+@pytest.fixture(scope="session")
+def asked_for_late():
+    wait()
+
+def test_fails_by_the_first_agent(policy_of_the_program):
+    wait()
+
+def test_passes_and_begins_the_next(host_syncs):
+    pass
+
+def test_fails_by_a_region(policy_of_the_program):
+    wait()
+
+@pytest.mark.no_host_sync
+def test_passes_with_a_fixture_in_it(request):
+    request.getfixturevalue("asked_for_late")
+"""
 UNNOTICED = """
 import sys
 
@@ -295,6 +356,40 @@ def test_the_same_in_workers_and_in_another_order(ran):
     check_what_was_asked_for(ran(HEAD + ASKED_FOR, "--syncagent-simulate", "-n", "2", more=[("conftest.py", shuffled)]))
 
 
+@pytest.mark.parametrize("source", [STOPPED, STOPPED_IN_A_FIXTURE])
+def test_a_test_that_stops_the_agent_hides_nothing(ran, source):
+    run = ran(HEAD + source, "--syncagent-simulate", "--syncagent-report=all.json")
+    expected = {case.get("name") for case in run.cases if case.get("name").startswith("test_fails")}
+    assert run.names("failure", "error") == expected, run.text
+    assert run.said("test_fails_later").startswith("1 host sync, but none is allowed\n")
+    if source is STOPPED:
+        assert "could not be counted: the program stopped the agent, or" in run.said(
+            "test_fails_where_it_stops_the_region"
+        )
+        assert "3 host syncs in 3 of 5 tests\n" in run.text
+        assert sum(site["count"] for site in json.loads((run.folder / "all.json").read_text())["sites"]) == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--syncagent=observe"]])
+def test_policies_of_the_program_stay_in_force(ran, options):
+    run = ran(HEAD + OF_THE_PROGRAM, "--syncagent-simulate", *options)
+    assert run.names("failure", "error") == {"test_fails_by_the_first_agent", "test_fails_by_a_region"}, run.text
+    assert "no NVIDIA driver" not in run.text
+
+
+def test_what_pytest_shows_of_a_failed_test_is_allowed(ran):
+    """It asks values for their text, which waits."""
+    source = (
+        HEAD + "def test_it():\n    x = torch.arange(4.0, device=DEVICE)\n    shown(x)\n\ndef shown(x):\n    assert 0\n"
+    )
+    run = ran(source, "--syncagent-simulate", "--syncagent=observe", "--syncagent-report=all.json")
+    assert "tensor([" in run.text
+    assert "\n0 host syncs in 0 of 1 test\n" in run.text
+    assert all(
+        site["allowed_count"] == site["count"] for site in json.loads((run.folder / "all.json").read_text())["sites"]
+    )
+
+
 def test_observe_counts_and_saves_a_report(ran):
     run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=observe", "--syncagent-report=known.json")
     assert run.code == 0, run.text
@@ -357,6 +452,13 @@ def test_without_a_device_everything_passes_in_silence(ran):
     assert (
         "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one." in run.text
     )
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "-k=no_test"])
+def test_where_no_test_ran_it_claims_nothing_about_the_device(ran, option):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent=observe", option)
+    assert "0 host syncs in 0 of 0 tests\n" in run.text
+    assert "There is no CUDA device here" not in run.text
 
 
 def test_off_it_imports_nothing(ran):

@@ -393,6 +393,18 @@ def test_a_second_start_returns_the_agent_that_runs(messages):
     assert messages == ["an agent is running already; the settings of the second are not applied"]
 
 
+def test_after_its_own_stop_an_agent_is_none_that_runs():
+    """A second one is started and sees what waits."""
+    first = syncagent.start(detail="syncs")
+    first.stop()
+    assert syncagent.current() is None
+    second = syncagent.start(detail="syncs")
+    X.nonzero()
+    assert second is not first
+    assert [site.op for site in syncagent.stop().sites] == ["aten::nonzero"]
+    assert (second.running, syncagent.current()) == (False, None)
+
+
 def test_stop_without_start_says_so_and_returns_an_empty_report(messages):
     """No error: a script's last line must not break it."""
     report = syncagent.stop()

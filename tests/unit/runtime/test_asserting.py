@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -220,3 +221,19 @@ def test_a_number_that_is_none_is_refused(most):
 def test_a_setting_that_is_not_known_is_refused():
     with pytest.raises(ConfigError, match="alow"):
         syncagent.assert_no_syncs(alow="x")
+
+
+@pytest.mark.parametrize("stop", [syncagent.stop, lambda: syncagent.start().stop(), lambda: syncagent.current().stop()])
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_what_was_stopped_inside_did_not_pass(stop, is_watched):
+    """What waits after that is not seen."""
+    stopped = pytest.raises(HostSyncAssertionError, match="could not be counted: the program stopped the agent, or")
+    with syncagent.watch() if is_watched else nullcontext(), stopped, syncagent.assert_no_syncs():
+        stop()
+        wait()
+
+
+def test_it_counts_after_an_agent_was_stopped_by_its_own_stop():
+    syncagent.start().stop()
+    with pytest.raises(HostSyncAssertionError, match="1 host sync, but none is allowed"), syncagent.assert_no_syncs():
+        wait()

@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture ``host_syncs``, the marker ``no_host_sync`` and the options ``--syncagent...``.
 
 pytest loads it wherever syncagent is installed.  So it imports nothing but pytest until a test or an option asks for
-it; :mod:`syncagent.integrations.pytest_session` does the work.
+it; :mod:`syncagent.runtime.testing` does the work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from syncagent.integrations.pytest_session import HostSyncs
+    from syncagent.runtime.testing import HostSyncs
 
 _SESSION = "syncagent-session"
 _MARKER = "no_host_sync"
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Put the simulated device in before any file of the tests asks torch what there is."""
     if early_config.known_args_namespace.syncagent_simulate:
-        from syncagent.integrations.pytest_session import simulate
+        from syncagent.runtime.testing import simulate
 
         simulate(early_config.known_args_namespace)
 
@@ -56,7 +56,7 @@ def _session(config: pytest.Config) -> Any:
     """Return what watches the tests of this process, from the first time on that something asks for it."""
     found = config.pluginmanager.get_plugin(_SESSION)
     if found is None:
-        from syncagent.integrations.pytest_session import Session
+        from syncagent.runtime.testing import Session
 
         found = Session(config)
         config.pluginmanager.register(found, _SESSION)
@@ -82,6 +82,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.fixture
 def host_syncs(request: pytest.FixtureRequest) -> HostSyncs:
     """The host syncs of this test's body: ``count``, ``sites``, ``report()``, ``assert_none()`` and more."""
-    from syncagent.integrations.pytest_session import HostSyncs
+    from syncagent.runtime.testing import HostSyncs
 
     return HostSyncs(request.node)

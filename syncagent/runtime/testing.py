@@ -139,6 +139,8 @@ class Session:
         self._path: str | None = config.getoption("syncagent_report")
         self._simulates: bool = config.getoption("syncagent_simulate")
         self._own: ProcessAgent | None = None
+        self._watched: Any = None
+        """The watched function of the test whose body runs."""
         self._reports: list[Report] = []
         self._lost_workers: list[str] = []
         self._tests = self._with_syncs = self._syncs = 0
@@ -208,7 +210,11 @@ class Session:
             yield judged
             return
         with self._put_around(item, watch) as watched:
-            yield judged
+            self._watched = watched
+            try:
+                yield judged
+            finally:
+                self._watched = None
         if watched.agent is not None:
             self._judge(item, watch, most, watched.report(), judged)
 
@@ -257,10 +263,9 @@ class Session:
             judged.failure = _failed("the test caught the error of a host sync that --syncagent=raise had stopped")
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_fixture_setup(self, request: Any) -> Iterator[None]:
+    def pytest_fixture_setup(self) -> Iterator[None]:
         """Leave out what a fixture does that the body of a test asks for."""
-        watched = request._pyfuncitem.stash.get(_REGION, None)
-        region = watched.agent if watched is not None else None
+        region = self._watched.agent if self._watched is not None else None
         with region.suspended() if isinstance(region, Region) and region in open_scopes() else nullcontext():
             yield
 

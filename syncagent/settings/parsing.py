@@ -207,6 +207,8 @@ def per_phase(limit: Parser[Any]) -> Parser[Limits]:
 @_parser(f"one of {', '.join(_SIGNALS)}", "SIGNAL", _SIGNALS)
 def signal_name(name: str, value: object) -> str:
     """Accept a signal that is free for a program's own use: its name, with or without SIG, or its number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = int(value)  # before Python 3.11 a member of signal.Signals is not written as its number
     text = str(value).strip().upper() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     text = text if text.startswith("SIG") else f"SIG{text}"
     for known in _SIGNALS:

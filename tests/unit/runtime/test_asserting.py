@@ -59,7 +59,7 @@ def test_the_message_has_the_line_the_expression_the_op_and_the_advice():
     assert lines[1].endswith(f"test_asserting.py:{wait.__code__.co_firstlineno + 2} in wait")
     assert lines[2:4] == ["    torch.nonzero(X)", "    aten::nonzero, 2 times"]
     assert lines[4].startswith("    → ")
-    assert lines[6] in {"    X.sum().item()", "    print(X.sum().item() > 3)"}  # before Python 3.11
+    assert lines[6] in {"    X.sum().item()", "    if X.sum().item() > 3:"}  # before Python 3.11
     assert lines[7] == "    aten::_local_scalar_dense, once"
 
 

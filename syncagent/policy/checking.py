@@ -51,7 +51,7 @@ def _unfit(report: Report) -> Iterator[str]:
 def _of_another_program(known: Report, report: Report) -> str | None:
     """Why the two are of different programs: another script, and no file of one has a site in the other.
 
-    Either alone happens to one program: a script gets a new name, or the only known site is mended and the new one is
+    Either alone happens to one program: a script gets a new name, or the only known site is fixed and the new one is
     in another file.
     """
     scripts = [wording.short_path(each.run.script).rpartition("/")[2] for each in (known, report)]

@@ -27,11 +27,11 @@ _SHOWN = 10
 _UNKNOWN = "a line that is not known"
 _OWN: dict[str, Any] = {"policy": "observe", "warmup_steps": 0}
 """An assertion judges by itself, from the first call on."""
-_ALONE = {
-    "detail": "syncs", "copies": "all", "report": None, "journal": "off", "capture": "off", "summary": False,
-    "cost": False, "baseline": None,
+SEES_ALL: dict[str, Any] = {
+    "policy": "observe", "detail": "syncs", "copies": "all", "report": None, "journal": "off", "capture": "off",
+    "summary": False, "cost": False, "baseline": None,
 }  # fmt: skip
-"""Where no agent is running: one that sees all and leaves nothing behind."""
+"""An agent for the time in which something asks: it sees all and leaves nothing behind."""
 
 
 def a_number(most: object) -> int:
@@ -57,7 +57,7 @@ class SyncAssertion(Watch):
         self.most = None if most is None else a_number(most)
         self.kinds = kinds
         super().__init__(sources.load({**_OWN, **settings}))
-        self._alone = Watch(sources.load({**_OWN, **_ALONE, **settings}))
+        self._alone = Watch(sources.load({**SEES_ALL, **_OWN, **settings}))
 
     def _begin(self) -> Opened:
         """Open a region, in an agent that is started for it where none is running."""
@@ -75,23 +75,24 @@ class SyncAssertion(Watch):
             if own is not None:
                 own.close()
             if self.most is not None and sys.exc_info()[1] is before:  # an error of the program's goes first
-                self.check(opened.handle.report(), self.most)
+                check(opened.handle.report(), self.most, self.kinds)
 
         return Opened(opened.handle, close)
 
-    def check(self, report: Report, most: int) -> None:
-        """Raise :class:`~syncagent.HostSyncAssertionError` if a report has more syncs than that."""
-        from syncagent.report.findings import counted
 
-        found = counted(report, self.kinds)
-        number = sum(one.number for one in found)
-        if number > most:
-            raise HostSyncAssertionError(message(found, number, most, report))
-        gaps = [note.removeprefix(gate.NOTE) for note in report.notes if note.startswith(gate.NOTE)]
-        if report.dropped:
-            gaps.append(f"{report.dropped:,} were dropped")
-        if gaps:
-            raise HostSyncAssertionError(f"host syncs could not be counted: {'; '.join(gaps)}")
+def check(report: Report, most: int, kinds: Collection[str] | None = None) -> None:
+    """Raise :class:`~syncagent.HostSyncAssertionError` if a report has more syncs, or of these kinds, than that."""
+    from syncagent.report.findings import counted
+
+    found = counted(report, kinds)
+    number = sum(one.number for one in found)
+    if number > most:
+        raise HostSyncAssertionError(message(found, number, most, report))
+    gaps = [note.removeprefix(gate.NOTE) for note in report.notes if note.startswith(gate.NOTE)]
+    if report.dropped:
+        gaps.append(f"{report.dropped:,} were dropped")
+    if gaps:
+        raise HostSyncAssertionError(f"host syncs could not be counted: {'; '.join(gaps)}")
 
 
 def message(found: Collection[Counted], number: int, most: int, report: Report) -> str:

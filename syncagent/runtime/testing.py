@@ -20,7 +20,7 @@ from syncagent.errors import ConfigError, HostSyncAssertionError, SyncAgentError
 from syncagent.policy.scopes import allow, open_scopes
 from syncagent.report.summary import Summary
 from syncagent.runtime import process
-from syncagent.runtime.asserting import SyncAssertion, a_number
+from syncagent.runtime.asserting import SEES_ALL, SyncAssertion, a_number, check
 from syncagent.runtime.regions import Region
 from syncagent.runtime.run import no_run
 from syncagent.runtime.watching import Watch
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from syncagent.runtime.handle import Agent
 
 _TAKES = ("allow", "max_syncs", "kinds")
-_OF_SESSION = {
-    "policy": "observe", "detail": "syncs", "copies": "all", "report": None, "journal": "off", "capture": "off",
-    "summary": False, "cost": False, "baseline": None,
-}  # fmt: skip
 _OUTPUT = "syncagent"
 """Under which name a worker of pytest-xdist hands its report on."""
 _PROPERTY = "host_syncs"
@@ -126,7 +122,7 @@ class HostSyncs:
     def assert_at_most(self, n: int) -> None:
         """Raise :class:`~syncagent.HostSyncAssertionError` if there were more than ``n``."""
         __tracebackhide__ = True
-        SyncAssertion(n, {}).check(self.report(), n)
+        check(self.report(), a_number(n))
 
 
 class Session:
@@ -226,23 +222,23 @@ class Session:
     @contextmanager
     def _put_around(self, item: pytest.Item, watch: Watch) -> Iterator[Any]:
         """Have the function of a test watched; of another kind of item, what it runs."""
-        function = getattr(item, "obj", None) if isinstance(item, pytest.Function) else None
-        if function is None:
+        if not isinstance(item, pytest.Function):
             with watch as agent:
                 item.stash[_REGION] = Entered(agent)
                 yield item.stash[_REGION]
             return
+        function: Any = item.obj
         watched = watch(function)
         item.stash[_REGION] = watched
-        item.obj = watched  # type: ignore[attr-defined]
-        case = getattr(item, "instance", None)
+        item.obj = watched
+        case = item.instance
         is_case = isinstance(case, getattr(sys.modules.get("unittest"), "TestCase", ()))
         if is_case:  # which calls an asynchronous method by its name
             setattr(case, item.name, watched)
         try:
             yield watched
         finally:
-            item.obj = function  # type: ignore[attr-defined]
+            item.obj = function
             if is_case:
                 vars(case).pop(item.name, None)
 
@@ -254,9 +250,9 @@ class Session:
         item.user_properties.append((_PROPERTY, number))
         if not judged.passed:
             return
-        if isinstance(watch, SyncAssertion) and most is not None:
+        if most is not None:
             try:
-                watch.check(report, most)
+                check(report, most, kinds)
             except HostSyncAssertionError as error:
                 judged.failure = _failed(str(error))
         elif self._mode == "raise" and any(site.violations for site in report.sites):
@@ -285,7 +281,7 @@ class Session:
         if process.running() is None:
             if not (self._simulates or _has_device()):
                 return False
-            settings = _OF_SESSION | ({"simulate": True} if self._simulates else {})
+            settings = SEES_ALL | ({"simulate": True} if self._simulates else {})
             self._own = process.launch(sources.load(settings))
             self._own.is_kept = True
         return True

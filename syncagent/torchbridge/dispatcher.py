@@ -126,8 +126,8 @@ class Hooks:
 
         ``threads`` are the ids of those in which a sync was seen.  Taking a kernel off while another thread dispatches
         the same op is a race in torch: the op fails with ``fallthrough_kernel was executed``.  So any other thread that
-        runs at this moment counts, since it may be on its way to its first op.  The next agent's kernels take the place
-        of those that were left.
+        is in code that uses torch counts, since it may be on its way to its first op.  The next agent's kernels take
+        the place of those that were left.
         """
         self.live = False
         libraries, self._libraries = self._libraries, []

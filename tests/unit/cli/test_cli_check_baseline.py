@@ -217,7 +217,7 @@ def test_a_baseline_of_another_program_proves_nothing(verb, saved, capsys, tmp_p
     files.save(replace(report, sites=sites), path)
     run_of(base, script="train.py")
     run_of(path, script="train.py")
-    assert verb("check", path, "--baseline", base) == 1  # the known line is mended, and another one is new
+    assert verb("check", path, "--baseline", base) == 1  # the known line is fixed, and another one is new
     run_of(path, script="serve.py")
     capsys.readouterr()
     assert verb("check", path, "--baseline", base) == 2

@@ -175,6 +175,17 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectiveRecord:
+    """How long the GPU stood still for collectives in a step; that is known later than the step's own record."""
+
+    step: int
+    start_ns: int
+    """The step's, since the Unix epoch."""
+    waited_ns: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OpCount:
     """Host time of one op at one site under ``detail="ops"``; times in nanoseconds, summed over ``count`` calls."""
 

@@ -203,7 +203,8 @@ class Capture(Sink):
         for event in changes.events[-most:]:
             yield _line(type="event", **encode(event))
             yield_gil()
-        for step in changes.step_times[-most:]:
+        # A step of which more has become known is written again; the last line of it holds.
+        for step in (*changes.step_times[-most:], *changes.late_steps[-most:]):
             yield _line(type="step", **encode(step))
             yield_gil()
         yield _line(

@@ -11,7 +11,7 @@ from typing import Any
 from syncagent.attribution.callsite import MODULE_CALL, NOWHERE
 from syncagent.attribution.threads import thread_name
 from syncagent.delivery.known_lines import KnownLines
-from syncagent.events import OpCount, Phase, StepRecord, SyncEvent, SyncKind
+from syncagent.events import CollectiveRecord, OpCount, Phase, StepRecord, SyncEvent, SyncKind
 from syncagent.recording.recorder import Recorder, span_in
 from syncagent.recording.records import Observation, SyncContext, ThreadState
 from syncagent.recording.waits import SeenWait
@@ -61,9 +61,18 @@ class BufferReader:
         """Take the steps that have ended, in their order."""
         steps = []
         for _ in range(len(self.ended_steps)):
-            steps.append(self._step(*self.ended_steps.popleft()))
+            ended = self.ended_steps.popleft()
+            self._recorder.collectives.step_ended(*ended[:3])
+            steps.append(self._step(*ended))
             yield_gil()
         return steps
+
+    def take_collectives(self) -> list[CollectiveRecord]:
+        """Take what is known by now of the waits for collectives, by steps that were taken before."""
+        return [
+            CollectiveRecord(wait.step, self.epoch_ns(wait.start_ns), wait.waited_ns, self.rank)
+            for wait in self._recorder.collectives.take()
+        ]
 
     def take_events(self) -> list[SyncEvent]:
         """Take the syncs of all threads, in order of their start."""

@@ -170,6 +170,9 @@ class Pipeline:
                 self._call("step", record)
                 yield_gil()
             self._give(events, math.inf)
+            for known in self._buffers.take_collectives():
+                self._call("collectives", known)
+                yield_gil()
         finally:
             self._taken.remove(events)
         self.drained_ns = began_ns

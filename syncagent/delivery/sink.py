@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from syncagent.events import StepRecord, SyncEvent, Weight
+    from syncagent.events import CollectiveRecord, StepRecord, SyncEvent, Weight
     from syncagent.report.summary import Facts, Summary
 
 
@@ -54,6 +54,9 @@ class Sink:
 
     def step(self, record: StepRecord) -> None:
         """Take the end of a step."""
+
+    def collectives(self, record: CollectiveRecord) -> None:
+        """Take what is known now of a step's waits for collectives; its ``step`` came before."""
 
     def tick(self) -> None:
         """Do what is due by the clock; called about four times a second."""

@@ -53,12 +53,17 @@ def read(file: Path, content: bytes) -> Report:
     if not run or not totals:
         raise SyncAgentError(f"{name} is not a whole capture: nothing was written after its header")
     values = _values(run, totals, list(sites.values()))
-    values["events"], values["step_times"] = others["event"], others["step"]
+    values["events"], values["step_times"] = others["event"], _newest_of_each(others["step"])
     values["run"]["ended"] = ended = "end" in others
     values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)
     from syncagent.report.explaining import explained  # loaded only for what is read: each process loads this module
 
     return explained(Report.from_dict(values, name=name))
+
+
+def _newest_of_each(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each step once, as it was last written: what is known late comes in a line of its own."""
+    return list({repr((step.get("step"), step.get("start_ns"))): step for step in steps}.values())
 
 
 def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:

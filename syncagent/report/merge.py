@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from syncagent.report.blame import lateness
+from syncagent.report.clocks import on_one_clock
 from syncagent.report.context import runs
 from syncagent.report.model import (
     CostRow,
@@ -59,7 +61,7 @@ def merge(reports: Sequence[Report]) -> Report:
             keys[id(part), site.id] = key = _same(site, named)
             ids.setdefault(key, len(ids))
     new_id = {row: ids[key] for row, key in keys.items()}
-    return Report(
+    merged = Report(
         run=replace(
             reports[0].run,
             started=min(part.run.started for part in reports),
@@ -106,7 +108,10 @@ def merge(reports: Sequence[Report]) -> Report:
         cost=_merge_cost(ranked, new_id),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
         sources=_merge_sources(reports),
+        host=tuple(replace(row, rank=rank) for rank, part in ranked for row in part.host),
     )
+    late = lateness(merged, {rank: part.run.steps for rank, part in ranked})
+    return on_one_clock(replace(merged, lateness=late))
 
 
 def _ranked(reports: Sequence[Report]) -> list[tuple[int, Report]]:
@@ -145,7 +150,10 @@ def _merge_sites(
 def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) -> SiteRow:
     sites = [site for _, site in rows]
     count = sum(site.count for site in sites)
-    shares = _summed((RankShare(rank, site.count, site.stall_ms) for rank, site in rows), lambda share: share.rank)
+    shares = _summed(
+        (RankShare(rank, site.count, site.stall_ms, site.step_stall_ms) for rank, site in rows),
+        lambda share: share.rank,
+    )
     return replace(
         joined(sites, max(sites, key=lambda site: site.stall_ms)),
         id=row_id,
@@ -211,8 +219,10 @@ def _summed(rows: Iterable[Row], key_of: Callable[[Row], Hashable]) -> list[Row]
         key = key_of(row)
         if key in found:
             seen: Any = found[key]
-            names = [name for name in ("count", "stall_ms", "host_ms") if hasattr(row, name)]
-            found[key] = replace(seen, **{name: getattr(seen, name) + getattr(row, name) for name in names})
+            names = [name for name in ("count", "stall_ms", "step_stall_ms", "host_ms") if hasattr(row, name)]
+            found[key] = replace(
+                seen, **{name: _known_sum((getattr(seen, name), getattr(row, name))) for name in names}
+            )
         else:
             found[key] = row
     return list(found.values())

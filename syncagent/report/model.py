@@ -145,6 +145,8 @@ class RankShare:
     rank: int
     count: int
     stall_ms: float
+    step_stall_ms: float | None = None
+    """The part of it that began inside a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,75 @@ class StepRow:
     start_ns: int
     end_ns: int
     rank: int | None = None
+    collective_ms: float | None = None
+    """How long the GPU's compute stream stood still for collectives: for other ranks, and for the transfer itself;
+    ``None`` where that is not known."""
+
+
+HOST_SYNC, LINE, DATA_LOADER, GARBAGE_COLLECTION, UNKNOWN = (
+    "host sync", "line", "data loader", "garbage collection", "unknown",
+)  # fmt: skip
+"""What a rank may have been doing while the others waited for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """Where the training thread's time on the host went in steps, its waits left out."""
+
+    cause: str
+    """``line``, ``data loader`` or ``garbage collection``."""
+    file: str
+    line: int
+    function: str
+    source: str
+    count: int
+    """How often it was seen there; of garbage collection, how many collections."""
+    ms: float
+    """Estimated from ``count``; of garbage collection, measured."""
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CauseRow:
+    """What a late rank did more of than the others."""
+
+    cause: str
+    """``host sync``, ``line``, ``data loader``, ``garbage collection``, or ``unknown``."""
+    held_ms: float
+    """Its part of the rank's lateness, per step."""
+    share: float
+    """The same as a fraction of step time."""
+    file: str = ""
+    line: int = 0
+    function: str = ""
+    source: str = ""
+    site: int | None = None
+    """The ``id`` of the row of a host sync."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateRank:
+    """A rank that the others wait for."""
+
+    rank: int
+    held_ms: float
+    """How much faster a step would be if it came with the second last."""
+    share: float
+    """The same as a fraction of step time."""
+    last_in: int
+    """In how many steps it came last."""
+    causes: tuple[CauseRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """How ranks wait for each other in collectives; see :mod:`syncagent.report.blame`."""
+
+    steps: int
+    """In how many steps the ranks could be compared."""
+    step_ms: float
+    ranks: tuple[LateRank, ...]
+    """Those that hold the others up for certain, the worst first; often none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +438,10 @@ class Report:
     """The numbers of the notebook cells among its files, which are shown as ``In [3]``."""
     sources: tuple[SourceRow, ...] = ()
     """The source around the worst sites, where the files could be read; no two of them overlap."""
+    host: tuple[HostRow, ...] = ()
+    """Of each rank of a job of several."""
+    lateness: Lateness | None = None
+    """In a merged report: which rank the others wait for; ``None`` where that is not known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, Weight
+from syncagent.events import CallSite, CollectiveRecord, OpCount, Phase, StepRecord, SyncEvent, Weight
 from syncagent.report import cells
 from syncagent.report.model import (
     EventRow,
@@ -67,6 +67,9 @@ class Summary:
         self._steps = 0
         self._step_ns = 0
         self._step_times: deque[StepRow] = deque(maxlen=newest)
+        self._late_steps: deque[StepRow] = deque(maxlen=newest)
+        """Those of which more has become known after their end."""
+        self._late = 0
         self.recorded = 0
         """How many events were added; only the newest are kept."""
 
@@ -99,6 +102,19 @@ class Summary:
                     site.step_count += count
             self._pending.clear()
             self._pending.extend(later)
+
+    def collectives(self, record: CollectiveRecord) -> None:
+        """Add to a step how long the GPU stood still for collectives, if the step is still kept."""
+        with self._lock:
+            for at in range(-1, -len(self._step_times) - 1, -1):
+                row = self._step_times[at]
+                if row.start_ns <= record.start_ns:
+                    if row.start_ns == record.start_ns:
+                        row = replace(row, collective_ms=record.waited_ns / 1e6)
+                        self._step_times[at] = row
+                        self._late_steps.append(row)
+                        self._late += 1
+                    return
 
     def newest(self) -> tuple[SyncEvent, ...]:
         """Return the newest syncs, oldest first."""
@@ -180,7 +196,8 @@ class Summary:
             sites = [site.copy() for site in sites]
             newest = _last(self._newest, self.recorded - since.events)
             step_times = _last(self._step_times, self._steps - since.steps)
-            since.events, since.steps = self.recorded, self._steps
+            late_steps = _last(self._late_steps, self._late - since.late)
+            since.events, since.steps, since.late = self.recorded, self._steps, self._late
             steps, step_ns, exact = self._steps, self._step_ns, self._steps_exact
             in_steps = [(site.step_count, site.is_named) for site in self._sites.values()]
             stalled_ns = max(self._thread_ns.values(), default=0.0) + self._backward_ns
@@ -195,6 +212,7 @@ class Summary:
             sites=rows,
             events=[EventRow(site, e.start_ns, e.stall_ns, e.step, e.thread, e.rank) for e, site in newest],
             step_times=step_times,
+            late_steps=late_steps,
             steps=steps,
             steps_exact=exact,
             step_ms=step_ns / 1e6 if steps > 1 else None,
@@ -237,6 +255,7 @@ class Since:
     sites: dict[int, Hashable] = field(default_factory=dict)
     events: int = 0
     steps: int = 0
+    late: int = 0
 
 
 class Facts(NamedTuple):
@@ -254,6 +273,8 @@ class Changes(NamedTuple):
     sites: list[SiteRow]
     events: list[EventRow]
     step_times: list[StepRow]
+    late_steps: list[StepRow]
+    """Steps of which more has become known after their end; some of them may be among ``step_times``, too."""
     steps: int
     steps_exact: bool
     """Whether the stalls of each step are known; see ``step``."""

@@ -6,13 +6,13 @@ import re
 from datetime import datetime, timezone
 
 from syncagent.report import cells
-from syncagent.report.model import Report, RunInfo, SiteRow
+from syncagent.report.model import HOST_SYNC, LINE, CauseRow, LateRank, Report, RunInfo, SiteRow
 from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
 __all__ = [
     "DASH", "an", "at", "began", "busy", "call", "clean", "cost", "count", "duration", "function", "known_duration",
-    "length", "mark", "named",
+    "lateness", "length", "mark", "named",
     "per_step", "phases", "place", "plural", "processes", "share", "short_path", "times_are",
 ]  # fmt: skip
 
@@ -186,6 +186,31 @@ def phases(site: SiteRow) -> str:
     if len(counted) < 2:
         return clean(site.phase)
     return ", ".join(f"{clean(part.phase)} {count(part.count)}" for part in counted)
+
+
+def lateness(report: Report) -> list[str]:
+    """Which ranks the others wait for, and why, a sentence for each; empty where ranks could not be compared."""
+    late = report.lateness
+    if late is None:
+        return []
+    if not late.ranks:
+        return [f"No rank holds the others up: compared in {plural(late.steps, 'step')}."]
+    return [_late_rank(report, rank) for rank in late.ranks[:_SHOWN]]
+
+
+def _late_rank(report: Report, late: LateRank) -> str:
+    star, cwd = mark(report), report.run.cwd
+    causes = [f"{share(cause.share)}{star} {_cause(cause, cwd)}" for cause in late.causes]
+    why = f": {', '.join(causes)}" if causes else ""
+    held = f"{share(late.share)}{star} of the time ({duration(late.held_ms)}{star} per step)"
+    return f"Rank {late.rank} holds the job up {held}{why}."
+
+
+def _cause(cause: CauseRow, cwd: str) -> str:
+    where = f" at {place(cause.file, cause.line, cwd)}" if cause.file else ""
+    if cause.cause in {HOST_SYNC, LINE}:
+        return f"`{clean(cause.source)}`{where}" if cause.source else f"{cause.cause}{where}"
+    return f"{cause.cause}{where}"
 
 
 def cost(report: Report) -> list[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from syncagent.attribution.ranks import Rank
     from syncagent.attribution.steps import Steps
-    from syncagent.events import StepRecord, SyncEvent, Weight
+    from syncagent.events import CollectiveRecord, StepRecord, SyncEvent, Weight
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
     from syncagent.report.model import Report, RunInfo
@@ -455,6 +455,11 @@ class Regions(Sink):
                     shares.setdefault(region, []).append(event)
         for region, events in shares.items():
             region.summary.events(events)
+
+    def collectives(self, record: CollectiveRecord) -> None:
+        """Add it to the step in all regions that have it."""
+        for region in tuple(self._known.values()):
+            region.summary.collectives(record)
 
     def step(self, record: StepRecord) -> None:
         """Count a step for each region that it ended in; of one that began before the region, only the rest."""

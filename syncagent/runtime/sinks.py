@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.resources import Resource
 
-    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.events import CollectiveRecord, StepRecord, SyncEvent
     from syncagent.report.summary import Summary
     from syncagent.settings.schema import Settings
     from syncagent.telemetry.outbox import MetricSender, Outbox
@@ -153,6 +153,9 @@ class _SummarySink(Sink):
 
     def step(self, record: StepRecord) -> None:
         self._summary.step(record)
+
+    def collectives(self, record: CollectiveRecord) -> None:
+        self._summary.collectives(record)
 
 
 def _resource() -> Resource:

@@ -61,6 +61,7 @@ class SimulatedSensor(Sensor):
         from syncagent import simulate
 
         simulate.observe_waits(self)
+        simulate.observe_joins(self._recorder.collectives.add)
         self._live = True
 
     def stop(self) -> None:
@@ -68,6 +69,7 @@ class SimulatedSensor(Sensor):
             from syncagent import simulate
 
             simulate.observe_waits(None)
+            simulate.observe_joins(None)
             self._live = False
 
     @classmethod

@@ -20,7 +20,7 @@ from syncagent.simulate.installation import (
     without_runtime,
 )
 from syncagent.simulate.modelled import gpu_busy_ns, now_ns
-from syncagent.simulate.waits import WaitObserver, internal_waits
+from syncagent.simulate.waits import WaitObserver, internal_waits, observe_joins
 from syncagent.simulate.waits import observe as observe_waits
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "missing",
     "modelled_gpu",
     "now_ns",
+    "observe_joins",
     "observe_waits",
     "without_runtime",
 ]

@@ -7,13 +7,14 @@ As with NCCL, each group has a queue of its own, behind what the current stream 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import distributed
 
-from syncagent.simulate import devices, over_gloo, patches, standin
+from syncagent.simulate import devices, over_gloo, patches, standin, waits
 from syncagent.simulate.engine import Engine
 from syncagent.simulate.groups import StandIn, backend_for
 from syncagent.simulate.memory import Placement, flatten
@@ -42,9 +43,9 @@ class Work(distributed.Work):
         if self._mark is not None:
             engine, ticket = self._mark
             index = self._result[0].get_device() if self._result else devices.current()
+            devices.current_engine(index).depend_on(engine, ticket)
             if self._blocks:
                 engine.wait(ticket, standin.STREAM_SYNCHRONIZE)
-            devices.current_engine(index).depend_on(engine, ticket)
         return True
 
     def synchronize(self) -> None:
@@ -107,11 +108,24 @@ def _queue(
     index = (into or of)[0].index
     engine = devices.order(f"torch.distributed.{name}", index, [*into, *of])
     if not isinstance(backend, StandIn):  # gloo itself was asked for: with it the host waits on a GPU, too
-        devices.run_here(engine, devices.keeping_failure(f"torch.distributed.{name}", kernel, into))
+        devices.run_here(engine, devices.keeping_failure(f"torch.distributed.{name}", _timed(kernel), into))
         return Work(None, written)
     own = backend.queue(index)
     own.depend_on(engine, engine.submitted)
     return Work((own, devices.queue(own, f"torch.distributed.{name}", kernel, into)), written)
+
+
+def _timed(kernel: Callable[[], Any]) -> Callable[[], Any]:
+    """The same for a host that waits in it itself, with the device."""
+
+    def timed() -> Any:
+        began_ns = time.perf_counter_ns()
+        try:
+            return kernel()
+        finally:
+            waits.joined(began_ns, time.perf_counter_ns() - began_ns)
+
+    return timed
 
 
 def _placements(tensors: _Tensors) -> list[Placement]:

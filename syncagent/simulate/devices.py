@@ -84,7 +84,9 @@ def set_count(devices: int) -> None:
         _pools.append(deque())
         _hidden.append([])
         _unused.append([])
-        _default_streams.append(Stream(index, default=Engine(f"cuda:{index} stream 0")))
+        engine = Engine(f"cuda:{index} stream 0")
+        engine.is_default = True
+        _default_streams.append(Stream(index, default=engine))
 
 
 def count() -> int:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from syncagent.simulate import modelled, standin
+from syncagent.simulate import modelled, standin, waits
 from syncagent.simulate.failures import Failure, failure_of
 from syncagent.simulate.requirements import find
 from syncagent.support.threads import AgentThread
@@ -74,6 +75,8 @@ class _Dependency(NamedTuple):
 
     engine: Engine
     ticket: int
+    joined_ns: int | None
+    """When the host has queued it (``perf_counter_ns``), where what it waits for may be a collective."""
 
 
 class Engine:
@@ -101,6 +104,10 @@ class Engine:
         self._running = threading.Lock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
         self._thread: threading.Thread | None = None
+        self.is_default = False
+        """Whether it is the device's default stream, which computes."""
+        self.carries_collectives = False
+        """Whether collectives run here, or what has waited for them."""
         self.is_closed = False
         """Whether kernels run in the thread that submits them, because the process ends."""
         _engines.add(self)
@@ -115,8 +122,16 @@ class Engine:
             self.clock[other] = max(self.clock[other], last)
         if modelled.clock is not None:
             modelled.clock.ordered(self, engine, ticket)
+        joined_ns = None
+        if engine.carries_collectives and modelled.clock is None:
+            if self.is_default:
+                joined_ns = time.perf_counter_ns()
+            else:
+                self.carries_collectives = True
         if engine.finished < ticket:
-            self.submit(_Dependency(engine, ticket))
+            self.submit(_Dependency(engine, ticket, joined_ns))
+        elif joined_ns is not None:
+            waits.joined(joined_ns, 0)
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
@@ -242,7 +257,10 @@ class Engine:
         try:
             if isinstance(entry, _Dependency):
                 # Not under the lock: a fork that has paused the other engine must not wait for this one.
+                began_ns = time.perf_counter_ns()
                 entry.engine._block(entry.ticket)
+                if entry.joined_ns is not None:
+                    waits.joined(entry.joined_ns, time.perf_counter_ns() - began_ns)
             else:
                 with self._running:
                     entry()

@@ -64,6 +64,7 @@ class StandIn(_Gloo):  # type: ignore[misc]  # its base is Any
         engine = self._queues.get((what, index))
         if engine is None:
             engine = self._queues[what, index] = devices.take_hidden_engine(index)
+            engine.carries_collectives = True
         return engine
 
     def retire(self) -> None:

@@ -41,6 +41,29 @@ def current_observer() -> WaitObserver | None:
     return _observer
 
 
+class JoinObserver(Protocol):
+    """Called where a device's default stream has waited for a collective."""
+
+    def __call__(self, *, moment_ns: int, waited_ns: int) -> None:
+        """Called on any thread with the moment at which the host has queued that (``time.perf_counter_ns``)."""
+
+
+_of_joins: JoinObserver | None = None
+
+
+def observe_joins(observer: JoinObserver | None) -> None:
+    """Report waits of default streams for collectives to this observer from now on, and to no other."""
+    global _of_joins
+    _of_joins = observer
+
+
+def joined(moment_ns: int, waited_ns: int) -> None:
+    """Report one."""
+    observer = _of_joins
+    if observer is not None:
+        observer(moment_ns=moment_ns, waited_ns=waited_ns)
+
+
 def reported(
     op: str, kind: SyncKind | None, args: Sequence[object], wait: Callable[[], T], *, is_idle: bool = False
 ) -> T:

@@ -175,7 +175,8 @@ class _Page:
         part = "" if share is None else f", {self._share(share)} of {whole}"
         lines.append(Text(f"{syncs}; the host waited {self._ms(stall_ms)} for the GPU{part}.", "bold"))
         lines.append(Text(findings.headline(report), "bold"))
-        return lines
+        late = "bold" if report.lateness is not None and report.lateness.ranks else "dim"
+        return [*lines, *(Text(line, late) for line in wording.lateness(report))]
 
     def _block(self, site: SiteRow, *, brief: bool) -> list[Text]:
         """A site: its share and place, the line with what waits underlined, numbers, and what to do."""

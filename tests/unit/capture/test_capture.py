@@ -21,7 +21,7 @@ from syncagent.capture import writer as capture
 from syncagent.capture.writer import Capture
 from syncagent.delivery import folder
 from syncagent.errors import SyncAgentError
-from syncagent.events import CallSite
+from syncagent.events import CallSite, CollectiveRecord
 from syncagent.report import captured, files
 from syncagent.report.advising import advised
 from syncagent.report.model import RunInfo, SensorStatus
@@ -496,3 +496,28 @@ def test_it_is_distinguished_from_a_report_by_its_first_words(run):
     run.write()
     assert captured.is_capture(run.capture.path.read_bytes())
     assert not captured.is_capture(b'{"schema": 1}')
+
+
+def test_what_is_known_of_a_step_later_is_added_to_it(run):
+    for number in range(3):
+        run.sync()
+        run.step(number)
+    run.write()
+    for number, waited_ns in ((0, 5_000_000), (1, 7_500_000)):
+        start_ns = sink_records.step(number * 10, number * 10 + 10, number).start_ns
+        run.summary.collectives(CollectiveRecord(number, start_ns, waited_ns))
+    run.sync()
+    run.step(3)
+    run.write()
+    assert [(step.step, step.collective_ms) for step in run.report().step_times] == [
+        (0, 5.0), (1, 7.5), (2, None), (3, None),
+    ]  # fmt: skip
+    assert sums(run.report()) == sums(run.expected())
+
+
+def test_of_a_step_that_is_no_longer_kept_nothing_is_added(run):
+    run.step(0)
+    run.summary.collectives(CollectiveRecord(0, sink_records.T0 - 5, 1))
+    run.sync()
+    run.write()
+    assert [step.collective_ms for step in run.report().step_times] == [None]

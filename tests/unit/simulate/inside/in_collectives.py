@@ -11,7 +11,7 @@ from harness import asleep, waits_behind_a_sleep
 from torch import distributed as dist
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices
+from syncagent.simulate import devices, waits
 from syncagent.support import log
 
 
@@ -198,3 +198,57 @@ def test_other_backends_are_refused_by_name():
 
     with group("fake"), pytest.raises(SimulationError, match=r"torch\.distributed over .* is not simulated on CUDA"):
         dist.all_reduce(cuda(1.0))
+
+
+@pytest.fixture
+def joins():
+    """What default streams have waited for collectives: when that was queued, and for how long."""
+    seen = []
+    waits.observe_joins(lambda *, moment_ns, waited_ns: seen.append((moment_ns, waited_ns)))
+    yield seen
+    waits.observe_joins(None)
+
+
+def test_the_stream_that_computes_reports_where_it_waits_for_a_collective(nccl, joins):
+    x = cuda(1.0)
+    dist.all_reduce(x)
+    works = [dist.all_reduce(cuda(1.0), async_op=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    assert len(joins) == 1
+    for work in works:
+        work.wait()
+    torch.cuda.synchronize()
+    assert [moment for moment, _ in joins] == sorted(moment for moment, _ in joins)
+    assert len(joins) == 3
+
+
+def test_it_also_waits_through_another_stream(nccl, joins):
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        x = cuda(1.0)
+        dist.all_reduce(x)
+        done = side.record_event()
+    assert joins == []
+    torch.cuda.current_stream().wait_event(done)
+    torch.cuda.synchronize()
+    assert len(joins) == 1
+
+
+def test_streams_without_collectives_are_no_joins(nccl, joins):
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(10_000)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    assert joins == []
+
+
+def test_a_barrier_is_one_in_which_the_host_waits_too(nccl, joins):
+    dist.barrier(device_ids=[0])
+    assert len(joins) == 1
+
+
+def test_so_is_each_collective_of_gloo(joins):
+    with group("gloo"):
+        dist.all_reduce(cuda(1.0))
+    assert len(joins) == 1

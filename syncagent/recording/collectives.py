@@ -1,0 +1,65 @@
+"""How long the GPU's compute stream stood still for collectives, by steps: what ranks wait for each other.
+
+A *join* is the place at which the stream waits for a collective to end.  How long it waited is known only when the
+GPU has got there, which may be steps later on the host; but joins are passed in the order in which they were queued.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+_MOST = 200_000
+"""How many joins are kept until the steps that they belong to have been delivered."""
+
+
+class StepWait(NamedTuple):
+    """All joins of a step; ``start_ns`` is the step's (``perf_counter_ns``)."""
+
+    step: int
+    start_ns: int
+    waited_ns: int
+    joins: int
+
+
+class CollectiveWaits:
+    """Adds up the joins of each step.
+
+    ``add`` may be called by any thread, in the order of the joins; the rest is called by whoever delivers.
+    """
+
+    def __init__(self) -> None:
+        self._joins: deque[tuple[int, int]] = deque(maxlen=_MOST)
+        self._steps: deque[tuple[int, int, int]] = deque(maxlen=_MOST)
+        self._waited_ns = self._count = 0
+        """Of the oldest step that is not whole."""
+
+    def add(self, *, moment_ns: int, waited_ns: int) -> None:
+        """Note a join: when the host has queued it (``perf_counter_ns``), and how long the stream stood still there."""
+        self._joins.append((moment_ns, waited_ns))
+
+    def step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
+        """Note a step, in their order; nothing is kept before the first join."""
+        if self._joins or self._steps:
+            self._steps.append((step, start_ns, end_ns))
+
+    def take(self) -> list[StepWait]:
+        """Return the steps that are whole now: all of their joins have been passed, since one after them has.
+
+        Of a step without joins nothing is known.
+        """
+        whole = []
+        while self._joins and self._steps:
+            step, start_ns, end_ns = self._steps[0]
+            moment_ns, waited_ns = self._joins[0]
+            if moment_ns >= end_ns:
+                self._steps.popleft()
+                if self._count:
+                    whole.append(StepWait(step, start_ns, self._waited_ns, self._count))
+                self._waited_ns = self._count = 0
+                continue
+            self._joins.popleft()
+            if moment_ns >= start_ns:  # else it was queued between two steps, as in an evaluation
+                self._waited_ns += waited_ns
+                self._count += 1
+        return whole

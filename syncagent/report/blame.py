@@ -1,0 +1,178 @@
+"""Which rank the others wait for, how long, and what it does meanwhile.
+
+Each rank measures how long its GPU stands still for collectives in each step.  A collective ends on all ranks at about
+the same time, so whoever stands still least has come last, and the job would be faster by the difference to the second
+last.  That needs no common clock: steps are matched by their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, median, stdev
+from typing import NamedTuple
+
+from syncagent.events import SyncKind
+from syncagent.report.model import (
+    GARBAGE_COLLECTION,
+    HOST_SYNC,
+    LINE,
+    UNKNOWN,
+    CauseRow,
+    HostRow,
+    Lateness,
+    LateRank,
+    Report,
+    SiteRow,
+    StepRow,
+)
+
+_LEAST_STEPS = 10
+_LEAST_SHARE = 0.01
+"""A rank is named from this share of the step time on."""
+_SURE = 3.0
+"""And where chance would make it come last that often by so many standard errors only."""
+_LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
+"""A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
+busy machine whichever rank gets less of the processor is late, now one and now another."""
+_LOOKS_SURE = 2.0
+_LEAST_OF_CAUSES = 0.05
+"""A cause that explains less of a rank's lateness is not worth a line."""
+
+
+class LateStep(NamedTuple):
+    """A step as seen from all ranks that know how long they stood still."""
+
+    step: int
+    rank: int
+    """The one that came last."""
+    held_ms: float
+    """How much later than the second last."""
+    step_ms: float
+    """Mean duration on these ranks."""
+
+
+def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
+    """Compare the ranks in each step, in order; the first step, in which the job sets itself up, is left out."""
+    steps: dict[int, dict[int, StepRow]] = defaultdict(dict)
+    first: int | None = None
+    for row in rows:
+        first = row.step if first is None else min(first, row.step)
+        if row.collective_ms is not None and row.rank is not None:
+            steps[row.step][row.rank] = row
+    late = []
+    for step in sorted(steps):
+        of_ranks = sorted(steps[step].values(), key=lambda row: row.collective_ms or 0.0)
+        if len(of_ranks) > 1 and step != first:
+            last, second = of_ranks[:2]
+            held_ms = (second.collective_ms or 0.0) - (last.collective_ms or 0.0)
+            mean_ms = fmean(row.end_ns - row.start_ns for row in of_ranks) / 1e6
+            late.append(LateStep(step, last.rank or 0, held_ms, mean_ms))
+    return late
+
+
+def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateStep] | None = None) -> Lateness | None:
+    """Say which ranks hold a job up, by the merged report of its ranks and the number of steps of each.
+
+    ``late`` are the compared steps where something faster has compared them.  ``None`` where ranks cannot be compared.
+    """
+    late = late_steps(report.step_times) if late is None else late
+    whole_ms = sum(step.step_ms for step in late)
+    if len(late) < _LEAST_STEPS or whole_ms <= 0:
+        return None
+    held: dict[int, list[float]] = {rank: [] for rank in steps_of}
+    for each in late:
+        held.setdefault(each.rank, []).append(each.held_ms)
+    suspects = _suspects(late, len(held))
+    by_chance_ms = [sum(values) for rank, values in held.items() if rank not in suspects]
+    named = []
+    for rank in suspects:
+        times = len(held[rank])
+        held_ms = (sum(held[rank]) - (fmean(by_chance_ms) if by_chance_ms else 0.0)) / len(late)
+        share = held_ms * len(late) / whole_ms
+        if share < _LEAST_SHARE:
+            continue
+        causes = tuple(_causes(report, steps_of, rank, held_ms, share))
+        explained_ms = sum(cause.held_ms for cause in causes if cause.cause != UNKNOWN)
+        if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * min(
+            _timed(steps_of.get(rank, len(late) + 1)), len(late)
+        ):
+            named.append(LateRank(rank, held_ms, share, times, causes))
+    named.sort(key=lambda each: -each.held_ms)
+    return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
+
+
+def _suspects(late: Sequence[LateStep], ranks: int) -> list[int]:
+    """The ranks that hold steps up for longer than chance would have them, the worst first.
+
+    Where no rank is worse than another, each comes last in its share of the steps, and the difference to the others is
+    0 in the mean.  The worst one's steps are then left out, lest it hides the next.
+    """
+    found: list[int] = []
+    while len(late) >= _LEAST_STEPS and ranks > 1:
+        held: dict[int, float] = defaultdict(float)
+        for each in late:
+            held[each.rank] += each.held_ms
+        worst = max(held, key=held.__getitem__)
+        values = [each.held_ms if each.rank == worst else -each.held_ms / (ranks - 1) for each in late]
+        if fmean(values) <= _SURE * stdev(values) / math.sqrt(len(values)):
+            break
+        found.append(worst)
+        late = [each for each in late if each.rank != worst]
+        ranks -= 1
+    return found
+
+
+def _causes(
+    report: Report, steps_of: Mapping[int, int], rank: int, late_ms: float, late_share: float
+) -> Iterator[CauseRow]:
+    """What the rank did more of than the others in a step, as shares of its lateness; the longest first."""
+    found = [*_host_syncs(report.sites, steps_of, rank), *_host_time(report.host, steps_of, rank)]
+    found = [cause for cause in found if cause.held_ms > _LEAST_OF_CAUSES * late_ms]
+    explained_ms = sum(cause.held_ms for cause in found)
+    # It need not be late by all that it does more: part of a sync is work that its GPU has to do anyway.
+    part = min(late_ms / explained_ms, 1.0) if explained_ms else 0.0
+    for cause in sorted(found, key=lambda cause: -cause.held_ms):
+        held_ms = cause.held_ms * part
+        yield replace(cause, held_ms=held_ms, share=held_ms / late_ms * late_share)
+    rest_ms = late_ms - explained_ms * part
+    if rest_ms > _LEAST_OF_CAUSES * late_ms:
+        yield CauseRow(UNKNOWN, rest_ms, rest_ms / late_ms * late_share)
+
+
+def _host_syncs(sites: Iterable[SiteRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:
+    for site in sites:
+        shares = {share.rank: share.step_stall_ms or 0.0 for share in site.ranks}
+        if rank in shares and site.kind != SyncKind.COLLECTIVE.value:
+            more_ms = _more_than_others(shares, steps_of, rank)
+            yield CauseRow(HOST_SYNC, more_ms, 0.0, site.file, site.line, site.function, site.source, site.id)
+
+
+def _host_time(rows: Collection[HostRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:
+    by_cause: dict[tuple[str, str, int], dict[int, HostRow]] = defaultdict(dict)
+    for row in rows:
+        if row.rank is not None and (row.file or row.cause != LINE):
+            by_cause[row.cause, row.file, row.line][row.rank] = row
+    for of_ranks in by_cause.values():
+        own = of_ranks.get(rank)
+        if own is None:
+            continue
+        more_ms = _more_than_others({rank: row.ms for rank, row in of_ranks.items()}, steps_of, rank)
+        is_looks = own.cause != GARBAGE_COLLECTION
+        scatter_ms = own.ms / math.sqrt(max(own.count, 1)) / max(_timed(steps_of[rank]), 1) if is_looks else 0.0
+        if more_ms > _LOOKS_SURE * scatter_ms:
+            yield CauseRow(own.cause, more_ms, 0.0, own.file, own.line, own.function, own.source)
+
+
+def _more_than_others(ms: Mapping[int, float], steps_of: Mapping[int, int], rank: int) -> float:
+    """How much more of it a rank has in a step than half of the others, in ms."""
+    per_step = {each: ms.get(each, 0.0) / max(_timed(steps), 1) for each, steps in steps_of.items()}
+    own = per_step.pop(rank)
+    return max(own - median(per_step.values()), 0.0) if per_step else 0.0
+
+
+def _timed(steps: int) -> int:
+    """The first step is not timed."""
+    return steps - 1

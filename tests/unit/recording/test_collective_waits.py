@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from syncagent.recording.collectives import CollectiveWaits, StepWait
+
+
+def waits_of(*steps, joins=()) -> CollectiveWaits:
+    waits = CollectiveWaits()
+    for moment_ns, waited_ns in joins:
+        waits.add(moment_ns=moment_ns, waited_ns=waited_ns)
+    for step in steps:
+        waits.step_ended(*step)
+    return waits
+
+
+def test_a_step_is_whole_once_a_later_join_has_been_passed():
+    waits = waits_of((0, 0, 100), joins=[(10, 5), (90, 7)])
+    assert waits.take() == []  # there may be more joins of it on the GPU
+    waits.step_ended(1, 100, 200)
+    waits.add(moment_ns=150, waited_ns=3)
+    assert waits.take() == [StepWait(0, 0, 12, 2)]
+    assert waits.take() == []
+
+
+def test_a_step_without_joins_is_left_out():
+    waits = waits_of((0, 0, 100), (1, 100, 200), (2, 200, 300), joins=[(10, 5), (250, 1), (310, 9)])
+    waits.step_ended(3, 300, 400)
+    assert waits.take() == [StepWait(0, 0, 5, 1), StepWait(2, 200, 1, 1)]
+
+
+def test_joins_between_steps_belong_to_none():
+    waits = waits_of((0, 0, 100), (1, 150, 200), joins=[(50, 1), (120, 1000), (160, 2), (260, 0)])
+    waits.step_ended(2, 250, 300)
+    assert waits.take() == [StepWait(0, 0, 1, 1), StepWait(1, 150, 2, 1)]
+
+
+def test_a_process_without_collectives_keeps_nothing():
+    waits = waits_of(*((step, step, step + 1) for step in range(10)))
+    waits.add(moment_ns=3, waited_ns=1)
+    waits.add(moment_ns=20, waited_ns=1)
+    assert waits.take() == []

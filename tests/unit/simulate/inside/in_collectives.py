@@ -245,6 +245,7 @@ def test_streams_without_collectives_are_no_joins(nccl, joins):
 
 def test_a_barrier_is_one_in_which_the_host_waits_too(nccl, joins):
     dist.barrier(device_ids=[0])
+    torch.cuda.synchronize()
     assert len(joins) == 1
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from syncagent.delivery.sink import Source
-    from syncagent.events import StepRecord, SyncEvent
+    from syncagent.events import CollectiveRecord, StepRecord, SyncEvent
     from syncagent.telemetry.series import Attributes
     from syncagent.telemetry.spans import SpanSink
 
@@ -73,6 +73,9 @@ class Number(NamedTuple):
 _STALL = Instrument(semconv.STALL_DURATION, "s", "How long the host waited in one sync", "histogram")
 _SYNCS = Instrument(semconv.SYNCS, "{sync}", "Host syncs")
 _STEP = Instrument(semconv.STEP_DURATION, "s", "Training steps, without the first: it holds the start", "histogram")
+_COLLECTIVES = Instrument(
+    semconv.STEP_COLLECTIVE_WAIT, "s", "How long the GPU stood still for collectives in a step", "histogram"
+)
 _RATIO = Instrument(semconv.STEP_STALL_RATIO, "1", "Share of the newest steps' time that was waited", "gauge")
 _DROPPED = Instrument(semconv.EVENTS_DROPPED, "{sync}", "Syncs that were seen, and dropped since they came too fast")
 _FOLDED = Instrument(semconv.SERIES_FOLDED, "{series}", "Series beyond the limit, whose syncs are in one series")
@@ -94,6 +97,8 @@ class MetricSink(Sink):
       the count of syncs alone, and the histogram has each wait that was measured.
     - ``syncagent.step.stall_ratio`` covers the newest ten seconds of steps (ten steps, where each takes longer).  It is
       computed as the report's share is: from the thread that waited longest, and the backward pass.
+    - ``syncagent.step.collective_wait`` has the steps of which that is known; the rank that waits least is the one
+      that the others wait for.
     - Neither of the step's metrics has the first step, nor has the report: it includes the program's start.
 
     With a ``meter_provider``, its instruments read the same sums, except for the two histograms: the SDK has none that
@@ -129,6 +134,7 @@ class MetricSink(Sink):
         self._began_ns = time.time_ns()
         self._table = SeriesTable(STALL_BOUNDS_S, max_series, self._began_ns)
         self._steps = Series({}, STEP_BOUNDS_S, self._began_ns)
+        self._collectives = Series({}, STEP_BOUNDS_S, self._began_ns)
         self._has_begun = False
         self._waited_ns: dict[str | None, float] = {}
         """In the step that runs: by thread, and in the backward pass."""
@@ -180,6 +186,12 @@ class MetricSink(Sink):
         if self._histograms:
             self._record(_STEP, duration_ns / 1e9, {}, context_of(span, record.user_context))
 
+    def collectives(self, record: CollectiveRecord) -> None:
+        with self._lock:
+            self._collectives.add(record.waited_ns / 1e9, 1)
+        if self._histograms:
+            self._record(_COLLECTIVES, record.waited_ns / 1e9, {}, Context())
+
     def close(self) -> None:
         """Keep what was counted: it can still be exported, and the program's next watch adds to it."""
         with self._lock:
@@ -195,6 +207,7 @@ class MetricSink(Sink):
         with self._lock:
             counts = self._counts()
             series, steps, folded = self._table.taken(), self._steps.taken(), self._table.folded
+            collectives = self._collectives.taken()
             step_ns, stall_ns = map(sum, zip(*self._slices, strict=True)) if self._slices else (0.0, 0.0)
         if not (series or steps.count or any(n for (about, _), n in counts.items() if about is _DROPPED)):
             return {}
@@ -207,7 +220,8 @@ class MetricSink(Sink):
         for (about, reason), count in counts.items():
             attributes: Attributes = {semconv.REASON: reason} if reason else {}
             numbers.setdefault(about, []).append(Number(attributes, count, self._began_ns))
-        return {**numbers, _STALL: series, _STEP: [steps] if steps.count else []}
+        of_steps = {_STEP: steps, _COLLECTIVES: collectives}
+        return {**numbers, _STALL: series, **{about: [one] for about, one in of_steps.items() if one.count}}
 
     def data(self, resource: Resource) -> list[MetricsData]:
         """Return the snapshot as the SDK's records, cumulative, in parts."""
@@ -230,7 +244,7 @@ class MetricSink(Sink):
         observable = {"counter": meter.create_observable_counter, "gauge": meter.create_observable_gauge}
         for about in (_SYNCS, _RATIO, _DROPPED, _FOLDED, _CUT, _WITHHELD):
             observable[about.kind](about.name, [partial(self._observe, about)], about.unit, about.description)
-        for about, bounds in ((_STALL, STALL_BOUNDS_S), (_STEP, STEP_BOUNDS_S)):
+        for about, bounds in ((_STALL, STALL_BOUNDS_S), (_STEP, STEP_BOUNDS_S), (_COLLECTIVES, STEP_BOUNDS_S)):
             self._histograms[about] = meter.create_histogram(
                 *about[:3], explicit_bucket_boundaries_advisory=list(bounds)
             )

@@ -30,6 +30,7 @@ ATTRIBUTES = {name for value in NAMES for name in ((value,) if isinstance(value,
 SENT = {
     "syncagent.stall.duration": "histogram in seconds",
     "syncagent.step.duration": "histogram in seconds",
+    "syncagent.step.collective_wait": "histogram in seconds",
     "syncagent.kept.duration": "histogram in seconds",  # the collector's, from the spans of kept traces
     "syncagent.syncs": "counter",
     "syncagent.events.dropped": "counter",

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from sink_records import source, step, sync
 
-from syncagent.events import CallSite, Phase, Weight
+from syncagent.events import CallSite, CollectiveRecord, Phase, Weight
 from syncagent.telemetry import metrics
-from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
+from syncagent.telemetry.metrics import STALL_BOUNDS_S, STEP_BOUNDS_S, MetricSink
 from syncagent.telemetry.span_budget import SpanBudget
 from syncagent.telemetry.spans import SpanSink
 from syncagent.telemetry.step_ids import ProcessIdentity
@@ -63,6 +63,7 @@ def counted(request):
 
 SYNCS, STALLS = ("syncagent.syncs", "{sync}"), ("syncagent.stall.duration", "s")
 STEPS, RATIO = ("syncagent.step.duration", "s"), ("syncagent.step.stall_ratio", "1")
+WAITS = ("syncagent.step.collective_wait", "s")
 DROPPED, FOLDED = ("syncagent.events.dropped", "{sync}"), ("syncagent.series.folded", "{series}")
 
 WITHHELD, LOST = ("syncagent.spans.withheld", "{sync}"), ("syncagent.spans.dropped", "{span}")
@@ -90,6 +91,18 @@ def test_a_series_says_which_op_where_and_whether_it_may(counted):
         (common | {"syncagent.violation": True, "syncagent.allowed": False}, 1),
         (common | {"syncagent.violation": False, "syncagent.allowed": True}, 1),
     ]
+
+
+def test_the_wait_for_collectives_is_a_histogram_of_steps(counted):
+    all_of = counted()
+    all_of.sink.step(step())
+    all_of.sink.step(step(number=1))
+    assert WAITS not in all_of.points()
+    for waited_ns in (2_000_000, 30_000_000):
+        all_of.sink.collectives(CollectiveRecord(1, 0, waited_ns))
+    (point,) = all_of.points()[WAITS]
+    assert (point.count, point.sum, point.min, point.max) == (2, pytest.approx(0.032), 0.002, 0.03)
+    assert tuple(point.explicit_bounds) == STEP_BOUNDS_S
 
 
 def test_stalls_are_in_seconds(counted):

@@ -1,0 +1,97 @@
+"""Training on several ranks of which the last may be late; GPU and host work without the processor, by sleeping.
+
+    late_ranks.py FORM LATE [STEPS]
+
+prints, on rank 0, how long a step takes in ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+
+import torch
+from torch import distributed, nn, optim
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+FORM, LATE, STEPS = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 60
+LAYERS, WARM_UP = 5, 10
+GPU_CYCLES, HOST_S, LATE_S = 4_000_000, 0.003, 0.02
+
+distributed.init_process_group("nccl")
+RANK, RANKS = distributed.get_rank(), distributed.get_world_size()
+DEVICE = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+torch.cuda.set_device(DEVICE)
+IS_LATE = RANK == RANKS - 1
+
+
+class Samples(Dataset):
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, index):
+        if IS_LATE and LATE == "loader":
+            time.sleep(LATE_S)
+        return torch.ones(8)
+
+
+class Slow(nn.Linear):
+    """A layer with work for the GPU and for the host; of the late rank one reads a number, too."""
+
+    def forward(self, x):
+        torch.cuda._sleep(GPU_CYCLES)
+        time.sleep(HOST_S)
+        if IS_LATE and LATE == "item":
+            x.sum().item()
+        return super().forward(x)
+
+
+def model():
+    torch.manual_seed(0)
+    layers = nn.Sequential(*[Slow(8, 8) for _ in range(LAYERS)]).to(DEVICE)
+    if FORM == "fsdp":
+        for layer in layers:
+            fully_shard(layer)
+        return fully_shard(layers)
+    if FORM == "tensor":
+        mesh = init_device_mesh("cuda", (RANKS,))
+        plan = {str(n): (RowwiseParallel if n % 2 else ColwiseParallel)() for n in range(LAYERS - 1)}
+        return parallelize_module(layers, mesh, plan)
+    return DistributedDataParallel(layers, device_ids=[DEVICE.index])
+
+
+def main():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=1e-3)
+    batches = iter(DataLoader(Samples(), batch_size=2))
+    kept = [[number] for number in range(300_000)] if IS_LATE and LATE == "gc" else []
+    began = 0.0
+    for step in range(STEPS):
+        if step == WARM_UP:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        for part in range(2 if FORM == "no_sync" else 1):
+            inputs = next(batches).to(DEVICE, non_blocking=True)
+            no_sync = net.no_sync() if FORM == "no_sync" and part == 0 else contextlib.nullcontext()
+            with no_sync:
+                net(inputs).sum().backward()
+        if IS_LATE and LATE == "sleep":
+            time.sleep(LATE_S)
+        if kept:
+            gc.collect()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.cuda.synchronize()
+    if RANK == 0:
+        print((time.perf_counter() - began) / (STEPS - WARM_UP) * 1e3)
+    distributed.destroy_process_group()
+
+
+main()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from syncagent.events import CallSite
 from syncagent.report import cells, context, findings, origins, wording
-from syncagent.report.formats import charts, rows, templates
+from syncagent.report.formats import by_rank, charts, rows, templates
 from syncagent.report.formats.source import inside, surrounding
 from syncagent.report.lines import by_line
-from syncagent.report.model import OpRow, Report, RunInfo, SiteRow
+from syncagent.report.model import OpRow, RankShare, Report, RunInfo, SiteRow
 
 _DETAILED = context.SITES
 """For so many sites there is all that is known: 2,000 sites fit into 3 MB."""
@@ -108,6 +108,10 @@ class _Card:
     """The source around its lines: numbers, and the text before, of and after what waits."""
     distribution: list[tuple[str, int]]
     stack: tuple[CallSite, ...]
+    ranks: Sequence[RankShare]
+    """Those that waited longest there, or all of a few; empty where it waited in one rank alone."""
+    other_ranks: str
+    """A sentence about the rest of the ranks; empty where there is none."""
 
 
 def _lists(report: Report, steady: Sequence[SiteRow], set_up: Sequence[SiteRow]) -> list[tuple[str, list[_Card]]]:
@@ -145,6 +149,7 @@ def _card(report: Report, site: SiteRow, stalls_ns: list[int], *, detailed: bool
         _around(report, site) if detailed else [],
         charts.distribution(stalls_ns) if detailed and len(stalls_ns) > 1 else [],
         site.stack if detailed else (),
+        *(by_rank.shown(site, report.run.ranks, mark) if detailed else ((), "")),
     )
 
 
@@ -196,7 +201,7 @@ def _facts_of(site: SiteRow) -> list[tuple[str, str]]:
         "allowed": site.allowed,
         "against the policy": wording.count(site.violations) if site.violations else "",
         "seen by": ", ".join(site.sensors),
-        "ranks": ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in site.ranks),
+        "rank": f"{site.ranks[0].rank} alone" if len(site.ranks) == 1 else "",
     }
     return [(name, value) for name, value in facts.items() if value]
 

@@ -284,6 +284,96 @@ def test_the_time_line_zooms_and_moves_by_keys_buttons_wheel_and_mouse(opened):
     assert shown(page, "chart-steps") == "step 0 to step 9."
 
 
+def written(page):
+    """Have the page keep what a chart writes from now on, and return what gives that: the texts, in their order."""
+    page.evaluate(
+        """() => {
+          const said = window.written = [], write = CanvasRenderingContext2D.prototype.fillText;
+          CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+            said.push(text);
+            return write.call(this, text, ...rest);
+          };
+        }"""
+    )
+    return lambda: page.evaluate("written.splice(0)")
+
+
+def pressed(page, chart, *keys):
+    """Press keys on a chart, and wait until it is drawn."""
+    page.focus(f"#{chart}")
+    for key in keys:
+        page.keyboard.press(key)
+    page.wait_for_timeout(100)
+
+
+def long_run(apart_s=60, steps=200):
+    """One wait in each of the steps of a run that takes hours."""
+    return report_of(*(sync(ms=20, at_ms=1000.0 * apart_s * step, step=step) for step in range(steps)), steps=steps)
+
+
+def test_moments_of_a_long_run_are_hours_minutes_and_seconds_as_precise_as_the_part_that_is_shown(opened):
+    page = opened(long_run())
+    texts = written(page)
+    pressed(page, "chart-time", "0")
+    assert shown(page, "chart-time") == "0:00:00 to 3:19:00."
+    labels = [text for text in texts() if ":" in text]
+    assert labels[:4] == ["0:00:00", "0:15:00", "0:30:00", "0:45:00"]
+    pressed(page, "chart-time", *"+" * 24)
+    labels = [text for text in texts() if ":" in text][-4:]
+    assert len(set(labels)) == 4, "each tick has a label of its own"
+    assert all(re.fullmatch(r"1:39:30\.0[01]\d\d", label) for label in labels), labels
+    begin, end = shown(page, "chart-time").rstrip(".").split(" to ")
+    assert begin != end
+
+
+def test_steps_have_ticks_however_far_apart_their_numbers_are(opened):
+    report = long_run(apart_s=1, steps=100)
+    for apart in (1, 300, 7_000_000):
+        far = replace(
+            report,
+            events=tuple(replace(event, step=event.step * apart) for event in report.events),
+            step_times=tuple(replace(step, step=step.step * apart) for step in report.step_times),
+        )
+        page = opened(far, width=390)
+        texts = written(page)
+        pressed(page, "chart-steps", "+", "0")
+        numbers = [int(text.replace(",", "")) for text in texts() if re.fullmatch("[0-9,]+", text) and text != "0"]
+        assert len(set(numbers)) >= 2, apart
+        assert max(numbers) <= 99 * apart
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_name_of_a_lane_that_does_not_fit_keeps_both_ends_and_stands_whole_in_a_list(opened, width):
+    name = "loader of the large training set, worker number 17"
+    page = opened(
+        report_of(*(sync(thread=thread, at_ms=9.0 * n) for n, thread in enumerate((name, "short")))), width=width
+    )
+    texts = written(page)
+    pressed(page, "chart-time", "+")
+    assert any(re.fullmatch("loader.*….*17", text) for text in texts())
+    page.click("#lanes summary")
+    assert page.locator("#lanes li").all_inner_texts() == [name, "short"]
+    left, top, _, height = over(page, "chart-time")
+    page.mouse.move(left + 200, top + height / 4)
+    assert page.inner_text("#hint") == name
+    page = opened(report_of(sync(thread="short")))
+    assert not page.locator("#lanes").is_visible()
+
+
+def test_all_of_a_long_line_can_be_reached_by_keyboard_and_is_on_paper(opened):
+    text = "total += " + " + ".join(f"losses[{number}]" for number in range(60))
+    site = CallSite(TRAIN, 90, "main", text)
+    page = opened(replace(report_of(sync(site)), sources=(SourceRow(TRAIN, 90, (text,)),)), width=390)
+    page.click(".site summary")
+    around = page.locator("pre.around")
+    around.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('pre.around').scrollLeft > 0")
+    page.emulate_media(media="print")
+    assert around.evaluate("one => one.scrollWidth - one.clientWidth") == 0
+
+
 def test_a_wait_under_the_pointer_is_named_and_leads_to_its_line(opened):
     page = opened(whole())
     page.click("[data-do=all]")

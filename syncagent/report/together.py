@@ -26,8 +26,8 @@ def add_up(found: Sequence[Found]) -> Report:
     for file, report in once if len(once) > 1 else ():
         if report.run.ranks or report.run.processes:
             raise SyncAgentError(
-                f"{os.fspath(file)!r} is already the sum of several processes' reports, to which no other can be added: "
-                "give those reports instead of it"
+                f"{os.fspath(file)!r} is already the sum of several processes' reports, to which no other can be "
+                "added: give those reports instead of it"
             )
     groups = _runs(once)
     if len(groups) > 1:

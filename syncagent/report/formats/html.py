@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from syncagent.events import CallSite
 from syncagent.report import cells, context, findings, origins, wording
-from syncagent.report.formats import charts, rows, templates
+from syncagent.report.formats import by_rank, charts, heatmap, rows, templates
 from syncagent.report.formats.source import inside, surrounding
 from syncagent.report.lines import by_line
-from syncagent.report.model import OpRow, Report, RunInfo, SiteRow
+from syncagent.report.model import OpRow, RankShare, Report, RunInfo, SiteRow
 
 _DETAILED = context.SITES
 """For so many sites there is all that is known: 2,000 sites fit into 3 MB."""
@@ -25,6 +25,7 @@ def render(report: Report) -> str:
     colored = charts.lines_with_colors(report)
     per_step, timeline = charts.stall_per_step(report), charts.timeline(report)
     names = [charts.label(site, run.cwd) for site in colored]
+    heat_maps = [found for found in (heatmap.longer_steps(report),) if found is not None]
     problems, notes = rows.remarks(report)
     return templates.page(
         "report.html.jinja",
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         colored=list(zip([site.id for site in colored], names, strict=True)),
         per_step=per_step,
         table=charts.table_of(per_step) if per_step else [],
+        heat_maps=heat_maps,
         timeline=timeline,
         drawn_from=charts.in_words(report, len(report.events)),
         timeline_from=charts.in_words(report, len(timeline["waits"]["site"])) if timeline else "",
@@ -55,6 +57,7 @@ def render(report: Report) -> str:
                 "colored": [site.id for site in colored],
                 "per_step": per_step,
                 "timeline": timeline,
+                "heat_maps": [found.data() for found in heat_maps],
                 "mark": wording.mark(report),
             }
         ),
@@ -108,6 +111,10 @@ class _Card:
     """The source around its lines: numbers, and the text before, of and after what waits."""
     distribution: list[tuple[str, int]]
     stack: tuple[CallSite, ...]
+    ranks: Sequence[RankShare]
+    """Those that waited longest there, or all of a few; empty where it waited in one rank alone."""
+    other_ranks: str
+    """A sentence about the rest of the ranks; empty where there is none."""
 
 
 def _lists(report: Report, steady: Sequence[SiteRow], set_up: Sequence[SiteRow]) -> list[tuple[str, list[_Card]]]:
@@ -145,6 +152,7 @@ def _card(report: Report, site: SiteRow, stalls_ns: list[int], *, detailed: bool
         _around(report, site) if detailed else [],
         charts.distribution(stalls_ns) if detailed and len(stalls_ns) > 1 else [],
         site.stack if detailed else (),
+        *(by_rank.shown(site, report.run.ranks, mark) if detailed else ((), "")),
     )
 
 
@@ -196,7 +204,7 @@ def _facts_of(site: SiteRow) -> list[tuple[str, str]]:
         "allowed": site.allowed,
         "against the policy": wording.count(site.violations) if site.violations else "",
         "seen by": ", ".join(site.sensors),
-        "ranks": ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in site.ranks),
+        "rank": f"{site.ranks[0].rank} alone" if len(site.ranks) == 1 else "",
     }
     return [(name, value) for name, value in facts.items() if value]
 

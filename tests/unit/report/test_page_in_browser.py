@@ -202,9 +202,13 @@ def test_the_last_steps_are_shown_whichever_rank_has_ended_early(opened):
 
 def painted(page, chart, name):
     """How many pixels of a chart have one of the page's colours."""
+    return painted_in(page, f"#{chart}", name)
+
+
+def painted_in(page, selector, name):
     return page.evaluate(
-        """([chart, name]) => {
-          const drawn = document.querySelector(`#${chart} canvas`);
+        """([selector, name]) => {
+          const drawn = document.querySelector(`${selector} canvas`);
           const canvas = new OffscreenCanvas(drawn.width, drawn.height);
           canvas.getContext("2d", {willReadFrequently: true}).drawImage(drawn, 0, 0);
           const probe = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
@@ -217,7 +221,7 @@ def painted(page, chart, name):
             found += data[at] === wanted[0] && data[at + 1] === wanted[1] && data[at + 2] === wanted[2];
           return found;
         }""",
-        [chart, name],
+        [selector, name],
     )
 
 
@@ -284,6 +288,96 @@ def test_the_time_line_zooms_and_moves_by_keys_buttons_wheel_and_mouse(opened):
     assert shown(page, "chart-steps") == "step 0 to step 9."
 
 
+def written(page):
+    """Have the page keep what a chart writes from now on, and return what gives that: the texts, in their order."""
+    page.evaluate(
+        """() => {
+          const said = window.written = [], write = CanvasRenderingContext2D.prototype.fillText;
+          CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+            said.push(text);
+            return write.call(this, text, ...rest);
+          };
+        }"""
+    )
+    return lambda: page.evaluate("written.splice(0)")
+
+
+def pressed(page, chart, *keys):
+    """Press keys on a chart, and wait until it is drawn."""
+    page.focus(f"#{chart}")
+    for key in keys:
+        page.keyboard.press(key)
+    page.wait_for_timeout(100)
+
+
+def long_run(apart_s=60, steps=200):
+    """One wait in each of the steps of a run that takes hours."""
+    return report_of(*(sync(ms=20, at_ms=1000.0 * apart_s * step, step=step) for step in range(steps)), steps=steps)
+
+
+def test_moments_of_a_long_run_are_hours_minutes_and_seconds_as_precise_as_the_part_that_is_shown(opened):
+    page = opened(long_run())
+    texts = written(page)
+    pressed(page, "chart-time", "0")
+    assert shown(page, "chart-time") == "0:00:00 to 3:19:00."
+    labels = [text for text in texts() if ":" in text]
+    assert labels[:4] == ["0:00:00", "0:15:00", "0:30:00", "0:45:00"]
+    pressed(page, "chart-time", *"+" * 24)
+    labels = [text for text in texts() if ":" in text][-4:]
+    assert len(set(labels)) == 4, "each tick has a label of its own"
+    assert all(re.fullmatch(r"1:39:30\.0[01]\d\d", label) for label in labels), labels
+    begin, end = shown(page, "chart-time").rstrip(".").split(" to ")
+    assert begin != end
+
+
+def test_steps_have_ticks_however_far_apart_their_numbers_are(opened):
+    report = long_run(apart_s=1, steps=100)
+    for apart in (1, 300, 7_000_000):
+        far = replace(
+            report,
+            events=tuple(replace(event, step=event.step * apart) for event in report.events),
+            step_times=tuple(replace(step, step=step.step * apart) for step in report.step_times),
+        )
+        page = opened(far, width=390)
+        texts = written(page)
+        pressed(page, "chart-steps", "+", "0")
+        numbers = [int(text.replace(",", "")) for text in texts() if re.fullmatch("[0-9,]+", text) and text != "0"]
+        assert len(set(numbers)) >= 2, apart
+        assert max(numbers) <= 99 * apart
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_name_of_a_lane_that_does_not_fit_keeps_both_ends_and_stands_whole_in_a_list(opened, width):
+    name = "loader of the large training set, worker number 17"
+    page = opened(
+        report_of(*(sync(thread=thread, at_ms=9.0 * n) for n, thread in enumerate((name, "short")))), width=width
+    )
+    texts = written(page)
+    pressed(page, "chart-time", "+")
+    assert any(re.fullmatch("loader.*….*17", text) for text in texts())
+    page.click("#lanes summary")
+    assert page.locator("#lanes li").all_inner_texts() == [name, "short"]
+    left, top, _, height = over(page, "chart-time")
+    page.mouse.move(left + 200, top + height / 4)
+    assert page.inner_text("#hint") == name
+    page = opened(report_of(sync(thread="short")))
+    assert not page.locator("#lanes").is_visible()
+
+
+def test_all_of_a_long_line_can_be_reached_by_keyboard_and_is_on_paper(opened):
+    text = "total += " + " + ".join(f"losses[{number}]" for number in range(60))
+    site = CallSite(TRAIN, 90, "main", text)
+    page = opened(replace(report_of(sync(site)), sources=(SourceRow(TRAIN, 90, (text,)),)), width=390)
+    page.click(".site summary")
+    around = page.locator("pre.around")
+    around.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('pre.around').scrollLeft > 0")
+    page.emulate_media(media="print")
+    assert around.evaluate("one => one.scrollWidth - one.clientWidth") == 0
+
+
 def test_a_wait_under_the_pointer_is_named_and_leads_to_its_line(opened):
     page = opened(whole())
     page.click("[data-do=all]")
@@ -296,6 +390,77 @@ def test_a_wait_under_the_pointer_is_named_and_leads_to_its_line(opened):
     left, top, width, height = over(page, "chart-steps")
     page.mouse.move(left + width / 12, top + 20)
     assert page.locator("#legend output").all_inner_texts() == ["20.0 ms", "40.0 ms", "5.0 ms", "1.0 ms", "0"]
+
+
+def ranks_of(number=4, steps=20, slow=2):
+    """A report of so many ranks, of which one takes 30 ms longer in step 5."""
+    reports = [report_of(*whole_events(steps), steps=steps, rank=rank) for rank in range(number)]
+    late = reports[slow].step_times[5]
+    times = tuple(
+        replace(step, end_ns=step.end_ns + 30_000_000) if step == late else step for step in reports[slow].step_times
+    )
+    return merge([*reports[:slow], replace(reports[slow], step_times=times), *reports[slow + 1 :]])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_rank_that_takes_longer_is_a_cell_that_keys_and_the_pointer_name(opened, width):
+    page = opened(ranks_of(), width=width)
+    heat, hint = page.locator(".heat"), page.locator(".heat + .hint")
+    assert painted_in(page, ".heat", "heat-0") > 50 * painted_in(page, ".heat", "heat-5") > 0
+    heat.focus()
+    page.keyboard.press("ArrowDown")
+    assert hint.inner_text() == "step 5, rank 2: 20.0 ms or more"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    assert hint.inner_text() == "step 6, rank 1: less than 1.0 ms"
+    for _ in range(30):
+        page.keyboard.press("ArrowLeft")
+    assert hint.inner_text() == "step 0, rank 1: less than 1.0 ms"
+    page.keyboard.press("Escape")
+    assert hint.inner_text().strip() == ""
+    canvas = heat.locator("canvas").bounding_box()
+    page.mouse.move(canvas["x"] + canvas["width"] - 20, canvas["y"] + 5)
+    assert hint.inner_text() == "step 19, rank 0: less than 1.0 ms"
+    page.click("section:has(.heat) summary")
+    assert page.locator("section:has(.heat) tbody tr").all_inner_texts() == ["5\t2\t30.0 ms"]
+    assert "Rank 2 has most of it: 30.0 ms" in heat.get_attribute("aria-label")
+    page.set_viewport_size({"width": 700, "height": 900})
+    api.expect(heat.locator("canvas")).to_have_css("width", re.compile("6[0-9]{2}px"))
+
+
+def test_a_thousand_ranks_and_steps_without_waits_are_drawn(opened):
+    report = ranks_of(number=2, slow=0)
+    first = report.step_times[0]
+    times = tuple(
+        replace(first, step=step, rank=rank, end_ns=first.end_ns + (rank % 5) * 1_000_000)
+        for rank in range(1_024)
+        for step in range(10)
+    )
+    page = opened(replace(report, step_times=times, events=()))
+    assert painted_in(page, ".heat", "heat-5") > 100
+    assert page.locator(".heat canvas").bounding_box()["height"] < 450
+    assert page.locator("#chart-time").count() == 0
+
+
+def test_pictures_are_light_on_paper_whatever_the_screen_is(opened):
+    page = opened(ranks_of(), color_scheme="dark")
+    page.locator(".heat canvas").wait_for()
+    dark = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--heat-0').trim()")
+    page.emulate_media(media="print", color_scheme="dark")
+    light = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--heat-0').trim()")
+    assert dark != light
+    page.wait_for_timeout(100)
+    assert painted_in(page, ".heat", "heat-0") > 1_000
+    assert painted(page, "chart-time", "color-0") > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_finds_the_ranks(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = opened(ranks_of(), color_scheme=scheme)
+    page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
 
 
 def test_hostile_names_and_source_stay_text(opened):

@@ -87,10 +87,17 @@ def test_all_lines_of_an_expression_are_as_they_are_for_its_columns_to_count(wri
     assert row.lines[2:] == ("        token='abcdef123', n=d.item(), z=1)", "    token = '[redacted]'")
 
 
-def test_a_line_that_is_data_is_cut(written):
+def test_a_line_that_is_data_is_cut_and_says_so(written):
     line = written(f"DATA = [\n'{'A' * 300_000}'\n]\nx.item()\n")
     (row,) = with_context(report_of(sync(line(4)))).sources
-    assert [len(text) for text in row.lines] == [8, 240, 1, 8]
+    assert row.lines == ("DATA = [", "'" + "A" * 239 + "…", "]", "x.item()")
+
+
+def test_a_long_line_of_the_site_itself_is_whole(written):
+    sums = "total = " + " + ".join(f"losses[{number}]" for number in range(60))
+    line = written(f"{sums} + loss.item()\n")
+    (row,) = with_context(report_of(sync(line(1)))).sources
+    assert row.lines == (f"{sums} + loss.item()",)
 
 
 def test_a_merged_report_has_each_line_once_as_the_first_rank_has_it():

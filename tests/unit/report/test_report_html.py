@@ -12,7 +12,7 @@ from training_run import CWD, LOSS, MASK, NONZERO, report_of, sync, whole_report
 from syncagent.events import CallSite, Span
 from syncagent.report.formats import html
 from syncagent.report.merge import merge
-from syncagent.report.model import BusyRow, CellRow, CostRow, SourceRow
+from syncagent.report.model import BusyRow, CellRow, CostRow, RankShare, SourceRow
 
 VOID = {"meta", "br", "input"}
 EVIL = "</td></script><script>alert(1)</script><img src=http://x.invalid/ onerror='a()'>\"&{{ 7*7 }}"
@@ -145,6 +145,26 @@ def test_ranks_and_simulation_are_shown():
     assert {"rank 0 · steps", "rank 1 · MainThread", "rank 0 · autograd"} <= set(page.data["timeline"]["lanes"])
 
 
+def test_of_many_ranks_those_that_waited_longest_are_shown_and_the_others_are_said():
+    """All of a few; and it is said where a line did not wait in all ranks."""
+    ranks = [report_of(sync(ms=1.0 + rank), rank=rank) for rank in range(100)]
+    elsewhere = [report_of(sync(MASK), rank=100 + rank) for rank in range(4)]
+    page = Page(html.render(merge([*ranks, *elsewhere])))
+    assert "By rank rank 99 100 ms rank 98 99.0 ms" in page.text
+    assert page.card(0).count('<th scope="row">rank ') == 16
+    assert (
+        "These 16 of 100 ranks waited longest. The 84 others waited from 1.0 ms to 84.0 ms, half of them 42.5 ms or "
+        "less. In 4 of the 104 ranks the line did not wait."
+    ) in page.text
+    assert page.card(1).count('<th scope="row">rank ') == 4
+    assert "In 100 of the 104 ranks the line did not wait." in page.text
+    few = Page(html.render(merge(ranks[:16])))
+    assert few.card(0).count('<th scope="row">rank ') == 16
+    assert "waited longest" not in few.text
+    one = Page(html.render(merge([ranks[7], *elsewhere])))
+    assert "rank 7 alone" in " ".join(one.card(0).replace("</dt><dd>", " ").split())
+
+
 def test_what_waits_is_marked_and_set_up_stands_apart():
     waits = CallSite(f"{CWD}/a.py", 9, "f", "y = x[x > 0].sum()", span=Span(8, 9, 16, indent=4))
     early = CallSite(f"{CWD}/b.py", 1, "g", "x.to(device)")
@@ -244,7 +264,14 @@ def test_the_distribution_counts_each_wait_that_is_known_in_the_power_of_two_tha
     assert "How long" not in Page(html.render(report_of(sync()))).text
 
 
-def test_two_thousand_lines_and_a_thousand_steps_fit_into_three_megabytes():
+def test_the_time_line_of_many_ranks_has_the_newest_of_their_steps():
+    ranks = [report_of(sync(at_ms=0), rank=rank, steps=2_000) for rank in range(12)]
+    steps = Page(html.render(merge(ranks))).data["timeline"]["steps"]
+    assert len(steps["step"]) == 10_000
+    assert (min(steps["step"]), max(steps["step"])) == (1_166, 1_999)
+
+
+def test_two_thousand_lines_and_a_thousand_steps_of_one_rank_or_of_many_fit_into_three_megabytes():
     """With names, texts and advice as long as real ones."""
     name = f"{CWD}/package/subpackage/a_module_with_a_name"
     lines = [
@@ -267,4 +294,15 @@ def test_two_thousand_lines_and_a_thousand_steps_fit_into_three_megabytes():
     report = replace(report, sites=tuple(replace(site, advice=advice) for site in report.sites), sources=sources)
     page = html.render(report)
     assert len(page.encode()) < 3_000_000
+    ranks = tuple(RankShare(rank, 9, 1_234.5 + rank) for rank in range(32))
+    times = tuple(
+        replace(step, rank=rank, end_ns=step.end_ns + rank * 1_234_567)
+        for rank in range(32)
+        for step in report.step_times
+    )
+    sites = tuple(replace(site, ranks=ranks) for site in report.sites)
+    run = replace(report.run, ranks=tuple(range(32)))
+    of_ranks = html.render(replace(report, run=run, sites=sites, step_times=times))
+    assert "Slower ranks, step by step" in of_ranks
+    assert len(of_ranks.encode()) < 3_000_000
     assert page.count('<li class="site"') == 2_000

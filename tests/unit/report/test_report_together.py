@@ -82,3 +82,18 @@ def test_ranks_that_are_missing_are_named():
     ranks = [found(f"{rank}.json", run_id="r", process=f"{rank}", rank=rank, world_size=4) for rank in (0, 2)]
     assert add_up(ranks).notes == ("of the 4 ranks, 2 have no report here: 1, 3",)
     assert add_up(ranks[:1]).notes == ()
+
+
+def test_what_is_already_a_sum_can_be_shown_but_nothing_can_be_added_to_it():
+    """Each of its ranks would be counted as part of one."""
+    ranks = [found(f"{rank}.json", run_id="r", process=f"{rank}", rank=rank) for rank in range(4)]
+    of_ranks = Path("two.json"), add_up(ranks[:2])
+    of_processes = (
+        Path("two.json"),
+        add_up([found("a.json", run_id="r", process="a"), found("b.json", run_id="r", process="b")]),
+    )
+    for merged in (of_ranks, of_processes):
+        assert add_up([merged, merged]) == merged[1]
+        for given in ([merged, ranks[2]], [ranks[0], merged], [merged, (Path("other.json"), merged[1])]):
+            with pytest.raises(SyncAgentError, match=r"^'(two|other)\.json' is already the sum of .* instead of it$"):
+                add_up(given)

@@ -14,10 +14,13 @@
     stroke: () => color("dim"), grid: {stroke: () => color("grid"), width: 1}, ticks: {stroke: () => color("grid"), width: 1}, ...more,
   });
 
+  // 1, 2 and 5 times each power of ten.
+  const decades = (first, last) => Array.from({length: last - first + 1}, (_, index) => [1, 2, 5].map((times) => times * 10 ** (first + index))).flat();
+
   // Keys, wheel and buttons move what a chart shows of `least` to `most`, and never beyond.
   const zoomable = (chart, box, least, most, narrowest, inWords) => {
     const label = box.getAttribute("aria-label");
-    const say = () => { box.setAttribute("aria-label", `${label} Shown: ${inWords(chart.scales.x.min, chart.scales.x.max)}.`); };
+    const say = () => { if (chart.scales.x.min != null) box.setAttribute("aria-label", `${label} Shown: ${inWords(chart.scales.x.min, chart.scales.x.max)}.`); };
     (chart.hooks.setScale ??= []).push((_, scale) => { if (scale === "x") say(); });
     const show = (from, to) => {
       const width = Math.min(Math.max(to - from, narrowest), most - least);
@@ -79,7 +82,7 @@
       cursor: {drag: {x: true, y: false}, points: {show: false}},
       scales: {x: {time: false, range: (_, min, max) => [min, max]}, y: {range: (_, min, max) => [0, Math.max(max, 0.001) * 1.05]}},
       axes: [
-        axis({label: "step", labelSize: 20, size: 36, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]}),
+        axis({label: "step", labelSize: 20, size: 36, incrs: decades(0, 12)}),
         axis({size: 70, values: (_, ticks) => ticks.map(duration)}),
       ],
       series: [{}, ...sums.map((_, index) => {
@@ -101,13 +104,47 @@
     const {lanes, waits, steps: marked, busy} = time;
     const end = (rows) => rows.start.reduce((most, start, index) => Math.max(most, start + rows.us[index]), 0);
     const whole = Math.max(end(waits), end(marked), end(busy), 1) / 1000;
-    const unit = whole < 10_000 ? [1, "ms"] : [1000, "s"];
-    const moment = (ms) => `${+(ms / unit[0]).toFixed(3)} ${unit[1]}`;
+    // A moment as precisely as it takes to tell it from one that is `apart` ms later: of a long run as hours:minutes:seconds.
+    const places = (apart) => Math.min(Math.max(-Math.floor(Math.log10(apart / 1000) + 1e-9), 0), 6);
+    const isClock = whole >= 120_000;
+    const moment = (ms, apart) => {
+      if (whole < 10_000) return `${+ms.toFixed(3)} ms`;
+      const digits = places(apart);
+      if (!isClock) return `${+(ms / 1000).toFixed(digits)} s`;
+      const units = Math.round(ms / 1000 * 10 ** digits), perMinute = 60 * 10 ** digits;
+      const seconds = ((units % perMinute) / 10 ** digits).toFixed(digits).padStart(digits ? digits + 3 : 2, "0");
+      const minutes = Math.floor(units / perMinute);
+      return `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${seconds}`;
+    };
+    const seconds = 1000, minutes = 60 * seconds, hours = 60 * minutes, days = 24 * hours;
+    const increments = !isClock ? decades(-3, 9) : [
+      ...decades(-3, 2), ...[1, 2, 5, 10, 15, 30].map((times) => times * seconds), ...[1, 2, 5, 10, 15, 30].map((times) => times * minutes),
+      ...[1, 2, 3, 6, 12].map((times) => times * hours), ...decades(0, 4).map((times) => times * days),
+    ];
+    const span = (from, to) => `${moment(from, (to - from) / 100)} to ${moment(to, (to - from) / 100)}`;
     const hint = document.getElementById("hint");
     const otherwise = busy.start.length
-      ? `The GPU's work is known from ${moment(busy.start[0] / 1000)} to ${moment(end(busy) / 1000)}.` : "\u00a0";
+      ? `The GPU's work is known from ${span(busy.start[0] / 1000, end(busy) / 1000)}.` : "\u00a0";
     hint.textContent = otherwise;
-    const longest = lanes.reduce((most, name) => Math.max(most, name.length), 0);
+    const font = "12px system-ui, sans-serif";
+    const ruler = document.createElement("canvas").getContext("2d");
+    const measured = (text) => {
+      ruler.font = font;
+      return ruler.measureText(text).width;
+    };
+    const widest = Math.max(...lanes.map(measured));
+    const room = (chart) => Math.min(widest + 14, 220, chart.width / 3);
+    // A name in so many pixels; of one that is too long the middle is left out, since numbers stand at the ends.
+    const fitted = (name, pixels) => {
+      const letters = [...name];
+      let cut = name;
+      for (let kept = letters.length; kept > 1 && measured(cut) > pixels; kept--) {
+        const head = Math.ceil(kept / 2);
+        cut = `${letters.slice(0, head).join("").trimEnd()}…${letters.slice(letters.length - (kept - head) + 1).join("").trimStart()}`;
+      }
+      return cut;
+    };
+    const laneNames = document.getElementById("lanes");
     const rects = (chart, rows, draw) => {
       const {min, max} = chart.scales.x;
       const {left, width} = chart.bbox;
@@ -164,25 +201,33 @@
       cursor: {drag: {x: true, y: false}, y: false, points: {show: false}},
       scales: {x: {time: false}, y: {range: () => [0, lanes.length], dir: -1}},
       axes: [
-        axis({size: 36, space: 90, values: (_, ticks) => ticks.map(moment)}),
         axis({
-          size: Math.min(12 + longest * 7, width / 3), grid: {show: false}, ticks: {show: false},
+          size: 36, font, incrs: increments,
+          space: (_, number, min, max) => measured(moment(max ?? whole, Math.max(((max ?? whole) - (min ?? 0)) / 20, 0.001))) + 24,
+          values: (_, ticks, number, space, apart) => ticks.map((tick) => moment(tick, apart)),
+        }),
+        axis({
+          size: room, font, grid: {show: false}, ticks: {show: false},
           splits: () => lanes.map((_, lane) => lane + 0.5),
-          values: () => lanes.map((name) => (name.length > 28 ? `${name.slice(0, 27)}…` : name)),
+          values: (chart) => {
+            const names = lanes.map((name) => fitted(name, room(chart) - 12));
+            laneNames.hidden = names.every((name, lane) => name === lanes[lane]);
+            return names;
+          },
         }),
       ],
       series: [{}, {paths: () => null, points: {show: false}}],
       hooks: {
         draw: [draw],
         setCursor: [(chart) => {
-          const index = under(chart);
-          hint.textContent = index < 0 ? otherwise
+          const index = under(chart), lane = chart.cursor.left >= 0 ? lanes[Math.floor(chart.posToVal(chart.cursor.top, "y"))] : undefined;
+          hint.textContent = index < 0 ? lane || otherwise
             : `${nameOf(waits.site[index])}: ${duration(waits.us[index] / 1000)} in step ${waits.step[index]}, ${lanes[waits.lane[index]]}`;
           chart.over.style.cursor = index < 0 ? "" : "pointer";
         }],
       },
     }, [[0, whole], [null, null]], timeBox));
-    const {can, show} = zoomable(chart, timeBox, 0, whole, 0.01, (from, to) => `${moment(from)} to ${moment(to)}`);
+    const {can, show} = zoomable(chart, timeBox, 0, whole, 0.01, span);
     for (const button of document.querySelectorAll("[data-do]")) button.addEventListener("click", can[button.dataset.do]);
     let pressed = 0;
     chart.over.addEventListener("mousedown", (event) => { pressed = event.clientX; });
@@ -202,6 +247,8 @@
     if (numbers.length > 5) show(marked.start[first] / 1000, (marked.start[final] + marked.us[final]) / 1000);
   }
 
-  // Colours are read while drawing, so another scheme needs no more than that.
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((chart) => chart.redraw(false)));
+  // Colours are read while drawing, so another scheme, or paper, needs no more than that.
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(media).addEventListener("change", () => charts.forEach((chart) => chart.redraw(false)));
+  }
 })();

@@ -70,14 +70,14 @@ class CountingCollector:
 def summed(port, name, labels):
     """The values of a series that a port serves, summed by these labels."""
     found = defaultdict(float)
-    for sample in samples(port):
+    for sample in samples(port, name):
         if sample.name == name:
             found[tuple(sample.labels.get(label, "") for label in labels)] += sample.value
     return dict(found)
 
 
-def samples(port):
-    """All that a port serves to Prometheus."""
+def samples(port, beginning=""):
+    """What a port serves to Prometheus: the series whose names begin like that."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        lines = [line for line in answer.read().decode().splitlines(keepends=True) if line.startswith(beginning)]
+    return [sample for family in text_string_to_metric_families("".join(lines)) for sample in family.samples]

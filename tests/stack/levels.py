@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ class Levels:
         self._folder = folder
         self._gateway_ports, self._node_ports = services.Ports(), [services.Ports() for _ in range(nodes)]
         self._lives = []
+        self._read, self._ids = {}, set()
         self._running = {}
         self.begin_gateway()
         for node in range(nodes):
@@ -68,8 +70,19 @@ class Levels:
     def endpoint(self, node):
         return self._running[node].otlp
 
+    def come(self):
+        """How many spans the gateway has kept, over all of its lives; one that is there twice counts once."""
+        for life in self._lives:
+            if (file := life / "kept.jsonl").exists():
+                with file.open("rb") as kept:
+                    kept.seek(self._read.get(life, 0))
+                    lines = kept.read().rpartition(b"\n")
+                self._read[life] = self._read.get(life, 0) + len(lines[0]) + len(lines[1])
+                self._ids.update(re.findall(rb'"spanId":"(\w+)"', lines[0]))
+        return len(self._ids)
+
     def spans(self):
-        """Those that the gateway has kept, over all of its lives."""
+        """The same spans, with all that they say, as often as they are there."""
         requests = [one for life in self._lives for one in keeping.whole_lines(life / "kept.jsonl")]
         return [span for request in requests for span in keeping.spans_of(request)]
 
@@ -82,9 +95,9 @@ class Levels:
         ports = self._gateway_ports if level == "gateway" else self._node_ports[level]
         return summed(ports.own, f"otelcol_{name}", labels)
 
-    def queued(self, node):
-        """How many bytes wait on a node, spans and metrics."""
-        return sum(self.own(node, "exporter_queue_size").values())
+    def queued(self, node, signal):
+        """How many bytes of ``traces`` or ``metrics`` wait on a node."""
+        return self.own(node, "exporter_queue_size", "data_type").get((signal,), 0.0)
 
 
 class Node:
@@ -92,7 +105,7 @@ class Node:
 
     def __init__(self, number, ranks, endpoint, environ, folder):
         own = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "fan-in"}
-        often = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        often = {"OTEL_METRIC_EXPORT_INTERVAL": "2000", "OTEL_BSP_SCHEDULE_DELAY": "200"}
         self._log = folder / f"ranks-of-node{number}.log"
         script = Path(__file__).with_name("node_ranks.py")
         with self._log.open("wb") as log:

@@ -37,7 +37,7 @@ class Outcome:
     spans: list
     counted: dict
     waiting: list
-    """Bytes in the queue of each node while the gateway was away, and, last, of the one that was killed since."""
+    """Bytes of spans in the queue of each node while the gateway was away, and, last, of the one that was killed since."""
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +65,23 @@ def nodes(levels, tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcome(levels, nodes, until):
     def have_come(answers):
-        return lambda: len({span["id"] for span in levels.spans()}) >= sum(sum(one["spans"]) for one in answers)
+        return lambda: levels.come() >= sum(sum(one["spans"]) for one in answers)
 
     until(have_come(all_do(nodes, "feed 10")))
     levels.end("gateway", signal.SIGTERM)
     gone = time.monotonic()
     all_do(nodes, "feed 5")
-    waiting = [levels.queued(node) for node in range(NODES)]
+    waiting = [levels.queued(node, "traces") for node in range(NODES)]
     levels.end(0, signal.SIGKILL)
     levels.begin_node(0)
-    waiting.append(levels.queued(0))
+    waiting.append(levels.queued(0, "traces"))
     all_do(nodes, "feed 5")
     time.sleep(max(gone + AWAY_S - time.monotonic(), 0.0))
     levels.begin_gateway()
     until(have_come(all_do(nodes, "feed 5")))
     told = {int(rank): one for answer in all_do(nodes, "end") for rank, one in answer.items()}
     until(lambda: sum(levels.counted("syncagent_syncs_total").values()) >= sum(one["syncs"] for one in told.values()))
-    until(lambda: not any(levels.queued(node) for node in range(NODES)))
+    until(lambda: not any(levels.queued(node, "traces") for node in range(NODES)))
     names = ("syncs_total", "stall_duration_seconds_count", "step_duration_seconds_count", *LEFT_OUT)
     counted = {name: levels.counted(f"syncagent_{name}", *BY_RANK) for name in names}
     return Outcome(told, levels.spans(), counted, waiting)

@@ -1,6 +1,7 @@
 """Two levels of Collectors: those of nodes, with ``otel/collector/node.yaml``, and their gateway, with ``config.yaml``.
 
-Other than there, the gateway decides on a trace after a second and keeps all of them, in a file, since no Tempo is here.
+Other than there, the gateway decides on a trace after a second, unless told otherwise, and keeps all of them, in a file,
+since no Tempo is here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from counting import summed
@@ -18,14 +20,12 @@ from places import OTEL, ROOT
 import keeping  # isort: skip - places has made services importable
 import services  # isort: skip
 
-DECISION_WAIT_S = 1
-
 
 class Levels:
     """All of them on loopback; each may be ended, and begun again at the same ports with what it has on disk."""
 
-    def __init__(self, folder, nodes):
-        self._folder = folder
+    def __init__(self, folder, nodes, *, decision_wait_s=1):
+        self._folder, self._decision_wait_s = folder, decision_wait_s
         self._gateway_ports, self._node_ports = services.Ports(), [services.Ports() for _ in range(nodes)]
         self._lives = []
         self._read, self._ids = {}, set()
@@ -38,7 +38,7 @@ class Levels:
         self._lives.append(self._folder / f"gateway{len(self._lives)}")
         exporters = {"file/kept": {"path": str(self._lives[-1] / "kept.jsonl"), "rotation": {"max_megabytes": 1000}}}
         overrides = {
-            "processors": {"tail_sampling": {"decision_wait": f"{DECISION_WAIT_S}s"}, "batch": {"timeout": "200ms"}},
+            "processors": {"tail_sampling": {"decision_wait": f"{self._decision_wait_s}s"}, "batch": {"timeout": "200ms"}},
             "connectors": {f"span_metrics/{one}": {"metrics_flush_interval": "1s"} for one in ("counted", "kept")},
             "exporters": exporters,
             "service": {"pipelines": {"traces/kept": {"exporters": ["file/kept", "forward/kept"]}}},
@@ -89,6 +89,16 @@ class Levels:
     def counted(self, name, *labels):
         """The newest values that the gateway serves to Prometheus, summed by these labels."""
         return summed(self._gateway_ports.metrics, name, labels)
+
+    def page(self):
+        """How many bytes and lines the gateway serves to Prometheus at once."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._gateway_ports.metrics}/metrics", timeout=60) as answer:
+            text = answer.read()
+        return len(text), text.count(b"\n")
+
+    def queue_file(self, node):
+        """Where the spans of a node wait."""
+        return self._folder / f"node{node}" / "queue" / "exporter_otlp_grpc_gateway_traces"
 
     def own(self, level, name, *labels):
         """What the gateway, or the node of that number, says of itself."""

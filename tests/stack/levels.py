@@ -1,7 +1,7 @@
-"""Two levels of Collectors: those of nodes, with ``otel/collector/node.yaml``, and their gateway, with ``config.yaml``.
+"""Two levels of Collectors: those of nodes, with ``otel/collector/node.yaml``, and a gateway, with ``config.yaml``.
 
-Other than there, the gateway decides on a trace after a second, unless told otherwise, and keeps all of them, in a file,
-since no Tempo is here.
+Other than there, the gateway keeps all traces, in a file, since no Tempo is here.  By default it is quick: it decides
+on a trace after a second, and counts from spans each second.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import services  # isort: skip
 class Levels:
     """All of them on loopback; each may be ended, and begun again at the same ports with what it has on disk."""
 
-    def __init__(self, folder, nodes, *, decision_wait_s=1):
-        self._folder, self._decision_wait_s = folder, decision_wait_s
+    def __init__(self, folder, nodes, *, decides_after_s=1):
+        self._folder, self._decides_after_s = folder, decides_after_s
         self._gateway_ports, self._node_ports = services.Ports(), [services.Ports() for _ in range(nodes)]
         self._lives = []
         self._read, self._ids = {}, set()
@@ -38,11 +38,14 @@ class Levels:
         self._lives.append(self._folder / f"gateway{len(self._lives)}")
         exporters = {"file/kept": {"path": str(self._lives[-1] / "kept.jsonl"), "rotation": {"max_megabytes": 1000}}}
         overrides = {
-            "processors": {"tail_sampling": {"decision_wait": f"{self._decision_wait_s}s"}, "batch": {"timeout": "200ms"}},
-            "connectors": {f"span_metrics/{one}": {"metrics_flush_interval": "1s"} for one in ("counted", "kept")},
+            "processors": {"tail_sampling": {"decision_wait": f"{self._decides_after_s}s"}},
             "exporters": exporters,
             "service": {"pipelines": {"traces/kept": {"exporters": ["file/kept", "forward/kept"]}}},
         }
+        if self._decides_after_s == 1:
+            overrides["processors"]["batch"] = {"timeout": "200ms"}
+            flush = {"metrics_flush_interval": "1s"}
+            overrides["connectors"] = {"span_metrics/counted": flush, "span_metrics/kept": flush}
         self._begin("gateway", self._lives[-1], "config.yaml", self._gateway_ports, {"TRACE_PERCENT": "100"}, overrides)
 
     def begin_node(self, node):

@@ -1,12 +1,12 @@
-"""What one rank sends in a minute, and what that costs the Collectors of ``otel/collector``, of nodes and their gateway.
+"""What one rank sends in a minute, and what that costs the Collectors of ``otel/collector``.
 
-    python tests/stack/per_rank.py --out tests/stack/results/per_rank.json [--seconds 180] [--spans 60000]
+    python tests/stack/per_rank.py --out tests/stack/results/per_rank.json [--seconds 130] [--spans 60000]
 
 - Ranks: processes with the simulated device, or with CPU tensors in its place where the rate is given, send for some
   minutes to a receiver that counts.  The first minute is one case, since the first hundred syncs of each line have
   spans; the minutes after it are the other.
-- Collectors: what the busy rank has sent is sent again, under other ids and ranks, as fast as the node's Collector takes
-  it, with the gateway's decisions so late that it holds everything at the end; then with the gateway gone.
+- Collectors, of a node and its gateway: what the busy rank has sent is sent again, under other ids and ranks, as fast
+  as it is taken, with the gateway's decisions so late that it holds everything at the end; then with the gateway gone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from tests.benchmarks.per_sync import write
 
 TRACES, METRICS = "/v1/traces", "/v1/metrics"
 MINUTE_S = 60.0
+DECISION_S = 30.0
+"""How long the gateway holds a span, by ``config.yaml``."""
 BUSY_RATE = 1_000
 """Syncs a second."""
 MANY = 256
@@ -103,7 +105,10 @@ def sent_by(job, seconds):
 
 
 def figures(requests, seconds):
-    """Spans of the first minute, and of one after it; metrics of an export, of which there is one a minute."""
+    """Spans of the first minute, of one after it, and at most in the time that the gateway holds them.
+
+    Metrics are those of one export, of which there is one a minute.
+    """
     began = min(at for at, _, _ in requests)
     spans = [(at - began, len(body), count_spans(body)) for at, path, body in requests if path == TRACES]
     early = [one for one in spans if one[0] < MINUTE_S]
@@ -117,7 +122,10 @@ def figures(requests, seconds):
             "spans": round(sum(one[2] for one in late) / minutes),
             "bytes": round(sum(one[1] for one in late) / minutes),
         },
-        "metrics": {"points": sum(map(count_points, export)), "bytes": sum(map(len, export)), "requests": len(export)},
+        "most_spans_while_undecided": max(
+            sum(count for at, _, count in spans if since <= at < since + DECISION_S) for since, _, _ in spans
+        ),
+        "metrics": {"points": sum(map(count_points, export)), "bytes": sum(map(len, export))},
         "bytes_a_span": round(sum(one[1] for one in spans) / sum(one[2] for one in spans)),
     }
 
@@ -176,7 +184,7 @@ def collectors(requests, count):
     last = max(at for at, path, _ in requests if path == METRICS)
     export = [body for at, path, body in requests if path == METRICS and at > last - 5]
     with tempfile.TemporaryDirectory() as folder:
-        levels = Levels(Path(folder), 1, decision_wait_s=600)
+        levels = Levels(Path(folder), 1, decides_after_s=600)
         try:
             return {"spans": held(levels, bodies, count), "metrics": served(levels, export), **kept(levels, bodies)}
         finally:
@@ -191,10 +199,10 @@ def held(levels, bodies, count):
     began = time.monotonic()
     for body in ready:
         post(levels.endpoint(0), TRACES, body)
-    while sum(levels.own("gateway", "receiver_accepted_spans_total").values()) < sent:
+    while sum(levels.own("gateway", "receiver_accepted_spans").values()) < sent:
         time.sleep(0.2)
     after = {level: usage(levels, level) for level in (0, "gateway")}
-    refused = sum(levels.own("gateway", "receiver_refused_spans_total").values())
+    refused = sum(levels.own("gateway", "receiver_refused_spans").values())
     return {
         "sent": sent,
         "seconds": round(time.monotonic() - began, 1),
@@ -211,8 +219,8 @@ def held(levels, bodies, count):
 
 def usage(levels, level):
     return {
-        "cpu_s": sum(levels.own(level, "process_cpu_seconds_total").values()),
-        "rss": sum(levels.own(level, "process_memory_rss_bytes").values()),
+        "cpu_s": sum(levels.own(level, "process_cpu_seconds").values()),
+        "rss": sum(levels.own(level, "process_memory_rss").values()),
     }
 
 
@@ -257,25 +265,26 @@ def kept(levels, bodies):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=185.0, help="of each rank")
+    parser.add_argument("--seconds", type=float, default=130.0, help="of each rank")
     parser.add_argument("--spans", type=int, default=60_000, help="that the gateway is given to hold")
     arguments = parser.parse_args()
-    result = {"seconds": arguments.seconds, "busy_rate": BUSY_RATE}
     jobs = {"default": of_default_settings, "busy": of_a_busy_rank}
-    sent = {}
+    sent, cases = {}, {}
 
     def rank(name):
-        sent[name], result[name] = sent_by(jobs[name], arguments.seconds)
+        sent[name], cases[name] = sent_by(jobs[name], arguments.seconds)
+        print(json.dumps({name: cases[name]}), flush=True)
 
     both = [threading.Thread(target=rank, args=(name,)) for name in jobs]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
-    result["collectors"] = collectors(sent["busy"], arguments.spans)
-    print(json.dumps(result, indent=2))
+    costs = collectors(sent["busy"], arguments.spans)
+    print(json.dumps(costs), flush=True)
     if arguments.out is not None:
-        write(arguments.out, "cpu", result)
+        told = {"seconds": arguments.seconds, "busy_rate": BUSY_RATE, "decision_s": DECISION_S, "collectors": costs}
+        write(arguments.out, "cpu", {**told, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from counting import summed
 from jobs import spans_of, torchrun
-from places import OTEL
+from places import OTEL, ROOT
 
 import programs  # isort: skip
 import services  # isort: skip
@@ -52,6 +52,20 @@ def test_each_manifest_starts_a_file_that_is_valid_with_its_environment(argument
     mapped = dict(re.findall(r"--from-file=([\w.]+)=otel/(\S+)", (OTEL / "kubernetes" / "collector.yaml").read_text()))
     (named,) = (re.fullmatch(r"--config=/etc/otelcol/(.+)", word)[1] for word in arguments)
     done = validate(OTEL / mapped[named], environ=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def commands():
+    """How docs/telemetry.md starts Collectors: what it exports before, and the file."""
+    page = (ROOT / "docs" / "telemetry.md").read_text()
+    found = re.findall(r"^export (.+)\notelcol-contrib --config=otel/(\S+)", page, re.MULTILINE)
+    return [pytest.param(dict(one.split("=") for one in exported.split()), file, id=file) for exported, file in found]
+
+
+@pytest.mark.parametrize(("environ", "file"), commands())
+def test_each_command_of_the_page_starts_a_file_that_is_valid_with_what_it_exports(environ, file):
+    assert set(re.findall(r"\$\{env:(\w+)", (OTEL / file).read_text())) >= environ.keys()
+    done = validate(OTEL / file, environ=environ)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -1,4 +1,4 @@
-"""64 ranks on two nodes, their Collectors, and a gateway: what comes out at its end is exact, whoever is away meanwhile.
+"""64 ranks on two nodes, their Collectors, and a gateway: what comes out is exact, whoever is away meanwhile.
 
 One story, told once: all is well; the gateway ends and is away for ten seconds; meanwhile one node's Collector is
 killed and comes back; so does the gateway; all is well again.  Ranks go on sending all the time.
@@ -37,7 +37,7 @@ class Outcome:
     spans: list
     counted: dict
     waiting: list
-    """Bytes of spans in the queue of each node while the gateway was away, and, last, of the one that was killed since."""
+    """Bytes of spans in the queue of each node while the gateway was away; last, of the one that was killed since."""
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ def sent() -> str:
         f"{found['decision_s']:g} s. For the metrics of a busy rank it takes "
         f"{metrics_['gateway_bytes_a_rank']:,} bytes of memory, and serves {metrics_['bytes_a_rank']:,} bytes to "
         f"Prometheus at each scrape. Without ranks it has {spans['gateway_rss_before_mb']:.0f} MB. CPU in the place of "
-        f"a GPU for the busy rank, with twenty lines, and the simulated device for the other, torch {found['torch']}, Python {found['python']}, {found['date'][:10]}. "
+        f"a GPU for the busy rank, with twenty lines, and the simulated device for the other, "
+        f"torch {found['torch']}, Python {found['python']}, {found['date'][:10]}. "
         "`python tests/stack/per_rank.py --out tests/stack/results/per_rank.json`."
     )
 

@@ -41,20 +41,20 @@ class CountingCollector:
 
     def counted(self, name, *labels):
         """The newest values of a series that its Prometheus endpoint serves, summed by these labels."""
-        return _summed(self._ports.metrics, name, labels)
+        return summed(self._ports.metrics, name, labels)
 
     def own(self, name, *labels):
         """The same of the Collector's own metrics."""
-        return _summed(self._ports.own, f"otelcol_{name}", labels)
+        return summed(self._ports.own, f"otelcol_{name}", labels)
 
     def version(self):
-        (told,) = (sample for sample in _samples(self._ports.own) if sample.name == "target_info")
+        (told,) = (sample for sample in samples(self._ports.own) if sample.name == "target_info")
         return told.labels["service_version"]
 
     def figures(self):
         """How large it is in MB, how many seconds of CPU time it has used, and what became of what came."""
         one = defaultdict(float)
-        for sample in _samples(self._ports.own):
+        for sample in samples(self._ports.own):
             one[sample.name.removeprefix("otelcol_").removesuffix("_total")] += sample.value
         return {
             "rss_mb": round(one["process_memory_rss"] / 1e6, 1),
@@ -67,15 +67,17 @@ class CountingCollector:
         }
 
 
-def _summed(port, name, labels):
+def summed(port, name, labels):
+    """The values of a series that a port serves, summed by these labels."""
     found = defaultdict(float)
-    for sample in _samples(port):
+    for sample in samples(port, name):
         if sample.name == name:
             found[tuple(sample.labels.get(label, "") for label in labels)] += sample.value
     return dict(found)
 
 
-def _samples(port):
+def samples(port, beginning=""):
+    """What a port serves to Prometheus: the series whose names begin like that."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        lines = [line for line in answer.read().decode().splitlines(keepends=True) if line.startswith(beginning)]
+    return [sample for family in text_string_to_metric_families("".join(lines)) for sample in family.samples]

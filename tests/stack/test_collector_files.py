@@ -1,4 +1,4 @@
-"""The Collector's files as the Collector sees them: each is valid, and the two of Kubernetes work as a pair."""
+"""The Collector's files as the Collector sees them: each is valid, and a node's hands over to its gateway."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import urllib.request
 
 import pytest
 import yaml
+from counting import summed
 from jobs import spans_of, torchrun
-from places import OTEL
+from places import OTEL, ROOT
 
 import programs  # isort: skip
 import services  # isort: skip
@@ -31,7 +32,7 @@ def test_each_file_is_valid(file, tmp_path):
     done = validate(file)
     assert (done.returncode, done.stderr) == (0, "")
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(file.read_text().replace("memory_limiter, ", "memory_limiter, memory_limitr, ", 1))
+    wrong.write_text(file.read_text().replace("[memory_limiter", "[memory_limitr, memory_limiter", 1))
     assert validate(wrong).returncode == 1
 
 
@@ -54,22 +55,30 @@ def test_each_manifest_starts_a_file_that_is_valid_with_its_environment(argument
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def commands():
+    """How docs/telemetry.md starts Collectors: what it exports before, and the file."""
+    page = (ROOT / "docs" / "telemetry.md").read_text()
+    found = re.findall(r"^export (.+)\notelcol-contrib --config=otel/(\S+)", page, re.MULTILINE)
+    return [pytest.param(dict(one.split("=") for one in exported.split()), file, id=file) for exported, file in found]
+
+
+@pytest.mark.parametrize(("environ", "file"), commands())
+def test_each_command_of_the_page_starts_a_file_that_is_valid_with_what_it_exports(environ, file):
+    assert set(re.findall(r"\$\{env:(\w+)", (OTEL / file).read_text())) >= environ.keys()
+    done = validate(OTEL / file, environ=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture(scope="module")
 def node(start, pipeline, tmp_path_factory):
-    """A node's Collector, which passes its traces on to the pipeline's."""
-    ports = services.Ports()
-    environ = {"GATEWAY_ENDPOINT": pipeline.collector.grpc}
-    overrides = {"processors": {"batch": {"timeout": "100ms"}}}
+    """A node's Collector, which passes all on to the pipeline's."""
     folder = tmp_path_factory.mktemp("node")
-    one = start(services.collector, folder, OTEL / "collector" / "node.yaml", ports, environ, overrides)
-    one.metrics = f"http://127.0.0.1:{ports.metrics}/metrics"
-    return one
+    environ = {"GATEWAY_ENDPOINT": pipeline.collector.grpc, "QUEUE_DIRECTORY": str(folder / "queue")}
+    return start(services.collector, folder, OTEL / "collector" / "node.yaml", services.Ports(), environ)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_nodes_collector_serves_the_metrics_and_passes_the_spans_on(
-    environ, node, pipeline, tmp_path, until, protocol
-):
+def test_a_nodes_collector_passes_spans_and_metrics_on(environ, node, pipeline, tmp_path, until, protocol):
     if protocol == "grpc":
         pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="pip install 'syncagent[grpc]'")
     script = tmp_path / "quick.py"
@@ -95,10 +104,8 @@ def test_a_nodes_collector_serves_the_metrics_and_passes_the_spans_on(
     until(lambda: len(arrived()) == 40)
 
     def counted():
-        with urllib.request.urlopen(node.metrics, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        wanted = [line for line in lines if line.startswith("syncagent_syncs_total") and f'"{service}"' in line]
-        return sum(float(line.split()[-1]) for line in wanted if "_local_scalar_dense" in line)
+        found = summed(pipeline.ports.metrics, "syncagent_syncs_total", ("service_name", "syncagent_op"))
+        return found.get((service, "aten::_local_scalar_dense"), 0)
 
     assert until(lambda: counted() == 40)
 

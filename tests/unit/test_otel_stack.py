@@ -280,17 +280,49 @@ class TestCollector:
         assert set(load("docker-compose.yaml")["services"]["collector"]["environment"]) <= asked
         assert all(f"`{name}`" in README for name in asked)
 
-    def test_the_node_keeps_metrics_as_the_other_does_and_passes_traces_on_whole(self):
+    def test_the_settings_of_the_node_are_those_of_kubernetes_and_the_readme(self):
+        asked = set(re.findall(r"\$\{env:(\w+)", text("collector/node.yaml")))
+        set_there = set(re.findall(r"name: ([A-Z_]+)\b", text("kubernetes/collector.yaml")))
+        assert set_there == asked
+        assert all(f"`{name}`" in README for name in asked)
+
+    @pytest.mark.parametrize("name", ["collector.yaml", "gateway.yaml"])
+    def test_it_refuses_spans_before_kubernetes_kills_it_for_its_memory(self, name):
+        (limit,) = re.findall(r"name: MEMORY_LIMIT_MIB\s+value: \"(\d+)\"", text(f"kubernetes/{name}"))
+        (memory,) = re.findall(r"limits:\s+memory: (\d+)Mi", text(f"kubernetes/{name}"))
+        assert 1.2 * int(limit) <= int(memory)
+
+    def test_the_node_takes_what_the_gateway_takes_and_passes_all_of_it_on(self):
         whole, node = load("collector/config.yaml"), load("collector/node.yaml")
-        for kind in ("receivers", "processors"):
-            assert node[kind].items() <= whole[kind].items()
-        assert node["exporters"]["prometheus"] == whole["exporters"]["prometheus"]
+        assert node["receivers"]["otlp"]["protocols"].keys() == whole["receivers"]["otlp"]["protocols"].keys()
+        assert node["processors"] == {"memory_limiter": whole["processors"]["memory_limiter"]}
         (gateway,) = re.findall(r"\$\{env:GATEWAY_ENDPOINT:-([\w-]+):4317\}", text("collector/node.yaml"))
         assert f"value: {gateway}.observability.svc:4317\n" in text("kubernetes/collector.yaml")
         assert f"kind: Service\nmetadata:\n  name: {gateway}\n  namespace: observability\n" in text(
             "kubernetes/gateway.yaml"
         )
-        assert node["service"]["pipelines"]["traces"]["processors"] == ["memory_limiter", "batch"]
+        for pipeline in node["service"]["pipelines"].values():
+            assert pipeline == {
+                "receivers": ["otlp"], "processors": ["memory_limiter"], "exporters": ["otlp_grpc/gateway"],
+            }  # fmt: skip
+
+    def test_what_the_node_has_answered_for_is_on_disk_until_the_gateway_has_it(self):
+        node = load("collector/node.yaml")
+        exporter = node["exporters"]["otlp_grpc/gateway"]
+        queue, storage = exporter["sending_queue"], node["extensions"]["file_storage/queue"]
+        assert queue["storage"] in node["service"]["extensions"]
+        assert exporter["retry_on_failure"]["max_elapsed_time"] == 0
+        assert queue["batch"]["max_size"] <= 4 * 2**20 / 2  # what a gateway takes at once, with room
+        (room,) = re.findall(r"QUEUE_BYTES:-(\d+)", queue["queue_size"])
+        assert 2 * int(room) <= storage["max_size"]
+
+    def test_the_nodes_volume_has_room_for_both_files_and_the_copy_of_one(self):
+        storage = load("collector/node.yaml")["extensions"]["file_storage/queue"]
+        (gib,) = re.findall(r"sizeLimit: (\d+)Gi", text("kubernetes/collector.yaml"))
+        assert int(gib) * 2**30 >= 3 * storage["max_size"]
+        (mounted,) = re.findall(r"name: queue\s+mountPath: (\S+)", text("kubernetes/collector.yaml"))
+        (folder,) = re.findall(r"name: QUEUE_DIRECTORY\s+value: (\S+)", text("kubernetes/collector.yaml"))
+        assert folder.startswith(f"{mounted}/")
 
 
 class TestCompose:

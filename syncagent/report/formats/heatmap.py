@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
 
-from syncagent.report import wording
+from syncagent.report import blame, wording
 from syncagent.report.model import Report
 
 COLUMNS, ROWS = 200, 128
@@ -112,6 +112,19 @@ def longer_steps(report: Report) -> HeatMap | None:
         ms.append([max(took[step][rank] - middle, 0.0) if rank in took[step] else None for rank in ranks])
     meaning = "how much longer the step took in that rank than in the median rank."
     return heat_map("Slower ranks, step by step", meaning, steps, ranks, ms, mark=wording.mark(report))
+
+
+def late_ranks(report: Report) -> HeatMap | None:
+    """How long the others waited in each of the newest steps for the rank that came last.
+
+    ``None`` where no two ranks know how long they stood still for collectives.
+    """
+    late = blame.late_steps(report.step_times)[-STEPS:]
+    ranks = sorted({row.rank for row in report.step_times if row.rank is not None and row.collective_ms is not None})
+    ms: list[list[float | None]] = [[each.held_ms if rank == each.rank else 0.0 for rank in ranks] for each in late]
+    meaning = "how much later than all others that rank came to the step's collectives."
+    steps = [each.step for each in late]
+    return heat_map("Which rank the others waited for", meaning, steps, ranks, ms, mark=wording.mark(report))
 
 
 def _shared(number: int, most: int) -> list[range]:

@@ -25,7 +25,7 @@ def render(report: Report) -> str:
     colored = charts.lines_with_colors(report)
     per_step, timeline = charts.stall_per_step(report), charts.timeline(report)
     names = [charts.label(site, run.cwd) for site in colored]
-    heat_maps = [found for found in (heatmap.longer_steps(report),) if found is not None]
+    heat_maps = [found for found in (heatmap.late_ranks(report), heatmap.longer_steps(report)) if found is not None]
     problems, notes = rows.remarks(report)
     return templates.page(
         "report.html.jinja",
@@ -36,6 +36,7 @@ def render(report: Report) -> str:
         script=wording.short_path(run.script, run.cwd) or "syncagent",
         mark=wording.mark(report),
         answer=rows.summed_up(report),
+        lateness=wording.lateness(report),
         facts=_facts(run),
         tiles=_tiles(report),
         problems=problems,

@@ -26,6 +26,7 @@ def render(report: Report) -> str:
     parts = [
         _origin(report),
         f"**{text(rows.summed_up(report))}**",
+        *map(text, wording.lateness(report)),
         text(rows.title(report)),
         _table(worst),
         problems,

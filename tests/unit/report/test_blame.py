@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from training_run import MS, START_NS, report_of, sync
 
-from syncagent.report import wording
+from syncagent.report import files, wording
 from syncagent.report.blame import late_steps
 from syncagent.report.merge import merge
 from syncagent.report.model import HostRow, Report, StepRow
@@ -167,3 +167,21 @@ def test_steps_are_matched_by_their_numbers():
 def test_it_survives_being_written_and_read():
     report = merge([rank_report(0, [12.0] * 40), with_stalls(rank_report(1, [2.0] * 40, syncs=[sync()]), 300.0)])
     assert Report.from_dict(report.to_dict()) == report
+
+
+def test_every_form_says_it():
+    late = with_stalls(rank_report(1, [2.0] * 101, syncs=[sync()]), 900.0)
+    report = merge([with_stalls(rank_report(0, [12.0] * 101, syncs=[sync()]), 0.0), late])
+    beginning = "Rank 1 holds the job up 20.0 % of the time"
+    assert beginning in report.to_text()
+    assert beginning in report.to_text(verbose=True)
+    assert beginning in report.to_markdown()
+    page = files.rendered(report, "html")
+    assert f'<p class="late">{beginning}' in page
+    assert "Which rank the others waited for" in page
+
+
+def test_a_report_of_one_process_says_nothing_of_ranks():
+    report = rank_report(0, [12.0] * 101)
+    assert "holds" not in report.to_text(verbose=True)
+    assert "waited for" not in files.rendered(report, "html")

@@ -106,6 +106,9 @@ def merge(reports: Sequence[Report]) -> Report:
         cost=_merge_cost(ranked, new_id),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
         sources=_merge_sources(reports),
+        host=tuple(
+            replace(row, rank=rank if row.rank is None else row.rank) for rank, part in ranked for row in part.host
+        ),
     )
 
 

@@ -257,6 +257,29 @@ class OpRow:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRow:
+    """Host time of the training thread in steps, host syncs excluded, of a process that is one of several ranks.
+
+    As in ``Totals.step_ms``, the first step is excluded.  A process has 50 rows at most, the largest first; those
+    beyond are added up in a row with an empty ``file``.
+    """
+
+    cause: str
+    """``line``, ``data loader`` or ``garbage collection``."""
+    file: str
+    """Empty for garbage collection, and where the line is not known."""
+    line: int
+    function: str
+    source: str
+    count: int
+    """How often the thread was found there; of garbage collection, how many collections there were."""
+    ms: float
+    """Estimated, as the share of looks that found the thread there; of garbage collection measured."""
+    rank: int | None = None
+    """In a report of several ranks."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """One sync on the time line; ``site`` is the ``id`` of its row."""
 
@@ -367,6 +390,8 @@ class Report:
     """The numbers of the notebook cells among its files, which are shown as ``In [3]``."""
     sources: tuple[SourceRow, ...] = ()
     """The source around the worst sites, where the files could be read; no two of them overlap."""
+    host: tuple[HostRow, ...] = ()
+    """What the training thread did in steps besides waiting; empty where the process is no rank of several."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=_worst_first)))

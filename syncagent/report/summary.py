@@ -14,6 +14,7 @@ from syncagent.events import CallSite, OpCount, Phase, StepRecord, SyncEvent, We
 from syncagent.report import cells
 from syncagent.report.model import (
     EventRow,
+    HostRow,
     OpRow,
     Overhead,
     Report,
@@ -119,6 +120,7 @@ class Summary:
         ops: Sequence[OpCount] = (),
         notes: Sequence[str] = (),
         problems: Sequence[str] = (),
+        host: Sequence[HostRow] = (),
     ) -> Report:
         """Return a report of everything so far; ``run.steps`` is replaced by the steps counted here.
 
@@ -159,8 +161,9 @@ class Summary:
             notes=(*problems, *notes, *(note for note in left_out if note)),
             events=tuple(now.events),
             step_times=tuple(now.step_times),
-            cells=cells.numbered(now.sites, op_rows),
+            cells=cells.numbered(now.sites, op_rows, host),
             problems=tuple(problems),
+            host=tuple(host),
         )
 
     @property
@@ -246,6 +249,7 @@ class Facts(NamedTuple):
     sensors: tuple[SensorStatus, ...]
     dropped: int
     notes: Sequence[str]
+    host: tuple[HostRow, ...] = ()
 
 
 class Changes(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -54,6 +54,9 @@ class HostTime:
         self._ended: deque[tuple[int, int]] = deque()
         self._looks: deque[_Look] = deque()
         self._collections: deque[_Collections] = deque()
+        self._seen = 0
+        self._one_look_of = self._at_once = 1
+        """Of how many looks one is kept, and how many collections are added up as they come."""
         self._step_ns = 0
         self._weight_ns = 0
         self._places: dict[tuple[HostCause, int, int], tuple[Place, int, int]] = {}
@@ -68,21 +71,28 @@ class HostTime:
     def looked(self, at_ns: int, weight_ns: int, place: Place | None) -> None:
         """Take a look; ``None``: the thread was in a wait, or in a collection."""
         with self._lock:
-            self._looks.append(_Look(at_ns, weight_ns, place))
+            self._seen += 1
+            if self._seen % self._one_look_of:
+                return
+            self._looks.append(_Look(at_ns, weight_ns * self._one_look_of, place))
             if len(self._looks) > _MOST_PENDING:  # a step of many minutes: half of its looks say as much
+                self._one_look_of *= 2
                 kept = tuple(self._looks)[::2]
                 self._looks = deque(look._replace(weight_ns=2 * look.weight_ns) for look in kept)
 
     def collected(self, collections: Iterable[tuple[int, int]]) -> None:
         """Take garbage collections of the training thread: begin and end of each."""
         with self._lock:
-            self._collections.extend(_Collections(began, 1, ended - began) for began, ended in collections)
-            while len(self._collections) > _MOST_PENDING:
-                both = tuple(self._collections)
-                self._collections = deque(
-                    _Collections(one.at_ns, one.number + two.number, one.ns + two.ns)
-                    for one, two in zip(both[::2], (*both[1::2], _Collections(0, 0, 0)), strict=False)
-                )
+            pending = self._collections
+            for began_ns, ended_ns in collections:
+                if pending and pending[-1].number < self._at_once:
+                    at_ns, number, ns = pending.pop()
+                    pending.append(_Collections(at_ns, number + 1, ns + ended_ns - began_ns))
+                else:
+                    pending.append(_Collections(began_ns, 1, ended_ns - began_ns))
+                if len(pending) > _MOST_PENDING:
+                    self._at_once *= 2
+                    pending = self._collections = deque(_in_pairs(tuple(pending)))
 
     def settle(self, newest_collections: Callable[[], Iterable[tuple[int, int]]] = tuple) -> None:
         """Count what belongs to the steps that have ended."""
@@ -96,6 +106,8 @@ class HostTime:
                     at_ns, number, ns = self._collections.popleft()
                     if at_ns >= start_ns:
                         self._collected = (self._collected[0] + number, self._collected[1] + ns)
+            self._one_look_of = self._one_look_of if self._looks else 1
+            self._at_once = self._at_once if self._collections else 1
 
     def _settle_looks(self, start_ns: int, end_ns: int) -> None:
         while self._looks and self._looks[0].at_ns < end_ns:
@@ -129,6 +141,12 @@ class HostTime:
         if collections:
             rows.append(_row(HostCause.GARBAGE_COLLECTION, None, collections, collected_ns / 1e6))
         return tuple(sorted(rows, key=lambda row: -row.ms))
+
+
+def _in_pairs(collections: Sequence[_Collections]) -> Iterator[_Collections]:
+    for place in range(0, len(collections), 2):
+        pair = collections[place : place + 2]
+        yield _Collections(pair[0].at_ns, sum(each.number for each in pair), sum(each.ns for each in pair))
 
 
 def _key(place: Place) -> tuple[HostCause, int, int]:

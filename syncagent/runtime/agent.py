@@ -432,9 +432,9 @@ class ProcessAgent(Agent):
             self.sensors.sampling.tick()
         self.regions.retire(self._pipeline.drained_ns)
         self._seek_rank()
+        if self.running and (self.rank.world_size or 1) > 1:
+            self.sensors.join_ranks(self._turn_on)
 
     def _seek_rank(self, *, at_once: bool = False) -> None:
         self.run.seek_rank(at_once=at_once)
         self._buffers.rank = self.rank.rank
-        if (self.rank.world_size or 1) > 1 and self.running:
-            self.sensors.join_ranks(self._turn_on)

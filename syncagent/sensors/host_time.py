@@ -178,10 +178,13 @@ class HostTimeSensor(Sensor):
         It comes late where the thread does not let go of the interpreter, as in a garbage collection.
         """
         collecting_ns = self._collections.within(due_ns, began_ns)
-        weight_ns = self._pace.mean_ns + max(began_ns - due_ns, 0) - collecting_ns
-        if collecting_ns:
+        weight_ns = self._pace.mean_ns + max(began_ns - due_ns, 0)
+        if self._collections.was_at(due_ns):
+            self.sums.looked(due_ns, weight_ns, None)
+        elif collecting_ns:  # where the thread was before it is not known, only where it is since
             self.sums.looked(due_ns, collecting_ns, None)
-        self.sums.looked(due_ns, weight_ns, None if self._collections.was_at(due_ns) else place)
+        else:
+            self.sums.looked(due_ns, weight_ns, place)
 
     def _take_collections(self) -> list[tuple[int, int]]:
         return self._collections.take(self._state.ident) if self._state is not None else []

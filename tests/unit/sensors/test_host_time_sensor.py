@@ -27,7 +27,7 @@ class Node:
 
 
 @pytest.fixture
-def two_ranks(monkeypatch):
+def two_ranks(no_settings, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -56,7 +56,7 @@ def test_a_process_of_its_own_pays_nothing(cpu_agent):
     assert HostTimeSensor.name not in {sensor.name for sensor in report.sensors}
 
 
-def test_a_rank_pays_nothing_before_its_first_step_has_ended(two_ranks, cpu_device, cpu_agent):
+def test_a_rank_pays_nothing_before_its_first_step_has_ended(cpu_agent, two_ranks):
     """A process that only loads data, or never trains, has no look and no callback."""
     before = list(gc.callbacks)
     agent = cpu_agent()
@@ -68,7 +68,7 @@ def test_a_rank_pays_nothing_before_its_first_step_has_ended(two_ranks, cpu_devi
     assert (LOOKER in threads(), gc.callbacks) == (False, before)
 
 
-def test_its_status_says_whether_it_was_live(two_ranks, cpu_agent):
+def test_its_status_says_whether_it_was_live(cpu_agent, two_ranks):
     agent = cpu_agent()
     assert status(agent.report()) == (False, "it begins with the second step")
     train(2)
@@ -80,17 +80,18 @@ def status(report):
     return found.live, found.detail
 
 
-def test_a_process_that_joins_ranks_later_is_looked_at_from_then_on(recorders):
+def test_a_process_that_joins_ranks_later_is_looked_at_from_then_on(recorders, cpu_agent):
     """As one that calls init_process_group by itself."""
-    sensors = SensorSet(recorders(), Conditions(has_cuda=False))
-    started = []
+    agent, started = cpu_agent(), []
+    sensors = SensorSet(recorders[0], Conditions(has_cuda=False))
+    agent.stop()
     for _ in range(2):
         sensors.join_ranks(lambda part, start, stop: started.append(part))
     assert started == [HostTimeSensor.part]
     assert HostTimeSensor.name in {row.name for row in sensors.statuses()}
 
 
-def test_a_look_that_fails_switches_it_off_once_and_the_report_says_so(two_ranks, cpu_agent, monkeypatch):
+def test_a_look_that_fails_switches_it_off_once_and_the_report_says_so(cpu_agent, two_ranks, monkeypatch):
     def fail(*_):
         raise ValueError("no look")
 
@@ -114,7 +115,7 @@ def test_a_look_that_fails_switches_it_off_once_and_the_report_says_so(two_ranks
 # --- garbage collections
 
 
-def test_collections_of_each_step_are_counted_and_timed(two_ranks, cpu_agent):
+def test_collections_of_each_step_are_counted_and_timed(cpu_agent, two_ranks):
     gc.disable()
     try:
         agent = cpu_agent()
@@ -208,13 +209,15 @@ def test_what_a_signal_handler_raises_during_a_collection_reaches_the_program(mo
 # --- whole processes
 
 BEGIN = """\
-import os
-from syncagent.runtime import autostart
-autostart.begin()
-import gc, threading, time
+import gc, os, threading, time
 import torch
 import syncagent
 """
+
+RANK = {
+    "SYNCAGENT": "1", "SYNCAGENT_SIMULATE": "1", "SYNCAGENT_JOURNAL": "off", "RANK": "1", "WORLD_SIZE": "2",
+    "OMP_NUM_THREADS": "1",
+}  # fmt: skip
 
 SLEEPS = """
 for _ in range(120):
@@ -279,8 +282,7 @@ def report_of(forked, tmp_path):
 
     def run(program, **variables):
         (tmp_path / "train.py").write_text(BEGIN + program, encoding="utf-8")
-        variables = {"SYNCAGENT_SIMULATE": "1", "SYNCAGENT_CAPTURE": "off", "SYNCAGENT_REPORT": "r.json", **variables}
-        done = forked("train.py", RANK="1", WORLD_SIZE="2", **variables)
+        done = forked("train.py", **{**RANK, "SYNCAGENT_CAPTURE": "off", "SYNCAGENT_REPORT": "r.json", **variables})
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "r.json").read_text())
 
@@ -339,15 +341,14 @@ for _ in range(40):
 
 def test_the_capture_of_a_killed_process_has_the_rows(forked, tmp_path):
     (tmp_path / "train.py").write_text(BEGIN + KILLED, encoding="utf-8")
-    variables = {"SYNCAGENT_SIMULATE": "1", "SYNCAGENT_CAPTURE": "c.jsonl", "RANK": "1", "WORLD_SIZE": "2"}
-    assert forked("train.py", **variables).returncode == -9
+    assert forked("train.py", **RANK, SYNCAGENT_CAPTURE="c.jsonl").returncode == -9
     report = syncagent.Report.load(tmp_path / "c.jsonl")
     assert report.host[0].source == "time.sleep(0.02)  # the line"
     assert report.host[0].count > 3
 
 
 def test_modelled_times_are_not_shared_out(report_of):
-    report = report_of(SLEEPS.replace("120", "3"), SYNCAGENT_SIMULATE="h100")
+    report = report_of(SLEEPS.replace("120", "3"), SYNCAGENT_SIMULATE_GPU="H100")
     assert report["host"] == []
     (found,) = (sensor for sensor in report["sensors"] if sensor["name"] == "host time")
     assert not found["live"]
@@ -358,5 +359,4 @@ def test_torchs_loader_is_known():
     """Its file is recognized by its place in torch."""
     from syncagent.attribution.callsite import DATA_LOADER, CallSites
 
-    iterator = type(iter(torch.utils.data.DataLoader([1])))
-    assert CallSites().bits(iterator._next_data.__code__) & DATA_LOADER
+    assert CallSites().bits(torch.utils.data.DataLoader.__iter__.__code__) & DATA_LOADER

@@ -292,7 +292,7 @@ def test_the_line_that_sleeps_is_the_largest(report_of):
     report = report_of(SLEEPS)
     row = report["host"][0]
     assert (row["cause"], row["source"]) == ("line", "time.sleep(0.03)  # the line")
-    assert row["ms"] < report["totals"]["step_ms"]
+    assert row["ms"] <= 1.001 * report["totals"]["step_ms"]
     assert row["count"] > 0
 
 

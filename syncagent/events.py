@@ -53,6 +53,17 @@ class Phase(StrEnum):
     OTHER = "other"
 
 
+class HostCause(StrEnum):
+    """What the host was busy with where it did not wait for the GPU."""
+
+    LINE = "line"
+    """A line of the program, with all that it calls."""
+    DATA_LOADER = "data loader"
+    """A ``DataLoader`` of torch's was making or waiting for a batch, or was starting its workers."""
+    GARBAGE_COLLECTION = "garbage collection"
+    """Python was looking for reference cycles."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Where an expression stands, in characters of its lines from 0; it begins on the line of the call site."""

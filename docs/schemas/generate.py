@@ -48,6 +48,8 @@ def capture_schema() -> dict[str, Any]:
     site = {name: found for name, found in row["properties"].items() if name != "id"}
     sums = {name: site[name] for name in captured.SUMS}
     number = {"site": {"type": "integer", "description": "The number of the site in this capture."}}
+    host = _object(model.HostRow, definitions)["properties"]
+    host_number = {"host": {"type": "integer", "description": "The number of the row in this capture."}}
     report = _object(model.Report, definitions)["properties"]
     lines = {
         "header": {
@@ -59,6 +61,8 @@ def capture_schema() -> dict[str, Any]:
         "run": {"t": _WRITTEN_AT, "run": report["run"], "sensors": report["sensors"], "notes": report["notes"]},
         "site": {"t": _WRITTEN_AT, **number, **site},
         "sums": {"t": _WRITTEN_AT, **number, **sums},
+        "host": {"t": _WRITTEN_AT, **host_number, **host},
+        "host_sums": {"t": _WRITTEN_AT, **host_number, **{name: host[name] for name in captured.HOST_SUMS}},
         "totals": {"t": _WRITTEN_AT, **{name: {"type": kind} for name, kind in _TOTALS.items()}},
         "event": _object(model.EventRow, definitions)["properties"],
         "step": _object(model.StepRow, definitions)["properties"],

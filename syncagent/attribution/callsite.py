@@ -29,6 +29,7 @@ MODULE_CALL, OPTIMIZER, SET_UP = 8, 16, 32
 _HANDLER = 64
 COLLECTIVE = 128
 _TORCH, _OF_OPTIMIZERS = 256, 512
+DATA_LOADER = 1024
 
 Point = tuple["CodeType", int]
 AnyFrame = FrameType | Standing
@@ -66,6 +67,7 @@ _SETTING_UP = (
 )  # fmt: skip
 """Files of torch that compile, tune or capture: waits below them are torch's own, and happen once."""
 
+_DATA_LOADER = "utils/data/dataloader.py"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _MODULE_CALLS = frozenset({"_wrapped_call_impl", "_call_impl", "_slow_forward"})
 _STEPS_OF = {
@@ -291,6 +293,8 @@ class CallSites:
                 return _LIBRARY | _TORCH | _OF_OPTIMIZERS | (OPTIMIZER if is_step else 0)
             if inside.startswith("distributed/"):
                 return _LIBRARY | _TORCH | COLLECTIVE
+            if inside == _DATA_LOADER:
+                return _LIBRARY | _TORCH | DATA_LOADER
             if inside.startswith(_SETTING_UP):
                 return _PLUMBING | SET_UP
             if inside == "nn/modules/module.py" and code.co_name in _MODULE_CALLS:

@@ -177,8 +177,11 @@ def thread_name(native_id: int, ident: int | None = None) -> str:
     # threading.current_thread() would make up an object for a thread that Python did not start.
     number, which = (native_id, "native_id") if ident is None else (ident, "ident")
     known = next((thread.name for thread in threading.enumerate() if getattr(thread, which) == number), None)
-    if known is not None:
-        return known
+    return system_name(native_id) if known is None else known
+
+
+def system_name(native_id: int) -> str:
+    """Return the name of a thread that the system knows."""
     try:
         # The system cuts names to 15 bytes, in the middle of a character if need be.
         with open(f"/proc/self/task/{native_id}/comm", encoding="utf-8", errors="replace") as stream:

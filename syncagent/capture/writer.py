@@ -19,9 +19,9 @@ from syncagent._version import __version__
 from syncagent.delivery.folder import DIRECTORY, make_directory, own_temporary_folder, remove_old
 from syncagent.delivery.sink import Sink, Source
 from syncagent.report import origins, places
-from syncagent.report.captured import SUMS, VERSION
+from syncagent.report.captured import HOST_SUMS, SUMS, VERSION
 from syncagent.report.decode import encode
-from syncagent.report.model import SCHEMA
+from syncagent.report.model import SCHEMA, HostRow
 from syncagent.report.summary import Facts, Since, Summary
 from syncagent.support import storage
 from syncagent.support.log import log_once
@@ -60,6 +60,8 @@ class Capture(Sink):
         """Held by the agent's thread, or by one that ends the agent, perhaps in a signal handler."""
         self._since = Since()
         self._rows: dict[int, dict[str, Any]] = {}
+        self._host: dict[tuple[str, str, int], tuple[int, HostRow]] = {}
+        """The rows of host time as they were written last, by cause and line, with the number of each."""
         self._due_s = 0.0
         self._known: Facts | None = None
         self._part = 0
@@ -172,7 +174,7 @@ class Capture(Sink):
 
     def _whole(self, summary: Summary, facts: Facts) -> str:
         """Return the text of the whole file, as of now."""
-        self._since, self._rows, self._known = Since(), {}, None
+        self._since, self._rows, self._host, self._known = Since(), {}, {}, None
         header = _line(
             type="header", capture=VERSION, syncagent=__version__, schema=SCHEMA,
             **{origins.KEY: origins.of_run(facts.run).to_dict()},
@@ -183,7 +185,7 @@ class Capture(Sink):
         """Yield the lines of what has changed, the totals last: all lines before them are as of the same moment."""
         now, changes = time.time(), summary.changes(self._since)
         # The run's line has what hardly ever changes.
-        known = facts._replace(run=replace(facts.run, duration_s=0.0, steps=0), dropped=0)
+        known = facts._replace(run=replace(facts.run, duration_s=0.0, steps=0), dropped=0, host=())
         if known != self._known:
             self._known = known
             yield _line(
@@ -200,6 +202,7 @@ class Capture(Sink):
             else:
                 yield _line(type="sums", t=now, site=site, **sums)
             yield_gil()
+        yield from self._host_lines(now, facts.host)
         for event in changes.events[-most:]:
             yield _line(type="event", **encode(event))
             yield_gil()
@@ -212,6 +215,19 @@ class Capture(Sink):
             step_stall_ms=changes.step_stall_ms, stalled_ms=changes.stalled_ms, events=self._since.events,
             dropped=facts.dropped,
         )  # fmt: skip
+
+    def _host_lines(self, now: float, rows: Sequence[HostRow]) -> Iterator[bytes]:
+        """Yield the lines of the rows of host time that have been found again since."""
+        keys = {(row.cause, row.file, row.line): row for row in rows}
+        gone = {key: replace(row, count=0, ms=0.0) for key, (_, row) in self._host.items() if key not in keys}
+        for key, row in (keys | gone).items():
+            number, before = self._host.get(key, (len(self._host), None))
+            self._host[key] = number, row
+            if before is None:
+                yield _line(type="host", t=now, host=number, **encode(row))
+            elif before.count != row.count:
+                yield _line(type="host_sums", t=now, host=number, **{name: getattr(row, name) for name in HOST_SUMS})
+            yield_gil()
 
     def _write(self, lines: Sequence[bytes]) -> None:
         assert self._file is not None

@@ -21,6 +21,7 @@ from syncagent.native import (
     NUMBER,
     QUEUE_FULL,
     START_NS,
+    TID,
     WORDS,
     Native,
     Wait,
@@ -132,6 +133,14 @@ class DriverWaits:
         """Keep what a look has found."""
         if len(self._looks) < _NOTES:
             self._looks[slot, number] = look
+
+    def waiting(self) -> list[int]:
+        """Return the threads that wait in the driver now, by the system's number of each."""
+        slots = self._slots
+        if slots is None:
+            return []
+        starts = slots[START_NS::WORDS].tolist()
+        return [slots[slot * WORDS + TID] for slot, start_ns in enumerate(starts) if start_ns]
 
     def step_ended(self, step: int, end_ns: int) -> None:
         self._ended_steps.append((step, end_ns))

@@ -14,11 +14,9 @@ from dataclasses import replace
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
-from syncagent.events import SyncKind
+from syncagent.events import HostCause, SyncKind
 from syncagent.report.model import (
-    GARBAGE_COLLECTION,
     HOST_SYNC,
-    LINE,
     UNKNOWN,
     CauseRow,
     HostRow,
@@ -153,14 +151,14 @@ def _host_syncs(sites: Iterable[SiteRow], steps_of: Mapping[int, int], rank: int
 def _host_time(rows: Collection[HostRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:
     by_cause: dict[tuple[str, str, int], dict[int, HostRow]] = defaultdict(dict)
     for row in rows:
-        if row.rank is not None and (row.file or row.cause != LINE):
+        if row.rank is not None and (row.file or row.cause != HostCause.LINE):
             by_cause[row.cause, row.file, row.line][row.rank] = row
     for of_ranks in by_cause.values():
         own = of_ranks.get(rank)
         if own is None:
             continue
         more_ms = _more_than_others({rank: row.ms for rank, row in of_ranks.items()}, steps_of, rank)
-        is_looks = own.cause != GARBAGE_COLLECTION
+        is_looks = own.cause != HostCause.GARBAGE_COLLECTION
         scatter_ms = own.ms / math.sqrt(max(own.count, 1)) / max(_timed(steps_of[rank]), 1) if is_looks else 0.0
         if more_ms > _LOOKS_SURE * scatter_ms:
             yield CauseRow(own.cause, more_ms, 0.0, own.file, own.line, own.function, own.source)

@@ -17,6 +17,12 @@ SUMS = (
     "ops", "sensors", "estimated_ms", "phases",
 )  # fmt: skip
 """The columns of a site that grow; the others are written once, and again when they change."""
+HOST_SUMS = ("count", "ms")
+"""The same of a row of host time; one with a count of 0 has become part of another."""
+
+
+_WHOLE = {"sums": "site", "host_sums": "host"}
+"""Which line a line with sums continues."""
 
 
 def is_capture(content: bytes) -> bool:
@@ -37,22 +43,26 @@ def read(file: Path, content: bytes) -> Report:
         raise SyncAgentError(
             f"{name} is a capture of version {version!r}, but this syncagent reads version {VERSION} only"
         )
-    sites: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {"site": {}, "host": {}}
     others: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines[1:]:
-        kind, site = str(line.pop("type", "")), repr(line.get("site"))
-        if kind == "site":
-            sites[site] = line
-        elif kind != "sums":
+        kind = str(line.pop("type", ""))
+        whole = _WHOLE.get(kind, kind)
+        if whole not in rows:
             others[kind].append(line)
-        elif site in sites:
-            sites[site].update(line)
+            continue
+        known, number = rows[whole], repr(line.get(whole))
+        if kind == whole:
+            known[number] = line
+        elif number in known:
+            known[number].update(line)
         else:
             broken += 1
     run, totals = ([{}, *others[kind]][-1] for kind in ("run", "totals"))
     if not run or not totals:
         raise SyncAgentError(f"{name} is not a whole capture: nothing was written after its header")
-    values = _values(run, totals, list(sites.values()))
+    values = _values(run, totals, list(rows["site"].values()))
+    values["host"] = [row for row in rows["host"].values() if row.get("count") != 0]
     values["events"], values["step_times"] = others["event"], _newest_of_each(others["step"])
     values["run"]["ended"] = ended = "end" in others
     values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from syncagent.attribution import cells
 from syncagent.events import CallSite
-from syncagent.report.model import CellRow, OpRow, Report, SiteRow
+from syncagent.report.model import CellRow, HostRow, OpRow, Report, SiteRow
 
 _FILE = re.compile(r"<ipython-input-(?P<number>\d+)-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py")
 """As of IPython, and as of the kernel of a notebook; :mod:`syncagent.sites` has the others that people type into."""
@@ -16,9 +16,10 @@ _NAME = re.compile(r"In \[\d+\]|cell")
 _UNKNOWN = "cell"
 
 
-def numbered(sites: Iterable[SiteRow], ops: Iterable[OpRow]) -> tuple[CellRow, ...]:
+def numbered(sites: Iterable[SiteRow], ops: Iterable[OpRow], host: Iterable[HostRow] = ()) -> tuple[CellRow, ...]:
     """Return the numbers of the cells that these lines are in, as far as this process knows them."""
-    files = {line.file: None for site in sites for line in _lines(site)} | {op.file: None for op in ops}
+    files = {line.file: None for site in sites for line in _lines(site)}
+    files |= {row.file: None for rows in (ops, host) for row in rows}
     found = ((file, cells.number_of(file)) for file in files if _FILE.fullmatch(file))
     return tuple(CellRow(file, number) for file, number in found if number)
 
@@ -26,7 +27,8 @@ def numbered(sites: Iterable[SiteRow], ops: Iterable[OpRow]) -> tuple[CellRow, .
 def shown(report: Report) -> Report:
     """Return the report with the names of cells for files, as they are shown; they are no paths any more."""
     numbers = {row.file: row.number for row in report.cells}
-    files = {line.file for site in report.sites for line in _lines(site)} | {op.file for op in report.ops}
+    files = {line.file for site in report.sites for line in _lines(site)}
+    files |= {row.file for rows in (report.ops, report.host) for row in rows}
     names = {file: name for file in files if (name := name_of(file, numbers.get(file))) is not None}
     if not names:
         return report
@@ -47,6 +49,7 @@ def shown(report: Report) -> Report:
             for site in report.sites
         ),
         ops=tuple(replace(op, file=names.get(op.file, op.file)) for op in report.ops),
+        host=tuple(replace(row, file=names.get(row.file, row.file)) for row in report.host),
         # Cells without a number have one name, so that no source could be found by it.
         sources=tuple(
             replace(row, file=names.get(row.file, row.file))

@@ -108,7 +108,9 @@ def merge(reports: Sequence[Report]) -> Report:
         cost=_merge_cost(ranked, new_id),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
         sources=_merge_sources(reports),
-        host=tuple(replace(row, rank=rank) for rank, part in ranked for row in part.host),
+        host=tuple(
+            replace(row, rank=rank if row.rank is None else row.rank) for rank, part in ranked for row in part.host
+        ),
     )
     late = lateness(merged, {rank: part.run.steps for rank, part in ranked})
     return on_one_clock(replace(merged, lateness=late))

@@ -259,6 +259,29 @@ class OpRow:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRow:
+    """Host time of the training thread in steps, host syncs excluded, of a process that is one of several ranks.
+
+    As in ``Totals.step_ms``, the first step is excluded.  A process has 50 rows at most, the largest first; those
+    beyond are added up in a row with an empty ``file``.
+    """
+
+    cause: str
+    """``line``, ``data loader`` or ``garbage collection``."""
+    file: str
+    """Empty for garbage collection, and where the line is not known."""
+    line: int
+    function: str
+    source: str
+    count: int
+    """How often the thread was found there; of garbage collection, how many collections there were."""
+    ms: float
+    """Estimated, as the share of looks that found the thread there; of garbage collection measured."""
+    rank: int | None = None
+    """In a report of several ranks."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """One sync on the time line; ``site`` is the ``id`` of its row."""
 
@@ -283,27 +306,8 @@ class StepRow:
     ``None`` where that is not known."""
 
 
-HOST_SYNC, LINE, DATA_LOADER, GARBAGE_COLLECTION, UNKNOWN = (
-    "host sync", "line", "data loader", "garbage collection", "unknown",
-)  # fmt: skip
-"""What a rank may have been doing while the others waited for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostRow:
-    """Where the training thread's time on the host went in steps, its waits left out."""
-
-    cause: str
-    """``line``, ``data loader`` or ``garbage collection``."""
-    file: str
-    line: int
-    function: str
-    source: str
-    count: int
-    """How often it was seen there; of garbage collection, how many collections."""
-    ms: float
-    """Estimated from ``count``; of garbage collection, measured."""
-    rank: int | None = None
+HOST_SYNC, UNKNOWN = "host sync", "unknown"
+"""What else a late rank may have done, beside what :class:`syncagent.events.HostCause` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,7 +443,7 @@ class Report:
     sources: tuple[SourceRow, ...] = ()
     """The source around the worst sites, where the files could be read; no two of them overlap."""
     host: tuple[HostRow, ...] = ()
-    """Of each rank of a job of several."""
+    """What the training thread did in steps besides waiting; empty where the process is no rank of several."""
     lateness: Lateness | None = None
     """In a merged report: which rank the others wait for; ``None`` where that is not known."""
 

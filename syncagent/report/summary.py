@@ -14,6 +14,7 @@ from syncagent.events import CallSite, CollectiveRecord, OpCount, Phase, StepRec
 from syncagent.report import cells
 from syncagent.report.model import (
     EventRow,
+    HostRow,
     OpRow,
     Overhead,
     Report,
@@ -135,6 +136,7 @@ class Summary:
         ops: Sequence[OpCount] = (),
         notes: Sequence[str] = (),
         problems: Sequence[str] = (),
+        host: Sequence[HostRow] = (),
     ) -> Report:
         """Return a report of everything so far; ``run.steps`` is replaced by the steps counted here.
 
@@ -175,8 +177,9 @@ class Summary:
             notes=(*problems, *notes, *(note for note in left_out if note)),
             events=tuple(now.events),
             step_times=tuple(now.step_times),
-            cells=cells.numbered(now.sites, op_rows),
+            cells=cells.numbered(now.sites, op_rows, host),
             problems=tuple(problems),
+            host=tuple(host),
         )
 
     @property
@@ -265,6 +268,7 @@ class Facts(NamedTuple):
     sensors: tuple[SensorStatus, ...]
     dropped: int
     notes: Sequence[str]
+    host: tuple[HostRow, ...] = ()
 
 
 class Changes(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
+from syncagent.events import HostCause
 from syncagent.report import cells
-from syncagent.report.model import HOST_SYNC, LINE, CauseRow, LateRank, Report, RunInfo, SiteRow
+from syncagent.report.model import HOST_SYNC, CauseRow, LateRank, Report, RunInfo, SiteRow
 from syncagent.sites import package_path, working_folder
 from syncagent.support.printable import clean
 
@@ -208,7 +209,7 @@ def _late_rank(report: Report, late: LateRank) -> str:
 
 def _cause(cause: CauseRow, cwd: str) -> str:
     where = f" at {place(cause.file, cause.line, cwd)}" if cause.file else ""
-    if cause.cause in {HOST_SYNC, LINE}:
+    if cause.cause in {HOST_SYNC, HostCause.LINE}:
         return f"`{clean(cause.source)}`{where}" if cause.source else f"{cause.cause}{where}"
     return f"{cause.cause}{where}"
 

@@ -20,7 +20,7 @@ from syncagent.policy.remote import Remote
 from syncagent.policy.scopes import open_reaches
 from syncagent.recording.recorder import Recorder
 from syncagent.recording.records import ThreadState
-from syncagent.report.model import Overhead, Report, RunInfo
+from syncagent.report.model import HostRow, Overhead, Report, RunInfo
 from syncagent.report.summary import Changes, Facts, Since, Summary
 from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
@@ -259,7 +259,8 @@ class ProcessAgent(Agent):
         try:
             from syncagent.report.explaining import explained  # it parses source: not needed before there is a report
 
-            report = self._summary.snapshot(run, sensors, overhead, dropped, ops, notes, problems)
+            host = self._host()
+            report = self._summary.snapshot(run, sensors, overhead, dropped, ops, notes, problems, host)
             return self._cost.applied(self.faults.guard("advice", lambda: explained(report), report))
         except Exception as error:
             self.faults.add("the report", error, "failed")
@@ -271,7 +272,11 @@ class ProcessAgent(Agent):
         """Return what a report has besides the sums, without what takes long to find out."""
         dropped = self.dropped
         run, problems = self._with_verdict(self.run_info(), dropped)
-        return Facts(run, self.sensors.statuses(), dropped, [*problems, *self._notes()])
+        return Facts(run, self.sensors.statuses(), dropped, [*problems, *self._notes()], self._host())
+
+    def _host(self) -> tuple[HostRow, ...]:
+        host = self.sensors.host
+        return self.faults.guard("the sums of the host's time", host.rows, ()) if host is not None else ()
 
     def _with_verdict(self, run: RunInfo, dropped: int) -> tuple[RunInfo, list[str]]:
         """Return the run with the verdict on its gate, if it has one, and what did not work."""
@@ -410,6 +415,8 @@ class ProcessAgent(Agent):
             self.regions.step_ended(step, end_ns - start_ns)
         if self._cost.window is not None:
             self._cost.window.step_ended()
+        if self.sensors.host is not None:
+            self.sensors.host.step_ended(state, start_ns, end_ns)
         if self.sensors.sampling is not None:
             self.sensors.sampling.step_ended(state, end_ns - start_ns, self.steps.current)
         elif self.sensors.copies.has_work:
@@ -425,6 +432,8 @@ class ProcessAgent(Agent):
             self.sensors.sampling.tick()
         self.regions.retire(self._pipeline.drained_ns)
         self._seek_rank()
+        if self.running and (self.rank.world_size or 1) > 1:
+            self.sensors.join_ranks(self._turn_on)
 
     def _seek_rank(self, *, at_once: bool = False) -> None:
         self.run.seek_rank(at_once=at_once)

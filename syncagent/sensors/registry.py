@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from syncagent.report.model import SensorStatus
 from syncagent.sensors.copies import CopyWatch
 from syncagent.sensors.driver import DriverSensor
 from syncagent.sensors.explicit import ExplicitSensor
+from syncagent.sensors.host_time import HostTimeSensor
 from syncagent.sensors.kernels import KernelSensor
 from syncagent.sensors.modes import ModeSensor
 from syncagent.sensors.monitored import MonitoredSensor
@@ -31,6 +33,7 @@ SENSORS: tuple[type[Sensor], ...] = (
     ExplicitSensor,
     MonitoredSensor,
     ModeSensor,
+    HostTimeSensor,
 )
 """One line for each, in the order in which they start and reports list them."""
 
@@ -61,6 +64,9 @@ class SensorSet:
             for sensor in self._sensors:
                 if isinstance(sensor, (KernelSensor, ModeSensor, SimulatedSensor)):
                     sensor.explains = self._explained
+        self.host = next((sensor for sensor in self._sensors if isinstance(sensor, HostTimeSensor)), None)
+        """What looks at the training thread besides its waits, where that is one of several ranks."""
+        self._recorder = recorder
         self._drivers = [sensor for sensor in self._sensors if isinstance(sensor, DriverSensor)]
         self._final: tuple[SensorStatus, ...] | None = None
 
@@ -77,6 +83,17 @@ class SensorSet:
         for sensor in self._sensors:
             if sensor.starts_on_thread is on_thread and sensor.is_wanted(self.conditions):
                 turn_on(sensor.part, sensor.start, sensor.stop)
+
+    def join_ranks(self, turn_on: TurnOn) -> None:
+        """Start what only a process of several ranks has, where it has become one after the start."""
+        if self.conditions.several_ranks:
+            return
+        self.conditions = replace(self.conditions, several_ranks=True)
+        host = HostTimeSensor(self._recorder, self.conditions)
+        self._sensors.append(host)
+        if host.is_wanted(self.conditions):
+            turn_on(host.part, host.start, host.stop)
+        self.host = host
 
     @property
     def partly(self) -> CopyWatch | StepSampling:

@@ -316,6 +316,9 @@ def _sleep_in(call: standin.Call, marks: list[tuple[Engine, int]]) -> None:
         raise
 
 
+WAITING = (wait_for.__code__, Engine._block.__code__)
+"""What a thread is in while it waits for kernels."""
+
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _paused: list[Engine] = []
 _forked = False

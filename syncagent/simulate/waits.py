@@ -91,6 +91,10 @@ def reported(
         observer.after(token, start, start if is_idle else time.perf_counter_ns())
 
 
+REPORTED = reported.__code__
+"""What a thread is in while it waits as on a GPU."""
+
+
 def reported_late(op: str, kind: SyncKind, args: Sequence[object], started_ns: int, returned_ns: int) -> None:
     """Report a wait that only the op's results have revealed; the op's next wait will be known beforehand."""
     observer = _observer

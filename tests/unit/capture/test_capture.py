@@ -24,7 +24,7 @@ from syncagent.errors import SyncAgentError
 from syncagent.events import CallSite, CollectiveRecord
 from syncagent.report import captured, files
 from syncagent.report.advising import advised
-from syncagent.report.model import RunInfo, SensorStatus
+from syncagent.report.model import HostRow, RunInfo, SensorStatus
 from syncagent.report.summary import Facts, Summary
 from syncagent.runtime.sinks import SINKS, Outputs
 from syncagent.settings import sources
@@ -49,6 +49,7 @@ class Run:
             script="train.py", cwd="/proj", run_id="run", process="me",
         )  # fmt: skip
         self.dropped = 0
+        self.host = ()
         self.follow(Capture(Path(path), **settings), self.facts)
 
     def follow(self, capture, facts):
@@ -56,7 +57,7 @@ class Run:
         capture.connect(sink_records.source(summary=self.summary, facts=facts))
 
     def facts(self):
-        return Facts(self.info, SENSORS, self.dropped, ("a note",))
+        return Facts(self.info, SENSORS, self.dropped, ("a note",), self.host)
 
     def sync(self, line=1, *, times=1, ms=1.0, **changed):
         site = CallSite("/proj/train.py", line, "main", f"line {line}")
@@ -90,6 +91,21 @@ def sums(report):
     run = replace(report.run, ended=True, part=0)
     totals = replace(report.totals, stall_share=round(report.totals.stall_share, 9))
     return run, report.sites, totals, report.dropped, report.sensors, report.events, report.step_times
+
+
+def test_what_the_host_did_is_written_where_it_has_changed_and_rows_may_go(run):
+    def row(line, count):
+        return HostRow("line", "/proj/train.py", line, "main", f"line {line}", count, 40.0 * count)
+
+    for number, run.host in enumerate([(row(1, 1),), (row(1, 2), row(2, 1)), (row(1, 2), row(3, 5))]):
+        run.sync()
+        run.step(number)
+        run.write()
+        assert sorted(run.report().host, key=lambda found: found.line) == list(run.host)
+    lines = [line for line in run.lines() if line["type"].startswith("host")]
+    assert [(line["type"], line["host"], line["count"]) for line in lines] == [
+        ("host", 0, 1), ("host_sums", 0, 2), ("host", 1, 1), ("host", 2, 5), ("host_sums", 1, 0),
+    ]  # fmt: skip
 
 
 def test_nothing_is_written_before_the_first_sync(run, tmp_path):

@@ -7,7 +7,7 @@ from training_run import KERNELS, MASK, NONZERO, backward_sync, report_of, sync,
 
 from syncagent.events import CallSite
 from syncagent.report.merge import merge
-from syncagent.report.model import RankShare, Report
+from syncagent.report.model import HostRow, RankShare, Report
 
 
 def test_one_report_is_itself():
@@ -72,6 +72,17 @@ def test_events_still_refer_to_their_rows():
 
 def test_reports_without_a_rank_count_as_the_rank_of_their_place():
     assert merge([report_of(sync()), report_of(sync())]).run.ranks == (0, 1)
+
+
+def test_what_each_rank_did_besides_waiting_has_its_rank():
+    """A report that was merged already keeps the ranks that it has."""
+    row = HostRow("line", "/proj/train.py", 7, "main", "work()", 3, 12.0)
+    ranks = [replace(report_of(sync(), rank=rank), host=(row,)) for rank in (3, 5)]
+    merged = merge(ranks)
+    assert merged.host == (replace(row, rank=3), replace(row, rank=5))
+    again = merge([merged, replace(report_of(sync(), rank=7), host=(row,))])
+    assert [found.rank for found in again.host] == [3, 5, 7]
+    assert Report.from_dict(merged.to_dict()).host == merged.host
 
 
 def test_one_simulated_rank_makes_it_simulated():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.policy import checking
 from syncagent.settings import parsing
+from syncagent.settings.sources import JUDGED
 from syncagent.support import stderr
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import Settings
 
 FailOn = Literal["new", "any", "budget"]
-FOLDER = "SYNCAGENT_JUDGED"
-"""The variable that names the folder where each process leaves the report that is judged."""
 
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT")
 
@@ -63,7 +62,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], fail_on: FailOn,
     Raises :class:`SyncAgentError` where the run proves nothing.
     """
     with tempfile.TemporaryDirectory(prefix="syncagent-") as folder:
-        code = _exit_code(command, {**environment, FOLDER: folder})
+        code = _exit_code(command, {**environment, JUDGED: folder})
         if code:
             stderr.write(f"[syncagent] --fail-on {fail_on} was not judged: the script ended with exit code {code}\n")
             return code

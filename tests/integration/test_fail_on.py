@@ -98,6 +98,18 @@ def test_a_script_that_fails_keeps_its_exit_code(run, script):
     assert "--fail-on any was not judged: the script ended with exit code 7\n" in done.stderr
 
 
+@pytest.mark.parametrize("back_to", ["warn", "raise", "observe"])
+def test_a_policy_that_only_observes_for_a_while_hides_no_finding(run, script, back_to):
+    """Whatever it is at the end, and whatever it was in between."""
+    watched = "import syncagent; agent = syncagent.current(); agent.policy = {!r}; seen = loss.item()"
+    script(f"{watched.format('observe')}; agent.policy = 'raise'; agent.policy = {back_to!r}")
+    hidden = run("--fail-on", "any")
+    assert (hidden.returncode, hidden.stdout) == (2, "end\n"), hidden.stderr
+    assert "did not hold (the policy was changed to observe by the program" in hidden.stderr
+    script(f"{watched.format('warn')}")
+    assert run("--fail-on", "any").returncode == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_reaches_the_script_and_its_end_is_told_like_a_shell_does(tmp_path, number):
     (tmp_path / "train.py").write_text(

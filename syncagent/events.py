@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +37,14 @@ class SyncKind(StrEnum):
     """The driver waited before it took or gave memory: ``cudaMalloc``, ``cudaFree``, pinned memory."""
 
     OTHER = "other"
+
+
+_NOT_JUDGED = (SyncKind.COLLECTIVE, SyncKind.ALLOCATOR)
+
+
+def is_judged(kind: str, judge_kinds: Collection[str]) -> bool:
+    """Return whether a kind of sync counts for policies, checks and limits; ``judge_kinds`` names more that do."""
+    return kind not in _NOT_JUDGED or kind in judge_kinds
 
 
 class Phase(StrEnum):

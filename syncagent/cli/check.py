@@ -65,7 +65,7 @@ def command(
     Where the variable GITHUB_STEP_SUMMARY names a file, the result is also appended there, as Markdown.
     """
     from syncagent.report import files
-    from syncagent.report.checked import markdown, text
+    from syncagent.report.checked import job_summary, markdown, text
 
     if update:
         if form is not None or output is not None:
@@ -75,13 +75,13 @@ def command(
         known, report = files.load_merged([baseline]), files.load_merged(paths)
         comparison = checking.check(known, report, tolerance=tolerance, baseline=baseline, name=", ".join(paths))
     except SyncAgentError as error:
-        _append_to_summary(markdown.refusal(str(error)))
+        job_summary.append(markdown.refusal(str(error)), "check")
         raise
     form = form or _SUFFIXES.get(os.path.splitext(output or "")[1], "text")
     if output is not None:
         files.write_to(Path(output), _rendered(comparison, report, form), mode=_file_mode())
     sys.stdout.write(text.render(comparison) if output is not None else _rendered(comparison, report, form))
-    _append_to_summary(markdown.render(comparison))
+    job_summary.append(markdown.render(comparison), "check")
     return 1 if comparison.findings() else 0
 
 
@@ -130,19 +130,3 @@ def _file_mode() -> int:
     from syncagent.settings import sources
 
     return sources.file_mode()
-
-
-def _append_to_summary(markdown: str) -> None:
-    """A summary that cannot be written is said on standard error and changes no exit code."""
-    file = os.environ.get("GITHUB_STEP_SUMMARY", "")
-    if not file:
-        return
-    from syncagent.support import reading, stderr
-
-    try:
-        with open(file, "a", encoding="utf-8", errors="backslashreplace") as summary:
-            summary.write(f"{markdown}\n")
-    except OSError as error:
-        stderr.write(f"syncagent check: the summary was not written to {file!r}: {reading.reason(error)}\n")
-    except ValueError as error:
-        stderr.write(f"syncagent check: the summary was not written to {file!r}: {error}\n")

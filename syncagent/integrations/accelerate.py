@@ -37,6 +37,8 @@ class HostSyncTracker(Integration, GeneralTracker):  # type: ignore[misc]  # the
     def __init__(self, **settings: Unpack[Keywords]) -> None:
         super().__init__()
         self._run = TrainingRun(f"{__name__}.HostSyncTracker", settings)
+        self._accelerator: Any = None
+        self._step: int | None = None
         self._run.begin()
 
     @property
@@ -48,18 +50,30 @@ class HostSyncTracker(Integration, GeneralTracker):  # type: ignore[misc]  # the
         with self._run.guarded() as agent:
             accelerator = None if agent is None else caller(Accelerator)
             if accelerator is not None and accelerator.is_main_process:
+                self._accelerator, self._step = accelerator, step
                 self._run.log(lambda figures: self._write(accelerator.trackers, figures, step))
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Have what runs inside be in no step: ``with host_syncs.evaluation():`` around an evaluation."""
+        """Have what runs inside be in no step: ``with host_syncs.evaluation():`` around an evaluation.
+
+        Its syncs are logged at the step of the last ``accelerator.log``.
+        """
+        self._run.evaluation_begins()
         try:
             yield
         finally:
+            if self._accelerator is not None:
+                self._run.evaluation_ends(self._write_numbers)
             self._run.steps_follow()
 
     def finish(self) -> None:
         self._run.end()
+
+    def _write_numbers(self, metrics: dict[str, float]) -> None:
+        for tracker in self._accelerator.trackers:
+            if tracker is not self:
+                tracker.log(metrics, step=self._step)
 
     def _write(self, trackers: list[Any], figures: Figures, step: int | None) -> None:
         others = [tracker for tracker in trackers if tracker is not self]

@@ -60,15 +60,20 @@ class HostSyncCallback(Integration, _base()):  # type: ignore[misc]  # the libra
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
         self._run.steps_follow(trainer.global_step)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
+        if not trainer.sanity_checking:
+            self._run.evaluation_begins()
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
+        if trainer.is_global_zero:
+            self._run.evaluation_ends(lambda metrics: _write_numbers(trainer, metrics, _step_of(trainer)))
         self._run.steps_follow(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
         if not self._run.step_ended(trainer.global_step):
             return
         with self._run.guarded():
-            # Lightning logs at the number of batches after which an optimizer has stepped, without the one that ends.
-            step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step - 1)
+            step = _step_of(trainer)
             every = trainer.log_every_n_steps
             if trainer.is_global_zero and every and (step + 1) % every == 0:
                 self._run.log(lambda figures: self._write(trainer, figures, step))
@@ -81,13 +86,23 @@ class HostSyncCallback(Integration, _base()):  # type: ignore[misc]  # the libra
             self._run.end()
 
     def _write(self, trainer: Any, figures: Figures, step: int) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({**figures.metrics, "epoch": trainer.current_epoch}, step=step)
+        _write_numbers(trainer, figures.metrics, step)
         if figures.worst is None:
             return
         took = [_write_text(logger, figures.worst, step) for logger in trainer.loggers]
         if not any(took):
             self._run.say_worst(figures.worst)
+
+
+def _step_of(trainer: Any) -> int:
+    """Return the step at which Lightning logs: how many batches an optimizer has stepped after, but for the last."""
+    step: int = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step - 1)
+    return step
+
+
+def _write_numbers(trainer: Any, metrics: dict[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
 
 
 def _write_text(logger: Any, text: str, step: int) -> bool:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from syncagent.integrations.base import Integration
 from syncagent.runtime.training import WORST, Figures, TrainingRun, caller, tag_mlflow
@@ -37,10 +37,12 @@ class HostSyncCallback(Integration, TrainerCallback):  # type: ignore[misc]  # t
             handler = None if agent is None else caller(CallbackHandler)
             if handler is not None:
                 # Callbacks are called in their order, and a user's come last: the others would log before this one has
-                # added anything.  In a list that is being iterated over, this move skips none and repeats none.
+                # added anything.  The first one says when there will be an evaluation.  In a list that is being
+                # iterated over, this move skips none and repeats none.
                 self._reporters = handler.callbacks
                 self._reporters.remove(self)
-                self._reporters.insert(0, self)
+                comes_second = any(isinstance(first, DefaultFlowCallback) for first in self._reporters[:1])
+                self._reporters.insert(int(comes_second), self)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
         self._run.steps_follow(state.global_step)
@@ -53,14 +55,26 @@ class HostSyncCallback(Integration, TrainerCallback):  # type: ignore[misc]  # t
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
         self._run.step_ended(state.global_step)
+        self._look_for_evaluation(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
+        self._look_for_evaluation(control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002 - as above
         if logs is not None and "loss" in logs and state.is_world_process_zero:  # not of an evaluation, nor the last
             self._run.log(lambda figures: self._write(figures, logs, state.global_step))
+        if logs is None or not any(name.startswith("eval_") for name in logs):
+            self._look_for_evaluation(control)  # what the trainer has read for its log is not of the evaluation
+        elif state.is_world_process_zero:
+            self._run.evaluation_ends(logs.update)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
         self._run.end()
         self._reporters = []
+
+    def _look_for_evaluation(self, control: Any) -> None:
+        if control.should_evaluate:
+            self._run.evaluation_begins()
 
     def _write(self, figures: Figures, logs: dict[str, Any], step: int) -> None:
         logs.update(figures.metrics)

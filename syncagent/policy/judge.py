@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from syncagent.attribution.callsite import SET_UP
 from syncagent.errors import HostSyncError, HostSyncWarning
-from syncagent.events import CallSite, SyncEvent, SyncKind
+from syncagent.events import CallSite, SyncEvent, SyncKind, is_judged
 from syncagent.policy.allowances import Allowances, pack_for
 from syncagent.policy.budgets import Budgets
 from syncagent.policy.messages import Violation, message
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import PolicyName, Settings
 
 _CACHE_LIMIT = 50_000
-_NOT_JUDGED = (SyncKind.COLLECTIVE, SyncKind.ALLOCATOR)
-"""Kinds that count in no budget and fail no gate unless ``judge_kinds`` names them."""
 
 
 class Ended(Protocol):
@@ -160,7 +158,8 @@ class Policy:
         ``judge_kinds`` names them.
         """
         reason = look.allowed or self._reason_of_ended(kind, look)
-        judged_kind = kind.value in self._settings.judge_kinds or not (is_copy or kind in _NOT_JUDGED)
+        asked = self._settings.judge_kinds
+        judged_kind = is_judged(kind.value, asked) and (not is_copy or kind.value in asked)
         if reason is not None or self.mode == "observe" or not judged_kind or stall_ns < self._min_stall_ns:
             return reason, False
         trains = thread is not None and thread.trains

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from syncagent import sites
-from syncagent.events import CallSite
+from syncagent.events import CallSite, is_judged
 from syncagent.report import wording
 from syncagent.report.baseline import BY_BASELINE
 from syncagent.report.decode import encode
@@ -18,8 +18,6 @@ from syncagent.sites import LineKey, SiteKey
 _Sites = dict[SiteKey, list[SiteRow]]
 
 Verdict = Literal["new", "grown", "changed", "shrunk", "gone", "same"]
-NOT_JUDGED = ("collective", "allocator")
-"""Kinds of sync that fail no check unless ``judge_kinds`` of the new run names them."""
 NO_LINE = "no line is known of it, and another run may know the line of such waits"
 LONG_ONES = "detail=auto counts only those of its waits that take long, and in another run those may be others"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -206,7 +204,7 @@ def _why_unjudged(rows: Sequence[SiteRow], was: Measure | None, old: Report, new
     seen_by = {sensor for site in rows for sensor in site.sensors}
     if not rows[0].file and seen_by == {"driver"}:
         return NO_LINE
-    if kind in NOT_JUDGED and kind not in new.run.judge_kinds:
+    if not is_judged(kind, new.run.judge_kinds):
         return f"kind {kind} is not judged unless judge_kinds names it"
     live = {sensor.name for sensor in old.sensors if sensor.live}
     if was is None and seen_by and old.sensors and seen_by.isdisjoint(live):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from syncagent.events import is_judged
 from syncagent.report import wording
-from syncagent.report.compare import NOT_JUDGED
 from syncagent.report.model import Report, SiteRow
 
 _MOST = 0.9
@@ -36,13 +36,10 @@ def counted(report: Report, kinds: Collection[str] | None = None) -> tuple[Count
     """
     found = []
     for site in report.sites:
-        if kinds is not None:
-            is_judged = site.kind in kinds
-        else:
-            is_judged = site.kind not in NOT_JUDGED or site.kind in report.run.judge_kinds
+        counts = is_judged(site.kind, report.run.judge_kinds) if kinds is None else site.kind in kinds
         of_nobody = not site.file and set(site.sensors) == {"driver"}
         number = site.count - site.allowed_count
-        if is_judged and not site.conditional and not of_nobody and number > 0:
+        if counts and not site.conditional and not of_nobody and number > 0:
             found.append(Counted(site, number))
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
 from syncagent.settings.schema import PolicyName
+from syncagent.settings.sources import JUDGED
 from syncagent.support.faults import Faults
 from syncagent.support.log import get_logger
 from syncagent.support.pace import yield_gil
@@ -90,7 +92,7 @@ class ProcessAgent(Agent):
         self._cost = CostMeasurement(settings, self._events_since, self.faults)
         self._parts: list[tuple[str, Callable[[], None]]] = []
         """What is on, and how each is turned off; the last one first."""
-        self._verdict = GateVerdict(is_gate=settings.is_gate)
+        self._verdict = GateVerdict(is_gate=settings.is_gate, is_judged=bool(os.environ.get(JUDGED)))
         self.remove_device: Callable[[], None] | None = None
         """Removes the simulated device, if that was installed for this agent alone."""
         self.is_kept = False

@@ -8,11 +8,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from syncagent.errors import ConfigError, SyncAgentError
 from syncagent.policy import checking
 from syncagent.settings import parsing
+from syncagent.settings.sources import JUDGED
 from syncagent.support import stderr
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from syncagent.settings.schema import Settings
 
 FailOn = Literal["new", "any", "budget"]
-FOLDER = "SYNCAGENT_JUDGED"
-"""The variable that names the folder where each process leaves the report that is judged."""
 
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT")
 
@@ -62,15 +62,25 @@ def run(command: Sequence[str], environment: Mapping[str, str], fail_on: FailOn,
 
     Raises :class:`SyncAgentError` where the run proves nothing.
     """
+    from syncagent.report.checked import job_summary, markdown
+
     with tempfile.TemporaryDirectory(prefix="syncagent-") as folder:
-        code = _exit_code(command, {**environment, FOLDER: folder})
+        code = _exit_code(command, {**environment, JUDGED: folder})
         if code:
-            stderr.write(f"[syncagent] --fail-on {fail_on} was not judged: the script ended with exit code {code}\n")
+            why = f"--fail-on {fail_on} was not judged: the script ended with exit code {code}"
+            stderr.write(f"[syncagent] {why}\n")
+            job_summary.append(markdown.refusal(why), "run")
             return code
-        report = _report_in(folder, fail_on)
-    if fail_on == "new":
-        return _against_baseline(report, settings)
-    return _by_policy(report, fail_on, settings)
+        try:
+            report = _report_in(folder, fail_on)
+            judge = _against_baseline if fail_on == "new" else partial(_by_policy, fail_on)
+            verdict = judge(report, settings)
+        except SyncAgentError as error:
+            job_summary.append(markdown.refusal(str(error)), "run")
+            raise
+    stderr.write(verdict.text)
+    job_summary.append(verdict.markdown, "run")
+    return 1 if verdict.has_findings else 0
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -128,19 +138,27 @@ def _report_in(folder: str, fail_on: FailOn) -> Report:
     return files.load_merged([folder])
 
 
-def _against_baseline(report: Report, settings: Settings) -> int:
+class _Verdict(NamedTuple):
+    """What a run comes to, for its terminal and for the summary of a job."""
+
+    has_findings: bool
+    text: str
+    markdown: str
+
+
+def _against_baseline(report: Report, settings: Settings) -> _Verdict:
     from syncagent.report import files
-    from syncagent.report.checked import text
+    from syncagent.report.checked import markdown, text
 
     assert settings.baseline is not None
     known = files.load_merged([settings.baseline])
     comparison = checking.check(known, report, baseline=settings.baseline, name=_name(report))
-    stderr.write(text.render(comparison))
-    return 1 if comparison.findings() else 0
+    return _Verdict(bool(comparison.findings()), text.render(comparison), markdown.render(comparison))
 
 
-def _by_policy(report: Report, fail_on: FailOn, settings: Settings) -> int:
+def _by_policy(fail_on: FailOn, report: Report, settings: Settings) -> _Verdict:
     from syncagent.report import wording
+    from syncagent.report.checked import markdown
 
     found = [site for site in report.sites if site.violations]
     checking.must_be_fit(report, _name(report))
@@ -153,13 +171,12 @@ def _by_policy(report: Report, fail_on: FailOn, settings: Settings) -> int:
                 f"{_name(report)} cannot be checked: it made {steps}, and the policy does not act in the first "
                 f"{settings.warmup_steps:,} (--warmup-steps)"
             )
-        stderr.write("No sync that is not allowed.\n" if fail_on == "any" else "No budget was exceeded.\n")
-        return 0
-    head = "that is not allowed" if fail_on == "any" else "beyond the budget of a step"
-    stderr.write(f"{wording.plural(len(found), 'site')} with a sync {head}\n")
-    for site in found:
-        stderr.write(_described(site, report))
-    return 1
+        said = "No sync that is not allowed." if fail_on == "any" else "No budget was exceeded."
+    else:
+        head = "that is not allowed" if fail_on == "any" else "beyond the budget of a step"
+        said = f"{wording.plural(len(found), 'site')} with a sync {head}"
+    lines = "".join(_described(site, report) for site in found)
+    return _Verdict(bool(found), f"{said}\n{lines}", markdown.by_policy(said, found, report))
 
 
 def _described(site: SiteRow, report: Report) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from syncagent.runtime import table
+from syncagent.settings.sources import JUDGED
 from syncagent.support import stderr
 from syncagent.support.log import log_once
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from syncagent.runtime.handle import Agent
     from syncagent.runtime.sinks import Outputs
 
-_JUDGED = "SYNCAGENT_JUDGED"
-"""As in :mod:`syncagent.runtime.judged`, which a script has no need to import."""
 _UNKNOWN = "it is not known whether the last spans arrived"
 
 
@@ -35,7 +34,7 @@ def show(agent: Agent, report: Report, outputs: Outputs, *, quiet: bool = False)
     A ``quiet`` process says nothing where there is nothing to show: children did not ask to be watched.
     """
     saved = agent.save(report)
-    if folder := os.environ.get(_JUDGED):
+    if folder := os.environ.get(JUDGED):
         agent.save_at(report, os.path.join(folder, ""))
     wanted = agent.settings.summary
     if wanted is None:

@@ -24,6 +24,10 @@ SYNCS = "syncs/step"
 """Host syncs per training step."""
 STALL = "stall_ms/step"
 """Milliseconds per training step for which the CPU waited for the GPU."""
+EVAL_SYNCS = "syncagent/eval/syncs"
+"""Host syncs of one evaluation."""
+EVAL_STALL = "syncagent/eval/stall_ms"
+"""Milliseconds for which the CPU waited for the GPU in one evaluation."""
 WORST = "worst_sync_site"
 """The line that stalled the steps longest, as text."""
 
@@ -59,6 +63,8 @@ class TrainingRun:
         self._was_by_hand = False
         self._is_off = False
         self._figures = _Differences()
+        self._before_evaluation: tuple[float, float] | None = None
+        """The sums of all syncs and stalls where an evaluation that has not ended began."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Trainers hand callbacks to the processes that they start, where the run begins anew."""
@@ -119,6 +125,30 @@ class TrainingRun:
                 figures = self._figures.since_last(agent)
                 if figures is not None:
                     write(figures)
+
+    def evaluation_begins(self) -> None:
+        """Say that an evaluation begins now."""
+        with self.guarded() as agent:
+            self._before_evaluation = None if agent is None else _sums(agent)
+
+    def evaluation_ends(self, write: Callable[[dict[str, float]], None]) -> None:
+        """Hand ``write`` what the evaluation that ends now came to, if its beginning was said.
+
+        Where steps are sampled, few syncs of an evaluation are named, and its stall is known only where a sensor
+        measures all waits.
+        """
+        with self.guarded() as agent:
+            before, self._before_evaluation = self._before_evaluation, None
+            if agent is None or before is None:
+                return
+            syncs, stall_ms = _sums(agent)
+            sampling, metrics = agent.sensors.sampling, {}
+            if sampling is None:
+                metrics[EVAL_SYNCS] = syncs - before[0]
+            if sampling is None or sampling.exact_stalls():
+                metrics[EVAL_STALL] = stall_ms - before[1]
+            if metrics:
+                write(metrics)
 
     def end(self) -> None:
         """End the watch; an agent that was joined goes on."""
@@ -181,6 +211,12 @@ class _Differences:
         stall_ms, site = worst
         steps = _timed(now) - (0 if last is None else _timed(last))
         return Figures(metrics, _told(site, stall_ms / steps, simulated=agent.settings.simulate))
+
+
+def _sums(agent: ProcessAgent) -> tuple[float, float]:
+    """Return how many syncs there were so far, and for how long they have stalled, in ms."""
+    sites = agent.changes(Since()).sites
+    return float(sum(site.count for site in sites)), sum(site.stall_ms for site in sites)
 
 
 def _timed(changes: Changes) -> int:

@@ -13,16 +13,24 @@ from syncagent.report.model import RunInfo
 class GateVerdict:
     """Judges the gate of the process or of one region."""
 
-    def __init__(self, *, is_gate: bool) -> None:
+    def __init__(self, *, is_gate: bool, is_judged: bool = False) -> None:
+        """``is_judged`` says that `syncagent run --fail-on` judges the run by its policy."""
+        self._is_judged = is_judged
         self.is_asked_for = is_gate
         """Whether there is a gate, or was one earlier in the run."""
         self.gaps: list[str] = []
         """A phrase for each thing that has let syncs past it."""
 
     def policy_changed(self, policy: str, by: str, *, is_gate: bool) -> None:
-        """Note that ``by`` has changed the policy: a gate that is lifted meanwhile did not hold."""
-        if self.is_asked_for and not is_gate:
-            self.gaps.append(f"the policy was changed to {policy} by {by}")
+        """Note that ``by`` has changed the policy: a gate that is lifted meanwhile did not hold.
+
+        Nor did the policy of a run that is judged, if it only observes for a while: what waits then is no finding.
+        """
+        if self._is_judged:
+            self.is_asked_for, is_gate = True, policy != "observe"
+        gap = f"the policy was changed to {policy} by {by}"
+        if self.is_asked_for and not is_gate and gap not in self.gaps:
+            self.gaps.append(gap)
         self.is_asked_for = self.is_asked_for or is_gate
 
     def on(self, run: RunInfo, problems: list[str], others: Callable[[], list[str]]) -> tuple[RunInfo, list[str]]:

@@ -16,13 +16,15 @@ from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
 from syncagent.support.storage import DEFAULT_MODE
 
 _PREFIX = "SYNCAGENT"
+JUDGED = "SYNCAGENT_JUDGED"
+"""The variable that names the folder where each process leaves the report that `syncagent run --fail-on` judges."""
 OTHER_VARIABLES = {
     "SYNCAGENT": "`1`: the process is watched, from before its script's first line",
     "SYNCAGENT_LOG_LEVEL": "the least serious of the agent's own messages that are printed: `debug`, `info` (the "
     "default), `warning`, `error` or `critical`",
     "SYNCAGENT_LOG_FORMAT": "how they are printed: `text` (the default) or `json`, one object a line",
     "SYNCAGENT_RUN": "set by the agent: which run a process belongs to",
-    "SYNCAGENT_JUDGED": "set by `syncagent run --fail-on`: where each process leaves the report that is judged",
+    JUDGED: "set by `syncagent run --fail-on`: where each process leaves the report that is judged",
     "SYNCAGENT_NATIVE": "read when the package is built: `0` leaves the native library out, and `1` fails without it",
     "SYNCAGENT_PHOENIX": "the virtual environment of Phoenix, for the servers in `otel/local`",
 }

@@ -59,7 +59,9 @@ def known(tmp_path, run, script):
 
 
 def test_new_is_judged_like_check_and_the_script_runs_to_its_end(known, run, script, tmp_path):
-    good = run("--fail-on", "new", "--baseline", known)
+    summary = tmp_path / "summary.md"
+    good = run("--fail-on", "new", "--baseline", known, GITHUB_STEP_SUMMARY=str(summary))
+    assert summary.read_text(encoding="utf-8").startswith("### Host syncs: the check has passed\n\n")
     assert (good.returncode, good.stdout) == (0, "end\n"), good.stderr
     assert "No new or grown sites; 1 known site unchanged.\n" in good.stderr
     script(READ)
@@ -69,12 +71,19 @@ def test_new_is_judged_like_check_and_the_script_runs_to_its_end(known, run, scr
     assert len(files.load(tmp_path / "own.json").sites) == 2  # the report that was asked for is saved as well
 
 
-def test_any_is_a_sync_that_nothing_allows_after_the_warm_up(run, script):
+def test_any_is_a_sync_that_nothing_allows_after_the_warm_up(run, script, tmp_path):
     """Set-up is no finding."""
     script()
     assert run("--fail-on", "any").returncode == 0
     script(READ)
-    bad = run("--fail-on", "any")
+    bad = run("--fail-on", "any", GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith(
+        "### Host syncs: the check has failed, 1 finding\n\n**1 site with a sync that is not allowed**\n\n"
+        "| where | what waits | syncs | findings |\n|---|---|--:|--:|\n| `train.py:9`"
+    )
+    assert " | `seen = loss.item()`<br>" in summary
+    assert summary.endswith(" | 6 | 4 |\n\n")
     assert (bad.returncode, bad.stdout) == (1, "end\n"), bad.stderr
     assert "1 site with a sync that is not allowed\n" in bad.stderr
     assert "    seen = loss.item()\n    6 syncs, 4 of them a finding\n" in bad.stderr
@@ -91,11 +100,26 @@ def test_budget_is_one_that_is_exceeded(run, script):
     assert "1 site with a sync beyond the budget of a step\n" in bad.stderr
 
 
-def test_a_script_that_fails_keeps_its_exit_code(run, script):
+def test_a_script_that_fails_keeps_its_exit_code(run, script, tmp_path):
     script(READ, code=7)
-    done = run("--fail-on", "any")
+    done = run("--fail-on", "any", GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
     assert (done.returncode, done.stdout) == (7, "end\n")
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("### Host syncs: the check proves nothing\n\n")
+    assert summary.endswith("was not judged: the script ended with exit code 7\n\n")
     assert "--fail-on any was not judged: the script ended with exit code 7\n" in done.stderr
+
+
+@pytest.mark.parametrize("back_to", ["warn", "raise", "observe"])
+def test_a_policy_that_only_observes_for_a_while_hides_no_finding(run, script, back_to):
+    """Whatever it is at the end, and whatever it was in between."""
+    watched = "import syncagent; agent = syncagent.current(); agent.policy = {!r}; seen = loss.item()"
+    script(f"{watched.format('observe')}; agent.policy = 'raise'; agent.policy = {back_to!r}")
+    hidden = run("--fail-on", "any")
+    assert (hidden.returncode, hidden.stdout) == (2, "end\n"), hidden.stderr
+    assert "did not hold (the policy was changed to observe by the program" in hidden.stderr
+    script(f"{watched.format('warn')}")
+    assert run("--fail-on", "any").returncode == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -270,6 +270,31 @@ def test_nothing_is_imported():
     ]
 """
 
+EXPECTED_FAILURES = """
+@pytest.mark.no_host_sync
+class TestExpected(unittest.TestCase):
+    @unittest.expectedFailure
+    def test_waits(self):
+        wait()
+
+    @unittest.expectedFailure
+    def test_neither(self):
+        pass
+
+    @unittest.expectedFailure
+    def test_waits_and_fails(self):
+        wait()
+        self.fail("as expected")
+
+    @unittest.expectedFailure
+    def test_fails(self):
+        self.fail("as expected")
+
+    @pytest.mark.xfail(strict=True)
+    def test_marked_xfail(self):
+        wait()
+"""
+
 
 class Ran:
     def __init__(self, done, folder):
@@ -349,6 +374,13 @@ def test_what_tests_ask_for_by_marker_and_fixture(ran):
     assert "contextlib" not in run.said("test_fails_one")
     assert run.counts()["test_passes_up_to_two[2]"] == 2
     assert "warnings summary" not in run.text
+
+
+def test_an_expected_failure_of_unittest_is_about_the_test_itself(ran):
+    run = ran(HEAD + EXPECTED_FAILURES, "--syncagent-simulate")
+    assert run.names("failure", "error") == {"test_waits", "test_neither"}, run.text
+    assert run.said("test_waits") == run.said("test_neither") == "Unexpected success"
+    assert run.names("skipped") == {"test_waits_and_fails", "test_fails", "test_marked_xfail"}
 
 
 def test_the_same_in_workers_and_in_another_order(ran):

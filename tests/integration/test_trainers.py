@@ -94,7 +94,8 @@ class Own(Trainer):
         return found
 class Seen(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
-        print("logged", {name: value for name, value in logs.items() if name in ("syncs/step", "eval_loss")})
+        shown = ("syncs/step", "eval_loss", "syncagent/eval/syncs")
+        print("logged", {name: value for name, value in logs.items() if name in shown})
 class Broken(TrainerCallback):
     tb_writer = 1
     def on_log(self, *args, **kwargs): ...
@@ -386,6 +387,11 @@ def test_lightnings_points_are_at_the_steps_of_its_own_and_the_worst_line_is_in_
         rows = [row for row in csv.DictReader(stream) if row["syncs/step"]]
     assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(2, 0), (5, 0), (8, 1), (11, 1)]
     assert rounded(PER_STEP["lightning"]) == [(int(row["step"]), float(row["syncs/step"])) for row in rows]
+    with (done.folder / "out/csv/version_0/metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["syncagent/eval/syncs"]]
+    found = [(int(row["step"]), int(row["epoch"]), float(row["syncagent/eval/syncs"])) for row in rows]
+    assert found == [(5, 0, 120.0), (11, 1, 120.0)]
+    assert all(float(row["syncagent/eval/stall_ms"]) > 0 for row in rows)
     assert "worst_sync_site: train.py:" in done.err
 
 
@@ -400,7 +406,8 @@ def test_transformers_adds_them_to_what_the_trainer_logs_of_training_and_an_eval
     """50 reads of each of 8 batches of an evaluation would be 100 more a step."""
     done = train("transformers", "watched")
     logged = [ast.literal_eval(each) for each in done.logged]
-    assert [sorted(each) for each in logged] == [["syncs/step"], ["eval_loss"]] * 4 + [[]]
+    assert [sorted(each) for each in logged] == [["syncs/step"], ["eval_loss", "syncagent/eval/syncs"]] * 4 + [[]]
+    assert all(400 <= each["syncagent/eval/syncs"] < 500 for each in logged[1::2])
     assert all(0 < each["syncs/step"] < 20 for each in logged[::2][:4])
 
 
@@ -410,7 +417,10 @@ def test_accelerates_other_trackers_get_them_and_the_users_own_values_as_they_ar
     assert [(step, values) for step, values in found if "epoch" in values] == [
         (3, {"epoch": 0}), (6, {"epoch": 0}), (9, {"epoch": 1}), (12, {"epoch": 1}),
     ]  # fmt: skip
-    added = [(step, values) for step, values in found if "epoch" not in values]
+    evaluations = [(step, values) for step, values in found if "syncagent/eval/syncs" in values]
+    assert [(step, values["syncagent/eval/syncs"]) for step, values in evaluations] == [(6, 120.0), (12, 120.0)]
+    assert all(values["syncagent/eval/stall_ms"] > 0 for _, values in evaluations)
+    added = [pair for pair in found if "epoch" not in pair[1] and pair not in evaluations]
     assert [sorted(values) for _, values in added] == [["stall_ms/step", "syncs/step"]] * 4
     assert rounded(PER_STEP["accelerate"]) == [(step, values["syncs/step"]) for step, values in added]
 

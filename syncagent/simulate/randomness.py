@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import struct
-import threading
 import weakref
 from typing import Any
 
@@ -21,7 +20,6 @@ from syncagent.simulate.failures import all_for_program
 RealGenerator: Any = torch.Generator
 DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
 _MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
-_lock = threading.Lock()
 _tokens = itertools.count(0x51C_A6E27_0000_0000)
 
 
@@ -85,9 +83,8 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def for_one_op(self) -> Any:
         """A fresh CPU generator for one op."""
-        with _lock:
-            self._offset += 4
-            mixed = (self._seed * _MIX_SEED + self._offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
+        self._offset = offset = self._offset + 4  # in one go: threads and signals' handlers draw as well
+        mixed = (self._seed * _MIX_SEED + offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
         return RealGenerator().manual_seed(mixed)
 
     def manual_seed(self, seed: int) -> CudaGenerator:

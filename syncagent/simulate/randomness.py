@@ -73,6 +73,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def __init__(self, index: int, seed: int = DEFAULT_SEED, offset: int = 0) -> None:
         self._index, self._seed, self._offset = index, seed, offset
+        self._has_seeded_cudnn = False
         token = next(_tokens)
         super().manual_seed(token)
         _by_token[token] = self
@@ -87,8 +88,14 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
         mixed = (self._seed * _MIX_SEED + offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
         return RealGenerator().manual_seed(mixed)
 
+    def seeds_cudnn(self) -> bool:
+        """Whether cuDNN is to seed the dropout of its recurrent layers: once after each change of this generator."""
+        is_due, self._has_seeded_cudnn = not self._has_seeded_cudnn, True
+        return is_due
+
     def manual_seed(self, seed: int) -> CudaGenerator:
         self._seed, self._offset = seed & (2**64 - 1), 0
+        self._has_seeded_cudnn = False
         return self
 
     def seed(self) -> int:
@@ -105,6 +112,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
         if state.dtype != torch.uint8 or state.numel() != 16:
             raise RuntimeError("RNG state is wrong size")
         self._seed, self._offset = struct.unpack("<QQ", bytes(state.tolist()))
+        self._has_seeded_cudnn = False
         return self
 
     def get_offset(self) -> int:
@@ -112,6 +120,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def set_offset(self, offset: int) -> None:
         self._offset = offset
+        self._has_seeded_cudnn = False
 
     def clone_state(self) -> CudaGenerator:
         return CudaGenerator(self._index, self._seed, self._offset)

@@ -10,15 +10,18 @@ import functools
 import itertools
 import math
 import os
-import threading
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+from syncagent.simulate.engine import Engine, is_forked
 from syncagent.simulate.memory import Box, Layout, nbytes_of
 from syncagent.simulate.segments import SMALL, OfDevice
+
+Answer = TypeVar("Answer")
 
 _GIB = 1 << 30
 _UNREAD = 2000
@@ -28,7 +31,9 @@ _numbers = itertools.count()
 _events: deque[tuple[int, int, Layout | int | None] | _Allocation] = deque()
 """What has not been read yet: number and device of an allocation, and its layout, or size in bytes, or ``None`` where
 it is another one from now on; or an allocation that was freed."""
-_reading = threading.Lock()
+_reader = Engine("the model of the allocator", is_of_device=False)
+"""Reads the events, and answers what is asked about them, on a thread of its own: there no signal's handler can come in
+between two of its lines, neither to ask something else nor to leave with an exception."""
 
 
 class Held:
@@ -66,8 +71,8 @@ def hold(box: Box, index: int) -> Held:
         allocation.number, allocation.index = next(_numbers), index
         _alive[id(allocation)] = allocation
         _events.append((allocation.number, index, box.layout))
-        if len(_events) > _UNREAD:
-            _read()
+        if len(_events) > _UNREAD and _reader.finished == _reader.submitted and not is_forked():
+            _reader.submit(_read_all)
     return held
 
 
@@ -104,10 +109,9 @@ def claim_bytes(nbytes: int, index: int) -> None:
     """Do as :func:`claim` for that many bytes."""
     room = _room.get(index, 0)
     if nbytes > room:
-        _read()
-        room = capacity() - of_device(index).in_use
+        room = _answer(lambda: capacity() - of_device(index).in_use)
         if nbytes > room:
-            of_device(index).refused += 1
+            _answer(of_device(index).refuse)
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {nbytes / _GIB:,.2f} GiB. GPU {index} has a total capacity of "
                 f"{capacity() / _GIB:,.2f} GiB of which {room / _GIB:,.2f} GiB is free. (The memory of a simulated "
@@ -118,23 +122,31 @@ def claim_bytes(nbytes: int, index: int) -> None:
 
 def release_unused() -> bool:
     """Return free segments to the driver; ``False`` if there were none."""
-    _read()
-    with _reading:
-        return sum(device.release_unused() for device in _devices.values()) > 0
+    return bool(_answer(lambda: sum([device.release_unused() for device in _devices.values()])))
 
 
 def figures(index: int) -> dict[str, Any]:
     """What ``torch.cuda.memory_stats_as_nested_dict`` returns, of tensors: libraries' own memory is not known."""
-    with _reading:
-        _read_all()
-        return of_device(index).figures()
+    return _answer(lambda: of_device(index).figures())
 
 
 def reset_figures(index: int, *, peak: bool) -> None:
     """Start over with the peaks, or with what has been allocated and freed so far."""
-    with _reading:
+    _answer(lambda: of_device(index).reset(peak=peak))
+
+
+def _answer(question: Callable[[], Answer]) -> Answer:
+    """Ask the model, once it knows of all that has happened to the tensors."""
+    if is_forked() or _reader.runs_here():  # there in a finalizer: it is told what the model knows by now
+        return question()
+    answers: list[Answer] = []
+
+    def read() -> None:
         _read_all()
-        of_device(index).reset(peak=peak)
+        answers.append(question())
+
+    _reader.wait(_reader.submit(read))
+    return answers[0]
 
 
 _devices: dict[int, OfDevice] = {}
@@ -146,15 +158,6 @@ def of_device(index: int) -> OfDevice:
     """The segments of a device."""
     known = _devices.get(index)
     return _devices.setdefault(index, OfDevice()) if known is None else known
-
-
-def _read() -> None:
-    """Update the segments with what has happened to the tensors, unless another thread is doing it."""
-    if _reading.acquire(blocking=False):
-        try:
-            _read_all()
-        finally:
-            _reading.release()
 
 
 def _read_all() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from syncagent.simulate import composite
+from syncagent.simulate.failures import attempt
 from syncagent.simulate.memory import Layout
 from syncagent.simulate.requirements import MissingOp, aten
 from syncagent.simulate.tensor import SimulatedTensor
@@ -30,10 +31,12 @@ def _way(tensors: tuple[tuple[Layout, bool] | None, ...], is_causal: bool, scale
         (size, stride, _, dtype), requires_grad = description
         return torch.empty_strided(size, stride, dtype=dtype).requires_grad_(requires_grad)
 
-    try:
-        return int(aten._fused_sdp_choice.default(*map(like, tensors), 0.0, is_causal, scale=scale))
-    except RuntimeError:  # the program has switched off all but what the CPU does not have
-        return 0
+    chosen, error = attempt(
+        lambda: int(aten._fused_sdp_choice.default(*map(like, tensors), 0.0, is_causal, scale=scale))
+    )
+    if error is not None and not isinstance(error, RuntimeError):
+        raise error
+    return chosen or 0  # an error: the program has switched off all but what the CPU does not have
 
 
 def _kernel(op: Any) -> Any:

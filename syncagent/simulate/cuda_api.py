@@ -44,7 +44,11 @@ def _lazy_init() -> None:
 
 
 def _is_initialized() -> bool:
-    return not engine.is_forked() and (_started or any(each.submitted for each in engine.all_engines()))
+    return not engine.is_forked() and (_started or any(each.submitted for each in _engines()))
+
+
+def _engines() -> list[engine.Engine]:
+    return [each for each in engine.all_engines() if each.is_of_device]
 
 
 # --- devices -----------------------------------------------------------------------------------------------
@@ -309,7 +313,7 @@ def _forwarded(name: str) -> None:
 
     def setting(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        for each in () if engine.is_forked() else engine.all_engines():
+        for each in () if engine.is_forked() else _engines():
             if each.submitted:  # a worker that has not started yet will take the process's setting
                 each.submit(lambda: original(*args, **kwargs))
         return result

@@ -387,8 +387,10 @@ def queue(
         own = kernel.work() if isinstance(kernel, Describes) else work.of_named(name, read, written)
         modelled.clock.queued(engine, ticket, own)
     for placement in written:
-        placement.box.writer = engine
-        placement.box.ticket = ticket
+        box = placement.box
+        if box.writer is not engine or box.ticket < ticket:  # unless a signal's handler has written to it since
+            box.writer = engine
+            box.ticket = ticket
     if _blocks is None:
         _blocks = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}
     if _blocks:

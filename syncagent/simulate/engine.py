@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import itertools
+import operator
 import os
 import threading
 import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import modelled, standin, waits
 from syncagent.simulate.failures import Failure, failure_of
 from syncagent.simulate.requirements import find
@@ -79,38 +84,66 @@ class _Dependency(NamedTuple):
     """When the host has queued it (``perf_counter_ns``), where what it waits for may be a collective."""
 
 
+_Entry = Callable[[], object] | _Dependency
+_Wake = tuple[int, Callable[[], object]]
+"""What to call once the kernel with that ticket has run."""
+
+_POLL_S = 0.001
+"""How often a worker that waits for another one looks into its own queue."""
+
+
 class Engine:
     """A queue and the thread that runs what is in it.
 
     A *ticket* is the place of a kernel in its queue, counted from 1: once ``finished`` reaches it, the kernel has run.
+
+    No lock is held while kernels are queued or waited for.  A signal's handler or a finalizer may come in between any
+    two lines of this and use the device itself, and another thread may hold a lock that it takes.  So whatever must not
+    be torn apart is one call of a function in C.
     """
 
     idle_limit_s: float | None = None
     """How long an idle worker thread stays; set when the device is taken away."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_of_device: bool = True) -> None:
         self.name = name
-        self.submitted = 0
+        self.is_of_device = is_of_device
+        """Whether what it runs is a device's work, which a child process cannot go on with."""
         self.finished = 0
         self.clock: Counter[Engine] = Counter()
         """What the host has ordered before this queue's next kernel: a ticket for each other engine."""
-        self._queue: deque[Callable[[], object] | _Dependency | None] = deque()
-        self._changed = threading.Condition()
-        self._idle = False
-        self._waiters = 0
-        self._gates: list[tuple[int, standin.Gate]] = []
-        """Whom to wake in the runtime's stand-in, and after which ticket."""
+        self._queue: deque[list[Any]] = deque()
+        """Entries with their tickets.  The first one stays until it has run."""
+        self._tickets = itertools.count(1)
+        self._current = 0
+        """The ticket of the kernel that was begun last."""
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        """Wakes an idle worker."""
+        self._is_idle = False
+        self._wakes: list[_Wake] = []
         self._failure: Failure | None = None
-        self._running = threading.Lock()
+        self._running = threading.RLock()
         """Held while a kernel runs; a fork takes it to keep the worker between two kernels."""
+        self._role = threading.RLock()
+        """Held by the thread that runs kernels, for as long as it does so."""
         self._thread: threading.Thread | None = None
         self.is_default = False
         """Whether it is the device's default stream, which computes."""
         self.carries_collectives = False
         """Whether collectives run here, or what has waited for them."""
+        self._leaving: threading.Thread | None = None
+        """A worker that is to end as soon as it has nothing to do."""
         self.is_closed = False
         """Whether kernels run in the thread that submits them, because the process ends."""
         _engines.add(self)
+
+    @property
+    def submitted(self) -> int:
+        """The last ticket that was given out."""
+        try:
+            return int(self._queue[-1][1])
+        except IndexError:
+            return self.finished
 
     def depend_on(self, engine: Engine, ticket: int) -> None:
         """Run what is queued from now on after another engine's kernel with that ticket."""
@@ -137,6 +170,8 @@ class Engine:
         """Whether kernels queued here from now on are certain to run after that one."""
         return engine is self or engine.finished >= ticket or self.clock[engine] >= ticket
 
+    # --- waiting --------------------------------------------------------------------------------------------
+
     def wait(self, ticket: int | None = None, call: standin.Call | None = None) -> None:
         """Block the calling thread until that kernel, or everything queued so far, has run; raise the first failure.
 
@@ -155,110 +190,176 @@ class Engine:
         if failure is not None and not failure.is_reported:
             failure.reach_host(at_once=at_once)
 
+    def runs_here(self) -> bool:
+        """Whether the calling thread is the one that runs what is queued here."""
+        return _workers.get(threading.get_ident()) is self
+
     def _block(self, ticket: int) -> None:
         if self.finished >= ticket:
             return
-        with self._changed:
-            self._wait_until(lambda: self.finished >= ticket)
+        own = _workers.get(threading.get_ident())
+        if own is not None:
+            own._block_meanwhile(self, ticket)
+        elif self.is_closed:
+            self._run_here(ticket)
+        else:
+            self._sleep(ticket)
 
-    def _wait_until(self, is_so: Callable[[], bool]) -> None:
-        self._waiters += 1  # before looking: the worker looks for waiters after it has finished a kernel
+    def _sleep(self, ticket: int, limit_s: float = -1) -> None:
+        if self.finished >= ticket:
+            return
+        gate = threading.Lock()
+        gate.acquire()
+        wake = self.wake(ticket, gate.release)
         try:
-            while not is_so():
-                self._changed.wait()
+            gate.acquire(timeout=limit_s)  # a signal's handler may run meanwhile, and raise
         finally:
-            self._waiters -= 1
+            self.leave(wake)
 
-    def wake(self, ticket: int, gate: standin.Gate) -> None:
-        """Open that gate by one as soon as that kernel has run."""
-        entry = (ticket, gate)
-        self._gates.append(entry)  # before looking, too
-        if self.finished >= ticket and self._forget(entry):
-            standin.open_by_one(gate)
+    def _block_meanwhile(self, engine: Engine, ticket: int) -> None:
+        """Wait on this engine's own thread, where Python has chosen to run a finalizer of the program's."""
+        if not engine.is_of_device:
+            engine._sleep(ticket)
+            return
+        if self._current > self.finished:
+            raise SimulationError(
+                "a finalizer waits for the simulated device while Python runs it in the middle of the device's own "
+                "work, which cannot go on before the finalizer returns; free the object where the program uses it, "
+                "instead of leaving it to the garbage collector"
+            )
+        while engine.finished < ticket:
+            if self._queue:
+                self._run_next()
+            else:
+                engine._sleep(ticket, _POLL_S)
 
-    def _forget(self, entry: tuple[int, standin.Gate]) -> bool:
-        """Return whether it was still there: who takes an entry out opens its gate."""
+    def wake(self, ticket: int, call: Callable[[], object]) -> _Wake:
+        """Call that as soon as the kernel has run, once; return what :meth:`leave` takes."""
+        wake = (ticket, call)
+        self._wakes.append(wake)  # before looking: the worker looks for these after it has finished a kernel
+        if self.finished >= ticket and self.leave(wake):
+            call()
+        return wake
+
+    def leave(self, wake: _Wake) -> bool:
+        """Take back a :meth:`wake` and return whether it was still there: who takes one out makes the call."""
         try:
-            self._gates.remove(entry)
+            self._wakes.remove(wake)
         except ValueError:
             return False
         return True
 
-    def _open_gates(self) -> None:
-        for entry in tuple(self._gates):
-            if entry[0] <= self.finished and self._forget(entry):
-                standin.open_by_one(entry[1])
+    def _wake_waiting(self) -> None:
+        for wake in tuple(self._wakes):
+            if wake[0] <= self.finished and self.leave(wake):
+                wake[1]()
 
-    def leave(self, ticket: int, gate: standin.Gate) -> None:
-        """Take back a :meth:`wake`."""
-        self._forget((ticket, gate))
+    # --- queueing -------------------------------------------------------------------------------------------
 
-    def submit(self, entry: Callable[[], object] | _Dependency) -> int:
+    def submit(self, entry: _Entry) -> int:
         """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
-        with self._changed:
+        if len(self._queue) >= QUEUE_LIMIT:
+            self._wait_for_room()
+        numbered: list[Any] = [entry]
+        # In one call of C, so that the queue is in the order of the tickets whatever comes in between: adds the next
+        # ticket to the entry, and that to the queue.
+        self._queue.extend(map(operator.iadd, (numbered,), zip(self._tickets)))
+        if self._is_idle:
+            self._bell.put(None)
+        ticket: int = numbered[1]
+        if self._thread is None:
             if self.is_closed:
-                self.submitted += 1
-                self._execute(entry)
-                return self.submitted
-            if self._thread is None:
-                self._thread = AgentThread(target=self._work, name=self.name)
-                self._thread.start()
-            if self.submitted - self.finished >= QUEUE_LIMIT:
-                self._wait_until(lambda: self.submitted - self.finished < QUEUE_LIMIT)
-            self._queue.append(entry)
-            self.submitted += 1
-            if self._idle:
-                self._changed.notify_all()
-            return self.submitted
+                self._run_here(ticket)
+            else:
+                # Several at once do no harm: only one of them gets to run kernels.
+                AgentThread(target=self._work, name=self.name).start()
+        return ticket
+
+    def _wait_for_room(self) -> None:
+        if not self.is_closed and threading.get_ident() not in _workers:
+            self._sleep(self.submitted - QUEUE_LIMIT + 1)
+
+    def retire(self) -> None:
+        """Run what is queued and end the thread; a later kernel starts another."""
+        self._block(self.submitted)
+        self._leaving = thread = self._thread
+        self._bell.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def forget_thread(self) -> None:
+        """In a child process, which its parent's threads are not in."""
+        self._wakes.clear()
+        self._role, self._bell, self._thread, self._is_idle = threading.RLock(), SimpleQueue(), None, False
+
+    # --- on the worker --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        try:
-            have_room_for_errors()
-            self._run_kernels()
-        except BaseException as error:  # between two kernels: no memory, or an exception that another thread has sent
-            with self._changed:
+        own = threading.get_ident()
+        while self._role.acquire(blocking=False):
+            try:
+                self._thread = threading.current_thread()
+                _workers[own] = self
+                have_room_for_errors()
+                self._run_kernels()
+            except BaseException as error:  # between two kernels: no memory, or an exception that a thread has sent
                 self._keep(Failure(error, f"the worker of {self.name}"))
-                self._queue.clear()
-                self.finished = self.submitted
-                self._thread = None
-                self._changed.notify_all()
-            self._open_gates()
+                while self._queue:
+                    self.finished = self._queue.popleft()[1]
+                self._wake_waiting()
+            finally:
+                self._thread = None  # the next kernel starts another
+                _workers.pop(own, None)
+                self._role.release()
+            if not self._queue:  # after that: a kernel may have come before it
+                return
 
     def _run_kernels(self) -> None:
         """Compute on plain CPU tensors; the queueing thread has done everything above that already."""
         torch.set_grad_enabled(False)
         torch.get_num_threads()  # torch applies the process's setting to a thread when it is asked; MKL would not ask
-        queue, changed = self._queue, self._changed
+        queue, run_next = self._queue, self._run_next
         with _BelowAutograd():
             while True:
-                with changed:
-                    while not queue:
-                        self._idle = True
-                        if not changed.wait(Engine.idle_limit_s) and not queue:
-                            queue.append(None)
-                    self._idle = False
-                    entry = queue.popleft()
-                    if entry is None:
-                        if queue:
-                            continue
-                        self._thread = None  # the next kernel starts another
-                        return
-                self._execute(entry)
-                # A kernel holds its arguments: release them before waiting for the next one.
-                del entry
-                if self._gates:
-                    self._open_gates()
-                if self._waiters:
-                    with changed:
-                        changed.notify_all()
+                while queue:
+                    run_next()
+                if not self._await_kernel():
+                    return
 
-    def _execute(self, entry: Callable[[], object] | _Dependency) -> None:
+    def _await_kernel(self) -> bool:
+        """Sleep until there is a kernel, and return whether there is: else the thread is to end."""
+        self._is_idle = True  # before looking: who queues a kernel looks at this afterwards
+        try:
+            if not self._queue:
+                self._bell.get(timeout=Engine.idle_limit_s)
+        except Empty:
+            return bool(self._queue)
+        finally:
+            self._is_idle = False
+        return bool(self._queue) or self._leaving is not self._thread
+
+    def _run_next(self) -> None:
+        """Run the first kernel in the queue."""
+        queue = self._queue
+        numbered = queue[0]
+        entry, self._current = numbered
+        if self._current > self.finished:
+            self._execute(entry)
+            self.finished = numbered[1]
+        if queue and queue[0] is numbered:
+            queue.popleft()
+        # A kernel holds its arguments: release them before anyone goes on.
+        del entry, numbered
+        if self._wakes:
+            self._wake_waiting()
+
+    def _execute(self, entry: _Entry) -> None:
         try:
             if isinstance(entry, _Dependency):
                 # Not under the lock: a fork that has paused the other engine must not wait for this one.
                 began_ns = time.perf_counter_ns()
-                entry.engine._block(entry.ticket)
+                entry.engine._sleep(entry.ticket)
                 if entry.joined_ns is not None:
                     waits.joined(entry.joined_ns, time.perf_counter_ns() - began_ns)
             else:
@@ -266,22 +367,15 @@ class Engine:
                     entry()
         except BaseException as error:
             self._keep(failure_of(error))
-        self.finished += 1
+
+    def _run_here(self, ticket: int) -> None:
+        with self._role:
+            while self._current <= self.finished < ticket:
+                self._run_next()
 
     def _keep(self, failure: Failure) -> None:
         if self._failure is None or self._failure.is_reported:
             self._failure = failure
-
-    def retire(self) -> None:
-        """Run what is queued and end the thread; a later kernel starts another."""
-        self._block(self.submitted)
-        with self._changed:
-            thread = self._thread
-            if thread is not None:
-                self._queue.append(None)
-                self._changed.notify_all()
-        if thread is not None:
-            thread.join()
 
 
 def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = None) -> None:
@@ -291,7 +385,7 @@ def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = No
     """
     refuse_if_forked()
     marks = tuple(marks)
-    if call is None or not standin.is_there():
+    if call is None or not standin.is_there() or threading.get_ident() in _workers:
         for engine, ticket in marks:
             engine._block(ticket)
     else:
@@ -304,15 +398,16 @@ def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = No
 
 def _sleep_in(call: standin.Call, marks: list[tuple[Engine, int]]) -> None:
     gate = standin.Gate(len(marks)) if marks else standin.OPEN
+    wakes: list[tuple[Engine, _Wake]] = []
     try:
         for engine, ticket in marks:
-            engine.wake(ticket, gate)
+            wakes.append((engine, engine.wake(ticket, functools.partial(standin.open_by_one, gate))))
         while not standin.sleep(gate, call):
             refuse_if_forked()  # a signal's handler may have forked
             call = standin.rest_of(call)
     except BaseException:  # whatever a signal's handler has raised
-        for engine, ticket in marks:
-            engine.leave(ticket, gate)
+        for engine, wake in wakes:
+            engine.leave(wake)
         raise
 
 
@@ -320,6 +415,8 @@ WAITING = (wait_for.__code__, Engine._block.__code__)
 """What a thread is in while it waits for kernels."""
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_workers: dict[int, Engine] = {}
+"""By the thread's number: whose kernels it runs."""
 _paused: list[Engine] = []
 _forked = False
 
@@ -364,10 +461,11 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _forked
     _after_fork_in_parent()
-    for engine in all_engines():
-        engine._gates.clear()
+    _workers.clear()
     # The worker threads did not come along.  A parent that never used the device leaves its child free to.
-    _forked = _forked or any(engine.submitted for engine in _engines)
+    _forked = _forked or any(engine.submitted for engine in _engines if engine.is_of_device)
+    for engine in all_engines():
+        engine.forget_thread()
 
 
 atexit.register(_close_all)

@@ -17,6 +17,7 @@ from syncagent.rules import table
 from syncagent.rules.rule import Rule
 from syncagent.simulate import precision
 from syncagent.simulate.devices import META
+from syncagent.simulate.failures import attempt
 from syncagent.simulate.memory import Placement, flatten, layout_of, on_each
 from syncagent.simulate.requirements import ON_INSTANCES, aten, find, note_loss
 
@@ -118,9 +119,8 @@ class OpFacts:
         if key in _same_on_zeros:
             return None
         if not _says_that_values_decide(error):
-            try:
-                trial = _called_with(_zeros, self.op, kept, named)
-            except Exception:
+            trial, refused = attempt(lambda: _called_with(_zeros, self.op, kept, named))
+            if refused is not None:
                 return None  # it does not take zeros: nothing is known, and nothing is made up
             if on_each(_seen_by_host, _as_list(trial)) == sizes:
                 if len(_same_on_zeros) < _TRIALS_REMEMBERED:
@@ -175,22 +175,21 @@ def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
     Arguments are placements, CPU tensors and plain values.  With ``check_types`` raise what the CPU's kernel says of
     their types, which CUDA says at once, too.
     """
+    key: Any
     try:
-        key = (op, _key(args, top=True), tuple((name, _key(value)) for name, value in kwargs.items()))
+        key = _key_of_call(op, args, kwargs)
         found = _shapes.get(key, _shapes)
     except TypeError:  # an argument that cannot be hashed
+        if attempt(lambda: hash(_key_of_call(op, args, kwargs)))[1] is None:
+            raise
         key, found = None, _shapes
     if found is _shapes:  # the one value that it cannot hold
         if check_types:
             _refuse_types(op, args, kwargs)
-        try:
-            result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
-            if op is aten.convolution.default:
-                result = _in_its_format(result, args)
-            found = on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
-        except NotImplementedError:
+        found, error = attempt(lambda: _tried_on_meta(op, args, kwargs))
+        if isinstance(error, NotImplementedError):
             found = UnknownShapeError
-        except Exception as error:
+        elif error is not None:
             # Not remembered: most likely the program's own mistake, for which the CPU's kernel has a message.
             raise UnknownShapeError from error
         if key is not None:
@@ -200,6 +199,17 @@ def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
     if found is UnknownShapeError:
         raise UnknownShapeError
     return found
+
+
+def _key_of_call(op: Any, args: Any, kwargs: Any) -> Any:
+    return op, _key(args, top=True), tuple([(name, _key(value)) for name, value in kwargs.items()])
+
+
+def _tried_on_meta(op: Any, args: Any, kwargs: Any) -> Any:
+    result = _called_with(_zeros if op in _DIFFERENT_ON_META else on_meta, op, args, kwargs)
+    if op is aten.convolution.default:
+        result = _in_its_format(result, args)
+    return on_each(lambda x: layout_of(x) if isinstance(x, torch.Tensor) else x, result)
 
 
 _MOST_TRIED = {False: 1 << 20, True: 1 << 14}
@@ -221,11 +231,9 @@ def _refuse_types(op: Any, args: Any, kwargs: Any) -> None:
     is_usual = len(set(types)) == 1 and types[0].is_floating_point
     if sum(math.prod(x.size) for x in layouts) > _MOST_TRIED[is_usual]:
         return
-    try:
-        _called_with(_zeros, precision.compute_of(op), args, kwargs)
-    except Exception as error:
-        if _SAYS_TYPE.search(str(error)):
-            raise
+    _, error = attempt(lambda: _called_with(_zeros, precision.compute_of(op), args, kwargs))
+    if error is not None and _SAYS_TYPE.search(str(error)):
+        raise error
     _accepted.add(key)
 
 

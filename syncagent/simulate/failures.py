@@ -25,6 +25,7 @@ _ASSERTED = re.compile(r"out of (bounds|range)|should be between|probability ten
 
 _HAS_NOTES = sys.version_info >= (3, 11)
 Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 @functools.cache
@@ -119,6 +120,34 @@ _ASYNCHRONOUS = (
 def failure_of(error: BaseException, name: str = "", point: Point | None = None) -> Failure:
     """The failure that an error on a worker stands for: that of another op, or a new one."""
     return error.failure if isinstance(error, OpFailed) else Failure(error, name, point)
+
+
+def attempt(call: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Return what a call without effects returns, or the error of its own that it raises.
+
+    While Python code runs, a signal's handler may raise in the middle of it, and another thread may send it an
+    exception.  Those are the program's, and are raised.  An error of the call's own comes again with the next call.
+    """
+    try:
+        return call(), None
+    except Exception as error:
+        first = error
+    if isinstance(first, Warning):  # torch gives some of its warnings only once
+        return None, first
+    try:
+        call()
+    except Exception as error:
+        if type(error) is type(first):
+            return None, first
+        second = error
+    else:
+        raise first
+    try:
+        call()
+    except Exception as error:
+        if type(error) is type(first):
+            raise second from None
+    raise first
 
 
 # --- tracebacks ----------------------------------------------------------------------------------------------

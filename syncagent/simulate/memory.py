@@ -87,8 +87,9 @@ class Box:
     def address(self) -> int:
         global _next_address
         if not self._address:
-            self._address = _next_address
-            _next_address += (self.nbytes + 511) // 512 * 512 or 512
+            size = (self.nbytes + 511) // 512 * 512 or 512
+            address, _next_address = _next_address, _next_address + size  # in one go: threads and handlers ask as well
+            self._address = self._address or address
         return self._address
 
 

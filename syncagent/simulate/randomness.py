@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import struct
-import threading
 import weakref
 from typing import Any
 
@@ -21,7 +20,6 @@ from syncagent.simulate.failures import all_for_program
 RealGenerator: Any = torch.Generator
 DEFAULT_SEED = 67280421310721  # torch's own default_rng_seed_val
 _MIX_SEED, _MIX_OFFSET = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
-_lock = threading.Lock()
 _tokens = itertools.count(0x51C_A6E27_0000_0000)
 
 
@@ -75,6 +73,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def __init__(self, index: int, seed: int = DEFAULT_SEED, offset: int = 0) -> None:
         self._index, self._seed, self._offset = index, seed, offset
+        self._has_seeded_cudnn = False
         token = next(_tokens)
         super().manual_seed(token)
         _by_token[token] = self
@@ -85,13 +84,18 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def for_one_op(self) -> Any:
         """A fresh CPU generator for one op."""
-        with _lock:
-            self._offset += 4
-            mixed = (self._seed * _MIX_SEED + self._offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
+        self._offset = offset = self._offset + 4  # in one go: threads and signals' handlers draw as well
+        mixed = (self._seed * _MIX_SEED + offset * _MIX_OFFSET) & 0x7FFF_FFFF_FFFF_FFFF
         return RealGenerator().manual_seed(mixed)
+
+    def seeds_cudnn(self) -> bool:
+        """Whether cuDNN is to seed the dropout of its recurrent layers: once after each change of this generator."""
+        is_due, self._has_seeded_cudnn = not self._has_seeded_cudnn, True
+        return is_due
 
     def manual_seed(self, seed: int) -> CudaGenerator:
         self._seed, self._offset = seed & (2**64 - 1), 0
+        self._has_seeded_cudnn = False
         return self
 
     def seed(self) -> int:
@@ -108,6 +112,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
         if state.dtype != torch.uint8 or state.numel() != 16:
             raise RuntimeError("RNG state is wrong size")
         self._seed, self._offset = struct.unpack("<QQ", bytes(state.tolist()))
+        self._has_seeded_cudnn = False
         return self
 
     def get_offset(self) -> int:
@@ -115,6 +120,7 @@ class CudaGenerator(RealGenerator):  # type: ignore[misc]  # RealGenerator is An
 
     def set_offset(self, offset: int) -> None:
         self._offset = offset
+        self._has_seeded_cudnn = False
 
     def clone_state(self) -> CudaGenerator:
         return CudaGenerator(self._index, self._seed, self._offset)

@@ -25,6 +25,10 @@ from syncagent.support.threads import AgentThread
 
 _COMPUTED = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _CUDNN_TYPES = frozenset({torch.float16, torch.float32, torch.float64})
+_NAMES = {
+    torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float32: "Float", torch.float64: "Double",
+}  # fmt: skip
+"""What torch's C++ calls the types."""
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """For each kind, how many hidden states wide the weights are."""
 _NO_BACKWARD = "cudnn RNN backward can only be called in training mode"
@@ -62,6 +66,15 @@ def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> 
     setting = _Setting(*numbers, *([False] if is_packed else []))
     states = as_list(states)
     tensors = [source, *states, *parameters]
+    _refuse_other_devices(source, states, parameters)
+    is_cudnn = torch.backends.cudnn.enabled and source.dtype in _CUDNN_TYPES and source.numel() > 0
+    if is_cudnn and isinstance(batch_sizes, SimulatedTensor):
+        raise RuntimeError(f"batch_sizes tensor should be on CPU, but got {batch_sizes.device}")
+    is_dropped = is_cudnn and setting.dropout > 0 and setting.train and type(source) is SimulatedTensor
+    if is_dropped and randomness.default_generator(source._sim.index).seeds_cudnn():
+        torch.empty((), dtype=torch.int64, device=source.device).random_().item()
+    if is_cudnn:
+        _refuse_as_cudnn(source, states)
     if (
         not _are_alike(tensors)
         or not source.numel()
@@ -86,7 +99,6 @@ def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> 
             return run_layers(op, setting, *parts)
         return _with_dropout(functools.partial(run_layers, op), setting, seed, *parts)
 
-    is_cudnn = torch.backends.cudnn.enabled and source.dtype in _CUDNN_TYPES
     return Call(
         facts,
         compute,
@@ -95,6 +107,29 @@ def _layers(kind: str, is_packed: bool, facts: OpFacts, args: Sequence[Any]) -> 
         no_backward=_NO_BACKWARD if is_cudnn and not setting.train else "",
         no_second_backward=_NO_SECOND_BACKWARD if is_cudnn else "",
     )
+
+
+def _refuse_other_devices(source: Any, states: Sequence[Any], parameters: Sequence[Any]) -> None:
+    for name, tensors in (("hidden", states), ("parameter", parameters)):
+        for x in tensors:
+            if x.device != source.device:
+                raise RuntimeError(
+                    f"Input and {name} tensors are not at the same device, found input tensor at {source.device} and "
+                    f"{name} tensor at {x.device}"
+                )
+
+
+def _refuse_as_cudnn(source: Any, states: Sequence[Any]) -> None:
+    """Raise what torch says of the states before it hands them to cuDNN; its other kernels take them."""
+    for x in states:
+        if x.dtype != source.dtype:
+            raise RuntimeError(
+                "Input and hidden tensors are not the same dtype, found input tensor with "
+                f"{_NAMES.get(source.dtype)} and hidden tensor with {_NAMES.get(x.dtype, x.dtype)}"
+            )
+    for name, x in zip(("hx", "cx"), states, strict=False):
+        if not x.is_contiguous():
+            raise RuntimeError(f"rnn: {name} is not contiguous")
 
 
 @functools.cache

@@ -102,7 +102,8 @@ class Reducer:
     ) -> None:
         if any(expect_sparse_gradients or ()):
             raise SimulationError(
-                "DistributedDataParallel with sparse gradients is not simulated; use nn.Embedding(sparse=False)"
+                "DistributedDataParallel with sparse gradients is not simulated, and NCCL has no all_reduce for them "
+                "either; give nn.Embedding and nn.EmbeddingBag sparse=False"
             )
         self._parameters = list(parameters)
         self._group = process_group

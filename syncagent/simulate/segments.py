@@ -150,6 +150,10 @@ class OfDevice:
         """Bytes."""
         return self._figures["all"].allocated_bytes.current
 
+    def refuse(self) -> None:
+        """Note that there was no room for an allocation."""
+        self.refused += 1
+
     def take(self, number: int, nbytes: int) -> None:
         size = -(-nbytes // _BLOCK) * _BLOCK
         pool = self._pools[size <= SMALL]

@@ -281,12 +281,15 @@ def _pack(_facts: OpFacts, args: Any, _kwargs: Any) -> Any:
     source, lengths = args[0], args[1]
     if isinstance(lengths, SimulatedTensor):
         raise RuntimeError(  # noqa: TRY004 - as torch
-            "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor"
+            f"'lengths' argument should be a 1D CPU int64 tensor, but got {lengths.dim()}D {lengths.device} "
+            f"{lengths.type().rpartition('.')[2].removesuffix('Tensor')} tensor"
         )
-    padded = source.transpose(0, 1) if len(args) > 2 and args[2] else source  # batch_first
-    longest = int(lengths[0])
-    batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(longest)], dtype=torch.int64)
-    data = torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])
+    batch_first = bool(len(args) > 2 and args[2])
+    # torch checks the lengths on the host; the numbers of one feature are enough for it.
+    shape = (*source.shape[:2], 1) if source.numel() else source.shape
+    _, batch_sizes = aten._pack_padded_sequence.default(torch.zeros(()).expand(shape), lengths, batch_first)
+    padded = source.transpose(0, 1) if batch_first else source
+    data = torch.cat([steps[:n] for steps, n in zip(padded.unbind(), batch_sizes.tolist(), strict=False)])
     return data, batch_sizes
 
 

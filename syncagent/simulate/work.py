@@ -12,6 +12,7 @@ import torch
 
 from syncagent.errors import SimulationWarning
 from syncagent.simulate import standin
+from syncagent.simulate.failures import attempt
 from syncagent.simulate.memory import Layout, Placement, flatten
 from syncagent.simulate.timing import Work
 
@@ -152,13 +153,14 @@ def _flops(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], results: Seq
     if formula is None:
         return 0
     shapes = [_shape(x) for x in results]
-    try:
-        counted = formula(
+    counted, error = attempt(
+        lambda: formula(
             *map(_shape, args),
             **{name: _shape(x) for name, x in kwargs.items()},
             out_val=shapes[0] if len(shapes) == 1 else shapes,
         )
-    except Exception as error:
+    )
+    if counted is None:
         said = f"{op}: torch cannot count the operations of this call ({type(error).__name__}: {error})"
         warnings.warn(f"{said}; its modelled time comes from its bytes alone", SimulationWarning, stacklevel=2)
         return 0

@@ -159,6 +159,33 @@ def test_dropout_draws_from_the_devices_generator_and_leaves_the_cpus_alone():
     assert torch.equal(model(source)[0], model(source)[0])
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout after all but last")
+def test_cudnn_reads_the_seed_of_its_dropout_once_for_each_seed_of_the_device(kind, layers, observed):
+    model, source = kind(5, 6, layers, dropout=0.5).cuda(), torch.rand(4, 3, 5, device="cuda")
+
+    def waits(call):
+        observed.clear()
+        call()
+        return observed.waits
+
+    once = [("aten::_local_scalar_dense", "scalar_read")]
+    torch.cuda.manual_seed(1)
+    assert waits(lambda: model.eval()(source)) == []
+    model.train()
+    with torch.backends.cudnn.flags(enabled=False):
+        assert waits(lambda: model(source)) == []
+    assert waits(lambda: model(source)) == once
+    assert waits(lambda: model(source)) == []
+    state = torch.cuda.get_rng_state()
+    torch.cuda.set_rng_state(state)
+    assert waits(lambda: model(source)) == once
+    without = kind(5, 6, 2).cuda()
+    torch.cuda.manual_seed(1)
+    assert waits(lambda: without(source)) == []
+
+
 def test_dropout_drops_the_part_that_it_should_and_scales_the_rest():
     """Weights that pass the first layer's outputs on show the mask: each is zero, or doubled."""
     model = nn.RNN(64, 64, 2, dropout=0.25, nonlinearity="relu", bias=False).cuda()
@@ -297,6 +324,76 @@ def test_tensors_that_do_not_fit_together_raise_at_the_call(change):
     torch.cuda.synchronize()
 
 
+STATE = torch.zeros(2, 3, 6)
+
+
+PACKED = lambda m, x: torch.gru(  # noqa: E731
+    x.reshape(12, 5), torch.tensor([3] * 4, device="cuda"), STATE.cuda(), list(m.parameters()), True, 2, 0, True, False
+)
+ELSEWHERE = "Input and {0} tensors are not at the same device, found input tensor at {1} and {0} tensor at {2}"
+OTHER = "Input and hidden tensors are not the same dtype, found input tensor with Float and hidden tensor with Half"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda m, x: m(x, STATE), ELSEWHERE.format("hidden", "cuda:0", "cpu")),
+        (lambda m, x: m(x.cpu()), ELSEWHERE.format("parameter", "cpu", "cuda:0")),
+        (lambda m, x: m(x, STATE.cuda().half()), OTHER),
+        (lambda m, x: m(x, STATE.cuda().transpose(0, 1).contiguous().transpose(0, 1)), "rnn: hx is not contiguous"),
+        (PACKED, "batch_sizes tensor should be on CPU, but got cuda:0"),
+    ],
+)
+def test_what_cudnn_does_not_take_is_refused_in_torchs_words(call, error):
+    with pytest.raises(RuntimeError) as caught:
+        call(nn.GRU(5, 6, 2).cuda(), torch.rand(4, 3, 5, device="cuda"))
+    assert str(caught.value) == error
+
+
+def test_a_cell_state_that_is_not_contiguous_is_refused_and_torchs_own_kernels_take_it():
+    model, source = nn.LSTM(5, 6, 2).cuda(), torch.rand(4, 3, 5, device="cuda")
+    states = torch.zeros(2, 3, 6, device="cuda"), torch.zeros(3, 2, 6, device="cuda").transpose(0, 1)
+    with pytest.raises(RuntimeError, match="rnn: cx is not contiguous"):
+        model(source, states)
+    expected = model(source)[0]
+    with torch.backends.cudnn.flags(enabled=False):
+        assert torch.equal(model(source, states)[0], expected)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [4, 1, 0], [4, 1], [5, 2, 1], [4, 3, 1]])
+def test_lengths_are_checked_as_on_the_cpu(lengths, is_sorted):
+    found = []
+    source = torch.rand(4, 3, 5)
+    for x in (source, source.cuda()):
+        try:
+            packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=is_sorted)
+            found.append((packed.data.tolist(), packed.batch_sizes.tolist()))
+        except (RuntimeError, IndexError) as error:
+            found.append(str(error))
+    assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_lengths_on_the_device_are_refused(is_sorted):
+    source = torch.rand(4, 3, 5, device="cuda")
+    with pytest.raises(RuntimeError, match="should be a 1D CPU int64 tensor, but got 1D cuda:0 Long tensor"):
+        pack_padded_sequence(source, torch.tensor([4, 3, 1], device="cuda"), enforce_sorted=is_sorted)
+
+
+def test_what_waits_when_a_batch_is_packed_is_the_copy_of_its_order(observed):
+    source = torch.rand(4, 3, 5, device="cuda")
+    observed.clear()
+    packed = pack_padded_sequence(source, [4, 3, 1])
+    pad_packed_sequence(packed)
+    assert observed.waits == []
+    packed = pack_padded_sequence(source, [4, 1, 3], enforce_sorted=False)
+    assert [kind for _, kind in observed.waits] == ["copy_h2d"]
+    observed.clear()
+    pad_packed_sequence(packed)
+    assert [kind for _, kind in observed.waits] == ["copy_d2h"]
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_transforms_of_functions_see_the_parts():
     torch.manual_seed(0)
@@ -317,6 +414,7 @@ def test_an_empty_batch_gives_what_torch_gives():
 def test_nothing_here_waits(observed):
     internal = simulate.internal_waits()
     model, source = nn.LSTM(5, 6, 2, dropout=0.5).cuda(), torch.rand(4, 3, 5, device="cuda")
+    model(source)  # cuDNN has the seed of its dropout from then on
     observed.clear()
     model(source)[0].sum().backward()
     assert observed.ops == []

@@ -1535,6 +1535,7 @@ static void *train_again_and_again(void *number) {
     if (joins % 8 == 0) pause_ms(1);
   }
   joins_made += joins;
+  train->destroy(done[0]), train->destroy(done[1]);
   return NULL;
 }
 

@@ -23,6 +23,7 @@ from syncagent.events import Phase, SyncKind
 from syncagent.native import NUMBER
 from syncagent.policy import Policy
 from syncagent.policy.scopes import Numbers, in_force, open_reaches, open_scopes, scopes_by_thread
+from syncagent.recording.collectives import CollectiveWaits
 from syncagent.recording.looks import OF_PROCESS, Looker
 from syncagent.recording.records import (
     SETTING_UP,
@@ -65,6 +66,8 @@ class Recorder:
         self.looker = Looker(self.locator)
         self.waits = DriverWaits(current_step)
         """What the driver sensor has seen and no other sensor has named."""
+        self.collectives = CollectiveWaits()
+        """How long the GPU has waited for other ranks."""
         self.current_step = current_step
         self.policy: Policy | None = None
         """Judges each sync before the wait and after it; it may raise."""

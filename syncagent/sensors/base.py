@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from syncagent.attribution import ranks
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,6 +35,8 @@ class Conditions:
     """Whether ``copies`` was left to the policy, so that a change of the policy changes it as well."""
     modelled: str | None = None
     """The GPU whose times are modelled on the simulated device."""
+    ranks: int = 1
+    """How many processes the job has, as far as the launcher says."""
 
     @property
     def overhead_of_steps(self) -> float:
@@ -55,6 +59,7 @@ class Conditions:
             "off" if settings.samples_steps else settings.copies_timed,
             settings.copies is None,
             settings.modelled_gpu,
+            ranks.read().world_size or 1,
         )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from syncagent.report.model import SensorStatus
+from syncagent.sensors.collectives import CollectiveSensor
 from syncagent.sensors.copies import CopyWatch
 from syncagent.sensors.driver import DriverSensor
 from syncagent.sensors.explicit import ExplicitSensor
@@ -31,6 +32,7 @@ SENSORS: tuple[type[Sensor], ...] = (
     ExplicitSensor,
     MonitoredSensor,
     ModeSensor,
+    CollectiveSensor,  # behind the driver's, whose library it uses
 )
 """One line for each, in the order in which they start and reports list them."""
 
@@ -62,12 +64,23 @@ class SensorSet:
                 if isinstance(sensor, (KernelSensor, ModeSensor, SimulatedSensor)):
                     sensor.explains = self._explained
         self._drivers = [sensor for sensor in self._sensors if isinstance(sensor, DriverSensor)]
+        self._collectives = [sensor for sensor in self._sensors if isinstance(sensor, CollectiveSensor)]
         self._final: tuple[SensorStatus, ...] | None = None
 
     def look_for_new_code(self, *, now: bool = False) -> None:
         """Have the driver sensor look for what was loaded since: twice a second at most, or ``now``."""
         for driver in self._drivers:
             driver.walk(now=now)
+
+    def take_waits_for_collectives(self) -> None:
+        """Have what the GPU has waited for other ranks recorded, as far as it is over; on the agent's own thread."""
+        for collectives in self._collectives:
+            collectives.poll()
+
+    def step_ended(self) -> None:
+        """Have it noted where the training thread, which calls this, has its work done."""
+        for collectives in self._collectives:
+            collectives.step_ended()
 
     def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
         """Start those that watch all threads, or those that watch only the one that calls this.

@@ -69,7 +69,7 @@ class CollectiveSensor(Sensor):
     @property
     def notes(self) -> list[str]:
         counts = self._status()
-        notes = []
+        notes: list[str] = []
         if counts is None:
             return notes
         if counts.joins == native.JOINS_FAILED:

@@ -71,12 +71,14 @@ def test_it_is_there_where_there_are_several_ranks_on_gpus(recorder):
     assert not CollectiveSensor.is_wanted(Conditions(ranks=2, has_cuda=False))
 
 
-def test_the_launcher_says_how_many_ranks_there_are(monkeypatch):
-    settings = sources.load({}, {})
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert Conditions.of(settings).ranks == 8
-    monkeypatch.delenv("WORLD_SIZE")
-    assert Conditions.of(settings).ranks == 1
+@pytest.mark.usefixtures("cpu_device")
+@pytest.mark.parametrize(("world_size", "expected"), [("8", 8), (None, 1)])
+def test_the_launcher_says_how_many_ranks_there_are(monkeypatch, world_size, expected):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    with syncagent.watch() as agent:
+        assert agent.sensors.conditions.ranks == expected
 
 
 def test_waits_that_are_over_are_handed_on(sensor, library, recorder):

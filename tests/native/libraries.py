@@ -37,7 +37,7 @@ CALLERS = {
 }
 """The objects by their names: the runtime that each is linked with, what it is made of, options."""
 TRAININGS = {"libtraining.so": ("a", "libnccl.so.2"), "libtraining-old.so": ("old", "libnccl.so.1")}
-"""Objects that call a runtime and NCCL, by their names."""
+"""Objects that call a runtime and NCCL, by their names; each has an NCCL of its own."""
 
 
 class Caller:
@@ -80,8 +80,7 @@ def compile_into(folder: Path, extra: Sequence[str] = ()) -> Path:
     for made, (runtime, source, options) in CALLERS.items():
         link(made, *options, source, f"libcudart-{runtime}.so")
     for made, (runtime, nccl) in TRAININGS.items():
-        if not (folder / nccl).exists():
-            link(nccl, "nccl.o", f"libcudart-{runtime}.so")
+        link(nccl, "nccl.o", f"libcudart-{runtime}.so")
         link(made, "training.o", f"libcudart-{runtime}.so", nccl)
     _run([*common, f"-I{build.SOURCES}", "-o", "harness", str(HERE / "harness.c"), "-ldl"], folder)
     return folder / "harness"

@@ -1,4 +1,4 @@
-"""The native library, by ctypes: how long threads wait inside the CUDA runtime.
+"""The native library, by ctypes: how long threads wait inside the CUDA runtime, and GPUs for collectives.
 
 `src/syncagent_native.h` says what each function does. Nothing is loaded before `load` is called. The library may be
 missing, and `why_not` says why.
@@ -18,13 +18,25 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
-ABI = 1
+ABI = 2
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libsyncagent_native.so")
 
 MACHINES = ("x86_64", "aarch64")
 
 QUEUE_FULL = 1
 """A wait's flag: an asynchronous copy that only waited for room in the launch queue. That is not a sync."""
+
+DIRECT = 1
+"""A join's flag: NCCL was called on the compute stream itself."""
+
+JOINS_OFF, JOINS_ON, JOINS_WITHOUT_DRIVER, JOINS_FAILED = range(4)
+"""Whether joins are measured: without the driver they will be, once the program uses the GPU; a failure is for good."""
+
+FAILED_AT = (
+    "", "libcuda", "the CUDA context", "cudaGetDevice", "cudaStreamIsCapturing", "cudaThreadExchangeStreamCaptureMode",
+    "cudaEventCreateWithFlags", "cudaEventRecord", "cudaEventQuery", "cudaEventElapsedTime", "cudaDeviceReset",
+)  # fmt: skip
+"""What of the agent's own calls has failed, by `Status.failed_at`; the last one is the program's."""
 
 # Indexes into the view of a slot.
 (
@@ -34,7 +46,9 @@ WORDS = 16
 """How many 64-bit numbers a slot has."""
 
 _WAIT = struct.Struct("=QQQQIIIiII")
+_JOIN = struct.Struct("=QQII")
 _TAKEN_AT_ONCE = 4096
+_JOINS_AT_ONCE = 2048
 _LOOKS_AT_ONCE = 64
 
 _told: list[Callable[[int, FrameType], object]] = []
@@ -68,6 +82,17 @@ class Wait(NamedTuple):
     flags: int
 
 
+class Join(NamedTuple):
+    """A wait of the GPU's compute stream for a collective that is over."""
+
+    moment_ns: int
+    """When the program asked for it, by `time.perf_counter_ns`."""
+    waited_ns: int
+    """How long the stream stood still, by the GPU's clock."""
+    device: int
+    flags: int
+
+
 class Status(NamedTuple):
     """What of the process is patched, and what was lost."""
 
@@ -81,6 +106,17 @@ class Status(NamedTuple):
     threads_without_slot: int
     dropped: int
     looks_told: int
+    hooks: int
+    """Entries for functions of streams, events and collectives that are ours; `entries` are the others."""
+    hooks_missed: int
+    joins: int
+    """`JOINS_OFF` and its like."""
+    joins_measured: int
+    joins_dropped: int
+    failed_at: int
+    """An index into `FAILED_AT`."""
+    failed_with: int
+    """What that function returned."""
 
 
 _STATUS = len(Status.__annotations__)
@@ -121,6 +157,11 @@ class Native:
         self._pending = library.syncagent_pending
         self._pending.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
         self._pending.restype = None
+        self._measure_joins = library.syncagent_measure_joins
+        self._compute_stream = quick.syncagent_compute_stream
+        self._compute_stream.argtypes = [ctypes.c_uint64]
+        self._compute_stream.restype = None
+        self._take_joins = library.syncagent_take_joins
         library.syncagent_function.restype = ctypes.c_char_p
         self.functions: tuple[str, ...] = tuple(
             library.syncagent_function(number).decode() for number in range(library.syncagent_function_count())
@@ -128,6 +169,7 @@ class Native:
         """The names of the functions, by their numbers."""
         self.slot_count: int = library.syncagent_slot_count()
         self._taken = ctypes.create_string_buffer(_WAIT.size * _TAKEN_AT_ONCE)
+        self._joins = ctypes.create_string_buffer(_JOIN.size * _JOINS_AT_ONCE)
         self._look_slots = (ctypes.c_uint32 * _LOOKS_AT_ONCE)()
         self._look_numbers = (ctypes.c_uint64 * _LOOKS_AT_ONCE)()
 
@@ -165,6 +207,22 @@ class Native:
         """Return ended waits, each once, at most 4,096; from one thread at a time."""
         count = self._library.syncagent_take(self._taken, _TAKEN_AT_ONCE)
         return [Wait(*fields[:9]) for fields in _WAIT.iter_unpack(memoryview(self._taken)[: count * _WAIT.size])]
+
+    def measure_joins(self, wanted: bool) -> int:
+        """Measure how long the compute stream waits for collectives, or no longer.
+
+        Returns how many entries are ours for that; -1 while stopped. It is off after a start.
+        """
+        return int(self._measure_joins(int(wanted)))
+
+    def compute_stream(self, handle: int) -> None:
+        """Say whose waits are measured: `torch.cuda.Stream.cuda_stream`; 0 is the default stream."""
+        self._compute_stream(handle)
+
+    def take_joins(self) -> list[Join]:
+        """Return joins that are over, each once, in their order, at most 2,048; from one thread at a time."""
+        count = self._take_joins(self._joins, _JOINS_AT_ONCE)
+        return [Join(*fields) for fields in _JOIN.iter_unpack(memoryview(self._joins)[: count * _JOIN.size])]
 
     def sums(self) -> list[Sum]:
         """Return the sums by the functions' numbers."""

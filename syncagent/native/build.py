@@ -35,7 +35,7 @@ class Library(NamedTuple):
 LIBRARIES: tuple[Library, ...] = (
     Library(
         "libsyncagent_native.so",
-        ("library.c", "patch.c", "runtimes.c", "slots.c", "watcher.c", "wrappers.c"),
+        ("hooks.c", "joins.c", "library.c", "marks.c", "patch.c", "runtimes.c", "slots.c", "watcher.c", "wrappers.c"),
         # Never unloaded, since addresses of its wrappers may be anywhere; nothing is bound lazily inside of a wrapper.
         flags=("-Wl,-z,nodelete", "-Wl,-z,now"),
     ),

@@ -410,6 +410,7 @@ class ProcessAgent(Agent):
         self._buffers.ended_steps.append((step, start_ns, end_ns, self._recorder.user_context()))
         self._recorder.waits.step_ended(step, end_ns)
         self.sensors.look_for_new_code(now=True)
+        self.sensors.step_ended()
         budgets = self._policy.budgets
         if budgets.has_window:
             budgets.step_ended(step, end_ns - start_ns)
@@ -429,6 +430,8 @@ class ProcessAgent(Agent):
         self._report_signal.poll()
         yield_gil()
         self.sensors.look_for_new_code()
+        yield_gil()
+        self.sensors.take_waits_for_collectives()
         yield_gil()
         if self.sensors.sampling is not None:
             self.sensors.sampling.tick()

@@ -37,6 +37,8 @@ class Conditions:
     """The GPU whose times are modelled on the simulated device."""
     several_ranks: bool = False
     """Whether the process is known to be one of several ranks."""
+    collectives: bool = False
+    """Whether the waits for collectives are to be measured on GPUs."""
 
     @property
     def overhead_of_steps(self) -> float:
@@ -60,6 +62,7 @@ class Conditions:
             settings.copies is None,
             settings.modelled_gpu,
             (ranks.read().world_size or 1) > 1,
+            settings.collectives,
         )
 
 

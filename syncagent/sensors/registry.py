@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from syncagent.report.model import SensorStatus
+from syncagent.sensors.collectives import CollectiveSensor
 from syncagent.sensors.copies import CopyWatch
 from syncagent.sensors.driver import DriverSensor
 from syncagent.sensors.explicit import ExplicitSensor
@@ -34,8 +35,12 @@ SENSORS: tuple[type[Sensor], ...] = (
     MonitoredSensor,
     ModeSensor,
     HostTimeSensor,
+    CollectiveSensor,  # behind the driver's, whose library it uses
 )
 """One line for each, in the order in which they start and reports list them."""
+
+OF_RANKS: tuple[type[Sensor], ...] = (HostTimeSensor, CollectiveSensor)
+"""Those of a process that is one of several ranks, which may become known after the start."""
 
 
 EXACT = "driver"
@@ -64,8 +69,6 @@ class SensorSet:
             for sensor in self._sensors:
                 if isinstance(sensor, (KernelSensor, ModeSensor, SimulatedSensor)):
                     sensor.explains = self._explained
-        self.host = next((sensor for sensor in self._sensors if isinstance(sensor, HostTimeSensor)), None)
-        """What looks at the training thread besides its waits, where that is one of several ranks."""
         self._recorder = recorder
         self._drivers = [sensor for sensor in self._sensors if isinstance(sensor, DriverSensor)]
         self._final: tuple[SensorStatus, ...] | None = None
@@ -74,6 +77,25 @@ class SensorSet:
         """Have the driver sensor look for what was loaded since: twice a second at most, or ``now``."""
         for driver in self._drivers:
             driver.walk(now=now)
+
+    @property
+    def host(self) -> HostTimeSensor | None:
+        """What looks at the training thread besides its waits, where that is one of several ranks."""
+        return next((sensor for sensor in self._sensors if isinstance(sensor, HostTimeSensor)), None)
+
+    @property
+    def _collectives(self) -> list[CollectiveSensor]:
+        return [sensor for sensor in self._sensors if isinstance(sensor, CollectiveSensor)]
+
+    def take_waits_for_collectives(self) -> None:
+        """Have what the GPU has waited for other ranks recorded, as far as it is over; on the agent's own thread."""
+        for collectives in self._collectives:
+            collectives.poll()
+
+    def step_ended(self) -> None:
+        """Have it noted where the training thread, which calls this, has its work done."""
+        for collectives in self._collectives:
+            collectives.step_ended()
 
     def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
         """Start those that watch all threads, or those that watch only the one that calls this.
@@ -89,11 +111,12 @@ class SensorSet:
         if self.conditions.several_ranks:
             return
         self.conditions = replace(self.conditions, several_ranks=True)
-        host = HostTimeSensor(self._recorder, self.conditions)
-        self._sensors.append(host)
-        if host.is_wanted(self.conditions):
-            turn_on(host.part, host.start, host.stop)
-        self.host = host
+        for kind in OF_RANKS:
+            if kind.is_listed(self.conditions):
+                sensor = kind(self._recorder, self.conditions)
+                self._sensors = [*self._sensors, sensor]
+                if sensor.is_wanted(self.conditions):
+                    turn_on(sensor.part, sensor.start, sensor.stop)
 
     @property
     def partly(self) -> CopyWatch | StepSampling:

@@ -170,6 +170,13 @@ class Settings:
         False,
         more="`detail` is then `syncs`. See [what each sync costs](cost.md).",
     )
+    collectives: bool = _setting(
+        parsing.flag,
+        "measure how long the GPU of each rank waits for the others in NCCL's collectives",
+        False,
+        more="It is not on by default, since it has not been tried on a GPU yet. On the simulated device it is always "
+        "measured. See [several ranks](ranks.md#which-rank-holds-the-others-up).",
+    )
     cost_steps: int = _setting(parsing.count(1), "how many steps are profiled for `cost`", 5)
     simulate: bool = _setting(
         parsing.flag,
@@ -284,6 +291,7 @@ class Keywords(TypedDict, total=False):
     stacks: bool | None
     user_code: Names | None
     cost: bool | None
+    collectives: bool | None
     cost_steps: int | None
     simulate: bool | None
     simulate_gpu: ModelledGPU | None

@@ -23,11 +23,12 @@
 
 #include "caller.h"
 #include "syncagent_native.h"
+#include "training.h"
 
 /* The thread sanitizer does not know the loader's lock, under which names of objects are made and read.  It forgets that a
    name was written before it lets a callback of dl_iterate_phdr read it, but not its last byte, which is 0. */
 const char *__tsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void) { return "race:is_runtime\nrace:note_runtime\n"; }
+const char *__tsan_default_suppressions(void) { return "race:kind_of_library\nrace:note_library\n"; }
 
 #define UNAVAILABLE 77 /* exit code: this machine cannot run the scenario */
 #define MILLISECOND 1000000u
@@ -57,6 +58,8 @@ static struct {
   void (*pending)(void *, int (*)(void *), uint64_t);
   struct syncagent_slot *(*own_slot)(void), *(*slots)(void);
   const char *(*function)(int);
+  int (*measure_joins)(int), (*take_joins)(struct syncagent_join *, int);
+  void (*compute_stream)(uint64_t);
 } native;
 
 static void *open_object(const char *name) {
@@ -80,6 +83,7 @@ static void open_library(void) {
 #define FIND(NAME) *(void **)&native.NAME = find(library, "syncagent_" #NAME)
   FIND(abi), FIND(start), FIND(walk), FIND(slot_count), FIND(take), FIND(function_count), FIND(next_looks), FIND(stop);
   FIND(status), FIND(sums), FIND(set_looks), FIND(pending), FIND(own_slot), FIND(slots), FIND(function);
+  FIND(measure_joins), FIND(take_joins), FIND(compute_stream);
   EQUAL(native.abi(), SYNCAGENT_ABI);
 }
 
@@ -1058,6 +1062,510 @@ static void calls_that_follow_at_once_are_known(void) {
   native.stop();
 }
 
+/* ---- how long the compute stream stands still for collectives ---- */
+
+#define COMPUTE NULL
+#define NCCL ((void *)16)
+#define SIDE ((void *)32)
+#define OTHER ((void *)48)
+#define DEFAULT_MS 5 /* the collective itself, once all ranks have come to it */
+
+static struct training *train;
+static void *events[8]; /* the program's own */
+
+static struct training *training_of(const char *name) {
+  train = ((struct training * (*)(void)) find(open_object(name), "training"))();
+  for (size_t i = 0; i < sizeof events / sizeof *events; i++) CHECK(train->create(&events[i]) == 0);
+  train->device->takes_ns = DEFAULT_MS * MILLISECOND;
+  train->device->now_ns = UINT64_MAX;
+  return train;
+}
+
+static void measure(void) {
+  training_of("libtraining.so");
+  open_library();
+  native.start(0);
+  EQUAL(status_now().hooks, 0);
+  CHECK(native.measure_joins(1) > 0);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_ON);
+}
+
+static int take_joins(struct syncagent_join *into, int most) {
+  const int contexts = train->device->contexts;
+  const int taken = native.take_joins(into, most);
+  EQUAL(train->device->contexts, contexts);
+  EQUAL(train->device->asked_strictly, 0);
+  return taken;
+}
+
+static int joins_taken(void) {
+  struct syncagent_join joins[64];
+  int all = 0, more;
+  while ((more = take_joins(joins, 64)) > 0) all += more;
+  return all;
+}
+
+static struct syncagent_join take_join(void) {
+  struct syncagent_join joins[2];
+  memset(joins, 0xff, sizeof joins);
+  EQUAL(take_joins(joins, 2), 1);
+  return joins[0];
+}
+
+/* torch's: NCCL's own stream waits for the compute stream, and that one for NCCL's later on. */
+static void begin_reduce(void *from, void *nccl, void *done) {
+  train->record(events[7], from);
+  train->wait(nccl, events[7]);
+  EQUAL(train->all_reduce(nccl), 0);
+  train->record(done, nccl);
+}
+
+static void waits_for_gradients_are_measured(void) {
+  measure();
+  train->works(COMPUTE, 10 * MILLISECOND);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->works(COMPUTE, 2 * MILLISECOND);
+  begin_reduce(COMPUTE, NCCL, events[1]); /* over at 20 ms */
+  EQUAL(joins_taken(), 0);
+  const uint64_t before = now_ns();
+  train->wait(COMPUTE, events[0]); /* from 12 to 15 ms */
+  train->wait(COMPUTE, events[1]);
+  const uint64_t after = now_ns();
+  struct syncagent_join joins[4];
+  EQUAL(take_joins(joins, 4), 2);
+  for (int i = 0; i < 2; i++) {
+    CHECK(before <= joins[i].host_ns && joins[i].host_ns <= after);
+    EQUAL(joins[i].waited_ns, (i == 0 ? 3 : 5) * MILLISECOND);
+    EQUAL(joins[i].device, 0);
+    EQUAL(joins[i].flags, 0);
+  }
+  CHECK(joins[0].host_ns <= joins[1].host_ns);
+  EQUAL(train->busy_until(COMPUTE), 20 * MILLISECOND);
+
+  train->device->others_ns = 100 * MILLISECOND; /* the other ranks are late */
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->device->device = 3;
+  train->wait(COMPUTE, events[0]);
+  struct syncagent_join join = take_join();
+  EQUAL(join.waited_ns, 85 * MILLISECOND);
+  EQUAL(join.device, 3);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->works(COMPUTE, 100 * MILLISECOND); /* hidden behind other work */
+  train->wait(COMPUTE, events[0]);
+  EQUAL(take_join().waited_ns, 0);
+  EQUAL(status_now().joins_measured, 4);
+  EQUAL(status_now().joins_dropped, 0);
+  EQUAL(train->peek(), 0);
+  EQUAL(take_all(), 0); /* none of this is a wait of the host */
+}
+
+static void other_streams_are_not_collectives(void) {
+  measure();
+  train->record(events[0], SIDE); /* a copy, before any collective ... */
+  train->wait(COMPUTE, events[0]);
+  begin_reduce(COMPUTE, NCCL, events[1]);
+  train->record(events[0], SIDE); /* ... and after one */
+  train->wait(COMPUTE, events[0]);
+  train->record(events[2], COMPUTE); /* the compute stream itself is never behind one */
+  train->wait(SIDE, events[2]);
+  train->record(events[0], SIDE);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 0);
+  EQUAL(status_now().joins_measured, 0);
+  train->wait(COMPUTE, events[1]);
+  EQUAL(joins_taken(), 1);
+}
+
+static void events_recorded_anew_lose_their_mark(void) {
+  measure();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->record(events[0], SIDE);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 0);
+  train->record_with_flags(events[0], NCCL);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+  train->wait(COMPUTE, events[0]); /* it has waited for this one already */
+  EQUAL(joins_taken(), 0);
+  train->record(events[0], NCCL); /* nothing has come to that stream since */
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 0);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  begin_reduce(COMPUTE, NCCL, events[1]);
+  train->wait(COMPUTE, events[0]);
+  train->record(events[0], NCCL); /* the second one is still to be waited for */
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 2);
+}
+
+/* FSDP2: the copy into the buffer, NCCL and the copy out of it have a stream each. */
+static void chains_of_streams_are_followed(void) {
+  measure();
+  for (int layer = 0; layer < 3; layer++) {
+    train->record(events[0], COMPUTE);
+    train->wait(SIDE, events[0]);
+    train->record(events[1], SIDE);
+    train->wait(NCCL, events[1]);
+    EQUAL(train->all_gather(NCCL), 0);
+    train->record(events[2], NCCL);
+    train->wait(SIDE, events[2]);
+    train->works(SIDE, MILLISECOND);
+    train->record(events[3], SIDE);
+    EQUAL(joins_taken(), 0);
+    train->wait(COMPUTE, events[3]);
+    EQUAL(take_join().waited_ns, 6 * MILLISECOND);
+    train->record(events[4], SIDE); /* once it has been waited for, the side stream is as any other */
+    train->wait(COMPUTE, events[4]);
+    EQUAL(joins_taken(), 0);
+  }
+  EQUAL(train->all_gather(SIDE), 0); /* newer torch: NCCL on the stream that is current */
+  train->record(events[3], SIDE);
+  train->wait(COMPUTE, events[3]);
+  EQUAL(take_join().waited_ns, DEFAULT_MS * MILLISECOND);
+}
+
+static void collectives_on_the_compute_stream_are_measured(void) {
+  measure();
+  train->works(COMPUTE, MILLISECOND);
+  train->device->others_ns = 8 * MILLISECOND;
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  struct syncagent_join join = take_join();
+  EQUAL(join.waited_ns, (7 + DEFAULT_MS) * MILLISECOND);
+  EQUAL(join.flags, SYNCAGENT_DIRECT);
+
+  train->group_start(); /* one join for all of a group */
+  train->group_start();
+  train->send(COMPUTE);
+  train->receive(COMPUTE);
+  train->group_end();
+  EQUAL(joins_taken(), 0);
+  train->group_end();
+  join = take_join();
+  EQUAL(join.waited_ns, 2 * DEFAULT_MS * MILLISECOND);
+  EQUAL(join.flags, SYNCAGENT_DIRECT);
+
+  train->group_start();
+  train->group_end();
+  EQUAL(joins_taken(), 0);
+  train->device->nccl_result = 7; /* still in progress, or failed */
+  EQUAL(train->all_reduce(COMPUTE), 7);
+  train->group_start();
+  train->all_reduce(COMPUTE);
+  EQUAL(train->group_end(), 7);
+  EQUAL(joins_taken(), 0);
+  train->device->nccl_result = 0;
+  train->group_start();
+  train->all_reduce(NCCL);
+  train->group_end();
+  EQUAL(joins_taken(), 0);
+  train->record(events[0], NCCL);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+}
+
+static void another_compute_stream_can_be_named(void) {
+  measure();
+  native.compute_stream((uintptr_t)OTHER);
+  begin_reduce(OTHER, NCCL, events[0]);
+  train->wait(OTHER, events[0]);
+  EQUAL(take_join().waited_ns, DEFAULT_MS * MILLISECOND);
+  EQUAL(train->all_reduce(OTHER), 0);
+  EQUAL(take_join().flags, SYNCAGENT_DIRECT);
+  train->record(events[1], OTHER); /* what the default stream waits for is the computation */
+  train->wait(COMPUTE, events[1]);
+  EQUAL(joins_taken(), 0);
+  native.compute_stream(0);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+}
+
+static void nothing_is_recorded_in_captures(void) {
+  measure();
+  native.compute_stream((uintptr_t)OTHER);
+  begin_reduce(OTHER, NCCL, events[0]);
+  train->device->capturing = (uintptr_t)OTHER + 1;
+  const int recorded = train->device->recorded;
+  train->wait(OTHER, events[0]);
+  EQUAL(train->device->recorded, recorded);
+  EQUAL(train->all_reduce(OTHER), 0);
+  train->device->capturing = 0;
+  begin_reduce(OTHER, NCCL, events[0]);
+  train->device->captured_by_waiting = (uintptr_t)OTHER + 1; /* the wait makes it part of a capture */
+  train->wait(OTHER, events[0]);
+  EQUAL(train->device->captured, 0);
+  EQUAL(joins_taken(), 0);
+  train->device->capturing = train->device->captured_by_waiting = 0;
+
+  native.compute_stream(0);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->device->captures_elsewhere = 1; /* the default stream may not be asked now */
+  train->wait(COMPUTE, events[0]);
+  EQUAL(train->peek(), 0);
+  train->device->captures_elsewhere = 0;
+  EQUAL(joins_taken(), 0);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_ON);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+}
+
+static void old_runtimes_are_left_alone(void) {
+  training_of("libtraining-old.so"); /* cannot say whether a stream is captured */
+  open_library();
+  native.start(0);
+  CHECK(native.measure_joins(1) > 0);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  const int recorded = train->device->recorded;
+  train->wait(COMPUTE, events[0]);
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  EQUAL(train->device->recorded, recorded);
+  EQUAL(joins_taken(), 0);
+}
+
+static void joins_are_taken_when_they_are_over(void) {
+  struct syncagent_join joins[2];
+  measure();
+  train->device->now_ns = 0;
+  for (int i = 0; i < 3; i++) { /* over at 5, 10 and 15 ms */
+    begin_reduce(COMPUTE, NCCL, events[0]);
+    train->wait(COMPUTE, events[0]);
+  }
+  EQUAL(joins_taken(), 0);
+  EQUAL(train->peek(), 0); /* "not ready" is no error */
+  train->device->now_ns = 10 * MILLISECOND;
+  EQUAL(take_joins(joins, 1), 1);
+  EQUAL(take_joins(joins, 2), 1);
+  EQUAL(joins_taken(), 0);
+  train->device->now_ns = 15 * MILLISECOND;
+  EQUAL(joins_taken(), 1);
+  const int created = train->device->created;
+  for (int i = 0; i < 100; i++) {
+    begin_reduce(COMPUTE, NCCL, events[0]);
+    train->wait(COMPUTE, events[0]);
+    train->device->now_ns = UINT64_MAX;
+    EQUAL(joins_taken(), 1);
+  }
+  EQUAL(train->device->created, created); /* events are used again */
+}
+
+static void joins_without_events_are_counted(void) {
+  measure();
+  train->device->now_ns = 0;
+  for (int i = 0; i < 2048 + 10; i++) {
+    begin_reduce(COMPUTE, NCCL, events[0]);
+    EQUAL(train->wait(COMPUTE, events[0]), 0);
+  }
+  EQUAL(status_now().joins_dropped, 10);
+  EQUAL(train->device->created, 2 * 2048);
+  train->device->now_ns = UINT64_MAX;
+  for (int round = 0; round < 3; round++) {
+    EQUAL(joins_taken(), round == 0 ? 2048 : 100);
+    for (int i = 0; i < 100; i++) EQUAL(train->all_reduce(COMPUTE), 0);
+  }
+  EQUAL(status_now().joins_dropped, 10);
+}
+
+static void *take_on_a_thread(void *unused) {
+  joins_taken();
+  return unused;
+}
+
+static void failing_calls(enum event_call call, int where) {
+  measure();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+  train->device->device = call == CREATE ? 1 : 0; /* has no events yet */
+  train->device->fails_with = 46;
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  if (call == RECORD || call == QUERY || call == ELAPSED) train->wait(COMPUTE, events[0]);
+  if (call == RECORD) EQUAL(joins_taken(), 1);
+  if (call == RECORD) begin_reduce(COMPUTE, NCCL, events[0]);
+  train->device->fails = (int)call;
+  EQUAL(train->wait(COMPUTE, events[0]), 0);
+  pthread_join(start_thread(take_on_a_thread, NULL), NULL);
+  EQUAL(train->peek(), 0); /* the program does not see it */
+  const struct syncagent_status status = status_now();
+  EQUAL(status.joins, SYNCAGENT_JOINS_FAILED);
+  EQUAL(status.failed_at, where);
+  EQUAL(status.failed_with, 46);
+  train->device->fails = 0;
+  const int recorded = train->device->recorded;
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  EQUAL(train->device->recorded, recorded);
+  native.measure_joins(0);
+  native.measure_joins(1); /* for good */
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_FAILED);
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  EQUAL(joins_taken(), 0);
+}
+
+static void failing_devices_end_it(void) { failing_calls(DEVICE, SYNCAGENT_FAILED_DEVICE); }
+static void failing_captures_end_it(void) { failing_calls(CAPTURE, SYNCAGENT_FAILED_CAPTURE); }
+static void failing_creations_end_it(void) { failing_calls(CREATE, SYNCAGENT_FAILED_CREATE); }
+static void failing_records_end_it(void) { failing_calls(RECORD, SYNCAGENT_FAILED_RECORD); }
+static void failing_queries_end_it(void) { failing_calls(QUERY, SYNCAGENT_FAILED_QUERY); }
+static void failing_times_end_it(void) { failing_calls(ELAPSED, SYNCAGENT_FAILED_ELAPSED); }
+
+static void errors_of_the_program_stay(void) {
+  measure();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  struct control *control = open_caller("libcaller-a.so")->control;
+  control->last_error = 7;
+  errno = EXDEV;
+  const int recorded = train->device->recorded;
+  train->wait(COMPUTE, events[0]);
+  EQUAL(train->device->recorded, recorded);
+  EQUAL(train->get_error(), 7);
+  EQUAL(status_now().joins_dropped, 1);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 1);
+}
+
+static void a_reset_of_the_device_ends_it(void) {
+  measure();
+  train->reset();
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_ON); /* there was no event yet */
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  train->reset();
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_FAILED);
+  EQUAL(status_now().failed_at, SYNCAGENT_FAILED_RESET);
+  EQUAL(joins_taken(), 0);
+}
+
+static void hooks_come_and_go(void) {
+  training_of("libtraining.so");
+  const uintptr_t wait = train->wait_address(), reduce = train->reduce_address();
+  open_library();
+  EQUAL(native.measure_joins(1), -1); /* not started */
+  CHECK(native.start(0) > 0);
+  const int entries = (int)status_now().entries;
+  CHECK(train->wait_address() == wait && train->reduce_address() == reduce);
+  const int hooks = native.measure_joins(1);
+  CHECK(hooks > 0);
+  EQUAL(status_now().entries, entries);
+  EQUAL(status_now().hooks, hooks);
+  EQUAL(status_now().hooks_missed, 0);
+  CHECK(train->wait_address() != wait && train->reduce_address() != reduce);
+  int (*const copied_wait)(void *, void *, unsigned) = (int (*)(void *, void *, unsigned))train->wait_address();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  EQUAL(native.measure_joins(0), 0);
+  CHECK(train->wait_address() == wait && train->reduce_address() == reduce);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_OFF);
+  const int recorded = train->device->recorded;
+  EQUAL(copied_wait(COMPUTE, events[0], 0), 0); /* passes through */
+  EQUAL(train->device->recorded, recorded);
+
+  train->group_start(); /* a group that ends unseen, or begins so, holds nothing up */
+  EQUAL(native.measure_joins(1), hooks);
+  EQUAL(joins_taken(), 0); /* the one from before the stop is not returned */
+  train->group_end();
+  train->group_start();
+  train->all_reduce(COMPUTE);
+  native.stop();
+  EQUAL(status_now().hooks, 0);
+  CHECK(train->wait_address() == wait && train->reduce_address() == reduce);
+  train->group_end();
+  EQUAL(native.start(0), entries);
+  EQUAL(status_now().hooks, 0); /* off by default, again */
+  EQUAL(native.measure_joins(1), hooks);
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  EQUAL(joins_taken(), 1);
+}
+
+static void libraries_opened_later_have_hooks(void) {
+  open_library();
+  native.start(0);
+  EQUAL(native.measure_joins(1), 0);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_WITHOUT_DRIVER);
+  training_of("libtraining.so");
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  CHECK(native.walk(0) > 0);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_ON);
+  EQUAL(train->all_reduce(COMPUTE), 0);
+  EQUAL(joins_taken(), 1);
+}
+
+static void stop_inside(void) { native.measure_joins(0); }
+
+static void joins_that_a_stop_comes_into_are_left_out(void) {
+  measure();
+  for (int i = 0; i < 3000; i++) { /* no event is lost by it */
+    begin_reduce(COMPUTE, NCCL, events[0]);
+    train->device->inside = (uintptr_t)stop_inside;
+    train->wait(COMPUTE, events[0]);
+    EQUAL(joins_taken(), 0);
+    CHECK(native.measure_joins(1) > 0);
+  }
+  EQUAL(train->device->created, 2);
+}
+
+static void many_streams_are_too_many(void) {
+  measure();
+  for (uintptr_t i = 1; i <= 1000; i++) train->all_reduce((void *)(i * 16));
+  const uint64_t dropped = status_now().joins_dropped;
+  CHECK(dropped > 0 && dropped < 1000);
+  for (int i = 0; i < 100000; i++) { /* events that are destroyed, and their addresses used again */
+    void *event;
+    train->create(&event);
+    begin_reduce(COMPUTE, NCCL, event);
+    if (i % 2 == 0) train->wait(COMPUTE, event);
+    if (i % 2 == 0) EQUAL(native.take_joins((struct syncagent_join[1]){{0}}, 1), 1);
+    train->destroy(event);
+  }
+  EQUAL(status_now().joins_dropped, dropped);
+}
+
+static _Atomic(int) joins_made;
+static void *train_again_and_again(void *number) {
+  void *stream = (void *)((uintptr_t)number * 16), *done[2];
+  train->create(&done[0]), train->create(&done[1]);
+  int joins = 0;
+  while (!enough) {
+    train->record(done[0], COMPUTE);
+    train->wait(stream, done[0]);
+    train->all_reduce(stream);
+    train->record(done[1], stream);
+    train->wait(COMPUTE, done[1]);
+    joins++;
+    if (joins % 8 == 0) pause_ms(1);
+  }
+  joins_made += joins;
+  train->destroy(done[0]), train->destroy(done[1]);
+  return NULL;
+}
+
+static void many_threads_train(void) {
+  enum { THREADS = 16 };
+  pthread_t threads[THREADS];
+  struct syncagent_join joins[256];
+  measure();
+  train->device->takes_ns = 0;
+  for (uintptr_t i = 0; i < THREADS; i++) threads[i] = start_thread(train_again_and_again, (void *)(i + 1));
+  uint64_t taken = 0, made = 0;
+  for (int i = 0; i < 1000; i++) {
+    taken += (uint64_t)native.take_joins(joins, 256);
+    if (i % 100 == 99) { /* those that are not taken by then are left out */
+      made += status_now().joins_measured;
+      CHECK(taken <= made);
+      native.measure_joins(0);
+      CHECK(native.measure_joins(1) > 0);
+    }
+    if (i % 10 == 0) pause_ms(1);
+  }
+  enough = true;
+  for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+  int more;
+  while ((more = native.take_joins(joins, 256)) > 0) taken += (uint64_t)more;
+  CHECK(taken > 0 && taken <= (uint64_t)joins_made);
+  EQUAL(status_now().joins, SYNCAGENT_JOINS_ON);
+  EQUAL(train->peek(), 0);
+}
+
 /* ---- fork ---- */
 
 static void check_child(pid_t child) {
@@ -1175,6 +1683,59 @@ static void children_of_a_walk_can_load(void) {
   }
   enough = true;
   pthread_join(thread, NULL);
+}
+
+static void children_measure_anew(void) {
+  measure();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->wait(COMPUTE, events[0]);
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->group_start();
+  const pid_t child = fork();
+  if (child == 0) {
+    const int recorded = train->device->recorded;
+    train->wait(COMPUTE, events[0]);
+    EQUAL(train->device->recorded, recorded);
+    EQUAL(status_now().joins, SYNCAGENT_JOINS_OFF);
+    EQUAL(joins_taken(), 0);
+    EQUAL(native.measure_joins(1), -1);
+    train->group_end();
+    native.start(0);
+    EQUAL(status_now().hooks, 0);
+    CHECK(native.measure_joins(1) > 0);
+    EQUAL(joins_taken(), 0);
+    EQUAL(train->all_reduce(COMPUTE), 0);
+    EQUAL(joins_taken(), 1);
+    EQUAL(status_now().joins_measured, 1);
+    _exit(0);
+  }
+  check_child(child);
+  train->group_end();
+  train->wait(COMPUTE, events[0]);
+  EQUAL(joins_taken(), 2); /* the parent has what it had */
+}
+
+static void fork_inside_a_join(void) {
+  const pid_t child = fork();
+  if (child > 0) check_child(child);
+  handled = child == 0;
+}
+
+static void children_of_a_join_leave_it_in_peace(void) {
+  measure();
+  begin_reduce(COMPUTE, NCCL, events[0]);
+  train->device->inside = (uintptr_t)fork_inside_a_join;
+  train->wait(COMPUTE, events[0]); /* returns twice */
+  if (handled) {
+    EQUAL(status_now().joins_measured, 0);
+    native.start(0);
+    native.measure_joins(1);
+    EQUAL(joins_taken(), 0);
+    EQUAL(train->all_reduce(COMPUTE), 0);
+    EQUAL(joins_taken(), 1);
+    _exit(0);
+  }
+  EQUAL(joins_taken(), 1);
 }
 
 static void *walk_once(void *unused) {
@@ -1299,10 +1860,41 @@ static void calls(void) {
   printf("%.1f\n", (double)best / (double)(count / 100));
 }
 
+/* joins KIND COUNT: 0 cudaStreamWaitEvent without the library, 1 while joins are measured and there was no collective,
+   2 after one, for an event that has nothing to do with it, 3 for one that has: with a join's two events, of a runtime that
+   does nothing; 4 cudaEventRecord after a collective; prints nanoseconds a call, of the fastest hundredth. */
+static void joins(void) {
+  const long kind = words_after[0], count = words_after[1];
+  struct syncagent_join taken[64];
+  training_of("libtraining.so");
+  if (kind != 0) {
+    open_library();
+    native.start(0);
+    native.measure_joins(1);
+    if (kind >= 2) begin_reduce(COMPUTE, NCCL, events[0]);
+  }
+  train->record(events[1], kind == 3 ? NCCL : SIDE);
+  uint64_t best = UINT64_MAX;
+  for (int part = 0; part < 100; part++) {
+    uint64_t ns = 0;
+    for (long i = 0; i < count / 100; i++) {
+      if (kind == 3) begin_reduce(COMPUTE, NCCL, events[1]);
+      const uint64_t begun = kind == 3 || i == 0 ? now_ns() : 0;
+      kind == 4 ? train->record(events[1], SIDE) : train->wait(COMPUTE, events[1]);
+      if (kind == 3) ns += now_ns() - begun;
+      else if (i == 0) ns -= begun;
+      if (kind == 3) native.take_joins(taken, 64);
+    }
+    if (kind != 3) ns += now_ns();
+    if (ns < best) best = ns;
+  }
+  printf("%.1f\n", (double)best / (double)(count / 100));
+}
+
 static const struct {
   const char *name;
   void (*run)(void);
-} programs[] = {{"soak", soak}, {"calls", calls}}, scenarios[] = {
+} programs[] = {{"soak", soak}, {"calls", calls}, {"joins", joins}}, scenarios[] = {
 #define SCENARIO(NAME) {#NAME, NAME}
     SCENARIO(calls_are_timed),
     SCENARIO(short_calls_are_added_up),
@@ -1334,10 +1926,35 @@ static const struct {
     SCENARIO(lookers_are_sent_away_by_stop),
     SCENARIO(late_lookers_are_stood_in_for),
     SCENARIO(calls_that_follow_at_once_are_known),
+    SCENARIO(waits_for_gradients_are_measured),
+    SCENARIO(other_streams_are_not_collectives),
+    SCENARIO(events_recorded_anew_lose_their_mark),
+    SCENARIO(chains_of_streams_are_followed),
+    SCENARIO(collectives_on_the_compute_stream_are_measured),
+    SCENARIO(another_compute_stream_can_be_named),
+    SCENARIO(nothing_is_recorded_in_captures),
+    SCENARIO(old_runtimes_are_left_alone),
+    SCENARIO(joins_are_taken_when_they_are_over),
+    SCENARIO(joins_without_events_are_counted),
+    SCENARIO(failing_devices_end_it),
+    SCENARIO(failing_captures_end_it),
+    SCENARIO(failing_creations_end_it),
+    SCENARIO(failing_records_end_it),
+    SCENARIO(failing_queries_end_it),
+    SCENARIO(failing_times_end_it),
+    SCENARIO(errors_of_the_program_stay),
+    SCENARIO(a_reset_of_the_device_ends_it),
+    SCENARIO(hooks_come_and_go),
+    SCENARIO(libraries_opened_later_have_hooks),
+    SCENARIO(joins_that_a_stop_comes_into_are_left_out),
+    SCENARIO(many_streams_are_too_many),
+    SCENARIO(many_threads_train),
     SCENARIO(children_start_empty),
     SCENARIO(children_of_a_wait_leave_it_in_peace),
     SCENARIO(children_of_a_walk_can_load),
     SCENARIO(children_of_a_constructor_do_not_hang),
+    SCENARIO(children_measure_anew),
+    SCENARIO(children_of_a_join_leave_it_in_peace),
 };
 
 int main(int count, char **words) {

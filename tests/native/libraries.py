@@ -16,6 +16,11 @@ RUNTIMES = "abcde"
 
 OBJECTS = {
     "runtime.o": ("standin_runtime.c", []),
+    "events.o": ("standin_events.c", []),
+    "old_events.o": ("standin_events.c", ["-DWITHOUT_CAPTURES"]),
+    "driver.o": ("standin_driver.c", []),
+    "nccl.o": ("standin_nccl.c", []),
+    "training.o": ("training.c", ["-fno-plt"]),
     "caller.o": ("caller.c", []),
     "got.o": ("caller.c", ["-fno-plt"]),  # calls through entries that are bound when it is loaded
     "table.o": ("caller.c", ["-DTABLE"]),
@@ -31,6 +36,8 @@ CALLERS = {
     "libcaller-table.so": ("a", "table.o", ["-Wl,-z,now,-z,relro"]),
 }
 """The objects by their names: the runtime that each is linked with, what it is made of, options."""
+TRAININGS = {"libtraining.so": ("a", "libnccl.so.2"), "libtraining-old.so": ("old", "libnccl.so.1")}
+"""Objects that call a runtime and NCCL, by their names; each has an NCCL of its own."""
 
 
 class Caller:
@@ -62,12 +69,19 @@ def compile_into(folder: Path, extra: Sequence[str] = ()) -> Path:
     common = [*compiler, "-std=c11", "-O1", "-fPIC", "-fexceptions", "-pthread", *flags]
     for made, (source, options) in OBJECTS.items():
         _run([*common, *options, "-c", "-o", made, str(HERE / source)], folder)
+
+    def link(made: str, *parts: str) -> None:
+        _run([*common, "-shared", "-o", made, f"-Wl,-soname,{made},-rpath,$ORIGIN", *parts], folder)
+
+    link("libcuda.so.1", "driver.o")
     for runtime in RUNTIMES:
-        made = f"libcudart-{runtime}.so"
-        _run([*common, "-shared", "-o", made, f"-Wl,-soname,{made}", "runtime.o"], folder)
+        link(f"libcudart-{runtime}.so", "runtime.o", "events.o", "libcuda.so.1")
+    link("libcudart-old.so", "runtime.o", "old_events.o", "libcuda.so.1")
     for made, (runtime, source, options) in CALLERS.items():
-        linked = [f"libcudart-{runtime}.so", "-Wl,-rpath,$ORIGIN", f"-Wl,-soname,{made}"]
-        _run([*common, "-shared", *options, "-o", made, source, *linked], folder)
+        link(made, *options, source, f"libcudart-{runtime}.so")
+    for made, (runtime, nccl) in TRAININGS.items():
+        link(nccl, "nccl.o", f"libcudart-{runtime}.so")
+        link(made, "training.o", f"libcudart-{runtime}.so", nccl)
     _run([*common, f"-I{build.SOURCES}", "-o", "harness", str(HERE / "harness.c"), "-ldl"], folder)
     return folder / "harness"
 

@@ -42,7 +42,12 @@ int cudaMemcpyToSymbolAsync(const void *symbol, const void *from, size_t bytes, 
 }
 int cudaMalloc(void **pointer, size_t bytes) { return *pointer = NULL, (void)bytes, act(); }
 int cudaFree(void *pointer) { return (void)pointer, act(); }
-int cudaGetDevice(int *device) { return *device = 0; }
+
+/* Of the streams and events, in standin_events.c. */
+int event_error(void);
+int take_event_error(void);
+int device_number(int *number);
+int cudaGetDevice(int *device) { return device_number(device); }
 
 int cudaPointerGetAttributes(void *into, const void *pointer) {
   control.asked++;
@@ -51,5 +56,10 @@ int cudaPointerGetAttributes(void *into, const void *pointer) {
   *(int *)into = (uintptr_t)pointer == control.pageable ? 0 : 2;
   return 0;
 }
-int cudaPeekAtLastError(void) { return control.last_error; }
-int cudaGetLastError(void) { return atomic_exchange(&control.last_error, 0); }
+int cudaPeekAtLastError(void) { return control.last_error != 0 ? control.last_error : event_error(); }
+int cudaGetLastError(void) {
+  const int error = cudaPeekAtLastError();
+  control.last_error = 0;
+  take_event_error();
+  return error;
+}

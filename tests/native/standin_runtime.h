@@ -45,6 +45,8 @@ int cudaMemcpyToSymbolAsync(const void *symbol, const void *from, size_t bytes, 
 int cudaMalloc(void **pointer, size_t bytes);
 int cudaFree(void *pointer);
 int cudaGetDevice(int *device); /* does not wait: no wrapper */
+int cudaPeekAtLastError(void);
+int cudaGetLastError(void);
 #endif
 
 #endif

@@ -157,6 +157,47 @@ def test_status_says_what_is_patched(started):
     assert started.walk() == -1
 
 
+_TRAINS = """
+import ctypes, sys, time
+from syncagent import native
+
+class Training(ctypes.Structure):
+    _fields_ = [(name, ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)) for name in (
+        "create destroy record record_with_flags wait reset peek get_error all_reduce all_gather send receive "
+        "group_start group_end works busy_until wait_address reduce_address").split()]
+    _fields_ += [("device", ctypes.POINTER(ctypes.c_uint64))]
+
+object = ctypes.CDLL(sys.argv[1] + "/libtraining.so")
+object.training.restype = ctypes.POINTER(Training)
+training = object.training().contents
+library = native.load(sys.argv[1] + "/libsyncagent_native.so")
+assert library.measure_joins(True) == -1
+assert library.start(1_000_000) > 0
+assert library.measure_joins(True) == library.status().hooks > 0
+before = time.perf_counter_ns()
+assert training.all_reduce(None) == 0
+after = time.perf_counter_ns()
+[join] = library.take_joins()
+assert before <= join.moment_ns <= after
+assert (join.waited_ns, join.device, join.flags) == (0, 0, native.DIRECT)
+assert library.take_joins() == []
+library.compute_stream(32)
+assert training.all_reduce(None) == 0
+assert library.take_joins() == []
+status = library.status()
+assert (status.joins, status.joins_measured, status.joins_dropped) == (native.JOINS_ON, 1, 0)
+assert (native.FAILED_AT[status.failed_at], status.failed_with) == ("", 0)
+assert library.measure_joins(False) == library.status().hooks == 0
+"""
+
+
+def test_waits_for_collectives_are_taken(folder):
+    """In a process of its own: torch may have brought a real NCCL into this one."""
+    words = [sys.executable, "-c", _TRAINS, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_functions_have_names_of_the_runtime(library):
     assert len(set(library.functions)) == len(library.functions)
     assert all(name.startswith("cuda") for name in library.functions)
@@ -181,9 +222,9 @@ def test_a_file_that_is_no_library_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("int syncagent_abi(void) { return 999; }", "its interface is 999, expected 1"),
+        ("int syncagent_abi(void) { return 999; }", f"its interface is 999, expected {native.ABI}"),
         ("int something(void) { return 0; }", "cannot be loaded"),
-        ("int syncagent_abi(void) { return 1; }", "cannot be loaded"),
+        (f"int syncagent_abi(void) {{ return {native.ABI}; }}", "cannot be loaded"),
     ],
     ids=["another ABI", "another library", "half of it"],
 )

@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "hooks.h"
+#include "joins.h"
 #include "patch.h"
 #include "slots.h"
 #include "watcher.h"
@@ -15,7 +17,7 @@ static _Atomic(uint64_t) session;
 static uint64_t last_session;
 
 static struct {
-  _Atomic(uint64_t) objects, entries, foreign, read_only, unresolved;
+  _Atomic(uint64_t) objects, entries, foreign, read_only, unresolved, hooks, hooks_missed;
 } status;
 
 bool enter_library(void) { return pthread_mutex_lock(&lock) == 0; }
@@ -36,6 +38,8 @@ static void keep(const struct seen *seen) {
   atomic_store_explicit(&status.foreign, seen->foreign, memory_order_relaxed);
   atomic_store_explicit(&status.read_only, seen->read_only, memory_order_relaxed);
   atomic_store_explicit(&status.unresolved, seen->unresolved, memory_order_relaxed);
+  atomic_store_explicit(&status.hooks, seen->hooks, memory_order_relaxed);
+  atomic_store_explicit(&status.hooks_missed, seen->hooks_missed, memory_order_relaxed);
 }
 
 /* A child that is forked during a walk would have the loader's lock taken for good. The wait has an end, because a library
@@ -62,6 +66,8 @@ static void after_fork_in_child(void) {
   atomic_store_explicit(&live, 0, memory_order_relaxed);
   atomic_store_explicit(&session, 0, memory_order_release);
   keep(&(struct seen){0});
+  stop_hooks();
+  forget_joins_after_fork();
   forget_watcher_after_fork();
   empty_after_fork();
 }
@@ -95,6 +101,7 @@ int syncagent_walk(int force) {
   if (current_session() != 0) {
     patched = patch_entries(force != 0, &seen);
     keep(&seen);
+    if (atomic_load_explicit(&hooks_wanted, memory_order_relaxed)) seek_driver();
     free_slots_of_ended_threads();
   }
   leave_library();
@@ -107,6 +114,8 @@ void syncagent_stop(void) {
   if (current_session() != 0) {
     atomic_store_explicit(&live, 0, memory_order_relaxed);
     atomic_store_explicit(&session, 0, memory_order_release);
+    stop_joins();
+    stop_hooks();
     restore_entries(&seen);
     keep(&seen);
     stop_watching();
@@ -114,7 +123,30 @@ void syncagent_stop(void) {
   leave_library();
 }
 
+int syncagent_measure_joins(int wanted) {
+  struct seen seen = {0};
+  int ours = -1;
+  if (!enter_library()) return -1;
+  if (current_session() != 0) {
+    if (wanted) {
+      start_joins();
+      start_hooks();
+    } else {
+      stop_joins();
+      stop_hooks();
+    }
+    patch_entries(false, &seen);
+    keep(&seen);
+    ours = (int)seen.hooks;
+  }
+  leave_library();
+  return ours;
+}
+
+void syncagent_compute_stream(uint64_t stream) { set_compute_stream(stream); }
+
 void syncagent_status(struct syncagent_status *into) {
+  const struct join_counts joins = join_counts();
   *into = (struct syncagent_status){
       .live = current_session() != 0,
       .runtimes = (uint64_t)runtime_count(),
@@ -126,5 +158,12 @@ void syncagent_status(struct syncagent_status *into) {
       .threads_without_slot = threads_without_slot(),
       .dropped = dropped_waits(),
       .looks_told = looks_told(),
+      .hooks = atomic_load_explicit(&status.hooks, memory_order_relaxed),
+      .hooks_missed = atomic_load_explicit(&status.hooks_missed, memory_order_relaxed),
+      .joins = joins.state,
+      .joins_measured = joins.measured,
+      .joins_dropped = joins.dropped,
+      .failed_at = joins.failed_at,
+      .failed_with = joins.failed_with,
   };
 }

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "hooks.h"
 #include "runtimes.h"
 #include "slots.h"
 #include "wrappers.h"
@@ -59,7 +60,7 @@ struct walk {
   uintptr_t page;
   uint64_t now_ns, adds, subs;
   struct seen *seen;
-  struct found_runtimes found;
+  struct found_libraries found;
 };
 
 enum outcome { WRITTEN, LATER, REFUSED };
@@ -96,19 +97,25 @@ static enum outcome write_entry(struct object *object, _Atomic(uintptr_t) *at, u
   return written ? WRITTEN : LATER;
 }
 
+static uintptr_t wrapper_of(int library, int function) {
+  if (function >= FUNCTIONS) return hooks[library][function - FUNCTIONS];
+  return library < MOST_RUNTIMES ? wrappers[library][function] : 0;
+}
+
 static void see_entry(struct walk *walk, struct object *object, _Atomic(uintptr_t) *at, int function) {
   const uintptr_t value = atomic_load(at);
-  const int count = runtime_count();
+  const bool is_hook = function >= FUNCTIONS;
+  const bool restoring = walk->restoring || (is_hook && !atomic_load_explicit(&hooks_wanted, memory_order_relaxed));
   struct seen *seen = walk->seen;
-  for (int r = 0; r < count; r++) {
-    const uintptr_t original = atomic_load_explicit(&originals[r][function], memory_order_relaxed);
-    const uintptr_t wrapper = wrappers[r][function];
+  for (int l = 0; l < LIBRARIES; l++) {
+    const uintptr_t original = atomic_load_explicit(&originals[l][function], memory_order_relaxed);
+    const uintptr_t wrapper = wrapper_of(l, function);
     if (original == 0 || (value != original && value != wrapper)) continue;
-    const uintptr_t wanted = walk->restoring ? original : wrapper;
+    const uintptr_t wanted = restoring ? original : wrapper;
     switch (value == wanted ? WRITTEN : write_entry(object, at, value, wanted, walk)) {
       case WRITTEN:
-        if (walk->restoring) return;
-        seen->entries++;
+        if (restoring) return;
+        *(is_hook ? &seen->hooks : &seen->entries) += 1;
         if (!object->has_ours) seen->objects++;
         object->has_ours = true;
         if (value != wanted) walk->patched++;
@@ -117,17 +124,18 @@ static void see_entry(struct walk *walk, struct object *object, _Atomic(uintptr_
         seen->unresolved++;
         return;
       case REFUSED:
-        seen->read_only++;
-        if (walk->restoring) seen->entries++;
+        *(is_hook ? &seen->hooks_missed : &seen->read_only) += 1;
+        if (restoring) *(is_hook ? &seen->hooks : &seen->entries) += 1;
         return;
     }
   }
+  if (restoring && is_hook) return; /* none of our business */
   /* Not bound yet: the stub in the object's own PLT, or what stands there before the object is relocated. */
   const struct extent *extent = &object->extent;
   if ((extent->low <= value && value < extent->high) || value < extent->high - extent->low)
     seen->unresolved++;
   else
-    seen->foreign++;
+    *(is_hook ? &seen->hooks_missed : &seen->foreign) += 1;
 }
 
 static void see_known_entries(struct walk *walk) {
@@ -137,8 +145,8 @@ static void see_known_entries(struct walk *walk) {
 }
 
 static int function_named(const char *name) {
-  if (strncmp(name, "cuda", 4) != 0) return -1;
-  for (int f = 0; f < FUNCTIONS; f++)
+  if (strncmp(name, "cuda", 4) != 0 && strncmp(name, "nccl", 4) != 0) return -1;
+  for (int f = 0; f < ALL_FUNCTIONS; f++)
     if (strcmp(name, function_names[f]) == 0) return f;
   return -1;
 }
@@ -212,23 +220,23 @@ struct import {
   int function;
 };
 
-static int imports_of(const struct dynamic *dynamic, struct import *into, int most) {
+static int imports_of(const struct dynamic *dynamic, int functions, struct import *into, int most) {
   const uint32_t end = imported_end(dynamic);
   int count = 0;
   for (uint32_t i = 1; i < end && count < most; i++) {
     const ElfW(Sym) *symbol = &dynamic->symbols[i];
     if (symbol->st_shndx != SHN_UNDEF || symbol->st_name >= dynamic->strings_size) continue;
     const int function = function_named(dynamic->strings + symbol->st_name);
-    if (function >= 0) into[count++] = (struct import){.symbol = i, .function = function};
+    if (function >= 0 && function < functions) into[count++] = (struct import){.symbol = i, .function = function};
   }
   return count;
 }
 
-static void see_object(struct walk *walk, const struct extent *extent) {
+static void see_object(struct walk *walk, const struct extent *extent, int functions) {
   struct dynamic dynamic;
-  struct import imports[2 * FUNCTIONS]; /* a name may stand there twice, with two versions */
+  struct import imports[2 * ALL_FUNCTIONS]; /* a name may stand there twice, with two versions */
   if (extent->dynamic == NULL || !read_dynamic(extent, &dynamic)) return;
-  const int import_count = imports_of(&dynamic, imports, 2 * FUNCTIONS);
+  const int import_count = imports_of(&dynamic, functions, imports, 2 * ALL_FUNCTIONS);
   if (import_count == 0) return; /* nearly all objects */
   struct object overflow, *object = &overflow;
   if (object_count < MOST_OBJECTS) object = &objects[object_count++];
@@ -274,29 +282,32 @@ static int look_for_changes(struct dl_phdr_info *info, size_t size, void *data) 
       return 1;
     }
   }
-  if (is_runtime(info)) note_runtime(info, &walk->found);
+  const enum kind kind = kind_of_library(info);
+  if (kind != OTHER_LIBRARY) note_library(info, kind, &walk->found);
   return 0;
 }
 
 static int look_at_object(struct dl_phdr_info *info, size_t size, void *data) {
   struct extent extent;
   (void)size;
-  if (is_runtime(info)) return 0;
+  const enum kind kind = kind_of_library(info);
+  if (kind == CUDA_RUNTIME) return 0;
   extent_of(info, &extent);
   const uintptr_t us = (uintptr_t)&objects;
-  if (us < extent.low || us >= extent.high) see_object(data, &extent);
+  if (us >= extent.low && us < extent.high) return 0;
+  see_object(data, &extent, kind == NCCL ? FUNCTIONS : ALL_FUNCTIONS); /* NCCL's own streams and events are part of a call */
   return 0;
 }
 
 static int walk_objects(bool restoring, bool quick, struct seen *seen) {
-  static struct walk walk; /* paths of runtimes are long, and stacks may be short */
+  static struct walk walk; /* paths of libraries are long, and stacks may be short */
   *seen = (struct seen){0};
   walk = (struct walk){
       .restoring = restoring, .quick = quick, .first = true, .page = (uintptr_t)sysconf(_SC_PAGESIZE), .now_ns = now_ns(),
       .seen = seen};
   dl_iterate_phdr(look_for_changes, &walk);
   if (walk.done) return walk.patched;
-  open_runtimes(&walk.found);
+  open_libraries(&walk.found);
   if (walk.subs != walked_subs) writable_count = 0; /* an address may be another object's now */
   object_count = entry_count = 0;
   has_room = true;

@@ -8,6 +8,7 @@
 /* What the last walk saw. */
 struct seen {
   uint64_t objects, entries, foreign, read_only, unresolved;
+  uint64_t hooks, hooks_missed; /* entries for joins: ours, and those that cannot be */
 };
 
 /* Points entries at our wrappers; `force`: also where nothing has been loaded since the last walk. Returns how many have

@@ -8,7 +8,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define SYNCAGENT_ABI 1
+#define SYNCAGENT_ABI 2
 #define SYNCAGENT_API __attribute__((visibility("default")))
 
 /* One for each thread that has waited or asked for one. A thread's slot is written by that thread alone; sums and `number`
@@ -53,6 +53,12 @@ struct syncagent_status {
   uint64_t read_only;  /* could not be made writable */
   uint64_t unresolved; /* not bound yet, or in an object that is being loaded: a later walk sees to them */
   uint64_t threads_without_slot, dropped, looks_told;
+  uint64_t hooks;         /* entries for functions of streams, events and collectives that are ours; not among `entries` */
+  uint64_t hooks_missed;  /* that could not be made ours, or are another tool's */
+  uint64_t joins;         /* enum syncagent_joins */
+  uint64_t joins_measured, joins_dropped; /* dropped: no events were left, or the program had an error to fetch */
+  uint64_t failed_at;     /* enum syncagent_failed */
+  uint64_t failed_with;   /* what that function returned */
 };
 
 SYNCAGENT_API int syncagent_abi(void);
@@ -95,5 +101,50 @@ SYNCAGENT_API void syncagent_set_looks(int wanted, uint64_t look_after_ns);
    (the main thread holds the GIL), the main thread calls add_pending_call(..., number of the wait) as soon as the wait is
    over, one at a time; Python then calls `callback` with that number on it. To be said anew after each start. */
 SYNCAGENT_API void syncagent_pending(void *add_pending_call, int (*callback)(void *), uint64_t main_ident);
+
+/* ---- how long the GPU's compute stream stands still for collectives ---- */
+
+/* A wait of the compute stream for a collective, measured by two timing events around it: either the stream waited for an
+   event that comes after a collective, or NCCL was called on the compute stream itself (SYNCAGENT_DIRECT). */
+struct syncagent_join {
+  uint64_t host_ns;   /* when the program asked for it */
+  uint64_t waited_ns; /* how long the stream stood still, on the GPU's clock */
+  uint32_t device, flags;
+};
+
+#define SYNCAGENT_DIRECT 1
+
+enum syncagent_joins {
+  SYNCAGENT_JOINS_OFF,
+  SYNCAGENT_JOINS_ON,
+  SYNCAGENT_JOINS_WITHOUT_DRIVER, /* on, but the program has not used the GPU by the last walk */
+  SYNCAGENT_JOINS_FAILED,         /* off for good */
+};
+
+/* What of ours has failed. */
+enum syncagent_failed {
+  SYNCAGENT_FAILED_NOTHING,
+  SYNCAGENT_FAILED_DRIVER,  /* libcuda lacks a function */
+  SYNCAGENT_FAILED_CONTEXT, /* cuCtxGetCurrent, cuCtxPushCurrent, cuCtxPopCurrent */
+  SYNCAGENT_FAILED_DEVICE,  /* cudaGetDevice */
+  SYNCAGENT_FAILED_CAPTURE, /* cudaStreamIsCapturing */
+  SYNCAGENT_FAILED_MODE,    /* cudaThreadExchangeStreamCaptureMode */
+  SYNCAGENT_FAILED_CREATE,  /* cudaEventCreateWithFlags */
+  SYNCAGENT_FAILED_RECORD,  /* cudaEventRecord */
+  SYNCAGENT_FAILED_QUERY,   /* cudaEventQuery */
+  SYNCAGENT_FAILED_ELAPSED, /* cudaEventElapsedTime */
+  SYNCAGENT_FAILED_RESET,   /* the program has reset the device, and our events with it */
+};
+
+/* Has NCCL's functions and those of streams and events patched as well, or restored. Off until it is called, and again after
+   a stop. Returns how many of these entries are ours; -1 while stopped. To be called without the GIL. */
+SYNCAGENT_API int syncagent_measure_joins(int wanted);
+
+/* The stream whose waits are measured, by its handle; 0, as in the beginning, is the default stream. */
+SYNCAGENT_API void syncagent_compute_stream(uint64_t stream);
+
+/* Moves joins that are over into that array, in the order in which they were made; waits for none. One reader at a time,
+   without the GIL. Returns how many. */
+SYNCAGENT_API int syncagent_take_joins(struct syncagent_join *into, int most);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "joins.h"
 #include "slots.h"
 #include "watcher.h"
 
@@ -145,6 +146,7 @@ __attribute__((noinline)) static void call_ends(struct call *call) {
     if (!atomic_load_explicit(&live, memory_order_relaxed)) return original ARGUMENTS;                                  \
     struct call call = {.bytes = (BYTES), .to = (TO), .from = (FROM), .sort = SORT, .runtime = RUNTIME,                 \
                         .function = NUMBER_##NAME, .direction = (DIRECTION)};                                           \
+    if (NUMBER_##NAME == NUMBER_cudaDeviceReset) device_is_reset();                                                     \
     call_begins(&call);                                                                                                 \
     call.result = original ARGUMENTS;                                                                                   \
     call_ends(&call);                                                                                                   \

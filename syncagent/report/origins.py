@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from syncagent.attribution.processes import JOB
 from syncagent.report.model import RunInfo
@@ -61,6 +64,63 @@ def same_run(one: Origin, other: Origin) -> bool:
         and (one.world_size, one.script) == (other.world_size, other.script)
         and _overlap(one, other)
     )
+
+
+def runs_of(all_of: Sequence[Origin]) -> list[int]:
+    """For each file the number of its run: two have the same if they are of one run, be it by way of others.
+
+    The time it takes grows with the number of files, not with that of their pairs.
+    """
+    above = list(range(len(all_of)))
+
+    def top(number: int) -> int:
+        while above[number] != number:
+            above[number] = number = above[above[number]]
+        return number
+
+    named: dict[str, list[int]] = defaultdict(list)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for number, origin in enumerate(all_of):
+        if origin.run_id:
+            named[origin.run_id].append(number)
+        if origin.rank is not None:
+            alike[origin.world_size, origin.script].append(number)
+    for run_id, numbers in named.items():
+        for one, other in _overlapping(all_of, numbers) if run_id.startswith(JOB) else itertools.pairwise(numbers):
+            above[top(max(one, other))] = top(min(one, other))
+    for numbers in alike.values():
+        for one, other in _overlapping(all_of, numbers, differ=True):
+            above[top(max(one, other))] = top(min(one, other))
+    return [top(number) for number in range(len(all_of))]
+
+
+class _Together(NamedTuple):
+    """Files of one run, as far as is known: the one that ended last, and the last one of another rank than its."""
+
+    last: int
+    last_of_another: int | None
+
+
+def _overlapping(
+    all_of: Sequence[Origin], numbers: Sequence[int], *, differ: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Pairs that connect all files which overlap in time; with ``differ`` only files of different ranks do."""
+    spans = {number: _span(all_of[number]) for number in numbers}
+    groups: list[_Together] = []
+    for number in sorted(numbers, key=lambda number: spans[number]):
+        began, rank = spans[number][0] - _APART_S, all_of[number].rank
+        going_on, members = [], [number]
+        for group in groups:
+            found = group.last if not differ or all_of[group.last].rank != rank else group.last_of_another
+            if found is not None and spans[found][1] >= began:
+                yield number, found
+                members += [each for each in group if each is not None]
+            elif spans[group.last][1] >= began:
+                going_on.append(group)
+        last = max(members, key=lambda each: spans[each][1])
+        others = [each for each in members if all_of[each].rank != all_of[last].rank]
+        going_on.append(_Together(last, max(others, key=lambda each: spans[each][1], default=None)))
+        groups = going_on
 
 
 def origin_of(file: Path) -> Origin | None:

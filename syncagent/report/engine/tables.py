@@ -1,0 +1,399 @@
+"""Fills DuckDB's tables with what the files of many ranks hold, a few files at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from syncagent.errors import SyncAgentError
+from syncagent.report import captured
+from syncagent.report.engine import shapes
+from syncagent.report.merge import MOST_ON_TIME_LINE
+from syncagent.report.model import EventRow, OpRow, Report, SiteRow, SourceRow, StepRow
+from syncagent.support import reading
+
+_AT_ONCE = 32 * 1024 * 1024
+"""Bytes of files that are in memory at once, besides DuckDB's tables of them."""
+_MEMORY = "1GB"
+_MOST_THREADS = 8
+_WORST_FIRST = (
+    "-coalesce(gain_ms, 0), -coalesce(idle_ms, 0), -coalesce(step_stall_ms, stall_ms), -stall_ms, file, line, op, nth"
+)
+"""The order of a report's sites."""
+
+
+class _List(NamedTuple):
+    """A list of a report that is read into a table."""
+
+    table: str
+    key: str
+    row: type
+
+
+_LISTS = (
+    _List("sites", "sites", SiteRow),
+    _List("ops", "ops", OpRow),
+    _List("events", "events", EventRow),
+    _List("step_times", "step_times", StepRow),
+    _List("sources", "sources", SourceRow),
+)
+_NOTHING = json.dumps({each.key: [] for each in _LISTS})
+_TIMED = {"events": EventRow, "step_times": StepRow}
+
+
+class Head(NamedTuple):
+    """What of a file is not in the tables."""
+
+    report: Report
+    """Without sites, ops, syncs, steps and sources."""
+    is_capture: bool
+
+
+class Tables:
+    """The tables of all ranks, in a database of their own that grows on disk rather than in memory."""
+
+    def __init__(self, engine: ModuleType, folder: Path, *, load: Callable[[Path], Report]) -> None:
+        """``load`` reads a file as one process does, for what DuckDB reads in another way or not at all."""
+        self.sql = engine.connect(os.fspath(folder / "ranks.duckdb"))
+        self._error: type[Exception] = engine.Error
+        self._load = load
+        self._files: dict[int, Path] = {}
+        self.heads: dict[int, Head] = {}
+        """By the number of the file."""
+        self.refused: dict[int, str] = {}
+        """Why a file is not in the tables, in a sentence, by its number."""
+        self.seen = {"events": 0, "step_times": 0}
+        """How many of them there were in all files; the tables keep the newest."""
+        threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        for name, value in (
+            ("threads", threads), ("memory_limit", _MEMORY), ("temp_directory", os.fspath(folder / "spilled")),
+            ("preserve_insertion_order", False), ("enable_progress_bar", False),
+            ("autoinstall_known_extensions", False), ("autoload_known_extensions", False),
+        ):  # fmt: skip
+            self.sql.execute(f"SET {name} = {shapes.literal(str(value))}")
+        self._make()
+
+    def _make(self) -> None:
+        self.sql.execute("CREATE TEMP TABLE texts (part INTEGER, content VARCHAR)")
+        for each in _LISTS:
+            columns = [
+                f"{shapes.quoted(name)} {shapes.sql_type(hint)}" for name, hint in shapes.hints(each.row).items()
+            ]
+            more = ", place VARCHAR" if each.row is SiteRow else ""
+            self.sql.execute(f"CREATE TABLE {each.table} (part INTEGER, nth BIGINT{more}, {', '.join(columns)})")
+        self.sql.execute("CREATE TABLE waits (part INTEGER, step BIGINT, syncs BIGINT, stall_ns BIGINT)")
+        self.sql.execute("CREATE TABLE steps (part INTEGER, step BIGINT, start_ns BIGINT, end_ns BIGINT)")
+
+    def close(self) -> None:
+        self.sql.close()
+
+    def add(self, files: Sequence[Path]) -> None:
+        """Read all files; their numbers are their places in the sequence."""
+        self._files = dict(enumerate(files))
+        for batch in _batches(self._files):
+            whole: dict[int, str] = {}
+            captures: dict[int, str] = {}
+            plainly: list[int] = []
+            for number in batch:
+                try:
+                    content = reading.read(self._files[number], reading.REPORT_BYTES)
+                    (captures if captured.is_capture(content) else whole)[number] = content.decode("utf-8")
+                except (OSError, ValueError):
+                    plainly.append(number)
+            plainly += self._try(self._add_reports, whole)
+            plainly += self._try(self._add_captures, captures)
+            again: dict[int, str] = {}
+            for number in plainly:
+                try:
+                    report = self._load(self._files[number])
+                except SyncAgentError as error:
+                    self.refused[number] = str(error)
+                else:
+                    again[number] = json.dumps(report.to_dict())
+            for number in self._try(self._add_reports, again):
+                self.refused.setdefault(number, f"{str(self._files[number])!r} has values that DuckDB cannot add up")
+        # The newest of each batch are more than the newest of all.
+        for table in _TIMED:
+            self._keep_newest(table)
+
+    def _try(self, add: Callable[[dict[int, Any]], list[int]], contents: dict[int, Any]) -> list[int]:
+        """Return the numbers of those files that could not be added; where DuckDB fails, each is tried alone."""
+        if not contents:
+            return []
+        try:
+            self.sql.execute("BEGIN")
+            left = add(contents)
+            self.sql.execute("COMMIT")
+        except self._error:
+            self.sql.execute("ROLLBACK")
+            if len(contents) == 1:
+                return [*contents]
+            return [number for one in contents.items() for number in self._try(add, dict([one]))]
+        return left
+
+    # --- reports
+
+    def _add_reports(self, contents: dict[int, str]) -> list[int]:
+        self._put(contents)
+        structures: dict[int, Any] = {}
+        heads: dict[int, Report] = {}
+        odd: set[int] = set()
+        for number, structure, head in self.sql.execute(
+            "SELECT part, json_structure(content)::VARCHAR, json_merge_patch(content, ?)::VARCHAR FROM "
+            "(SELECT part, CASE WHEN json_valid(content) THEN content::JSON ELSE '{}' END AS content FROM texts)",
+            [_NOTHING],
+        ).fetchall():
+            try:
+                found = json.loads(structure)
+                heads[number] = Report.from_dict(reading.from_json(head.encode()), name="")
+            except (ValueError, SyncAgentError):
+                odd.add(number)
+                continue
+            structures[number] = found
+            if not isinstance(found, dict) or not shapes.fits(Report, found):
+                odd.add(number)
+        for each in _LISTS:
+            self.sql.execute(
+                f"CREATE OR REPLACE TEMP TABLE new_{each.table} AS SELECT part, unnest(l) AS row, "
+                "generate_subscripts(l, 1)::BIGINT AS nth FROM (SELECT part, "
+                f"json_transform(content::JSON->{shapes.literal(each.key)}, {shapes.wanted(tuple[each.row, ...])}) AS l "
+                "FROM texts WHERE NOT list_contains(?, part))",
+                [sorted(odd)],
+            )
+            odd |= self._not_whole(each, {number: _keys(found, each.key) for number, found in structures.items()})
+        self._take(odd)
+        self.heads.update({number: Head(head, False) for number, head in heads.items() if number not in odd})
+        return sorted(odd)
+
+    def _put(self, contents: dict[int, str]) -> None:
+        self.sql.execute("DELETE FROM texts")
+        for number, content in contents.items():
+            self.sql.execute("INSERT INTO texts VALUES (?, ?)", [number, content])
+
+    def _not_whole(self, each: _List, keys: dict[int, frozenset[str]]) -> set[int]:
+        """The files in which a row lacks something, or has something out of place."""
+        missing = shapes.missing(each.row, "row")
+        conditions = ["row IS NULL", shapes.out_of_place(each.row, "row"), *missing.values()]
+        found = self.sql.execute(
+            f"SELECT part, {', '.join(f'bool_or({condition})' for condition in conditions)} FROM new_{each.table} "
+            "GROUP BY part"
+        ).fetchall()
+        required = shapes.must_be_there(each.row)
+        odd = set()
+        for number, is_none, is_out_of_place, *lacks in found:
+            written = keys.get(number, frozenset())
+            names = {name for name, lack in zip(missing, lacks, strict=True) if lack}
+            if is_none or is_out_of_place or any(name in required or name in written for name in names):
+                odd.add(number)
+        return odd
+
+    def _take(self, odd: Iterable[int]) -> None:
+        """Have the new rows in the tables, those of the odd files left out."""
+        left_out = [sorted(odd)]
+        for each in _LISTS:
+            columns = [_with_default(each.row, field) for field in dataclasses.fields(each.row)]
+            rows = f"SELECT part, nth, {', '.join(columns)} FROM new_{each.table} WHERE NOT list_contains(?, part)"
+            if each.row is SiteRow:
+                place = (
+                    "md5(to_json({'k': kind, 'f': file, 'l': line, 'n': function, 's': source, 't': statement, "
+                    "'c': conditional, 'w': forward, 'y': library})::VARCHAR)"
+                )
+                rows = (
+                    f"SELECT * REPLACE (row_number() OVER (PARTITION BY part ORDER BY {_WORST_FIRST}) AS nth), "
+                    f"{place} AS place FROM ({rows})"
+                )
+            if each.key in _TIMED:
+                self._take_timed(each.table, rows, left_out)
+            else:
+                self.sql.execute(f"INSERT INTO {each.table} BY NAME {rows}", left_out)
+
+    def _take_timed(self, table: str, rows: str, left_out: list[Any]) -> None:
+        self.seen[table] += self.sql.execute(f"SELECT count(*) FROM ({rows})", left_out).fetchone()[0]
+        if table == "events":
+            self.sql.execute(
+                "INSERT INTO waits SELECT part, step, count(*), sum(stall_ns)::BIGINT "
+                f"FROM ({rows}) GROUP BY part, step", left_out,
+            )  # fmt: skip
+        else:
+            self.sql.execute(f"INSERT INTO steps SELECT part, step, start_ns, end_ns FROM ({rows})", left_out)
+        self.sql.execute(
+            f"INSERT INTO {table} BY NAME SELECT * FROM ({rows}) ORDER BY start_ns DESC, part DESC, nth DESC "
+            f"LIMIT {MOST_ON_TIME_LINE}", left_out,
+        )  # fmt: skip
+
+    def _keep_newest(self, table: str) -> None:
+        self.sql.execute(
+            f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM {table} ORDER BY start_ns DESC, part DESC, nth DESC "
+            f"LIMIT {MOST_ON_TIME_LINE}"
+        )
+
+    # --- captures
+
+    def _add_captures(self, contents: dict[int, str]) -> list[int]:
+        self._put(contents)
+        self.sql.execute(
+            "CREATE OR REPLACE TEMP TABLE lines AS SELECT part, nth, line, type, line->>'$.site' AS site FROM ("
+            "SELECT part, nth, CASE WHEN json_valid(line) THEN line::JSON END AS line, "
+            "CASE WHEN json_valid(line) AND json_type(line) = 'OBJECT' THEN coalesce(line->>'$.type', '') END AS type "
+            "FROM (SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT AS nth "
+            "FROM (SELECT part, string_split(content, chr(10)) AS l FROM texts)) "
+            "WHERE trim(line, ' ' || chr(9) || chr(13)) <> '')"
+        )
+        structures: dict[tuple[int, str], Any] = {
+            (number, kind): json.loads(structure)
+            for number, kind, structure in self.sql.execute(
+                "SELECT part, type, json_group_structure(line)::VARCHAR FROM lines "
+                "WHERE type IN ('site', 'sums', 'event', 'step') GROUP BY part, type"
+            ).fetchall()
+        }
+        odd = {
+            number
+            for (number, kind), found in structures.items()
+            if not isinstance(found, dict)
+            or not shapes.fits(_LINES[kind], found)
+            or ("site" in found) != (kind != "step")
+            or found.get("site", "UBIGINT") != "UBIGINT"
+        }
+        facts = self._facts_of_captures()
+        odd |= {number for number, fact in facts.items() if not fact.is_whole} | (contents.keys() - facts.keys())
+        self._make_rows_of_captures({number: fact for number, fact in facts.items() if number not in odd})
+        for each in _LISTS:
+            written = {
+                number: frozenset(found) | {"id"}
+                for (number, kind), found in structures.items()
+                if each.row is _LINES[kind] and number not in odd
+            }
+            odd |= self._not_whole(each, written)
+        sums = {
+            number: (syncs, stall_ms)
+            for number, syncs, stall_ms in self.sql.execute(
+                "SELECT part, sum(row.count), sum(row.stall_ms) FROM new_sites GROUP BY part"
+            ).fetchall()
+        }
+        heads = {}
+        for number in facts.keys() - odd:
+            try:
+                heads[number] = facts[number].head(self._files[number], *sums.get(number, (0, 0.0)))
+            except SyncAgentError:
+                odd.add(number)
+        self._take(odd)
+        self.heads.update({number: Head(head, True) for number, head in heads.items()})
+        return sorted(odd)
+
+    def _facts_of_captures(self) -> dict[int, _Facts]:
+        found = self.sql.execute(
+            "SELECT part, arg_min(line, nth) FILTER (type IS NOT NULL)::VARCHAR, "
+            "arg_max(line, nth) FILTER (type = 'run')::VARCHAR, arg_max(line, nth) FILTER (type = 'totals')::VARCHAR, "
+            "count(*) FILTER (type IS NULL), count(*) FILTER (type = 'event'), count(*) FILTER (type = 'end') > 0, "
+            "FROM lines GROUP BY part"
+        ).fetchall()
+        before = dict(
+            self.sql.execute(
+                "SELECT part, count(*) FROM lines LEFT JOIN (SELECT part, site, min(nth) AS first FROM lines "
+                "WHERE type = 'site' GROUP BY part, site) USING (part, site) "
+                "WHERE type = 'sums' AND (first IS NULL OR first > nth) GROUP BY part"
+            ).fetchall()
+        )
+        facts = {}
+        for number, *lines, broken, events, ended in found:
+            try:
+                header, run, totals = (reading.from_json((line or "{}").encode()) for line in lines)
+            except ValueError:
+                continue
+            facts[number] = _Facts(header, run, totals, broken + before.get(number, 0), events, ended)
+        return facts
+
+    def _make_rows_of_captures(self, facts: dict[int, _Facts]) -> None:
+        """Make the rows of those that may be read, as those of reports are."""
+        self.sql.execute("CREATE OR REPLACE TEMP TABLE facts (part INTEGER, steps DOUBLE, in_steps BOOLEAN)")
+        for number, fact in facts.items():
+            in_steps = fact.totals.get("step_stall_ms") is not None
+            self.sql.execute("INSERT INTO facts VALUES (?, ?, ?)", [number, fact.steps, in_steps])
+        # The newest line in full, with the newest sums: in a patch, what is null is taken away, and is null then.
+        self.sql.execute(
+            f"CREATE OR REPLACE TEMP TABLE new_sites AS SELECT part, json_transform(json_merge_patch(line, json_object("
+            "'id', site::BIGINT, 'per_step', CASE WHEN steps > 0 THEN (line->>'$.count')::DOUBLE / steps END, "
+            "'step_stall_ms', CASE WHEN in_steps THEN coalesce((line->>'$.step_stall_ms')::DOUBLE, 0.0) END"
+            f")), {shapes.wanted(SiteRow)}) AS row, nth FROM (SELECT part, site, steps, in_steps, "
+            "min(nth) FILTER (type = 'site') AS nth, json_merge_patch(arg_max(line, nth) FILTER (type = 'site'), "
+            "arg_max(line, nth)) AS line FROM lines JOIN facts USING (part) WHERE type IN ('site', 'sums') "
+            "GROUP BY ALL HAVING count(*) FILTER (type = 'site') > 0)"
+        )
+        for table, kind in (("events", "event"), ("step_times", "step")):
+            self.sql.execute(
+                f"CREATE OR REPLACE TEMP TABLE new_{table} AS SELECT part, json_transform(line, "
+                f"{shapes.wanted(_LINES[kind])}) AS row, nth FROM lines JOIN facts USING (part) WHERE type = '{kind}'"
+            )
+        for table, row in (("ops", OpRow), ("sources", SourceRow)):
+            self.sql.execute(
+                f"CREATE OR REPLACE TEMP TABLE new_{table} (part INTEGER, row {shapes.sql_type(row)}, nth BIGINT)"
+            )
+
+
+_LINES: dict[str, type] = {"site": SiteRow, "sums": SiteRow, "event": EventRow, "step": StepRow}
+
+
+class _Facts(NamedTuple):
+    """What a capture says besides its rows."""
+
+    header: dict[str, Any]
+    run: dict[str, Any]
+    totals: dict[str, Any]
+    broken: int
+    events: int
+    ended: bool
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.header.get("capture") == captured.VERSION and self.run and self.totals)
+
+    @property
+    def steps(self) -> float:
+        return captured.number(self.totals.get("steps"))
+
+    def head(self, file: Path, syncs: int, stall_ms: float) -> Report:
+        values = captured.values_of(self.run, self.totals, [], syncs=syncs, stall_ms=stall_ms)
+        return captured.report_of(
+            file, values, broken=self.broken, totals=self.totals, events=self.events, ended=self.ended
+        )
+
+
+def _batches(files: dict[int, Path]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    size = 0
+    for number, file in files.items():
+        try:
+            length = os.stat(file).st_size
+        except (OSError, ValueError):
+            length = 0
+        if batch and size + length > _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append(number)
+        size += length
+    if batch:
+        yield batch
+
+
+def _keys(structure: Any, name: str) -> frozenset[str]:
+    """The keys that any row of a list has."""
+    rows = structure.get(name) if isinstance(structure, dict) else None
+    return frozenset(rows[0]) if isinstance(rows, list) and isinstance(rows[0], dict) else frozenset()
+
+
+def _with_default(kind: type, field: dataclasses.Field[Any]) -> str:
+    """A column of a row; what an earlier version did not write is what it is by default."""
+    name = shapes.quoted(field.name)
+    default = field.default
+    if default is dataclasses.MISSING or default is None:
+        return f"row.{name} AS {name}"
+    if isinstance(default, tuple):
+        value = f"[]::{shapes.sql_type(shapes.hints(kind)[field.name])}"
+    else:
+        value = shapes.literal(default) if isinstance(default, str) else str(default)
+    return f"coalesce(row.{name}, {value}) AS {name}"

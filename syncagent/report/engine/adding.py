@@ -109,7 +109,7 @@ def _group(tables: Tables, heads: Sequence[Report]) -> None:
         f"'library': library}}), pos * {_ROWS} + nth)::VARCHAR FROM sites JOIN kept USING (part) GROUP BY home, place "
         f"ORDER BY min(pos * {_ROWS} + nth)"
     ).fetchall():
-        site = decode_row(SiteRow, _UNKNOWN | json.loads(row))
+        site = decode_row(SiteRow, shapes.as_read(SiteRow, _UNKNOWN | json.loads(row)))
         rows.append([home, place, ids.setdefault(key_of_row(site, named[home]), len(ids))])
     tables.sql.execute("CREATE OR REPLACE TABLE groups (home INTEGER, place VARCHAR, grp BIGINT)")
     tables.sql.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows) if rows else None
@@ -152,7 +152,7 @@ def _sites(tables: Tables) -> tuple[SiteRow, ...]:
     for group, row in like:
         rows.append(
             replace(
-                decode_row(SiteRow, json.loads(row)), id=group, op=ops[group][0].op, api=ops[group][0].api,
+                decode_row(SiteRow, shapes.as_read(SiteRow, json.loads(row))), id=group, op=ops[group][0].op, api=ops[group][0].api,
                 ops=ops[group], phases=phases[group], ranks=ranks[group], rank_count=rank_counts.get(group, 0),
                 threads=threads.get(group, ()), sensors=sensors.get(group, ()), **sums[group],
             )
@@ -191,7 +191,10 @@ _SUMS = (
 
 def _decoded(sums: dict[str, Any]) -> dict[str, Any]:
     frames = json.loads(sums["stack"] or "[]")
-    return sums | {"count": int(sums["count"]), "stack": tuple(decode_row(CallSite, frame) for frame in frames)}
+    return sums | {
+        "count": int(sums["count"]),
+        "stack": tuple(decode_row(CallSite, shapes.as_read(CallSite, frame)) for frame in frames),
+    }
 
 
 def _shares(tables: Tables, column: str, kind: Any) -> dict[int, tuple[Any, ...]]:

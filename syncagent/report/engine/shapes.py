@@ -52,14 +52,29 @@ def sql_type(hint: Any) -> str:
 
 def wanted(hint: Any) -> str:
     """What ``json_transform`` has to be given to make such values of JSON, as a literal of SQL."""
-    return literal(json.dumps(_wanted(hint)))
+    return literal(json.dumps(as_written(hint)))
 
 
-def _wanted(hint: Any) -> Any:
+def as_written(hint: Any) -> Any:
+    """The same as JSON values."""
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return {name: _wanted(inner) for name, inner in hints(hint).items()}
-    return [_wanted(get_args(hint)[0])] if get_origin(hint) is tuple else _TYPES[hint]
+        return {name: as_written(inner) for name, inner in hints(hint).items()}
+    return [as_written(get_args(hint)[0])] if get_origin(hint) is tuple else _TYPES[hint]
+
+
+def as_read(hint: Any, value: Any) -> Any:
+    """What a row was made of, as JSON values: what an earlier version did not write is null in SQL."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        assert isinstance(hint, type)
+        return {
+            name: as_read(inner, value[name])
+            for name, inner in hints(hint).items()
+            if name in value and (value[name] is not None or name in optional(hint))
+        }
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return [as_read(get_args(hint)[0], each) for each in value]
+    return value
 
 
 def fits(hint: Any, structure: Any, name: str = "") -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -42,7 +44,12 @@ _LISTS = (
     _List("step_times", "step_times", StepRow),
     _List("sources", "sources", SourceRow),
 )
-_NOTHING = json.dumps({each.key: [] for each in _LISTS})
+_NO_ROWS: dict[str, Any] = {each.key: [] for each in _LISTS}
+_HEAD = ("schema", *(each.name for each in dataclasses.fields(Report) if each.name not in _NO_ROWS))
+_WHOLE = shapes.literal(
+    json.dumps({key: "JSON" for key in _HEAD} | {each.key: [shapes.as_written(each.row)] for each in _LISTS})
+)
+"""What is taken out of a report: its lists as rows, and the rest as it is written."""
 _TIMED = {"events": EventRow, "step_times": StepRow}
 
 
@@ -57,21 +64,22 @@ class Head(NamedTuple):
 class Tables:
     """The tables of all ranks, in a database of their own that grows on disk rather than in memory."""
 
+    heads: dict[int, Head]
+    """By the number of the file."""
+    refused: dict[int, str]
+    """Why a file is not in the tables, in a sentence, by its number."""
+    seen: Counter[str]
+    """How many syncs and steps there were in all files; the tables keep the newest."""
+
     def __init__(self, engine: ModuleType, folder: Path, *, load: Callable[[Path], Report]) -> None:
         """``load`` reads a file as one process does, for what DuckDB reads in another way or not at all."""
         self.sql = engine.connect(os.fspath(folder / "ranks.duckdb"))
         self._error: type[Exception] = engine.Error
         self._load = load
-        self._files: dict[int, Path] = {}
-        self.heads: dict[int, Head] = {}
-        """By the number of the file."""
-        self.refused: dict[int, str] = {}
-        """Why a file is not in the tables, in a sentence, by its number."""
-        self.seen = {"events": 0, "step_times": 0}
-        """How many of them there were in all files; the tables keep the newest."""
-        threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self.heads, self.refused, self.seen = {}, {}, Counter()
+        self._threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
         for name, value in (
-            ("threads", threads), ("memory_limit", _MEMORY), ("temp_directory", os.fspath(folder / "spilled")),
+            ("threads", self._threads), ("memory_limit", _MEMORY), ("temp_directory", os.fspath(folder / "spilled")),
             ("preserve_insertion_order", False), ("enable_progress_bar", False),
             ("autoinstall_known_extensions", False), ("autoload_known_extensions", False),
         ):  # fmt: skip
@@ -79,7 +87,6 @@ class Tables:
         self._make()
 
     def _make(self) -> None:
-        self.sql.execute("CREATE TEMP TABLE texts (part INTEGER, content VARCHAR)")
         for each in _LISTS:
             columns = [
                 f"{shapes.quoted(name)} {shapes.sql_type(hint)}" for name, hint in shapes.hints(each.row).items()
@@ -94,43 +101,82 @@ class Tables:
 
     def add(self, files: Sequence[Path]) -> None:
         """Read all files; their numbers are their places in the sequence."""
-        self._files = dict(enumerate(files))
-        for batch in _batches(self._files):
-            whole: dict[int, str] = {}
-            captures: dict[int, str] = {}
-            plainly: list[int] = []
-            for number in batch:
-                try:
-                    content = reading.read(self._files[number], reading.REPORT_BYTES)
-                    (captures if captured.is_capture(content) else whole)[number] = content.decode("utf-8")
-                except (OSError, ValueError):
-                    plainly.append(number)
-            plainly += self._try(self._add_reports, whole)
-            plainly += self._try(self._add_captures, captures)
-            again: dict[int, str] = {}
-            for number in plainly:
-                try:
-                    report = self._load(self._files[number])
-                except SyncAgentError as error:
-                    self.refused[number] = str(error)
-                else:
-                    again[number] = json.dumps(report.to_dict())
-            for number in self._try(self._add_reports, again):
-                self.refused.setdefault(number, f"{str(self._files[number])!r} has values that DuckDB cannot add up")
+        numbered = dict(enumerate(files))
+
+        def read(batch: list[int]) -> _Reader:
+            reader = _Reader(self.sql.cursor(), self._error, {number: numbered[number] for number in batch})
+            reader.read_all(self._load)
+            return reader
+
+        # DuckDB goes through a few long texts with one thread: each batch has its own.
+        with ThreadPoolExecutor(self._threads) as pool:
+            for reader in pool.map(read, _batches(numbered, _AT_ONCE // self._threads)):
+                self.heads.update(reader.heads)
+                self.refused.update(reader.refused)
+                self.seen.update(reader.seen)
         # The newest of each batch are more than the newest of all.
         for table in _TIMED:
-            self._keep_newest(table)
+            self.sql.execute(
+                f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM {table} "
+                f"ORDER BY start_ns DESC, part DESC, nth DESC LIMIT {MOST_ON_TIME_LINE}"
+            )
+
+
+class _Reader:
+    """Reads a few files into the tables, over a connection of its own."""
+
+    def __init__(self, sql: Any, error: type[Exception], files: dict[int, Path]) -> None:
+        self._sql = sql
+        self._error = error
+        self._files = files
+        self.heads: dict[int, Head] = {}
+        self.refused: dict[int, str] = {}
+        self.seen: Counter[str] = Counter()
+
+    def read_all(self, load: Callable[[Path], Report]) -> None:
+        self._sql.execute("CREATE TEMP TABLE texts (part INTEGER, content VARCHAR)")
+        try:
+            self._read_all(load)
+        finally:
+            self._sql.close()
+
+    def _read_all(self, load: Callable[[Path], Report]) -> None:
+        reports: dict[int, str] = {}
+        captures: dict[int, str] = {}
+        plainly: list[int] = []
+        for number, file in self._files.items():
+            try:
+                content = reading.read(file, reading.REPORT_BYTES)
+                (captures if captured.is_capture(content) else reports)[number] = content.decode("utf-8")
+            except (OSError, ValueError):
+                plainly.append(number)
+        plainly += self._try(self._add_reports, reports)
+        plainly += self._try(self._add_captures, captures)
+        again: dict[int, str] = {}
+        for number in plainly:
+            try:
+                report = load(self._files[number])
+            except SyncAgentError as error:
+                self.refused[number] = str(error)
+            else:
+                again[number] = json.dumps(report.to_dict())
+        for number in self._try(self._add_reports, again):
+            self.refused[number] = f"{str(self._files[number])!r} has values that DuckDB cannot add up"
 
     def _try(self, add: Callable[[dict[int, Any]], list[int]], contents: dict[int, Any]) -> list[int]:
         """Return the numbers of those files that could not be added; where DuckDB fails, each is tried alone."""
         if not contents:
             return []
+        seen = Counter(self.seen)
         try:
-            self.sql.execute("BEGIN")
+            self._sql.execute("BEGIN")
             left = add(contents)
-            self.sql.execute("COMMIT")
+            self._sql.execute("COMMIT")
         except self._error:
-            self.sql.execute("ROLLBACK")
+            self._sql.execute("ROLLBACK")
+            self.seen = seen
+            for number in contents:
+                self.heads.pop(number, None)
             if len(contents) == 1:
                 return [*contents]
             return [number for one in contents.items() for number in self._try(add, dict([one]))]
@@ -140,46 +186,49 @@ class Tables:
 
     def _add_reports(self, contents: dict[int, str]) -> list[int]:
         self._put(contents)
-        structures: dict[int, Any] = {}
         heads: dict[int, Report] = {}
-        odd: set[int] = set()
-        for number, structure, head in self.sql.execute(
-            "SELECT part, json_structure(content)::VARCHAR, json_merge_patch(content, ?)::VARCHAR FROM "
-            "(SELECT part, CASE WHEN json_valid(content) THEN content::JSON ELSE '{}' END AS content FROM texts)",
-            [_NOTHING],
+        written: dict[int, Any] = {}
+        # Each text is gone through twice, however many lists are taken out of it.
+        self._sql.execute(
+            f"CREATE OR REPLACE TEMP TABLE whole AS SELECT part, try(json_structure(content)::VARCHAR) AS structure, "
+            f"try(json_transform(content, {_WHOLE})) AS report FROM texts"
+        )
+        for number, structure, *parts in self._sql.execute(
+            f"SELECT part, structure, {', '.join(f'report.{shapes.quoted(key)}::VARCHAR' for key in _HEAD)} FROM whole"
         ).fetchall():
+            known = {key: part for key, part in zip(_HEAD, parts, strict=True) if part is not None}
             try:
-                found = json.loads(structure)
-                heads[number] = Report.from_dict(reading.from_json(head.encode()), name="")
+                found = json.loads(structure or "")
+                values = {key: reading.from_json(part.encode()) for key, part in known.items()}
+                heads[number] = Report.from_dict(values | _NO_ROWS, name="")
             except (ValueError, SyncAgentError):
-                odd.add(number)
                 continue
-            structures[number] = found
-            if not isinstance(found, dict) or not shapes.fits(Report, found):
-                odd.add(number)
+            if shapes.fits(Report, found):
+                written[number] = found
+        odd = set(contents) - set(written)
         for each in _LISTS:
-            self.sql.execute(
-                f"CREATE OR REPLACE TEMP TABLE new_{each.table} AS SELECT part, unnest(l) AS row, "
-                "generate_subscripts(l, 1)::BIGINT AS nth FROM (SELECT part, "
-                f"json_transform(content::JSON->{shapes.literal(each.key)}, {shapes.wanted(tuple[each.row, ...])}) AS l "
-                "FROM texts WHERE NOT list_contains(?, part))",
+            rows = f"report.{shapes.quoted(each.key)}"
+            self._sql.execute(
+                f"CREATE OR REPLACE TEMP TABLE new_{each.table} AS SELECT part, unnest({rows}) AS row, "
+                f"generate_subscripts({rows}, 1)::BIGINT AS nth FROM whole WHERE NOT list_contains(?, part)",
                 [sorted(odd)],
             )
-            odd |= self._not_whole(each, {number: _keys(found, each.key) for number, found in structures.items()})
+            odd |= self._not_whole(each, {number: _keys(found, each.key) for number, found in written.items()})
+        self._sql.execute("DROP TABLE whole")
         self._take(odd)
         self.heads.update({number: Head(head, False) for number, head in heads.items() if number not in odd})
         return sorted(odd)
 
     def _put(self, contents: dict[int, str]) -> None:
-        self.sql.execute("DELETE FROM texts")
+        self._sql.execute("DELETE FROM texts")
         for number, content in contents.items():
-            self.sql.execute("INSERT INTO texts VALUES (?, ?)", [number, content])
+            self._sql.execute("INSERT INTO texts VALUES (?, ?)", [number, content])
 
     def _not_whole(self, each: _List, keys: dict[int, frozenset[str]]) -> set[int]:
         """The files in which a row lacks something, or has something out of place."""
         missing = shapes.missing(each.row, "row")
         conditions = ["row IS NULL", shapes.out_of_place(each.row, "row"), *missing.values()]
-        found = self.sql.execute(
+        found = self._sql.execute(
             f"SELECT part, {', '.join(f'bool_or({condition})' for condition in conditions)} FROM new_{each.table} "
             "GROUP BY part"
         ).fetchall()
@@ -210,54 +259,61 @@ class Tables:
             if each.key in _TIMED:
                 self._take_timed(each.table, rows, left_out)
             else:
-                self.sql.execute(f"INSERT INTO {each.table} BY NAME {rows}", left_out)
+                self._sql.execute(f"INSERT INTO {each.table} BY NAME {rows}", left_out)
 
     def _take_timed(self, table: str, rows: str, left_out: list[Any]) -> None:
-        self.seen[table] += self.sql.execute(f"SELECT count(*) FROM ({rows})", left_out).fetchone()[0]
+        self.seen[table] += self._sql.execute(f"SELECT count(*) FROM ({rows})", left_out).fetchone()[0]
         if table == "events":
-            self.sql.execute(
+            self._sql.execute(
                 "INSERT INTO waits SELECT part, step, count(*), sum(stall_ns)::BIGINT "
                 f"FROM ({rows}) GROUP BY part, step", left_out,
             )  # fmt: skip
         else:
-            self.sql.execute(f"INSERT INTO steps SELECT part, step, start_ns, end_ns FROM ({rows})", left_out)
-        self.sql.execute(
+            self._sql.execute(f"INSERT INTO steps SELECT part, step, start_ns, end_ns FROM ({rows})", left_out)
+        self._sql.execute(
             f"INSERT INTO {table} BY NAME SELECT * FROM ({rows}) ORDER BY start_ns DESC, part DESC, nth DESC "
             f"LIMIT {MOST_ON_TIME_LINE}", left_out,
         )  # fmt: skip
-
-    def _keep_newest(self, table: str) -> None:
-        self.sql.execute(
-            f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM {table} ORDER BY start_ns DESC, part DESC, nth DESC "
-            f"LIMIT {MOST_ON_TIME_LINE}"
-        )
 
     # --- captures
 
     def _add_captures(self, contents: dict[int, str]) -> list[int]:
         self._put(contents)
-        self.sql.execute(
-            "CREATE OR REPLACE TEMP TABLE lines AS SELECT part, nth, line, type, line->>'$.site' AS site FROM ("
-            "SELECT part, nth, CASE WHEN json_valid(line) THEN line::JSON END AS line, "
-            "CASE WHEN json_valid(line) AND json_type(line) = 'OBJECT' THEN coalesce(line->>'$.type', '') END AS type "
-            "FROM (SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT AS nth "
-            "FROM (SELECT part, string_split(content, chr(10)) AS l FROM texts)) "
-            "WHERE trim(line, ' ' || chr(9) || chr(13)) <> '')"
+        self._sql.execute(
+            "CREATE OR REPLACE TEMP TABLE raw AS SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT AS nth "
+            "FROM (SELECT part, string_split(content, chr(10)) AS l FROM texts)"
         )
+        # Most lines are of these two kinds: what they are is not looked up in each.
+        for table, kind in _SHORT.items():
+            self._sql.execute(
+                f"CREATE OR REPLACE TEMP TABLE new_{table} AS SELECT part, "
+                f"try(json_transform(line, {shapes.wanted(_LINES[kind])})) AS row, nth "
+                f"FROM raw WHERE starts_with(line, {shapes.literal(_begin(kind))})"
+            )
+        is_short = " OR ".join(f"starts_with(line, {shapes.literal(_begin(kind))})" for kind in _SHORT.values())
+        self._sql.execute(
+            "CREATE OR REPLACE TEMP TABLE lines AS SELECT part, nth, line, coalesce(found[1], CASE WHEN line IS NOT NULL "
+            "THEN '' END) AS type, found[2] AS site FROM ("
+            "SELECT part, nth, line, json_extract_string(line, ['$.type', '$.site']) AS found FROM ("
+            "SELECT part, nth, CASE WHEN starts_with(line, '{') THEN try_cast(line AS JSON) END AS line FROM raw "
+            f"WHERE NOT ({is_short}) AND trim(line, ' ' || chr(9) || chr(13)) <> ''))"
+        )
+        for table, kind in _SHORT.items():
+            self._sql.execute(
+                f"INSERT INTO new_{table} SELECT part, json_transform(line, {shapes.wanted(_LINES[kind])}) AS row, nth "
+                f"FROM lines WHERE type = {shapes.literal(kind)}"
+            )
         structures: dict[tuple[int, str], Any] = {
             (number, kind): json.loads(structure)
-            for number, kind, structure in self.sql.execute(
-                "SELECT part, type, json_group_structure(line)::VARCHAR FROM lines "
-                "WHERE type IN ('site', 'sums', 'event', 'step') GROUP BY part, type"
+            for number, kind, structure in self._sql.execute(
+                "SELECT part, type, json_group_structure(line)::VARCHAR FROM lines WHERE type IN ('site', 'sums') "
+                "GROUP BY part, type"
             ).fetchall()
         }
         odd = {
             number
             for (number, kind), found in structures.items()
-            if not isinstance(found, dict)
-            or not shapes.fits(_LINES[kind], found)
-            or ("site" in found) != (kind != "step")
-            or found.get("site", "UBIGINT") != "UBIGINT"
+            if not isinstance(found, dict) or not shapes.fits(_LINES[kind], found) or found.get("site") != "UBIGINT"
         }
         facts = self._facts_of_captures()
         odd |= {number for number, fact in facts.items() if not fact.is_whole} | (contents.keys() - facts.keys())
@@ -271,7 +327,7 @@ class Tables:
             odd |= self._not_whole(each, written)
         sums = {
             number: (syncs, stall_ms)
-            for number, syncs, stall_ms in self.sql.execute(
+            for number, syncs, stall_ms in self._sql.execute(
                 "SELECT part, sum(row.count), sum(row.stall_ms) FROM new_sites GROUP BY part"
             ).fetchall()
         }
@@ -286,36 +342,47 @@ class Tables:
         return sorted(odd)
 
     def _facts_of_captures(self) -> dict[int, _Facts]:
-        found = self.sql.execute(
+        found = self._sql.execute(
             "SELECT part, arg_min(line, nth) FILTER (type IS NOT NULL)::VARCHAR, "
             "arg_max(line, nth) FILTER (type = 'run')::VARCHAR, arg_max(line, nth) FILTER (type = 'totals')::VARCHAR, "
-            "count(*) FILTER (type IS NULL), count(*) FILTER (type = 'event'), count(*) FILTER (type = 'end') > 0, "
-            "FROM lines GROUP BY part"
+            "count(*) FILTER (type IS NULL), count(*) FILTER (type = 'end') > 0 FROM lines GROUP BY part"
         ).fetchall()
+        cut: Counter[int] = Counter()
+        for table in _SHORT:
+            cut.update(
+                dict(
+                    self._sql.execute(
+                        f"SELECT part, count(*) FROM new_{table} WHERE row IS NULL GROUP BY part"
+                    ).fetchall()
+                )
+            )
+            self._sql.execute(f"DELETE FROM new_{table} WHERE row IS NULL")
+        events = dict(self._sql.execute("SELECT part, count(*) FROM new_events GROUP BY part").fetchall())
         before = dict(
-            self.sql.execute(
+            self._sql.execute(
                 "SELECT part, count(*) FROM lines LEFT JOIN (SELECT part, site, min(nth) AS first FROM lines "
                 "WHERE type = 'site' GROUP BY part, site) USING (part, site) "
                 "WHERE type = 'sums' AND (first IS NULL OR first > nth) GROUP BY part"
             ).fetchall()
         )
         facts = {}
-        for number, *lines, broken, events, ended in found:
+        for number, *lines, broken, ended in found:
             try:
                 header, run, totals = (reading.from_json((line or "{}").encode()) for line in lines)
             except ValueError:
                 continue
-            facts[number] = _Facts(header, run, totals, broken + before.get(number, 0), events, ended)
+            broken += before.get(number, 0) + cut[number]
+            facts[number] = _Facts(header, run, totals, broken, events.get(number, 0), ended)
         return facts
 
     def _make_rows_of_captures(self, facts: dict[int, _Facts]) -> None:
         """Make the rows of those that may be read, as those of reports are."""
-        self.sql.execute("CREATE OR REPLACE TEMP TABLE facts (part INTEGER, steps DOUBLE, in_steps BOOLEAN)")
+        self._sql.execute("CREATE OR REPLACE TEMP TABLE facts (part INTEGER, steps DOUBLE, in_steps BOOLEAN)")
         for number, fact in facts.items():
             in_steps = fact.totals.get("step_stall_ms") is not None
-            self.sql.execute("INSERT INTO facts VALUES (?, ?, ?)", [number, fact.steps, in_steps])
+            self._sql.execute("INSERT INTO facts VALUES (?, ?, ?)", [number, fact.steps, in_steps])
         # The newest line in full, with the newest sums: in a patch, what is null is taken away, and is null then.
-        self.sql.execute(
+        self._sql.execute(
             f"CREATE OR REPLACE TEMP TABLE new_sites AS SELECT part, json_transform(json_merge_patch(line, json_object("
             "'id', site::BIGINT, 'per_step', CASE WHEN steps > 0 THEN (line->>'$.count')::DOUBLE / steps END, "
             "'step_stall_ms', CASE WHEN in_steps THEN coalesce((line->>'$.step_stall_ms')::DOUBLE, 0.0) END"
@@ -324,15 +391,18 @@ class Tables:
             "arg_max(line, nth)) AS line FROM lines JOIN facts USING (part) WHERE type IN ('site', 'sums') "
             "GROUP BY ALL HAVING count(*) FILTER (type = 'site') > 0)"
         )
-        for table, kind in (("events", "event"), ("step_times", "step")):
-            self.sql.execute(
-                f"CREATE OR REPLACE TEMP TABLE new_{table} AS SELECT part, json_transform(line, "
-                f"{shapes.wanted(_LINES[kind])}) AS row, nth FROM lines JOIN facts USING (part) WHERE type = '{kind}'"
-            )
         for table, row in (("ops", OpRow), ("sources", SourceRow)):
-            self.sql.execute(
+            self._sql.execute(
                 f"CREATE OR REPLACE TEMP TABLE new_{table} (part INTEGER, row {shapes.sql_type(row)}, nth BIGINT)"
             )
+
+
+_SHORT = {"events": "event", "step_times": "step"}
+
+
+def _begin(kind: str) -> str:
+    """How the capture's writer begins such a line."""
+    return f'{{"type":"{kind}",'
 
 
 _LINES: dict[str, type] = {"site": SiteRow, "sums": SiteRow, "event": EventRow, "step": StepRow}
@@ -363,7 +433,7 @@ class _Facts(NamedTuple):
         )
 
 
-def _batches(files: dict[int, Path]) -> Iterator[list[int]]:
+def _batches(files: dict[int, Path], most: int) -> Iterator[list[int]]:
     batch: list[int] = []
     size = 0
     for number, file in files.items():
@@ -371,7 +441,7 @@ def _batches(files: dict[int, Path]) -> Iterator[list[int]]:
             length = os.stat(file).st_size
         except (OSError, ValueError):
             length = 0
-        if batch and size + length > _AT_ONCE:
+        if batch and size + length > most:
             yield batch
             batch, size = [], 0
         batch.append(number)

@@ -9,7 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +140,36 @@ def origin_of(file: Path) -> Origin | None:
         if isinstance(values, dict):
             return _origin(values)
     return None
+
+
+def glance(file: Path) -> Origin | None:
+    """The origin of a report's JSON or of a capture, from its beginning and end alone; ``None`` where that is not said."""
+    text = (storage.read(file, most=_HEADER_BYTES) or b"").decode(errors="replace")
+    is_capture = text.startswith('{"type":"header","capture":')
+    found = (_PLACES[1] if is_capture else _PLACES[2]).search(text)
+    if found is None:
+        return None
+    try:
+        values, _ = json.JSONDecoder().raw_decode(found[1])
+    except (ValueError, RecursionError):
+        return None
+    origin = _origin(values) if isinstance(values, dict) else None
+    return replace(origin, duration_s=_newest_duration(file, origin)) if origin is not None and is_capture else origin
+
+
+def _newest_duration(file: Path, origin: Origin) -> float:
+    """How long the run of a capture had taken when it was last written; its beginning says how long until then."""
+    for line in reversed(storage.read_end(file, most=_HEADER_BYTES).split(b"\n")):
+        if line.startswith(b'{"type":"totals"'):
+            try:
+                lasted = json.loads(line)["duration_s"]
+            except (ValueError, RecursionError, KeyError):
+                continue
+            return float(lasted) if type(lasted) in {int, float} and 0 <= lasted < _LONGEST_S else origin.duration_s
+    return origin.duration_s
+
+
+_LONGEST_S = 1e12
 
 
 _PLACES = (

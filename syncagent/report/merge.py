@@ -47,6 +47,7 @@ MOST_SHARES = 64
 """Where more ranks have a site, it has the shares of those that waited longest and least, half as many of each."""
 _ALIKE = 3
 _HOSTS = 8
+_RANKS = 8
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -132,7 +133,7 @@ def merge_heads(reports: Sequence[Report]) -> Report:
             step_stall_ms=_known_sum(part.totals.step_stall_ms for part in reports),
         ),
         sites=(),
-        notes=_fewer(note for part in reports for note in part.notes),
+        notes=(*_fewer(note for part in reports for note in part.notes), *_killed(reports, ranks)),
         problems=_fewer(problem for part in reports for problem in part.problems),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
     )
@@ -172,6 +173,14 @@ def ranks_of(reports: Sequence[Report]) -> list[int]:
             taken.add(rank)
         ranks.append(rank)
     return ranks
+
+
+def _killed(reports: Sequence[Report], ranks: Sequence[int]) -> list[str]:
+    killed = [rank for rank, part in zip(ranks, reports, strict=True) if not part.run.ended]
+    if not killed or len(killed) == len(reports):  # each report says so itself
+        return []
+    shown = ", ".join(map(str, killed[:_RANKS])) + (", …" if len(killed) > _RANKS else "")
+    return [f"of {len(reports):,} processes, {len(killed):,} did not end by themselves: those of rank {shown}"]
 
 
 _DIGITS = re.compile(r"\d[\d,.]*")

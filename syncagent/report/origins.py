@@ -78,6 +78,10 @@ def runs_of(all_of: Sequence[Origin]) -> list[int]:
             above[number] = number = above[above[number]]
         return number
 
+    def unite(one: int, other: int) -> None:
+        first, second = sorted((top(one), top(other)))
+        above[second] = first
+
     named: dict[str, list[int]] = defaultdict(list)
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for number, origin in enumerate(all_of):
@@ -87,10 +91,10 @@ def runs_of(all_of: Sequence[Origin]) -> list[int]:
             alike[origin.world_size, origin.script].append(number)
     for run_id, numbers in named.items():
         for one, other in _overlapping(all_of, numbers) if run_id.startswith(JOB) else itertools.pairwise(numbers):
-            above[top(max(one, other))] = top(min(one, other))
+            unite(one, other)
     for numbers in alike.values():
         for one, other in _overlapping(all_of, numbers, differ=True):
-            above[top(max(one, other))] = top(min(one, other))
+            unite(one, other)
     return [top(number) for number in range(len(all_of))]
 
 

@@ -81,8 +81,8 @@ class Rank:
         source = source.replace("loss", f"loss_{number}", 1)
         is_backward, in_library = phase == "backward", number % len(_LINES) == 3
         span = {"column": 4, "end_line": line, "end_column": len(source), "indent": 4}
-        forward = {"file": file, "line": line - 3, "function": "MaskedLoss.forward", "source": f"x = loss_{number}[mask]",
-                   "statement": "", "span": span}  # fmt: skip
+        forward = {"file": file, "line": line - 3, "function": "MaskedLoss.forward",
+                   "source": f"x = loss_{number}[mask]", "statement": "", "span": span}  # fmt: skip
         library = {"file": LIBRARY, "line": 2345, "function": "Trainer._inner", "source": "x.item()", "statement": "",
                    "span": None}  # fmt: skip
         sampled = number % 5 == 0
@@ -98,9 +98,10 @@ class Rank:
             "ranges": ["ignore background"] if number % 4 == 0 else [], "forward": forward if is_backward else None,
             "library": library if in_library else None,
             "threads": ["MainThread"] if self.rank % 5 else ["MainThread", "reader"],
-            "allowed_count": count if number % 17 == 1 else 0, "violations": number % 2, "step_stall_ms": stall_ms * 0.9,
+            "allowed_count": count if number % 17 == 1 else 0, "violations": number % 2,
+            "step_stall_ms": stall_ms * 0.9,
             "ranks": [], "statement": "",
-            "ops": [dict(zip(("op", "api", "count", "stall_ms"), part, strict=True)) for part in parts[: 1 + number % 2]]
+            "ops": [dict(zip(("op", "api", "count", "stall_ms"), part, strict=True)) for part in parts]
             if number % 2 else [{"op": op, "api": api, "count": count, "stall_ms": stall_ms}],
             "conditional": number % 29 == 0,
             "stack": [{"file": file, "line": line, "function": function, "source": source, "statement": "",
@@ -113,7 +114,8 @@ class Rank:
     def _totals(self) -> dict[str, Any]:
         stall_ms = sum(site["stall_ms"] for site in self.sites)
         return {
-            "syncs": sum(site["count"] for site in self.sites), "stall_ms": stall_ms, "stall_share": 0.1 + 0.001 * (self.rank % 9),
+            "syncs": sum(site["count"] for site in self.sites), "stall_ms": stall_ms,
+            "stall_share": 0.1 + 0.001 * (self.rank % 9),
             "step_ms": self._steps * STEP_NS / 1e6, "step_stall_ms": stall_ms * 0.9,
         }  # fmt: skip
 
@@ -138,8 +140,10 @@ class Rank:
 
     def _ops(self) -> list[dict[str, Any]]:
         return [
-            {"op": f"aten::op_{number}", "file": f"{PROJECT}/parts/part_{number % 25}.py", "line": 34, "function": "Net.forward",
-             "source": "return self.layers(images)", "phase": "backward" if number % 3 else "other", "count": 72 + number,
+            {"op": f"aten::op_{number}", "file": f"{PROJECT}/parts/part_{number % 25}.py", "line": 34,
+             "function": "Net.forward",
+             "source": "return self.layers(images)", "phase": "backward" if number % 3 else "other",
+             "count": 72 + number,
              "host_ms": 1.0 + 50 * self._random.random(), "stall_ms": 0.25 * (number % 4), "share": 0.01}
             for number in range(100)
         ]  # fmt: skip
@@ -159,7 +163,8 @@ class Rank:
             ],
         }
         values = {
-            "schema": 1, "run": self.run, "overhead": {"agent_ms_per_step": 0.12 + self.rank % 3, "share": 0.005, "budget": 0.01},
+            "schema": 1, "run": self.run,
+            "overhead": {"agent_ms_per_step": 0.12 + self.rank % 3, "share": 0.005, "budget": 0.01},
             "dropped": self.rank % 2, "totals": self._totals(), "cost": None, "problems": [], "cells": [],
         }  # fmt: skip
         parts = [f' "{key}": {json.dumps(value)}' for key, value in values.items()]

@@ -1,4 +1,4 @@
-"""The reports of one run, gathered from files and folders and merged: by our own loops, or by DuckDB where they are many."""
+"""Gathers the reports of one run from files and folders and merges them: many of them by DuckDB."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from syncagent.errors import SyncAgentError
-from syncagent.report import captured, origins, places, together
+from syncagent.report import origins, places, together
 from syncagent.report.advising import advised
 from syncagent.report.context import with_context
 from syncagent.report.merge import merge, merge_sources

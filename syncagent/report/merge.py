@@ -155,7 +155,7 @@ def left_out(
     seen = sum(len(part.events) for part in reports) if seen_events is None else seen_events
     steps = sum(len(part.step_times) for part in reports) if seen_steps is None else seen_steps
     return [
-        f"the time line has the newest {kept:,} of the {number:,} {what} that the ranks' reports have; the sums have all"
+        f"the time line has the newest {kept:,} of the {number:,} {what} in the ranks' reports; the sums have all"
         for kept, number, what in ((events, seen, "syncs"), (step_times, steps, "steps"))
         if number > kept
     ]

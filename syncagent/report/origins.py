@@ -147,7 +147,7 @@ def origin_of(file: Path) -> Origin | None:
 
 
 def glance(file: Path) -> Origin | None:
-    """The origin of a report's JSON or of a capture, from its beginning and end alone; ``None`` where that is not said."""
+    """The origin of a report's JSON or of a capture, from its beginning and end; ``None`` where it is not there."""
     text = (storage.read(file, most=_HEADER_BYTES) or b"").decode(errors="replace")
     is_capture = text.startswith('{"type":"header","capture":')
     found = (_PLACES[1] if is_capture else _PLACES[2]).search(text)

@@ -112,7 +112,8 @@ def _group(tables: Tables, heads: Sequence[Report]) -> None:
         site = decode_row(SiteRow, shapes.as_read(SiteRow, _UNKNOWN | json.loads(row)))
         rows.append([home, place, ids.setdefault(key_of_row(site, named[home]), len(ids))])
     tables.sql.execute("CREATE OR REPLACE TABLE groups (home INTEGER, place VARCHAR, grp BIGINT)")
-    tables.sql.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows) if rows else None
+    if rows:
+        tables.sql.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
     tables.sql.execute(
         f"CREATE OR REPLACE VIEW placed AS SELECT s.*, k.pos * {_ROWS} + s.nth AS ord, k.rank, k.steps, g.grp "
         "FROM sites s JOIN kept k USING (part) JOIN groups g USING (home, place)"
@@ -136,9 +137,8 @@ def _new_ids(tables: Tables, parts: Sequence[int], heads: Sequence[Report]) -> d
 
 
 def _sites(tables: Tables) -> tuple[SiteRow, ...]:
-    columns = ", ".join(
-        f"{shapes.literal(each.name)}: {shapes.quoted(each.name)}" for each in dataclasses.fields(SiteRow)
-    )
+    names = [each.name for each in dataclasses.fields(SiteRow)]
+    columns = ", ".join(f"{shapes.literal(name)}: {shapes.quoted(name)}" for name in names)
     like = tables.sql.execute(
         "WITH most AS (SELECT grp, max(stall_ms) AS most FROM placed GROUP BY grp), "
         "first AS (SELECT grp, min(ord) AS ord FROM placed JOIN most USING (grp) WHERE stall_ms = most GROUP BY grp) "
@@ -148,16 +148,15 @@ def _sites(tables: Tables) -> tuple[SiteRow, ...]:
     ops, phases = _shares(tables, "ops", OpShare), _shares(tables, "phases", PhaseShare)
     ranks, rank_counts = _ranks(tables)
     threads, sensors = _distinct(tables, "threads"), _distinct(tables, "sensors")
-    rows = []
-    for group, row in like:
-        rows.append(
-            replace(
-                decode_row(SiteRow, shapes.as_read(SiteRow, json.loads(row))), id=group, op=ops[group][0].op, api=ops[group][0].api,
-                ops=ops[group], phases=phases[group], ranks=ranks[group], rank_count=rank_counts.get(group, 0),
-                threads=threads.get(group, ()), sensors=sensors.get(group, ()), **sums[group],
-            )
-        )  # fmt: skip
-    return tuple(rows)
+    rows = {group: decode_row(SiteRow, shapes.as_read(SiteRow, json.loads(row))) for group, row in like}
+    return tuple(
+        replace(
+            row, id=group, op=ops[group][0].op, api=ops[group][0].api, ops=ops[group], phases=phases[group],
+            ranks=ranks[group], rank_count=rank_counts.get(group, 0), threads=threads.get(group, ()),
+            sensors=sensors.get(group, ()), **sums[group],
+        )
+        for group, row in rows.items()
+    )  # fmt: skip
 
 
 def _sums(tables: Tables) -> dict[int, dict[str, Any]]:
@@ -190,11 +189,9 @@ _SUMS = (
 
 
 def _decoded(sums: dict[str, Any]) -> dict[str, Any]:
-    frames = json.loads(sums["stack"] or "[]")
-    return sums | {
-        "count": int(sums["count"]),
-        "stack": tuple(decode_row(CallSite, shapes.as_read(CallSite, frame)) for frame in frames),
-    }
+    frames = (shapes.as_read(CallSite, frame) for frame in json.loads(sums["stack"] or "[]"))
+    stack = tuple(decode_row(CallSite, frame) for frame in frames)
+    return sums | {"count": int(sums["count"]), "stack": stack}
 
 
 def _shares(tables: Tables, column: str, kind: Any) -> dict[int, tuple[Any, ...]]:
@@ -209,7 +206,7 @@ def _shares(tables: Tables, column: str, kind: Any) -> dict[int, tuple[Any, ...]
         "GROUP BY ALL_KEYS".replace("ALL_KEYS", ", ".join(["grp", *(f"e.{name}" for name in names)]))
     ).fetchall()
     shares: dict[int, list[Any]] = defaultdict(list)
-    for group, *values, first in sorted(found, key=lambda row: row[-1]):
+    for group, *values, _ in sorted(found, key=lambda row: row[-1]):
         shares[group].append(kind(*values))
     return {
         group: tuple(sorted(parts, key=lambda share: (-share.stall_ms, -share.count)))

@@ -118,7 +118,7 @@ def _out_of_place(hint: Any, value: str) -> Iterator[str]:
         yield f"({value} IS NOT NULL AND ({' OR '.join([*lacks, out_of_place(hint, value)])}))"
     elif get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        conditions = [f"e IS NULL", *_out_of_place(inner, "e")]
+        conditions = ["e IS NULL", *_out_of_place(inner, "e")]
         yield f"len(list_filter({value}, lambda e: {' OR '.join(conditions)})) > 0"
 
 

@@ -47,7 +47,7 @@ _LISTS = (
 _NO_ROWS: dict[str, Any] = {each.key: [] for each in _LISTS}
 _HEAD = ("schema", *(each.name for each in dataclasses.fields(Report) if each.name not in _NO_ROWS))
 _WHOLE = shapes.literal(
-    json.dumps({key: "JSON" for key in _HEAD} | {each.key: [shapes.as_written(each.row)] for each in _LISTS})
+    json.dumps(dict.fromkeys(_HEAD, "JSON") | {each.key: [shapes.as_written(each.row)] for each in _LISTS})
 )
 """What is taken out of a report: its lists as rows, and the rest as it is written."""
 _TIMED = {"events": EventRow, "step_times": StepRow}
@@ -280,8 +280,8 @@ class _Reader:
     def _add_captures(self, contents: dict[int, str]) -> list[int]:
         self._put(contents)
         self._sql.execute(
-            "CREATE OR REPLACE TEMP TABLE raw AS SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT AS nth "
-            "FROM (SELECT part, string_split(content, chr(10)) AS l FROM texts)"
+            "CREATE OR REPLACE TEMP TABLE raw AS SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT "
+            "AS nth FROM (SELECT part, string_split(content, chr(10)) AS l FROM texts)"
         )
         # Most lines are of these two kinds: what they are is not looked up in each.
         for table, kind in _SHORT.items():
@@ -292,8 +292,8 @@ class _Reader:
             )
         is_short = " OR ".join(f"starts_with(line, {shapes.literal(_begin(kind))})" for kind in _SHORT.values())
         self._sql.execute(
-            "CREATE OR REPLACE TEMP TABLE lines AS SELECT part, nth, line, coalesce(found[1], CASE WHEN line IS NOT NULL "
-            "THEN '' END) AS type, found[2] AS site FROM ("
+            "CREATE OR REPLACE TEMP TABLE lines AS SELECT part, nth, line, found[2] AS site, "
+            "coalesce(found[1], CASE WHEN line IS NOT NULL THEN '' END) AS type FROM ("
             "SELECT part, nth, line, json_extract_string(line, ['$.type', '$.site']) AS found FROM ("
             "SELECT part, nth, CASE WHEN starts_with(line, '{') THEN try_cast(line AS JSON) END AS line FROM raw "
             f"WHERE NOT ({is_short}) AND trim(line, ' ' || chr(9) || chr(13)) <> ''))"
@@ -366,12 +366,12 @@ class _Reader:
             ).fetchall()
         )
         facts = {}
-        for number, *lines, broken, ended in found:
+        for number, *lines, no_json, ended in found:
             try:
                 header, run, totals = (reading.from_json((line or "{}").encode()) for line in lines)
             except ValueError:
                 continue
-            broken += before.get(number, 0) + cut[number]
+            broken = no_json + before.get(number, 0) + cut[number]
             facts[number] = _Facts(header, run, totals, broken, events.get(number, 0), ended)
         return facts
 

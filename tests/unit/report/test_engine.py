@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training_run import KERNELS, report_of, sync, whole_report
 
-from syncagent.report import captured, files
+from syncagent.report import captured
 from syncagent.report.engine import adding
 from syncagent.report.engine.tables import Tables
 from syncagent.report.merge import merge
@@ -86,8 +86,8 @@ def test_the_time_line_keeps_the_newest(tmp_path, monkeypatch):
     assert len(merged.events) == len(merged.step_times) == 40
     assert min(event.start_ns for event in merged.events) > many_ranks.START_NS + 17 * many_ranks.STEP_NS
     assert merged.notes[-2:] == (
-        "the time line has the newest 40 of the 300 syncs that the ranks' reports have; the sums have all",
-        "the time line has the newest 40 of the 60 steps that the ranks' reports have; the sums have all",
+        "the time line has the newest 40 of the 300 syncs in the ranks' reports; the sums have all",
+        "the time line has the newest 40 of the 60 steps in the ranks' reports; the sums have all",
     )
 
 

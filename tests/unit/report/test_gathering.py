@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import random
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from training_run import report_of, sync
@@ -170,14 +168,14 @@ def test_of_a_run_that_changed_its_size_the_newest_is_read(tmp_path, way):
 def test_a_file_that_is_named_has_to_be_whole(tmp_path, way):
     paths = ranks_in(tmp_path)
     paths[1].write_text("{")
-    with pytest.raises(SyncAgentError, match="rank1.json' is not a syncagent report"):
+    with pytest.raises(SyncAgentError, match=r"rank1\.json' is not a syncagent report"):
         files.load_merged(paths, leave_out=True)
 
 
 def test_what_judges_a_run_leaves_nothing_out(tmp_path, way):
     paths = ranks_in(tmp_path)
     paths[1].write_text("{")
-    with pytest.raises(SyncAgentError, match="rank1.json' is not a syncagent report"):
+    with pytest.raises(SyncAgentError, match=r"rank1\.json' is not a syncagent report"):
         files.load_merged([tmp_path])
 
 

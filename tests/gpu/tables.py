@@ -380,7 +380,7 @@ def merging() -> str:
     for kind, ranks in dict.fromkeys((kind, ranks) for kind, ranks, _ in found):
         ways = [found.get((kind, ranks, engine)) for engine in (True, False)]
         cells = [
-            f"{row['computed_s'] / cores:.1f} s, {row['most_mb']:,} MB" if row else "–"
+            f"{row['computed_s'] / cores:.1f} s, {row['most_mb']:,} MB" if row else "not measured"
             for row, cores in zip(ways, (result["cores"], 1), strict=True)
         ]
         size = next(row["page_mb"] for row in ways if row and "page_mb" in row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,9 @@ _LISTS = (
     _List("step_times", "step_times", StepRow),
     _List("sources", "sources", SourceRow),
 )
+_PLAIN = re.compile(r"[/\w.-]+", re.ASCII)
+"""A name in which DuckDB sees nothing but a name: no pattern, no address."""
+_BEGIN = 256
 _NO_ROWS: dict[str, Any] = {each.key: [] for each in _LISTS}
 _HEAD = ("schema", *(each.name for each in dataclasses.fields(Report) if each.name not in _NO_ROWS))
 _WHOLE = shapes.literal(
@@ -141,18 +145,23 @@ class _Reader:
             self._sql.close()
 
     def _read_all(self, load: Callable[[Path], Report]) -> None:
-        reports: dict[int, str] = {}
-        captures: dict[int, str] = {}
+        reports: dict[int, str | None] = {}
+        captures: dict[int, str | None] = {}
         plainly: list[int] = []
         for number, file in self._files.items():
+            is_plain = _PLAIN.fullmatch(os.path.abspath(file)) is not None
             try:
-                content = reading.read(file, reading.REPORT_BYTES)
-                (captures if captured.is_capture(content) else reports)[number] = content.decode("utf-8")
+                if is_plain:  # DuckDB opens it, which takes far less time than handing over its text
+                    begin, text = reading.begin(file, _BEGIN, reading.REPORT_BYTES), None
+                else:
+                    begin = reading.read(file, reading.REPORT_BYTES)
+                    text = begin.decode("utf-8")
+                (captures if captured.is_capture(begin) else reports)[number] = text
             except (OSError, ValueError):
                 plainly.append(number)
         plainly += self._try(self._add_reports, reports)
         plainly += self._try(self._add_captures, captures)
-        again: dict[int, str] = {}
+        again: dict[int, str | None] = {}
         for number in plainly:
             try:
                 report = load(self._files[number])
@@ -184,7 +193,7 @@ class _Reader:
 
     # --- reports
 
-    def _add_reports(self, contents: dict[int, str]) -> list[int]:
+    def _add_reports(self, contents: dict[int, str | None]) -> list[int]:
         self._put(contents)
         heads: dict[int, Report] = {}
         written: dict[int, Any] = {}
@@ -219,10 +228,19 @@ class _Reader:
         self.heads.update({number: Head(head, False) for number, head in heads.items() if number not in odd})
         return sorted(odd)
 
-    def _put(self, contents: dict[int, str]) -> None:
+    def _put(self, contents: dict[int, str | None]) -> None:
         self._sql.execute("DELETE FROM texts")
         for number, content in contents.items():
-            self._sql.execute("INSERT INTO texts VALUES (?, ?)", [number, content])
+            if content is not None:
+                self._sql.execute("INSERT INTO texts VALUES (?, ?)", [number, content])
+        numbers = [number for number, content in contents.items() if content is None]
+        if numbers:
+            names = [os.path.abspath(self._files[number]) for number in numbers]
+            self._sql.execute(
+                "INSERT INTO texts SELECT part, content FROM read_text(?) JOIN "
+                "(SELECT unnest(?::INTEGER[]) AS part, unnest(?::VARCHAR[]) AS filename) USING (filename)",
+                [names, numbers, names],
+            )
 
     def _not_whole(self, each: _List, keys: dict[int, frozenset[str]]) -> set[int]:
         """The files in which a row lacks something, or has something out of place."""
@@ -277,7 +295,7 @@ class _Reader:
 
     # --- captures
 
-    def _add_captures(self, contents: dict[int, str]) -> list[int]:
+    def _add_captures(self, contents: dict[int, str | None]) -> list[int]:
         self._put(contents)
         self._sql.execute(
             "CREATE OR REPLACE TEMP TABLE raw AS SELECT part, unnest(l) AS line, generate_subscripts(l, 1)::BIGINT "
@@ -303,27 +321,24 @@ class _Reader:
                 f"INSERT INTO new_{table} SELECT part, json_transform(line, {shapes.wanted(_LINES[kind])}) AS row, nth "
                 f"FROM lines WHERE type = {shapes.literal(kind)}"
             )
-        structures: dict[tuple[int, str], Any] = {
-            (number, kind): json.loads(structure)
-            for number, kind, structure in self._sql.execute(
-                "SELECT part, type, json_group_structure(line)::VARCHAR FROM lines WHERE type IN ('site', 'sums') "
-                "GROUP BY part, type"
+        facts = self._facts_of_captures()
+        odd = {number for number, fact in facts.items() if not fact.is_whole} | (contents.keys() - facts.keys())
+        self._join_lines_of_captures({number: fact for number, fact in facts.items() if number not in odd})
+        structures: dict[int, Any] = {
+            number: json.loads(structure)
+            for number, structure in self._sql.execute(
+                "SELECT part, json_group_structure(line)::VARCHAR FROM joined GROUP BY part"
             ).fetchall()
         }
-        odd = {
+        odd |= {
             number
-            for (number, kind), found in structures.items()
-            if not isinstance(found, dict) or not shapes.fits(_LINES[kind], found) or found.get("site") != "UBIGINT"
+            for number, found in structures.items()
+            if not isinstance(found, dict) or not shapes.fits(SiteRow, found) or found.get("site") != "UBIGINT"
         }
-        facts = self._facts_of_captures()
-        odd |= {number for number, fact in facts.items() if not fact.is_whole} | (contents.keys() - facts.keys())
-        self._make_rows_of_captures({number: fact for number, fact in facts.items() if number not in odd})
+        self._make_rows_of_captures(odd)
         for each in _LISTS:
-            written = {
-                number: frozenset(found) | {"id"}
-                for (number, kind), found in structures.items()
-                if each.row is _LINES[kind] and number not in odd
-            }
+            rows = structures.items() if each.row is SiteRow else ()
+            written = {number: frozenset(found) | {"id"} for number, found in rows if number not in odd}
             odd |= self._not_whole(each, written)
         sums = {
             number: (syncs, stall_ms)
@@ -375,21 +390,29 @@ class _Reader:
             facts[number] = _Facts(header, run, totals, broken, events.get(number, 0), ended)
         return facts
 
-    def _make_rows_of_captures(self, facts: dict[int, _Facts]) -> None:
-        """Make the rows of those that may be read, as those of reports are."""
+    def _join_lines_of_captures(self, facts: dict[int, _Facts]) -> None:
+        """Have the newest line in full of each site, with its newest sums and what a capture does not say."""
         self._sql.execute("CREATE OR REPLACE TEMP TABLE facts (part INTEGER, steps DOUBLE, in_steps BOOLEAN)")
         for number, fact in facts.items():
             in_steps = fact.totals.get("step_stall_ms") is not None
             self._sql.execute("INSERT INTO facts VALUES (?, ?, ?)", [number, fact.steps, in_steps])
-        # The newest line in full, with the newest sums: in a patch, what is null is taken away, and is null then.
+        # In a patch, what is null is taken away, and is null then.
         self._sql.execute(
-            f"CREATE OR REPLACE TEMP TABLE new_sites AS SELECT part, json_transform(json_merge_patch(line, json_object("
+            "CREATE OR REPLACE TEMP TABLE joined AS SELECT part, nth, json_merge_patch(line, json_object("
             "'id', site::BIGINT, 'per_step', CASE WHEN steps > 0 THEN (line->>'$.count')::DOUBLE / steps END, "
             "'step_stall_ms', CASE WHEN in_steps THEN coalesce((line->>'$.step_stall_ms')::DOUBLE, 0.0) END"
-            f")), {shapes.wanted(SiteRow)}) AS row, nth FROM (SELECT part, site, steps, in_steps, "
-            "min(nth) FILTER (type = 'site') AS nth, json_merge_patch(arg_max(line, nth) FILTER (type = 'site'), "
-            "arg_max(line, nth)) AS line FROM lines JOIN facts USING (part) WHERE type IN ('site', 'sums') "
+            ")) AS line FROM (SELECT part, site, steps, in_steps, min(nth) FILTER (type = 'site') AS nth, "
+            "json_merge_patch(arg_max(line, nth) FILTER (type = 'site'), arg_max(line, nth)) AS line "
+            "FROM lines JOIN facts USING (part) WHERE type IN ('site', 'sums') "
             "GROUP BY ALL HAVING count(*) FILTER (type = 'site') > 0)"
+        )
+
+    def _make_rows_of_captures(self, odd: set[int]) -> None:
+        """Make the rows of those that may be read, as those of reports are."""
+        self._sql.execute(
+            f"CREATE OR REPLACE TEMP TABLE new_sites AS SELECT part, json_transform(line, {shapes.wanted(SiteRow)}) "
+            "AS row, nth FROM joined WHERE NOT list_contains(?, part)",
+            [sorted(odd)],
         )
         for table, row in (("ops", OpRow), ("sources", SourceRow)):
             self._sql.execute(

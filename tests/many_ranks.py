@@ -44,11 +44,11 @@ _SENSORS = (
 def write(folder: Path, ranks: int, *, captures: bool = False, sites: int = 300, events: int = 10_000,
           steps: int = 1_000, **run: Any) -> list[Path]:  # fmt: skip
     """Write the files of ``ranks`` ranks into a folder that is there, and return them."""
-    world = [
-        Rank(rank, ranks, sites=sites, events=events, steps=steps, run={"ended": not captures, **run})
-        for rank in range(ranks)
-    ]
-    return [rank.write_capture(folder) if captures else rank.write_report(folder) for rank in world]
+    paths = []
+    for number in range(ranks):
+        rank = Rank(number, ranks, sites=sites, events=events, steps=steps, run={"ended": not captures, **run})
+        paths.append(rank.write_capture(folder) if captures else rank.write_report(folder))
+    return paths
 
 
 class Rank:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,7 @@ _LISTS = (
 _PLAIN = re.compile(r"[/\w.-]+", re.ASCII)
 """A name in which DuckDB sees nothing but a name: no pattern, no address."""
 _BEGIN = 256
+_LONG_AGO = -(2**63)
 _NO_ROWS: dict[str, Any] = {each.key: [] for each in _LISTS}
 _HEAD = ("schema", *(each.name for each in dataclasses.fields(Report) if each.name not in _NO_ROWS))
 _WHOLE = shapes.literal(
@@ -106,9 +107,10 @@ class Tables:
     def add(self, files: Sequence[Path]) -> None:
         """Read all files; their numbers are their places in the sequence."""
         numbered = dict(enumerate(files))
+        oldest: dict[str, int] = {}
 
         def read(batch: list[int]) -> _Reader:
-            reader = _Reader(self.sql.cursor(), self._error, {number: numbered[number] for number in batch})
+            reader = _Reader(self.sql.cursor(), self._error, {number: numbered[number] for number in batch}, oldest)
             reader.read_all(self._load)
             return reader
 
@@ -118,6 +120,7 @@ class Tables:
                 self.heads.update(reader.heads)
                 self.refused.update(reader.refused)
                 self.seen.update(reader.seen)
+                oldest.update(self._oldest_kept())
         # The newest of each batch are more than the newest of all.
         for table in _TIMED:
             self.sql.execute(
@@ -125,11 +128,27 @@ class Tables:
                 f"ORDER BY start_ns DESC, part DESC, nth DESC LIMIT {MOST_ON_TIME_LINE}"
             )
 
+    def _oldest_kept(self) -> dict[str, int]:
+        """When the oldest of those rows began that are the newest so far, for tables that have enough of them."""
+        found = {}
+        for table in _TIMED:
+            count, oldest = self.sql.execute(
+                f"SELECT count(*), min(start_ns) FROM (SELECT start_ns FROM {table} ORDER BY start_ns DESC "
+                f"LIMIT {MOST_ON_TIME_LINE})"
+            ).fetchone()
+            if count == MOST_ON_TIME_LINE:
+                found[table] = oldest
+        return found
+
 
 class _Reader:
     """Reads a few files into the tables, over a connection of its own."""
 
-    def __init__(self, sql: Any, error: type[Exception], files: dict[int, Path]) -> None:
+    def __init__(
+        self, sql: Any, error: type[Exception], files: dict[int, Path], oldest: Mapping[str, int]
+    ) -> None:  # fmt: skip
+        """``oldest`` says from when on a row may still be one of the newest, by table; it changes meanwhile."""
+        self._oldest = oldest
         self._sql = sql
         self._error = error
         self._files = files
@@ -289,7 +308,8 @@ class _Reader:
         else:
             self._sql.execute(f"INSERT INTO steps SELECT part, step, start_ns, end_ns FROM ({rows})", left_out)
         self._sql.execute(
-            f"INSERT INTO {table} BY NAME SELECT * FROM ({rows}) ORDER BY start_ns DESC, part DESC, nth DESC "
+            f"INSERT INTO {table} BY NAME SELECT * FROM ({rows}) "
+            f"WHERE start_ns >= {self._oldest.get(table, _LONG_AGO)} ORDER BY start_ns DESC, part DESC, nth DESC "
             f"LIMIT {MOST_ON_TIME_LINE}", left_out,
         )  # fmt: skip
 

@@ -24,7 +24,8 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
     """Show a saved report, or those of several ranks of one run as one.
 
     Each PATH is a report's .json file, a capture (.jsonl), or a directory of them. Files that other processes of the
-    same run saved beside it, with a number in the name, are included.
+    same run saved beside it, with a number in the name, are included. What else is in a directory, such as a file that
+    is cut or that is of an earlier run, is left out, and the report says so.
     """
     from syncagent.report import files
     from syncagent.report.formats import render, text
@@ -32,7 +33,7 @@ def command(paths: tuple[str, ...], form: str | None, output: str | None) -> int
 
     mode = sources.file_mode()
     form = form or (_format_of(output) if output else report_formats.TEXT)
-    report = files.load_merged(paths)
+    report = files.load_merged(paths, leave_out=True)
     if not output and form == report_formats.TEXT:
         text.emit(report, sys.stdout)
     elif not output:

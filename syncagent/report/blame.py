@@ -71,12 +71,11 @@ def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
     return late
 
 
-def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateStep] | None = None) -> Lateness | None:
-    """Say which ranks hold a job up, by the merged report of its ranks and the number of steps of each.
+def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateStep]) -> Lateness | None:
+    """Say which ranks hold a job up, by the merged report of its ranks, the number of steps of each, and all steps.
 
-    ``late`` are the compared steps where something faster has compared them.  ``None`` where ranks cannot be compared.
+    ``None`` where ranks cannot be compared.
     """
-    late = late_steps(report.step_times) if late is None else late
     whole_ms = sum(step.step_ms for step in late)
     if len(late) < _LEAST_STEPS or whole_ms <= 0:
         return None

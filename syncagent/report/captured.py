@@ -30,8 +30,8 @@ def is_capture(content: bytes) -> bool:
     return content.startswith(b'{"type":"header","capture":')
 
 
-def read(file: Path, content: bytes) -> Report:
-    """The report of the newest state that a capture holds.
+def read(file: Path, content: bytes, *, explain: bool = True) -> Report:
+    """The report of the newest state that a capture holds; advice and source are added where ``explain`` says so.
 
     A line that is incomplete, as the last one of a killed process may be, is left out, and a note says so.  Raises
     :class:`SyncAgentError` for what is no capture that can be read.
@@ -61,14 +61,24 @@ def read(file: Path, content: bytes) -> Report:
     run, totals = ([{}, *others[kind]][-1] for kind in ("run", "totals"))
     if not run or not totals:
         raise SyncAgentError(f"{name} is not a whole capture: nothing was written after its header")
-    values = _values(run, totals, list(rows["site"].values()))
+    values = values_of(run, totals, list(rows["site"].values()))
     values["host"] = [row for row in rows["host"].values() if row.get("count") != 0]
     values["events"], values["step_times"] = others["event"], _newest_of_each(others["step"])
-    values["run"]["ended"] = ended = "end" in others
-    values["notes"] += _notes(file, broken, totals, len(others["event"]), ended=ended)
+    report = report_of(file, values, broken=broken, totals=totals, events=len(others["event"]), ended="end" in others)
+    if not explain:
+        return report
     from syncagent.report.explaining import explained  # loaded only for what is read: each process loads this module
 
-    return explained(Report.from_dict(values, name=name))
+    return explained(report)
+
+
+def report_of(
+    file: Path, values: dict[str, Any], *, broken: int, totals: dict[str, Any], events: int, ended: bool
+) -> Report:
+    """The report of the JSON values, with notes on what is not in them."""
+    values["run"]["ended"] = ended
+    values["notes"] += _notes(file, broken, totals, events, ended=ended)
+    return Report.from_dict(values, name=repr(str(file)))
 
 
 def _newest_of_each(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,17 +96,27 @@ def _parse(content: bytes) -> tuple[list[dict[str, Any]], int]:
     return whole, len(texts) - len(whole)
 
 
-def _values(run: dict[str, Any], totals: dict[str, Any], sites: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON values of the report; they are checked when the report is made of them."""
-    steps = _number(totals.get("steps"))
+def values_of(
+    run: dict[str, Any],
+    totals: dict[str, Any],
+    sites: list[dict[str, Any]],
+    *,
+    syncs: float | None = None,
+    stall_ms: float | None = None,
+) -> dict[str, Any]:
+    """The JSON values of the report; they are checked when the report is made of them.
+
+    ``syncs`` and ``stall_ms`` are the sums over the sites, where these are elsewhere.
+    """
+    steps = number(totals.get("steps"))
     for site in sites:
         site["id"] = site.get("site")
-        site["per_step"] = _number(site.get("count")) / steps if steps else None
+        site["per_step"] = number(site.get("count")) / steps if steps else None
         if totals.get("step_stall_ms") is None:
             site["step_stall_ms"] = None
         elif site.get("step_stall_ms") is None:  # written before the first step, and it has not waited since
             site["step_stall_ms"] = 0.0
-    duration_ms = _number(totals.get("duration_s")) * 1e3
+    duration_ms = number(totals.get("duration_s")) * 1e3
     about, notes = run.get("run"), run.get("notes")
     return {
         "schema": SCHEMA,
@@ -109,9 +129,9 @@ def _values(run: dict[str, Any], totals: dict[str, Any], sites: list[dict[str, A
         "overhead": {"agent_ms_per_step": None, "share": None},
         "dropped": totals.get("dropped"),
         "totals": {
-            "syncs": round(sum(_number(site.get("count")) for site in sites)),
-            "stall_ms": sum(_number(site.get("stall_ms")) for site in sites),
-            "stall_share": min(_number(totals.get("stalled_ms")) / duration_ms, 1.0) if duration_ms > 0 else 0.0,
+            "syncs": round(sum(number(site.get("count")) for site in sites) if syncs is None else syncs),
+            "stall_ms": sum(number(site.get("stall_ms")) for site in sites) if stall_ms is None else stall_ms,
+            "stall_share": min(number(totals.get("stalled_ms")) / duration_ms, 1.0) if duration_ms > 0 else 0.0,
             "step_ms": totals.get("step_ms"),
             "step_stall_ms": totals.get("step_stall_ms"),
         },
@@ -120,7 +140,7 @@ def _values(run: dict[str, Any], totals: dict[str, Any], sites: list[dict[str, A
     }
 
 
-def _number(value: object) -> float:
+def number(value: object) -> float:
     """The value, or 0 if it is no number; making the report then fails with a sentence."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
     return float(value) if is_number else 0.0  # type: ignore[arg-type]  # mypy cannot see it in is_number

@@ -52,6 +52,18 @@ def decode(kind: type[T], values: Any, *, schema: int, name: str) -> T:
     return decoded
 
 
+def decode_row(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A row from its values, which have been checked before.
+
+    Raises :class:`SyncAgentError` where they are not what the type hints say after all.
+    """
+    try:
+        decoded: T = _decode(kind, values, "")
+    except _MismatchError as mismatch:
+        raise SyncAgentError(f"a row of a report is not whole: {mismatch}") from None
+    return decoded
+
+
 @cache
 def _hints(kind: Hashable) -> dict[str, Any]:
     assert isinstance(kind, type)
@@ -81,14 +93,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _check_range(kind: type, value: float, where: str) -> None:
     """Python's JSON reads numbers of any length, and 1e999 as infinity: nothing can be computed with either."""
-    if not -_LARGEST <= value <= _LARGEST:
+    if not -LARGEST <= value <= LARGEST:
         raise _MismatchError(f"{where} is out of range")
-    if kind is int and value < 0 and where.rpartition(".")[2] not in _SIGNED:
+    if kind is int and value < 0 and where.rpartition(".")[2] not in SIGNED:
         raise _MismatchError(f"{where} is a count, and cannot be negative")
 
 
-_LARGEST = 2**63
-_SIGNED = frozenset({"id", "site", "step", "start_ns", "end_ns"})
+LARGEST = 2**63
+SIGNED = frozenset({"id", "site", "step", "start_ns", "end_ns"})
 """Integers that are not counts; a program may give its steps any number."""
 
 

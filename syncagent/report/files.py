@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncagent.attribution import processes
 from syncagent.errors import ConfigError, SyncAgentError
@@ -17,9 +16,6 @@ from syncagent.report.model import Report
 from syncagent.settings.sources import file_mode
 from syncagent.support import reading, report_formats, storage
 from syncagent.support.log import log_once
-
-if TYPE_CHECKING:
-    from syncagent.report.together import Found
 
 
 def destination(path: str | Path, rank: int | None = None) -> tuple[Path, str]:
@@ -140,15 +136,18 @@ def _unwritable(file: Path, error: OSError | ValueError) -> ConfigError:
     return ConfigError(f"the report cannot be written to {os.fspath(file)!r}: {_reason(error)}")
 
 
-def load(path: str | Path) -> Report:
-    """Read a report or capture; raises :class:`SyncAgentError` with one sentence where it cannot be read."""
+def load(path: str | Path, *, explain: bool = True) -> Report:
+    """Read a report or capture; raises :class:`SyncAgentError` with one sentence where it cannot be read.
+
+    A capture gets its advice and its source where ``explain`` says so.
+    """
     from syncagent.report import captured  # an agent that starts reads no report
 
     name = os.fspath(path)
     try:
         content = reading.read(path, reading.REPORT_BYTES)
         if captured.is_capture(content):
-            return captured.read(Path(path), content)
+            return captured.read(Path(path), content, explain=explain)
         values = reading.from_json(content)
     except OSError as error:
         raise SyncAgentError(f"cannot read the report {name!r}: {_reason(error)}") from None
@@ -161,46 +160,17 @@ def load(path: str | Path) -> Report:
     return Report.from_dict(values, name=repr(name))
 
 
-def load_merged(paths: Sequence[str | Path]) -> Report:
+def load_merged(paths: Sequence[str | Path], *, leave_out: bool = False) -> Report:
     """Read the reports of one run as one.
 
-    A directory stands for all reports in it.  A file includes those that other processes of the same run saved beside
-    it, under its name with a number.
+    A directory stands for all reports in it, or for the newest run's captures where it has none.  A file includes those
+    that other processes of the same run saved beside it, under its name with a number.  With ``leave_out`` whatever
+    else is in a directory, such as a file that is cut or of another run, is left out, and the report says so; without,
+    and for a file that is named, it is a :class:`SyncAgentError`.
     """
-    from syncagent.report import together
+    from syncagent.report import gathering
 
-    # Unlike Path.is_dir, isdir never raises.
-    found = [_in_folder(path) if os.path.isdir(path) else _with_parts(path) for path in map(Path, paths)]
-    return together.add_up([*itertools.chain(*found)])
-
-
-def _in_folder(folder: Path) -> list[Found]:
-    """The reports in a folder; where it has none, the captures of the newest run."""
-    from syncagent.report import together
-
-    reports = sorted(file for file in folder.glob("*.json") if not file.name.endswith(".trace.json"))
-    if reports:
-        return [(file, load(file)) for file in reports]
-    captures = [file for file in sorted(folder.glob("*.jsonl")) if origins.origin_of(file) is not None]
-    if not captures:
-        raise SyncAgentError(f"there is no report in the directory {os.fspath(folder)!r}: it has no .json file")
-    newest, others = together.newest_run([(file, load(file)) for file in captures])
-    if others:
-        file, report = newest[0]
-        note = f"of the newest run; {others:,} captures of earlier runs in {os.fspath(folder)!r} are left out"
-        newest[0] = file, replace(report, notes=(*report.notes, note))
-    return newest
-
-
-def _with_parts(file: Path) -> list[Found]:
-    report = load(file)
-    found = [(file, report)]
-    origin = origins.of_run(report.run)
-    for part in places.parts_of(file):
-        other = origins.origin_of(part)
-        if other is not None and other.part and origins.same_run(origin, other):
-            found.append((part, load(part)))
-    return found
+    return gathering.load_merged([*map(Path, paths)], load, leave_out=leave_out)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -42,7 +42,9 @@ def _one(sites: Sequence[SiteRow]) -> SiteRow:
     idle = [site.idle_ms for site in sites if site.idle_ms is not None]
     gains = [site.gain_ms for site in sites if site.gain_ms is not None]
     ranks: dict[int, RankShare] = {}
-    for part in (part for site in sites for part in site.ranks):
+    rank_count = max(site.rank_count for site in sites)
+    # Where there are shares of some ranks only, they are not of the same ranks: no rank's sum is known.
+    for part in (part for site in sites for part in site.ranks if not rank_count):
         before = ranks.get(part.rank, RankShare(part.rank, 0, 0.0))
         ranks[part.rank] = RankShare(part.rank, before.count + part.count, before.stall_ms + part.stall_ms)
     return replace(
@@ -53,6 +55,7 @@ def _one(sites: Sequence[SiteRow]) -> SiteRow:
         idle_ms=sum(idle) if idle else None,
         gain_ms=max(gains, default=None),
         ranks=tuple(sorted(ranks.values(), key=lambda part: part.rank)),
+        rank_count=rank_count,
         module=worst.module if len({site.module for site in sites}) == 1 else None,
         ranges=worst.ranges if len({site.ranges for site in sites}) == 1 else (),
         conditional=all(site.conditional for site in sites),

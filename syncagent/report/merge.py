@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from syncagent.report.blame import lateness
+from syncagent.report.blame import LateStep, late_steps, lateness
 from syncagent.report.clocks import on_one_clock
 from syncagent.report.context import runs
 from syncagent.report.model import (
+    BusyRow,
     CostRow,
+    EventRow,
     OpRow,
     OpShare,
     Overhead,
@@ -24,18 +27,29 @@ from syncagent.report.model import (
     SensorStatus,
     SiteRow,
     SourceRow,
+    StepRow,
     Totals,
 )  # fmt: skip
 from syncagent.sites import LineKey, naming
 
+_Timed = TypeVar("_Timed", EventRow, StepRow, BusyRow)
 Row = TypeVar("Row", RankShare, OpShare, OpRow, PhaseShare)
 _Value = TypeVar("_Value", bound=Hashable)
 
 
-def _same(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
+def key_of_row(site: SiteRow, named: Callable[[Any], LineKey]) -> Hashable:
     """What makes two rows the same: the site's key, the number of its lines, and whether gates count it."""
     lines = (site.line, site.forward and site.forward.line, site.library and site.library.line)
     return (site.key(named), lines, site.conditional)
+
+
+MOST_ON_TIME_LINE = 50_000
+"""A merged report has so many of the newest syncs, steps and times in which a GPU worked; sums are of all of them."""
+MOST_SHARES = 64
+"""Where more ranks have a site, it has the shares of those that waited longest and least, half as many of each."""
+_ALIKE = 3
+_HOSTS = 8
+_RANKS = 8
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -50,34 +64,69 @@ def merge(reports: Sequence[Report]) -> Report:
         raise ValueError("merge needs a report")
     if len(reports) == 1:
         return reports[0]
-    ranked = _ranked(reports)
-    processes = sum(part.run.processes or max(len(part.run.ranks), 1) for part in reports)
-    is_one_a_rank = all(part.run.processes == 0 and (part.run.ranks or part.run.rank is not None) for part in reports)
+    ranked = [*zip(ranks_of(reports), reports, strict=True)]
     ids: dict[Hashable, int] = {}
     keys: dict[tuple[int, int], Hashable] = {}
     for part in reports:
         named, _ = naming(part.run.home, reports[0].run.home)
         for site in part.sites:
-            keys[id(part), site.id] = key = _same(site, named)
+            keys[id(part), site.id] = key = key_of_row(site, named)
             ids.setdefault(key, len(ids))
     new_id = {row: ids[key] for row, key in keys.items()}
-    merged = Report(
+    events = newest(
+        [
+            replace(event, rank=rank, site=new_id.get((id(part), event.site), -1))
+            for rank, part in ranked
+            for event in part.events
+        ]
+    )
+    steps = [replace(step, rank=rank) for rank, part in ranked for step in part.step_times]
+    step_times = newest(steps)
+    head = merge_heads(reports)
+    merged = replace(
+        head,
+        sites=_merge_sites(ranked, keys, ids),
+        ops=_merge_ops(reports),
+        notes=(*head.notes, *left_out(reports, events=len(events), step_times=len(step_times))),
+        events=events,
+        step_times=step_times,
+        cost=merge_costs(reports, lambda index, site: new_id.get((id(reports[index]), site), -1)),
+        sources=merge_sources(row for part in reports for row in part.sources),
+        host=tuple(
+            replace(row, rank=rank if row.rank is None else row.rank) for rank, part in ranked for row in part.host
+        ),
+    )
+    return compared(merged, {rank: part.run.steps for rank, part in ranked}, late_steps(steps))
+
+
+def compared(merged: Report, steps_of: Mapping[int, int], late: Sequence[LateStep]) -> Report:
+    """The merged report with what comparing its ranks says: which of them are late, and whose clock is apart."""
+    return on_one_clock(replace(merged, lateness=lateness(merged, steps_of, late)))
+
+
+def merge_heads(reports: Sequence[Report]) -> Report:
+    """What the merged report has besides its rows, which are not looked at."""
+    ranks = ranks_of(reports)
+    processes = sum(part.run.processes or max(len(part.run.ranks), 1) for part in reports)
+    is_one_a_rank = all(part.run.processes == 0 and (part.run.ranks or part.run.rank is not None) for part in reports)
+    distinct = tuple(sorted(set(ranks)))
+    return Report(
         run=replace(
             reports[0].run,
             started=min(part.run.started for part in reports),
             duration_s=max(part.run.duration_s for part in reports),
-            host=", ".join(_distinct(part.run.host for part in reports)),
+            host=_some(_distinct(part.run.host for part in reports)),
             device=", ".join(_distinct(part.run.device for part in reports if part.run.device)) or None,
             rank=None,
             pid=None,
             steps=max(part.run.steps for part in reports),
             simulated=any(part.run.simulated for part in reports),
             gpu_busy_s=_mean((part.run.gpu_busy_s, 1) for part in reports),
-            ranks=(ranks := tuple(sorted({rank for rank, _ in ranked}))),
+            ranks=distinct,
             part=0,
             process="",
             run_id=reports[0].run.run_id if len({part.run.run_id for part in reports}) == 1 else "",
-            processes=0 if is_one_a_rank and processes == len(ranks) else processes,
+            processes=0 if is_one_a_rank and processes == len(distinct) else processes,
             ended=all(part.run.ended for part in reports),
             gate=_merge_gates([part.run.gate for part in reports]),
         ),
@@ -95,37 +144,77 @@ def merge(reports: Sequence[Report]) -> Report:
             step_ms=_known_sum(part.totals.step_ms for part in reports),
             step_stall_ms=_known_sum(part.totals.step_stall_ms for part in reports),
         ),
-        sites=_merge_sites(ranked, keys, ids),
-        ops=_merge_ops(reports),
-        notes=tuple(_distinct(note for part in reports for note in part.notes)),
-        problems=tuple(_distinct(problem for part in reports for problem in part.problems)),
-        events=tuple(
-            replace(event, rank=rank, site=new_id.get((id(part), event.site), -1))
-            for rank, part in ranked
-            for event in part.events
-        ),
-        step_times=tuple(replace(step, rank=rank) for rank, part in ranked for step in part.step_times),
-        cost=_merge_cost(ranked, new_id),
+        sites=(),
+        notes=(*_fewer(note for part in reports for note in part.notes), *_killed(reports, ranks)),
+        problems=_fewer(problem for part in reports for problem in part.problems),
         cells=tuple(_distinct(cell for part in reports for cell in part.cells)),
-        sources=_merge_sources(reports),
-        host=tuple(
-            replace(row, rank=rank if row.rank is None else row.rank) for rank, part in ranked for row in part.host
-        ),
     )
-    late = lateness(merged, {rank: part.run.steps for rank, part in ranked})
-    return on_one_clock(replace(merged, lateness=late))
 
 
-def _ranked(reports: Sequence[Report]) -> list[tuple[int, Report]]:
+def newest(rows: Sequence[_Timed]) -> tuple[_Timed, ...]:
+    """The newest rows, as many as a merged report has, in the order that they are in."""
+    if len(rows) <= MOST_ON_TIME_LINE:
+        return tuple(rows)
+    by_time = sorted(range(len(rows)), key=lambda number: (rows[number].start_ns, number))
+    return tuple(rows[number] for number in sorted(by_time[-MOST_ON_TIME_LINE:]))
+
+
+def left_out(
+    reports: Sequence[Report], *, events: int, step_times: int, seen_events: int | None = None,
+    seen_steps: int | None = None,
+) -> list[str]:  # fmt: skip
+    """Say what the time line lacks; ``reports`` hold what was seen where that is not given."""
+    seen = sum(len(part.events) for part in reports) if seen_events is None else seen_events
+    steps = sum(len(part.step_times) for part in reports) if seen_steps is None else seen_steps
+    return [
+        f"the time line has the newest {kept:,} of the {number:,} {what} in the ranks' reports; the sums have all"
+        for kept, number, what in ((events, seen, "syncs"), (step_times, steps, "steps"))
+        if number > kept
+    ]
+
+
+def ranks_of(reports: Sequence[Report]) -> list[int]:
+    """The rank that each report counts as."""
     taken = {part.run.rank for part in reports}
-    ranked = []
+    ranks = []
+    free = itertools.count()
     for index, part in enumerate(reports):
         rank = part.run.rank
         if rank is None:
-            rank = next(number for number in itertools.chain([index], itertools.count()) if number not in taken)
+            rank = next(number for number in itertools.chain([index], free) if number not in taken)
             taken.add(rank)
-        ranked.append((rank, part))
-    return ranked
+        ranks.append(rank)
+    return ranks
+
+
+def _killed(reports: Sequence[Report], ranks: Sequence[int]) -> list[str]:
+    killed = [rank for rank, part in zip(ranks, reports, strict=True) if not part.run.ended]
+    if not killed or len(killed) == len(reports):  # each report says so itself
+        return []
+    shown = ", ".join(map(str, killed[:_RANKS])) + (", …" if len(killed) > _RANKS else "")
+    return [f"of {len(reports):,} processes, {len(killed):,} did not end by themselves: those of rank {shown}"]
+
+
+_DIGITS = re.compile(r"\d[\d,.]*")
+
+
+def _fewer(notes: Iterable[str]) -> tuple[str, ...]:
+    """Each note once; of many that differ in their numbers alone, the first, and how many there are like it."""
+    forms: dict[str, list[str]] = defaultdict(list)
+    for note in _distinct(notes):
+        forms[_DIGITS.sub("0", note)].append(note)
+    fewer: list[str] = []
+    for alike in forms.values():
+        if len(alike) > _ALIKE:
+            fewer.append(f"{alike[0]} (and {len(alike) - 1:,} more notes that differ in their numbers)")
+        else:
+            fewer += alike
+    return tuple(fewer)
+
+
+def _some(hosts: Sequence[str]) -> str:
+    more = f" and {len(hosts) - _HOSTS:,} more" if len(hosts) > _HOSTS else ""
+    return ", ".join(hosts[:_HOSTS]) + more
 
 
 def _merge_gates(gates: Sequence[str | None]) -> str | None:
@@ -162,8 +251,18 @@ def _merge_site(rows: Sequence[tuple[int, SiteRow]], steps: int, row_id: int) ->
         per_step=count / steps if steps else None,
         idle_ms=_mean((site.idle_ms, 1) for site in sites),
         gain_ms=_mean((site.gain_ms, 1) for site in sites),
-        ranks=tuple(sorted(shares, key=lambda share: share.rank)),
+        ranks=telling(shares),
+        rank_count=len(shares) if len(shares) > MOST_SHARES else 0,
     )
+
+
+def telling(shares: Sequence[RankShare]) -> tuple[RankShare, ...]:
+    """The shares that a site has of those of all ranks, in the order of ranks."""
+    kept = sorted(shares, key=lambda share: (share.stall_ms, share.rank))
+    if len(kept) > MOST_SHARES:
+        half = MOST_SHARES // 2
+        kept = [*kept[:half], *kept[-half:]]
+    return tuple(sorted(kept, key=lambda share: share.rank))
 
 
 def joined(sites: Sequence[SiteRow], like: SiteRow) -> SiteRow:
@@ -239,10 +338,10 @@ def _merge_sensors(reports: Sequence[Report]) -> tuple[SensorStatus, ...]:
     return tuple(found.values())
 
 
-def _merge_sources(reports: Sequence[Report]) -> tuple[SourceRow, ...]:
-    """Each line as the first report has it that has that line: no two rows overlap then."""
+def merge_sources(rows: Iterable[SourceRow]) -> tuple[SourceRow, ...]:
+    """Each line as the first row has it that has that line: no two rows overlap then."""
     lines: dict[str, dict[int, str]] = defaultdict(dict)
-    for row in (row for part in reports for row in part.sources):
+    for row in rows:
         for number, text in enumerate(row.lines, row.first):
             lines[row.file].setdefault(number, text)
     return tuple(
@@ -277,13 +376,18 @@ def _known_sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _merge_cost(ranked: Sequence[tuple[int, Report]], new_id: Mapping[tuple[int, int], int]) -> CostRow | None:
-    costs = [(rank, part, part.cost) for rank, part in ranked if part.cost is not None]
+def merge_costs(reports: Sequence[Report], new_id: Callable[[int, int], int]) -> CostRow | None:
+    """The cost of the whole; ``new_id`` says which row a site of one of the reports is in."""
+    costs = [
+        (index, rank, part.cost)
+        for index, (rank, part) in enumerate(zip(ranks_of(reports), reports, strict=True))
+        if part.cost is not None
+    ]
     if not costs:
         return None
-    _, part, least = min(costs, key=lambda one: math.inf if one[2].gain_all_ms is None else one[2].gain_all_ms)
-    order = tuple(replace(row, site=new_id.get((id(part), row.site), -1)) for row in least.order)
-    busy = tuple(replace(row, rank=rank) for rank, _, cost in costs for row in cost.gpu_busy)
+    index, _, least = min(costs, key=lambda one: math.inf if one[2].gain_all_ms is None else one[2].gain_all_ms)
+    order = tuple(replace(row, site=new_id(index, row.site)) for row in least.order)
+    busy = newest([replace(row, rank=rank) for _, rank, cost in costs for row in cost.gpu_busy])
     return replace(least, order=order, gpu_busy=busy)
 
 

@@ -202,7 +202,8 @@ class SiteRow:
     step_stall_ms: float | None = None
     """The part of ``stall_ms`` that began inside a step; ``None`` where no step was marked."""
     ranks: tuple[RankShare, ...] = ()
-    """The parts of a merged site; empty in a report of one process."""
+    """The parts of a merged site; empty in a report of one process.  Of more than 64 ranks, those of the 32 that waited
+    longest and of the 32 that waited least."""
     statement: str = ""
     """The whole statement, or the head of a compound one, where it is more than ``source``."""
     ops: tuple[OpShare, ...] = ()
@@ -224,6 +225,8 @@ class SiteRow:
     """The expression at ``line`` that waits longest; ``None`` where Python does not know it (before 3.11)."""
     phases: tuple[PhaseShare, ...] = ()
     """All phases that it waited in, the longest stall first; empty in reports of earlier versions."""
+    rank_count: int = 0
+    """How many ranks have it, where ``ranks`` has only some of them; else 0."""
 
     @property
     def steady_ms(self) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from syncagent.attribution.processes import JOB
 from syncagent.report.model import RunInfo
@@ -63,6 +66,67 @@ def same_run(one: Origin, other: Origin) -> bool:
     )
 
 
+def runs_of(all_of: Sequence[Origin]) -> list[int]:
+    """For each file the number of its run: two have the same if they are of one run, be it by way of others.
+
+    The time it takes grows with the number of files, not with that of their pairs.
+    """
+    above = list(range(len(all_of)))
+
+    def top(number: int) -> int:
+        while above[number] != number:
+            above[number] = number = above[above[number]]
+        return number
+
+    def unite(one: int, other: int) -> None:
+        first, second = sorted((top(one), top(other)))
+        above[second] = first
+
+    named: dict[str, list[int]] = defaultdict(list)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for number, origin in enumerate(all_of):
+        if origin.run_id:
+            named[origin.run_id].append(number)
+        if origin.rank is not None:
+            alike[origin.world_size, origin.script].append(number)
+    for run_id, numbers in named.items():
+        for one, other in _overlapping(all_of, numbers) if run_id.startswith(JOB) else itertools.pairwise(numbers):
+            unite(one, other)
+    for numbers in alike.values():
+        for one, other in _overlapping(all_of, numbers, differ=True):
+            unite(one, other)
+    return [top(number) for number in range(len(all_of))]
+
+
+class _Together(NamedTuple):
+    """Files of one run, as far as is known: the one that ended last, and the last one of another rank than its."""
+
+    last: int
+    last_of_another: int | None
+
+
+def _overlapping(
+    all_of: Sequence[Origin], numbers: Sequence[int], *, differ: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Pairs that connect all files which overlap in time; with ``differ`` only files of different ranks do."""
+    spans = {number: _span(all_of[number]) for number in numbers}
+    groups: list[_Together] = []
+    for number in sorted(numbers, key=lambda number: spans[number]):
+        began, rank = spans[number][0] - _APART_S, all_of[number].rank
+        going_on, members = [], [number]
+        for group in groups:
+            found = group.last if not differ or all_of[group.last].rank != rank else group.last_of_another
+            if found is not None and spans[found][1] >= began:
+                yield number, found
+                members += [each for each in group if each is not None]
+            elif spans[group.last][1] >= began:
+                going_on.append(group)
+        last = max(members, key=lambda each: spans[each][1])
+        others = [each for each in members if all_of[each].rank != all_of[last].rank]
+        going_on.append(_Together(last, max(others, key=lambda each: spans[each][1], default=None)))
+        groups = going_on
+
+
 def origin_of(file: Path) -> Origin | None:
     """The origin that a file says; ``None`` where there is no file, or one that the agent did not write."""
     content = storage.read(file, most=_MOST_BYTES if file.suffix != ".jsonl" else _HEADER_BYTES)
@@ -80,6 +144,36 @@ def origin_of(file: Path) -> Origin | None:
         if isinstance(values, dict):
             return _origin(values)
     return None
+
+
+def glance(file: Path) -> Origin | None:
+    """The origin of a report's JSON or of a capture, from its beginning and end; ``None`` where it is not there."""
+    text = (storage.read(file, most=_HEADER_BYTES) or b"").decode(errors="replace")
+    is_capture = text.startswith('{"type":"header","capture":')
+    found = (_PLACES[1] if is_capture else _PLACES[2]).search(text)
+    if found is None:
+        return None
+    try:
+        values, _ = json.JSONDecoder().raw_decode(found[1])
+    except (ValueError, RecursionError):
+        return None
+    origin = _origin(values) if isinstance(values, dict) else None
+    return replace(origin, duration_s=_newest_duration(file, origin)) if origin is not None and is_capture else origin
+
+
+def _newest_duration(file: Path, origin: Origin) -> float:
+    """How long the run of a capture had taken when it was last written; its beginning says how long until then."""
+    for line in reversed(storage.read_end(file, most=_HEADER_BYTES).split(b"\n")):
+        if line.startswith(b'{"type":"totals"'):
+            try:
+                lasted = json.loads(line)["duration_s"]
+            except (ValueError, RecursionError, KeyError):
+                continue
+            return float(lasted) if type(lasted) in {int, float} and 0 <= lasted < _LONGEST_S else origin.duration_s
+    return origin.duration_s
+
+
+_LONGEST_S = 1e12
 
 
 _PLACES = (

@@ -51,6 +51,14 @@ def read(path: str | os.PathLike[str], most: int) -> bytes:
         return b"".join(_bounded(iter(partial(stream.read, _CHUNK), b""), most))
 
 
+def begin(path: str | os.PathLike[str], count: int, most: int) -> bytes:
+    """Return the first bytes of a regular file; raise ``OSError`` where :func:`read` would."""
+    with open(open_regular(path), "rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size > most:
+            raise TooLargeError(most)
+        return stream.read(count)
+
+
 def unpacked(content: bytes, most: int) -> bytes:
     """Return what is in a gzip file of one or more members, which may be at most ``most`` bytes.
 

@@ -95,6 +95,16 @@ def read(file: Path, *, most: int) -> bytes | None:
         return None
 
 
+def read_end(file: Path, *, most: int) -> bytes:
+    """The last ``most`` bytes of a regular file; nothing where it cannot be read."""
+    try:
+        with open(reading.open_regular(file), "rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - most, 0))
+            return stream.read(most)
+    except (OSError, ValueError):
+        return b""
+
+
 def append_alone(file: Path, *, mode: int = DEFAULT_MODE) -> tuple[int, Path]:
     """As :func:`append_to`, for a file that no other process opens in this way; return its descriptor and path.
 

@@ -338,21 +338,25 @@ def _place(line: CallSite, cwd: str) -> list[tuple[str, str]]:
 def _ranks(report: Report, site: SiteRow, ms: object) -> str:
     """Which ranks have a site, and how much they differ."""
     ranks = report.run.ranks
-    if len(ranks) < 2 or not site.ranks or not callable(ms):
+    if len(ranks) < 2 or not callable(ms):
         return ""
+    if not site.ranks:  # several sites of a line, each with the shares of other ranks
+        every = "all" if site.rank_count == len(ranks) else f"{site.rank_count:,} of"
+        return f"{every} {len(ranks):,} ranks" if site.rank_count else ""
     found = [part.rank for part in site.ranks]
-    if len(found) == 1:
+    number = site.rank_count or len(found)
+    if number == 1:
         return f"rank {found[0]} only"
     ends = sorted(part.stall_ms for part in site.ranks)
     least, most = ms(ends[0]), ms(ends[-1])
     spread = f"{least} to {most}" if least != most else f"{most} each"
-    if len(found) == len(ranks) and least == most:
-        return f"all {len(ranks)} ranks, {spread}"
-    if len(found) == len(ranks):
+    if number == len(ranks) and least == most:
+        return f"all {len(ranks):,} ranks, {spread}"
+    if number == len(ranks):
         worst = max(site.ranks, key=lambda part: part.stall_ms).rank
-        return f"all {len(ranks)} ranks, {spread}, most on rank {worst}"
-    names = ", ".join(map(str, found[:-1])) if len(found) <= _FRAMES else ""
-    return f"ranks {names} and {found[-1]}, {spread}" if names else f"{len(found)} of {len(ranks)} ranks, {spread}"
+        return f"all {len(ranks):,} ranks, {spread}, most on rank {worst}"
+    names = ", ".join(map(str, found[:-1])) if number <= _FRAMES else ""
+    return f"ranks {names} and {found[-1]}, {spread}" if names else f"{number:,} of {len(ranks):,} ranks, {spread}"
 
 
 def _stack(stack: Sequence[CallSite], cwd: str, indent: str) -> Text:

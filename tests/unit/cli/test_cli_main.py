@@ -58,7 +58,7 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(words, sentence, capsys):
 
 
 def test_an_interrupt_ends_it_without_a_traceback(monkeypatch, capsys):
-    def interrupted(_paths):
+    def interrupted(_paths, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("syncagent.report.files.load_merged", interrupted)

@@ -14,6 +14,7 @@ from syncagent.report.captured import SUMS
 
 START_NS = 1_795_866_000_000_000_000
 STEP_NS = 250_000_000
+LATE_RANK = 1
 PROJECT = "/home/ada/segmentation"
 LIBRARY = "/home/ada/venv/lib/python3.12/site-packages/transformers/trainer.py"
 
@@ -130,13 +131,32 @@ class Rank:
             for number in range(self._events)
         ]
 
-    def _step_lines(self, head: str) -> list[str]:
+    def _step_lines(self, head: str, *, late: bool = False) -> list[str]:
+        """All steps; ``late``: those again whose waits for collectives have become known after their end.
+
+        Rank 1 waits 3 ms less than the others: they wait for it.
+        """
         first = START_NS + 1_009 * self.rank
-        return [
-            f'{head}"step": {step}, "start_ns": {first + step * STEP_NS}, '
-            f'"end_ns": {first + step * STEP_NS + STEP_NS - self._random.randrange(50_000_000)}, "rank": {self.rank}}}'
-            for step in range(self._steps)
-        ]
+        draw = random.Random(self.rank)
+        lines = []
+        for step in range(self._steps):
+            start_ns, length_ns = first + step * STEP_NS, STEP_NS - draw.randrange(50_000_000)
+            waited_ms = round(5 + draw.random() - 3 * (self.rank == LATE_RANK), 4)
+            known = "null" if (head.startswith('{"type"') and not late) or step == self._steps - 1 else waited_ms
+            lines.append(
+                f'{head}"step": {step}, "start_ns": {start_ns}, "end_ns": {start_ns + length_ns}, '
+                f'"rank": {self.rank}, "collective_ms": {known}}}'
+            )
+        return lines
+
+    def _host(self) -> list[dict[str, Any]]:
+        """Rank 1 collects garbage for 2 ms a step; all wait for the loader alike."""
+        rows = [{"cause": "data loader", "file": f"{PROJECT}/train.py", "line": 9, "function": "main",
+                 "source": "for images in loader:", "count": 400, "ms": 30.5 + self.rank, "rank": None}]  # fmt: skip
+        if self.rank == LATE_RANK:
+            rows.append({"cause": "garbage collection", "file": "", "line": 0, "function": "", "source": "",
+                         "count": self._steps, "ms": 2.0 * self._steps, "rank": None})  # fmt: skip
+        return rows
 
     def _ops(self) -> list[dict[str, Any]]:
         return [
@@ -157,6 +177,7 @@ class Rank:
             "notes": ['"copies were timed on every 10th step"', f'"the note of node {self.rank // 8}"'],
             "events": self._event_lines("{"),
             "step_times": self._step_lines("{"),
+            "host": [*map(json.dumps, self._host())],
             "sources": [
                 json.dumps({"file": f"{PROJECT}/parts/part_{number}.py", "first": 7, "lines": ["    x = x + 1"] * 7})
                 for number in range(20)
@@ -192,6 +213,11 @@ class Rank:
         rows = [_line(row) for row in (header, about, *sites, *sums)]
         rows += self._event_lines('{"type":"event",')
         rows += self._step_lines('{"type":"step",')
+        rows += self._step_lines('{"type":"step",', late=True)
+        for number, row in enumerate(self._host()):
+            half = {**row, "count": row["count"] // 2, "ms": row["ms"] / 2}
+            rows.append(_line({"type": "host", "t": 1.0, "host": number, **half}))
+            rows.append(_line({"type": "host_sums", "t": 2.0, "host": number, "count": row["count"], "ms": row["ms"]}))
         rows += [*map(_line, sums), _line(last)] + ([_line({"type": "end", "t": 3.0})] if self.run["ended"] else [])
         file = folder / f"rank{self.rank}.jsonl"
         file.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -70,6 +70,7 @@ def capture_schema() -> dict[str, Any]:
     }
     required = {name: list(properties) for name, properties in lines.items()}
     required["site"] = ["t", "site", *row["required"]]  # others came later
+    required["step"].remove("collective_ms")
     used = {"RunInfo", "SensorStatus", "CallSite", "OpShare", "RankShare"}
     return {
         "$schema": _DRAFT,

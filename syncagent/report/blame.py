@@ -143,8 +143,16 @@ def _host_syncs(sites: Iterable[SiteRow], steps_of: Mapping[int, int], rank: int
     for site in sites:
         shares = {share.rank: share.step_stall_ms or 0.0 for share in site.ranks}
         if rank in shares and site.kind != SyncKind.COLLECTIVE.value:
-            more_ms = _more_than_others(shares, steps_of, rank)
+            more_ms = _more_than_others(shares | _not_listed(site, shares, steps_of), steps_of, rank)
             yield CauseRow(HOST_SYNC, more_ms, 0.0, site.file, site.line, site.function, site.source, site.id)
+
+
+def _not_listed(site: SiteRow, shares: Mapping[int, float], steps_of: Mapping[int, int]) -> dict[int, float]:
+    """The mean of the ranks that have no share of their own, for as many ranks as they are."""
+    count = max(site.rank_count - len(shares), 0)
+    rest_ms = max((site.step_stall_ms or 0.0) - sum(shares.values()), 0.0)
+    others = [rank for rank in steps_of if rank not in shares][:count]
+    return dict.fromkeys(others, rest_ms / count) if count else {}
 
 
 def _host_time(rows: Collection[HostRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:

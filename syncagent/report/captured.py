@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def read(file: Path, content: bytes, *, explain: bool = True) -> Report:
     if not run or not totals:
         raise SyncAgentError(f"{name} is not a whole capture: nothing was written after its header")
     values = values_of(run, totals, list(rows["site"].values()))
-    values["host"] = [row for row in rows["host"].values() if row.get("count") != 0]
+    values["host"] = found_rows(rows["host"].values())
     values["events"], values["step_times"] = others["event"], _newest_of_each(others["step"])
     report = report_of(file, values, broken=broken, totals=totals, events=len(others["event"]), ended="end" in others)
     if not explain:
@@ -79,6 +80,11 @@ def report_of(
     values["run"]["ended"] = ended
     values["notes"] += _notes(file, broken, totals, events, ended=ended)
     return Report.from_dict(values, name=repr(str(file)))
+
+
+def found_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of host time without those that have become part of others."""
+    return [row for row in rows if row.get("count") != 0]
 
 
 def _newest_of_each(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -122,6 +122,7 @@ def _by_ourselves(gathered: _Gathered, load: Load, *, leave_out: bool) -> Report
         raise SyncAgentError(next(iter(refused.values())))
     candidates = [Candidate(file, origins.of_run(report.run), report.run.ended) for file, report in reports.items()]
     chosen, sentences = _choose(gathered, candidates, leave_out=leave_out)
+    together.refuse_sums([(each.file, reports[each.file]) for each in chosen])
     merged = merge([reports[each.file] for each in chosen])
     return _finished(merged, chosen, sentences, refused, alone=alone)
 
@@ -146,6 +147,7 @@ def _by_engine(engine: ModuleType, gathered: _Gathered, load: Load, *, leave_out
                 parts = [number for number in range(len(chosen)) if number not in tables.refused]
                 if not parts:
                     raise SyncAgentError(next(iter(refused.values())))
+                together.refuse_sums([(chosen[number].file, tables.heads[number].report) for number in parts])
                 merged = adding.add_up(tables, parts)
             finally:
                 tables.close()

@@ -37,8 +37,19 @@ def add_up(found: Sequence[Found]) -> Report:
     """
     candidates = [Candidate(file, of_run(report.run), report.run.ended) for file, report in found]
     reports = {id(each): report for each, (_, report) in zip(candidates, found, strict=True)}
-    merged = merge([reports[id(each)] for each in of_one_run(candidates)])
-    return with_missing(merged)
+    once = of_one_run(candidates)
+    refuse_sums([(each.file, reports[id(each)]) for each in once])
+    return with_missing(merge([reports[id(each)] for each in once]))
+
+
+def refuse_sums(found: Sequence[Found]) -> None:
+    """Raise :class:`SyncAgentError` where one of several is itself the sum of several reports."""
+    for file, report in found if len(found) > 1 else ():
+        if report.run.ranks or report.run.processes:
+            raise SyncAgentError(
+                f"{os.fspath(file)!r} is already the sum of several processes' reports, to which no other can be "
+                "added: give those reports instead of it"
+            )
 
 
 def of_one_run(candidates: Sequence[Candidate]) -> list[Candidate]:

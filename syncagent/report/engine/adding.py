@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from syncagent.events import CallSite
+from syncagent.report.blame import LateStep
 from syncagent.report.decode import decode_row
 from syncagent.report.engine import shapes
 from syncagent.report.engine.tables import Tables
 from syncagent.report.merge import (
     MOST_SHARES,
+    compared,
     key_of_row,
     left_out,
     merge_costs,
@@ -45,7 +47,8 @@ def add_up(tables: Tables, parts: Sequence[int]) -> Report:
     step_times = tuple(
         StepRow(*row)
         for row in tables.sql.execute(
-            "SELECT step, start_ns, end_ns, k.rank FROM step_times JOIN kept k USING (part) ORDER BY k.pos, nth"
+            "SELECT step, start_ns, end_ns, k.rank, collective_ms FROM step_times JOIN kept k USING (part) "
+            "ORDER BY k.pos, nth"
         ).fetchall()
     )
     head = merge_heads(heads)
@@ -54,7 +57,8 @@ def add_up(tables: Tables, parts: Sequence[int]) -> Report:
         seen_events=tables.seen["events"], seen_steps=tables.seen["step_times"],
     )  # fmt: skip
     new_ids = _new_ids(tables, parts, heads)
-    return replace(
+    ranks = ranks_of(heads)
+    merged = replace(
         head,
         sites=_sites(tables),
         ops=_ops(tables, heads),
@@ -63,21 +67,27 @@ def add_up(tables: Tables, parts: Sequence[int]) -> Report:
         step_times=step_times,
         cost=merge_costs(heads, lambda index, site: new_ids.get((index, site), -1)),
         sources=_sources(tables),
+        host=tuple(
+            replace(row, rank=rank if row.rank is None else row.rank)
+            for rank, part in zip(ranks, heads, strict=True)
+            for row in part.host
+        ),
     )
+    return compared(merged, {rank: part.run.steps for rank, part in zip(ranks, heads, strict=True)}, _late(tables))
 
 
-def steps(tables: Tables) -> dict[str, Any]:
-    """Every step of all ranks as columns (NumPy), by rank and start.
-
-    ``rank``, ``step``, ``start_ns`` and ``end_ns``; ``syncs`` and ``stall_ns`` are those of the rank's newest syncs
-    that were made in that step.
-    """
-    columns: dict[str, Any] = tables.sql.execute(
-        "SELECT k.rank, s.step, s.start_ns, s.end_ns, coalesce(w.syncs, 0)::BIGINT AS syncs, "
-        "coalesce(w.stall_ns, 0)::BIGINT AS stall_ns FROM steps s JOIN kept k USING (part) "
-        "LEFT JOIN waits w ON w.part = s.part AND w.step = s.step ORDER BY k.rank, s.start_ns"
-    ).fetchnumpy()
-    return columns
+def _late(tables: Tables) -> list[LateStep]:
+    """The ranks compared in each step, as :func:`syncagent.report.blame.late_steps` does it."""
+    found = tables.sql.execute(
+        "WITH known AS (SELECT s.step, k.rank, k.pos, s.collective_ms AS ms, s.end_ns - s.start_ns AS ns "
+        "FROM steps s JOIN kept k USING (part) WHERE s.collective_ms IS NOT NULL "
+        "QUALIFY row_number() OVER (PARTITION BY s.step, k.rank ORDER BY k.pos DESC, s.start_ns DESC) = 1), "
+        "placed_ranks AS (SELECT *, row_number() OVER (PARTITION BY step ORDER BY ms, pos) AS nth FROM known) "
+        "SELECT step, max(rank) FILTER (nth = 1), max(ms) FILTER (nth = 2) - max(ms) FILTER (nth = 1), avg(ns) / 1e6 "
+        "FROM placed_ranks GROUP BY step HAVING count(*) > 1 "
+        "AND step <> (SELECT min(step) FROM steps JOIN kept USING (part)) ORDER BY step"
+    ).fetchall()
+    return [LateStep(*row) for row in found]
 
 
 def _place(tables: Tables, parts: Sequence[int], heads: Sequence[Report]) -> None:
@@ -218,15 +228,16 @@ def _ranks(tables: Tables) -> tuple[dict[int, tuple[RankShare, ...]], dict[int, 
     """The shares of the ranks that tell most, and of how many ranks they are where they are not of all."""
     half = MOST_SHARES // 2
     found = tables.sql.execute(
-        "SELECT grp, rank, count, stall, ranks FROM (SELECT *, "
+        "SELECT grp, rank, count, stall, in_steps, ranks FROM (SELECT *, "
         "row_number() OVER (PARTITION BY grp ORDER BY stall, rank) AS nth, count(*) OVER (PARTITION BY grp) AS ranks "
-        "FROM (SELECT grp, rank, sum(count)::BIGINT AS count, sum(stall_ms) AS stall FROM placed GROUP BY grp, rank)) "
+        "FROM (SELECT grp, rank, sum(count)::BIGINT AS count, sum(stall_ms) AS stall, "
+        "sum(step_stall_ms) AS in_steps FROM placed GROUP BY grp, rank)) "
         f"WHERE ranks <= {MOST_SHARES} OR nth <= {half} OR nth > ranks - {half} ORDER BY grp, rank"
     ).fetchall()
     shares: dict[int, list[RankShare]] = defaultdict(list)
     counts = {}
-    for group, rank, count, stall_ms, ranks in found:
-        shares[group].append(RankShare(rank, count, stall_ms))
+    for group, rank, count, stall_ms, step_stall_ms, ranks in found:
+        shares[group].append(RankShare(rank, count, stall_ms, step_stall_ms))
         if ranks > MOST_SHARES:
             counts[group] = ranks
     return {group: tuple(parts) for group, parts in shares.items()}, counts

@@ -99,7 +99,9 @@ class Tables:
             more = ", place VARCHAR" if each.row is SiteRow else ""
             self.sql.execute(f"CREATE TABLE {each.table} (part INTEGER, nth BIGINT{more}, {', '.join(columns)})")
         self.sql.execute("CREATE TABLE waits (part INTEGER, step BIGINT, syncs BIGINT, stall_ns BIGINT)")
-        self.sql.execute("CREATE TABLE steps (part INTEGER, step BIGINT, start_ns BIGINT, end_ns BIGINT)")
+        self.sql.execute(
+            "CREATE TABLE steps (part INTEGER, step BIGINT, start_ns BIGINT, end_ns BIGINT, collective_ms DOUBLE)"
+        )
 
     def close(self) -> None:
         self.sql.close()
@@ -300,13 +302,10 @@ class _Reader:
 
     def _take_timed(self, table: str, rows: str, left_out: list[Any]) -> None:
         self.seen[table] += self._sql.execute(f"SELECT count(*) FROM ({rows})", left_out).fetchone()[0]
-        if table == "events":
+        if table == "step_times":
             self._sql.execute(
-                "INSERT INTO waits SELECT part, step, count(*), sum(stall_ns)::BIGINT "
-                f"FROM ({rows}) GROUP BY part, step", left_out,
-            )  # fmt: skip
-        else:
-            self._sql.execute(f"INSERT INTO steps SELECT part, step, start_ns, end_ns FROM ({rows})", left_out)
+                f"INSERT INTO steps SELECT part, step, start_ns, end_ns, collective_ms FROM ({rows})", left_out
+            )
         self._sql.execute(
             f"INSERT INTO {table} BY NAME SELECT * FROM ({rows}) "
             f"WHERE start_ns >= {self._oldest.get(table, _LONG_AGO)} ORDER BY start_ns DESC, part DESC, nth DESC "
@@ -341,6 +340,10 @@ class _Reader:
                 f"INSERT INTO new_{table} SELECT part, json_transform(line, {shapes.wanted(_LINES[kind])}) AS row, nth "
                 f"FROM lines WHERE type = {shapes.literal(kind)}"
             )
+        self._sql.execute(  # a step of which more has become known is there again
+            "CREATE OR REPLACE TEMP TABLE new_step_times AS SELECT part, arg_max(row, nth) AS row, min(nth) AS nth "
+            "FROM new_step_times GROUP BY part, row.step, row.start_ns, CASE WHEN row IS NULL THEN nth END"
+        )
         facts = self._facts_of_captures()
         odd = {number for number, fact in facts.items() if not fact.is_whole} | (contents.keys() - facts.keys())
         self._join_lines_of_captures({number: fact for number, fact in facts.items() if number not in odd})
@@ -393,6 +396,15 @@ class _Reader:
             )
             self._sql.execute(f"DELETE FROM new_{table} WHERE row IS NULL")
         events = dict(self._sql.execute("SELECT part, count(*) FROM new_events GROUP BY part").fetchall())
+        host = dict(
+            self._sql.execute(
+                "SELECT part, to_json(list(line ORDER BY nth))::VARCHAR FROM (SELECT part, min(nth) FILTER "
+                "(type = 'host') AS nth, json_merge_patch(arg_max(line, nth) FILTER (type = 'host'), "
+                "arg_max(line, nth)) AS line FROM (SELECT *, line->>'$.host' AS host FROM lines "
+                "WHERE type IN ('host', 'host_sums')) GROUP BY part, host HAVING count(*) FILTER (type = 'host') > 0) "
+                "GROUP BY part"
+            ).fetchall()
+        )
         before = dict(
             self._sql.execute(
                 "SELECT part, count(*) FROM lines LEFT JOIN (SELECT part, site, min(nth) AS first FROM lines "
@@ -407,7 +419,8 @@ class _Reader:
             except ValueError:
                 continue
             broken = no_json + before.get(number, 0) + cut[number]
-            facts[number] = _Facts(header, run, totals, broken, events.get(number, 0), ended)
+            rows = json.loads(host.get(number, "[]"))
+            facts[number] = _Facts(header, run, totals, broken, events.get(number, 0), ended, rows)
         return facts
 
     def _join_lines_of_captures(self, facts: dict[int, _Facts]) -> None:
@@ -460,6 +473,7 @@ class _Facts(NamedTuple):
     broken: int
     events: int
     ended: bool
+    host: list[Any]
 
     @property
     def is_whole(self) -> bool:
@@ -471,6 +485,7 @@ class _Facts(NamedTuple):
 
     def head(self, file: Path, syncs: int, stall_ms: float) -> Report:
         values = captured.values_of(self.run, self.totals, [], syncs=syncs, stall_ms=stall_ms)
+        values["host"] = captured.found_rows(self.host)
         return captured.report_of(
             file, values, broken=self.broken, totals=self.totals, events=self.events, ended=self.ended
         )

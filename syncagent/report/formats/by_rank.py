@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from syncagent.report import wording
@@ -17,19 +16,19 @@ def shown(site: SiteRow, ranks: Sequence[int], mark: str) -> tuple[Sequence[Rank
 
     Nothing where the line waited in fewer than two of them.  ``mark`` follows each time.
     """
-    parts = site.ranks
-    if len(parts) < 2:
+    parts, number = site.ranks, site.rank_count or len(site.ranks)
+    if number < 2:
         return (), ""
     said = []
     if len(parts) > MOST:
         ordered = sorted(parts, key=lambda part: (-part.stall_ms, part.rank))
-        parts, others = tuple(ordered[:MOST]), [part.stall_ms for part in ordered[MOST:]]
-        least, middle, most = (wording.duration(ms) + mark for ms in (others[-1], statistics.median(others), others[0]))
+        parts = tuple(ordered[:MOST])
+        least, most = (wording.duration(part.stall_ms) + mark for part in (ordered[-1], ordered[MOST]))
         said.append(
-            f"These {MOST} of {len(ordered):,} ranks waited longest. The {len(others):,} others waited from {least} "
-            f"to {most}, half of them {middle} or less."
+            f"These {MOST} of {number:,} ranks waited longest. "
+            f"The {number - MOST:,} others waited from {least} to {most}."
         )
-    without = len(set(ranks) - {part.rank for part in site.ranks})
+    without = len(set(ranks)) - number
     if without:
         said.append(f"In {without:,} of the {len(ranks):,} ranks the line did not wait.")
     return parts, " ".join(said)

@@ -205,23 +205,9 @@ def _facts_of(site: SiteRow) -> list[tuple[str, str]]:
         "allowed": site.allowed,
         "against the policy": wording.count(site.violations) if site.violations else "",
         "seen by": ", ".join(site.sensors),
-        "ranks": _ranks(site),
+        "rank": f"{site.ranks[0].rank} alone" if len(site.ranks) == 1 else "",
     }
     return [(name, value) for name, value in facts.items() if value]
-
-
-_RANKS = 32
-"""Of more ranks, those that waited longest are listed."""
-
-
-def _ranks(site: SiteRow) -> str:
-    parts, number = site.ranks, site.rank_count or len(site.ranks)
-    if number > _RANKS:
-        parts = tuple(sorted(parts, key=lambda part: -part.stall_ms)[: _RANKS // 2])
-    listed = ", ".join(f"{part.rank}: {wording.duration(part.stall_ms)}" for part in parts)
-    if number == len(parts):
-        return listed
-    return f"{listed}, and {number - len(parts):,} that waited less" if listed else f"{number:,} of them"
 
 
 def _around(report: Report, site: SiteRow) -> list[list[tuple[int, str, str, str]]]:

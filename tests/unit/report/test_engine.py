@@ -148,16 +148,22 @@ def test_a_capture_with_lines_that_are_cut_or_come_too_early(tmp_path):
     assert any("5 lines are not whole" in note for note in merged.notes)
 
 
-def test_steps_of_all_ranks_are_columns(tmp_path):
-    paths = many_ranks.write(tmp_path, 3, sites=5, events=20, steps=4)
-    tables = Tables(duckdb, tmp_path, load=read)
-    tables.add(paths)
-    adding.add_up(tables, range(3))
-    steps = adding.steps(tables)
-    tables.close()
-    assert steps["rank"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert steps["step"].tolist() == [0, 1, 2, 3] * 3
-    expected = [
-        sum(event.stall_ns for event in read(path).events if event.step == step) for path in paths for step in range(4)
-    ]
-    assert steps["stall_ns"].tolist() == expected
+@pytest.mark.parametrize("captures", [False, True])
+def test_the_late_rank_and_what_it_does_meanwhile(tmp_path, captures):
+    paths = many_ranks.write(tmp_path, 5, captures=captures, sites=5, events=20, steps=40)
+    merged = check_same(paths, tmp_path)
+    (late,) = merged.lateness.ranks
+    assert (late.rank, merged.lateness.steps) == (1, 38)
+    assert late.held_ms == pytest.approx(2.7, abs=0.1)
+    assert "garbage collection" in [cause.cause for cause in late.causes]
+    assert len(merged.host) == 6
+    assert len(merged.step_times) == 200
+
+
+def test_a_clock_that_is_apart(tmp_path):
+    reports = [report_of(sync(at_ms=150), rank=rank, steps=20) for rank in range(3)]
+    by_ns = 7_000_000_000
+    steps = tuple(replace(row, start_ns=row.start_ns + by_ns, end_ns=row.end_ns + by_ns)
+                  for row in reports[2].step_times)  # fmt: skip
+    merged = check_same(saved([*reports[:2], replace(reports[2], step_times=steps)], tmp_path), tmp_path)
+    assert any("clocks are apart" in note for note in merged.notes)

@@ -28,6 +28,10 @@ QUEUE_FULL = 1
 
 DIRECT = 1
 """A join's flag: NCCL was called on the compute stream itself."""
+CAUGHT_UP = 2
+"""A join's flag: the stream had passed the join before when the host queued this one."""
+HOST_WAITED = 4
+"""A join's flag: a thread has waited for the GPU since the join before."""
 
 JOINS_OFF, JOINS_ON, JOINS_WITHOUT_DRIVER, JOINS_FAILED = range(4)
 """Whether joins are measured: without the driver they will be, once the program uses the GPU; a failure is for good."""

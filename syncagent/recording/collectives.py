@@ -2,6 +2,10 @@
 
 A *join* is the place at which the stream waits for a collective to end.  How long it waited is known only when the
 GPU has got there, which may be steps later on the host; but joins are passed in the order in which they were queued.
+
+A wait counts where it has delayed something: the host, which has waited for the GPU afterwards, or the GPU's next
+step, whose work is queued already.  Where the GPU has passed all joins by the time that the host queues the next one,
+the host sets the pace, and what the GPU had waited for the others, it would have waited for its own host.
 """
 
 from __future__ import annotations
@@ -13,12 +17,20 @@ _MOST = 200_000
 """How many joins are kept until the steps that they belong to have been delivered."""
 
 
+class _Join(NamedTuple):
+    moment_ns: int
+    waited_ns: int
+    caught_up: bool
+    host_waited: bool
+
+
 class StepWait(NamedTuple):
     """All joins of a step; ``start_ns`` is the step's (``perf_counter_ns``)."""
 
     step: int
     start_ns: int
     waited_ns: int
+    """What of it has delayed something."""
     joins: int
 
 
@@ -29,14 +41,22 @@ class CollectiveWaits:
     """
 
     def __init__(self) -> None:
-        self._joins: deque[tuple[int, int]] = deque(maxlen=_MOST)
+        self._joins: deque[_Join] = deque(maxlen=_MOST)
         self._steps: deque[tuple[int, int, int]] = deque(maxlen=_MOST)
-        self._waited_ns = self._count = 0
-        """Of the oldest step that is not whole."""
+        # Of the oldest step that is not whole:
+        self._waited_ns = 0
+        """What has delayed something for certain."""
+        self._open_ns = 0
+        """What has if the next join finds the GPU behind the host."""
+        self._count = 0
 
-    def add(self, *, moment_ns: int, waited_ns: int) -> None:
-        """Note a join: when the host has queued it (``perf_counter_ns``), and how long the stream stood still there."""
-        self._joins.append((moment_ns, waited_ns))
+    def add(self, *, moment_ns: int, waited_ns: int, caught_up: bool = False, host_waited: bool = False) -> None:
+        """Note a join: when the host has queued it (``perf_counter_ns``), and how long the stream stood still there.
+
+        ``caught_up``: by then the stream had passed the join before; ``host_waited``: the host has waited for the GPU
+        since it queued that one.
+        """
+        self._joins.append(_Join(moment_ns, waited_ns, caught_up, host_waited))
 
     def step_ended(self, step: int, start_ns: int, end_ns: int) -> None:
         """Note a step, in their order; nothing is kept before the first join."""
@@ -51,15 +71,19 @@ class CollectiveWaits:
         whole = []
         while self._joins and self._steps:
             step, start_ns, end_ns = self._steps[0]
-            moment_ns, waited_ns = self._joins[0]
-            if moment_ns >= end_ns:
+            join = self._joins[0]
+            if join.host_waited:
+                self._waited_ns += self._open_ns
+            if join.host_waited or join.caught_up:
+                self._open_ns = 0
+            if join.moment_ns >= end_ns:
                 self._steps.popleft()
                 if self._count:
-                    whole.append(StepWait(step, start_ns, self._waited_ns, self._count))
-                self._waited_ns = self._count = 0
+                    whole.append(StepWait(step, start_ns, self._waited_ns + self._open_ns, self._count))
+                self._waited_ns = self._open_ns = self._count = 0
                 continue
             self._joins.popleft()
-            if moment_ns >= start_ns:  # else it was queued between two steps, as in an evaluation
-                self._waited_ns += waited_ns
+            if join.moment_ns >= start_ns:  # else it was queued between two steps, as in an evaluation
+                self._open_ns += join.waited_ns
                 self._count += 1
         return whole

@@ -131,7 +131,12 @@ class CollectiveSensor(Sensor):
             return
         try:
             for join in library.take_joins():
-                self._recorder.collectives.add(moment_ns=join.moment_ns, waited_ns=join.waited_ns)
+                self._recorder.collectives.add(
+                    moment_ns=join.moment_ns,
+                    waited_ns=join.waited_ns,
+                    caught_up=bool(join.flags & native.CAUGHT_UP),
+                    host_waited=bool(join.flags & native.HOST_WAITED),
+                )
             counts = library.status()
             if counts.joins == native.JOINS_FAILED:  # for good: the program need not go through the hooks any more
                 self._turn_off(library, _failure(counts))

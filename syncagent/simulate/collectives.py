@@ -119,11 +119,11 @@ def _timed(kernel: Callable[[], Any]) -> Callable[[], Any]:
     """The same for a host that waits in it itself, with the device."""
 
     def timed() -> Any:
-        began_ns = time.perf_counter_ns()
+        join = waits.join()
         try:
             return kernel()
         finally:
-            waits.joined(began_ns, time.perf_counter_ns() - began_ns)
+            waits.joined(join, time.perf_counter_ns() - join.moment_ns)
 
     return timed
 

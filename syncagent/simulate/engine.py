@@ -80,8 +80,8 @@ class _Dependency(NamedTuple):
 
     engine: Engine
     ticket: int
-    joined_ns: int | None
-    """When the host has queued it (``perf_counter_ns``), where what it waits for may be a collective."""
+    join: waits.Join | None
+    """Where a default stream waits for what may be a collective."""
 
 
 _Entry = Callable[[], object] | _Dependency
@@ -155,16 +155,16 @@ class Engine:
             self.clock[other] = max(self.clock[other], last)
         if modelled.clock is not None:
             modelled.clock.ordered(self, engine, ticket)
-        joined_ns = None
+        join = None
         if engine.carries_collectives and modelled.clock is None:
             if self.is_default:
-                joined_ns = time.perf_counter_ns()
+                join = waits.join()
             else:
                 self.carries_collectives = True
         if engine.finished < ticket:
-            self.submit(_Dependency(engine, ticket, joined_ns))
-        elif joined_ns is not None:
-            waits.joined(joined_ns, 0)
+            self.submit(_Dependency(engine, ticket, join))
+        elif join is not None:
+            waits.joined(join, 0)
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
@@ -360,8 +360,8 @@ class Engine:
                 # Not under the lock: a fork that has paused the other engine must not wait for this one.
                 began_ns = time.perf_counter_ns()
                 entry.engine._sleep(entry.ticket)
-                if entry.joined_ns is not None:
-                    waits.joined(entry.joined_ns, time.perf_counter_ns() - began_ns)
+                if entry.join is not None:
+                    waits.joined(entry.join, time.perf_counter_ns() - began_ns)
             else:
                 with self._running:
                     entry()
@@ -385,6 +385,8 @@ def wait_for(marks: Iterable[tuple[Engine, int]], call: standin.Call | None = No
     """
     refuse_if_forked()
     marks = tuple(marks)
+    if call is not None:
+        waits.host_waits()
     if call is None or not standin.is_there() or threading.get_ident() in _workers:
         for engine, ticket in marks:
             engine._block(ticket)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from syncagent.simulate import modelled
 
@@ -44,8 +45,11 @@ def current_observer() -> WaitObserver | None:
 class JoinObserver(Protocol):
     """Called where a device's default stream has waited for a collective."""
 
-    def __call__(self, *, moment_ns: int, waited_ns: int) -> None:
-        """Called on any thread with the moment at which the host has queued that (``time.perf_counter_ns``)."""
+    def __call__(self, *, moment_ns: int, waited_ns: int, caught_up: bool, host_waited: bool) -> None:
+        """Called on any thread with the moment at which the host has queued that (``time.perf_counter_ns``).
+
+        ``caught_up``: the stream had passed the one before by then; ``host_waited``: the host has waited since that.
+        """
 
 
 _of_joins: JoinObserver | None = None
@@ -57,11 +61,39 @@ def observe_joins(observer: JoinObserver | None) -> None:
     _of_joins = observer
 
 
-def joined(moment_ns: int, waited_ns: int) -> None:
-    """Report one."""
+class Join(NamedTuple):
+    """A place at which a default stream waits for a collective, as it is queued."""
+
+    moment_ns: int
+    caught_up: bool
+    host_waited: bool
+
+
+_queued, _passed, _host_waits = itertools.count(1), itertools.count(1), itertools.count(1)
+_last_queued = _last_passed = _last_host_wait = _host_waits_before = 0
+
+
+def host_waits() -> None:
+    """Note that the host waits for the device."""
+    global _last_host_wait
+    _last_host_wait = next(_host_waits)
+
+
+def join() -> Join:
+    """Return one that is being queued now."""
+    global _last_queued, _host_waits_before
+    caught_up, host_waited = _last_passed >= _last_queued, _last_host_wait > _host_waits_before
+    _last_queued, _host_waits_before = next(_queued), _last_host_wait
+    return Join(time.perf_counter_ns(), caught_up, host_waited)
+
+
+def joined(join: Join, waited_ns: int) -> None:
+    """Report one that has been passed."""
+    global _last_passed
+    _last_passed = next(_passed)
     observer = _of_joins
     if observer is not None:
-        observer(moment_ns=moment_ns, waited_ns=waited_ns)
+        observer(moment_ns=join.moment_ns, waited_ns=waited_ns, caught_up=join.caught_up, host_waited=join.host_waited)
 
 
 def reported(

@@ -1137,7 +1137,7 @@ static void waits_for_gradients_are_measured(void) {
     CHECK(before <= joins[i].host_ns && joins[i].host_ns <= after);
     EQUAL(joins[i].waited_ns, (i == 0 ? 3 : 5) * MILLISECOND);
     EQUAL(joins[i].device, 0);
-    EQUAL(joins[i].flags, 0);
+    EQUAL(joins[i].flags, SYNCAGENT_CAUGHT_UP); /* on this device all is done at once */
   }
   CHECK(joins[0].host_ns <= joins[1].host_ns);
   EQUAL(train->busy_until(COMPUTE), 20 * MILLISECOND);
@@ -1224,6 +1224,25 @@ static void chains_of_streams_are_followed(void) {
   EQUAL(take_join().waited_ns, DEFAULT_MS * MILLISECOND);
 }
 
+static void a_join_says_how_far_the_host_is_ahead(void) {
+  struct caller *one = open_caller("libcaller-a.so");
+  measure();
+  for (int round = 0; round < 4; round++) {
+    begin_reduce(COMPUTE, NCCL, events[0]);
+    train->device->now_ns = round == 1 ? 0 : UINT64_MAX; /* by the second, the first is not over yet */
+    if (round == 2) one->stream();                       /* the host waits */
+    train->wait(COMPUTE, events[0]);
+    EQUAL(train->peek(), 0); /* "not ready" is no error that the program would find */
+  }
+  struct syncagent_join joins[4];
+  EQUAL(take_joins(joins, 4), 4);
+  EQUAL(joins[0].flags, SYNCAGENT_CAUGHT_UP);
+  EQUAL(joins[1].flags, 0);
+  EQUAL(joins[2].flags, SYNCAGENT_CAUGHT_UP | SYNCAGENT_HOST_WAITED);
+  EQUAL(joins[3].flags, SYNCAGENT_CAUGHT_UP);
+  EQUAL(train->device->asked_strictly, 0);
+}
+
 static void collectives_on_the_compute_stream_are_measured(void) {
   measure();
   train->works(COMPUTE, MILLISECOND);
@@ -1231,7 +1250,7 @@ static void collectives_on_the_compute_stream_are_measured(void) {
   EQUAL(train->all_reduce(COMPUTE), 0);
   struct syncagent_join join = take_join();
   EQUAL(join.waited_ns, (7 + DEFAULT_MS) * MILLISECOND);
-  EQUAL(join.flags, SYNCAGENT_DIRECT);
+  EQUAL(join.flags, SYNCAGENT_DIRECT | SYNCAGENT_CAUGHT_UP);
 
   train->group_start(); /* one join for all of a group */
   train->group_start();
@@ -1242,7 +1261,7 @@ static void collectives_on_the_compute_stream_are_measured(void) {
   train->group_end();
   join = take_join();
   EQUAL(join.waited_ns, 2 * DEFAULT_MS * MILLISECOND);
-  EQUAL(join.flags, SYNCAGENT_DIRECT);
+  EQUAL(join.flags, SYNCAGENT_DIRECT | SYNCAGENT_CAUGHT_UP);
 
   train->group_start();
   train->group_end();
@@ -1270,7 +1289,7 @@ static void another_compute_stream_can_be_named(void) {
   train->wait(OTHER, events[0]);
   EQUAL(take_join().waited_ns, DEFAULT_MS * MILLISECOND);
   EQUAL(train->all_reduce(OTHER), 0);
-  EQUAL(take_join().flags, SYNCAGENT_DIRECT);
+  EQUAL(take_join().flags, SYNCAGENT_DIRECT | SYNCAGENT_CAUGHT_UP);
   train->record(events[1], OTHER); /* what the default stream waits for is the computation */
   train->wait(COMPUTE, events[1]);
   EQUAL(joins_taken(), 0);
@@ -1931,6 +1950,7 @@ static const struct {
     SCENARIO(events_recorded_anew_lose_their_mark),
     SCENARIO(chains_of_streams_are_followed),
     SCENARIO(collectives_on_the_compute_stream_are_measured),
+    SCENARIO(a_join_says_how_far_the_host_is_ahead),
     SCENARIO(another_compute_stream_can_be_named),
     SCENARIO(nothing_is_recorded_in_captures),
     SCENARIO(old_runtimes_are_left_alone),

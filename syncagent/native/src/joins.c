@@ -149,6 +149,31 @@ static bool may_record(const struct questions *ask, void *stream) {
   return succeeded(ask, SYNCAGENT_FAILED_CAPTURE, result) && capturing == NOT_CAPTURING;
 }
 
+static _Atomic(uint64_t) waits_at_last_join;
+
+static bool hosts_have_waited(void) {
+  uint64_t waits = 0;
+  const int count = slots_used();
+  for (int s = 0; s < count; s++)
+    waits += atomic_load_explicit(&slots[s].named_waits, memory_order_relaxed) +
+             atomic_load_explicit(&slots[s].unnamed_waits, memory_order_relaxed);
+  return atomic_exchange_explicit(&waits_at_last_join, waits, memory_order_relaxed) != waits;
+}
+
+/* Whether the join before is over. It may be taken, and its pair be used anew, at the same time: then it was. */
+static bool has_caught_up(const struct questions *ask) {
+  const uint64_t written = atomic_load_explicit(&queue_written, memory_order_relaxed), last = written - 1;
+  if (written == 0) return true;
+  const uint64_t turn = atomic_load_explicit(&queue[last % PAIRS].turn, memory_order_acquire);
+  if (turn != last / PAIRS * 2 + 1) return turn > last / PAIRS * 2; /* taken, or just being written */
+  int mode;
+  if (!relax(ask, &mode)) return false;
+  const int result = ask->query_event(pairs[queue[last % PAIRS].pair].after);
+  if (result == NOT_READY) ask->get_last_error();
+  const bool answered = result == NOT_READY || succeeded(ask, SYNCAGENT_FAILED_QUERY, result);
+  return succeeded(ask, SYNCAGENT_FAILED_MODE, ask->exchange_capture_mode(&mode)) && answered && result == 0;
+}
+
 void join_begins(struct join *join, int runtime, void *stream, uint32_t flags) {
   join->pair = NO_PAIR;
   if (runtime < 0 || !atomic_load_explicit(&measuring, memory_order_acquire) || !questions[runtime].can_measure ||
@@ -167,7 +192,7 @@ void join_begins(struct join *join, int runtime, void *stream, uint32_t flags) {
   if (pair != NO_PAIR) {
     struct pair *taken = &pairs[pair];
     taken->host_ns = now_ns();
-    taken->flags = flags;
+    taken->flags = flags | (has_caught_up(ask) ? SYNCAGENT_CAUGHT_UP : 0) | (hosts_have_waited() ? SYNCAGENT_HOST_WAITED : 0);
     taken->session = atomic_load_explicit(&session, memory_order_relaxed);
     *join = (struct join){.pair = pair, .life = this_life, .stream = stream};
     if (!succeeded(ask, SYNCAGENT_FAILED_RECORD, ask->record_event(taken->before, stream))) {

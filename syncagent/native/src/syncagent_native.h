@@ -113,6 +113,11 @@ struct syncagent_join {
 };
 
 #define SYNCAGENT_DIRECT 1
+/* The stream had already passed the wait before this one when the program asked for this: the program is less than one wait
+   ahead of the GPU, which would have had to wait for it anyway. */
+#define SYNCAGENT_CAUGHT_UP 2
+/* A thread has waited for the GPU since the wait before this one. */
+#define SYNCAGENT_HOST_WAITED 4
 
 enum syncagent_joins {
   SYNCAGENT_JOINS_OFF,

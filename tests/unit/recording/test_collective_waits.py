@@ -5,8 +5,8 @@ from syncagent.recording.collectives import CollectiveWaits, StepWait
 
 def waits_of(*steps, joins=()) -> CollectiveWaits:
     waits = CollectiveWaits()
-    for moment_ns, waited_ns in joins:
-        waits.add(moment_ns=moment_ns, waited_ns=waited_ns)
+    for moment_ns, waited_ns, *facts in joins:
+        waits.add(moment_ns=moment_ns, waited_ns=waited_ns, **dict.fromkeys(facts, True))
     for step in steps:
         waits.step_ended(*step)
     return waits
@@ -31,6 +31,22 @@ def test_joins_between_steps_belong_to_none():
     waits = waits_of((0, 0, 100), (1, 150, 200), joins=[(50, 1), (120, 1000), (160, 2), (260, 0)])
     waits.step_ended(2, 250, 300)
     assert waits.take() == [StepWait(0, 0, 1, 1), StepWait(1, 150, 2, 1)]
+
+
+def test_waits_count_if_the_gpu_is_still_behind_or_the_host_has_waited():
+    """Else the GPU would have had to wait for its own host."""
+    joins = [
+        (10, 5), (20, 7),
+        (110, 100),  # the GPU is a step behind: all of the first counts
+        (210, 30, "caught_up"), (220, 40),  # it has caught up: nothing of the second does
+        (310, 8, "caught_up", "host_waited"),  # it has because the host has waited for it
+        (320, 900), (330, 2, "caught_up"),
+        (410, 0),
+    ]  # fmt: skip
+    waits = waits_of(*((step, 100 * step, 100 * step + 100) for step in range(5)), joins=joins)
+    assert waits.take() == [
+        StepWait(0, 0, 5 + 7, 2), StepWait(1, 100, 0, 1), StepWait(2, 200, 30 + 40, 2), StepWait(3, 300, 2, 3),
+    ]  # fmt: skip
 
 
 def test_a_process_without_collectives_keeps_nothing():

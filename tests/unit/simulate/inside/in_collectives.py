@@ -204,7 +204,7 @@ def test_other_backends_are_refused_by_name():
 def joins():
     """What default streams have waited for collectives: when that was queued, and for how long."""
     seen = []
-    waits.observe_joins(lambda *, moment_ns, waited_ns: seen.append((moment_ns, waited_ns)))
+    waits.observe_joins(lambda *, moment_ns, waited_ns, **_: seen.append((moment_ns, waited_ns)))
     yield seen
     waits.observe_joins(None)
 
@@ -253,3 +253,24 @@ def test_so_is_each_collective_of_gloo(joins):
     with group("gloo"):
         dist.all_reduce(cuda(1.0))
     assert len(joins) == 1
+
+
+def test_a_join_says_how_far_the_host_is_ahead(nccl):
+    seen = []
+    waits.observe_joins(lambda *, caught_up, host_waited, **_: seen.append((caught_up, host_waited)))
+    default = devices.engines_of(0)[0]
+    torch.cuda.synchronize()
+    try:
+        for prepare in (
+            lambda: None,
+            default.retire,  # the device has passed the join before, and the program has not waited for it
+            lambda: torch.cuda._sleep(100_000_000),
+            lambda: None,  # the device is not there yet
+            torch.cuda.synchronize,
+        ):
+            prepare()
+            dist.all_reduce(torch.zeros(2, device="cuda"))
+    finally:
+        torch.cuda.synchronize()
+        waits.observe_joins(None)
+    assert (seen[1], seen[3], seen[4]) == ((True, False), (False, False), (True, True))

@@ -35,6 +35,7 @@ _SURE = 3.0
 _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
+_HICCUPS = 0.02
 _LOOKS_SURE = 2.0
 _LEAST_OF_CAUSES = 0.05
 """A cause that explains less of a rank's lateness is not worth a line."""
@@ -79,6 +80,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     whole_ms = sum(step.step_ms for step in late)
     if len(late) < _LEAST_STEPS or whole_ms <= 0:
         return None
+    late = _without_hiccups(late)
     held: dict[int, list[float]] = {rank: [] for rank in steps_of}
     for each in late:
         held.setdefault(each.rank, []).append(each.held_ms)
@@ -88,7 +90,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     for rank in suspects:
         times = len(held[rank])
         held_ms = (sum(held[rank]) - (fmean(by_chance_ms) if by_chance_ms else 0.0)) / len(late)
-        share = held_ms * len(late) / whole_ms
+        share = min(held_ms * len(late) / whole_ms, 1.0)
         if share < _LEAST_SHARE:
             continue
         causes = tuple(_causes(report, steps_of, rank, held_ms, share))
@@ -99,6 +101,13 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
             named.append(LateRank(rank, held_ms, share, times, causes))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
+
+
+def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:
+    """The steps, the longest few cut to the length of the next: a machine that stops once says nothing of a rank."""
+    few = math.ceil(_HICCUPS * len(late))
+    most_ms = sorted((each.held_ms for each in late), reverse=True)[few]
+    return [each._replace(held_ms=min(each.held_ms, most_ms)) for each in late]
 
 
 def _suspects(late: Sequence[LateStep], ranks: int) -> list[int]:
@@ -126,7 +135,7 @@ def _causes(
     report: Report, steps_of: Mapping[int, int], rank: int, late_ms: float, late_share: float
 ) -> Iterator[CauseRow]:
     """What the rank did more of than the others in a step, as shares of its lateness; the longest first."""
-    found = [*_host_syncs(report.sites, steps_of, rank), *_host_time(report.host, steps_of, rank)]
+    found = _by_line([*_host_syncs(report.sites, steps_of, rank), *_host_time(report.host, steps_of, rank)])
     found = [cause for cause in found if cause.held_ms > _LEAST_OF_CAUSES * late_ms]
     explained_ms = sum(cause.held_ms for cause in found)
     # It need not be late by all that it does more: part of a sync is work that its GPU has to do anyway.
@@ -137,6 +146,16 @@ def _causes(
     rest_ms = late_ms - explained_ms * part
     if rest_ms > _LEAST_OF_CAUSES * late_ms:
         yield CauseRow(UNKNOWN, rest_ms, rest_ms / late_ms * late_share)
+
+
+def _by_line(causes: Iterable[CauseRow]) -> list[CauseRow]:
+    """One row for each line, even if it waits in several ways, and takes time besides."""
+    found: dict[tuple[str, str, int], CauseRow] = {}
+    for cause in causes:
+        key = ("" if cause.cause in {HOST_SYNC, HostCause.LINE} else cause.cause, cause.file, cause.line)
+        known = found.get(key)
+        found[key] = cause if known is None else replace(known, held_ms=known.held_ms + cause.held_ms)
+    return [*found.values()]
 
 
 def _host_syncs(sites: Iterable[SiteRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:

@@ -51,6 +51,7 @@ ELSEWHERE = {
     },
     "examples/logging_item/README.md": {"SYNCAGENT=1 SYNCAGENT_COST=1": "it needs a GPU: tests/gpu/cost_programs.py"},
     "examples/policy_gate/README.md": {"": "tests/integration/test_policy_gate.py"},
+    "examples/ddp_straggler/README.md": {"torchrun": "tests/integration/test_late_ranks.py", "syncagent": "the same"},
     "examples/ci_gate/README.md": {"": "tests/integration/test_ci_gate.py, with what it prints"},
 }
 """By page: the beginning of a command, or of a block of ``sh``, and where it is run."""

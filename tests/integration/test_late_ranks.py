@@ -56,9 +56,3 @@ def test_so_it_is_in_each_form_of_parallel_training(lateness, form):
 def test_of_three_ranks_it_is_the_one_that_is_late(lateness):
     (rank,) = lateness("ddp", "sleep", count=3).ranks
     assert rank.rank == 2
-
-
-def test_nobody_is_named_where_nobody_is_late(lateness):
-    found = lateness("ddp", "none")
-    assert found.steps > 40
-    assert found.ranks == ()

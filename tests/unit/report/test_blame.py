@@ -4,8 +4,9 @@ import random
 from dataclasses import replace
 
 import pytest
-from training_run import MS, START_NS, report_of, sync
+from training_run import MS, NONZERO, START_NS, report_of, sync
 
+from syncagent.events import SyncKind
 from syncagent.report import files, wording
 from syncagent.report.blame import late_steps
 from syncagent.report.merge import merge
@@ -83,6 +84,17 @@ def test_what_is_left_is_unknown():
     ]
 
 
+def test_a_line_that_waits_in_two_ways_is_one_cause():
+    kinds = [sync(), sync(kind=SyncKind.SCALAR_READ, op="aten::item")]
+    there = HostRow("line", NONZERO.file, NONZERO.line, NONZERO.function, NONZERO.source, 1000, 100.0)
+    late = with_stalls(rank_report(1, [2.0] * 101, syncs=kinds, host=[there]), 300.0)
+    (rank,) = merge([rank_report(0, [12.0] * 101), late]).lateness.ranks
+    assert [(each.cause, each.held_ms) for each in rank.causes] == [
+        ("host sync", pytest.approx(7.0)),
+        ("unknown", pytest.approx(3.0)),
+    ]
+
+
 def test_a_sync_that_all_ranks_have_explains_nothing():
     ranks = [with_stalls(rank_report(rank, [9.0 - 8.0 * rank] * 51, syncs=[sync()]), 400.0) for rank in (0, 1)]
     (rank,) = merge(ranks).lateness.ranks
@@ -124,6 +136,17 @@ def test_a_pause_every_tenth_step_is_found_in_the_noise():
     assert rank.rank == 3
     assert rank.held_ms == pytest.approx(4.0, rel=0.2)
     assert rank.causes[0].cause == "garbage collection"
+
+
+def test_a_machine_that_stops_once_hides_nothing_and_names_nobody():
+    others, late = [10.0] * 100, [2.0] * 100
+    others[50], late[60] = 700.0, 900.0
+    others[60] = 0.0
+    (rank,) = merge([rank_report(0, others), rank_report(1, late)]).lateness.ranks
+    assert (rank.rank, rank.held_ms) == (1, pytest.approx(8.0, rel=0.05))
+    once = [3.0] * 100
+    once[50] = 900.0
+    assert merge([rank_report(0, once), rank_report(1, [3.0] * 100)]).lateness.ranks == ()
 
 
 def test_two_late_ranks_are_both_named():

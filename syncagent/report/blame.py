@@ -142,6 +142,8 @@ def _causes(
     part = min(late_ms / explained_ms, 1.0) if explained_ms else 0.0
     for cause in sorted(found, key=lambda cause: -cause.held_ms):
         held_ms = cause.held_ms * part
+        if held_ms < _LEAST_OF_CAUSES * late_ms:
+            continue
         yield replace(cause, held_ms=held_ms, share=held_ms / late_ms * late_share)
     rest_ms = late_ms - explained_ms * part
     if rest_ms > _LEAST_OF_CAUSES * late_ms:

@@ -210,7 +210,7 @@ def _late_rank(report: Report, late: LateRank) -> str:
 def _cause(cause: CauseRow, cwd: str) -> str:
     where = f" at {place(cause.file, cause.line, cwd)}" if cause.file else ""
     if cause.cause in {HOST_SYNC, HostCause.LINE}:
-        return f"`{clean(cause.source)}`{where}" if cause.source else f"{cause.cause}{where}"
+        return f"`{clean(cause.source)}`{where}" if cause.source else f"a {cause.cause}{where or ' at an unknown line'}"
     return f"{cause.cause}{where}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from syncagent.errors import SimulationError
 from syncagent.simulate import devices, patches
 from syncagent.simulate.failures import for_program
 from syncagent.simulate.requirements import find
@@ -38,7 +39,7 @@ def _device(self: Any) -> torch.device:
 
 
 def _is_on_device(self: Any) -> bool:
-    return _is_cuda(self) or _device_of(self).type == devices.STAND_IN
+    return bool(_is_cuda(self)) or _device_of(self).type == devices.STAND_IN
 
 
 def _record(self: Any, stream: Any) -> None:
@@ -51,7 +52,11 @@ _SAID: dict[str, Any] = {"device": property(_device), "is_cuda": property(_is_on
 
 def show(kind: type) -> None:
     """Let tensors of a class say ``cuda`` instead of the stand-in; what the class defines itself stays."""
-    for name, value in _SAID.items():
+    _put(kind, _SAID)
+
+
+def _put(kind: type, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
         if getattr(kind, name, None) is getattr(TensorBase, name):
             patches.put(kind, name, value)
 
@@ -76,9 +81,10 @@ def _make(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _show_dtensors() -> None:
     """Do the same with DTensors, which C++ makes on the device of the tensor that they hold."""
-    module = sys.modules.get("torch.distributed.tensor._api")
-    if module is not None:
-        show(module.DTensor)
+    module = sys.modules.get("torch.distributed.tensor")  # only if it is there: to import it takes long
+    known = getattr(module, "DTensor", None)
+    if known is not None:
+        show(known)
         return
     original: Any = find("Tensor._dtensor__new__")
     if original is None:
@@ -93,7 +99,53 @@ def _show_dtensors() -> None:
     patches.put(torch.Tensor, "_dtensor__new__", staticmethod(for_program(make)))
 
 
+# --- those that C++ itself asks for their device, as FakeTensorMode's: autograd would ask, too --------------------
+
+
+def _refuse_gradient(kind: type, device: torch.device) -> None:
+    if device.type == "cuda":
+        raise SimulationError(
+            f"a {kind.__name__} on {device} that requires a gradient is not simulated; "
+            "make it of a tensor that requires none, or of one on the CPU"
+        )
+
+
+def _set_requires_grad(self: Any, value: bool) -> None:
+    if value:
+        _refuse_gradient(type(self), self.device)
+    TensorBase.requires_grad.__set__(self, value)
+
+
+def _require_grad(self: Any, requires_grad: bool = True) -> Any:
+    _set_requires_grad(self, requires_grad)
+    return self
+
+
+_GUARDED: dict[str, Any] = {
+    "requires_grad": property(TensorBase.requires_grad.__get__, for_program(_set_requires_grad)),
+    "requires_grad_": _require_grad,
+}
+
+
+def _guarded(original: Any) -> Any:
+    """``Tensor._make_subclass``, with a clear error in the place of the end of the process."""
+
+    @functools.wraps(original)
+    def make(cls: Any, data: Any, require_grad: bool = False, **options: Any) -> Any:
+        device = options.get("device_for_backend_keys")
+        if options.get("dispatch_device") and isinstance(device, torch.device) and device.type == "cuda":
+            if require_grad:
+                _refuse_gradient(cls, device)
+            _put(cls, _GUARDED)
+        return original(cls, data, require_grad, **options)
+
+    return make
+
+
 def install() -> None:
     """Replace ``Tensor._make_wrapper_subclass``, and what makes DTensors."""
     patches.put(torch.Tensor, "_make_wrapper_subclass", staticmethod(for_program(functools.wraps(_new)(_make))))
     _show_dtensors()
+    make_subclass = find("Tensor._make_subclass")
+    if make_subclass is not None:
+        patches.put(torch.Tensor, "_make_subclass", staticmethod(for_program(_guarded(make_subclass))))

@@ -8,7 +8,10 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+
+from syncagent import simulate
 
 
 class Holder(torch.Tensor):
@@ -191,3 +194,24 @@ def test_autocast_applies_to_it():
 def test_it_is_refused_where_the_device_does_not_exist():
     with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
         Holder(torch.ones(1, device="cuda"), device="cuda:7")
+
+
+def test_what_autograd_would_ask_cuda_for_is_refused():
+    x, leaf = torch.ones(3, device="cuda"), torch.ones(3, device="cuda", requires_grad=True)
+    host = torch.ones(3, requires_grad=True)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        assert (fake.device.type, (fake * 2).shape) == ("cuda", (3,))
+        with pytest.raises(simulate.SimulationError, match=r"^a FakeTensor on cuda:0 that requires a gradient is not"):
+            mode.from_tensor(leaf)
+        with pytest.raises(simulate.SimulationError, match="requires a gradient"):
+            fake.requires_grad_()
+        host = mode.from_tensor(host)
+        (host * 2).sum().backward()
+        assert host.grad.device.type == "cpu"
+
+
+def test_a_parameter_is_made_as_before():
+    made = nn.Parameter(torch.ones(2))
+    assert (type(made), made.requires_grad) == (nn.Parameter, True)
+    assert type(torch.Tensor._make_subclass(nn.Parameter, torch.ones(2))) is nn.Parameter

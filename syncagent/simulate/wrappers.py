@@ -90,13 +90,16 @@ def _show_dtensors() -> None:
     if original is None:
         return
 
+    @for_program
     @functools.wraps(original)
     def make(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(vars(cls).get("__new__"), "__func__", None) is make:
+            cls.__new__ = original  # as it is without the device; this one is needed to learn of the class
         if devices.count():
             show(cls)
         return original(cls, *args, **kwargs)
 
-    patches.put(torch.Tensor, "_dtensor__new__", staticmethod(for_program(make)))
+    patches.put(torch.Tensor, "_dtensor__new__", staticmethod(make))
 
 
 # --- those that C++ itself asks for their device, as FakeTensorMode's: autograd would ask, too --------------------

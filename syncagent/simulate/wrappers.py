@@ -81,12 +81,12 @@ def _make(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _show_dtensors() -> None:
     """Do the same with DTensors, which C++ makes on the device of the tensor that they hold."""
+    original: Any = find("Tensor._dtensor__new__")
     module = sys.modules.get("torch.distributed.tensor")  # only if it is there: to import it takes long
     known = getattr(module, "DTensor", None)
     if known is not None:
         show(known)
         return
-    original: Any = find("Tensor._dtensor__new__")
     if original is None:
         return
 

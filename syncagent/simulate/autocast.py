@@ -57,7 +57,8 @@ _cast_parameters: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
 
 def _is_eligible(value: Any) -> bool:
-    return isinstance(value, SimulatedTensor) and value.dtype.is_floating_point and value.dtype != torch.float64
+    is_there = isinstance(value, SimulatedTensor) or (isinstance(value, torch.Tensor) and value.is_cuda)
+    return is_there and value.dtype.is_floating_point and value.dtype != torch.float64
 
 
 def _cast(dtype: torch.dtype, value: Any) -> Any:

@@ -284,7 +284,7 @@ def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_form
 
 
 def _type(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
-    on_device = isinstance(self, SimulatedTensor)
+    on_device = self.is_cuda
     if isinstance(dtype, type):
         dtype = f"{dtype.__module__}.{dtype.__name__}"
     if on_device and dtype is None:

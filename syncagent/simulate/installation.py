@@ -190,6 +190,7 @@ def _install(count: int) -> None:
         standin,
         subclasses,
         sync_batch_norm,  # noqa: F401 - registers its handlers
+        wrappers,
     )
     from syncagent.simulate.requirements import LOSSES
 
@@ -217,6 +218,7 @@ def _install(count: int) -> None:
         (adaptations.adapt_optimizers, "optimizers may take their plain form"),
         (adaptations.adapt_storages, "storages on the host may not copy from the device's"),
         (subclasses.install, "classes of tensors that programs define may fail"),
+        (wrappers.install, "tensors that hold others may end the process in a backward pass"),
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
         (generic_streams.install, "torch.Stream and torch.Event may fail"),
         (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),

@@ -49,6 +49,7 @@ OPTIONAL: dict[str, str] = {
     "_C._is_torch_function_mode_enabled": "modes do not see the calls that are Python functions on this device",
     "library.Library._destroy": "autocast keeps the simulated device's kernels when the device is gone",
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
+    "Tensor._dtensor__new__": "DTensors say that they are on another device than cuda",
     "Tensor._make_subclass": "sparse tensors are not simulated",
     "_tensor_str._str": "tensors are printed without their device",
     "_utils._rebuild_sparse_tensor": "sparse tensors on this device are not pickled",

@@ -23,6 +23,7 @@ TensorBase: Any = torch._C.TensorBase
 _set_base_data = TensorBase.data.__set__
 _get_base_item = TensorBase.__getitem__
 _set_base_item = TensorBase.__setitem__
+_make_without_data = TensorBase._make_wrapper_subclass
 _mode_is_on = find("_C._is_torch_function_mode_enabled") or (lambda: False)
 _in_inference_mode = torch.is_inference_mode_enabled
 CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -132,6 +133,8 @@ class SimulatedTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks func
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if len(types) > 1 and not all(issubclass(kind, SimulatedTensor) for kind in types):
+            return NotImplemented  # a tensor that holds others is among them, and its class knows what to do
         try:
             return dispatch(func, args, kwargs or _NO_KWARGS)
         except BaseException as error:
@@ -417,7 +420,7 @@ def _resize_storage(box: Box, size: int) -> None:
 def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:
     """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
-    tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
+    tensor: SimulatedTensor = _make_without_data(
         kind,
         size,
         strides=stride,

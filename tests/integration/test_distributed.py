@@ -233,6 +233,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 rank, simulated = int(os.environ["RANK"]), sys.argv[1] == "simulated"
 device = torch.device("cuda", rank) if simulated else torch.device("cpu")
@@ -246,9 +247,9 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
 
-def train(model, make=torch.optim.Adam, **options):
+def train(model, make=torch.optim.Adam, seed=rank, **options):
     optimizer = make(model.parameters(), lr=0.05, **options)
-    generator, losses = torch.Generator().manual_seed(rank), []
+    generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(4):
         loss = model(torch.rand(4, 6, generator=generator).to(device)).pow(2).mean()
         loss.backward()
@@ -268,6 +269,16 @@ found["fully_shard"] = train(model)
 if simulated:
     found["fsdp"] = train(FullyShardedDataParallel(net(), device_id=device))
 mesh = init_device_mesh(device.type, (2,))
+plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+found["tensor_parallel"] = train(parallelize_module(net(), mesh, plan), seed=0)
+both = init_device_mesh(device.type, (1, 2), mesh_dim_names=("data", "tensor"))
+model = parallelize_module(net(), both["tensor"], plan)
+fully_shard(model, mesh=both["data"])
+found["both_parallel"] = train(model, seed=0)
+found["devices"] = [str(p.device) == str(device) and p.is_cuda == simulated for p in model.parameters()]
+layers = nn.Sequential(nn.LayerNorm(6), net())
+plan = {"0": SequenceParallel(sequence_dim=0), **{f"1.{name}": style for name, style in plan.items()}}
+found["sequence_parallel"] = train(parallelize_module(layers.to(device), mesh, plan), seed=0)
 whole = torch.arange(16.0).view(4, 4).to(device)
 rows = distribute_tensor(whole, mesh, [Shard(0)])
 found["product"] = (rows @ rows.T).full_tensor().tolist()
@@ -303,4 +314,5 @@ def test_sharded_training_gives_the_numbers_of_gloo_on_the_cpu(ranks):
     for ours, theirs in zip(on_device, on_cpu, strict=True):
         assert {name: ours[name] for name in theirs} == theirs
         assert ours["fsdp"] == theirs["fully_shard"]
+        assert ours["devices"] == [True] * 4
         assert ours["sync"] == [True] * 5

@@ -163,6 +163,30 @@ def boxes_of(nbytes):
     return sum(type(found) is Box and found.nbytes == nbytes for found in gc.get_objects())
 
 
+def test_a_class_of_tensors_that_hold_others_is_as_before_too():
+    class Holder(torch.Tensor):
+        @staticmethod
+        def __new__(cls, elem):
+            made = torch.Tensor._make_wrapper_subclass(cls, elem.size(), dtype=elem.dtype, device=elem.device)
+            made.elem = elem
+            return made
+
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            args = [x.elem if isinstance(x, Holder) else x for x in args]
+            return Holder(func(*args, **kwargs or {}))
+
+    own = set(vars(Holder))
+    for _ in range(2):
+        give_back = simulate.borrow()
+        held = Holder(torch.ones(2, device="cuda"))
+        assert (held.device.type, (held + 1).is_cuda) == ("cuda", True)
+        give_back()
+        assert set(vars(Holder)) == own
+        assert "_make_wrapper_subclass" not in vars(torch.Tensor)
+        assert (Holder(torch.ones(2)) + 1).elem.tolist() == [2, 2]
+
+
 def test_memory_on_the_device_is_freed_after_it():
     with syncagent.watch(simulate=True):
         made = torch.ones(1_000_003, device="cuda")

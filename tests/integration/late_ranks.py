@@ -69,7 +69,7 @@ def model():
 
 def main():
     net = model()
-    optimizer = optim.SGD(net.parameters(), lr=1e-3)
+    optimizer = optim.SGD(net.parameters(), lr=1e-3, foreach=False)  # the last layer is no DTensor
     batches = iter(DataLoader(Samples(), batch_size=2))
     kept = [[number] for number in range(300_000)] if IS_LATE and LATE == "gc" else []
     began = 0.0

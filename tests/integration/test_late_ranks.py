@@ -43,7 +43,8 @@ def test_the_late_rank_is_named_with_what_makes_it_late(lateness, late, cause, s
     (rank,) = found.ranks
     assert rank.rank == 1
     assert (rank.causes[0].cause, rank.causes[0].source) == (cause, source)
-    assert sum(each.share for each in rank.causes) == pytest.approx(rank.share)
+    explained = sum(each.share for each in rank.causes) / rank.share  # what explains next to nothing is left out
+    assert 0.9 <= explained <= 1.0 + 1e-9
 
 
 @pytest.mark.parametrize("form", ["fsdp", "tensor", "no_sync"])

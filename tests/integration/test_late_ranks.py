@@ -16,8 +16,8 @@ PROGRAM = Path(__file__).with_name("late_ranks.py")
 def lateness(python, tmp_path):
     """``lateness(form, late)``: what the merged report says of the ranks."""
 
-    def run(form, late, count=2):
-        launcher = ("-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", count)
+    def run(form, late):
+        launcher = ("-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", 2)
         launcher += ("--master-port", free_port())
         for _ in range(3):  # where other tests have the processor, any rank may be late by more
             done = python(
@@ -26,7 +26,7 @@ def lateness(python, tmp_path):
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             found = files.load_merged([tmp_path / "ranks"], leave_out=True).lateness
-            if [rank.rank for rank in found.ranks] == [count - 1]:
+            if [rank.rank for rank in found.ranks] == [1]:
                 break
         return found
 
@@ -58,9 +58,3 @@ def test_so_it_is_in_each_form_of_parallel_training(lateness, form):
     found = lateness(form, "sleep")
     (rank,) = found.ranks
     assert (rank.rank, rank.causes[0].source) == (1, "time.sleep(LATE_S)")
-
-
-@pytest.mark.timeout(300)
-def test_of_three_ranks_it_is_the_one_that_is_late(lateness):
-    (rank,) = lateness("ddp", "sleep", count=3).ranks
-    assert rank.rank == 2

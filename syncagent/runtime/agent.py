@@ -67,7 +67,8 @@ class ProcessAgent(Agent):
         self._recorder.crossing_ns = (calibration.kernel_ns, calibration.mode_ns)
         self._recorder.policy = self._policy
         self._ranges = Ranges(self._recorder.threads, self.faults)
-        self.sensors = SensorSet(self._recorder, Conditions.of(settings))
+        conditions = replace(Conditions.of(settings), several_ranks=(self.rank.world_size or 1) > 1)
+        self.sensors = SensorSet(self._recorder, conditions)
         self._remote = Remote(settings, lambda: self._policy.mode, self._change_policy)
         self._report_signal = ReportSignal(
             settings, lambda: self.faults.guard("saving at a signal", self._write_so_far, None)

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from syncagent.attribution import ranks
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -61,8 +59,7 @@ class Conditions:
             "off" if settings.samples_steps else settings.copies_timed,
             settings.copies is None,
             settings.modelled_gpu,
-            (ranks.read().world_size or 1) > 1,
-            settings.collectives,
+            collectives=settings.collectives,
         )
 
 

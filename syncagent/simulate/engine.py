@@ -203,9 +203,9 @@ class Engine:
         elif self.is_closed:
             self._run_here(ticket)
         else:
-            self._sleep(ticket)
+            self._wait_for(ticket)
 
-    def _sleep(self, ticket: int, limit_s: float = -1) -> None:
+    def _wait_for(self, ticket: int, limit_s: float = -1) -> None:
         if self.finished >= ticket:
             return
         gate = threading.Lock()
@@ -219,7 +219,7 @@ class Engine:
     def _block_meanwhile(self, engine: Engine, ticket: int) -> None:
         """Wait on this engine's own thread, where Python has chosen to run a finalizer of the program's."""
         if not engine.is_of_device:
-            engine._sleep(ticket)
+            engine._wait_for(ticket)
             return
         if self._current > self.finished:
             raise SimulationError(
@@ -231,7 +231,7 @@ class Engine:
             if self._queue:
                 self._run_next()
             else:
-                engine._sleep(ticket, _POLL_S)
+                engine._wait_for(ticket, _POLL_S)
 
     def wake(self, ticket: int, call: Callable[[], object]) -> _Wake:
         """Call that as soon as the kernel has run, once; return what :meth:`leave` takes."""
@@ -278,7 +278,7 @@ class Engine:
 
     def _wait_for_room(self) -> None:
         if not self.is_closed and threading.get_ident() not in _workers:
-            self._sleep(self.submitted - QUEUE_LIMIT + 1)
+            self._wait_for(self.submitted - QUEUE_LIMIT + 1)
 
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""
@@ -359,7 +359,7 @@ class Engine:
             if isinstance(entry, _Dependency):
                 # Not under the lock: a fork that has paused the other engine must not wait for this one.
                 began_ns = time.perf_counter_ns()
-                entry.engine._sleep(entry.ticket)
+                entry.engine._wait_for(entry.ticket)
                 if entry.join is not None:
                     waits.joined(entry.join, time.perf_counter_ns() - began_ns)
             else:

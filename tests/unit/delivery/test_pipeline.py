@@ -15,6 +15,7 @@ from syncagent.delivery import buffers, pipeline
 from syncagent.delivery.buffers import BufferReader
 from syncagent.delivery.sink import Sink
 from syncagent.recording import recorder
+from syncagent.recording.collectives import CollectiveWaits
 from syncagent.recording.records import ThreadState
 from syncagent.recording.waits import DriverWaits
 from syncagent.runtime.process import release
@@ -244,6 +245,7 @@ class NoThreads:
         self.threads = Threads(ThreadState, self.faults)
         self.current_step = lambda: 0
         self.waits = DriverWaits(self.current_step)
+        self.collectives = CollectiveWaits()
 
 
 def delivering(*sinks, recorder=None):

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv.schemas import Schemas
 from sink_records import source, step, sync
 
-from syncagent.events import CallSite
+from syncagent.events import CallSite, CollectiveRecord
 from syncagent.integrations.resource import RankDetector
 from syncagent.telemetry import semconv
 from syncagent.telemetry.metrics import STALL_BOUNDS_S, MetricSink
@@ -107,6 +107,7 @@ def signals(monkeypatch):
         sink.events([event])
         for number in range(2):
             sink.step(step(0, 10, number, rank=3))
+        sink.collectives(CollectiveRecord(1, 0, 2_000_000, 3))
     span_sink.close()
     sync_span, step_span = sorted(spans.get_finished_spans()[:2], key=lambda span: span.name)
     metrics = [

@@ -155,11 +155,16 @@ def test_a_dashboards_variable_has_values(job, filled, variable):
     assert filled(f"${variable}").strip("()").split("|")[0] in job.store.labels(filled(series), label)
 
 
+OF_COLLECTIVES = {"Wait for collectives by rank", "Rank that holds the others up"}
+
+
 @pytest.mark.parametrize(("panel", "target"), TARGETS)
 def test_a_panels_query_is_answered_with_data(job, filled, panel, target):
     """Over the time in which the job trained; what asks for a day ago is asked a day later."""
     if "expr" not in target:
         pytest.skip(f"not run: {target['queryType']} is asked of Tempo, which is not part of what is built here")
+    if panel["title"] in OF_COLLECTIVES:
+        pytest.skip("not run: the job has no collectives; promtool tries the rule (rules_test.yaml)")
     query = filled(target["expr"])
     later = DAY_S if target["legendFormat"].endswith("a day ago") else 0
     if target.get("instant"):

@@ -83,7 +83,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     late = _without_hiccups(late)
     held: dict[int, list[float]] = {rank: [] for rank in steps_of}
     for each in late:
-        held.setdefault(each.rank, []).append(each.held_ms)
+        held[each.rank].append(each.held_ms)
     suspects = _suspects(late, len(held))
     by_chance_ms = [sum(values) for rank, values in held.items() if rank not in suspects]
     named = []
@@ -95,9 +95,8 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
             continue
         causes = tuple(_causes(report, steps_of, rank, held_ms, share))
         explained_ms = sum(cause.held_ms for cause in causes if cause.cause != UNKNOWN)
-        if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * min(
-            _timed(steps_of.get(rank, len(late) + 1)), len(late)
-        ):
+        compared = min(_timed(steps_of[rank]), len(late))
+        if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared:
             named.append(LateRank(rank, held_ms, share, times, causes))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))

@@ -70,6 +70,10 @@ class SensorSet:
                 if isinstance(sensor, (KernelSensor, ModeSensor, SimulatedSensor)):
                     sensor.explains = self._explained
         self._recorder = recorder
+        self.host: HostTimeSensor | None = None
+        """What looks at the training thread besides its waits, where that is one of several ranks."""
+        self._collectives: CollectiveSensor | None = None
+        self._find_those_of_ranks()
         self._drivers = [sensor for sensor in self._sensors if isinstance(sensor, DriverSensor)]
         self._final: tuple[SensorStatus, ...] | None = None
 
@@ -78,24 +82,20 @@ class SensorSet:
         for driver in self._drivers:
             driver.walk(now=now)
 
-    @property
-    def host(self) -> HostTimeSensor | None:
-        """What looks at the training thread besides its waits, where that is one of several ranks."""
-        return next((sensor for sensor in self._sensors if isinstance(sensor, HostTimeSensor)), None)
-
-    @property
-    def _collectives(self) -> list[CollectiveSensor]:
-        return [sensor for sensor in self._sensors if isinstance(sensor, CollectiveSensor)]
+    def _find_those_of_ranks(self) -> None:
+        """Keep them at hand: each step asks for them on the training thread."""
+        self.host = next((sensor for sensor in self._sensors if isinstance(sensor, HostTimeSensor)), None)
+        self._collectives = next((sensor for sensor in self._sensors if isinstance(sensor, CollectiveSensor)), None)
 
     def take_waits_for_collectives(self) -> None:
         """Have what the GPU has waited for other ranks recorded, as far as it is over; on the agent's own thread."""
-        for collectives in self._collectives:
-            collectives.poll()
+        if self._collectives is not None:
+            self._collectives.poll()
 
     def step_ended(self) -> None:
         """Have it noted where the training thread, which calls this, has its work done."""
-        for collectives in self._collectives:
-            collectives.step_ended()
+        if self._collectives is not None:
+            self._collectives.step_ended()
 
     def start(self, turn_on: TurnOn, *, on_thread: bool = False) -> None:
         """Start those that watch all threads, or those that watch only the one that calls this.
@@ -117,6 +117,7 @@ class SensorSet:
                 self._sensors = [*self._sensors, sensor]
                 if sensor.is_wanted(self.conditions):
                     turn_on(sensor.part, sensor.start, sensor.stop)
+        self._find_those_of_ranks()
 
     @property
     def partly(self) -> CopyWatch | StepSampling:

@@ -70,16 +70,19 @@ class Capture(Sink):
         self._source = source
 
     def flush(self) -> None:
-        """Write everything that is new."""
-        self._due_s = 0.0
-        self.tick()
+        """Write everything that is new, after what another thread is writing just now."""
+        if not self._writing.acquire(timeout=_PATIENCE_S):
+            return  # a disk that hangs
+        try:
+            self._update()
+        finally:
+            self._writing.release()
 
     def close(self) -> None:
         """Write the rest, and a line that says that the process has ended by itself."""
         if not self._writing.acquire(timeout=_PATIENCE_S):
             return  # a disk that hangs
         try:
-            self._due_s = 0.0
             self._update()
             if self._file is not None and not self._is_off:
                 self._write([_line(type="end", t=time.time())])

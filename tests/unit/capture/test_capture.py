@@ -365,6 +365,27 @@ def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(
     assert run.report().totals.syncs == 2
 
 
+def test_what_is_flushed_is_written_even_while_another_thread_writes(run):
+    """The program may be killed right afterwards."""
+    run.sync()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        inside.set()
+        assert go_on.wait(30)
+        return run.facts()
+
+    run.follow(run.capture, slow)
+    writes = threading.Thread(target=run.capture.tick)
+    writes.start()
+    assert inside.wait(30)
+    run.sync()
+    threading.Timer(0.05, go_on.set).start()
+    run.capture.flush()
+    assert run.report().totals.syncs == 2
+    writes.join()
+
+
 def test_another_process_of_the_run_has_a_file_of_its_own(tmp_path, capsys):
     runs = [Run(tmp_path / "c.jsonl") for _ in range(3)]
     for number, run in enumerate(runs):

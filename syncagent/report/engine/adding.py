@@ -13,7 +13,7 @@ from syncagent.events import CallSite
 from syncagent.report.blame import LateStep
 from syncagent.report.decode import decode_row
 from syncagent.report.engine import shapes
-from syncagent.report.engine.tables import Tables
+from syncagent.report.engine.tables import Tables, fill
 from syncagent.report.merge import (
     MOST_SHARES,
     compared,
@@ -99,12 +99,11 @@ def _place(tables: Tables, parts: Sequence[int], heads: Sequence[Report]) -> Non
         [part, place, rank, steps_of[rank], homes.setdefault(head.run.home, len(homes)), head.run.duration_s]
         for place, (part, rank, head) in enumerate(zip(parts, ranks, heads, strict=True))
     ]
-    tables.sql.execute(
-        "CREATE OR REPLACE TABLE kept (part INTEGER, pos BIGINT, rank BIGINT, steps BIGINT, home INTEGER, "
-        "duration_s DOUBLE)"
-    )
-    for row in rows:
-        tables.sql.execute("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", row)
+    columns = {
+        "part": "INTEGER", "pos": "BIGINT", "rank": "BIGINT", "steps": "BIGINT", "home": "INTEGER",
+        "duration_s": "DOUBLE",
+    }  # fmt: skip
+    fill(tables.sql, "kept", columns, rows)
 
 
 def _group(tables: Tables, heads: Sequence[Report]) -> None:
@@ -121,11 +120,9 @@ def _group(tables: Tables, heads: Sequence[Report]) -> None:
     ).fetchall():
         site = decode_row(SiteRow, shapes.as_read(SiteRow, _UNKNOWN | json.loads(row)))
         rows.append([home, place, ids.setdefault(key_of_row(site, named[home]), len(ids))])
-    tables.sql.execute("CREATE OR REPLACE TABLE groups (home INTEGER, place VARCHAR, grp BIGINT)")
-    if rows:
-        tables.sql.executemany("INSERT INTO groups VALUES (?, ?, ?)", rows)
+    fill(tables.sql, "groups", {"home": "INTEGER", "place": "VARCHAR", "grp": "BIGINT"}, rows)
     tables.sql.execute(
-        f"CREATE OR REPLACE VIEW placed AS SELECT s.*, k.pos * {_ROWS} + s.nth AS ord, k.rank, k.steps, g.grp "
+        f"CREATE OR REPLACE TEMP VIEW placed AS SELECT s.*, k.pos * {_ROWS} + s.nth AS ord, k.rank, k.steps, g.grp "
         "FROM sites s JOIN kept k USING (part) JOIN groups g USING (home, place)"
     )
 

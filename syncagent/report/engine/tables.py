@@ -22,6 +22,8 @@ from syncagent.support import reading
 
 _AT_ONCE = 32 * 1024 * 1024
 """Bytes of files that are in memory at once, besides DuckDB's tables of them."""
+_BATCHES_BETWEEN = 8
+"""After how many batches it is asked again which of their rows can still be among the newest of all."""
 _MEMORY = "1GB"
 _MOST_THREADS = 8
 _WORST_FIRST = (
@@ -118,11 +120,12 @@ class Tables:
 
         # DuckDB goes through a few long texts with one thread: each batch has its own.
         with ThreadPoolExecutor(self._threads) as pool:
-            for reader in pool.map(read, _batches(numbered, _AT_ONCE // self._threads)):
+            for count, reader in enumerate(pool.map(read, _batches(numbered, _AT_ONCE // self._threads))):
                 self.heads.update(reader.heads)
                 self.refused.update(reader.refused)
                 self.seen.update(reader.seen)
-                oldest.update(self._oldest_kept())
+                if count % _BATCHES_BETWEEN == 0:
+                    oldest.update(self._oldest_kept())
         # The newest of each batch are more than the newest of all.
         for table in _TIMED:
             self.sql.execute(
@@ -425,10 +428,8 @@ class _Reader:
 
     def _join_lines_of_captures(self, facts: dict[int, _Facts]) -> None:
         """Have the newest line in full of each site, with its newest sums and what a capture does not say."""
-        self._sql.execute("CREATE OR REPLACE TEMP TABLE facts (part INTEGER, steps DOUBLE, in_steps BOOLEAN)")
-        for number, fact in facts.items():
-            in_steps = fact.totals.get("step_stall_ms") is not None
-            self._sql.execute("INSERT INTO facts VALUES (?, ?, ?)", [number, fact.steps, in_steps])
+        rows = [(number, fact.steps, fact.totals.get("step_stall_ms") is not None) for number, fact in facts.items()]
+        fill(self._sql, "facts", {"part": "INTEGER", "steps": "DOUBLE", "in_steps": "BOOLEAN"}, rows)
         # In a patch, what is null is taken away, and is null then.
         self._sql.execute(
             "CREATE OR REPLACE TEMP TABLE joined AS SELECT part, nth, json_merge_patch(line, json_object("
@@ -489,6 +490,16 @@ class _Facts(NamedTuple):
         return captured.report_of(
             file, values, broken=self.broken, totals=self.totals, events=self.events, ended=self.ended
         )
+
+
+def fill(sql: Any, name: str, columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> None:
+    """Make a table of rows of ours, which goes with this connection; ``columns`` gives its types."""
+    sql.execute(
+        f"CREATE OR REPLACE TEMP TABLE {name} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
+    )
+    if rows:  # one statement for all: each takes as long as thousands of rows
+        lists = ", ".join(f"unnest(?::{kind}[])" for kind in columns.values())
+        sql.execute(f"INSERT INTO {name} SELECT {lists}", [[*column] for column in zip(*rows, strict=True)])
 
 
 def _batches(files: dict[int, Path], most: int) -> Iterator[list[int]]:

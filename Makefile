@@ -66,10 +66,10 @@ test-telemetry: export SOAK_SECONDS ?= 180
 test-telemetry: setup
 	$(BIN)/python -m pytest tests/integration/telemetry tests/unit/telemetry
 
-# The tests of what cannot be installed are skipped, with the reason.
+# The tests of what cannot be installed are skipped, with the reason. Each file has servers of its own, and mostly waits for them.
 test-stack: setup
 	@otel/local/install.sh "$(PYTHON)" "$(abspath $(PHOENIX))" || true
-	SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python -m pytest tests/stack
+	SYNCAGENT_PHOENIX="$(abspath $(PHOENIX))" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS) tests/stack
 
 # Each session has its own environment in .nox, 5 GB with a torch for CUDA; ENDS names other sessions.
 matrix: setup

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.gpu import driver_tables, fanin_tables, simulation_tables
+from tests.gpu import driver_tables, fanin_tables, rank_tables, simulation_tables
 from tests.gpu.gallery import gallery
 from tests.gpu.modelled_table import modelled, modelled_pairs
 from tests.matrix import results as matrix
@@ -368,33 +368,6 @@ def memory() -> str:
         for name, row in result["cases"].items()
     ]
     return "\n".join([*texts, f"{device(result)}. `{command}`."])
-
-
-def merging() -> str:
-    command = "python tests/benchmarks/merge.py --result FILE"
-    if said := not_yet("merge", command):
-        return said
-    result = load("merge")
-    lines = ["| files | with DuckDB | without | the page |", "|---|---|---|---|"]
-    found = {(row["kind"], row["ranks"], row["engine"] is not None): row for row in result["rows"]}
-    for kind, ranks in dict.fromkeys((kind, ranks) for kind, ranks, _ in found):
-        ways = [found.get((kind, ranks, engine)) for engine in (True, False)]
-        cells = [
-            f"{row['computed_s']:.0f} s computed, {row['passed_s']:.0f} s passed, {row['most_mb']:,} MB"
-            if row
-            else "not measured"
-            for row in ways
-        ]
-        size = next(row["page_mb"] for row in ways if row and "page_mb" in row)
-        lines.append(f"| {ranks:,} {kind} | {cells[0]} | {cells[1]} | {size:.1f} MB |")
-    most = max(row["load"] for row in result["rows"])
-    meaning = (
-        "Each rank has 300 sites, 10,000 syncs and 1,000 steps. DuckDB shares the computing between the "
-        f"{result['cores']} cores that it may use; without, one has all of it. Other programs used these cores at the "
-        f"same time (load up to {most:.0f}), so that more seconds passed than on a machine of one's own. DuckDB "
-        f"{result['duckdb']}, {result['date']}. `{command}`."
-    )
-    return "\n".join([*lines, "", meaning])
 
 
 def page() -> str:
@@ -911,12 +884,11 @@ MAKERS = {
     "example": output, "simulatedexample": functools.partial(output, "simulated"),
     "accuracyinshort": accuracy_in_short, "overheadinshort": overhead_in_short,
     "programs": programs, "overhead": overhead, "persync": per_sync, "targets": targets, "latency": latency,
-    "latencycpu": latency_cpu,
-    "memory": memory, "merging": merging, "page": page, "telemetry": telemetry, "compat": compat, "gains": gains,
-    "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
+    "latencycpu": latency_cpu, "memory": memory, "page": page, "telemetry": telemetry, "compat": compat,
+    "gains": gains, "busy": busy, "far": far, "again": again, "versions": versions, "hotpath": hot_path,
     "pipeline": pipeline, "beforeafter": before_after, "simulatedprograms": simulated_programs,
     "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, "modelled": modelled,
-    "modelled_pairs": modelled_pairs, **driver_tables.MAKERS, **fanin_tables.MAKERS,
+    "modelled_pairs": modelled_pairs, **driver_tables.MAKERS, **fanin_tables.MAKERS, **rank_tables.MAKERS,
 }  # fmt: skip
 
 

@@ -243,19 +243,23 @@ def done_before():
 def train(tmp_path_factory, done_before):
     """``train(library, *words)`` runs the library's program, once, and returns what it left and printed."""
 
-    def run(library, *words, code=None, **variables):
+    def run(library, *words, code=None, ranks=1, **variables):
         needed = {library, *(word for word in words if word in LOGGERS)}
         needed |= {"accelerate"} if library == "transformers" else set()
         for name in sorted(needed):
             if find_spec(name) is None:
                 pytest.skip(f"{name} is not installed")
-        key = library, words, code, *sorted(variables.items())
+        key = library, words, code, ranks, *sorted(variables.items())
         if key not in done_before:
             folder = tmp_path_factory.mktemp("train")
             (folder / "train.py").write_text(PROGRAMS[library] if code is None else code, encoding="utf-8")
+            (folder / "run.py").write_text(RUN, encoding="utf-8")
+            launcher = ("-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", ranks)
+            launcher += ("--master-port", processes.free_port()) if ranks > 1 else ()
             ran = processes.run(
-                "-c", RUN, "train.py", library, *words, cwd=folder, timeout=280, **VARIABLES, **variables
-            )
+                *(launcher if ranks > 1 else ()), "run.py", "train.py", library, *words,
+                cwd=folder, timeout=280, **VARIABLES, **variables,
+            )  # fmt: skip
             assert ran.returncode == 0, ran.stderr[-4000:]
             done_before[key] = Done(ran, folder)
         return done_before[key]
@@ -325,6 +329,24 @@ def test_it_changes_nothing_in_training_and_ends_the_agent_that_it_began(train, 
     assert int(watched.trained.split()[0]) == watched.report["run"]["steps"] == STEPS[library]
     assert (alone.is_watched, watched.is_watched) == (False, False)
     assert watched.complaints() == []
+
+
+@pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
+def test_in_a_job_of_two_ranks_each_has_a_report_and_the_first_one_logs(train, library):
+    code = PROGRAMS[library].replace("devices=1", "devices=2").replace("own.json", "own/")
+    done = train(library, "watched", *(["csv"] if library == "lightning" else ()), code=code, ranks=2)
+    assert len(set(done.all_trained)) == 1  # the same weights
+    ranks = [json.loads(file.read_text(encoding="utf-8"))["run"] for file in (done.folder / "own").glob("*.json")]
+    assert sorted((run["rank"], run["world_size"]) for run in ranks) == [(0, 2), (1, 2)]
+    assert len({run["steps"] for run in ranks}) == 1
+    assert ranks[0]["steps"] > 0
+    assert done.complaints() == []
+    if library == "lightning":
+        with (done.folder / "out/csv/version_0/metrics.csv").open() as stream:
+            steps = [int(row["step"]) for row in csv.DictReader(stream) if row["syncs/step"]]
+        assert steps == sorted(set(steps)) != []
+    else:
+        assert sum("syncs/step" in each for each in done.logged) > 0
 
 
 @pytest.mark.parametrize("library", PROGRAMS)

@@ -20,11 +20,14 @@ LONG_STALL_MS = 50
 
 @contextmanager
 def torchrun(script, folder, environ, *arguments):
-    """Two ranks, whose output is in ``folder/log``; they are killed if they outlive the block."""
+    """Two ranks, whose output is in ``folder/log``; they are killed if they outlive the block.
+
+    The script's arguments are ``arguments``, else the folder.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, str(script), str(folder), *arguments],
+            [*command, str(script), *(arguments or (str(folder),))],
             env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:

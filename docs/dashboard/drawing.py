@@ -31,11 +31,17 @@ FONTS = {"Inter-Regular": "inter-latin-400-normal", "Inter-Medium": "inter-latin
 """By the names that Grafana's style sheet has for them."""
 
 
-def packages() -> Path:
-    """The folder with Grafana's packages, which are fetched unless they are there."""
+def folder_of_packages() -> Path:
+    """Where Grafana's packages are, or would be once they are fetched."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     lock = (HERE / "package-lock.json").read_bytes()
-    folder = cache / "syncagent-docs" / f"dashboard-{hashlib.sha256(lock).hexdigest()[:12]}"
+    return cache / "syncagent-docs" / f"dashboard-{hashlib.sha256(lock).hexdigest()[:12]}" / "node_modules"
+
+
+def packages() -> Path:
+    """The folder with Grafana's packages, which are fetched unless they are there."""
+    modules = folder_of_packages()
+    folder = modules.parent
     if not folder.exists():
         npm = shutil.which("npm")
         if npm is None:
@@ -49,7 +55,7 @@ def packages() -> Path:
             unfinished.replace(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    return folder / "node_modules"
+    return modules
 
 
 def draw(shown: dict[str, Any], modules: Path, made: Path, browser: str) -> None:

@@ -219,7 +219,7 @@ function Stat({ panel, data, theme, width, height }: Drawn) {
   );
 }
 
-function Series({ panel, data, timeRange, width, height }: Drawn) {
+function Lines({ panel, data, timeRange, width, height }: Drawn) {
   return (
     <TimeSeries
       frames={data}
@@ -250,7 +250,7 @@ interface Drawn extends Room {
   timeRange: TimeRange;
 }
 
-const KINDS: Record<Panel["type"], (drawn: Drawn) => ReactNode> = { stat: Stat, timeseries: Series, table: Rows };
+const KINDS: Record<Panel["type"], (drawn: Drawn) => ReactNode> = { stat: Stat, timeseries: Lines, table: Rows };
 
 function Chrome({ shown, panel, theme }: { shown: Shown; panel: Panel; theme: GrafanaTheme2 }) {
   const [data, setData] = useState<DataFrame[]>();

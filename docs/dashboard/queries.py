@@ -16,21 +16,25 @@ PROPERTIES = ["color", "unit", "decimals", "min", "max", "thresholds", "links", 
 """What a field can have, besides what is ``custom``: that of a timeseries is all known to Grafana's component."""
 TRANSFORMATIONS = {"merge", "organize"}
 PANEL = {
-    *("id", "type", "title", "description", "datasource", "gridPos", "fieldConfig", "options", "targets"),
+    "id",
+    "type",
+    "title",
+    "description",
+    "datasource",
+    "gridPos",
+    "fieldConfig",
+    "options",
+    "targets",
     "transformations",
 }
 TARGET = {"refId", "datasource", "expr", "legendFormat", "format", "instant"}
 
 
-class UnsupportedError(Exception):
-    """Something in a dashboard's file would not be in the picture as Grafana shows it; the message names it."""
-
-
 def check(board: dict[str, Any]) -> None:
-    """Raise ``UnsupportedError`` unless all of the board's panels can be drawn."""
+    """End with a sentence if something in a dashboard's file would not be in the picture as Grafana shows it."""
     for panel in board["panels"]:
         if panel["type"] not in OPTIONS:
-            raise UnsupportedError(
+            raise SystemExit(
                 f"The panel {panel['title']!r} of {board['title']!r} is a {panel['type']}; what can be drawn with the "
                 f"components that Grafana publishes is {', '.join(OPTIONS)}."
             )
@@ -48,7 +52,7 @@ def check(board: dict[str, Any]) -> None:
         ]
         for what, found, known in allowed:
             for unknown in set(found).difference(known):
-                raise UnsupportedError(
+                raise SystemExit(
                     f"The panel {panel['title']!r} of {board['title']!r} has the {what} {unknown!r}, which the picture "
                     "would lack."
                 )
@@ -92,6 +96,8 @@ def answers(
             else:
                 whole = {"start": begin // step * step, "end": end // step * step, "step": step}
                 asked = get("query_range", {"query": query} | whole)
+            if not asked:
+                raise SystemExit(f"Prometheus has no data for the panel {panel['title']!r}: {query}")
             found[panel["id"]][target["refId"]] = asked
     return {
         "board": board,

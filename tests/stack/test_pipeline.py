@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from collections import Counter
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from typing import NamedTuple
 import pytest
 from jobs import FROM_SPANS, SERIES, check_counts, spans_of, torchrun
 from places import OTEL, ROOT, TRAIN
+
+import drawing  # isort: skip - places has made these two importable
+import queries  # isort: skip
 
 pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
 
@@ -215,6 +219,18 @@ def test_the_rank_that_holds_the_others_up_is_the_late_one(job, late_job):
     assert [one["metric"]["syncagent_rank"] for one in in_order] == ["1", "0"]
     late = job.store.ask(f'syncagent:rank_lateness:ratio_mean5m{{service_name="{late_job.service}"}}')
     assert [one["metric"]["syncagent_rank"] for one in late] == ["1"]
+
+
+def test_grafanas_components_draw_the_overview(job, tmp_path):
+    """As ``docs/pictures.py`` has them do; an error in their page is one here."""
+    pytest.importorskip("playwright")
+    browser = shutil.which("chromium")
+    if browser is None or not drawing.folder_of_packages().exists():
+        pytest.skip("not run: needs Chromium, and what `python docs/pictures.py dashboard` fetches")
+    board = DASHBOARDS["overview"]
+    shown = queries.answers(board, lambda what, asked: job.store.get(what, **asked), *job.span, width=1280, scraped_s=1)
+    drawing.draw(shown, drawing.packages(), tmp_path / "overview.png", browser)
+    assert (tmp_path / "overview.png").stat().st_size > 50_000
 
 
 def test_a_panels_exemplars_are_kept_traces(job, filled):

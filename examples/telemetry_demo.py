@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from services import Service
 
 RANKS = 2
+SCRAPED_S = 2
+"""How often Prometheus asks for metrics."""
 JOB = "masked_loss"
 """Its service's name, and that of its project in Phoenix."""
 LOG = "job.log"
@@ -49,14 +51,16 @@ GRAPHS = {
 
 
 class Stack:
-    """What has been started; ``None`` for what is not installed."""
+    """What has been started; ``None`` for what is not installed, and for stores of traces if they are not wanted."""
 
-    def __init__(self, at_end: ExitStack, folder: Path) -> None:
+    def __init__(self, at_end: ExitStack, folder: Path, *, traces: bool = True) -> None:
         self._at_end = at_end
         self.scrape_port = services.free_ports(RANKS, 9464)
         ports = services.Ports(grpc=4317, http=4318, metrics=8889)
-        self.jaeger = self._start("Jaeger", lambda: services.jaeger(folder / "jaeger", http=16686))
-        self.phoenix = self._start("Phoenix", lambda: services.phoenix(folder / "phoenix", http=6006))
+        self.jaeger = self.phoenix = None
+        if traces:
+            self.jaeger = self._start("Jaeger", lambda: services.jaeger(folder / "jaeger", http=16686))
+            self.phoenix = self._start("Phoenix", lambda: services.phoenix(folder / "phoenix", http=6006))
         self.collector = self._start("Collector", lambda: self._collector(folder / "collector", ports))
         ranks = [f"127.0.0.1:{self.scrape_port + rank}" for rank in range(RANKS)]
         targets = {"syncagent": ranks}
@@ -65,7 +69,7 @@ class Stack:
         rules = ROOT / "otel" / "prometheus" / "rules.yaml"
         self.prometheus = self._start(
             "Prometheus",
-            lambda: services.prometheus(folder / "prometheus", targets, http=9090, interval_s=2, rules=rules),
+            lambda: services.prometheus(folder / "prometheus", targets, http=9090, interval_s=SCRAPED_S, rules=rules),
         )
 
     def _start(self, name: str, start: Callable[[], Service]) -> Service | None:

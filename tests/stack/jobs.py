@@ -20,11 +20,14 @@ LONG_STALL_MS = 50
 
 @contextmanager
 def torchrun(script, folder, environ, *arguments):
-    """Two ranks, whose output is in ``folder/log``; they are killed if they outlive the block."""
+    """Two ranks, whose output is in ``folder/log``; they are killed if they outlive the block.
+
+    The script's arguments are ``arguments``, else the folder.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, str(script), str(folder), *arguments],
+            [*command, str(script), *(arguments or (str(folder),))],
             env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
@@ -116,16 +119,16 @@ class Store:
         self.service = service
 
     def ask(self, query, at=None):
-        return self._get("query", query=query, **({} if at is None else {"time": at}))
+        return self.get("query", query=query, **({} if at is None else {"time": at}))
 
     def ask_range(self, query, start, end):
-        return self._get("query_range", query=query, start=start, end=end, step=1)
+        return self.get("query_range", query=query, start=start, end=end, step=1)
 
     def exemplars(self, query, start, end):
-        return self._get("query_exemplars", query=query, start=start, end=end)
+        return self.get("query_exemplars", query=query, start=start, end=end)
 
     def labels(self, series, label):
-        return self._get(f"label/{label}/values", **{"match[]": series})
+        return self.get(f"label/{label}/values", **{"match[]": series})
 
     def series(self, service):
         """The names of the agent's series."""
@@ -140,7 +143,8 @@ class Store:
             for one in answer
         }
 
-    def _get(self, what, **arguments):
+    def get(self, what, **arguments):
+        """The result of a path of its API."""
         answer = self.service.get(f"/api/v1/{what}?" + urllib.parse.urlencode(arguments))
         assert answer["status"] == "success"
         data = answer["data"]

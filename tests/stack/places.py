@@ -1,4 +1,4 @@
-"""Where the files are that these tests run; makes ``otel/local/services.py`` importable."""
+"""Where the files are that these tests run; makes what is in ``otel/local`` and ``docs/dashboard`` importable."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ ROOT = Path(__file__).resolve().parents[2]
 OTEL = ROOT / "otel"
 TRAIN = ROOT / "tests" / "stack" / "train.py"
 
-sys.path.insert(0, str(OTEL / "local"))
+sys.path[:0] = [str(OTEL / "local"), str(ROOT / "docs" / "dashboard")]

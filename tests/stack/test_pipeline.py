@@ -1,5 +1,6 @@
 """Two ranks send to the real Collector; a real Prometheus scrapes it: counts are exact, and every panel has an answer.
 
+A second job of two ranks has collectives, for which one of the two is late; the panels of collectives are asked of it.
 Whoever adds a metric or a panel finds it asked here: the queries are those of the dashboards' own files.
 """
 
@@ -8,12 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 from jobs import FROM_SPANS, SERIES, check_counts, spans_of, torchrun
-from places import OTEL, TRAIN
+from places import OTEL, ROOT, TRAIN
+
+import drawing  # isort: skip - places has made these two importable
+import queries  # isort: skip
 
 pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time
 
@@ -69,6 +75,27 @@ def job(environ, pipeline, tmp_path_factory, until):
     until(lambda: totals == {found["metric"]["syncagent_rank"]: float(found["value"][1]) for found in store.ask(asked)})
     until(lambda: spans_of(pipeline.kept, "toy").keys() >= pipeline.wanted("toy").keys())
     return one
+
+
+class LateJob(NamedTuple):
+    """Its service, and when it trained."""
+
+    service: str
+    span: tuple[float, float]
+
+
+@pytest.fixture(scope="module")
+def late_job(environ, pipeline, tmp_path_factory, until):
+    """Data-parallel training for which rank 1 is late in each step, until the rules have seen it for ten seconds."""
+    folder = tmp_path_factory.mktemp("late")
+    script = ROOT / "tests" / "integration" / "late_ranks.py"
+    with torchrun(script, folder, environ | pipeline.variables("late"), "ddp", "sleep", "1000000") as process:
+        until(lambda: pipeline.prometheus.ask('syncagent:rank_lateness:ratio_mean5m{service_name="late"}'))
+        began = time.time()
+        while time.time() < began + 10:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+    return LateJob("late", (began, time.time()))
 
 
 def test_counts_are_exact(job, line_of):
@@ -141,8 +168,8 @@ def filled(line_of):
         "line": line_of("MASK"),
     }
 
-    def fill(query):
-        query = re.sub(r"\$\{?(\w+)(?::raw)?\}?", lambda found: values[found[1]], query)
+    def fill(query, **others):
+        query = re.sub(r"\$\{?(\w+)(?::raw)?\}?", lambda found: (values | others)[found[1]], query)
         assert "$" not in query
         return query
 
@@ -159,18 +186,21 @@ OF_COLLECTIVES = {"Wait for collectives by rank", "Rank that holds the others up
 
 
 @pytest.mark.parametrize(("panel", "target"), TARGETS)
-def test_a_panels_query_is_answered_with_data(job, filled, panel, target):
+def test_a_panels_query_is_answered_with_data(job, filled, panel, target, request):
     """Over the time in which the job trained; what asks for a day ago is asked a day later."""
     if "expr" not in target:
         pytest.skip(f"not run: {target['queryType']} is asked of Tempo, which is not part of what is built here")
-    if panel["title"] in OF_COLLECTIVES:
-        pytest.skip("not run: the job has no collectives; promtool tries the rule (rules_test.yaml)")
+    trained = job.span
     query = filled(target["expr"])
+    if panel["title"] in OF_COLLECTIVES:
+        late_job = request.getfixturevalue("late_job")
+        trained = late_job.span
+        query = filled(target["expr"], service=late_job.service)
     later = DAY_S if target["legendFormat"].endswith("a day ago") else 0
     if target.get("instant"):
-        numbers = [one["value"][1] for one in job.store.ask(query, job.span[1] + later)]
+        numbers = [one["value"][1] for one in job.store.ask(query, trained[1] + later)]
     else:
-        series = job.store.ask_range(query, job.span[0] + later, job.span[1] + later)
+        series = job.store.ask_range(query, trained[0] + later, trained[1] + later)
         numbers = [number for one in series for _, number in one["values"]]
     real = [float(number) for number in numbers if not math.isnan(float(number))]
     assert real, query
@@ -180,6 +210,27 @@ def test_a_panels_query_is_answered_with_data(job, filled, panel, target):
 
 EMPTY_IS_WELL = {"Dropped"}
 """Panels that may show zero."""
+
+
+def test_the_rank_that_holds_the_others_up_is_the_late_one(job, late_job):
+    """It waits less for collectives, as the heat map shows, and it alone is late, as the time series does."""
+    waits = job.store.ask(f'syncagent:collective_wait_seconds:mean5m{{service_name="{late_job.service}"}}')
+    in_order = sorted(waits, key=lambda one: float(one["value"][1]))
+    assert [one["metric"]["syncagent_rank"] for one in in_order] == ["1", "0"]
+    late = job.store.ask(f'syncagent:rank_lateness:ratio_mean5m{{service_name="{late_job.service}"}}')
+    assert [one["metric"]["syncagent_rank"] for one in late] == ["1"]
+
+
+def test_grafanas_components_draw_the_overview(job, tmp_path):
+    """As ``docs/pictures.py`` has them do; an error in their page is one here."""
+    pytest.importorskip("playwright")
+    browser = shutil.which("chromium")
+    if browser is None or not drawing.folder_of_packages().exists():
+        pytest.skip("not run: needs Chromium, and what `python docs/pictures.py dashboard` fetches")
+    board = DASHBOARDS["overview"]
+    shown = queries.answers(board, lambda what, asked: job.store.get(what, **asked), *job.span, width=1280, scraped_s=1)
+    drawing.draw(shown, drawing.packages(), tmp_path / "overview.png", browser)
+    assert (tmp_path / "overview.png").stat().st_size > 50_000
 
 
 def test_a_panels_exemplars_are_kept_traces(job, filled):

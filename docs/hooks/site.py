@@ -28,7 +28,7 @@ _PAGES = {
     "otel/README.md": "project/otel.md",
     **{
         f"examples/{name}/README.md": f"project/examples/{name}.md"
-        for name in ("masked_loss", "logging_item", "policy_gate", "ci_gate")
+        for name in ("masked_loss", "logging_item", "policy_gate", "ci_gate", "ddp_straggler")
     },
 }
 """Files of the repository, and the pages of the site that they become."""

@@ -199,8 +199,7 @@ def _install_kernels() -> None:
                 library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
             except Exception as error:
                 LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
-    registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
-    for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
+    for name in unlisted(torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")):
         LOSSES[name] = f"autocast leaves {name} alone: how this torch casts for it is not known"
     _library = library
 

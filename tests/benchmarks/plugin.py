@@ -91,6 +91,7 @@ def main() -> None:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "python": platform.python_version(), "torch": torch.__version__, "pytest": pytest.__version__,
         "machine": platform.machine(), "rounds": options.rounds, "sessions": measure(options.rounds),
+        "cores": os.cpu_count(), "load": round(os.getloadavg()[1], 1),
     }  # fmt: skip
     for name, row in result["sessions"].items():
         low, high = row["more_cpu_ms_quartiles"]

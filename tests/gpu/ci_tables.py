@@ -14,9 +14,9 @@ SESSIONS = {
     "blocked, again": "the same again",
     "there": "nothing asked for",
     "simulated device": "`--syncagent-simulate` alone",
-    "marker": "that, and a test with the marker",
-    "fixture": "that, and a test with the fixture",
-    "raise": "that, and a test with the marker under `--syncagent=raise`",
+    "marker": "`--syncagent-simulate`, a test with the marker",
+    "fixture": "`--syncagent-simulate`, a test with the fixture",
+    "raise": "`--syncagent-simulate --syncagent=raise`, a test with the marker",
 }
 
 
@@ -35,7 +35,8 @@ def session() -> str:
         rows.append(f"| {title} | {row['cpu_ms']:.0f} ms | {' | '.join(more)} |")
     return "\n".join(rows) + (
         f"\n\nMedians of {result['rounds']} sessions each, taken in turn, with torch and pytest imported before. "
-        f"pytest {result['pytest']}, torch {result['torch']}, Python {result['python']}, {result['date']}. "
+        f"pytest {result['pytest']}, torch {result['torch']}, Python {result['python']}, {result['date']}, "
+        f"{result['cores']} cores, load {result['load']:.0f}: what else runs on the cores makes all of them longer. "
         "`python tests/benchmarks/plugin.py --result FILE`."
     )
 

@@ -50,6 +50,13 @@ class SiteCost:
     advice: str
     """The same, and what to write instead as far as op and line tell."""
 
+    def advice_with(self, say: str | None) -> str | None:
+        """The advice, with what a report says of the line where it says something."""
+        gain_ms = self.gain_ms or self.gain_if_rewritten_ms or 0.0
+        text = advice.joined(self.worth, say, gain_ms) if say and self.worth else self.advice or say or ""
+        text = f"{self.reason}; {text}" if self.reason and self.advice else text
+        return text or None
+
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from syncagent.cost.advice import joined
 from syncagent.report.model import BusyRow, CostRow, OrderRow
 
 if TYPE_CHECKING:
@@ -98,9 +97,4 @@ def _with(report: Report, estimate: CostEstimate) -> Report:
 def _site_with(site: SiteRow, cost: SiteCost | None) -> SiteRow:
     if cost is None:
         return site
-    gain_ms = cost.gain_ms or cost.gain_if_rewritten_ms or 0.0
-    advice = (
-        joined(cost.worth, site.advice, gain_ms) if site.advice and cost.worth else cost.advice or site.advice or ""
-    )
-    advice = f"{cost.reason}; {advice}" if cost.reason and cost.advice else advice
-    return replace(site, idle_ms=cost.idle_ms, gain_ms=cost.gain_ms, advice=advice or None)
+    return replace(site, idle_ms=cost.idle_ms, gain_ms=cost.gain_ms, advice=cost.advice_with(site.advice))

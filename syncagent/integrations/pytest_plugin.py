@@ -6,18 +6,52 @@ it; :mod:`syncagent.runtime.testing` does the work.
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
     from syncagent.runtime.testing import HostSyncs
 
+_PACKAGE = __name__.partition(".")[0] + "."
 _SESSION = "syncagent-session"
 _MARKER = "no_host_sync"
 _FIXTURE = "host_syncs"
+_FINDER: pytest.StashKey[_Finder] = pytest.StashKey()
+
+
+class _Finder:
+    """Finds this package's modules for Python's own import, ahead of pytest's.
+
+    pytest rewrites the asserts in every module of a distribution that has a plugin.  It reads the source of each, loads
+    its compiled form bit by bit, and compiles all of them anew in each session where it cannot write beside them.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, path, target) if name.startswith(_PACKAGE) else None
+
+    def leave(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+def _work(config: pytest.Config) -> Any:
+    """Return the module that does the work of a session."""
+    if _FINDER not in config.stash:
+        finder = config.stash[_FINDER] = _Finder()
+        sys.meta_path.insert(0, finder)
+        config.add_cleanup(finder.leave)
+    from syncagent.runtime import testing
+
+    return testing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,9 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Put the simulated device in before any file of the tests asks torch what there is."""
     if early_config.known_args_namespace.syncagent_simulate:
-        from syncagent.runtime.testing import simulate
-
-        simulate(early_config.known_args_namespace)
+        _work(early_config).simulate(early_config.known_args_namespace)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,9 +88,7 @@ def _session(config: pytest.Config) -> Any:
     """Return what watches the tests of this process, from the first time on that something asks for it."""
     found = config.pluginmanager.get_plugin(_SESSION)
     if found is None:
-        from syncagent.runtime.testing import Session
-
-        found = Session(config)
+        found = _work(config).Session(config)
         config.pluginmanager.register(found, _SESSION)
     return found
 
@@ -82,6 +112,5 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.fixture
 def host_syncs(request: pytest.FixtureRequest) -> HostSyncs:
     """The host syncs of this test's body: ``count``, ``sites``, ``report()``, ``assert_none()`` and more."""
-    from syncagent.runtime.testing import HostSyncs
-
-    return HostSyncs(request.node)
+    found: HostSyncs = _work(request.config).HostSyncs(request.node)
+    return found

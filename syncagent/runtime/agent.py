@@ -186,14 +186,17 @@ class ProcessAgent(Agent):
 
     def stop(self) -> Report:
         """Turn everything off, deliver what is left and return the report."""
-        if self.is_kept:
-            return self.report()
+        if not self.is_kept:
+            self.close()
+        return self.report()
+
+    def close(self) -> None:
+        """Turn everything off and deliver what is left."""
         if self.running:
             self._end()
             self.faults.guard("the end of the cost window", self._cost.end, None)
             self.regions.end_all(self._turn_off)
         self.is_off = True
-        return self.report()
 
     def conclude(self) -> Report:
         """Deliver what is left and return the report when a signal is about to end the process: the sensors stay on.

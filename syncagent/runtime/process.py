@@ -116,12 +116,22 @@ def end(agent: Agent) -> Report:
 
 def release(agent: Agent) -> Report:
     """Stop this very agent, whether it is still the one of the process or not, and return its report."""
+    _forget(agent)
+    return agent.stop()
+
+
+def close(agent: ProcessAgent) -> None:
+    """Stop this very agent where nobody reads its report."""
+    _forget(agent)
+    agent.close()
+
+
+def _forget(agent: Agent) -> None:
     global _running, _joined
     with _lock:
         if _running is agent:
             _running = None
             _joined = 0
-    return agent.stop()
 
 
 def _with_device(settings: Settings) -> Settings:

@@ -11,10 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from syncagent.attribution import ranks
-from syncagent.capture.writer import Capture
 from syncagent.delivery.folder import file_path, is_off
-from syncagent.delivery.progress import Progress
-from syncagent.delivery.progress_lines import ProgressLines
 from syncagent.delivery.sink import Sink
 from syncagent.errors import ConfigError
 from syncagent.support.log import get_logger, log_once
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.resources import Resource
 
+    from syncagent.capture.writer import Capture
     from syncagent.events import CollectiveRecord, StepRecord, SyncEvent
     from syncagent.report.summary import Summary
     from syncagent.settings.schema import Settings
@@ -137,7 +135,7 @@ def all_sinks(summary: Summary, regions: Sink, others: Iterable[Sink]) -> tuple[
     return (_SummarySink(summary), regions, *others)
 
 
-# --- one function a sink ----------------------------------------------------------------------------------------------
+# --- one function a sink: a run loads the code of those that it has ---------------------------------------------------
 
 
 class _SummarySink(Sink):
@@ -238,8 +236,14 @@ def _violations(outputs: Outputs) -> Iterable[Sink]:
 def _progress(outputs: Outputs) -> Iterable[Sink]:
     every_s = outputs.settings.progress
     if every_s:
+        from syncagent.delivery.progress_lines import ProgressLines
+
         return (ProgressLines(every_s),)
-    return (Progress(),) if every_s is None and outputs.is_script else ()
+    if every_s is not None or not outputs.is_script:
+        return ()
+    from syncagent.delivery.progress import Progress
+
+    return (Progress(),)
 
 
 def _capture(outputs: Outputs) -> Iterable[Sink]:
@@ -247,6 +251,8 @@ def _capture(outputs: Outputs) -> Iterable[Sink]:
     settings = outputs.settings
     if is_off(settings.capture) or (settings.capture is None and not outputs.is_script):
         return ()
+    from syncagent.capture.writer import Capture
+
     outputs.capture = Capture(file_path("capture", settings.capture), mode=settings.file_mode)
     return (outputs.capture,)
 

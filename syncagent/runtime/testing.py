@@ -287,9 +287,13 @@ class Session:
         return True
 
     def pytest_sessionfinish(self) -> None:
-        """Take the report; a worker hands it to the process that has started it."""
+        """End the agent and take its report, if it is read; a worker hands it to the process that has started it."""
         agent = process.running()
         if agent is None:
+            return
+        if self._mode is None and self._path is None:  # nothing is shown: see pytest_terminal_summary
+            if agent is self._own:
+                process.close(agent)
             return
         if agent is self._own:
             agent.is_kept = False

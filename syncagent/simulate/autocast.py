@@ -154,12 +154,18 @@ def is_casting() -> bool:
     return _casting.depth > 0
 
 
-def _kernel(op: Any, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+def _kernel(name: str, policy: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+    packet, _, overload = name.partition(".")
+
+    @functools.cache
+    def op() -> Any:  # looked up at the first call: a program calls few of the many
+        return getattr(getattr(aten, packet), overload or "default")
+
     def kernel(*args: Any, **kwargs: Any) -> Any:
         _casting.depth += 1
         try:
             with _outside(AUTOCAST_KEYS):
-                return policy(op, args, kwargs)
+                return policy(op(), args, kwargs)
         except BaseException as error:
             leave_simulation(error)
             raise
@@ -188,19 +194,16 @@ def _install_kernels() -> None:
     if _library is not None:
         return
     library = torch.library.Library("aten", "IMPL")
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    registered = set(torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA"))
     for listed, names in LISTS.items():
         for name in names.split():
-            packet, _, overload = name.partition(".")
-            op = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
-            if op is None or not has_kernel(f"aten::{name}", "AutocastCUDA"):
+            if f"aten::{name}" not in registered:
                 continue  # older and newer torches have other lists
             try:
-                library.impl(name, _kernel(op, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
+                library.impl(name, _kernel(name, _POLICIES[listed]), "AutocastCUDA", allow_override=True)
             except Exception as error:
                 LOSSES[name] = f"autocast leaves aten::{name} alone: {str(error).partition(chr(10))[0]}"
-    registrations = find("_C._dispatch_get_registrations_for_dispatch_key")
-    for name in unlisted(registrations("AutocastCUDA") if registrations else ()):
+    for name in unlisted(registered):
         LOSSES[name] = f"autocast leaves {name} alone: how this torch casts for it is not known"
     _library = library
 

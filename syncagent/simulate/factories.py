@@ -8,6 +8,7 @@ C++ (``zeros``, ``arange``, ``randn`` ...) follows.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from syncagent.simulate import (
 )
 from syncagent.simulate.failures import for_program
 from syncagent.simulate.memory import Layout, flatten, is_pinned, mark_pinned, stride_for
-from syncagent.simulate.requirements import MissingOp, aten, find, note_loss
+from syncagent.simulate.requirements import aten, find, note_loss
 from syncagent.simulate.special import empty
 from syncagent.simulate.tensor import ALL_ARGUMENTS, SimulatedTensor, TensorBase, replacement
 
@@ -78,16 +79,25 @@ def install_kernels() -> Any:
     attention.install_kernels(library)
     sparse_ops.install_kernels(library)
     sparse_compressed.install_kernels(library)
-    for name in torch._C._dispatch_get_all_op_names():
-        is_needed = name.startswith("aten::") and has_kernel(name, "CPU")
-        if not is_needed or any(has_kernel(name, key) for key in ("Lazy", *_GENERAL)):
-            continue
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        op = getattr(getattr(aten, packet), overload or "default")
-        arguments = () if isinstance(op, MissingOp) else op._schema.arguments
-        if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
-            library.impl(name.removeprefix("aten::"), _dispatched(op), "Lazy")
+    for packet, overload in _without_general_kernel():
+        name = f"{packet}.{overload}" if overload else packet
+        library.impl(name, _dispatched(getattr(getattr(aten, packet), overload or "default")), "Lazy")
     return library
+
+
+def _without_general_kernel() -> Iterator[tuple[str, str]]:
+    """The ops, each with its overload, that make tensors from nothing and that the stand-in has no kernel for."""
+    having = torch._C._dispatch_get_registrations_for_dispatch_key
+    for name in set(having("CPU")).difference(*map(having, ("Lazy", *_GENERAL))):  # one question for each op takes long
+        packet, _, overload = name.removeprefix("aten::").partition(".")
+        if not name.startswith("aten::") or packet.endswith("_") or overload.endswith("out"):
+            continue  # in place and with out=, an op takes tensors, and to look at all schemas takes long
+        try:
+            arguments = torch._C._get_schema(f"aten::{packet}", overload).arguments
+        except RuntimeError:  # a kernel for an op that is not defined
+            continue
+        if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
+            yield packet, overload
 
 
 def _dispatched(op: Any) -> Any:

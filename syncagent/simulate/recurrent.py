@@ -264,13 +264,15 @@ def _handler(op: Any, describe: Callable[..., Call | None]) -> Callable[..., Any
     """The function that runs the op on simulated tensors."""
     if isinstance(op, MissingOp):
         return op
-    facts = OpFacts(op)
-    names = facts.arguments
+
+    @functools.cache
+    def facts() -> OpFacts:  # found out at the first call: most programs have no such layer
+        return OpFacts(op)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        args = (*args, *(kwargs.get(name) for name in names[len(args) :]))
+        args = (*args, *(kwargs.get(name) for name in facts().arguments[len(args) :]))
         lowered = autocast.lowered(args)
-        call = describe(facts, lowered)
+        call = describe(facts(), lowered)
         if call is None:
             return op.decompose(*args)
         tensors = [x for part in lowered for x in (part if isinstance(part, list) else [part]) if _is_data(x)]

@@ -1,6 +1,6 @@
 """How long ``syncagent check`` takes, as a command: with a report of few lines, of many, and of many with a time line.
 
-    python tests/benchmarks/check.py [--rounds 10]
+    python tests/benchmarks/check.py [--rounds 10] [--result FILE.json]
 
 Each form is written once a round; the median is printed.
 """
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +63,25 @@ def one_s(*words: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--result", type=Path)
+    options = parser.parse_args()
+    medians_s: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size, (lines, events) in SIZES.items():
             path, base = (str(Path(folder) / f"{lines}-{events}.{name}.json") for name in ("new", "known"))
             Path(path).write_text(json.dumps(report(lines, events)), encoding="utf-8")
             one_s(path, "--baseline", base, "--update")
             for form in FORMS:
-                times = [one_s(path, "--baseline", base, "--format", form) for _ in range(rounds)]
-                print(f"{size:<24} {form:<9} {statistics.median(times):.2f} s")
+                times = [one_s(path, "--baseline", base, "--format", form) for _ in range(options.rounds)]
+                medians_s.setdefault(size, {})[form] = round(statistics.median(times), 3)
+                print(f"{size:<24} {form:<9} {medians_s[size][form]:.2f} s")
+    if options.result:
+        result = {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "python": platform.python_version(), "torch": version("torch"), "machine": platform.machine(),
+            "rounds": options.rounds, "seconds": medians_s,
+        }  # fmt: skip
+        options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.gpu import driver_tables, fanin_tables, rank_tables, simulation_tables
+from tests.gpu import ci_tables, driver_tables, fanin_tables, rank_tables, simulation_tables
 from tests.gpu.gallery import gallery
 from tests.gpu.modelled_table import modelled, modelled_pairs
 from tests.matrix import results as matrix
@@ -889,6 +889,7 @@ MAKERS = {
     "pipeline": pipeline, "beforeafter": before_after, "simulatedprograms": simulated_programs,
     "fidelity": simulation_tables.fidelity, "steptimes": simulation_tables.step_times, "modelled": modelled,
     "modelled_pairs": modelled_pairs, **driver_tables.MAKERS, **fanin_tables.MAKERS, **rank_tables.MAKERS,
+    **ci_tables.MAKERS,
 }  # fmt: skip
 
 

@@ -270,6 +270,30 @@ def test_nothing_is_imported():
     ]
 """
 
+LOADED = """
+import sys
+
+import pytest
+
+OF_PYTEST = {
+    "syncagent", "syncagent._version", "syncagent.integrations", "syncagent.integrations.pytest_plugin"
+}
+
+def loaders():
+    ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "syncagent"}
+    return {type(module.__loader__).__name__ for name, module in ours.items() if name not in OF_PYTEST}
+
+@pytest.mark.no_host_sync
+def test_watched():
+    assert loaders() == {"SourceFileLoader"}
+
+def test_an_inner_session_leaves_nothing_behind(tmp_path):
+    (tmp_path / "test_inner.py").write_text("def test_it(host_syncs): pass")
+    before = list(sys.meta_path)
+    assert pytest.main(["-q", "-p", "no:cacheprovider", str(tmp_path)]) == 0
+    assert sys.meta_path == before
+"""
+
 EXPECTED_FAILURES = """
 @pytest.mark.no_host_sync
 class TestExpected(unittest.TestCase):
@@ -495,6 +519,12 @@ def test_where_no_test_ran_it_claims_nothing_about_the_device(ran, option):
 
 def test_off_it_imports_nothing(ran):
     run = ran(UNNOTICED)
+    assert run.code == 0, run.text
+
+
+@pytest.mark.parametrize("options", [[], ["--syncagent-simulate", "--syncagent=raise"]])
+def test_python_itself_loads_the_package_not_the_part_of_pytest_that_rewrites_asserts(ran, options):
+    run = ran(LOADED, *options)
     assert run.code == 0, run.text
 
 

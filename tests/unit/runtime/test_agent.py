@@ -15,6 +15,7 @@ import torch
 import syncagent
 from syncagent.delivery.sink import Sink
 from syncagent.report import summary
+from syncagent.runtime import process
 from syncagent.sensors.copies import CopySampling
 from syncagent.settings import sources
 from syncagent.support import log
@@ -391,6 +392,14 @@ def test_a_second_start_returns_the_agent_that_runs(messages):
     assert syncagent.start(detail="ops") is agent
     assert agent.settings.detail == "syncs"
     assert messages == ["an agent is running already; the settings of the second are not applied"]
+
+
+def test_an_agent_whose_report_nobody_reads_makes_none_as_it_ends(monkeypatch):
+    agent = process.launch(sources.load({}), ())
+    made = []
+    monkeypatch.setattr(type(agent), "report", made.append)
+    process.close(agent)
+    assert (agent.running, process.running(), syncagent.current(), made) == (False, None, None, [])
 
 
 def test_after_its_own_stop_an_agent_is_none_that_runs():

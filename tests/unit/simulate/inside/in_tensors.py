@@ -61,6 +61,21 @@ def test_factories(make):
     assert torch.equal(ours.cpu(), theirs)
 
 
+def test_no_factory_that_torch_has_a_kernel_for_on_the_cpu_is_without_one_here():
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    general = ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    missing = []
+    for name in torch._C._dispatch_get_all_op_names():
+        if not name.startswith("aten::") or not has_kernel(name, "CPU"):
+            continue
+        packet, _, overload = name.removeprefix("aten::").partition(".")
+        arguments = torch._C._get_schema(f"aten::{packet}", overload).arguments
+        is_factory = any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
+        if is_factory and not any(has_kernel(name, key) for key in ("Lazy", *general)):
+            missing.append(name)
+    assert missing == []
+
+
 def test_a_default_device_holds_for_factories():
     with torch.device("cuda"):
         assert torch.zeros(2).is_cuda

@@ -29,13 +29,14 @@ from syncagent.report.model import (
 
 _LEAST_STEPS = 10
 _LEAST_SHARE = 0.01
-"""A rank is named from this share of the step time on."""
+"""A rank is named from this share of the step time on, and has come last in a step if it held up that share of it."""
 _SURE = 3.0
 """And where chance would make it come last that often by so many standard errors only."""
 _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
-_HICCUPS = 0.02
+_HICCUPS, _LEAST_HICCUPS = 0.02, 2
+"""Of the longest steps so large a part, and at least so many: where one rank stops, the other may seem late after it."""
 _LOOKS_SURE = 2.0
 _LEAST_OF_CAUSES = 0.05
 """A cause that explains less of a rank's lateness is not worth a line."""
@@ -88,7 +89,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     by_chance_ms = [sum(values) for rank, values in held.items() if rank not in suspects]
     named = []
     for rank in suspects:
-        times = len(held[rank])
+        times = sum(each.rank == rank and each.held_ms >= _LEAST_SHARE * each.step_ms for each in late)
         held_ms = (sum(held[rank]) - (fmean(by_chance_ms) if by_chance_ms else 0.0)) / len(late)
         share = min(held_ms * len(late) / whole_ms, 1.0)
         if share < _LEAST_SHARE:
@@ -104,7 +105,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
 
 def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:
     """The steps, the longest few cut to the length of the next: a machine that stops once says nothing of a rank."""
-    few = math.ceil(_HICCUPS * len(late))
+    few = max(math.ceil(_HICCUPS * len(late)), _LEAST_HICCUPS)
     most_ms = sorted((each.held_ms for each in late), reverse=True)[few]
     return [each._replace(held_ms=min(each.held_ms, most_ms)) for each in late]
 
@@ -150,9 +151,9 @@ def _causes(
 
 
 def _by_line(causes: Iterable[CauseRow]) -> list[CauseRow]:
-    """One row for each line, even if it waits in several ways, and takes time besides."""
+    """One row for each line, even if it waits in several ways, and takes time besides: named by what takes longest."""
     found: dict[tuple[str, str, int], CauseRow] = {}
-    for cause in causes:
+    for cause in sorted(causes, key=lambda cause: -cause.held_ms):
         key = ("" if cause.cause in {HOST_SYNC, HostCause.LINE} else cause.cause, cause.file, cause.line)
         known = found.get(key)
         found[key] = cause if known is None else replace(known, held_ms=known.held_ms + cause.held_ms)

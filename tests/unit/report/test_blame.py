@@ -95,6 +95,13 @@ def test_a_line_that_waits_in_two_ways_is_one_cause():
     ]
 
 
+def test_a_line_that_waits_in_the_first_step_alone_is_named_by_the_time_that_it_takes_later():
+    there = HostRow("line", NONZERO.file, NONZERO.line, NONZERO.function, NONZERO.source, 1000, 1000.0)
+    late = with_stalls(rank_report(1, [2.0] * 101, syncs=[sync()], host=[there]), 0.0)
+    (rank,) = merge([rank_report(0, [12.0] * 101), late]).lateness.ranks
+    assert [(each.cause, each.site, each.held_ms) for each in rank.causes] == [("line", None, pytest.approx(10.0))]
+
+
 def test_a_sync_that_all_ranks_have_explains_nothing():
     ranks = [with_stalls(rank_report(rank, [9.0 - 8.0 * rank] * 51, syncs=[sync()]), 400.0) for rank in (0, 1)]
     (rank,) = merge(ranks).lateness.ranks
@@ -136,6 +143,24 @@ def test_a_pause_every_tenth_step_is_found_in_the_noise():
     assert rank.rank == 3
     assert rank.held_ms == pytest.approx(4.0, rel=0.2)
     assert rank.causes[0].cause == "garbage collection"
+
+
+def test_a_rank_that_held_nothing_up_in_a_step_has_not_come_last_in_it():
+    """Where the host sets the pace, no rank stands still: then the lowest one is no later than the others."""
+    others = [40.0 if step % 5 == 2 else 0.0 for step in range(101)]
+    late = [0.0] * 101
+    assert merge([rank_report(0, late), rank_report(1, others)]).lateness.ranks == ()  # unexplained, in few steps
+    explained = rank_report(0, late, host=[host_row("line", 20 * 40.0)])
+    (rank,) = merge([explained, rank_report(1, others)]).lateness.ranks
+    assert (rank.rank, rank.last_in) == (0, 20)
+
+
+def test_a_stop_of_one_rank_that_makes_the_other_late_after_it_hides_nothing():
+    others, late = [40.0] * 29, [0.0] * 29
+    others[12], late[13], others[13] = 1000.0, 900.0, 0.0
+    (rank,) = merge([rank_report(0, others), rank_report(1, late)]).lateness.ranks
+    assert (rank.rank, rank.last_in) == (1, 27)
+    assert rank.held_ms == pytest.approx(40.0 * 26 / 28)
 
 
 def test_a_machine_that_stops_once_hides_nothing_and_names_nobody():

@@ -23,6 +23,7 @@ from syncagent.report.model import (
     Lateness,
     LateRank,
     Report,
+    RunInfo,
     SiteRow,
     StepRow,
 )
@@ -36,7 +37,7 @@ _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
 _HICCUPS, _LEAST_HICCUPS = 0.02, 2
-"""Of the longest steps so large a part, and at least so many: where one rank stops, the other may seem late after it."""
+"""Of the longest steps so large a part, and at least so many: where one rank stops, another may seem late after it."""
 _LOOKS_SURE = 2.0
 _LEAST_OF_CAUSES = 0.05
 """A cause that explains less of a rank's lateness is not worth a line."""
@@ -73,8 +74,8 @@ def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
     return late
 
 
-def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateStep]) -> Lateness | None:
-    """Say which ranks hold a job up, by the merged report of its ranks, the number of steps of each, and all steps.
+def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateStep]) -> Lateness | None:
+    """Say which ranks hold a job up, by the merged report of its ranks, what each of them was, and all steps.
 
     ``None`` where ranks cannot be compared.
     """
@@ -82,6 +83,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     if len(late) < _LEAST_STEPS or whole_ms <= 0:
         return None
     late = _without_hiccups(late)
+    steps_of = {rank: run.steps for rank, run in run_of.items()}
     held: dict[int, list[float]] = {rank: [] for rank in steps_of}
     for each in late:
         held[each.rank].append(each.held_ms)
@@ -98,7 +100,7 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
         explained_ms = sum(cause.held_ms for cause in causes if cause.cause != UNKNOWN)
         compared = min(_timed(steps_of[rank]), len(late))
         if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared:
-            named.append(LateRank(rank, held_ms, share, times, causes))
+            named.append(LateRank(rank, held_ms, share, times, causes, run_of[rank].host))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
 

@@ -102,8 +102,8 @@ def merge(reports: Sequence[Report]) -> Report:
 
 def compared(merged: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateStep]) -> Report:
     """The merged report with what comparing its ranks says: which of them are late, and whose clock is apart."""
-    late_ones = lateness(merged, {rank: run.steps for rank, run in run_of.items()}, late)
-    return on_one_clock(replace(merged, lateness=late_ones), {rank: run.host for rank, run in run_of.items()})
+    machines = {rank: run.host for rank, run in run_of.items()}
+    return on_one_clock(replace(merged, lateness=lateness(merged, run_of, late)), machines)
 
 
 def merge_heads(reports: Sequence[Report]) -> Report:

@@ -16,8 +16,8 @@ import time
 
 import torch
 from torch import distributed, nn, optim
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.algorithms.join import Join
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel

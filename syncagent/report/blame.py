@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ _LEAST_SHARE = 0.01
 """A rank is named from this share of the step time on, and has come last in a step if it held up that share of it."""
 _SURE = 3.0
 """And where chance would make it come last that often by so many standard errors only."""
+_MOST_ALIKE = 0.95
+"""The greatest correlation of neighbouring steps that a few dozen of them can show."""
 _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
@@ -87,7 +90,7 @@ def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateS
     held: dict[int, list[float]] = {rank: [] for rank in steps_of}
     for each in late:
         held[each.rank].append(each.held_ms)
-    suspects = _suspects(late, len(held))
+    suspects = _suspects(late, {rank: _last_step(late, _timed(steps)) for rank, steps in steps_of.items()})
     by_chance_ms = [sum(values) for rank, values in held.items() if rank not in suspects]
     named = []
     for rank in suspects:
@@ -112,25 +115,50 @@ def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:
     return [each._replace(held_ms=min(each.held_ms, most_ms)) for each in late]
 
 
-def _suspects(late: Sequence[LateStep], ranks: int) -> list[int]:
-    """The ranks that hold steps up for longer than chance would have them, the worst first.
+def _last_step(late: Sequence[LateStep], steps: int) -> int:
+    """The last step of a rank that made so many: one that died is judged by those that it lived to see."""
+    return late[min(max(steps, 1), len(late)) - 1].step
+
+
+def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> list[int]:
+    """The ranks that hold steps up for longer than chance would have them, the worst first; ``last_of``: their steps.
 
     Where no rank is worse than another, each comes last in its share of the steps, and the difference to the others is
     0 in the mean.  The worst one's steps are then left out, lest it hides the next.
     """
     found: list[int] = []
+    ranks = len(last_of)
     while len(late) >= _LEAST_STEPS and ranks > 1:
         held: dict[int, float] = defaultdict(float)
         for each in late:
             held[each.rank] += each.held_ms
         worst = max(held, key=held.__getitem__)
-        values = [each.held_ms if each.rank == worst else -each.held_ms / (ranks - 1) for each in late]
-        if fmean(values) <= _SURE * stdev(values) / math.sqrt(len(values)):
-            break
-        found.append(worst)
+        values = [
+            each.held_ms if each.rank == worst else -each.held_ms / (ranks - 1)
+            for each in late
+            if each.step <= last_of[worst]
+        ]
+        if len(values) >= _LEAST_STEPS:
+            if fmean(values) <= _SURE * _standard_error(values):
+                break
+            found.append(worst)
         late = [each for each in late if each.rank != worst]
         ranks -= 1
     return found
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """That of their mean, greater where neighbours are alike.
+
+    Another program that keeps a rank from the processor, say, does so for several steps on end, which tell no more than
+    one of them.
+    """
+    count, mean = len(values), fmean(values)
+    independent = stdev(values) / math.sqrt(count)
+    squares = sum((value - mean) ** 2 for value in values)
+    alike = sum((one - mean) * (other - mean) for one, other in pairwise(values)) / squares if squares else 0.0
+    alike = min(max((count * alike + 1) / max(count - 3, 1), 0.0), _MOST_ALIKE)  # as estimated, it is too low
+    return independent * math.sqrt((1 + alike) / (1 - alike))
 
 
 def _causes(

@@ -100,7 +100,8 @@ class ProcessAgent(Agent):
         """Whether it goes on where the program stops it: it watches for somebody else, such as pytest."""
         self.is_off = False
         """Whether it was stopped; a signal that ends the process leaves the sensors on."""
-        self.notes: list[str] = [*settings.warnings, *self.faults.guard("the restarts", note_of_restarts, [])]
+        restarted = self.faults.guard("the number of restarts", note_of_restarts, "")
+        self.notes: list[str] = [*settings.warnings, *([restarted] if restarted else [])]
 
     # --- what a program sees
 

@@ -184,12 +184,12 @@ def log_settings_source(settings: Settings, rank: int | None) -> None:
         log_once(f"settings-{warning}", warning)
 
 
-def note_of_restarts() -> list[str]:
-    """Return a sentence where the launcher has started the ranks again, as after one of them has died."""
+def note_of_restarts() -> str:
+    """Return a sentence where the launcher has started the ranks again, as after one of them has died; else nothing."""
     count = processes.restarts()
     if not count:
-        return []
-    return [f"the launcher has started the ranks again (restart {count}): nothing from before it is in this report"]
+        return ""
+    return f"the launcher has started the ranks again (restart {count}): nothing from before it is in this report"
 
 
 def note_without_gpu(*, has_cuda: bool) -> str | None:

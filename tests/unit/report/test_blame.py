@@ -134,6 +134,18 @@ def test_nobody_is_blamed_where_nobody_is_late(ranks, seed):
     assert wording.lateness(report) == ["No rank holds the others up: compared in 199 steps."]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_nobody_is_blamed_where_other_programs_take_the_processor_from_one_rank_and_then_from_another(seed):
+    """Each time for some steps on end."""
+    drawn = random.Random(seed)
+    lead, late = 0.0, [[], []]
+    for _ in range(100):
+        lead = 0.6 * lead + drawn.gauss(0, 10)
+        late[0].append(max(lead, 0.0))
+        late[1].append(max(-lead, 0.0))
+    assert merge([rank_report(rank, waits) for rank, waits in enumerate(late)]).lateness.ranks == ()
+
+
 def test_a_pause_every_tenth_step_is_found_in_the_noise():
     late = [0.5 if step % 10 == 3 else wait for step, wait in enumerate(noise(1))]
     others = [[wait + 40 * (step % 10 == 3) for step, wait in enumerate(noise(rank))] for rank in (2, 3, 4)]

@@ -39,6 +39,10 @@ _MOST_ALIKE = 0.95
 _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
+_MUCH_MORE = 2.0
+"""It is explained by what the rank does for longer than half of the others do, by so many times their time."""
+_WELL_EXPLAINED = 0.5
+"""A rank of whose lateness that much is explained is named even if steps are like their neighbours."""
 _HICCUPS, _LEAST_HICCUPS = 0.02, 2
 """Of the longest steps so large a part, and at least so many: where one rank stops, another may seem late after it."""
 _LOOKS_SURE = 2.0
@@ -100,12 +104,30 @@ def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateS
         if share < _LEAST_SHARE:
             continue
         causes = tuple(_causes(report, steps_of, rank, held_ms, share))
-        explained_ms = sum(cause.held_ms for cause in causes if cause.cause != UNKNOWN)
+        explained_ms = sum(cause.held_ms for cause in causes if _is_its_own(cause, report.host, steps_of, rank))
         compared = min(_timed(steps_of[rank]), len(late))
-        if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared:
+        is_likely = explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared
+        if (is_likely and suspects[rank]) or explained_ms >= _WELL_EXPLAINED * held_ms:
             named.append(LateRank(rank, held_ms, share, times, causes, run_of[rank].host))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
+
+
+def _is_its_own(cause: CauseRow, rows: Iterable[HostRow], steps_of: Mapping[int, int], rank: int) -> bool:
+    """Whether the rank does it for much longer than the others.
+
+    Where a busy machine lets a rank wait for the processor, it takes somewhat longer than the others wherever it is.
+    """
+    if cause.cause in {UNKNOWN, HOST_SYNC}:
+        return cause.cause != UNKNOWN
+    of_line = {
+        row.rank: row.ms
+        for row in rows
+        if row.rank is not None and (row.cause, row.file, row.line) == (cause.cause, cause.file, cause.line)
+    }
+    own_ms = of_line.get(rank, 0.0) / max(_timed(steps_of[rank]), 1)
+    more_ms = _more_than_others(of_line, steps_of, rank)
+    return more_ms >= _MUCH_MORE * (own_ms - more_ms)
 
 
 def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:
@@ -120,13 +142,15 @@ def _last_step(late: Sequence[LateStep], steps: int) -> int:
     return late[min(max(steps, 1), len(late)) - 1].step
 
 
-def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> list[int]:
+def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> dict[int, bool]:
     """The ranks that hold steps up for longer than chance would have them, the worst first; ``last_of``: their steps.
+
+    With each, whether that holds also if neighbouring steps have one and the same reason.
 
     Where no rank is worse than another, each comes last in its share of the steps, and the difference to the others is
     0 in the mean.  The worst one's steps are then left out, lest it hides the next.
     """
-    found: list[int] = []
+    found: dict[int, bool] = {}
     ranks = len(last_of)
     while len(late) >= _LEAST_STEPS and ranks > 1:
         held: dict[int, float] = defaultdict(float)
@@ -139,26 +163,26 @@ def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> list[int]
             if each.step <= last_of[worst]
         ]
         if len(values) >= _LEAST_STEPS:
-            if fmean(values) <= _SURE * _standard_error(values):
+            independent = stdev(values) / math.sqrt(len(values))
+            if fmean(values) <= _SURE * independent:
                 break
-            found.append(worst)
+            found[worst] = fmean(values) > _SURE * independent * _inflation(values)
         late = [each for each in late if each.rank != worst]
         ranks -= 1
     return found
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    """That of their mean, greater where neighbours are alike.
+def _inflation(values: Sequence[float]) -> float:
+    """By what the standard error of their mean is greater since neighbours are alike.
 
     Another program that keeps a rank from the processor, say, does so for several steps on end, which tell no more than
     one of them.
     """
     count, mean = len(values), fmean(values)
-    independent = stdev(values) / math.sqrt(count)
     squares = sum((value - mean) ** 2 for value in values)
     alike = sum((one - mean) * (other - mean) for one, other in pairwise(values)) / squares if squares else 0.0
     alike = min(max((count * alike + 1) / max(count - 3, 1), 0.0), _MOST_ALIKE)  # as estimated, it is too low
-    return independent * math.sqrt((1 + alike) / (1 - alike))
+    return math.sqrt((1 + alike) / (1 - alike))
 
 
 def _causes(

@@ -146,6 +146,16 @@ def test_nobody_is_blamed_where_other_programs_take_the_processor_from_one_rank_
     assert merge([rank_report(rank, waits) for rank, waits in enumerate(late)]).lateness.ranks == ()
 
 
+@pytest.mark.parametrize(("more_ms", "named"), [(0.5, []), (2.5, [1])])
+def test_a_rank_that_is_somewhat_slower_wherever_it_is_has_no_line_to_blame(more_ms, named):
+    """As where it gets less of the processor: named only if it comes last in nearly all steps, or if it is far more."""
+    late = [0.0] * 101
+    others = [10.0 * (step % 2) for step in range(101)]
+    own, theirs = (host_row("line", ms * 100) for ms in (40.0 * (1 + more_ms), 40.0))
+    report = merge([rank_report(0, others, host=[theirs]), rank_report(1, late, host=[own])])
+    assert [rank.rank for rank in report.lateness.ranks] == named
+
+
 def test_a_pause_every_tenth_step_is_found_in_the_noise():
     late = [0.5 if step % 10 == 3 else wait for step, wait in enumerate(noise(1))]
     others = [[wait + 40 * (step % 10 == 3) for step, wait in enumerate(noise(rank))] for rank in (2, 3, 4)]

@@ -24,6 +24,7 @@ JOB = "job-"
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 _LONGEST = 80
+_DIGITS = 10
 
 _MODULES = (
     "torch.distributed.run",
@@ -79,8 +80,14 @@ def run_id() -> str:
             if _made_by == os.getpid():
                 os.environ[VARIABLE] = found
             return found
-    restarts = next((count for name in _RESTARTS if (count := os.environ.get(name, "0")) != "0"), "")
-    return f"{inherited}.{restarts}" if restarts.isdecimal() and not inherited.startswith(JOB) else inherited
+    count = restarts()
+    return f"{inherited}.{count}" if count and not inherited.startswith(JOB) else inherited
+
+
+def restarts() -> int:
+    """Return how often the launcher has started the ranks again."""
+    count = next((count for name in _RESTARTS if (count := os.environ.get(name, "0")) != "0"), "0")
+    return int(count) if count.isdecimal() and len(count) < _DIGITS else 0
 
 
 def process_id() -> str:

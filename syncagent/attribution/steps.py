@@ -4,6 +4,9 @@ The optimizer that steps first leads: each of its steps ends a training step, so
 count double, and gradient accumulation counts once.  A step that GradScaler skips because of infinities still ends a
 training step, as it does in the user's own loop.  Once ``syncagent.step()`` has been called, it alone ends steps; the
 callback of a trainer ends them as long as that trainer runs.
+
+Ranks of a job are compared by the numbers of their steps.  A rank that runs out of inputs before others, in a block of
+``Join``, leaves out the numbers of the steps that it misses.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from syncagent.support.faults import Faults
+from syncagent.torchbridge import joining
 from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import optimizer_hooks, skip_in_dynamo
 from syncagent.torchbridge.patches import Patches, find
@@ -40,6 +44,9 @@ class Steps:
         self._leader: weakref.ref[Any] | None = None
         self._others = 0
         self._stepped = False
+        self._is_numbered = False
+        """Whether the program has said the number of the running step."""
+        self._count_before_block = 0
         self.stepped: Callable[[], None] = lambda: None
         """Called on the thread of each step of an optimizer, and of each that is marked by hand."""
         self._hook: Any = None
@@ -47,6 +54,9 @@ class Steps:
         self.without: list[str] = []
         """One sentence for each name that this torch lacks."""
         self._safely = (faults or Faults()).shield("the count of steps")
+        self._blocks = joining.Blocks(
+            lambda: self._safely(self._block_began), lambda own, others: self._safely(self._block_ended, own, others)
+        )
 
     def start(self) -> None:
         import torch
@@ -67,6 +77,9 @@ class Steps:
             self.without.append(
                 f"torch {torch.__version__} has no torch.amp.GradScaler.update: skipped steps are not counted"
             )
+        lost = self._blocks.start()
+        if lost:
+            self.without.append(lost)
 
     def _wrap_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -86,6 +99,7 @@ class Steps:
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
+        self._blocks.stop()
         self._patches.restore()
 
     def mark(self, step: int | None) -> None:
@@ -100,7 +114,7 @@ class Steps:
         With a number it has that one, and is ended by hand.
         """
         if step is not None:
-            self._by_hand = True
+            self._by_hand = self._is_numbered = True
             self.current = step
         self._began_ns = max(self._now_ns(), self._began_ns)
 
@@ -135,11 +149,22 @@ class Steps:
                 self._end(None)
         self._stepped = False
 
+    def _block_began(self) -> None:
+        self._count_before_block = self.count
+
+    def _block_ended(self, own: int, others: int) -> None:
+        """Leave out the steps that the others made meanwhile: as many passes each as this rank's own had."""
+        if not self._is_numbered:
+            steps = self.count - self._count_before_block
+            self.current += round(others * steps / own) if own and steps else others
+        self.begin()
+
     def _end(self, following: int | None) -> None:
         now = max(self._now_ns(), self._began_ns)  # in case the clock goes back
         ended, began = self.current, self._began_ns
         self.count += 1
         self.current = ended + 1 if following is None else following
+        self._is_numbered = following is not None
         self._began_ns = now
         self._ended(ended, began, now)
 
@@ -148,4 +173,8 @@ def footprint() -> dict[str, object]:
     """Return what is changed in torch, as it is now."""
     import torch
 
-    return {"torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"), "optimizers' hooks": optimizer_hooks()}
+    return {
+        "torch.amp.GradScaler.update": find(torch, "amp.GradScaler.update"),
+        "optimizers' hooks": optimizer_hooks(),
+        **joining.footprint(),
+    }

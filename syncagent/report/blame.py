@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
@@ -23,19 +24,27 @@ from syncagent.report.model import (
     Lateness,
     LateRank,
     Report,
+    RunInfo,
     SiteRow,
     StepRow,
 )
 
 _LEAST_STEPS = 10
 _LEAST_SHARE = 0.01
-"""A rank is named from this share of the step time on."""
+"""A rank is named from this share of the step time on, and has come last in a step if it held up that share of it."""
 _SURE = 3.0
 """And where chance would make it come last that often by so many standard errors only."""
+_MOST_ALIKE = 0.95
+"""The greatest correlation of neighbouring steps that a few dozen of them can show."""
 _LEAST_EXPLAINED, _MOST_STEPS = 0.2, 0.8
 """A rank of whose lateness less than that is explained is named only where it comes last in so many of its steps: on a
 busy machine whichever rank gets less of the processor is late, now one and now another."""
-_HICCUPS = 0.02
+_MUCH_MORE = 2.0
+"""It is explained by what the rank does for longer than half of the others do, by so many times their time."""
+_WELL_EXPLAINED = 0.5
+"""A rank of whose lateness that much is explained is named even if steps are like their neighbours."""
+_HICCUPS, _LEAST_HICCUPS = 0.02, 2
+"""Of the longest steps so large a part, and at least so many: where one rank stops, another may seem late after it."""
 _LOOKS_SURE = 2.0
 _LEAST_OF_CAUSES = 0.05
 """A cause that explains less of a rank's lateness is not worth a line."""
@@ -72,8 +81,8 @@ def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
     return late
 
 
-def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateStep]) -> Lateness | None:
-    """Say which ranks hold a job up, by the merged report of its ranks, the number of steps of each, and all steps.
+def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateStep]) -> Lateness | None:
+    """Say which ranks hold a job up, by the merged report of its ranks, what each of them was, and all steps.
 
     ``None`` where ranks cannot be compared.
     """
@@ -81,53 +90,99 @@ def lateness(report: Report, steps_of: Mapping[int, int], late: Sequence[LateSte
     if len(late) < _LEAST_STEPS or whole_ms <= 0:
         return None
     late = _without_hiccups(late)
+    steps_of = {rank: run.steps for rank, run in run_of.items()}
     held: dict[int, list[float]] = {rank: [] for rank in steps_of}
     for each in late:
         held[each.rank].append(each.held_ms)
-    suspects = _suspects(late, len(held))
+    suspects = _suspects(late, {rank: _last_step(late, _timed(steps)) for rank, steps in steps_of.items()})
     by_chance_ms = [sum(values) for rank, values in held.items() if rank not in suspects]
     named = []
     for rank in suspects:
-        times = len(held[rank])
+        times = sum(each.rank == rank and each.held_ms >= _LEAST_SHARE * each.step_ms for each in late)
         held_ms = (sum(held[rank]) - (fmean(by_chance_ms) if by_chance_ms else 0.0)) / len(late)
         share = min(held_ms * len(late) / whole_ms, 1.0)
         if share < _LEAST_SHARE:
             continue
         causes = tuple(_causes(report, steps_of, rank, held_ms, share))
-        explained_ms = sum(cause.held_ms for cause in causes if cause.cause != UNKNOWN)
+        explained_ms = sum(cause.held_ms for cause in causes if _is_its_own(cause, report.host, steps_of, rank))
         compared = min(_timed(steps_of[rank]), len(late))
-        if explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared:
-            named.append(LateRank(rank, held_ms, share, times, causes))
+        is_likely = explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared
+        if (is_likely and suspects[rank]) or explained_ms >= _WELL_EXPLAINED * held_ms:
+            named.append(LateRank(rank, held_ms, share, times, causes, run_of[rank].host))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
 
 
+def _is_its_own(cause: CauseRow, rows: Iterable[HostRow], steps_of: Mapping[int, int], rank: int) -> bool:
+    """Whether the rank does it for much longer than the others.
+
+    Where a busy machine lets a rank wait for the processor, it takes somewhat longer than the others wherever it is.
+    """
+    if cause.cause in {UNKNOWN, HOST_SYNC}:
+        return cause.cause != UNKNOWN
+    of_line = {
+        row.rank: row.ms
+        for row in rows
+        if row.rank is not None and (row.cause, row.file, row.line) == (cause.cause, cause.file, cause.line)
+    }
+    own_ms = of_line.get(rank, 0.0) / max(_timed(steps_of[rank]), 1)
+    more_ms = _more_than_others(of_line, steps_of, rank)
+    return more_ms >= _MUCH_MORE * (own_ms - more_ms)
+
+
 def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:
     """The steps, the longest few cut to the length of the next: a machine that stops once says nothing of a rank."""
-    few = math.ceil(_HICCUPS * len(late))
+    few = max(math.ceil(_HICCUPS * len(late)), _LEAST_HICCUPS)
     most_ms = sorted((each.held_ms for each in late), reverse=True)[few]
     return [each._replace(held_ms=min(each.held_ms, most_ms)) for each in late]
 
 
-def _suspects(late: Sequence[LateStep], ranks: int) -> list[int]:
-    """The ranks that hold steps up for longer than chance would have them, the worst first.
+def _last_step(late: Sequence[LateStep], steps: int) -> int:
+    """The last step of a rank that made so many: one that died is judged by those that it lived to see."""
+    return late[min(max(steps, 1), len(late)) - 1].step
+
+
+def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> dict[int, bool]:
+    """The ranks that hold steps up for longer than chance would have them, the worst first; ``last_of``: their steps.
+
+    With each, whether that holds also if neighbouring steps have one and the same reason.
 
     Where no rank is worse than another, each comes last in its share of the steps, and the difference to the others is
     0 in the mean.  The worst one's steps are then left out, lest it hides the next.
     """
-    found: list[int] = []
+    found: dict[int, bool] = {}
+    ranks = len(last_of)
     while len(late) >= _LEAST_STEPS and ranks > 1:
         held: dict[int, float] = defaultdict(float)
         for each in late:
             held[each.rank] += each.held_ms
         worst = max(held, key=held.__getitem__)
-        values = [each.held_ms if each.rank == worst else -each.held_ms / (ranks - 1) for each in late]
-        if fmean(values) <= _SURE * stdev(values) / math.sqrt(len(values)):
-            break
-        found.append(worst)
+        values = [
+            each.held_ms if each.rank == worst else -each.held_ms / (ranks - 1)
+            for each in late
+            if each.step <= last_of[worst]
+        ]
+        if len(values) >= _LEAST_STEPS:
+            independent = stdev(values) / math.sqrt(len(values))
+            if fmean(values) <= _SURE * independent:
+                break
+            found[worst] = fmean(values) > _SURE * independent * _inflation(values)
         late = [each for each in late if each.rank != worst]
         ranks -= 1
     return found
+
+
+def _inflation(values: Sequence[float]) -> float:
+    """By what the standard error of their mean is greater since neighbours are alike.
+
+    Another program that keeps a rank from the processor, say, does so for several steps on end, which tell no more than
+    one of them.
+    """
+    count, mean = len(values), fmean(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    alike = sum((one - mean) * (other - mean) for one, other in pairwise(values)) / squares if squares else 0.0
+    alike = min(max((count * alike + 1) / max(count - 3, 1), 0.0), _MOST_ALIKE)  # as estimated, it is too low
+    return math.sqrt((1 + alike) / (1 - alike))
 
 
 def _causes(
@@ -150,9 +205,9 @@ def _causes(
 
 
 def _by_line(causes: Iterable[CauseRow]) -> list[CauseRow]:
-    """One row for each line, even if it waits in several ways, and takes time besides."""
+    """One row for each line, even if it waits in several ways, and takes time besides: named by what takes longest."""
     found: dict[tuple[str, str, int], CauseRow] = {}
-    for cause in causes:
+    for cause in sorted(causes, key=lambda cause: -cause.held_ms):
         key = ("" if cause.cause in {HOST_SYNC, HostCause.LINE} else cause.cause, cause.file, cause.line)
         known = found.get(key)
         found[key] = cause if known is None else replace(known, held_ms=known.held_ms + cause.held_ms)

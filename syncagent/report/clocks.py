@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
@@ -16,12 +17,13 @@ _STEPS_AHEAD = 8
 _SHOWN = 4
 
 
-def on_one_clock(report: Report) -> Report:
+def on_one_clock(report: Report, machines: Mapping[int, str]) -> Report:
     """The merged report with all times by the clock of the lowest rank, and a note where that changes any.
 
-    Ranks of a job end each step at about the same time, since each waits for the others' gradients.
+    Ranks of a job end each step at about the same time, since each waits for the others' gradients.  Those of one of
+    the ``machines`` have one clock, however far ahead of its GPU the host of a pipeline's stage may be.
     """
-    offsets = _offsets_ns(report)
+    offsets = _offsets_ns(report, machines)
     if not offsets:
         return report
     return replace(
@@ -42,7 +44,7 @@ def _moved(step: StepRow, offset_ns: int) -> StepRow:
     return replace(step, start_ns=step.start_ns - offset_ns, end_ns=step.end_ns - offset_ns) if offset_ns else step
 
 
-def _offsets_ns(report: Report) -> dict[int, int]:
+def _offsets_ns(report: Report, machines: Mapping[int, str]) -> dict[int, int]:
     """How far each rank's clock is ahead of the lowest rank's, where that is more than steps can tell apart."""
     ends: dict[int, dict[int, int]] = defaultdict(dict)
     lengths = []
@@ -53,9 +55,12 @@ def _offsets_ns(report: Report) -> dict[int, int]:
     if len(ends) < 2:
         return {}
     least_ns = max(_LEAST_NS, _STEPS_AHEAD * median(lengths))
-    reference = ends.pop(min(ends))
+    lowest = min(ends)
+    reference = ends.pop(lowest)
     offsets = {}
     for rank, own in ends.items():
+        if machines.get(rank) and machines[rank] == machines.get(lowest):
+            continue
         apart = [end_ns - reference[step] for step, end_ns in own.items() if step in reference]
         if len(apart) >= _LEAST_STEPS and abs(median(apart)) > least_ns:
             offsets[rank] = round(median(apart))

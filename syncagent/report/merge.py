@@ -24,6 +24,7 @@ from syncagent.report.model import (
     PhaseShare,
     RankShare,
     Report,
+    RunInfo,
     SensorStatus,
     SiteRow,
     SourceRow,
@@ -96,12 +97,13 @@ def merge(reports: Sequence[Report]) -> Report:
             replace(row, rank=rank if row.rank is None else row.rank) for rank, part in ranked for row in part.host
         ),
     )
-    return compared(merged, {rank: part.run.steps for rank, part in ranked}, late_steps(steps))
+    return compared(merged, {rank: part.run for rank, part in ranked}, late_steps(steps))
 
 
-def compared(merged: Report, steps_of: Mapping[int, int], late: Sequence[LateStep]) -> Report:
+def compared(merged: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateStep]) -> Report:
     """The merged report with what comparing its ranks says: which of them are late, and whose clock is apart."""
-    return on_one_clock(replace(merged, lateness=lateness(merged, steps_of, late)))
+    machines = {rank: run.host for rank, run in run_of.items()}
+    return on_one_clock(replace(merged, lateness=lateness(merged, run_of, late)), machines)
 
 
 def merge_heads(reports: Sequence[Report]) -> Report:

@@ -343,6 +343,8 @@ class LateRank:
     last_in: int
     """In how many steps it came last."""
     causes: tuple[CauseRow, ...]
+    host: str = ""
+    """The machine that it ran on; empty where its report does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,8 @@ def _late_rank(report: Report, late: LateRank) -> str:
     causes = [f"{share(cause.share)}{star} {_cause(cause, cwd)}" for cause in late.causes]
     why = f": {', '.join(causes)}" if causes else ""
     held = f"{share(late.share)}{star} of the time ({duration(late.held_ms)}{star} per step)"
-    return f"Rank {late.rank} holds the job up {held}{why}."
+    machine = f" on {clean(late.host)}" if late.host and late.host != report.run.host else ""
+    return f"Rank {late.rank}{machine} holds the job up {held}{why}."
 
 
 def _cause(cause: CauseRow, cwd: str) -> str:

@@ -27,7 +27,7 @@ from syncagent.runtime import table
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Regions
 from syncagent.runtime.report_signal import ReportSignal
-from syncagent.runtime.run import Run, clock_of, log_settings_source, no_run, note_without_gpu
+from syncagent.runtime.run import Run, clock_of, log_settings_source, no_run, note_of_restarts, note_without_gpu
 from syncagent.runtime.sinks import all_sinks
 from syncagent.runtime.verdict import GateVerdict, cannot_hold
 from syncagent.settings import parsing, schema
@@ -100,7 +100,8 @@ class ProcessAgent(Agent):
         """Whether it goes on where the program stops it: it watches for somebody else, such as pytest."""
         self.is_off = False
         """Whether it was stopped; a signal that ends the process leaves the sensors on."""
-        self.notes: list[str] = list(settings.warnings)
+        restarted = self.faults.guard("the number of restarts", note_of_restarts, "")
+        self.notes: list[str] = [*settings.warnings, *([restarted] if restarted else [])]
 
     # --- what a program sees
 

@@ -184,6 +184,14 @@ def log_settings_source(settings: Settings, rank: int | None) -> None:
         log_once(f"settings-{warning}", warning)
 
 
+def note_of_restarts() -> str:
+    """Return a sentence where the launcher has started the ranks again, as after one of them has died; else nothing."""
+    count = processes.restarts()
+    if not count:
+        return ""
+    return f"the launcher has started the ranks again (restart {count}): nothing from before it is in this report"
+
+
 def note_without_gpu(*, has_cuda: bool) -> str | None:
     """Log that there is no NVIDIA GPU to watch, and return the sentence; ``None`` where there may be one.
 

@@ -164,7 +164,7 @@ class Engine:
         if engine.finished < ticket:
             self.submit(_Dependency(engine, ticket, join))
         elif join is not None:
-            waits.joined(join, 0)
+            waits.joined(join, None)
 
     def is_ordered_after(self, engine: Engine, ticket: int) -> bool:
         """Whether kernels queued here from now on are certain to run after that one."""
@@ -278,6 +278,7 @@ class Engine:
 
     def _wait_for_room(self) -> None:
         if not self.is_closed and threading.get_ident() not in _workers:
+            waits.host_waits()
             self._wait_for(self.submitted - QUEUE_LIMIT + 1)
 
     def retire(self) -> None:
@@ -361,7 +362,7 @@ class Engine:
                 began_ns = time.perf_counter_ns()
                 entry.engine._wait_for(entry.ticket)
                 if entry.join is not None:
-                    waits.joined(entry.join, time.perf_counter_ns() - began_ns)
+                    waits.joined(entry.join, began_ns)
             else:
                 with self._running:
                     entry()

@@ -45,10 +45,13 @@ def current_observer() -> WaitObserver | None:
 class JoinObserver(Protocol):
     """Called where a device's default stream has waited for a collective."""
 
-    def __call__(self, *, moment_ns: int, waited_ns: int, caught_up: bool, host_waited: bool) -> None:
+    def __call__(
+        self, *, moment_ns: int, waited_ns: int, caught_up: bool, host_waited: bool, behind_ns: int | None
+    ) -> None:
         """Called on any thread with the moment at which the host has queued that (``time.perf_counter_ns``).
 
-        ``caught_up``: the stream had passed the one before by then; ``host_waited``: the host has waited since that.
+        ``caught_up``: the stream had passed the one before by then; ``host_waited``: the host has waited since that;
+        ``behind_ns``: how much later the stream got there, ``None`` where the collective was over before.
         """
 
 
@@ -87,13 +90,17 @@ def join() -> Join:
     return Join(time.perf_counter_ns(), caught_up, host_waited)
 
 
-def joined(join: Join, waited_ns: int) -> None:
-    """Report one that has been passed."""
+def joined(join: Join, began_ns: int | None) -> None:
+    """Report one that has been passed, at which the stream stood still from that moment on, or not at all."""
     global _last_passed
     _last_passed = next(_passed)
     observer = _of_joins
     if observer is not None:
-        observer(moment_ns=join.moment_ns, waited_ns=waited_ns, caught_up=join.caught_up, host_waited=join.host_waited)
+        observer(
+            moment_ns=join.moment_ns, caught_up=join.caught_up, host_waited=join.host_waited,
+            waited_ns=0 if began_ns is None else time.perf_counter_ns() - began_ns,
+            behind_ns=None if began_ns is None else began_ns - join.moment_ns,
+        )  # fmt: skip
 
 
 def reported(

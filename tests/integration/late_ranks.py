@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 import time
 
 import torch
 from torch import distributed, nn, optim
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 FORM, LATE, STEPS = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 40
 LAYERS, WARM_UP = 5, 10
+EPOCHS, MORE = 3, 4  # with Join the last rank has so many more batches in each epoch
 GPU_CYCLES, HOST_S, LATE_S = 11_000_000, 0.006, 0.04  # long, since other tests use the processor as well
 
 distributed.init_process_group("nccl")
@@ -30,6 +33,7 @@ RANK, RANKS = distributed.get_rank(), distributed.get_world_size()
 DEVICE = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 torch.cuda.set_device(DEVICE)
 IS_LATE = RANK == RANKS - 1
+DIES = IS_LATE and FORM == "elastic" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
 
 class Samples(Dataset):
@@ -67,16 +71,9 @@ def model():
     return DistributedDataParallel(layers, device_ids=[DEVICE.index])
 
 
-def main():
-    net = model()
-    optimizer = optim.SGD(net.parameters(), lr=1e-3, foreach=False)  # the last layer is no DTensor
-    batches = iter(DataLoader(Samples(), batch_size=2))
+def train(net, optimizer, batches, steps):
     kept = [[number] for number in range(300_000)] if IS_LATE and LATE == "gc" else []
-    began = 0.0
-    for step in range(STEPS):
-        if step == WARM_UP:
-            torch.cuda.synchronize()
-            began = time.perf_counter()
+    for step in range(steps):
         for part in range(2 if FORM == "no_sync" else 1):
             inputs = next(batches).to(DEVICE, non_blocking=True)
             no_sync = net.no_sync() if FORM == "no_sync" and part == 0 else contextlib.nullcontext()
@@ -88,9 +85,26 @@ def main():
             gc.collect()
         optimizer.step()
         optimizer.zero_grad()
-    torch.cuda.synchronize()
-    if RANK == 0:
-        print((time.perf_counter() - began) / (STEPS - WARM_UP) * 1e3)
+        if DIES and step == WARM_UP // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main():
+    net = model()
+    optimizer = optim.SGD(net.parameters(), lr=1e-3, foreach=False)  # the last layer is no DTensor
+    batches = iter(DataLoader(Samples(), batch_size=2))
+    if FORM == "join":
+        for _ in range(EPOCHS):
+            with Join([net]):
+                train(net, optimizer, batches, STEPS // EPOCHS + (MORE if IS_LATE else 0))
+    else:
+        train(net, optimizer, batches, WARM_UP)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        train(net, optimizer, batches, STEPS - WARM_UP)
+        torch.cuda.synchronize()
+        if RANK == 0:
+            print((time.perf_counter() - began) / (STEPS - WARM_UP) * 1e3)
     distributed.destroy_process_group()
 
 

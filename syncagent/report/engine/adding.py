@@ -73,7 +73,7 @@ def add_up(tables: Tables, parts: Sequence[int]) -> Report:
             for row in part.host
         ),
     )
-    return compared(merged, {rank: part.run.steps for rank, part in zip(ranks, heads, strict=True)}, _late(tables))
+    return compared(merged, {rank: part.run for rank, part in zip(ranks, heads, strict=True)}, _late(tables))
 
 
 def _late(tables: Tables) -> list[LateStep]:

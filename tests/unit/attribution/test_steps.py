@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 import syncagent
 from syncagent import Phase
@@ -388,3 +391,117 @@ def test_a_step_that_begins_with_a_number_is_ended_by_hand_until_optimizers_are_
     steps.follow_optimizers()
     sgd.step()
     assert (numbers(steps), steps.current, steps.by_hand) == ([100, 101], 102, False)
+
+
+# --- ranks that run out of inputs -------------------------------------------------------------------------------------
+
+
+class Shadow(JoinHook):
+    """What a rank does for each pass of the others once it has run out: nothing here."""
+
+
+class Model(Joinable):
+    """One that takes part in blocks of ``Join``, in a job of this process alone."""
+
+    def __init__(self):
+        super().__init__()
+
+    @property
+    def join_device(self):
+        return torch.device("cpu")
+
+    @property
+    def join_process_group(self):
+        return distributed.group.WORLD
+
+    def join_hook(self, **_):
+        return Shadow()
+
+
+@pytest.fixture
+def model():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield Model()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture
+def left():
+    """How many other ranks have inputs left, each time that this one asks; in the end there are none."""
+    return []
+
+
+@pytest.fixture
+def steps_beside_others(left, monkeypatch):
+    monkeypatch.setattr(Join, "_get_num_nonjoined_procs", lambda _: left.pop(0) if left else 0)
+    ended = []
+    counting = Steps(lambda step, start_ns, end_ns: ended.append((step, start_ns, end_ns)))
+    counting.ended = ended
+    counting.start()
+    yield counting
+    counting.stop()
+
+
+def train(model, batches, step):
+    for batch in range(batches):
+        Join.notify_join_context(model)
+        step(batch)
+
+
+def test_a_rank_that_runs_out_of_inputs_leaves_out_the_numbers_of_the_steps_that_it_misses(
+    model, steps_beside_others, left
+):
+    steps, sgd = steps_beside_others, optimizer()
+    for missed in (3, 0, 1):
+        left[:] = [1] * missed
+        with Join([model]):
+            train(model, 2, lambda _: sgd.step())
+    assert numbers(steps) == [0, 1, 5, 6, 7, 8]
+    assert (steps.current, steps.count) == (10, 6)
+
+
+def test_what_it_does_for_the_others_is_in_none_of_its_steps(model, steps_beside_others, left, monkeypatch):
+    steps, sgd = steps_beside_others, optimizer()
+    asked = []
+    monkeypatch.setattr(Shadow, "main_hook", lambda _: asked.append(time.perf_counter_ns()))
+    left[:] = [1, 1]
+    with Join([model]):
+        train(model, 1, lambda _: sgd.step())
+    sgd.step()
+    (_, _, ended), (_, began, _) = steps.ended
+    assert ended <= asked[0] <= asked[1] <= began
+
+
+def test_several_passes_may_make_one_step(model, steps_beside_others, left):
+    steps, sgd = steps_beside_others, optimizer()
+    left[:] = [1] * 6
+    with Join([model]):
+        train(model, 8, lambda batch: sgd.step() if batch % 4 == 3 else None)
+    assert (numbers(steps), steps.current) == ([0, 1], 4)  # 6 passes of others: one step and a half, of 4 passes each
+
+
+def test_a_number_that_the_program_gives_is_kept(model, steps_beside_others, left):
+    steps = steps_beside_others
+    left[:] = [1] * 3
+    with Join([model]):
+        train(model, 2, lambda batch: steps.mark(batch + 1))
+    assert steps.current == 2
+
+
+def test_a_join_that_lacks_a_name_costs_only_the_numbers(monkeypatch):
+    monkeypatch.delattr(Join, "_get_num_nonjoined_procs")
+    counting = Steps(lambda *_: None)
+    counting.start()
+    assert [sentence for sentence in counting.without if "uneven inputs" in sentence] == counting.without != []
+    counting.stop()
+
+
+def test_join_is_as_it_was_once_steps_are_not_counted_any_more(model):
+    names = ("__enter__", "notify_join_context", "_get_num_nonjoined_procs")
+    before = [vars(Join).get(name) for name in names]
+    counting = Steps(lambda *_: None)
+    counting.start()
+    with Join([model]):
+        assert [vars(Join).get(name) for name in names] != before
+    counting.stop()
+    assert [vars(Join).get(name) for name in names] == before

@@ -54,3 +54,30 @@ def test_a_process_without_collectives_keeps_nothing():
     waits.add(moment_ns=3, waited_ns=1)
     waits.add(moment_ns=20, waited_ns=1)
     assert waits.take() == []
+
+
+def ahead(behind_ns, waited_ns=40):
+    """Steps of 100 ns with a join in each, at which the GPU is so far behind its host, and then waits."""
+    waits = CollectiveWaits()
+    for step, ns in enumerate(behind_ns):
+        waits.add(moment_ns=100 * step + 50, waited_ns=waited_ns, behind_ns=ns)
+        waits.step_ended(step, 100 * step, 100 * step + 100)
+    return [step.waited_ns for step in waits.take()]
+
+
+def test_a_host_that_is_ahead_and_no_faster_than_the_others_is_not_delayed_by_what_its_gpu_waits():
+    """As much as it is ahead, it is delayed once: without the waits the GPU would have caught up with it by then."""
+    assert ahead([100] * 8) == [40, 40, 20, 0, 0, 0, 0]
+
+
+def test_a_host_that_gets_further_and_further_ahead_is_delayed_by_as_much():
+    assert ahead([100 + 40 * step for step in range(8)]) == [40] * 7
+    assert ahead([30 * step for step in range(8)]) == [30] * 7
+
+
+def test_a_host_that_has_waited_for_the_gpu_begins_anew():
+    waits = CollectiveWaits()
+    for step in range(6):
+        waits.add(moment_ns=100 * step + 50, waited_ns=40, behind_ns=45, host_waited=True)
+        waits.step_ended(step, 100 * step, 100 * step + 100)
+    assert [step.waited_ns for step in waits.take()] == [40] * 5

@@ -95,6 +95,13 @@ def test_a_line_that_waits_in_two_ways_is_one_cause():
     ]
 
 
+def test_a_line_that_waits_in_the_first_step_alone_is_named_by_the_time_that_it_takes_later():
+    there = HostRow("line", NONZERO.file, NONZERO.line, NONZERO.function, NONZERO.source, 1000, 1000.0)
+    late = with_stalls(rank_report(1, [2.0] * 101, syncs=[sync()], host=[there]), 0.0)
+    (rank,) = merge([rank_report(0, [12.0] * 101), late]).lateness.ranks
+    assert [(each.cause, each.site, each.held_ms) for each in rank.causes] == [("line", None, pytest.approx(10.0))]
+
+
 def test_a_sync_that_all_ranks_have_explains_nothing():
     ranks = [with_stalls(rank_report(rank, [9.0 - 8.0 * rank] * 51, syncs=[sync()]), 400.0) for rank in (0, 1)]
     (rank,) = merge(ranks).lateness.ranks
@@ -127,6 +134,28 @@ def test_nobody_is_blamed_where_nobody_is_late(ranks, seed):
     assert wording.lateness(report) == ["No rank holds the others up: compared in 199 steps."]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_nobody_is_blamed_where_other_programs_take_the_processor_from_one_rank_and_then_from_another(seed):
+    """Each time for some steps on end."""
+    drawn = random.Random(seed)
+    lead, late = 0.0, [[], []]
+    for _ in range(100):
+        lead = 0.6 * lead + drawn.gauss(0, 10)
+        late[0].append(max(lead, 0.0))
+        late[1].append(max(-lead, 0.0))
+    assert merge([rank_report(rank, waits) for rank, waits in enumerate(late)]).lateness.ranks == ()
+
+
+@pytest.mark.parametrize(("more_ms", "named"), [(0.5, []), (2.5, [1])])
+def test_a_rank_that_is_somewhat_slower_wherever_it_is_has_no_line_to_blame(more_ms, named):
+    """As where it gets less of the processor: named only if it comes last in nearly all steps, or if it is far more."""
+    late = [0.0] * 101
+    others = [10.0 * (step % 2) for step in range(101)]
+    own, theirs = (host_row("line", ms * 100) for ms in (40.0 * (1 + more_ms), 40.0))
+    report = merge([rank_report(0, others, host=[theirs]), rank_report(1, late, host=[own])])
+    assert [rank.rank for rank in report.lateness.ranks] == named
+
+
 def test_a_pause_every_tenth_step_is_found_in_the_noise():
     late = [0.5 if step % 10 == 3 else wait for step, wait in enumerate(noise(1))]
     others = [[wait + 40 * (step % 10 == 3) for step, wait in enumerate(noise(rank))] for rank in (2, 3, 4)]
@@ -136,6 +165,24 @@ def test_a_pause_every_tenth_step_is_found_in_the_noise():
     assert rank.rank == 3
     assert rank.held_ms == pytest.approx(4.0, rel=0.2)
     assert rank.causes[0].cause == "garbage collection"
+
+
+def test_a_rank_that_held_nothing_up_in_a_step_has_not_come_last_in_it():
+    """Where the host sets the pace, no rank stands still: then the lowest one is no later than the others."""
+    others = [40.0 if step % 5 == 2 else 0.0 for step in range(101)]
+    late = [0.0] * 101
+    assert merge([rank_report(0, late), rank_report(1, others)]).lateness.ranks == ()  # unexplained, in few steps
+    explained = rank_report(0, late, host=[host_row("line", 20 * 40.0)])
+    (rank,) = merge([explained, rank_report(1, others)]).lateness.ranks
+    assert (rank.rank, rank.last_in) == (0, 20)
+
+
+def test_a_stop_of_one_rank_that_makes_the_other_late_after_it_hides_nothing():
+    others, late = [40.0] * 29, [0.0] * 29
+    others[12], late[13], others[13] = 1000.0, 900.0, 0.0
+    (rank,) = merge([rank_report(0, others), rank_report(1, late)]).lateness.ranks
+    assert (rank.rank, rank.last_in) == (1, 27)
+    assert rank.held_ms == pytest.approx(40.0 * 26 / 28)
 
 
 def test_a_machine_that_stops_once_hides_nothing_and_names_nobody():

@@ -13,6 +13,7 @@ def rank_report(rank: int, ahead_s: float, steps=20):
     by_ns = round(ahead_s * 1e9)
     return replace(
         report,
+        run=replace(report.run, host=f"node{rank}"),
         events=tuple(replace(event, start_ns=event.start_ns + by_ns) for event in report.events),
         step_times=tuple(
             replace(step, start_ns=step.start_ns + by_ns, end_ns=step.end_ns + by_ns) for step in report.step_times
@@ -68,3 +69,11 @@ def test_the_length_of_a_step_decides_what_can_be_told():
 
     assert not any("clock" in note for note in merge([slow(0, 0), slow(1, 4)]).notes)
     assert any("clock" in note for note in merge([slow(0, 0), slow(1, 9)]).notes)
+
+
+def test_ranks_of_one_machine_have_one_clock_however_far_ahead_of_its_gpu_a_host_may_be():
+    ahead = rank_report(1, 3.0)
+    one = [rank_report(0, 0.0), replace(ahead, run=replace(ahead.run, host="node0"))]
+    merged = merge(one)
+    assert {step.end_ns for step in merged.step_times} == {step.end_ns for r in one for step in r.step_times}
+    assert not any("clock" in note for note in merged.notes)

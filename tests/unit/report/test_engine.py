@@ -165,5 +165,6 @@ def test_a_clock_that_is_apart(tmp_path):
     by_ns = 7_000_000_000
     steps = tuple(replace(row, start_ns=row.start_ns + by_ns, end_ns=row.end_ns + by_ns)
                   for row in reports[2].step_times)  # fmt: skip
-    merged = check_same(saved([*reports[:2], replace(reports[2], step_times=steps)], tmp_path), tmp_path)
+    apart = replace(reports[2], step_times=steps, run=replace(reports[2].run, host="another"))
+    merged = check_same(saved([*reports[:2], apart], tmp_path), tmp_path)
     assert any("clocks are apart" in note for note in merged.notes)

@@ -202,7 +202,17 @@ def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
 
 
 def _key_of_call(op: Any, args: Any, kwargs: Any) -> Any:
-    return op, _key(args, top=True), tuple([(name, _key(value)) for name, value in kwargs.items()])
+    """What decides the shapes.  An op's own hash is slow, and its id does as well: the facts of an op keep it alive."""
+    # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
+    scales = any(type(x) is Placement or (type(x) is list and x and type(x[0]) is Placement) for x in args)
+    key: list[Any] = [id(op)]
+    for x in args:
+        kind = type(x)
+        key.append(x.layout if kind is Placement else float if scales and kind is float else _key(x))
+    for name, x in kwargs.items():
+        key.append(name)
+        key.append(float if scales and type(x) is float else _key(x))
+    return tuple(key)
 
 
 def _tried_on_meta(op: Any, args: Any, kwargs: Any) -> Any:
@@ -283,16 +293,14 @@ def _zeros(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _key(value: Any, *, top: bool = False) -> Any:
+def _key(value: Any) -> Any:
     kind = type(value)
     if kind is Placement:
         return value.layout
     if kind is int or kind is float or kind is bool or value is None:
         return (kind, value)
     if isinstance(value, (list, tuple)):
-        # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
-        scalars = top and any(isinstance(x, Placement) for x in value)
-        return tuple(float if scalars and type(x) is float else _key(x) for x in value)
+        return tuple([x.layout if type(x) is Placement else _key(x) for x in value])
     if isinstance(value, torch.Tensor):
         return (value.dtype, tuple(value.shape), value.stride())
     if isinstance(value, torch.Generator):

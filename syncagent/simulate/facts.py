@@ -77,6 +77,8 @@ class OpFacts:
         ]
         """For each return value, the written argument that it is, or ``None`` for a new one."""
         self.pure_write = all(r is not None for r in self.returns)
+        self.has_own_shapes = self.pure_write and self.name.startswith(("aten::_foreach", "aten::_fused"))
+        """Whether what it writes to has the right shapes already, so that nothing has to be found out."""
         aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
@@ -88,6 +90,8 @@ class OpFacts:
         self.rule = self._waits_as(declared[0]) if declared else None if self.third_party else table.find(op.name())
         self.shown = self.name if self.rule is None else self.rule.reported_op
         """The op's name in a report."""
+        self.in_cuda_form: Callable[[dict[str, Any], Any], list[Any]] | None = None
+        """Makes CUDA's results from the arguments and the CPU's, where some have another form; dispatch.py sets it."""
 
     def python_body(self) -> Callable[..., Any] | None:
         """The Python function that runs a custom op on CUDA tensors: the ops in it are then simulated one by one."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
 
+    from syncagent.attribution.callsite import Point
     from syncagent.simulate.memory import Placement
     from syncagent.simulate.timing import Work
 
@@ -402,18 +403,17 @@ def queue(
 
 def keeping_failure(name: str, kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:
     """An op's kernel, whose failure stays with the memory that it writes: readers get it instead of old numbers."""
-    point = program_line()
+    return functools.partial(_keep_failure_of, kernel, written, name, program_line())
 
-    def run() -> None:
-        try:
-            kernel()
-        except BaseException as error:
-            failure = failure_of(error, name, point)
-            for placement in written:
-                placement.box.failure = failure
-            raise OpFailed(failure) from None
 
-    return run
+def _keep_failure_of(kernel: Callable[[], object], written: list[Placement], name: str, point: Point | None) -> None:
+    try:
+        kernel()
+    except BaseException as error:
+        failure = failure_of(error, name, point)
+        for placement in written:
+            placement.box.failure = failure
+        raise OpFailed(failure) from None
 
 
 def run_here(

@@ -76,6 +76,7 @@ _facts: dict[int, OpFacts] = {}
 def facts_of(op: Any) -> OpFacts:
     """Return what is known of an op, with the handler that runs it."""
     facts = OpFacts(op)
+    facts.in_cuda_form = CUDA_FORM.get(op)
     body = facts.python_body()
     if body is not None:
         facts.handler = lambda _facts, args, kwargs: body(*args, **kwargs)
@@ -136,16 +137,29 @@ def _as_called_below_modes() -> Iterator[None]:
 # --- arguments ---------------------------------------------------------------------------------------------
 
 
+_PLAIN = frozenset({int, float, bool, type(None), torch.dtype})
+"""Types of arguments that a kernel takes as they are."""
+
+
+def _prepare_all(values: Any, placements: list[Placement], hosts: list[torch.Tensor]) -> list[Any]:
+    """What a kernel keeps of its arguments: the placements of simulated tensors, the CPU for a device."""
+    kept = []
+    for value in values:
+        kind = type(value)
+        if kind is SimulatedTensor:
+            placement = value._sim
+            placements.append(placement)
+            kept.append(placement)
+        else:
+            kept.append(value if kind in _PLAIN else _prepare(value, placements, hosts))
+    return kept
+
+
 def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor]) -> Any:
-    """What a kernel keeps of an argument: the placement of a simulated tensor, the CPU for a device."""
     kind = type(value)
-    if kind is SimulatedTensor:
-        placement = value._sim
-        placements.append(placement)
-        return placement
     if kind is list or kind is tuple:
-        return [_prepare(x, placements, hosts) for x in value]
-    if isinstance(value, SimulatedTensor):  # of a class of the program's: see subclasses.py
+        return _prepare_all(value, placements, hosts)
+    if isinstance(value, SimulatedTensor):  # also one of a class of the program's: see subclasses.py
         placements.append(value._sim)
         return value._sim
     if isinstance(value, torch.Tensor):
@@ -156,13 +170,16 @@ def _prepare(value: Any, placements: list[Placement], hosts: list[torch.Tensor])
     return value
 
 
-def _resolve(value: Any) -> Any:
-    kind = type(value)
-    if kind is Placement:
-        return value.view if value.view is not None and value.box.failure is None else value.resolve()
-    if kind is list:
-        return [_resolve(x) for x in value]
-    return value
+def _resolve_all(values: list[Any]) -> list[Any]:
+    resolved = []
+    for value in values:
+        kind = type(value)
+        if kind is Placement:
+            view = value.view
+            resolved.append(value.resolve() if view is None or value.box.failure is not None else view)
+        else:
+            resolved.append(_resolve_all(value) if kind is list else value)
+    return resolved
 
 
 def resolve_kept(value: Any) -> Any:
@@ -214,7 +231,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
     """Wait if CUDA would, and queue the op otherwise.  ``spec`` is the layout of the results, where it is known."""
     placements: list[Placement] = []
     hosts: list[torch.Tensor] = []
-    kept = [_prepare(x, placements, hosts) for x in args]
+    kept = _prepare_all(args, placements, hosts)
     named = {name: _prepare(x, placements, hosts) for name, x in kwargs.items()} if kwargs else {}
     index = check_devices(facts, placements, hosts, args) if placements else devices.index_of(kwargs.get("device"))
     kernel = _Kernel(facts, index, kept, named, placements)
@@ -223,7 +240,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         raise RuntimeError("Only dense CPU tensors can be pinned")
     if kind is not None:
         return waits.reported(facts.shown, kind, args, lambda: kernel.run_now(args, kwargs, _call_for(kind, hosts)))
-    if spec is None and not (facts.pure_write and facts.name.startswith(("aten::_foreach", "aten::_fused"))):
+    if spec is None and not facts.has_own_shapes:
         try:
             spec = infer(facts.op, kept, named, check_types=facts.checks_types)
         except UnknownShapeError as error:
@@ -294,8 +311,13 @@ class _Kernel:
     def find_written(self) -> None:
         if not self.facts.writes:
             return
-        values = [_given(self.args, self.kwargs, position, name) for position, name in self.facts.writes]
-        self.written = [x for x in flatten(values) if isinstance(x, Placement)]
+        self.written = []
+        for position, name in self.facts.writes:
+            value = _given(self.args, self.kwargs, position, name)
+            if type(value) is Placement:
+                self.written.append(value)
+            elif type(value) is list:
+                self.written += [x for x in value if type(x) is Placement]
 
     def resize_outs(self, spec: Any, args: Any, kwargs: Any) -> None:
         """``out=`` takes the shape of the result, as in torch before the kernel runs."""
@@ -359,24 +381,27 @@ class _Kernel:
     # --- on the worker ---
 
     def _resolved(self) -> tuple[list[Any], dict[str, Any]]:
-        resolve = resolve_kept if self.facts.backward else _resolve
-        return [resolve(x) for x in self.args], {name: resolve(x) for name, x in self.kwargs.items()}
+        resolve = _resolve_all if not self.facts.backward else resolve_kept
+        keywords = self.kwargs
+        return resolve(self.args), dict(zip(keywords, resolve([*keywords.values()]), strict=True)) if keywords else {}
 
     def __call__(self) -> None:
+        facts, outputs = self.facts, self.outputs
         args, kwargs = self._resolved()
-        result = self.facts.compute(*args, **kwargs)
+        result = facts.compute(*args, **kwargs)
         for target in self.written:
             target.box.own_form = None
-        if self.outputs:
-            flat = flatten(fresh(self.facts, result))
-            if self.facts.op in CUDA_FORM:
-                for placement, values in zip(self.outputs, flat, strict=True):
-                    if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
-                        placement.box.own_form = values
-                flat = CUDA_FORM[self.facts.op](dict(zip(self.facts.arguments, args, strict=False)), flat)
-            for placement, values in zip(self.outputs, flat, strict=True):
-                if placement is not None:
-                    deliver(self.facts, placement, values, args)
+        if not outputs:
+            return
+        flat = [result] if type(result) is torch.Tensor else flatten(fresh(facts, result))
+        if facts.in_cuda_form is not None:
+            for placement, values in zip(outputs, flat, strict=True):
+                if placement is not None and values is not None and tuple(values.shape) != placement.layout.size:
+                    placement.box.own_form = values
+            flat = facts.in_cuda_form(dict(zip(facts.arguments, args, strict=False)), flat)
+        for placement, values in zip(outputs, flat, strict=True):
+            if placement is not None:
+                deliver(facts, placement, values, args)
 
 
 def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) -> None:
@@ -386,7 +411,7 @@ def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) 
         # A gradient that was not asked for; meta kernels announce one all the same, and nothing reads it.
         placement.box.failure = Failure(SimulationError(f"{facts.name} did not compute this result"))
         return
-    if tuple(values.shape) != layout.size:
+    if values.shape != layout.size:
         # A result for the backward pass alone, which each backend computes in a form of its own (batch normalization in
         # eval mode, for one): the CPU's backward kernel gets the CPU's, and any other reader gets this error.
         placement.box.own_form = values
@@ -399,11 +424,11 @@ def deliver(facts: OpFacts, placement: Placement, values: Any, args: list[Any]) 
     if values.dtype != layout.dtype:  # statistics of 16-bit numbers, which CUDA keeps in 32 bits
         placement.box.own_form = values
         values = values.to(layout.dtype)
-    is_strided_otherwise = values.stride() != layout.stride and values.numel() > 1
-    if is_strided_otherwise or values.storage_offset() or aliases(values, args):
-        values = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values)
+    has_strides = values.stride() == layout.stride
+    if (not has_strides and values.numel() > 1) or values.storage_offset() or aliases(values, args):
+        values, has_strides = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype).copy_(values), True
     placement.box.values = values
-    if values.stride() == layout.stride:
+    if has_strides:
         placement.view = values
 
 
@@ -412,7 +437,7 @@ def aliases(values: torch.Tensor, args: Any) -> bool:
         return False
     for x in args:
         if isinstance(x, torch.Tensor):
-            if x.layout == torch.strided and _shares_memory(values, x):
+            if x.layout is torch.strided and _shares_memory(values, x):
                 return True
         elif type(x) is list and x and isinstance(x[0], torch.Tensor) and aliases(values, x):
             return True
@@ -431,7 +456,7 @@ def fresh(facts: OpFacts, result: Any) -> list[Any]:
 
 
 def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
-    if isinstance(spec, Layout):
+    if type(spec) is Layout:
         # A result gets memory of its own: where a meta kernel says it starts is of no interest.
         made = new_output(spec._replace(offset=0) if spec.offset else spec, index)
         outputs.append(made._sim)
@@ -443,6 +468,8 @@ def _allocate(spec: Any, index: int, outputs: list[Placement | None]) -> Any:
 
 
 def returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
+    if len(facts.returns) == len(made) == 1:
+        return made[0]
     new = iter(made)
     values = [
         next(new) if alias is None else args[alias[0]] if alias[0] < len(args) else kwargs.get(alias[1])
@@ -456,8 +483,8 @@ def returned(facts: OpFacts, args: Any, kwargs: Any, made: list[Any]) -> Any:
 
 def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     placements: list[Placement] = []
-    kept = [_prepare(x, placements, []) for x in args]
-    named = {name: _prepare(x, placements, []) for name, x in kwargs.items()}
+    kept = _prepare_all(args, placements, [])
+    named = {name: _prepare(x, placements, []) for name, x in kwargs.items()} if kwargs else {}
     if not isinstance(args[0], SimulatedTensor):
         raise SimulationError(f"{facts.name}: a view of a CPU tensor with arguments on CUDA")
     base = placements[0]
@@ -470,6 +497,6 @@ def _view(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     if facts.view == "in place":
         tensor.replace(args[0], base.shifted(spec))
         return args[0]
-    if isinstance(spec, Layout):
+    if type(spec) is Layout:
         return make_view(args[0], base.shifted(spec))
     return [make_view(args[0], base.shifted(layout)) for layout in spec]

@@ -77,6 +77,8 @@ class OpFacts:
         ]
         """For each return value, the written argument that it is, or ``None`` for a new one."""
         self.pure_write = all(r is not None for r in self.returns)
+        self.has_own_shapes = self.pure_write and self.name.startswith(("aten::_foreach", "aten::_fused"))
+        """Whether what it writes to has the right shapes already, so that nothing has to be found out."""
         aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.view = "in place" if torch.Tag.inplace_view in op.tags else "new" if aliases else None
         self.generator = self.arguments.index("generator") if "generator" in self.arguments else None
@@ -88,6 +90,8 @@ class OpFacts:
         self.rule = self._waits_as(declared[0]) if declared else None if self.third_party else table.find(op.name())
         self.shown = self.name if self.rule is None else self.rule.reported_op
         """The op's name in a report."""
+        self.in_cuda_form: Callable[[dict[str, Any], Any], list[Any]] | None = None
+        """Makes CUDA's results from the arguments and the CPU's, where some have another form; dispatch.py sets it."""
 
     def python_body(self) -> Callable[..., Any] | None:
         """The Python function that runs a custom op on CUDA tensors: the ops in it are then simulated one by one."""
@@ -202,7 +206,17 @@ def infer(op: Any, args: Any, kwargs: Any, *, check_types: bool = False) -> Any:
 
 
 def _key_of_call(op: Any, args: Any, kwargs: Any) -> Any:
-    return op, _key(args, top=True), tuple([(name, _key(value)) for name, value in kwargs.items()])
+    """What decides the shapes.  An op's own hash is slow, and its id does as well: the facts of an op keep it alive."""
+    # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
+    scales = any(type(x) is Placement or (type(x) is list and x and type(x[0]) is Placement) for x in args)
+    key: list[Any] = [id(op)]
+    for x in args:
+        kind = type(x)
+        key.append(x.layout if kind is Placement else float if scales and kind is float else _key(x))
+    for name, x in kwargs.items():
+        key.append(name)
+        key.append(float if scales and type(x) is float else _key(x))
+    return tuple(key)
 
 
 def _tried_on_meta(op: Any, args: Any, kwargs: Any) -> Any:
@@ -283,16 +297,14 @@ def _zeros(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _key(value: Any, *, top: bool = False) -> Any:
+def _key(value: Any) -> Any:
     kind = type(value)
     if kind is Placement:
         return value.layout
     if kind is int or kind is float or kind is bool or value is None:
         return (kind, value)
     if isinstance(value, (list, tuple)):
-        # A number beside tensors scales values, never sizes, and may differ in every step: its type is enough.
-        scalars = top and any(isinstance(x, Placement) for x in value)
-        return tuple(float if scalars and type(x) is float else _key(x) for x in value)
+        return tuple([x.layout if type(x) is Placement else _key(x) for x in value])
     if isinstance(value, torch.Tensor):
         return (value.dtype, tuple(value.shape), value.stride())
     if isinstance(value, torch.Generator):

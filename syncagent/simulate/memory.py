@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ def stride_for(size: tuple[int, ...], memory_format: torch.memory_format | None 
     return tuple(reversed(list(strides))) if size else ()
 
 
+@functools.lru_cache(maxsize=4096)  # asked for each allocation, and a program has few layouts
 def nbytes_of(layout: Layout) -> int:
     """The bytes of storage from its beginning to the last element of a layout."""
     if 0 in layout.size:
@@ -115,10 +117,10 @@ class Placement:
     def shifted(self, layout: Layout) -> Placement:
         """The same box through a layout that counts from where this one begins."""
         own = self.layout
-        offset = layout.offset
         if own.offset:
-            offset += own.offset * own.dtype.itemsize // layout.dtype.itemsize
-        return Placement(self.box, layout._replace(offset=offset), self.index)
+            offset = layout.offset + own.offset * own.dtype.itemsize // layout.dtype.itemsize
+            layout = layout._replace(offset=offset)
+        return Placement(self.box, layout, self.index)
 
     def _look(self) -> torch.Tensor:
         values = self.box.values

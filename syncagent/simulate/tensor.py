@@ -420,14 +420,10 @@ def _resize_storage(box: Box, size: int) -> None:
 def make(placement: Placement, kind: type[SimulatedTensor] = SimulatedTensor) -> SimulatedTensor:
     """A tensor over this memory."""
     size, stride, offset, dtype = placement.layout
+    device = devices.stand_ins[placement.index]
+    # Up to the device in their places (see wrappers.py), which is faster than by their names.
     tensor: SimulatedTensor = _make_without_data(
-        kind,
-        size,
-        strides=stride,
-        storage_offset=offset,
-        dtype=dtype,
-        device=devices.stand_ins[placement.index],
-        _extra_dispatch_keys=AUTOCAST_KEYS,
+        kind, size, stride, offset, None, dtype, torch.strided, device, _extra_dispatch_keys=AUTOCAST_KEYS
     )
     tensor._sim = placement
     tensor._held = hold(placement.box, placement.index)

@@ -68,7 +68,7 @@ def test_statistics_in_evaluation_are_those_that_cuda_hands_on(op):
 def test_an_auxiliary_result_that_only_the_cpus_backward_pass_can_read_is_refused_to_all_others(monkeypatch):
     from syncagent.simulate import dispatch
 
-    monkeypatch.delitem(dispatch.CUDA_FORM, torch.ops.aten.native_batch_norm.default)
+    monkeypatch.setattr(dispatch.facts_of(torch.ops.aten.native_batch_norm.default), "in_cuda_form", None)
     one = torch.ones(3, device="cuda")
     x = torch.ones(4, 3, 5, device="cuda", requires_grad=True)
     y, used_mean, _ = torch.native_batch_norm(x, None, None, one, one, training=False, momentum=0.1, eps=1e-5)

@@ -145,13 +145,14 @@ def test_a_finalizer_that_waits_in_the_middle_of_a_kernel_is_refused():
 
 
 def test_a_finalizer_between_two_kernels_may_wait():
-    seen = []
+    seen, is_freed = [], threading.Event()
 
     class Argument:
         """A kernel's, which is freed once the kernel has run."""
 
         def __del__(self):
             seen.append((threading.current_thread() is threading.main_thread(), total()))
+            is_freed.set()
 
     may_run = threading.Event()
 
@@ -163,7 +164,7 @@ def test_a_finalizer_between_two_kernels_may_wait():
     may_run.set()  # now the queue alone has it
     torch.cuda.synchronize()
     gc.collect()
-    torch.cuda.synchronize()
+    assert is_freed.wait(60)  # by the worker, once nobody waits for the kernel any more
     assert seen == [(False, 9.0)]
 
 

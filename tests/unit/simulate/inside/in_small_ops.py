@@ -39,6 +39,23 @@ def test_a_destructor_may_use_the_device_in_the_midst_of_one(x):
     assert y.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
 
+def test_shapes_are_found_once_for_all_numbers_that_an_op_is_given_by_name(x, monkeypatch):
+    from syncagent.simulate import facts
+
+    tried, on_meta = [], facts.on_meta
+    monkeypatch.setattr(facts, "on_meta", lambda value: tried.append(value) or on_meta(value))
+    divisor, steps = x + 1, []
+    for value in (0.5, 0.25, 0.125):
+        tried.clear()
+        x.addcdiv_(x, divisor, value=value)
+        steps.append(len(tried))
+    assert steps[1:] == [0, 0]
+    expected, divisor = torch.arange(6.0), torch.arange(6.0) + 1
+    for value in (0.5, 0.25, 0.125):
+        expected.addcdiv_(expected, divisor, value=value)
+    assert torch.equal(x.cpu(), expected)
+
+
 def test_modes_see_the_op_of_the_program_and_not_the_kernels(x):
     class Functions(TorchFunctionMode):
         def __torch_function__(self, function, _types, args=(), kwargs=None):

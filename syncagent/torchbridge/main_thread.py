@@ -35,7 +35,11 @@ class MainThread:
         self._callback = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._called)
 
     def ask(self) -> bool:
-        """Ask for a call, unless one is asked for already; return whether it can come."""
+        """Ask for a call, unless one is asked for or running already; return whether it can come.
+
+        The running one has to be over first: in Python 3.11 a function that is traced, by a debugger or for coverage,
+        never gets beyond its first instruction there once the interpreter has another call to make.
+        """
         if self._add is None and not self.why_not:
             self._find()
         if self.why_not or not self._is_on:
@@ -72,7 +76,6 @@ class MainThread:
 
     def _called(self, _argument: object) -> int:
         try:
-            self._is_asked = False
             if self._is_on and threading.get_ident() == threading.main_thread().ident:
                 self._then()
         except BaseException as error:
@@ -81,6 +84,8 @@ class MainThread:
             else:
                 # A signal's handler has run in here and raised, as Ctrl-C does: the program has to get that.
                 self._raised = type(error)
+        finally:
+            self._is_asked = False
         return 0
 
 

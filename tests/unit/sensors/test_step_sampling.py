@@ -481,6 +481,21 @@ def test_a_call_is_made_on_the_main_thread_whoever_asks():
     assert not main.ask()
 
 
+def test_no_call_is_asked_for_while_one_is_running():
+    """A traced function would hang in it: in Python 3.11, and until then it would be made once more."""
+    called, then = [], lambda: called.append(main.ask())
+    main = MainThread(then, called.append)
+    on_thread(main.ask)
+    spin(lambda: called)
+    for _ in range(1000):
+        X.sum()
+    assert called == [True]
+    assert on_thread(main.ask)
+    spin(lambda: len(called) > 1)
+    assert called == [True, True]
+    main.stop()
+
+
 def test_what_a_signals_handler_raises_in_it_reaches_the_program():
     """Ctrl-C may come at any moment."""
 

@@ -152,7 +152,8 @@ class Reducer:
     def _watch(self, index: int, parameter: torch.nn.Parameter) -> Any:
         """Hook the node of autograd's graph that accumulates this parameter's gradient."""
         with torch.enable_grad():
-            node: Any = parameter.expand_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+            expanded: Any = parameter.expand_as(parameter)  # to mypy a tensor may lack the node that this one has
+            node = expanded.grad_fn.next_functions[0][0]
         self._handles.append(node.register_hook(lambda *_: self._autograd_hook(index)))
         return node
 

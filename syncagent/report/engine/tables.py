@@ -494,12 +494,11 @@ class _Facts(NamedTuple):
 
 def fill(sql: Any, name: str, columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> None:
     """Make a table of rows of ours, which goes with this connection; ``columns`` gives its types."""
-    sql.execute(
-        f"CREATE OR REPLACE TEMP TABLE {name} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
-    )
+    typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+    sql.execute(f"CREATE OR REPLACE TEMP TABLE {name} ({typed})")
     if rows:  # one statement for all: each takes as long as thousands of rows
         lists = ", ".join(f"unnest(?::{kind}[])" for kind in columns.values())
-        sql.execute(f"INSERT INTO {name} SELECT {lists}", [[*column] for column in zip(*rows, strict=True)])
+        sql.execute(f"INSERT INTO {name} SELECT {lists}", [[*values] for values in zip(*rows, strict=True)])
 
 
 def _batches(files: dict[int, Path], most: int) -> Iterator[list[int]]:

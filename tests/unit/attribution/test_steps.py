@@ -432,14 +432,9 @@ def left():
 
 
 @pytest.fixture
-def steps_beside_others(left, monkeypatch):
+def steps_beside_others(left, monkeypatch, request):
     monkeypatch.setattr(Join, "_get_num_nonjoined_procs", lambda _: left.pop(0) if left else 0)
-    ended = []
-    counting = Steps(lambda step, start_ns, end_ns: ended.append((step, start_ns, end_ns)))
-    counting.ended = ended
-    counting.start()
-    yield counting
-    counting.stop()
+    return request.getfixturevalue("steps")  # which wraps that
 
 
 def train(model, batches, step):

@@ -339,12 +339,8 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_not_used(tmp_path, monk
     assert not list(tmp_path.glob("*.jsonl"))
 
 
-def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(run, monkeypatch):
-    monkeypatch.setattr(capture, "_PATIENCE_S", 0.01)
-    run.sync()
-    run.write()
-    run.sync()
-    size = run.capture.path.stat().st_size
+def held_up(run):
+    """Have the next one that writes stop in the middle: what says that it is there, and what lets it go on."""
     inside, go_on = threading.Event(), threading.Event()
 
     def slow():
@@ -353,6 +349,16 @@ def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(
         return run.facts()
 
     run.follow(run.capture, slow)
+    return inside, go_on
+
+
+def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(run, monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE_S", 0.01)
+    run.sync()
+    run.write()
+    run.sync()
+    size = run.capture.path.stat().st_size
+    inside, go_on = held_up(run)
     writes = threading.Thread(target=run.capture.flush)
     writes.start()
     assert inside.wait(30)
@@ -368,14 +374,7 @@ def test_one_that_ends_the_agent_waits_for_the_one_that_writes_but_not_for_long(
 def test_what_is_flushed_is_written_even_while_another_thread_writes(run):
     """The program may be killed right afterwards."""
     run.sync()
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slow():
-        inside.set()
-        assert go_on.wait(30)
-        return run.facts()
-
-    run.follow(run.capture, slow)
+    inside, go_on = held_up(run)
     writes = threading.Thread(target=run.capture.tick)
     writes.start()
     assert inside.wait(30)

@@ -78,7 +78,7 @@ class TestOpenTelemetrysOwn:
         assert {name for row in self.ROWS for name in names_in(row[0])} <= existing
         assert {"k8s.job.uid", "k8s.job.name"} <= existing
 
-    @pytest.mark.skipif(not hasattr(Schemas, "V1_44_0"), reason="the page tells of 1.44")
+    @pytest.mark.skipif(not hasattr(Schemas, "V1_44_0"), reason="the page is about 1.44")
     def test_they_are_as_stable_as_the_page_says(self):
         stable = known("attributes")
         for names, stability, _ in self.ROWS:

@@ -26,7 +26,7 @@ class CollectiveSensor(Sensor):
     def __init__(self, recorder: Recorder, conditions: Conditions) -> None:
         super().__init__(recorder, conditions)
         self._native: native.Native | None = None
-        self._why_not = "" if conditions.collectives else "off: SYNCAGENT_COLLECTIVES=1 turns it on"
+        self._why_not = "" if conditions.collectives else "off: SYNCAGENT_COLLECTIVES is 0"
         self._counts: native.Status | None = None
         self._poll_lock = threading.Lock()
         self._stream = 0

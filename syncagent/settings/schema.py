@@ -173,9 +173,9 @@ class Settings:
     collectives: bool = _setting(
         parsing.flag,
         "measure how long the GPU of each rank waits for the others in NCCL's collectives",
-        False,
-        more="It is not on by default, since it has not been tried on a GPU yet. On the simulated device it is always "
-        "measured. See [several ranks](ranks.md#which-rank-holds-the-others-up).",
+        True,
+        more="On the simulated device it is always measured. See [several "
+        "ranks](ranks.md#which-rank-holds-the-others-up).",
     )
     cost_steps: int = _setting(parsing.count(1), "how many steps are profiled for `cost`", 5)
     simulate: bool = _setting(

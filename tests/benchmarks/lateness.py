@@ -1,7 +1,7 @@
 """How near the report comes to what a late rank really costs: ranks with and without one that is late.
 
 python tests/benchmarks/lateness.py [--rounds 4] [--steps 60] [--ranks 2] [--forms ddp fsdp tensor no_sync] [--real]
-    [--result FILE.json]
+    [--keep FOLDER] [--result FILE.json]
 
 Each round runs ``tests/integration/late_ranks.py`` once with nobody late and once for each reason, in random order, all
 of them watched.  What a late rank really costs is the difference between the steps of such a run and those of the run
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -32,7 +33,12 @@ from syncagent.report import files
 from tests import processes
 
 PROGRAM = ROOT / "tests" / "integration" / "late_ranks.py"
-FORMS = {"ddp": ("item", "sleep", "loader", "gc"), "fsdp": ("sleep",), "tensor": ("sleep",), "no_sync": ("sleep",)}
+FORMS = {
+    "ddp": ("item", "sleep", "loader", "gc"),
+    "fsdp": ("item", "sleep", "loader", "gc"),
+    "tensor": ("sleep",),
+    "no_sync": ("sleep",),
+}
 """Why a rank is late, by the form of parallel training: the forms differ in how ranks wait, whatever the reason."""
 NOBODY = "none"
 
@@ -54,11 +60,13 @@ def run(form: str, late: str, options: argparse.Namespace) -> Run:
         done = processes.run(
             "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", options.ranks,
             "--master-port", processes.free_port(), "-m", "syncagent", "run", PROGRAM, form, late, options.steps,
-            cwd=folder, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), SYNCAGENT_REPORT="ranks/", SYNCAGENT_CAPTURE="off",
-            SYNCAGENT_COLLECTIVES="1", SYNCAGENT_SIMULATE="0" if options.real else "1",
+            cwd=folder, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            SYNCAGENT_REPORT="ranks/", SYNCAGENT_CAPTURE="off", SYNCAGENT_SIMULATE="0" if options.real else "1",
         )  # fmt: skip
         if done.returncode:
             sys.exit(f"the program failed ({form}, {late}):\n{done.stderr}")
+        if options.keep:
+            shutil.copytree(Path(folder, "ranks"), options.keep / f"{form}-{late}", dirs_exist_ok=True)
         found = files.load_merged([Path(folder, "ranks")], leave_out=True).lateness
     step_ms = float(next(line for line in done.stdout.splitlines() if line.replace(".", "").isdigit()))
     ranks = {each.rank: each for each in found.ranks} if found else {}
@@ -104,6 +112,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=[*FORMS])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--keep", type=Path, help="where the reports of the last round are kept")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
     result = {

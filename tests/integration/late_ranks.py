@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 FORM, LATE, STEPS = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 40
 LAYERS, WARM_UP = 5, 10
 EPOCHS, MORE = 3, 4  # with Join the last rank has so many more batches in each epoch
-GPU_CYCLES, HOST_S, LATE_S = 11_000_000, 0.006, 0.04  # long, since other tests use the processor as well
+GPU_S, HOST_S, LATE_S = 0.0073, 0.006, 0.04  # long, since other tests use the processor as well
 
 distributed.init_process_group("nccl")
 RANK, RANKS = distributed.get_rank(), distributed.get_world_size()
@@ -34,6 +34,20 @@ DEVICE = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 torch.cuda.set_device(DEVICE)
 IS_LATE = RANK == RANKS - 1
 DIES = IS_LATE and FORM == "elastic" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
+def gpu_cycles(seconds):
+    """Return for how many cycles this GPU has to sleep so long."""
+    for cycles in (10_000_000, 100_000_000):  # the first time its clock is not yet at its full rate
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        torch.cuda._sleep(cycles)
+        ended.record()
+        ended.synchronize()
+    return int(cycles * seconds * 1e3 / began.elapsed_time(ended))
+
+
+GPU_CYCLES = gpu_cycles(GPU_S)
 
 
 class Samples(Dataset):
@@ -51,9 +65,9 @@ class Slow(nn.Linear):
 
     def forward(self, x):
         torch.cuda._sleep(GPU_CYCLES)
-        time.sleep(HOST_S)
         if IS_LATE and LATE == "item":
             x.sum().item()
+        time.sleep(HOST_S)
         return super().forward(x)
 
 

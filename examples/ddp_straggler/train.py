@@ -27,15 +27,17 @@ class Samples(Dataset):
     """Random inputs; on the late rank with ``--late loader`` each takes its time, as from a slow disk."""
 
     def __init__(self, count: int, width: int, pause_s: float) -> None:
-        self.inputs = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+        self.inputs = torch.randn(1000, width, generator=torch.Generator().manual_seed(0))
+        self.count = count
         self.pause_s = pause_s
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return self.count
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        time.sleep(self.pause_s)
-        return self.inputs[index]
+        if self.pause_s:
+            time.sleep(self.pause_s)
+        return self.inputs[index % len(self.inputs)]
 
 
 class Net(nn.Module):
@@ -65,8 +67,8 @@ def main() -> None:
     parser.add_argument("--late", choices=("none", "item", "sleep", "loader", "gc"), default="item")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--depth", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--pause-ms", type=float, default=10.0, help="of a step, with --late sleep and loader")
     args = parser.parse_args()
 

@@ -60,6 +60,8 @@ class LateStep(NamedTuple):
     """How much later than the second last."""
     step_ms: float
     """Mean duration on these ranks."""
+    waited_ms: float
+    """How long its own GPU stood still for collectives: 0 where its host sets the pace."""
 
 
 def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
@@ -77,7 +79,7 @@ def late_steps(rows: Iterable[StepRow]) -> list[LateStep]:
             last, second = of_ranks[:2]
             held_ms = (second.collective_ms or 0.0) - (last.collective_ms or 0.0)
             mean_ms = fmean(row.end_ns - row.start_ns for row in of_ranks) / 1e6
-            late.append(LateStep(step, last.rank or 0, held_ms, mean_ms))
+            late.append(LateStep(step, last.rank or 0, held_ms, mean_ms, last.collective_ms or 0.0))
     return late
 
 
@@ -107,7 +109,14 @@ def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateS
         explained_ms = sum(cause.held_ms for cause in causes if _is_its_own(cause, report.host, steps_of, rank))
         compared = min(_timed(steps_of[rank]), len(late))
         is_likely = explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared
-        if (is_likely and suspects[rank]) or explained_ms >= _WELL_EXPLAINED * held_ms:
+        is_explained = explained_ms >= _WELL_EXPLAINED * held_ms
+        most_ms = _more_in_all(report, steps_of, rank) if _is_paced_by_host(late, rank, causes) else math.inf
+        if most_ms < _LEAST_EXPLAINED * held_ms:
+            continue  # the others' hosts are no faster
+        if is_explained and most_ms < held_ms:
+            held_ms, share = most_ms, share * most_ms / held_ms
+            causes = tuple(_causes(report, steps_of, rank, held_ms, share))
+        if (is_likely and suspects[rank]) or is_explained:
             named.append(LateRank(rank, held_ms, share, times, causes, run_of[rank].host))
     named.sort(key=lambda each: -each.held_ms)
     return Lateness(steps=len(late), step_ms=whole_ms / len(late), ranks=tuple(named))
@@ -128,6 +137,31 @@ def _is_its_own(cause: CauseRow, rows: Iterable[HostRow], steps_of: Mapping[int,
     own_ms = of_line.get(rank, 0.0) / max(_timed(steps_of[rank]), 1)
     more_ms = _more_than_others(of_line, steps_of, rank)
     return more_ms >= _MUCH_MORE * (own_ms - more_ms)
+
+
+def _is_paced_by_host(late: Iterable[LateStep], rank: int, causes: Iterable[CauseRow]) -> bool:
+    """Whether a rank is late by what its host does: its GPU has waited for that, and not for work of its own."""
+    if any(cause.cause == HOST_SYNC for cause in causes):
+        return True
+    waits_ms = [each.waited_ms for each in late if each.rank == rank]
+    return not waits_ms or median(waits_ms) == 0
+
+
+def _more_in_all(report: Report, steps_of: Mapping[int, int], rank: int) -> float:
+    """How much longer than half of the others the host of a rank takes for a step, all its lines together, in ms.
+
+    Its GPU stands still for more than the others' where their hosts, too, take longer for a step than their GPUs: a
+    host that is ahead, as they are, hides that time, but the job would take it without the late rank as well.
+    Without looks at the host it may be anything.
+    """
+    of_lines: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
+    for row in report.host:
+        if row.rank is not None:
+            of_lines[row.cause, row.file, row.line][row.rank] = row.ms
+    if not any(rank in of_ranks for (cause, *_), of_ranks in of_lines.items() if cause == HostCause.LINE):
+        return math.inf
+    hosts_ms = sum(_more_than_others(of_ranks, steps_of, rank) for of_ranks in of_lines.values() if rank in of_ranks)
+    return hosts_ms + sum(cause.held_ms for cause in _host_syncs(report.sites, steps_of, rank))
 
 
 def _without_hiccups(late: Sequence[LateStep]) -> list[LateStep]:

@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import time
+from datetime import datetime, timezone
 
 import torch
 import torch.distributed as dist
@@ -179,6 +180,7 @@ def main() -> None:
             "torch": torch.__version__,
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "device": torch.cuda.get_device_name(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             "hooks": library.measure_joins(True),
             "late_rank": LATE_RANK,
             "ranks": gathered,

@@ -141,11 +141,19 @@ def default() -> str:
             f"| {title} | {row['ms_a_step']['bare']:.2f} ms | {spanned(watched['wall_ms'])} | "
             f"{spanned(watched['cpu_ms'])} | {spanned(itself['wall_ms'])} |"
         )
-    steps = next((row["steps"] for row in found["programs"].values() if row.get("steps")), 0)
+    steps = [found["programs"][name]["steps"] for name in PROGRAMS if found["programs"].get(name, {}).get("steps")]
+    counts = " to ".join(str(count) for count in sorted({min(steps), max(steps)}))
     text = "\n".join(rows) + (
-        f"\n\nTime of {steps} steps after the first 20, times that of the program without the agent, with 95 % "
+        f"\n\nTime of {counts} steps after the first 20, times that of the program without the agent, with 95 % "
         "interval over processes that ran in turn."
     )
+    ddp = found["programs"].get("ddp", {})
+    if "without collectives against bare" in ddp:
+        said = spanned(ddp["without collectives against bare"]["wall_ms"])
+        text += (
+            f" DDP on two GPUs, where [the waits for collectives](ranks.md#which-rank-holds-the-others-up) are "
+            f"measured as well; without that, {said}. Its row is of {ddp['date'][:10]}."
+        )
     again = {name: row["dynamo"] for name, row in found["programs"].items() if row.get("dynamo")}
     if again:
         text += f" Recompiles: {sum(after != before for pairs in again.values() for before, after in pairs.values())}."

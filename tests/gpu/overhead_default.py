@@ -61,7 +61,7 @@ WATCHED: dict[str, dict[str, dict[str, str]]] = {
     "paced": {"default": DEFAULT},
     "compiled": {"default": DEFAULT},
     "fsdp2": {"default": DEFAULT},
-    "ddp": {"default": DEFAULT},
+    "ddp": {"without collectives": {**DEFAULT, "SYNCAGENT_COLLECTIVES": "0"}, "default": DEFAULT},
 }
 """For each program, how the copies that are watched are started; the most important programs come first."""
 _FEW = frozenset({"compiled", "ready", "paced"})

@@ -56,9 +56,17 @@ def merging() -> str:
 
 
 def lateness() -> str:
-    """What a late rank costs, and what the report takes it to cost."""
-    command = "python tests/benchmarks/lateness.py --result FILE"
-    result = _result("lateness")
+    """What a late rank costs on GPUs, and what the report takes it to cost."""
+    return _compared("lateness_gpu", "python tests/benchmarks/lateness.py --real --result FILE")
+
+
+def lateness_simulated() -> str:
+    """The same on simulated devices."""
+    return _compared("lateness", "python tests/benchmarks/lateness.py --result FILE")
+
+
+def _compared(name: str, command: str) -> str:
+    result = _result(name)
     if result is None:
         return _NOT_YET.format(command)
     late = [row for row in result["rows"] if "cost_ms" in row]
@@ -68,26 +76,59 @@ def lateness() -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in late:
-        apart = f"{row['ratio_least'] - 1:+.0%} to {row['ratio_most'] - 1:+.0%}"
+        aparts = dict.fromkeys(f"{row[ratio] - 1:+.0%}" for ratio in ("ratio_least", "ratio_most"))
         lines.append(
             f"| {_FORMS[row['form']]} | {_REASONS[row['late']]} | {row['cost_ms']:.1f} ms a step | "
-            f"{row['held_ms']:.1f} ms, {', '.join(row['causes'])} | {apart} | {row['named']} of {row['runs']} runs |"
+            f"{row['held_ms']:.1f} ms, {', '.join(row['causes'])} | {' to '.join(aparts)} | "
+            f"{row['named']} of {row['runs']} runs |"
         )
     runs, wrong = (sum(row[key] for row in others) for key in ("runs", "wrong"))
-    where = result["gpu"] or "simulated devices over gloo, on two cores"
-    steps = result["steps"]
+    where = f"{result['gpu']}, NCCL" if result["gpu"] else "Simulated devices over gloo, on two cores"
     busy = (
         f" Other programs used these cores at the same time (load {result['load']:.0f})."
-        if result["load"] > _BUSY
+        if result["load"] > _BUSY and not result["gpu"]
         else ""
     )
     meaning = (
-        f"{result['ranks']} ranks, {steps} steps. What a rank costs is how much longer a step takes than in a run "
-        f"in which nobody is late. In {runs} such runs a rank was named in {wrong}; in those with a late rank, another "
-        f"one in {sum(row['wrong'] for row in late)}.{busy} {where[0].upper()}{where[1:]}, torch {result['torch']}, "
+        f"{result['ranks']} ranks, {result['steps']} steps. What a rank costs is how much longer a step takes than "
+        f"in a run in which nobody is late. In {runs} such runs a rank was named in {wrong}; in those with a late rank, "
+        f"another one in {sum(row['wrong'] for row in late)}.{busy} {where}, torch {result['torch']}, "
         f"{result['date']}. `{command}`."
     )
     return "\n".join([*lines, "", meaning])
 
 
-MAKERS = {"merging": merging, "lateness": lateness}
+def collectives() -> str:
+    """How long each rank's GPU stands still for collectives, as the native library measures it."""
+    command = "torchrun --nproc-per-node 2 tests/gpu/collectives.py --out FILE"
+    result = _result("collectives")
+    if result is None:
+        return _NOT_YET.format(command)
+    lines = [
+        "| training | what makes rank 1 late | a step | the same, measured | rank 0's GPU waits | rank 1's GPU waits |",
+        "|---|---|---|---|---|---|",
+    ]
+    first, second = result["ranks"]
+    reasons = {"none": "nothing", **_REASONS}
+    for name, row in first.items():
+        if not name.endswith(", measured"):
+            continue
+        kind, late = name.removesuffix(", measured").split(", late: ")
+        bare, other = first[f"{kind}, late: {late}, not measured"], second[name]
+        training = {"ddp": "DDP", "fully_shard": "`fully_shard`"}[kind]
+        lines.append(
+            f"| {training} | {reasons[late]} | {bare['step_ms']:.1f} ms | {row['step_ms']:.1f} ms | "
+            f"{row['waited_ms']:.2f} ms | {other['waited_ms']:.2f} ms |"
+        )
+    costs = [ranks["wait_us_measured"] - ranks["wait_us_not_measured"] for ranks in (first, second)]
+    meaning = (
+        f"Medians of 30 steps; a collective takes the host {min(costs):.1f} to {max(costs):.1f} µs more. "
+        f"{len(result['ranks'])} {result['device']}, NCCL {result['nccl']}, torch {result['torch']}, {result['date']}. "
+        f"`{command}`."
+    )
+    return "\n".join([*lines, "", meaning])
+
+
+MAKERS = {
+    "merging": merging, "lateness": lateness, "latenesssimulated": lateness_simulated, "collectives": collectives,
+}  # fmt: skip

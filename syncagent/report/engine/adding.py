@@ -83,8 +83,8 @@ def _late(tables: Tables) -> list[LateStep]:
         "FROM steps s JOIN kept k USING (part) WHERE s.collective_ms IS NOT NULL "
         "QUALIFY row_number() OVER (PARTITION BY s.step, k.rank ORDER BY k.pos DESC, s.start_ns DESC) = 1), "
         "placed_ranks AS (SELECT *, row_number() OVER (PARTITION BY step ORDER BY ms, pos) AS nth FROM known) "
-        "SELECT step, max(rank) FILTER (nth = 1), max(ms) FILTER (nth = 2) - max(ms) FILTER (nth = 1), avg(ns) / 1e6 "
-        "FROM placed_ranks GROUP BY step HAVING count(*) > 1 "
+        "SELECT step, max(rank) FILTER (nth = 1), max(ms) FILTER (nth = 2) - max(ms) FILTER (nth = 1), avg(ns) / 1e6, "
+        "max(ms) FILTER (nth = 1) FROM placed_ranks GROUP BY step HAVING count(*) > 1 "
         "AND step <> (SELECT min(step) FROM steps JOIN kept USING (part)) ORDER BY step"
     ).fetchall()
     return [LateStep(*row) for row in found]

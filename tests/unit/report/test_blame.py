@@ -89,10 +89,29 @@ def test_a_line_that_waits_in_two_ways_is_one_cause():
     there = HostRow("line", NONZERO.file, NONZERO.line, NONZERO.function, NONZERO.source, 1000, 100.0)
     late = with_stalls(rank_report(1, [2.0] * 101, syncs=kinds, host=[there]), 300.0)
     (rank,) = merge([rank_report(0, [12.0] * 101), late]).lateness.ranks
-    assert [(each.cause, each.held_ms) for each in rank.causes] == [
-        ("host sync", pytest.approx(7.0)),
-        ("unknown", pytest.approx(3.0)),
+    assert [(each.cause, each.held_ms) for each in rank.causes] == [("host sync", pytest.approx(7.0))]
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "is_looked_at", "held_ms"),
+    [
+        (0.0, True, 8.0),
+        pytest.param(1.0, True, 9.0, id="its GPU is the slow one, perhaps"),
+        pytest.param(0.0, False, 10.0, id="nobody looked at the hosts"),
+    ],
+)
+def test_a_rank_that_its_host_makes_late_costs_no_more_than_its_host_takes_longer(waited_ms, is_looked_at, held_ms):
+    """The others' hosts are ahead, and would need the rest of the time for themselves."""
+    cause = "line" if is_looked_at else "garbage collection"
+    everybody, own = host_row(cause, 1000.0, line=7) if is_looked_at else None, host_row(cause, 800.0)
+    ranks = [
+        rank_report(rank, [waits_ms] * 101, host=[row for row in rows if row])
+        for rank, waits_ms, rows in ((0, 10.0, [everybody]), (1, waited_ms, [everybody, own]))
     ]
+    (rank,) = merge(ranks).lateness.ranks
+    assert (rank.rank, rank.held_ms, rank.share) == (1, pytest.approx(held_ms), pytest.approx(held_ms / STEP_MS))
+    assert rank.causes[0].held_ms == pytest.approx(8.0)
+    assert sum(each.held_ms for each in rank.causes) == pytest.approx(held_ms)
 
 
 def test_a_line_that_waits_in_the_first_step_alone_is_named_by_the_time_that_it_takes_later():
@@ -100,6 +119,14 @@ def test_a_line_that_waits_in_the_first_step_alone_is_named_by_the_time_that_it_
     late = with_stalls(rank_report(1, [2.0] * 101, syncs=[sync()], host=[there]), 0.0)
     (rank,) = merge([rank_report(0, [12.0] * 101), late]).lateness.ranks
     assert [(each.cause, each.site, each.held_ms) for each in rank.causes] == [("line", None, pytest.approx(10.0))]
+
+
+@pytest.mark.parametrize(("slower_ms", "named"), [(0.0, []), (100.0, []), (300.0, [1])])
+def test_a_rank_whose_gpu_waits_for_a_host_as_slow_as_all_others_holds_nobody_up(slower_ms, named):
+    """The others' GPUs wait for it since their hosts were ahead once; they are no faster."""
+    hosts = {rank: [host_row("line", 4000.0 + slower_ms * rank)] for rank in (0, 1)}
+    ranks = [rank_report(0, [10.0] * 101, host=hosts[0]), rank_report(1, [0.0] * 101, host=hosts[1])]
+    assert [each.rank for each in merge(ranks).lateness.ranks] == named
 
 
 def test_a_sync_that_all_ranks_have_explains_nothing():

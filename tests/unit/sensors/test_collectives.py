@@ -72,11 +72,11 @@ def test_it_is_there_where_there_are_several_ranks_on_gpus(recorder):
     assert "collectives" not in names(recorder, several_ranks=True, has_cuda=False)
 
 
-def test_it_runs_where_it_is_asked_for(recorder):
+def test_a_setting_turns_it_off(recorder):
     assert CollectiveSensor.is_wanted(Conditions(several_ranks=True, collectives=True))
-    assert not CollectiveSensor.is_wanted(Conditions(several_ranks=True))
-    sensor = CollectiveSensor(recorder, Conditions(several_ranks=True))
-    assert (sensor.live, sensor.detail) == (False, "off: SYNCAGENT_COLLECTIVES=1 turns it on")
+    assert not CollectiveSensor.is_wanted(Conditions(several_ranks=True, collectives=False))
+    sensor = CollectiveSensor(recorder, Conditions(several_ranks=True, collectives=False))
+    assert (sensor.live, sensor.detail) == (False, "off: SYNCAGENT_COLLECTIVES is 0")
 
 
 def test_it_comes_when_the_process_turns_out_to_be_one_of_several(recorder, library):

@@ -84,7 +84,7 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 IN_FILE = {
     "policy": '"warn"', "min_stall_ms": "2.0", "warmup_steps": "5", "stall_share_window": "7", "judge_threads": '"all"',
     "simulate": "true", "stacks": "true", "cost": "true", "cost_steps": "3", "max_events": "9", "file_mode": '"0640"',
-    "overhead": "0.1", "verbose": "true", "collectives": "true",
+    "overhead": "0.1", "verbose": "true", "collectives": "false",
 }  # fmt: skip
 CLEARED = {
     "detail": '"ops"', "report": '"a.json"', "allow": '"a.b"', "allow_kinds": '"explicit"', "allow_packs": '"torch"',
@@ -128,7 +128,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "policy_file": "policy.txt", "policy_signal": "usr1", "cost": "1", "cost_steps": "8",
         "file_mode": "0640", "capture": "seen.jsonl", "judge_kinds": "allocator", "overhead": "0.02",
         "verbose": "yes", "simulate_gpu": "h100", "report_signal": "SIGUSR2", "progress": "0.5",
-        "collectives": "1",
+        "collectives": "0",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     by_keyword = load(texts)
@@ -145,7 +145,7 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
         policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl", overhead=0.02,
         judge_kinds=("allocator",), simulate_gpu="H100", report_signal="SIGUSR2", progress=0.5,
-        collectives=True,
+        collectives=False,
     )  # fmt: skip
 
 

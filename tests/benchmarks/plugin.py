@@ -1,10 +1,11 @@
 """What the pytest plugin adds to a session: blocked, there and not asked for, and watching one test in several ways.
 
-    python tests/benchmarks/plugin.py [--rounds 40] [--result FILE.json]
+    python tests/benchmarks/plugin.py [--rounds 15] [--real] [--result FILE.json]
 
-Each session is forked from a process that has imported pytest and torch, and has one test that runs one op on the CPU.
-The sessions take turns, in another order in each round.  What is printed is the CPU time of the session, in ms, and how
-much more that is than without the plugin in the same round: medians, and the quartiles of the difference.
+Each session is a process of its own, of which the time from when pytest and torch are imported counts, and has one test
+that runs one op on the CPU.  The sessions take turns, in another order in each round.  What is printed is the CPU time
+of the session, in ms, and how much more that is than without the plugin in the same round: medians, and the quartiles
+of the difference.  With ``--real`` nothing is simulated: it is for a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
@@ -25,50 +27,56 @@ import pytest
 import torch
 
 TEST = "import pytest\n{mark}def test_one({argument}):\n    import torch\n    torch.arange(4.0).sum()\n"
+SIMULATE = "--syncagent-simulate"
 MARK = "@pytest.mark.no_host_sync\n"
-BLOCKED = "blocked"
+BLOCKED, SIMULATED = "blocked", "simulated device"
 SESSIONS = {
     BLOCKED: ("", "", ["-p", "no:syncagent"]),
     "blocked, again": ("", "", ["-p", "no:syncagent"]),
     "there": ("", "", []),
-    "simulated device": ("", "", ["--syncagent-simulate"]),
-    "marker": (MARK, "", ["--syncagent-simulate"]),
-    "fixture": ("", "host_syncs", ["--syncagent-simulate"]),
-    "raise": (MARK, "", ["--syncagent-simulate", "--syncagent=raise"]),
+    SIMULATED: ("", "", [SIMULATE]),
+    "marker": (MARK, "", [SIMULATE]),
+    "fixture": ("", "host_syncs", [SIMULATE]),
+    "raise": (MARK, "", [SIMULATE, "--syncagent=raise"]),
 }
 """By name: what stands above the test, what it takes, and the options."""
+PROGRAM = """
+import sys, time
+import pytest, torch
+began = time.process_time()
+code = pytest.main(sys.argv[1:])
+print(f"{(time.process_time() - began) * 1e3} ms")
+sys.exit(code)
+"""
 PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def one_ms(folder: Path, mark: str, argument: str, options: list[str]) -> float:
     """CPU time of a session, in ms."""
     test = folder / "test_one.py"
     test.write_text(TEST.format(mark=mark, argument=argument), encoding="utf-8")
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = int(pytest.main([*PLAIN, *options, str(test)]))
-        finally:
-            os._exit(code)
-    _, status, used = os.wait4(child, 0)
-    if status:
-        raise SystemExit(f"a session with {options} ended with {os.waitstatus_to_exitcode(status)}")
-    return (used.ru_utime + used.ru_stime) * 1e3
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCAGENT", "PYTEST"))}
+    environment |= {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
+    words = [sys.executable, "-c", PROGRAM, *PLAIN, *options, str(test)]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"a session with {options} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return float(done.stdout.splitlines()[-1].removesuffix(" ms"))
 
 
-def measure(rounds: int) -> dict[str, dict[str, Any]]:
-    found: dict[str, list[float]] = {name: [] for name in SESSIONS}
+def measure(rounds: int, *, simulate: bool) -> dict[str, dict[str, Any]]:
+    sessions = {name: session for name, session in SESSIONS.items() if simulate or name != SIMULATED}
+    found: dict[str, list[float]] = {name: [] for name in sessions}
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(folder, "compiled"))
         for number in range(rounds + 1):
-            for name in random.sample(list(SESSIONS), len(SESSIONS)):
-                time_ms = one_ms(Path(folder), *SESSIONS[name])
+            for name in random.sample(list(sessions), len(sessions)):
+                mark, argument, options = sessions[name]
+                options = [option for option in options if simulate or option != SIMULATE]
+                time_ms = one_ms(Path(folder), mark, argument, options)
                 if number:  # the first round compiles
                     found[name].append(time_ms)
-        os.chdir("/")
     rows = {}
     for name, times in found.items():
         more = [time_ms - base for time_ms, base in zip(times, found[BLOCKED], strict=True)]
@@ -82,15 +90,16 @@ def measure(rounds: int) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--real", action="store_true")
     parser.add_argument("--result", type=lambda name: Path(name).resolve())
     options = parser.parse_args()
-    for name in [name for name in os.environ if name.startswith(("SYNCAGENT", "PYTEST"))]:
-        del os.environ[name]
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "python": platform.python_version(), "torch": torch.__version__, "pytest": pytest.__version__,
-        "machine": platform.machine(), "rounds": options.rounds, "sessions": measure(options.rounds),
+        "machine": platform.machine(), "rounds": options.rounds,
+        "sessions": measure(options.rounds, simulate=not options.real),
+        "gpu": torch.cuda.get_device_name() if options.real else None,
         "cores": os.cpu_count(), "load": round(os.getloadavg()[1], 1),
     }  # fmt: skip
     for name, row in result["sessions"].items():

@@ -84,14 +84,13 @@ class Bench:
 
     def importable(self, *first: str) -> str:
         """Return a PYTHONPATH with these folders, the package and what stands in for its installation."""
-        there = os.environ.get("PYTHONPATH", "")
-        return os.pathsep.join(filter(None, (*first, str(self.tools), str(processes.ROOT), there)))
+        there = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        return os.pathsep.join((*first, str(self.tools), str(processes.ROOT), *there))
 
     def python(self, *words: Any, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run Python with these words; the device is simulated for ``--simulate`` alone."""
         variables = self.environment(SYNCAGENT_SIMULATE="1", **variables)
-        self.refuse_simulation(words, variables)
-        return processes.run(*words, cwd=self.folder, timeout=_LIMIT_S, **variables)
+        return self.ended([sys.executable, *map(str, words)], variables)
 
     def syncagent(self, *words: Any, **variables: str) -> subprocess.CompletedProcess[str]:
         return self.python("-m", "syncagent", *words, **variables)
@@ -103,14 +102,23 @@ class Bench:
         if "pytest " not in command:
             variables = {"SYNCAGENT_SIMULATE": "1", **variables}
         variables = self.environment(**variables)
-        self.refuse_simulation((command,), variables)
-        return subprocess.run(
-            ["bash", "-c", command], cwd=self.folder, env=processes.environment(**variables), capture_output=True,
-            text=True, timeout=_LIMIT_S, check=False,
-        )  # fmt: skip
+        return self.ended(["bash", "-c", command], variables)
 
-    def refuse_simulation(self, words: tuple[Any, ...], variables: dict[str, str]) -> None:
-        asked = [str(word) for word in (*words, *variables) if "simulate" in str(word).lower()]
+    def ended(self, words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a process to its end; one that takes too long has exit code 124, as with ``timeout``."""
+        self.refuse_simulation(words, variables)
+        try:
+            return subprocess.run(
+                words, cwd=self.folder, env=processes.environment(**variables), capture_output=True, text=True,
+                timeout=_LIMIT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as slow:
+            printed = (slow.stdout or b"").decode(errors="replace")
+            complained = (slow.stderr or b"").decode(errors="replace")
+            return subprocess.CompletedProcess(words, 124, printed, f"{complained}\nended after {_LIMIT_S} s\n")
+
+    def refuse_simulation(self, words: list[str], variables: dict[str, str]) -> None:
+        asked = [word for word in (*words, *variables) if "simulate" in word.lower()]
         if asked and not self.simulate:
             raise AssertionError(f"a simulated device was asked for: {asked}")
 
@@ -120,10 +128,8 @@ class Bench:
         self.write({"test_it.py": source, **(more or {})})
         (self.folder / "junit.xml").unlink(missing_ok=True)
         options = (*options, *(["--syncagent-simulate"] if self.simulate else []))
-        words = ("-m", "pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml", *options)
-        variables = self.environment()
-        self.refuse_simulation(words, variables)
-        done = processes.run(*words, cwd=self.folder, timeout=_LIMIT_S, **variables)
+        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml", *options]
+        done = self.ended(words, self.environment())
         return test_pytest_plugin.Ran(done, self.folder)
 
     def write(self, files: dict[str, str]) -> None:
@@ -139,7 +145,7 @@ class Bench:
 
 
 PARTS: dict[str, Callable[[Bench], Checks]] = {}
-"""By title.  Each yields what must hold, whether it does, and what was seen."""
+"""By title, which begins with a page.  Each yields what must hold, whether it does, and what was seen."""
 
 
 def part(title: str) -> Callable[[Callable[[Bench], Checks]], Callable[[Bench], Checks]]:
@@ -249,7 +255,7 @@ def a_trainer(library: str) -> Callable[[Bench], Checks]:
 
 
 for _library in test_trainers.PROGRAMS:
-    part(f"{_library}, the tests' program")(a_trainer(_library))
+    part(f"docs/trainers.md: {_library}, watched and alone")(a_trainer(_library))
 
 
 def a_documents_trainer(file: str, library: str) -> Callable[[Bench], Checks]:
@@ -295,23 +301,28 @@ def points_of(bench: Bench, file: str, done: subprocess.CompletedProcess[str]) -
 
 
 for _file, _of in (("fit.py", "lightning"), ("finetune.py", "transformers"), ("loop.py", "accelerate")):
-    part(f"docs/trainers.md, {_file}")(a_documents_trainer(_file, _of))
+    part(f"docs/trainers.md: {_file}")(a_documents_trainer(_file, _of))
 
 
 # --- in CI ------------------------------------------------------------------------------------------------------------
 
-_VERDICTS = (
-    ("new: a run as it was passes", "pass", ("new", "--baseline", "known.json"), 0, "No new or grown sites"),
-    ("new: a line that is new fails", "READ", ("new", "--baseline", "known.json"), 1, "1 site new"),
-    ("any: set-up is no finding", "pass", ("any",), 0, "No sync that is not allowed"),
-    ("any: a sync that nothing allows fails", "READ", ("any",), 1, "1 site with a sync that is not allowed"),
-    ("any: a line in --allow passes", "READ", ("any", "--allow", "train.py:9"), 0, "No sync that is not allowed"),
-    ("budget: one that is kept passes", "READ", ("budget", "--max-syncs-per-step", "1"), 0, ""),
-    (
-        "budget: one that is exceeded fails", "READ", ("budget", "--max-syncs-per-step", "0"), 1,
-        "1 site with a sync beyond the budget of a step",
+_BASELINE = ("--baseline", "known.json")
+_VERDICTS = {
+    "new": (
+        ("a run as it was passes", "pass", _BASELINE, 0, "No new or grown sites"),
+        ("a line that is new fails", "READ", _BASELINE, 1, "1 site new"),
     ),
-)  # fmt: skip
+    "any": (
+        ("set-up is no finding", "pass", (), 0, "No sync that is not allowed"),
+        ("a sync that nothing allows fails", "READ", (), 1, "1 site with a sync that is not allowed"),
+        ("a line in --allow passes", "READ", ("--allow", "train.py:9"), 0, "No sync that is not allowed"),
+    ),
+    "budget": (
+        ("one that is kept passes", "READ", ("--max-syncs-per-step", "1"), 0, ""),
+        ("one that is exceeded fails", "READ", ("--max-syncs-per-step", "0"), 1, "beyond the budget of a step"),
+    ),
+}  # fmt: skip
+"""What is judged, the line at the end of each step, the options, the exit code and what is said."""
 _QUIET = {name: value for name, value in test_fail_on.QUIET.items() if name != "SYNCAGENT_SIMULATE"}
 
 
@@ -320,28 +331,41 @@ def script(bench: Bench, line: str, *, steps: int = 6, code: int = 0) -> None:
     bench.write({"train.py": test_fail_on.TRAIN.format(line=line, steps=steps, code=code)})
 
 
-@part("run --fail-on")
-def fail_on(bench: Bench) -> Checks:
-    script(bench, "pass")
-    good = bench.syncagent("run", "--report", "good.json", "train.py", **_QUIET)
-    saved = bench.syncagent("check", "good.json", "--baseline", "known.json", "--update")
-    yield "--update makes a baseline of a report", (good.returncode, saved.returncode) == (0, 0), said(saved)
-    for name, line, words, code, sentence in _VERDICTS:
-        script(bench, line)
-        done = bench.syncagent("run", "--fail-on", *words, "train.py", **_QUIET)
-        right = done.returncode == code and sentence in done.stderr and done.stdout == "end\n"
-        if code:
-            right = right and "train.py:9" in done.stderr and "    seen = loss.item()\n" in done.stderr
-        yield f"--fail-on {name}, with exit code {code}, and the script runs to its end", right, said(done)
+def fail_on(kind: str) -> Callable[[Bench], Checks]:
+    def checks(bench: Bench) -> Checks:
+        if kind == "new":
+            script(bench, "pass")
+            good = bench.syncagent("run", "--report", "good.json", "train.py", **_QUIET)
+            saved = bench.syncagent("check", "good.json", "--baseline", "known.json", "--update")
+            yield "--update makes a baseline of a report", (good.returncode, saved.returncode) == (0, 0), said(saved)
+        for name, line, words, code, sentence in _VERDICTS[kind]:
+            script(bench, line)
+            done = bench.syncagent("run", "--fail-on", kind, *words, "train.py", **_QUIET)
+            right = done.returncode == code and sentence in done.stderr and done.stdout == "end\n"
+            if code:
+                right = right and "train.py:9" in done.stderr and "    seen = loss.item()\n" in done.stderr
+            full = f"--fail-on {kind}: {name}, with exit code {code}, and the script runs to its end"
+            yield full, right, said(done)
+
+    return checks
+
+
+for _kind in _VERDICTS:
+    part(f"docs/ci.md: --fail-on {_kind}")(fail_on(_kind))
+
+
+@part("docs/ci.md: --fail-on, scripts that cannot be judged")
+def not_judged(bench: Bench) -> Checks:
     script(bench, "READ", code=7)
     done = bench.syncagent("run", "--fail-on", "any", "train.py", **_QUIET)
     yield "--fail-on: a script that fails keeps its exit code", done.returncode == 7, said(done)
-    script(bench, "READ", steps=3)
+    script(bench, "pass", steps=3)
     done = bench.syncagent("run", "--fail-on", "any", "train.py", **_QUIET)
-    yield "--fail-on: a run that proves nothing has exit code 2", done.returncode == 2, said(done)
+    right = done.returncode == 2 and "it made 3 steps, and the policy does not act in the first 3" in done.stderr
+    yield "--fail-on: a run that proves nothing has exit code 2", right, said(done)
 
 
-@part("check in its forms")
+@part("docs/ci.md: check in its forms")
 def check_forms(bench: Bench) -> Checks:
     for name, line in (("good", "pass"), ("new", "READ")):
         script(bench, line)
@@ -376,7 +400,7 @@ def check_forms(bench: Bench) -> Checks:
     yield "a report of the GPU: the line waited for some time", len(times) == 1 and times[0] > 0, f"{times} ms"
 
 
-@part("docs/ci.md")
+@part("docs/ci.md: its commands")
 def ci_page(bench: Bench) -> Checks:
     bench.write({"train.py": files_of("docs/quickstart.md")["train.py"], "pyproject.toml": ""})
     for command in commands_of("docs/ci.md"):
@@ -386,7 +410,7 @@ def ci_page(bench: Bench) -> Checks:
         yield f"docs/ci.md: `{_SIMULATED.sub('', shown)}` passes", right, said(done)
 
 
-@part("examples/ci_gate")
+@part("docs/ci.md: examples/ci_gate")
 def ci_example(bench: Bench) -> Checks:
     if shutil.which("git") is None:
         bench.left_out("examples/ci_gate: its README", "git is not installed")
@@ -410,7 +434,7 @@ def ci_example(bench: Bench) -> Checks:
 # --- a job that runs for days -----------------------------------------------------------------------------------------
 
 
-@part("docs/production.md, a long job")
+@part("docs/production.md: a long job")
 def long_job(bench: Bench) -> Checks:
     bench.write({"long.py": files_of("docs/production.md")["long.py"]})
     exported = command_of("docs/production.md", "export SYNCAGENT_PROGRESS=").partition("#")[0].removeprefix("export ")
@@ -467,7 +491,7 @@ def test_new():
 _COROUTINES = ("test_fails_in_a_coroutine", "test_passes_a_coroutine_that_counts")
 
 
-@part("docs/testing.md, its two files")
+@part("docs/testing.md: its two files")
 def testing_page(bench: Bench) -> Checks:
     bench.write(files_of("docs/testing.md"))
     shown = next(text for kind, _, text in test_documents.blocks("docs/testing.md") if kind == "text")
@@ -505,12 +529,12 @@ def testing_page(bench: Bench) -> Checks:
     yield "pytest-xdist: two workers have the same result", right, said(done)
 
 
-@part("what tests ask for by marker and fixture")
+@part("docs/testing.md: what tests ask for by marker and fixture")
 def asked_for(bench: Bench) -> Checks:
     yield from judged(bench, bench.pytest(test_pytest_plugin.HEAD + test_pytest_plugin.ASKED_FOR), "")
 
 
-@part("the same under pytest-xdist")
+@part("docs/testing.md: the same under pytest-xdist")
 def asked_for_in_workers(bench: Bench) -> Checks:
     if find_spec("xdist") is None:
         bench.left_out("pytest-xdist: every way to ask", "xdist is not installed")
@@ -546,7 +570,7 @@ def judged(bench: Bench, run: Any, before: str) -> Checks:
     yield f"{before}each failure has the line, the expression and the advice", "torch.nonzero(x)" in expected, expected
 
 
-@part("policies for every test")
+@part("docs/testing.md: policies for every test")
 def policies(bench: Bench) -> Checks:
     source = test_pytest_plugin.HEAD + test_pytest_plugin.UNDER_A_POLICY
     run = bench.pytest(source, "--syncagent=observe", "--syncagent-report=known.json")
@@ -578,7 +602,7 @@ def policies(bench: Bench) -> Checks:
     yield "--syncagent-baseline: a new line fails its test alone", failed == {"test_quiet"}, sorted(failed)
 
 
-@part("unittest's expected failures, and tests that stop the agent")
+@part("docs/testing.md: unittest's expected failures, and tests that stop the agent")
 def peculiar(bench: Bench) -> Checks:
     run = bench.pytest(test_pytest_plugin.HEAD + test_pytest_plugin.EXPECTED_FAILURES)
     failed = run.names("failure", "error")
@@ -590,7 +614,7 @@ def peculiar(bench: Bench) -> Checks:
     yield "a test that stops the agent hides no sync", failed == expected != set(), sorted(failed)
 
 
-@part("the plugin where nothing is asked for")
+@part("docs/testing.md: the plugin where nothing is asked for")
 def unnoticed(bench: Bench) -> Checks:
     # The option that simulates a device would be a request.
     bench = Bench(bench.folder, bench.tools, False, bench.left_out)
@@ -646,7 +670,7 @@ print(json.dumps(cases))
 """
 
 
-@part("assert_no_syncs and assert_max_syncs")
+@part("docs/testing.md: assert_no_syncs and assert_max_syncs")
 def in_code(bench: Bench) -> Checks:
     [code] = [code for kind, title, code in test_documents.blocks("docs/testing.md") if kind == "python" and not title]
     bench.write({"page.py": test_documents.SURROUNDINGS["docs/testing.md"] + code, "limits.py": _IN_CODE})
@@ -682,11 +706,11 @@ class Result:
     left_out: list[dict[str, str]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, ok: bool, seen: Any) -> None:
+    def add(self, page: str, name: str, ok: bool, seen: Any) -> None:
         text = re.sub(r"\s+", " ", str(seen)).strip()
         text = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
         with self._lock:
-            self.checks.append({"name": name, "ok": bool(ok), "seen": text})
+            self.checks.append({"name": name, "ok": bool(ok), "seen": text, "page": page})
             print(f"{'holds ' if ok else 'FAILS '} {name}" + ("" if ok else f"\n         {text}"), flush=True)
             self._save()
 
@@ -740,12 +764,13 @@ def put_tools(folder: Path) -> None:
 
 def run_part(title: str, folder: Path, tools: Path, result: Result, simulate: bool) -> None:
     folder.mkdir(parents=True)
+    page = title.partition(":")[0]
     try:
         for name, ok, seen in PARTS[title](Bench(folder, tools, simulate, result.leave_out)):
-            result.add(name, ok, seen)
+            result.add(page, name, ok, seen)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        result.add(f"{title}: it can be tried to its end", False, f"{error!r} at {where.name}:{where.lineno}")
+        result.add(page, f"{title}: it can be tried to its end", False, f"{error!r} at {where.name}:{where.lineno}")
 
 
 def reports_below(folder: Path) -> list[bool]:
@@ -782,7 +807,7 @@ def main() -> int:
         if not options.simulate:
             simulated = reports_below(work)
             seen = f"{len(simulated)} reports"
-            result.add("no report is of the simulated device", not any(simulated), seen)
+            result.add("", "no report is of the simulated device", not any(simulated), seen)
     failed = sum(not check["ok"] for check in result.checks)
     held = len(result.checks) - failed
     print(f"{held} of {len(result.checks)} hold, {len(result.left_out)} left out; {time.monotonic() - began:.0f} s")

@@ -302,7 +302,7 @@ class CallSites:
             return _PLUMBING if inside.startswith(_TORCH_PLUMBING) else _LIBRARY | _TORCH
         if self._chosen and self._is_chosen(path):
             return _USER
-        if path.startswith(self._installed) or "/torchinductor_" in path or "/dist-packages/" in path:
+        if path.startswith(self._installed) or "/torchinductor_" in path or any(mark in path for mark in _INSTALLED):
             return _LIBRARY
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         if cache and path.startswith(_absolute(cache) + os.sep):

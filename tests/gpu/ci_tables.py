@@ -1,4 +1,4 @@
-"""The figures of the pages about tests and CI: what the pytest plugin and ``syncagent check`` take; see tables.py."""
+"""The figures of the pages about tests and CI: what they take, and what holds on a GPU; see tables.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ SESSIONS = {
     "fixture": "`--syncagent-simulate`, a test with the fixture",
     "raise": "`--syncagent-simulate --syncagent=raise`, a test with the marker",
 }
+
+GATE = "python tests/gpu/gate.py --out FILE"
+PROMISED = {
+    "docs/testing.md": "this page: the plugin, `assert_no_syncs`",
+    "docs/trainers.md": "[the trainers](trainers.md): the page's programs, and runs with and without the callback",
+    "docs/ci.md": "[CI](ci.md): the page's commands, `check`, `--fail-on`, the example",
+    "docs/production.md": "[a long job](production.md#a-job-that-runs-for-days): its log, a report at a signal",
+}
+"""By the page that promises it."""
+TRAINERS = ("lightning", "pytorch-lightning", "transformers", "accelerate")
+NAMED = ("pytest", "pytest-xdist", *TRAINERS)
 
 
 def _load(name: str) -> Any:
@@ -52,4 +63,47 @@ def check_time() -> str:
     )
 
 
-MAKERS = {"pluginsession": session, "checktime": check_time}
+def on_gpu() -> str:
+    """How much of what the pages about tests, trainers, CI and long jobs promise was seen to hold on a GPU."""
+    if not _is_measured("gate"):
+        return f"Not measured yet: `{GATE}`."
+    result = _load("gate")
+    rows = ["| | checks | hold |", "|---|--:|--:|"]
+    for page, title in PROMISED.items():
+        found = [check["ok"] for check in result["checks"] if check["page"] == page]
+        rows.append(f"| {title} | {len(found)} | {sum(found)} |")
+    failed = [f"- {check['name']}" for check in result["checks"] if not check["ok"]]
+    left_out = [f"- {each['name']}: {each['why']}" for each in result["left_out"]]
+    named = ", ".join(f"{name} {result['versions'][name]}" for name in NAMED if name in result["versions"])
+    return "\n".join(rows) + (
+        ("\n\nThose that do not:\n\n" + "\n".join(failed) if failed else "")
+        + ("\n\nNot tried:\n\n" + "\n".join(left_out) if left_out else "")
+        + f"\n\n{_machine(result)}, {named}. `{GATE}`."
+    )
+
+
+def trainers_on_gpu() -> str:
+    """Whether the callbacks were run on a GPU."""
+    if not _is_measured("gate"):
+        return "The callbacks were not run on a GPU."
+    result = _load("gate")
+    found = [check["ok"] for check in result["checks"] if check["page"] == "docs/trainers.md"]
+    named = ", ".join(f"{name} {result['versions'][name]}" for name in TRAINERS if name in result["versions"])
+    return (
+        f"On a GPU, {sum(found)} of {len(found)} checks of the callbacks and of this page's programs hold, "
+        f"with {named} ({_machine(result)}; `{GATE}`)."
+    )
+
+
+def _is_measured(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
+
+
+def _machine(result: dict[str, Any]) -> str:
+    device = result["gpu"] or "simulated device"
+    return f"{device}, torch {result['torch']}, Python {result['python']}, {result['date'][:10]}"
+
+
+MAKERS = {
+    "pluginsession": session, "checktime": check_time, "ongpu": on_gpu, "trainersongpu": trainers_on_gpu,
+}  # fmt: skip

@@ -299,12 +299,12 @@ class Done:
         return [line for line in self.err.splitlines() if line.startswith("[syncagent]") and " info " not in line]
 
 
-def scalars(folder, tag):
+def scalars(folder, tag, under="out"):
     """Steps and values of a scalar in TensorBoard's files, and the texts of a summary of text."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = []
-    for file in sorted(folder.glob("out/**/*tfevents*")):
+    for file in sorted(folder.glob(f"{under}/**/*tfevents*")):
         events = EventAccumulator(str(file))
         events.Reload()
         found += [(each.step, each.value) for name in events.Tags()["scalars"] if name.endswith(tag)

@@ -223,6 +223,21 @@ def test_what_python_calls_for_an_operator_is_named_by_the_operators_line(agent,
     assert [event.site.line for event in agent.events()] == [line_of("a condition"), line_of("a mask")]
 
 
+@pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])
+def test_packages_of_another_environment_are_libraries(agent, line_of, tmp_path, packages):
+    """As in a layer over an environment, or where PYTHONPATH names the packages of one."""
+    file = tmp_path / packages / "library.py"
+    file.parent.mkdir()
+    file.write_text("def read(value):\n    return value.item()\n")
+    spec = importlib.util.spec_from_file_location("library", file)
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    library.read(ONE)  # <- the call of the library
+    event = only(agent)
+    assert place(event) == (__file__, line_of("the call of the library"))
+    assert (event.library_site.file, event.library_site.line) == (str(file), 2)
+
+
 def test_frames_of_the_standard_library_are_passed_over(agent, line_of):
     """An ExitStack calls ``item`` by itself; the user's line is the one that lets it."""
     with contextlib.ExitStack() as stack:

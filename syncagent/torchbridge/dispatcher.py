@@ -56,6 +56,8 @@ _WAITING_IN = frozenset(
 )
 _WAITING = frozenset({"wait", "_wait_for_tstate_lock", "join", "select", "_recv", "accept", "readinto", "_worker"})
 """Files and functions of the standard library: a thread in one of these needs the GIL before it can compute."""
+_COMPILE_WORKERS = "torch._inductor.compile_worker."
+"""Modules of the threads by which torch.compile talks to its other processes, as long as the program lives."""
 
 
 class Hooks:
@@ -294,6 +296,8 @@ def _others_run() -> bool:
 
 def _uses_torch(frame: FrameType | None) -> bool:
     """Does the module of any function on this stack hold something of torch's?  Threads that read or write do not."""
+    if _begins_in(frame).startswith(_COMPILE_WORKERS):
+        return False
     while frame is not None:
         for value in tuple(frame.f_globals.values()):
             kind = type(value)
@@ -302,6 +306,15 @@ def _uses_torch(frame: FrameType | None) -> bool:
                 return True
         frame = frame.f_back
     return False
+
+
+def _begins_in(frame: FrameType | None) -> str:
+    """Return the module of the function that a thread was started with; nothing for threads that are not Python's."""
+    module = ""
+    while frame is not None and frame.f_code.co_filename != threading.__file__:
+        module = str(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    return "" if frame is None else module
 
 
 def _take_off(libraries: list[Any]) -> None:

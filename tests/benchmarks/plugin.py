@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ print(f"{(time.process_time() - began) * 1e3} ms")
 sys.exit(code)
 """
 PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
+PLUGIN = "syncagent.integrations.pytest_plugin"
+IS_INSTALLED = any(entry.value == PLUGIN for entry in metadata.entry_points(group="pytest11"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,6 +77,7 @@ def measure(rounds: int, *, simulate: bool) -> dict[str, dict[str, Any]]:
             for name in random.sample(list(sessions), len(sessions)):
                 mark, argument, options = sessions[name]
                 options = [option for option in options if simulate or option != SIMULATE]
+                options += [] if IS_INSTALLED or options[:1] == ["-p"] else ["-p", PLUGIN]
                 time_ms = one_ms(Path(folder), mark, argument, options)
                 if number:  # the first round compiles
                     found[name].append(time_ms)

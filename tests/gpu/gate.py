@@ -763,6 +763,8 @@ def put_tools(folder: Path) -> None:
         (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n', encoding="utf-8")
         (folder / name).chmod(0o755)
     shutil.copy(processes.ROOT / "syncagent_autostart.pth", folder / "sitecustomize.py")
+    # Where MPI is installed but not set up, it ends the process of a Lightning that asks how many there are.
+    (folder / "mpi4py.py").write_text('raise ImportError("one process needs no MPI")\n', encoding="utf-8")
 
 
 def run_part(title: str, folder: Path, tools: Path, result: Result, simulate: bool) -> None:

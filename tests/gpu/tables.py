@@ -506,10 +506,14 @@ def compat() -> str:
         + (f", {result['skipped']} were skipped" if result["skipped"] else "")
         + f". {device(result)}. `{command}`."
     ]
-    wrong = [(name, row["why"]) for name, row in result["cases"].items() if row["ok"] is False]
+    wrong: dict[str, list[str]] = {}
+    for name, row in result["cases"].items():
+        if row["ok"] is False:
+            what = re.sub(r" of aten::.*| without \[.*", "", " ".join(row["why"].split()).replace("`", "'"))
+            wrong.setdefault(what[:160], []).append(name)
     if wrong:
         lines += ["", "Those that do not:", ""]
-        lines += [f"- {name}: `{' '.join(why.split()).replace('`', chr(39))[:160]}`" for name, why in wrong]
+        lines += [f"- {'; '.join(names)}: `{why}`" for why, names in wrong.items()]
     return "\n".join(lines)
 
 

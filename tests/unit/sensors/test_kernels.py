@@ -582,3 +582,18 @@ def test_kernels_stay_while_another_thread_runs_that_has_called_no_op_so_far(sen
     assert not again.notes
     waits.set()
     idle.join()
+
+
+def test_threads_by_which_torch_compile_talks_to_other_processes_are_no_reason_for_kernels_to_stay(sensor):
+    """They live as long as the program, and their modules use torch."""
+    from torch._inductor.compile_worker.subproc_pool import SubprocPool
+
+    here = next(rule for rule in RULES if rule.op == "aten::nonzero")
+    pool = SubprocPool(1)
+    try:
+        assert any("SubprocPool" in repr(thread) or "Inductor" in thread.name for thread in threading.enumerate())
+        watched = sensor([here])
+        watched.stop()
+        assert not dispatcher.is_hooked(here)
+    finally:
+        pool.shutdown()

@@ -110,10 +110,8 @@ def lateness(report: Report, run_of: Mapping[int, RunInfo], late: Sequence[LateS
         compared = min(_timed(steps_of[rank]), len(late))
         is_likely = explained_ms >= _LEAST_EXPLAINED * held_ms or times >= _MOST_STEPS * compared
         is_explained = explained_ms >= _WELL_EXPLAINED * held_ms
-        most_ms = _more_in_all(report, steps_of, rank) if _is_paced_by_host(late, rank, causes) else math.inf
-        if most_ms < _LEAST_EXPLAINED * held_ms:
-            continue  # the others' hosts are no faster
-        if is_explained and most_ms < held_ms:
+        if is_explained and _is_paced_by_host(late, rank, causes):
+            most_ms = min(_more_in_all(report, steps_of, rank), held_ms)
             held_ms, share = most_ms, share * most_ms / held_ms
             causes = tuple(_causes(report, steps_of, rank, held_ms, share))
         if (is_likely and suspects[rank]) or is_explained:

@@ -121,14 +121,6 @@ def test_a_line_that_waits_in_the_first_step_alone_is_named_by_the_time_that_it_
     assert [(each.cause, each.site, each.held_ms) for each in rank.causes] == [("line", None, pytest.approx(10.0))]
 
 
-@pytest.mark.parametrize(("slower_ms", "named"), [(0.0, []), (100.0, []), (300.0, [1])])
-def test_a_rank_whose_gpu_waits_for_a_host_as_slow_as_all_others_holds_nobody_up(slower_ms, named):
-    """The others' GPUs wait for it since their hosts were ahead once; they are no faster."""
-    hosts = {rank: [host_row("line", 4000.0 + slower_ms * rank)] for rank in (0, 1)}
-    ranks = [rank_report(0, [10.0] * 101, host=hosts[0]), rank_report(1, [0.0] * 101, host=hosts[1])]
-    assert [each.rank for each in merge(ranks).lateness.ranks] == named
-
-
 def test_a_sync_that_all_ranks_have_explains_nothing():
     ranks = [with_stalls(rank_report(rank, [9.0 - 8.0 * rank] * 51, syncs=[sync()]), 400.0) for rank in (0, 1)]
     (rank,) = merge(ranks).lateness.ranks

@@ -75,7 +75,7 @@ def _set_of(names: tuple[str, ...]) -> Any:
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
 
-FORK_PATIENCE_S = 5.0
+FORKPATIENCE_S = 5.0
 """How long a fork waits for a running kernel.  A longer one is left running, which is better than no fork at all."""
 
 
@@ -97,7 +97,7 @@ _POLL_S = 0.001
 
 BATCH = 64
 """So many short kernels are worth waking the worker for."""
-_PATIENCE_S = 0.005
+PATIENCE_S = 0.005
 """How long a worker waits for more of them at most."""
 _YIELD_S = 0.01
 """How long the host lets a batch run at most before it goes on queueing."""
@@ -404,8 +404,8 @@ class Engine:
             try:
                 while not self._bell.empty():
                     self._bell.get_nowait()
-                if not (self._is_urgent or self._wakes or len(self._queue) >= BATCH) and self.is_brisk:
-                    self._bell.get(timeout=_PATIENCE_S)
+                if self._may_wait():
+                    self._bell.get(timeout=PATIENCE_S)
             except Empty:
                 pass
             finally:
@@ -414,6 +414,11 @@ class Engine:
         if self._queue and self.is_brisk:
             self._batch_end = self.submitted
         return bool(self._queue)
+
+    def _may_wait(self) -> bool:
+        """Whether nothing speaks against waiting for more kernels."""
+        is_wanted = self._is_urgent or self._wakes or self._leaving is self._thread
+        return self.is_brisk and not is_wanted and len(self._queue) < BATCH
 
     def _await_kernel(self) -> bool:
         """Sleep until there is a kernel, and return whether there is: else the thread is to end."""
@@ -540,7 +545,7 @@ def _close_all() -> None:
 
 def _before_fork() -> None:
     # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
-    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORK_PATIENCE_S))
+    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORKPATIENCE_S))
 
 
 def _after_fork_in_parent() -> None:

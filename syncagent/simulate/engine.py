@@ -154,6 +154,8 @@ class Engine:
         """Whether it is the device's default stream, which computes."""
         self.carries_collectives = False
         """Whether collectives run here, or what has waited for them."""
+        self._joins_collectives = False
+        """Whether it has waited for one.  How long it does so is measured, so kernels are not collected then."""
         self._leaving: threading.Thread | None = None
         """A worker that is to end as soon as it has nothing to do."""
         self.is_closed = False
@@ -182,6 +184,7 @@ class Engine:
         if engine.carries_collectives and modelled.clock is None:
             if self.is_default:
                 join = waits.join()
+                self._joins_collectives, self.is_brisk = True, False
             else:
                 self.carries_collectives = True
         if engine.finished < ticket:
@@ -390,7 +393,7 @@ class Engine:
     def _note_pace(self, seconds: float) -> None:
         """Note how long the last kernels took; one long kernel is forgotten after a few others."""
         self._pace_s = (self._pace_s + min(seconds, 2 * _SHORT_S)) / 2
-        self.is_brisk = self._pace_s < _SHORT_S and self.is_default and not self.carries_collectives
+        self.is_brisk = self._pace_s < _SHORT_S and self.is_default and not self._joins_collectives
 
     def _collect(self) -> bool:
         """Wait a little for more short kernels, and return whether there are any.

@@ -384,9 +384,10 @@ def queue(
     ``read``: what it reads, as far as is known.
     """
     global _blocks
-    if engine.is_brisk and (_has_large(written) or _has_large(read)):
+    is_long = engine.is_brisk and (_has_large(written) or _has_large(read))
+    if is_long:
         engine.expect_long()
-    ticket = engine.submit(keeping_failure(name, kernel, written))
+    ticket = engine.submit(keeping_failure(name, kernel, written), at_once=is_long)
     if modelled.clock is not None and name not in work.NO_KERNEL:
         own = kernel.work() if isinstance(kernel, Describes) else work.of_named(name, read, written)
         modelled.clock.queued(engine, ticket, own)

@@ -99,8 +99,8 @@ BATCH = 64
 """So many short kernels are worth waking the worker for."""
 PATIENCE_S = 0.005
 """How long a worker waits for more of them at most."""
-_YIELD_S = 0.01
-"""How long the host lets a batch run at most before it goes on queueing."""
+_GLANCE_S = 0.0005
+"""How often the host, while it lets a batch run, looks whether its kernels are short indeed."""
 _SHORT_S = 0.0001
 """A kernel that takes less is short: to run beside the host gains less than it costs to take turns with it."""
 
@@ -297,7 +297,7 @@ class Engine:
             self._bell.put(None)
 
     def expect_long(self) -> None:
-        """Have the kernels that come next run as soon as they can, beside the host, since one of them is long."""
+        """Have the next kernels run beside the host, and not in a batch, since a long one is among them."""
         self._pace_s, self.is_brisk = _SHORT_S, False
 
     def submit(self, entry: _Entry, *, at_once: bool = False) -> int:
@@ -333,10 +333,17 @@ class Engine:
             self._wait_for(self.submitted - QUEUE_LIMIT + 1)
 
     def _give_way(self) -> None:
-        """Let the worker have Python's lock to itself until it has run a batch of short kernels."""
+        """Let the worker have Python's lock to itself until it has run a batch of short kernels.
+
+        A long one among them is not waited for: the program goes on beside it, to wait where a GPU would have it wait.
+        """
         ticket, self._batch_end = self._batch_end, 0
-        if not self.is_closed and threading.get_ident() not in _workers:
-            self._wait_for(ticket, _YIELD_S)
+        if self.is_closed or threading.get_ident() in _workers:
+            return
+        seen = -1
+        while seen < self.finished < ticket:
+            seen = self.finished + int(_GLANCE_S / _SHORT_S) - 1
+            self._wait_for(ticket, _GLANCE_S)
 
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""

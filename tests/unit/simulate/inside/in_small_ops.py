@@ -211,3 +211,24 @@ def test_a_long_kernel_begins_at_once(patient):
     (large + 1).mul_(2)
     await_kernels(patient, patient.submitted)
     assert large.shape == (1 << 17,)
+
+
+def test_the_program_goes_on_beside_a_long_kernel_that_looks_short(x, patient):
+    is_over = threading.Event()
+    ticket = patient.submit(lambda: is_over.wait(60))
+    patient.has_reached(ticket)
+    for _ in range(200):
+        y = x + 1
+    assert not patient.has_reached(ticket)
+    is_over.set()
+    assert y.sum().item() == 21.0
+
+
+def test_only_the_sync_waits_for_a_sleep_among_short_kernels(x, patient):
+    torch.cuda._sleep(10**9)
+    asleep = patient.submitted
+    for _ in range(200):
+        y = x + 1
+    assert patient.finished < asleep
+    assert y.sum().item() == 21.0
+    assert patient.finished > asleep

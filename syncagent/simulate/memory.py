@@ -151,6 +151,18 @@ def is_pinned(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and getattr(_storage_of(tensor), "_syncagent_pinned", False)
 
 
+_to = torch._C.TensorBase.to
+"""Torch's own: the one that the program calls looks for devices first."""
+
+
+def in_type(values: torch.Tensor, dtype: torch.dtype, *, copy: bool = False) -> torch.Tensor:
+    """A CPU tensor in that type; itself if it has it, unless there is to be a copy."""
+    if values.dtype == dtype and not copy:
+        return values
+    converted: torch.Tensor = _to(values, dtype, copy=copy)
+    return converted
+
+
 # --- arguments and results, which may be lists of tensors, or lists of lists ---------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from syncagent.simulate.memory import flatten, on_each
+from syncagent.simulate.memory import flatten, in_type, on_each
 from syncagent.simulate.requirements import MissingOp, aten, find
 
 Types = Mapping[torch.dtype, torch.dtype]
@@ -26,7 +26,6 @@ _SIXTEEN_BITS: Types = {**_HALF, **_BRAIN}
 _PRODUCTS = (
     aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_, aten.addbmm, aten.addbmm_,
     aten._addmm_activation, aten.convolution, aten.convolution_backward, aten.conv_tbc, aten.conv_tbc_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward,
 )  # fmt: skip
 """Slow in 16 bits on processors without instructions for them.  Where there are some for bfloat16, torch uses them."""
 
@@ -89,7 +88,7 @@ def _in_wider_type(op: Any, types: Types, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.dtype not in types:
             return value
         if id(value) not in widened:
-            widened[id(value)] = value, value.to(types[value.dtype])
+            widened[id(value)] = value, in_type(value, types[value.dtype])
         return widened[id(value)][1]
 
     positional, named = on_each(widen, args), {name: on_each(widen, x) for name, x in kwargs.items()}
@@ -102,7 +101,7 @@ def _in_wider_type(op: Any, types: Types, *args: Any, **kwargs: Any) -> Any:
     narrower = {wide.dtype: original.dtype for original, wide in widened.values()}
 
     def narrow(value: Any) -> Any:
-        return value.to(narrower.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
+        return in_type(value, narrower.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
 
     return on_each(narrow, result)
 
@@ -122,6 +121,7 @@ def _instead() -> dict[Any, Callable[..., Any]]:
         aten.histc.default: _histc,
         aten.trace.default: _trace,
         aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
     }
     return {op: function for op, function in found.items() if not isinstance(op, MissingOp)}
 
@@ -135,6 +135,20 @@ def _attention(query: Any, key: Any, value: Any, *args: Any, attn_mask: Any = No
     mask = None if attn_mask is None else attn_mask.to(wide)
     output, sums = op(query.to(wide), key.to(wide), value.to(wide), *args, attn_mask=mask, **kwargs)
     return output.to(dtype), sums
+
+
+def _attention_backward(*args: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+    """The forward pass's second result, in 32 bits, stands among its arguments."""
+    op, dtype = aten._scaled_dot_product_flash_attention_for_cpu_backward.default, args[0].dtype
+    wide = _types_of_products().get(dtype)
+    if wide is None:
+        return op(*args, attn_mask=attn_mask, **kwargs)
+
+    def widen(value: Any) -> Any:
+        return in_type(value, wide) if isinstance(value, torch.Tensor) and value.dtype == dtype else value
+
+    gradients = op(*map(widen, args), attn_mask=widen(attn_mask), **kwargs)
+    return tuple(in_type(x, dtype) for x in gradients)
 
 
 def _trace(matrix: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from syncagent.simulate import devices, dispatch
 from syncagent.simulate.engine import with_autograd
 from syncagent.simulate.facts import OpFacts
-from syncagent.simulate.memory import Layout, Placement, stride_for
+from syncagent.simulate.memory import Layout, Placement, in_type, stride_for
 from syncagent.simulate.tensor import SimulatedTensor, new_output
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -118,7 +118,7 @@ def _queue_forward(
         for position, (target, result) in enumerate(zip(targets, computed.results, strict=True)):
             # What CUDA's backward pass does not read, the program may write to before it: the graph keeps its own.
             is_shared = computed.leaves and position >= call.saved
-            own = result.detach().to(target.layout.dtype, copy=bool(is_shared))
+            own = in_type(result.detach(), target.layout.dtype, copy=bool(is_shared))
             dispatch.deliver(call.facts, target, own, values)
         box.own_form = computed if computed.leaves else None
 
@@ -144,7 +144,7 @@ def _queue_backward(
         computed = saved.box.own_form or _Graph(call, [x.resolve() for x in sources], needed)
         found = computed.backward([None if x is None else x.resolve() for x in given])
         for target, values in zip(targets, found, strict=True):
-            dispatch.deliver(call.facts, target, values.to(target.layout.dtype), [])
+            dispatch.deliver(call.facts, target, in_type(values, target.layout.dtype), [])
 
     read = [*sources, *_placements(gradients), saved]
     name = f"{call.facts.name}_backward"
@@ -164,7 +164,7 @@ class _Graph:
 
     def __init__(self, call: Call, values: Sequence[torch.Tensor], needed: Sequence[bool]) -> None:
         wider = WIDER.get(values[0].dtype, values[0].dtype)
-        values = [x.to(wider) for x in values]
+        values = [in_type(x, wider) for x in values]
         if not any(needed):
             self.leaves: list[torch.Tensor] = []
             self.results = as_list(call.compute(call.facts.op, values))
@@ -179,7 +179,7 @@ class _Graph:
 
     def backward(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """One gradient for each leaf."""
-        pairs = [(x, g.to(x.dtype)) for x, g in zip(self.results, gradients, strict=True) if g is not None]
+        pairs = [(x, in_type(g, x.dtype)) for x, g in zip(self.results, gradients, strict=True) if g is not None]
         with with_autograd():
             found = torch.autograd.grad(
                 [x for x, _ in pairs],

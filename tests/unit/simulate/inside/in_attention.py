@@ -51,6 +51,20 @@ def test_16_bits_are_near_the_result_in_32(dtype):
         torch.testing.assert_close(mine.float(), expected, rtol=2e-2, atol=2e-2)
 
 
+def test_fp16_is_computed_in_32_bits_and_rounded_once_in_the_backward_pass_too():
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    given, weights = tensors(torch.float16), torch.randn(3, 2, 16, 8).half()
+    found = results([x.detach().cuda().requires_grad_() for x in given], None, weights.cuda())
+    wide = [x.detach().float() for x in given]
+    output, sums = op(*wide)
+    rounded = output.half()
+    expected = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        weights.float(), *wide, rounded.float(), sums, 0.0, False
+    )
+    for mine, theirs in zip(found, (rounded, *(x.half() for x in expected)), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def queued(call):
     """How many kernels a call queues."""
     engine = torch.cuda.current_stream().engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -118,3 +119,116 @@ def test_an_error_is_the_hosts_where_it_next_waits_and_not_before(x):
     alive = weakref.ref(y)
     del y, z
     assert alive() is None
+
+
+@pytest.fixture
+def patient(x, monkeypatch):
+    """The queue of a program of short kernels, whose worker would wait for more of them for as long as a test takes."""
+    engine = torch.cuda.current_stream().engine
+    while not engine.is_brisk:
+        x + 1
+        torch.cuda.synchronize()
+    monkeypatch.setattr("syncagent.simulate.engine.PATIENCE_S", 600.0)
+    x + 1
+    torch.cuda.synchronize()
+    assert engine.is_brisk
+    return engine
+
+
+def test_short_kernels_run_in_batches(x, patient):
+    from syncagent.simulate.engine import BATCH
+
+    before = patient.finished
+    for _ in range(BATCH // 2):
+        x + 1
+    time.sleep(0.01)
+    assert patient.finished == before
+    for _ in range(BATCH // 2):
+        x + 1
+    await_kernels(patient, before + BATCH)
+
+
+def test_a_batch_does_not_lie_about_when_nothing_follows(x, patient, monkeypatch):
+    monkeypatch.setattr("syncagent.simulate.engine.PATIENCE_S", 0.01)
+    x + 1
+    torch.cuda.synchronize()  # from here on the worker waits for as long as that
+    await_kernels(patient, patient.submitted)
+    y = x + 1
+    await_kernels(patient, patient.submitted)
+    assert y.sum().item() == 21.0
+
+
+def await_kernels(engine, ticket):
+    """Look until that kernel has run, without a word to the device."""
+    until = time.monotonic() + 60
+    while engine.finished < ticket:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda y: y.tolist(),
+        lambda y: y.sum().item(),
+        lambda y: y.cpu(),
+        lambda _: torch.cuda.synchronize(),
+        lambda _: torch.cuda.current_stream().synchronize(),
+        lambda _: torch.cuda.current_stream().record_event().synchronize(),
+        lambda _: until(torch.cuda.current_stream().record_event().query),
+        lambda _: until(torch.cuda.current_stream().query),
+        lambda _: until(lambda: not torch.cuda.Event(enable_timing=True).record()),
+        lambda _: torch.cuda.current_stream().engine.retire(),
+    ],
+    ids=["tolist", "item", "cpu", "device", "stream", "event", "event's query", "stream's query", "timing", "end"],
+)
+def test_who_waits_or_asks_ends_the_collecting(x, patient, wait):
+    for _ in range(5):
+        y = x + 1
+        ticket = patient.submitted
+        wait(y)
+        await_kernels(patient, ticket)
+
+
+def until(holds):
+    while not holds():
+        time.sleep(0.001)
+
+
+def test_another_stream_that_waits_ends_the_collecting(x, patient):
+    side = torch.cuda.Stream()
+    for _ in range(5):
+        y = x + 1
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            z = y * 2
+        await_kernels(side.engine, side.engine.submitted)
+    assert z.sum().item() == 42.0
+
+
+def test_a_long_kernel_begins_at_once(patient):
+    large = torch.ones(1 << 17, device="cuda")
+    (large + 1).mul_(2)
+    await_kernels(patient, patient.submitted)
+    assert large.shape == (1 << 17,)
+
+
+def test_the_program_goes_on_beside_a_long_kernel_that_looks_short(x, patient):
+    is_over = threading.Event()
+    ticket = patient.submit(lambda: is_over.wait(60))
+    patient.has_reached(ticket)
+    for _ in range(200):
+        y = x + 1
+    assert not patient.has_reached(ticket)
+    is_over.set()
+    assert y.sum().item() == 21.0
+
+
+def test_only_the_sync_waits_for_a_sleep_among_short_kernels(x, patient):
+    torch.cuda._sleep(10**9)
+    asleep = patient.submitted
+    for _ in range(200):
+        y = x + 1
+    assert patient.finished < asleep
+    assert y.sum().item() == 21.0
+    assert patient.finished > asleep

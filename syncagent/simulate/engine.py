@@ -75,7 +75,7 @@ def _set_of(names: tuple[str, ...]) -> Any:
 QUEUE_LIMIT = 1024
 """With this many kernels in the queue a launch waits for room, as in CUDA; this bounds memory, too."""
 
-FORKPATIENCE_S = 5.0
+FORK_PATIENCE_S = 5.0
 """How long a fork waits for a running kernel.  A longer one is left running, which is better than no fork at all."""
 
 
@@ -555,7 +555,7 @@ def _close_all() -> None:
 
 def _before_fork() -> None:
     # A worker that holds one of C's locks during the fork leaves it locked in the child for ever.
-    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORKPATIENCE_S))
+    _paused.extend(engine for engine in all_engines() if engine._running.acquire(timeout=FORK_PATIENCE_S))
 
 
 def _after_fork_in_parent() -> None:

@@ -91,8 +91,8 @@ def _compared(name: str, command: str) -> str:
     )
     meaning = (
         f"{result['ranks']} ranks, {result['steps']} steps. What a rank costs is how much longer a step takes than "
-        f"in a run in which nobody is late. In {runs} such runs a rank was named in {wrong}; in those with a late rank, "
-        f"another one in {sum(row['wrong'] for row in late)}.{busy} {where}, torch {result['torch']}, "
+        f"in a run in which nobody is late. In {runs} such runs a rank was named in {wrong}; in those with a late rank "
+        f"another one was in {sum(row['wrong'] for row in late)}.{busy} {where}, torch {result['torch']}, "
         f"{result['date']}. `{command}`."
     )
     return "\n".join([*lines, "", meaning])

@@ -139,8 +139,7 @@ def _wait_for(engines: Iterable[engine.Engine], call: standin.Call) -> None:
 def _sleep(cycles: int) -> None:
     seconds = cycles / CYCLES_PER_SECOND
     stream = devices.current_engine(devices.current())
-    stream.expect_long()
-    ticket = stream.submit(lambda: time.sleep(seconds), at_once=True)
+    ticket = stream.submit(lambda: time.sleep(seconds))
     if modelled.clock is not None:
         modelled.clock.queued(stream, ticket, Work(fixed_ns=round(seconds * 1e9)))
 

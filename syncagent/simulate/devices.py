@@ -7,7 +7,6 @@ device guard and no runtime, and autograd runs its backward pass in the calling 
 from __future__ import annotations
 
 import functools
-import math
 import os
 import threading
 import time
@@ -179,7 +178,7 @@ class Stream:
 
     def query(self) -> bool:
         """Whether all work of this stream is done."""
-        return self.engine.has_reached(self.engine.submitted)
+        return self.engine.finished >= self.engine.submitted
 
     def wait_event(self, event: Event) -> None:
         """Let the work that comes next wait for an event, without the host."""
@@ -247,7 +246,7 @@ class Event:
         """Put the mark behind all work that the stream has so far."""
         self._engine = (stream or current_stream()).engine
         stamp = self._stamp = []  # an earlier record may still be under way
-        self._ticket = self._engine.submit(lambda: stamp.append(time.perf_counter()), at_once=self._timing)
+        self._ticket = self._engine.submit(lambda: stamp.append(time.perf_counter()))
         clock = modelled.clock
         self.modelled_ns = None if clock is None else clock.marked(self._engine, self._ticket)
 
@@ -257,7 +256,7 @@ class Event:
 
     def query(self) -> bool:
         """Whether the work before the mark is done."""
-        return self._engine.has_reached(self._ticket)
+        return self._engine.finished >= self._ticket
 
     def synchronize(self) -> None:
         """Wait for the work before the mark."""
@@ -381,13 +380,10 @@ def queue(
 ) -> int:
     """Queue an op's kernel, record it as the last writer of the boxes that it writes, and return its ticket.
 
-    ``read``: what it reads, as far as is known.
+    ``read``: what it reads, where the kernel cannot tell (:class:`Describes`); only modelled times need that.
     """
     global _blocks
-    is_long = engine.is_brisk and (_has_large(written) or _has_large(read))
-    if is_long:
-        engine.expect_long()
-    ticket = engine.submit(keeping_failure(name, kernel, written), at_once=is_long)
+    ticket = engine.submit(keeping_failure(name, kernel, written))
     if modelled.clock is not None and name not in work.NO_KERNEL:
         own = kernel.work() if isinstance(kernel, Describes) else work.of_named(name, read, written)
         modelled.clock.queued(engine, ticket, own)
@@ -403,14 +399,6 @@ def queue(
         if modelled.clock is not None:
             modelled.clock.waited([(engine, ticket)])
     return ticket
-
-
-_LARGE = 1 << 16
-"""A kernel that reads or writes a tensor of more elements is taken for a long one."""
-
-
-def _has_large(placements: Sequence[Placement]) -> bool:
-    return any(math.prod(placement.layout.size) > _LARGE for placement in placements)
 
 
 def keeping_failure(name: str, kernel: Callable[[], object], written: list[Placement]) -> Callable[[], None]:

@@ -257,7 +257,7 @@ def run_generic(facts: OpFacts, args: Any, kwargs: Any, spec: Any = None) -> Any
         kernel.kwargs = {name: on_each(_snapshot, x) for name, x in named.items()}
     made = [] if facts.pure_write else [_allocate(x, index, kernel.outputs) for x in fresh(facts, spec)]
     kernel.find_written()
-    queue(engine, facts.name, kernel, [p for p in kernel.outputs if p is not None] + kernel.written, placements)
+    queue(engine, facts.name, kernel, [p for p in kernel.outputs if p is not None] + kernel.written)
     return returned(facts, args, kwargs, made)
 
 

@@ -62,14 +62,10 @@ def without_modes() -> Iterator[None]:
         yield
 
 
-def _less(keys: Any, names: tuple[str, ...]) -> Any:
-    return keys - _set_of(names)
-
-
-@functools.cache
-def _set_of(names: tuple[str, ...]) -> Any:
-    keys = [torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names]
-    return functools.reduce(operator.or_, keys)
+def _less(keys: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        keys -= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return keys
 
 
 QUEUE_LIMIT = 1024
@@ -94,15 +90,6 @@ _Wake = tuple[int, Callable[[], object]]
 
 _POLL_S = 0.001
 """How often a worker that waits for another one looks into its own queue."""
-
-BATCH = 64
-"""So many short kernels are worth waking the worker for."""
-PATIENCE_S = 0.005
-"""How long a worker waits for more of them at most."""
-_GLANCE_S = 0.0005
-"""How often the host, while it lets a batch run, looks whether its kernels are short indeed."""
-_SHORT_S = 0.0001
-"""A kernel that takes less is short: to run beside the host gains less than it costs to take turns with it."""
 
 
 class Engine:
@@ -133,16 +120,6 @@ class Engine:
         self._bell: SimpleQueue[None] = SimpleQueue()
         """Wakes an idle worker."""
         self._is_idle = False
-        self._pace_s = _SHORT_S
-        """How long a kernel of this queue has taken lately."""
-        self.is_brisk = False
-        """Whether that is so short that the worker collects kernels, to run them in one go."""
-        self._is_collecting = False
-        """Whether the worker waits for more of them now."""
-        self._is_urgent = False
-        """Whether it is not to wait, since somebody wants to see what is queued run."""
-        self._batch_end = 0
-        """The last ticket of a batch that the host has yet to give way to; 0 for none."""
         self._wakes: list[_Wake] = []
         self._failure: Failure | None = None
         self._running = threading.RLock()
@@ -154,8 +131,6 @@ class Engine:
         """Whether it is the device's default stream, which computes."""
         self.carries_collectives = False
         """Whether collectives run here, or what has waited for them."""
-        self._joins_collectives = False
-        """Whether it has waited for one.  How long it does so is measured, so kernels are not collected then."""
         self._leaving: threading.Thread | None = None
         """A worker that is to end as soon as it has nothing to do."""
         self.is_closed = False
@@ -184,11 +159,10 @@ class Engine:
         if engine.carries_collectives and modelled.clock is None:
             if self.is_default:
                 join = waits.join()
-                self._joins_collectives, self.is_brisk = True, False
             else:
                 self.carries_collectives = True
         if engine.finished < ticket:
-            self.submit(_Dependency(engine, ticket, join), at_once=True)
+            self.submit(_Dependency(engine, ticket, join))
         elif join is not None:
             waits.joined(join, None)
 
@@ -265,8 +239,6 @@ class Engine:
         self._wakes.append(wake)  # before looking: the worker looks for these after it has finished a kernel
         if self.finished >= ticket and self.leave(wake):
             call()
-        elif self._is_collecting:
-            self._bell.put(None)
         return wake
 
     def leave(self, wake: _Wake) -> bool:
@@ -284,30 +256,9 @@ class Engine:
 
     # --- queueing -------------------------------------------------------------------------------------------
 
-    def has_reached(self, ticket: int) -> bool:
-        """Whether that kernel has run.  Who asks wants it to, so the worker no longer waits for more."""
-        if self.finished >= ticket:
-            return True
-        self._hurry()
-        return False
-
-    def _hurry(self) -> None:
-        self._is_urgent = True  # before looking, and after queueing: the worker looks at this before it waits
-        if self._is_collecting:
-            self._bell.put(None)
-
-    def expect_long(self) -> None:
-        """Have the next kernels run beside the host, and not in a batch, since a long one is among them."""
-        self._pace_s, self.is_brisk = _SHORT_S, False
-
-    def submit(self, entry: _Entry, *, at_once: bool = False) -> int:
-        """Queue a kernel and return its ticket without waiting for it.
-
-        ``at_once``: it matters when it runs, so the worker is not to wait for more.
-        """
+    def submit(self, entry: _Entry) -> int:
+        """Queue a kernel and return its ticket without waiting for it."""
         refuse_if_forked()
-        if self._batch_end:
-            self._give_way()
         if len(self._queue) >= QUEUE_LIMIT:
             self._wait_for_room()
         numbered: list[Any] = [entry]
@@ -316,8 +267,6 @@ class Engine:
         self._queue.extend(map(operator.iadd, (numbered,), zip(self._tickets)))
         if self._is_idle:
             self._bell.put(None)
-        if at_once or (self._is_collecting and (len(self._queue) >= BATCH or not self.is_brisk)):
-            self._hurry()
         ticket: int = numbered[1]
         if self._thread is None:
             if self.is_closed:
@@ -332,19 +281,6 @@ class Engine:
             waits.host_waits()
             self._wait_for(self.submitted - QUEUE_LIMIT + 1)
 
-    def _give_way(self) -> None:
-        """Let the worker have Python's lock to itself until it has run a batch of short kernels.
-
-        A long one among them is not waited for: the program goes on beside it, to wait where a GPU would have it wait.
-        """
-        ticket, self._batch_end = self._batch_end, 0
-        if self.is_closed or threading.get_ident() in _workers:
-            return
-        seen = -1
-        while seen < self.finished < ticket:
-            seen = self.finished + int(_GLANCE_S / _SHORT_S) - 1
-            self._wait_for(ticket, _GLANCE_S)
-
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""
         self._block(self.submitted)
@@ -357,7 +293,6 @@ class Engine:
         """In a child process, which its parent's threads are not in."""
         self._wakes.clear()
         self._role, self._bell, self._thread, self._is_idle = threading.RLock(), SimpleQueue(), None, False
-        self._is_collecting, self._batch_end = False, 0
 
     # --- on the worker --------------------------------------------------------------------------------------
 
@@ -388,59 +323,22 @@ class Engine:
         queue, run_next = self._queue, self._run_next
         with _BelowAutograd():
             while True:
-                began, before_s = self.finished, time.perf_counter()
                 while queue:
                     run_next()
-                self._batch_end = 0
-                if self.finished > began:
-                    self._note_pace((time.perf_counter() - before_s) / (self.finished - began))
-                if not (self._collect() or self._await_kernel()):
+                if not self._await_kernel():
                     return
-
-    def _note_pace(self, seconds: float) -> None:
-        """Note how long the last kernels took; one long kernel is forgotten after a few others."""
-        self._pace_s = (self._pace_s + min(seconds, 2 * _SHORT_S)) / 2
-        self.is_brisk = self._pace_s < _SHORT_S and self.is_default and not self._joins_collectives
-
-    def _collect(self) -> bool:
-        """Wait a little for more short kernels, and return whether there are any.
-
-        No kernel is left lying for want of a wake-up: this ends by itself, and then runs what is queued.  To ring the
-        bell ends it earlier.  A ring only says that there is something to look at, and is thrown away where that is
-        looked at afterwards: the queue, ``_is_urgent``, ``_wakes`` and ``_leaving``.
-        """
-        if self.is_brisk:
-            self._is_collecting = True  # before looking: who queues or waits looks at this afterwards
-            try:
-                while not self._bell.empty():
-                    self._bell.get_nowait()
-                if self._may_wait():
-                    self._bell.get(timeout=PATIENCE_S)
-            except Empty:
-                pass
-            finally:
-                self._is_collecting = False
-        self._is_urgent = False
-        if self._queue and self.is_brisk:
-            self._batch_end = self.submitted
-        return bool(self._queue)
-
-    def _may_wait(self) -> bool:
-        """Whether nothing speaks against waiting for more kernels."""
-        is_wanted = self._is_urgent or self._wakes or self._leaving is self._thread
-        return self.is_brisk and not is_wanted and len(self._queue) < BATCH
 
     def _await_kernel(self) -> bool:
         """Sleep until there is a kernel, and return whether there is: else the thread is to end."""
         self._is_idle = True  # before looking: who queues a kernel looks at this afterwards
         try:
-            if not self._queue and self._leaving is not self._thread:
+            if not self._queue:
                 self._bell.get(timeout=Engine.idle_limit_s)
         except Empty:
             return bool(self._queue)
         finally:
             self._is_idle = False
-        return self._collect() or self._leaving is not self._thread
+        return bool(self._queue) or self._leaving is not self._thread
 
     def _run_next(self) -> None:
         """Run the first kernel in the queue."""

@@ -192,6 +192,7 @@ def test_what_a_signal_handler_raises_during_a_collection_reaches_the_program(mo
     collections = Collections()
     collections.start()
     gc.disable()
+    gc.collect()  # what other tests have left may run code in Python when it goes, and the handler with it
     try:
         send = map(ctypes.CDLL(None)["raise"], repeat(int(signal.SIGUSR1)))
         node, stays = Node(), []
@@ -202,6 +203,7 @@ def test_what_a_signal_handler_raises_during_a_collection_reaches_the_program(mo
             for _ in range(300):  # a thread that another test has left may be collecting just now
                 gc.collect()
                 time.sleep(0.01)
+                assert not unraisable
     finally:
         gc.enable()
         collections.stop()

@@ -141,8 +141,7 @@ def _is_paced_by_host(late: Iterable[LateStep], rank: int, causes: Iterable[Caus
     """Whether a rank is late by what its host does: its GPU has waited for that, and not for work of its own."""
     if any(cause.cause == HOST_SYNC for cause in causes):
         return True
-    waits_ms = [each.waited_ms for each in late if each.rank == rank]
-    return not waits_ms or median(waits_ms) == 0
+    return median(each.waited_ms for each in late if each.rank == rank) == 0
 
 
 def _more_in_all(report: Report, steps_of: Mapping[int, int], rank: int) -> float:
@@ -152,13 +151,13 @@ def _more_in_all(report: Report, steps_of: Mapping[int, int], rank: int) -> floa
     host that is ahead, as they are, hides that time, but the job would take it without the late rank as well.
     Without looks at the host it may be anything.
     """
-    of_lines: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
-    for row in report.host:
-        if row.rank is not None:
-            of_lines[row.cause, row.file, row.line][row.rank] = row.ms
-    if not any(rank in of_ranks for (cause, *_), of_ranks in of_lines.items() if cause == HostCause.LINE):
+    if not any(row.rank == rank and row.cause == HostCause.LINE for row in report.host):
         return math.inf
-    hosts_ms = sum(_more_than_others(of_ranks, steps_of, rank) for of_ranks in of_lines.values() if rank in of_ranks)
+    hosts_ms = sum(
+        _more_than_others({each: row.ms for each, row in of_ranks.items()}, steps_of, rank)
+        for of_ranks in _by_place(report.host)
+        if rank in of_ranks
+    )
     return hosts_ms + sum(cause.held_ms for cause in _host_syncs(report.sites, steps_of, rank))
 
 
@@ -180,7 +179,7 @@ def _suspects(late: Sequence[LateStep], last_of: Mapping[int, int]) -> dict[int,
     With each, whether that holds also if neighbouring steps have one and the same reason.
 
     Where no rank is worse than another, each comes last in its share of the steps, and the difference to the others is
-    0 in the mean.  The worst one's steps are then left out, lest it hides the next.
+    0 in the mean.  The worst one's steps are then left out, since it would hide the next.
     """
     found: dict[int, bool] = {}
     ranks = len(last_of)
@@ -263,19 +262,24 @@ def _not_listed(site: SiteRow, shares: Mapping[int, float], steps_of: Mapping[in
 
 
 def _host_time(rows: Collection[HostRow], steps_of: Mapping[int, int], rank: int) -> Iterator[CauseRow]:
-    by_cause: dict[tuple[str, str, int], dict[int, HostRow]] = defaultdict(dict)
-    for row in rows:
-        if row.rank is not None and (row.file or row.cause != HostCause.LINE):
-            by_cause[row.cause, row.file, row.line][row.rank] = row
-    for of_ranks in by_cause.values():
+    for of_ranks in _by_place(rows):
         own = of_ranks.get(rank)
-        if own is None:
+        if own is None or (own.cause == HostCause.LINE and not own.file):
             continue
         more_ms = _more_than_others({rank: row.ms for rank, row in of_ranks.items()}, steps_of, rank)
         is_looks = own.cause != HostCause.GARBAGE_COLLECTION
         scatter_ms = own.ms / math.sqrt(max(own.count, 1)) / max(_timed(steps_of[rank]), 1) if is_looks else 0.0
         if more_ms > _LOOKS_SURE * scatter_ms:
             yield CauseRow(own.cause, more_ms, 0.0, own.file, own.line, own.function, own.source)
+
+
+def _by_place(rows: Iterable[HostRow]) -> Collection[dict[int, HostRow]]:
+    """The rows of one cause and line together, by rank."""
+    places: dict[tuple[str, str, int], dict[int, HostRow]] = defaultdict(dict)
+    for row in rows:
+        if row.rank is not None:
+            places[row.cause, row.file, row.line][row.rank] = row
+    return places.values()
 
 
 def _more_than_others(ms: Mapping[int, float], steps_of: Mapping[int, int], rank: int) -> float:

@@ -39,7 +39,7 @@ def all_reduce(backend: Any, tensor: torch.Tensor, op: Any) -> None:
         return
     kind, values = getattr(op, "op", op), tensor
     kinds = ReduceOp.RedOpType
-    if tensor.dtype == torch.bool:  # NCCL adds these as "or", lest a byte overflows
+    if tensor.dtype == torch.bool:  # NCCL adds these as "or", so that no byte overflows
         values = tensor.to(torch.uint8)
         kind = {kinds.SUM: kinds.MAX, kinds.PRODUCT: kinds.MIN}.get(kind, kind)
     elif tensor.dtype not in _SUMMED_BY_GLOO:

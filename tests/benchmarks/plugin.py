@@ -5,7 +5,8 @@
 Each session is a process of its own, of which the time from when pytest and torch are imported counts, and has one test
 that runs one op on the CPU.  The sessions take turns, in another order in each round.  What is printed is the CPU time
 of the session, in ms, and how much more that is than without the plugin in the same round: medians, and the quartiles
-of the difference.  With ``--real`` nothing is simulated: it is for a machine with a GPU.
+of the difference.  With ``--real`` nothing is simulated, the op runs on the GPU, and CUDA's context is made before the
+session as well.
 """
 
 from __future__ import annotations
@@ -27,26 +28,35 @@ from typing import Any
 import pytest
 import torch
 
-TEST = "import pytest\n{mark}def test_one({argument}):\n    import torch\n    torch.arange(4.0).sum()\n"
+TEST = """
+import pytest
+{mark}def test_one({argument}):
+    import torch
+    torch.arange(4.0, device={device!r}).sum()
+"""
 SIMULATE = "--syncagent-simulate"
 MARK = "@pytest.mark.no_host_sync\n"
 BLOCKED, SIMULATED = "blocked", "simulated device"
+MARKED = "marker"
 SESSIONS = {
     BLOCKED: ("", "", ["-p", "no:syncagent"]),
     "blocked, again": ("", "", ["-p", "no:syncagent"]),
     "there": ("", "", []),
     SIMULATED: ("", "", [SIMULATE]),
-    "marker": (MARK, "", [SIMULATE]),
+    MARKED: (MARK, "", [SIMULATE]),
     "fixture": ("", "host_syncs", [SIMULATE]),
     "raise": (MARK, "", [SIMULATE, "--syncagent=raise"]),
 }
 """By name: what stands above the test, what it takes, and the options."""
+ON_A_GPU = (BLOCKED, "blocked, again", MARKED)
 PROGRAM = """
 import sys, time
 import pytest, torch
+if "{device}" == "cuda":
+    torch.arange(4.0, device="cuda").sum().item()
 began = time.process_time()
 code = pytest.main(sys.argv[1:])
-print(f"{(time.process_time() - began) * 1e3} ms")
+print((time.process_time() - began) * 1e3, "ms")
 sys.exit(code)
 """
 PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
@@ -55,14 +65,14 @@ IS_INSTALLED = any(entry.value == PLUGIN for entry in metadata.entry_points(grou
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def one_ms(folder: Path, mark: str, argument: str, options: list[str]) -> float:
+def one_ms(folder: Path, mark: str, argument: str, options: list[str], device: str) -> float:
     """CPU time of a session, in ms."""
     test = folder / "test_one.py"
-    test.write_text(TEST.format(mark=mark, argument=argument), encoding="utf-8")
+    test.write_text(TEST.format(mark=mark, argument=argument, device=device), encoding="utf-8")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCAGENT", "PYTEST"))}
     environment |= {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
-    words = [sys.executable, "-c", PROGRAM, *PLAIN, *options, str(test)]
+    words = [sys.executable, "-c", PROGRAM.format(device=device), *PLAIN, *options, str(test)]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"a session with {options} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -70,7 +80,7 @@ def one_ms(folder: Path, mark: str, argument: str, options: list[str]) -> float:
 
 
 def measure(rounds: int, *, simulate: bool) -> dict[str, dict[str, Any]]:
-    sessions = {name: session for name, session in SESSIONS.items() if simulate or name != SIMULATED}
+    sessions = {name: session for name, session in SESSIONS.items() if simulate or name in ON_A_GPU}
     found: dict[str, list[float]] = {name: [] for name in sessions}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
@@ -78,7 +88,7 @@ def measure(rounds: int, *, simulate: bool) -> dict[str, dict[str, Any]]:
                 mark, argument, options = sessions[name]
                 options = [option for option in options if simulate or option != SIMULATE]
                 options += [] if IS_INSTALLED or options[:1] == ["-p"] else ["-p", PLUGIN]
-                time_ms = one_ms(Path(folder), mark, argument, options)
+                time_ms = one_ms(Path(folder), mark, argument, options, "cpu" if simulate else "cuda")
                 if number:  # the first round compiles
                     found[name].append(time_ms)
     rows = {}

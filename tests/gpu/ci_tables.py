@@ -48,7 +48,22 @@ def session() -> str:
         f"\n\nMedians of {result['rounds']} sessions each, taken in turn, with torch and pytest imported before. "
         f"pytest {result['pytest']}, torch {result['torch']}, Python {result['python']}, {result['date']}, "
         f"{result['cores']} cores, load {result['load']:.0f}: what else runs on the cores makes all of them longer. "
-        "`python tests/benchmarks/plugin.py --result FILE`."
+        "`python tests/benchmarks/plugin.py --result FILE`." + _session_on_gpu()
+    )
+
+
+def _session_on_gpu() -> str:
+    result = _load("plugin_gpu")
+    rows = result["sessions"]
+    (low, high), (again_low, again_high) = (
+        rows[name]["more_cpu_ms_quartiles"] for name in ("marker", "blocked, again")
+    )
+    return (
+        f"\n\nOn a GPU a test with the marker takes {rows['marker']['more_cpu_ms']:.0f} ms ({low:.0f} to {high:.0f}) more than "
+        f"the {rows['blocked']['cpu_ms']:.0f} ms without the plugin, on a machine where the same again takes "
+        f"{rows['blocked, again']['more_cpu_ms']:.0f} ms ({again_low:.0f} to {again_high:.0f}) more; CUDA's context is made "
+        f"before. {result['gpu']}, torch {result['torch']}, Python {result['python']}, {result['date']}, "
+        f"{result['rounds']} sessions each. `python tests/benchmarks/plugin.py --real --result FILE`."
     )
 
 

@@ -9,8 +9,8 @@ slice of each way to start it runs within seconds of the others, in an order tha
 meanwhile meets all of them.  Two of the ways are bare; the one against the other is what the machine does by itself.
 
 Reported for each program: wall time, CPU time of the training thread and of the whole process, as ratios to bare with a
-95 % interval over the slices; graphs that torch.compile made, and recompiles.  ``ready`` gives the time of one
-``.item()`` of a value that is there already, ``paced`` the latency that is added to each of a thousand reads a second.
+95 % interval over the slices; graphs that torch.compile made, and recompiles.  ``paced`` gives the latency that is
+added to each of a thousand reads a second.
 """
 
 from __future__ import annotations
@@ -57,14 +57,13 @@ WATCHED: dict[str, dict[str, dict[str, str]]] = {
     "resnet": {"driver alone": ALONE, "looks": LOOKS, "default": DEFAULT},
     "bert": {"default": DEFAULT},
     "host-bound": {"driver alone": ALONE, "default": DEFAULT},
-    "ready": {"driver alone": ALONE, "default": DEFAULT},
     "paced": {"default": DEFAULT},
     "compiled": {"default": DEFAULT},
     "fsdp2": {"default": DEFAULT},
     "ddp": {"without collectives": {**DEFAULT, "SYNCAGENT_COLLECTIVES": "0"}, "default": DEFAULT},
 }
 """For each program, how the copies that are watched are started; the most important programs come first."""
-_FEW = frozenset({"compiled", "ready", "paced"})
+_FEW = frozenset({"compiled", "paced"})
 """Programs of which two copies of each way are enough, or take too long."""
 
 
@@ -275,13 +274,6 @@ def figures(program: str, copies: Sequence[Copy], ways: Sequence[str]) -> dict[s
         against = groups.get("bare", []) if way == "bare again" else bare
         if way != "bare" and against:
             result[f"{way} against bare"] = {key: ratio(group, against, key) for key in _TIMES}
-    if program == "ready" and bare:
-        middle = statistics.median(ns for copy in bare for ns in copy.steps["extra"])
-        result["bare_item_ns"] = middle
-        result["item_beyond_bare_ns"] = {
-            way: [round(statistics.median(copy.steps["extra"]) - middle, 1) for copy in group]
-            for way, group in groups.items()
-        }
     if program == "paced" and bare:
         middle = statistics.median(ns for copy in bare for ns in copy.steps["extra"])
         result["bare_us"] = round(middle / 1e3, 2)
@@ -346,7 +338,7 @@ def student(freedom: float) -> float:
 
 
 _SHOWN = (
-    "ms_a_step", "cpu_ms_a_step", "first_20_steps_ms", "dynamo", "bare_item_ns", "item_beyond_bare_ns", "bare_us",
+    "ms_a_step", "cpu_ms_a_step", "first_20_steps_ms", "dynamo", "bare_us",
     "added_us", "failed",
 )  # fmt: skip
 

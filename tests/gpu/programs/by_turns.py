@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 DEVICE = "cuda"
 _MANY = 1_000_000
-_ITEMS = 500
 _PACED = 50
 
 
@@ -325,24 +324,6 @@ def host_bound(turns: Turns, small: bool) -> None:
         turns.step()
 
 
-def ready(turns: Turns, small: bool) -> None:
-    """Reads of a value that is there already: nothing to wait for."""
-    value = torch.ones((), device=DEVICE)
-    weight = torch.ones(8, device=DEVICE, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    count = range(20 if small else _ITEMS)
-    turns.begin()
-    while True:
-        weight.sum().backward()
-        optimizer.step()
-        value.item()
-        began = time.perf_counter_ns()
-        for _ in count:
-            value.item()
-        turns.extra.append((time.perf_counter_ns() - began) // len(count))
-        turns.step()
-
-
 def paced(turns: Turns, small: bool) -> None:
     """A thousand reads a second, with small ops of the host in between; each read is timed."""
     value = torch.ones((), device=DEVICE)
@@ -368,7 +349,7 @@ def paced(turns: Turns, small: bool) -> None:
 
 PROGRAMS: dict[str, Callable[[Turns, bool], None]] = {
     "trainer": trainer, "resnet": resnet, "bert": bert, "compiled": compiled, "fsdp2": fsdp2, "ddp": ddp,
-    "host-bound": host_bound, "ready": ready, "paced": paced, "second rank": second_rank,
+    "host-bound": host_bound, "paced": paced, "second rank": second_rank,
 }  # fmt: skip
 
 

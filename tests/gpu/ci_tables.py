@@ -59,10 +59,10 @@ def _session_on_gpu() -> str:
         rows[name]["more_cpu_ms_quartiles"] for name in ("marker", "blocked, again")
     )
     return (
-        f"\n\nOn a GPU a test with the marker takes {rows['marker']['more_cpu_ms']:.0f} ms ({low:.0f} to {high:.0f}) more than "
-        f"the {rows['blocked']['cpu_ms']:.0f} ms without the plugin, on a machine where the same again takes "
-        f"{rows['blocked, again']['more_cpu_ms']:.0f} ms ({again_low:.0f} to {again_high:.0f}) more; CUDA's context is made "
-        f"before. {result['gpu']}, torch {result['torch']}, Python {result['python']}, {result['date']}, "
+        f"\n\nOn a GPU a test with the marker takes {rows['marker']['more_cpu_ms']:.0f} ms ({low:.0f} to {high:.0f}) "
+        f"more than the {rows['blocked']['cpu_ms']:.0f} ms without the plugin, on a machine where the same again takes "
+        f"{rows['blocked, again']['more_cpu_ms']:.0f} ms ({again_low:.0f} to {again_high:.0f}) more; CUDA's context is "
+        f"made before. {result['gpu']}, torch {result['torch']}, Python {result['python']}, {result['date']}, "
         f"{result['rounds']} sessions each. `python tests/benchmarks/plugin.py --real --result FILE`."
     )
 

@@ -171,8 +171,8 @@ def added() -> str:
         }
         text = (
             f"`.item()` of a value that is there already takes {more['default']} more by default, "
-            f"{more['driver alone']} with the driver's waits alone, and {more['without, again']} where nothing watches: medians, with 95 % "
-            f"intervals, in one process, against {ready['bare_ns'] / 1e3:.1f} µs."
+            f"{more['driver alone']} with the driver's waits alone, and {more['without, again']} where nothing "
+            f"watches: medians, with 95 % intervals, in one process, against {ready['bare_ns'] / 1e3:.1f} µs."
         ) + signed("ready", ready).replace("\n\n", " ")
     found = result_of("overhead_default")
     paced = {} if isinstance(found, str) else found["programs"].get("paced", {})

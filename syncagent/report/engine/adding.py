@@ -13,7 +13,8 @@ from syncagent.events import CallSite
 from syncagent.report.blame import LateStep
 from syncagent.report.decode import decode_row
 from syncagent.report.engine import shapes
-from syncagent.report.engine.tables import Tables, fill
+from syncagent.report.engine.rows import fill
+from syncagent.report.engine.tables import Tables
 from syncagent.report.merge import (
     MOST_SHARES,
     compared,

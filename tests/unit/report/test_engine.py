@@ -81,7 +81,8 @@ def test_more_ranks_than_a_site_has_shares(tmp_path):
 
 def test_the_time_line_keeps_the_newest(tmp_path, monkeypatch):
     monkeypatch.setattr("syncagent.report.merge.MOST_ON_TIME_LINE", 40)
-    monkeypatch.setattr("syncagent.report.engine.tables.MOST_ON_TIME_LINE", 40)
+    for module in ("rows", "tables"):
+        monkeypatch.setattr(f"syncagent.report.engine.{module}.MOST_ON_TIME_LINE", 40)
     merged = check_same(many_ranks.write(tmp_path, 3, sites=10, events=100, steps=20), tmp_path)
     assert len(merged.events) == len(merged.step_times) == 40
     assert min(event.start_ns for event in merged.events) > many_ranks.START_NS + 17 * many_ranks.STEP_NS

@@ -23,9 +23,11 @@ model = YOLO("yolo11n.yaml")
 model.add_callback("on_train_epoch_end", lambda trainer: warm())
 model.train(
     data="data.yaml", epochs=3, batch=3, imgsz=64, workers=0, device=0 if device() == "cuda" else "cpu", amp=False,
-    plots=False, seed=0, deterministic=True, close_mosaic=1, project="runs", name="one", verbose=False,
+    plots=False, seed=0, deterministic=True, close_mosaic=1, project=f"{Path.cwd()}/runs", name="one", verbose=False,
 )  # fmt: skip
 losses = [float(part) for part in model.trainer.tloss.values()]
-metrics = model.val(data="data.yaml", imgsz=64, workers=0, plots=False, project="runs", name="two", verbose=False)
+metrics = model.val(
+    data="data.yaml", imgsz=64, workers=0, plots=False, project=f"{Path.cwd()}/runs", name="two", verbose=False
+)
 found = model.predict("data/images/val", imgsz=64, conf=0.0001, max_det=3, verbose=False)
 done(losses=losses, fitness=float(metrics.fitness), boxes=[len(one.boxes) for one in found])

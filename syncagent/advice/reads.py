@@ -4,99 +4,150 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import NamedTuple
 
 from syncagent.advice.reading import Waiting, called, dotted
 from syncagent.advice.usage import METRICS, SIZES, Use, is_of_element, is_rare, use_of, uses_of
 from syncagent.advice.what import ALLOW, Advice, Sync, What, say
 
 
+class _Read(NamedTuple):
+    """What is known of one read."""
+
+    waiting: Waiting
+    node: ast.expr
+    name: str
+    """Of the function or method that is called, if one is."""
+    api: str
+    """The last part of the sync's own name, such as ``item`` or ``__bool__``."""
+    use: Use
+
+
 def read(sync: Sync, waiting: Waiting) -> Advice | None:
-    node, name, api = waiting.node, called(waiting.node), sync.api.rpartition(".")[2]
-    use = use_of(waiting)
-    if name in {"equal", "allclose"} and use is Use.BRANCH and _ends_loop(waiting):
-        return say(What.BRANCH, _ENDS)
-    if name in {"equal", "allclose"} and use in {Use.BRANCH, Use.UNKNOWN, Use.CHECKED}:
-        return say(
-            What.ASSERT_ASYNC, "keep (a == b).all() on the GPU, and check it with torch._assert_async or every N steps"
-        )
-    if name == "one_hot":
+    """Say what to do about a value that Python reads: the first rule that knows it has the word."""
+    node = waiting.node
+    one = _Read(waiting, node, called(node), sync.api.rpartition(".")[2], use_of(waiting))
+    found = _by_function(one)
+    if found is not None or one.api == "backward":
+        return found  # the line of the forward pass says nothing of what is read in the backward pass
+    rules = (_by_index, _by_text, _by_builtin, _by_origin, _by_use, _by_target)
+    return next(filter(None, (rule(one) for rule in rules)), None) or _otherwise(one)
+
+
+def _by_function(one: _Read) -> Advice | None:
+    if one.name in {"equal", "allclose"}:
+        if one.use is Use.BRANCH and _ends_loop(one.waiting):
+            return say(What.BRANCH, _ENDS)
+        if one.use in {Use.BRANCH, Use.UNKNOWN, Use.CHECKED}:
+            what = "keep (a == b).all() on the GPU, and check it with torch._assert_async or every N steps"
+            return say(What.ASSERT_ASYNC, what)
+    if one.name == "one_hot":
         return say(What.OPTION, "one_hot(..., num_classes=N)")
-    if name in SIZES:
+    if one.name in SIZES:
         return say(What.SIZE)
-    if name in {"get_scale", "state_dict"}:
+    if one.name in {"get_scale", "state_dict"}:
         return say(What.BRANCH, "train in bfloat16, or do not look at the scale", sure=False)
-    if api == "backward":
-        return None  # the line of the forward pass says nothing of what is read in the backward pass
-    if api == "__index__" and isinstance(node, ast.Subscript):
+    return None
+
+
+def _by_index(one: _Read) -> Advice | None:
+    node = one.node
+    if not isinstance(node, ast.Subscript):
+        return None
+    if one.api == "__index__":
         return say(What.READ_TOGETHER, "a Python list is indexed: read the indices in one copy first: values.tolist()")
-    if isinstance(node, ast.Subscript):
-        has_bounds = any(
-            isinstance(inner, ast.Slice) and (inner.lower or inner.upper) for inner in ast.walk(node.slice)
-        )
-        is_size = has_bounds and not isinstance(node.ctx, ast.Store)
-        if is_size and any(map(_is_window, ast.walk(node.slice))):
-            return say(What.INDEX_1D, "index_select(0, start + torch.arange(n)): the host reads the bounds of a slice")
-        return say(What.SIZE if is_size else What.INDEX_1D)
-    if api in {"__repr__", "__str__"} or (api == "__format__" and not _is_metric(node)):
-        if isinstance(node, ast.Call) and name == "str":
+    has_bounds = any(isinstance(inner, ast.Slice) and (inner.lower or inner.upper) for inner in ast.walk(node.slice))
+    is_size = has_bounds and not isinstance(node.ctx, ast.Store)
+    if is_size and any(map(_is_window, ast.walk(node.slice))):
+        return say(What.INDEX_1D, "index_select(0, start + torch.arange(n)): the host reads the bounds of a slice")
+    return say(What.SIZE if is_size else What.INDEX_1D)
+
+
+def _by_text(one: _Read) -> Advice | None:
+    if one.api in {"__repr__", "__str__"} or (one.api == "__format__" and not _is_metric(one.node)):
+        if isinstance(one.node, ast.Call) and one.name == "str":
             return say(What.LOG_LATER, sure=False)
-        return say(What.RARE) if is_rare(waiting) else say(What.DEBUG)
-    if api == "__format__":
-        return say(What.LOG_LATER)
-    if name in {"min", "max"} and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return say(
-            What.BRANCH,
-            "torch.minimum or torch.maximum in place of Python's min() and max(), which compare on the host",
-        )
-    if name == "sorted" or _is_sort_key(waiting):
-        return say(
-            What.READ_TOGETHER, "torch.sort or torch.argsort, or read the keys in one copy first: values.tolist()"
-        )
-    if use in {Use.SIZE, Use.BRANCH, Use.INDEX, Use.UNKNOWN} and _is_drawn(node):
-        return say(What.SIZE if use is Use.SIZE else What.BRANCH, _DRAWN)
-    if use is Use.BRANCH and _FLAGS.search(_held(node)):
+        return say(What.RARE) if is_rare(one.waiting) else say(What.DEBUG)
+    return say(What.LOG_LATER) if one.api == "__format__" else None
+
+
+def _by_builtin(one: _Read) -> Advice | None:
+    """Python's own functions that compare."""
+    if one.name in {"min", "max"} and isinstance(one.node, ast.Call) and isinstance(one.node.func, ast.Name):
+        what = "torch.minimum or torch.maximum in place of Python's min() and max(), which compare on the host"
+        return say(What.BRANCH, what)
+    if one.name == "sorted" or _is_sort_key(one.waiting):
+        what = "torch.sort or torch.argsort, or read the keys in one copy first: values.tolist()"
+        return say(What.READ_TOGETHER, what)
+    return None
+
+
+def _by_origin(one: _Read) -> Advice | None:
+    """Where the value comes from: what the host could know without reading it."""
+    if one.use in {Use.SIZE, Use.BRANCH, Use.INDEX, Use.UNKNOWN} and _is_drawn(one.node):
+        return say(What.SIZE if one.use is Use.SIZE else What.BRANCH, _DRAWN)
+    if one.use is Use.BRANCH and _FLAGS.search(_held(one.node)):
         return say(What.BRANCH, "keep it on the host as well, as a Python bool; the tensor may stay for checkpoints")
-    if _COUNTERS.search(_held(node)):
+    if _COUNTERS.search(_held(one.node)):
         return say(What.SIZE, _COUNTED, sure=False)
-    if _is_counted_here(waiting):
-        return say({Use.INDEX: What.INDEX_1D, Use.BRANCH: What.BRANCH}.get(use, What.SIZE), _COUNTED)
-    if use is Use.SIZE:
+    if _is_counted_here(one.waiting):
+        return say({Use.INDEX: What.INDEX_1D, Use.BRANCH: What.BRANCH}.get(one.use, What.SIZE), _COUNTED)
+    return None
+
+
+def _by_use(one: _Read) -> Advice | None:
+    if one.use is Use.SIZE:
         return say(What.SIZE)
-    if use is Use.CHECKED:
-        if Use.LOGGED in uses_of(waiting):
-            return say(What.LOG_LATER, "read it, and check it, only every N steps")
-        if (
-            isinstance(waiting.statement, ast.Assert)
-            and re.search(r"nan|inf", ast.unparse(node))
-            and _is_in_layer(waiting)
-        ):
-            return say(What.DEBUG, sure=False)
-        return say(What.ASSERT_ASYNC)
-    if use is Use.INDEX:
-        if isinstance(node, ast.Call) and (is_of_element(waiting) or waiting.is_in_comprehension):
+    if one.use is Use.CHECKED:
+        return _checked(one)
+    if one.use is Use.INDEX:
+        if isinstance(one.node, ast.Call) and (is_of_element(one.waiting) or one.waiting.is_in_comprehension):
             return say(What.READ_TOGETHER, _BEFORE_LOOP)
-        return say(What.INDEX_1D, sure=not isinstance(node, ast.Call))
-    if use is Use.BRANCH or (api == "__bool__" and use is not Use.LOGGED):
-        if _is_debug(waiting):
-            return say(What.DEBUG)
-        if isinstance(node, ast.Call) and name in {"item", "int", "float"} and is_of_element(waiting):
-            return say(What.READ_TOGETHER, _BEFORE_LOOP)
-        return say(What.BRANCH, _ENDS) if _ends_loop(waiting) else say(What.BRANCH)
-    if use is Use.HOST or (use in {Use.RETURNED, Use.UNKNOWN} and _is_action(node)):
-        return _needed(waiting)
-    if use is Use.TENSOR:
+        return say(What.INDEX_1D, sure=not isinstance(one.node, ast.Call))
+    if one.use is Use.BRANCH or (one.api == "__bool__" and one.use is not Use.LOGGED):
+        return _branched(one)
+    if one.use is Use.HOST or (one.use in {Use.RETURNED, Use.UNKNOWN} and _is_action(one.node)):
+        return _needed(one.waiting)
+    if one.use is Use.TENSOR:
         return say(What.LOG_LATER, "leave it a tensor, which takes part in arithmetic as a number does")
-    if _is_size(waiting):
+    return None
+
+
+def _checked(one: _Read) -> Advice:
+    if Use.LOGGED in uses_of(one.waiting):
+        return say(What.LOG_LATER, "read it, and check it, only every N steps")
+    is_assert = isinstance(one.waiting.statement, ast.Assert)
+    if is_assert and re.search(r"nan|inf", ast.unparse(one.node)) and _is_in_layer(one.waiting):
+        return say(What.DEBUG, sure=False)
+    return say(What.ASSERT_ASYNC)
+
+
+def _branched(one: _Read) -> Advice:
+    if _is_debug(one.waiting):
+        return say(What.DEBUG)
+    if isinstance(one.node, ast.Call) and one.name in {"item", "int", "float"} and is_of_element(one.waiting):
+        return say(What.READ_TOGETHER, _BEFORE_LOOP)
+    return say(What.BRANCH, _ENDS) if _ends_loop(one.waiting) else say(What.BRANCH)
+
+
+def _by_target(one: _Read) -> Advice | None:
+    """What the value is called once it is read."""
+    if _is_size(one.waiting):
         return say(What.SIZE, sure=False)
-    if _is_flag(waiting):
-        return say(What.BRANCH, sure=False)
-    if use is Use.RETURNED and _reads_of(waiting.statement) > 1:
+    return say(What.BRANCH, sure=False) if _is_flag(one.waiting) else None
+
+
+def _otherwise(one: _Read) -> Advice:
+    """A number for people: it can be read later, or with others."""
+    waiting, use = one.waiting, one.use
+    reads_several = _reads_of(waiting.statement) > 1
+    if use is Use.RETURNED and reads_several:
         return say(What.READ_TOGETHER, sure=False)
     if use in {Use.LOGGED, Use.WRITTEN, Use.RETURNED}:
         if (waiting.is_in_comprehension and not _is_accumulated(waiting)) or is_of_element(waiting):
             return say(What.READ_TOGETHER)
         return say(What.LOG_LATER, sure=use is not Use.RETURNED)
-    if waiting.is_in_comprehension or _reads_one_by_one(waiting) or _reads_of(waiting.statement) > 1:
+    if waiting.is_in_comprehension or _reads_one_by_one(waiting) or reads_several:
         return say(What.READ_TOGETHER, sure=False)
     return say(What.LOG_LATER, sure=False)
 

@@ -14,7 +14,7 @@ from syncagent.attribution.callsite import MODULE_CALL, OPTIMIZER, CallSites, Po
 from syncagent.attribution.modules import ModuleCalls
 from syncagent.attribution.threads import OWNER, Threads, WatchedThread
 from syncagent.events import Phase, SyncKind
-from syncagent.support.compat import Standing, current_frames, standing
+from syncagent.support.compat import Standing, standing_of
 from syncagent.torchbridge.internals import Internals
 
 _OTHER, _FORWARD, _BACKWARD, _OPTIMIZER = Phase.OTHER, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER
@@ -134,8 +134,7 @@ class Locator:
 
 def backward_frame(owner: WatchedThread, internals: Internals) -> Standing | None:
     """Return where that thread waits for the autograd engine, if it does."""
-    frame = current_frames().get(owner.ident)
-    return backward_in(standing(frame), internals) if frame is not None else None
+    return backward_in(standing_of(owner.ident), internals)
 
 
 def backward_in(stands: Standing | None, internals: Internals) -> Standing | None:

@@ -1,13 +1,11 @@
 """What one thread can see of another that waits: its line, and what it has published of itself.
 
-The frames are looked at while the thread is inside the driver.  Only code objects and offsets are kept, never a frame:
-frames hold the program's tensors.
+The frames are looked at while the thread is inside the driver.  Only code objects and offsets are taken, never a frame:
+frames hold the program's tensors, and what must end on its own thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from syncagent.attribution.callsite import (
@@ -21,7 +19,7 @@ from syncagent.attribution.callsite import (
 from syncagent.attribution.locator import backward_in
 from syncagent.events import Phase
 from syncagent.policy.scopes import Numbers, innermost, judged_by, others_covering, reason_in, scopes_by_thread
-from syncagent.support.compat import Standing, standing
+from syncagent.support.compat import Standing, running_threads, standing_of
 
 if TYPE_CHECKING:
     from syncagent.attribution.locator import Locator
@@ -54,22 +52,23 @@ class Looker:
         self._sites = locator.sites
         self._internals = locator.internals
 
-    def look(self, ident: int, name: str, frames: Mapping[int, FrameType]) -> Look | None:
+    def look(self, ident: int, name: str) -> Look | None:
         """Look at a thread by its ``ident``; ``None`` where it has no frame that says anything.
 
         ``name`` is Python's for it, else the system's: autograd's threads have no frame of the user's, at most those
         of a hook, and work for whoever stands in ``backward()``, where that is a single thread.
         """
-        look = self.at(standing(frames[ident]), ident) if ident in frames else None
+        here = standing_of(ident)
+        look = self.at(here, ident) if here is not None else None
         if name.startswith("pt_autograd") and (look is None or look.where.user is None):
-            outer = self._at_backward(frames)
+            outer = self._at_backward()
             if outer is not None:
                 look = outer if look is None else _inside(outer, look)
         return look._replace(thread=name) if look is not None else None
 
-    def _at_backward(self, frames: Mapping[int, FrameType]) -> Look | None:
+    def _at_backward(self) -> Look | None:
         """Describe the only thread that stands in ``backward()``."""
-        stands = ((caller, backward_in(standing(frame), self._internals)) for caller, frame in frames.items())
+        stands = ((caller, backward_in(standing_of(caller), self._internals)) for caller in running_threads())
         callers = [(caller, outer) for caller, outer in stands if outer is not None]
         if len(callers) != 1:
             return None

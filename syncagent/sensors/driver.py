@@ -17,7 +17,7 @@ from syncagent.native import FIRST, NUMBER, START_NS, UNNAMED_NS
 from syncagent.recording.waits import THRESHOLD_NS
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.look_pace import LookPace
-from syncagent.support.compat import current_frames, has_gil, is_at_a_call, standing
+from syncagent.support.compat import has_gil, is_at_a_call, standing
 from syncagent.support.threads import AgentThread
 from syncagent.torchbridge.main_thread import is_own, raise_there
 
@@ -201,7 +201,7 @@ class DriverSensor(Sensor):
 
     def _look_at(self, library: native.Native, pairs: list[tuple[int, int]]) -> bool:
         """Look at threads that wait; return whether one had come back before its look was over."""
-        slots, frames, came_late = library.slots_view(), current_frames(), False
+        slots, came_late = library.slots_view(), False
         for slot, number in pairs:
             at = slot * native.WORDS
             if slots[at + NUMBER] != number or not slots[at + START_NS]:
@@ -209,7 +209,7 @@ class DriverSensor(Sensor):
                 continue
             ident = slots[at + native.IDENT]
             name = self._name_of(slots[at + native.TID], ident)
-            look = self._recorder.looker.look(ident, name, frames)
+            look = self._recorder.looker.look(ident, name)
             if slots[at + NUMBER] != number or not slots[at + START_NS]:
                 came_late = True
             elif look is not None:

@@ -22,12 +22,11 @@ from syncagent.native import START_NS
 from syncagent.recording.host_time import HostTime, Place
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.random_pace import RandomPace
-from syncagent.support.compat import current_frames, has_gil, standing
+from syncagent.support.compat import has_gil, standing_of
 from syncagent.support.threads import AgentThread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from types import FrameType
+    from collections.abc import Iterator
 
     from syncagent.recording.recorder import Recorder
     from syncagent.recording.records import ThreadState
@@ -194,14 +193,12 @@ class HostTimeSensor(Sensor):
         state, recorder = self._state, self._recorder
         if state is None or _is_timed(state):
             return None
-        frames = current_frames()
-        frame = frames.get(state.ident)
-        if frame is None:
+        here = standing_of(state.ident)
+        if here is None:
             return None
-        here = standing(frame)
         if self._waits_in_simulation(here):
             return None
-        if backward_in(here, recorder.locator.internals) is not None and self._autograd_waits(frames):
+        if backward_in(here, recorder.locator.internals) is not None and self._autograd_waits():
             return None
         where = recorder.locator.sites.capture(here)
         if self._is_collective(where):
@@ -217,16 +214,15 @@ class HostTimeSensor(Sensor):
             here = here.f_back
         return False
 
-    def _autograd_waits(self, frames: Mapping[int, FrameType]) -> bool:
+    def _autograd_waits(self) -> bool:
         """Whether one of autograd's threads, for which the training thread waits in ``backward()``, waits itself."""
         if any(system_name(tid).startswith(_AUTOGRAD) for tid in self._recorder.waits.waiting()):
             return True
         for state in self._recorder.threads.all:
             if state.name.startswith(_AUTOGRAD):
-                frame = frames.get(state.ident)
                 if state.op is not None:
                     return True
-                if self._in_simulation and frame is not None and self._waits_in_simulation(standing(frame)):
+                if self._in_simulation and self._waits_in_simulation(standing_of(state.ident)):
                     return True
         return False
 

@@ -16,6 +16,7 @@ from syncagent.events import SyncKind
 from syncagent.recording.waits import begin_named, end_named
 from syncagent.sensors.base import Sensor
 from syncagent.sensors.explicit import nothing_pending
+from syncagent.support.compat import read_frames, running_threads
 from syncagent.torchbridge.frames import leave_out_own_frames
 
 if TYPE_CHECKING:
@@ -69,11 +70,9 @@ class MonitoredSensor(Sensor):
         self._tool = tool
         for event, callback in self._callbacks.items():
             monitoring.register_callback(tool, getattr(monitoring.events, event), self._guarded(callback))
-        for frame in sys._current_frames().values():  # what runs already does not start again
-            outer: Any = frame
-            while outer is not None:
-                self._look_at(outer.f_code)
-                outer = outer.f_back
+        for ident in running_threads():  # what runs already does not start again
+            for code, _ in read_frames(ident, "f_code", "f_lasti"):
+                self._look_at(code)
         monitoring.set_events(tool, monitoring.events.PY_START)
 
     def stop(self) -> None:

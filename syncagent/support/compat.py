@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from itertools import accumulate, islice, repeat, takewhile
-from operator import attrgetter, is_not
+from itertools import accumulate, chain, islice, repeat, takewhile
+from operator import attrgetter, is_not, methodcaller
 from types import CodeType, FrameType
 from typing import IO, Any, NamedTuple
 
 from syncagent.support.pace import yield_gil
 
 __all__ = [
-    "Position", "Standing", "StrEnum", "current_frames", "expression_at", "has_gil", "is_at_a_call", "load_toml",
-    "qualified_name", "standing",
+    "Position", "Standing", "StrEnum", "expression_at", "has_gil", "is_at_a_call", "load_toml", "qualified_name",
+    "read_frames", "running_threads", "standing", "standing_of",
 ]  # fmt: skip
 
 
@@ -92,38 +92,64 @@ else:
         return names
 
 
+# --- frames of other threads
+#
+# The agent never holds one, not for a moment: all that it asks of them is asked from C, within one call, so that the
+# thread cannot go on meanwhile.  Else the thread might leave a function while its frame was held, and what stood in the
+# function's variables would end later, on the agent's thread.  Guards of torch stand there, such as the one with which
+# a tensor is printed (``_DisableFuncTorch``).  They restore the state of the thread on which they end, and the
+# program's own thread would keep for good what they had set.
+
+
 if sys.version_info >= (3, 12) or sys.version_info < (3, 11):
 
-    def current_frames() -> dict[int, FrameType]:
-        """Return the frame that each thread is in, by the thread's ident."""
-        return sys._current_frames()
+    def _without_collection(call: Callable[[], list[Any]]) -> list[Any]:
+        return call()
 
 else:
     import gc
     import operator
 
-    def current_frames() -> dict[int, FrameType]:
-        """Return the frame that each thread is in, by the thread's ident, without a garbage collection meanwhile.
+    def _without_collection(call: Callable[[], list[Any]]) -> list[Any]:
+        """Make a call of C, which must not raise, without a garbage collection meanwhile.
 
         On 3.11 ``sys._current_frames`` may collect while it holds the lock of the list of threads.  A tensor that is
         collected then gives up the GIL, and if a thread that ends takes it, both wait for each other for good
-        (python/cpython#106883).  From 3.12 on no collection begins inside a C function.
+        (python/cpython#106883).  And asking for ``f_back`` makes an object: where that starts a collection which gives
+        up the GIL, the frame is gone when its object is finished, and what uses that object crashes.  From 3.12 on no
+        collection begins inside a C function.
         """
         if not gc.isenabled():
-            return sys._current_frames()
+            return call()
         # All three calls are made from C: no other thread can run, and turn collection on, between them.
-        calls: Any = (gc.disable, sys._current_frames, gc.enable)
-        found: dict[int, FrameType]
+        calls: Any = (gc.disable, call, gc.enable)
+        found: list[Any]
         _, found, _ = map(operator.call, calls)
         return found
 
-    def _without_collection(call: Any) -> Any:
-        """Make a call of C without a garbage collection meanwhile, in the same way."""
-        if not gc.isenabled():
-            return call()
-        calls: Any = (gc.disable, call, gc.enable)
-        _, result, _ = map(operator.call, calls)
-        return result
+
+def _all_frames() -> Iterator[Any]:
+    """The frames of all threads by their idents, as the only element: they are taken when it is asked for."""
+    return islice(iter(sys._current_frames, None), 1)
+
+
+def running_threads() -> list[int]:
+    """Return the idents of all threads that run Python code."""
+    return _without_collection(partial(list, chain.from_iterable(_all_frames())))
+
+
+_is_there = partial(is_not, None)
+
+
+def _read(innermost: Iterator[Any], attributes: Iterable[str]) -> list[Any]:
+    """Read attributes of that frame and of those around it, outwards."""
+    around: Iterator[Any] = accumulate(chain(innermost, repeat("f_back")), getattr)
+    return _without_collection(partial(list, map(attrgetter(*attributes), takewhile(_is_there, around))))
+
+
+def read_frames(ident: int, *attributes: str) -> list[Any]:
+    """Read two or more attributes of a thread's frames, innermost first; none of a thread that runs no Python code."""
+    return _read(map(methodcaller("get", ident), _all_frames()), attributes)
 
 
 class Standing:
@@ -137,27 +163,25 @@ class Standing:
         self.f_back = f_back
 
 
-_place = attrgetter("f_code", "f_lasti")
-_is_there = partial(is_not, None)
+_PLACE = ("f_code", "f_lasti")
 
 
 def standing(frame: FrameType) -> Standing:
-    """Copy code and instruction of another thread's frame and of those around it, at one moment.
-
-    All of it is done from C, so that the thread cannot go on meanwhile.  On 3.11 no garbage may be collected either:
-    asking for ``f_back`` makes an object, and where that starts a collection which gives up the GIL, as the end of a
-    tensor does, the frame is gone when its object is finished.  What uses that object then crashes.
-    """
-    around: Iterable[Any] = accumulate(repeat("f_back"), getattr, initial=frame)
-    places: Any = partial(list, map(_place, takewhile(_is_there, around)))
-    if sys.version_info >= (3, 11) and sys.version_info < (3, 12):
-        found = _without_collection(places)
-    else:
-        found = places()
-    outer: Standing | None = None
-    for code, offset in reversed(found):
-        outer = Standing(code, offset, outer)
+    """Copy code and instruction of a frame of the thread that asks, and of those around it."""
+    outer = _standing(_read(iter((frame,)), _PLACE))
     assert outer is not None
+    return outer
+
+
+def standing_of(ident: int) -> Standing | None:
+    """Copy code and instruction of a thread's frames at one moment; ``None`` where it runs no Python code."""
+    return _standing(read_frames(ident, *_PLACE))
+
+
+def _standing(places: Sequence[tuple[CodeType, int]]) -> Standing | None:
+    outer: Standing | None = None
+    for code, offset in reversed(places):
+        outer = Standing(code, offset, outer)
     return outer
 
 

@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import connection
 from threading import get_ident
-from types import FrameType, FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeAlias
 
 from syncagent.rules.rule import Rule
-from syncagent.support.compat import current_frames
+from syncagent.support.compat import read_frames, running_threads
 from syncagent.torchbridge.frames import leave_out_own_frames
 from syncagent.torchbridge.internals import skip_in_dynamo
 from syncagent.torchbridge.numbers import as_tensor, exactly
@@ -284,37 +284,44 @@ def _find(rule: Rule, *, must_exist: bool = False) -> Any:
     return getattr(getattr(torch.ops.aten, name, *missing), overload or "default", *missing)
 
 
+_Frames: TypeAlias = Sequence[tuple[CodeType, dict[str, Any]]]
+"""Of a thread, innermost first: what it runs and the names of the module that this is of."""
+
+
 def _others_run() -> bool:
     """Is another thread of the program's in code that uses torch, and in no wait of the standard library's?"""
     left_out = {thread.ident for thread in threading.enumerate() if thread.name.startswith("syncagent")} | {get_ident()}
     return any(
-        not (frame.f_code.co_filename in _WAITING_IN and frame.f_code.co_name in _WAITING) and _uses_torch(frame)
-        for ident, frame in current_frames().items()
-        if ident not in left_out
+        _uses_torch(read_frames(ident, "f_code", "f_globals")) for ident in running_threads() if ident not in left_out
     )
 
 
-def _uses_torch(frame: FrameType | None) -> bool:
-    """Does the module of any function on this stack hold something of torch's?  Threads that read or write do not."""
-    if _begins_in(frame).startswith(_COMPILE_WORKERS):
+def _uses_torch(frames: _Frames) -> bool:
+    """Does the module of any function of a thread hold something of torch's?  Threads that read or write do not."""
+    if not frames:
         return False
-    while frame is not None:
-        for value in tuple(frame.f_globals.values()):
+    innermost, _ = frames[0]
+    if innermost.co_filename in _WAITING_IN and innermost.co_name in _WAITING:
+        return False
+    if _begins_in(frames).startswith(_COMPILE_WORKERS):
+        return False
+    for _, names in frames:
+        for value in tuple(names.values()):
             kind = type(value)
             name = value.__name__ if kind is ModuleType else value.__module__ if kind in {type, FunctionType} else None
             if isinstance(name, str) and name.partition(".")[0] == "torch":
                 return True
-        frame = frame.f_back
     return False
 
 
-def _begins_in(frame: FrameType | None) -> str:
+def _begins_in(frames: _Frames) -> str:
     """Return the module of the function that a thread was started with; nothing for threads that are not Python's."""
     module = ""
-    while frame is not None and frame.f_code.co_filename != threading.__file__:
-        module = str(frame.f_globals.get("__name__", ""))
-        frame = frame.f_back
-    return "" if frame is None else module
+    for code, names in frames:
+        if code.co_filename == threading.__file__:
+            return module
+        module = str(names.get("__name__", ""))
+    return ""
 
 
 def _take_off(libraries: list[Any]) -> None:

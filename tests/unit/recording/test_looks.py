@@ -16,7 +16,6 @@ from syncagent.attribution.locator import Locator
 from syncagent.attribution.threads import Threads, WatchedThread
 from syncagent.events import Phase, SyncKind
 from syncagent.recording.looks import Looker
-from syncagent.support.compat import current_frames
 from syncagent.support.faults import Faults
 from syncagent.torchbridge import internals
 
@@ -67,7 +66,7 @@ def locator():
 @pytest.fixture
 def look(locator):
     looker = Looker(locator)
-    return lambda ident, name=AUTOGRAD: looker.look(ident, name, current_frames())
+    return lambda ident, name=AUTOGRAD: looker.look(ident, name)
 
 
 class Stands(torch.autograd.Function):

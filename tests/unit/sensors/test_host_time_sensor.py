@@ -96,7 +96,7 @@ def test_a_look_that_fails_switches_it_off_once_and_the_report_says_so(cpu_agent
     def fail(*_):
         raise ValueError("no look")
 
-    monkeypatch.setattr("syncagent.sensors.host_time.current_frames", fail)
+    monkeypatch.setattr("syncagent.sensors.host_time.standing_of", fail)
     before, over = list(gc.callbacks), threading.Event()
     agent = cpu_agent()
     train(2)

@@ -118,7 +118,7 @@ def adapt_ctc_loss() -> None:
 
 
 def refuse_unsupported() -> None:
-    """Refuse models spread over devices, and handing memory to other libraries."""
+    """Refuse models spread over devices, TorchScript's files, and handing memory to other libraries."""
     to_dlpack = torch.to_dlpack  # type: ignore[attr-defined]  # torch does not export it
 
     def refusing_to_dlpack(tensor: Any) -> Any:
@@ -126,7 +126,28 @@ def refuse_unsupported() -> None:
 
     patches.put(torch.utils.dlpack, "to_dlpack", refusing_to_dlpack)
     patches.put(torch, "to_dlpack", refusing_to_dlpack)
+    _refuse_to_write_scripts()
     _refuse_devices_beyond(torch.nn.DataParallel, 1)
+
+
+def _refuse_to_write_scripts() -> None:
+    """TorchScript's files are written in C++, from memory that such tensors do not have."""
+    scripted: Any = torch.jit.RecursiveScriptModule
+
+    def refusing(original: Any) -> Any:
+        @functools.wraps(original)
+        def write(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(each, SimulatedTensor) for each in (*self.parameters(), *self.buffers())):
+                raise SimulationError(
+                    "torch.jit.save: TorchScript with tensors on this device is not simulated; make what is written of "
+                    "the model on the CPU, as by torch.jit.script(model.cpu())"
+                )
+            return original(self, *args, **kwargs)
+
+        return write
+
+    for name in ("save", "save_to_buffer"):
+        patches.put(scripted, name, refusing(getattr(scripted, name)))
 
 
 def _refuse_devices_beyond(cls: Any, limit: int) -> None:

@@ -88,6 +88,21 @@ def test_products_that_only_the_cpu_reduces_are_refused_as_on_cuda():
         torch.sparse.mm(matrix, cuda(3, 2), "sum")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_script_is_written_from_the_cpu(tmp_path):
+    net = nn.Linear(2, 3).cuda()
+    expected, script = net(cuda(1, 2)), torch.jit.script(net)
+    for write in (lambda: torch.jit.save(script, tmp_path / "net.pt"), lambda: script.save_to_buffer()):
+        with pytest.raises(
+            simulate.SimulationError, match=r"torch\.jit\.save: .* torch\.jit\.script\(model\.cpu\(\)\)"
+        ):
+            write()
+    on_host = nn.Linear(2, 3)
+    on_host.load_state_dict(net.state_dict())
+    torch.jit.script(on_host).save(tmp_path / "net.pt")
+    assert torch.equal(torch.jit.load(tmp_path / "net.pt").cuda()(cuda(1, 2)), expected)
+
+
 def test_the_device_has_the_hosts_memory():
     free, total = torch.cuda.mem_get_info()
     assert 0 < free <= total

@@ -8,7 +8,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:flex_attention called without", "ignore:.torch.jit.script. is deprecated"
+    "ignore:flex_attention called without",
+    "ignore:.torch.jit.script. is deprecated",
+    "ignore:Attempted to insert a get_attr",  # by torch.func.linearize
 )
 
 

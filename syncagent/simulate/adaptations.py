@@ -30,12 +30,28 @@ def _move_in_place(function: Any, tensor: Any) -> Any:
     return result
 
 
+def _move_script(module: Any, function: Any) -> Any:
+    """Move a TorchScript module, which keeps its tensors in C++ and takes new ones in their place by name."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in list(held.items()):
+                with torch.no_grad():
+                    moved = function(tensor)
+                if isinstance(tensor, SimulatedTensor) or isinstance(moved, SimulatedTensor):
+                    held[name] = moved.detach().requires_grad_(tensor.requires_grad)
+                else:
+                    tensor.data = moved  # as torch does it
+    return module
+
+
 def adapt_module_moves() -> None:
     """Wrap ``Module._apply``, through which every move of a module goes."""
     original: Any = torch.nn.Module._apply
 
     @functools.wraps(original)
     def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        if isinstance(self, torch.jit.RecursiveScriptModule):
+            return _move_script(self, fn)
         if getattr(fn, "func", None) is not _move_in_place:  # the call of a module's parent has wrapped it already
             fn = functools.partial(_move_in_place, fn)
         return original(self, fn, recurse)

@@ -47,10 +47,11 @@ def _move_script(module: Any, function: Any) -> Any:
 def adapt_module_moves() -> None:
     """Wrap ``Module._apply``, through which every move of a module goes."""
     original: Any = torch.nn.Module._apply
+    scripted: Any = find("jit.RecursiveScriptModule") or ()
 
     @functools.wraps(original)
     def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        if isinstance(self, torch.jit.RecursiveScriptModule):
+        if isinstance(self, scripted):
             return _move_script(self, fn)
         if getattr(fn, "func", None) is not _move_in_place:  # the call of a module's parent has wrapped it already
             fn = functools.partial(_move_in_place, fn)
@@ -148,7 +149,9 @@ def refuse_unsupported() -> None:
 
 def _refuse_to_write_scripts() -> None:
     """TorchScript's files are written in C++, from memory that such tensors do not have."""
-    scripted: Any = torch.jit.RecursiveScriptModule
+    scripted: Any = find("jit.RecursiveScriptModule")
+    if scripted is None:
+        return
 
     def refusing(original: Any) -> Any:
         @functools.wraps(original)

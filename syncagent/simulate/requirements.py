@@ -66,6 +66,7 @@ OPTIONAL: dict[str, str] = {
     "distributed.ProcessGroup._device_types": "torch.distributed is not simulated",
     "distributed.ProcessGroup._get_backend": "torch.distributed is not simulated",
     "distributed.distributed_c10d": "torch.distributed is not simulated",
+    "jit.RecursiveScriptModule": "TorchScript modules fail where they are moved to this device or written from it",
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",

@@ -30,12 +30,29 @@ def _move_in_place(function: Any, tensor: Any) -> Any:
     return result
 
 
+def _move_script(module: Any, function: Any) -> Any:
+    """Move a TorchScript module, which keeps its tensors in C++ and takes new ones in their place by name."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in list(held.items()):
+                with torch.no_grad():
+                    moved = function(tensor)
+                if isinstance(tensor, SimulatedTensor) or isinstance(moved, SimulatedTensor):
+                    held[name] = moved.detach().requires_grad_(tensor.requires_grad)
+                else:
+                    tensor.data = moved  # as torch does it
+    return module
+
+
 def adapt_module_moves() -> None:
     """Wrap ``Module._apply``, through which every move of a module goes."""
     original: Any = torch.nn.Module._apply
+    scripted: Any = find("jit.RecursiveScriptModule") or ()
 
     @functools.wraps(original)
     def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        if isinstance(self, scripted):
+            return _move_script(self, fn)
         if getattr(fn, "func", None) is not _move_in_place:  # the call of a module's parent has wrapped it already
             fn = functools.partial(_move_in_place, fn)
         return original(self, fn, recurse)
@@ -118,7 +135,7 @@ def adapt_ctc_loss() -> None:
 
 
 def refuse_unsupported() -> None:
-    """Refuse models spread over devices, and handing memory to other libraries."""
+    """Refuse models spread over devices, TorchScript's files, and handing memory to other libraries."""
     to_dlpack = torch.to_dlpack  # type: ignore[attr-defined]  # torch does not export it
 
     def refusing_to_dlpack(tensor: Any) -> Any:
@@ -126,7 +143,30 @@ def refuse_unsupported() -> None:
 
     patches.put(torch.utils.dlpack, "to_dlpack", refusing_to_dlpack)
     patches.put(torch, "to_dlpack", refusing_to_dlpack)
+    _refuse_to_write_scripts()
     _refuse_devices_beyond(torch.nn.DataParallel, 1)
+
+
+def _refuse_to_write_scripts() -> None:
+    """TorchScript's files are written in C++, from memory that such tensors do not have."""
+    scripted: Any = find("jit.RecursiveScriptModule")
+    if scripted is None:
+        return
+
+    def refusing(original: Any) -> Any:
+        @functools.wraps(original)
+        def write(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(each, SimulatedTensor) for each in (*self.parameters(), *self.buffers())):
+                raise SimulationError(
+                    "torch.jit.save: TorchScript with tensors on this device is not simulated; make what is written of "
+                    "the model on the CPU, as by torch.jit.script(model.cpu())"
+                )
+            return original(self, *args, **kwargs)
+
+        return write
+
+    for name in ("save", "save_to_buffer"):
+        patches.put(scripted, name, refusing(getattr(scripted, name)))
 
 
 def _refuse_devices_beyond(cls: Any, limit: int) -> None:

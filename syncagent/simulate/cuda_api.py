@@ -176,6 +176,20 @@ def _host_memory(_device: Any = None) -> tuple[int, int]:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), allocator.capacity()
 
 
+_memory_fractions: dict[int, float] = {}
+"""By device what the program has asked for; it changes nothing, since nobody else's memory is in the way."""
+
+
+def _set_memory_fraction(fraction: float, device: Any = None) -> None:
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
+    _memory_fractions[devices.index_of(device)] = float(fraction)
+
+
+def _get_memory_fraction(device: Any = None) -> float:
+    return _memory_fractions.get(devices.index_of(device), 1.0)
+
+
 def _empty_cache(name: str) -> None:
     """The driver waits for all work on the device before it takes memory back."""
     if allocator.release_unused():
@@ -188,7 +202,9 @@ def _empty_cache(name: str) -> None:
 _REFUSED = {
     "CUDA graphs are": "graph CUDAGraph make_graphed_callables graph_pool_handle",
     "memory pools are": "MemPool", "memory snapshots are": "memory_snapshot", "GPU utilization is": "utilization",
-    "GPU memory usage is": "memory_usage", "the CUDA runtime's own interface is": "cudart",
+    "GPU memory usage is": "memory_usage device_memory_used", "a GPU's temperature is": "temperature",
+    "a GPU's power draw is": "power_draw", "a GPU's clock rate is": "clock_rate",
+    "a list of a GPU's processes is": "list_gpu_processes", "the handle of cuBLAS is": "current_blas_handle",
 }  # fmt: skip
 _REFUSED_OF_MEMORY = {
     "memory snapshots are": "_snapshot _dump_snapshot _record_memory_history _save_memory_usage _save_segment_usage",
@@ -207,6 +223,33 @@ def _refused(path: str, name: str, what: str) -> type:
 
 def _refused_names(path: str, table: dict[str, str]) -> dict[str, Any]:
     return {name: _refused(path, name, what) for what, names in table.items() for name in names.split()}
+
+
+# --- the CUDA runtime's own interface ----------------------------------------------------------------------
+
+
+class _Runtime:
+    """``torch.cuda.cudart()``: what programs mark the part with that a profiler of NVIDIA's is to record."""
+
+    @staticmethod
+    def cudaProfilerStart() -> int:  # noqa: N802 - as in torch
+        return 0
+
+    cudaProfilerStop = cudaProfilerStart  # noqa: N815 - as in torch
+
+    @staticmethod
+    def cudaMemGetInfo(device: int) -> tuple[int, int]:  # noqa: N802 - as in torch
+        return _host_memory(device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise SimulationError(f"torch.cuda.cudart().{name}: this function of the CUDA runtime's is not simulated")
+
+
+def _check_error(res: int) -> None:
+    if int(res):
+        raise RuntimeError(f"CUDA error {int(res)}")
 
 
 # --- random numbers ----------------------------------------------------------------------------------------
@@ -264,7 +307,8 @@ def _names() -> dict[str, Any]:
         "set_sync_debug_mode": _nothing, "get_sync_debug_mode": lambda: 0,
         # memory
         "empty_cache": lambda: _empty_cache("torch.cuda.empty_cache"), "ipc_collect": _nothing, **_MEMORY_FIGURES,
-        "set_per_process_memory_fraction": _nothing, "mem_get_info": _host_memory,
+        "set_per_process_memory_fraction": _set_memory_fraction,
+        "get_per_process_memory_fraction": _get_memory_fraction, "mem_get_info": _host_memory,
         # random numbers
         "manual_seed": lambda seed: _seed(seed, [current()]),
         "manual_seed_all": lambda seed: _seed(seed, range(count())), "seed": _random_seed, "seed_all": _random_seed,
@@ -273,6 +317,8 @@ def _names() -> dict[str, Any]:
         "get_rng_state_all": lambda: [_get_rng_state(index) for index in range(count())],
         "set_rng_state_all": _set_rng_state_all,
         "default_generators": tuple(map(randomness.default_generator, range(count()))),
+        # the CUDA runtime
+        "cudart": _Runtime, "check_error": _check_error,
         # CUDA graphs
         "is_current_stream_capturing": lambda: False,
         # what has no simulation
@@ -327,7 +373,7 @@ def install() -> None:
     for name in names:
         if not hasattr(torch.cuda, name):
             note_loss(f"torch.cuda.{name}")
-    for path in ("cuda", "cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs"):
+    for path in ("cuda", "cuda.random", "cuda.memory", "cuda.streams", "cuda.graphs", "cuda.profiler"):
         _replace(path, names)
     _replace("cuda.memory", _refused_names("cuda.memory", _REFUSED_OF_MEMORY))
     _replace("accelerator", _ACCELERATOR_NAMES | _refused_names("accelerator", {"CUDA graphs are": "Graph"}))
@@ -366,4 +412,5 @@ def _forget() -> None:
     """Start over like a process that has not used the device."""
     global _started
     _started = False
+    _memory_fractions.clear()
     _seed(randomness.DEFAULT_SEED, range(len(devices.shown)))

@@ -57,6 +57,8 @@ def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
 _GENERAL = ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 _RUN_WHOLE = ("silu_backward", "mish_backward")
 """Ops that CPU and CUDA have kernels of their own for; for any other device torch composes them of others."""
+_MADE_BY_KERNELS = ("kaiser_window",)
+"""Ops that make a tensor from nothing by torch's general kernel, which asks for a kernel of the device's own inside."""
 
 
 @functools.cache
@@ -74,6 +76,12 @@ def install_kernels() -> Any:
             op = getattr(torch.ops.aten, name).default
             dispatch.SPECIAL[op] = dispatch.run_generic
             library.impl(name, _dispatched(op), "Lazy")
+    for name in _MADE_BY_KERNELS:
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            if not overload.endswith("out"):
+                op = getattr(packet, overload)
+                library.impl(op.name().removeprefix("aten::"), _dispatched(op), "Lazy")
     recurrent.install_kernels(library)
     fourier.install_kernels(library)
     attention.install_kernels(library)

@@ -190,6 +190,7 @@ def _install(count: int) -> None:
         standin,
         subclasses,
         sync_batch_norm,  # noqa: F401 - registers its handlers
+        tracing,
         wrappers,
     )
     from syncagent.simulate.requirements import LOSSES
@@ -222,6 +223,7 @@ def _install(count: int) -> None:
         (legacy_types.install, "torch.cuda.FloatTensor and its kind may fail"),
         (generic_streams.install, "torch.Stream and torch.Event may fail"),
         (compilation.install, "torch.compile may fail without a clear error, and so may Triton"),
+        (tracing.install, "make_fx and torch.func.linearize may fail, and so may flex_attention"),
         (_adapt_distributed, "torch.distributed is not simulated"),
         (serialization.install, "checkpoints of tensors on this device may fail"),
         (adaptations.refuse_unsupported, "what is not simulated may fail without a clear error"),

@@ -51,6 +51,7 @@ OPTIONAL: dict[str, str] = {
     "_library.custom_ops.OPDEFS": "custom ops written in Python are run as one kernel",
     "Tensor._dtensor__new__": "DTensors say that they are on another device than cuda",
     "Tensor._make_subclass": "sparse tensors are not simulated",
+    "_ops.HigherOrderOperator": "flex_attention and other ops that take functions are not simulated",
     "_tensor_str._str": "tensors are printed without their device",
     "_utils._rebuild_sparse_tensor": "sparse tensors on this device are not pickled",
     "_utils._rebuild_parameter": "parameters on this device are not pickled",
@@ -65,6 +66,7 @@ OPTIONAL: dict[str, str] = {
     "distributed.ProcessGroup._device_types": "torch.distributed is not simulated",
     "distributed.ProcessGroup._get_backend": "torch.distributed is not simulated",
     "distributed.distributed_c10d": "torch.distributed is not simulated",
+    "jit.RecursiveScriptModule": "TorchScript modules fail where they are moved to this device or written from it",
     "jit._builtins._find_builtin": "torch.jit.script refuses code that calls a factory",
     "jit._builtins._register_builtin": "torch.jit.script refuses code that calls a factory",
     "optim.optimizer._foreach_supported_types": "optimizers take their plain form",
@@ -90,6 +92,7 @@ ON_INSTANCES: dict[str, str] = {
     "_dynamo.optimize": "programs that compile in the way of before torch 2.0 may fail",
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
+    "fx.experimental.proxy_tensor.HANDLED_TYPES": "make_fx and torch.func.linearize record wrong programs",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }
 """As :data:`OPTIONAL`, but looked for where it is used: only instances have the name, or it takes long to import."""

@@ -154,6 +154,12 @@ def _run_now(facts: OpFacts, args: Any, kwargs: Any) -> Any:
     return Call(facts, args, kwargs).run_now(None)
 
 
+@_handles(aten._sparse_mm_reduce_impl.default)
+def _only_on_the_cpu(facts: OpFacts, _args: Any, _kwargs: Any) -> Any:
+    """Torch has no kernel for it on CUDA, and the CPU's ends the process in a backward pass of such parts."""
+    raise NotImplementedError(f"Could not run '{facts.name}' with arguments from the 'SparseCsrCUDA' backend.")
+
+
 def _part(position: int, layouts: Any) -> dispatch.Handler:
     def handler(facts: OpFacts, args: Any, _kwargs: Any) -> Any:
         if args[0].layout not in layouts:

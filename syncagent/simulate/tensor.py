@@ -104,6 +104,16 @@ def replacement(function: Any, original: Any, *, is_method: bool = False, asks: 
     return stand_in
 
 
+_AS_THEY_ARE = frozenset({int, slice, type(None), type(...), torch.Tensor})
+
+
+def _is_as_it_is(index: Any) -> bool:
+    """Whether nothing in an index has to go to the device first."""
+    if type(index) is not tuple:
+        return type(index) in _AS_THEY_ARE or isinstance(index, SimulatedTensor)
+    return all(type(part) in _AS_THEY_ARE or isinstance(part, SimulatedTensor) for part in index)
+
+
 def _method(function: Any) -> Any:
     """A method that is Python here and C++ in torch."""
     return replacement(function, function, is_method=True)
@@ -231,17 +241,26 @@ class SimulatedTensor(torch.Tensor):
 
     # --- indexing: Python data among the indices goes to the device by a copy, as the C++ binding does it for CUDA --
 
-    @_method
     def __getitem__(self, index: Any) -> Any:
+        if _is_as_it_is(index):
+            return _get_base_item(self, index)  # it shows modes the call under torch's own name
+        return self._get_item(index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._set_item(index, value)
+
+    def _get_item_of_any(self, index: Any) -> Any:
         return _get_base_item(self, self._on_device(index))
 
-    @_method
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def _set_item_of_any(self, index: Any, value: Any) -> None:
         index = self._on_device(index)
         if isinstance(value, (bool, int, float, complex)):
             # For CUDA the binding makes this tensor on the CPU: hence the copy that `v[3] = 1.0` waits for.
             value = torch.scalar_tensor(value, dtype=self.dtype, device="cpu")
         _set_base_item(self, index, value)
+
+    _get_item_of_any.__name__, _set_item_of_any.__name__ = "__getitem__", "__setitem__"  # what modes are shown
+    _get_item, _set_item = _method(_get_item_of_any), _method(_set_item_of_any)
 
     def _on_device(self, index: Any) -> Any:
         kind = type(index)

@@ -109,3 +109,18 @@ def test_saving_and_loading_wait_for_one_copy_a_storage(observed):
     file.seek(0)
     torch.load(file)
     assert observed.waits[1:] == [("aten::copy_", "copy_h2d")]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("write", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(2, 3))])
+def test_a_script_from_a_file_is_moved_to_the_device_and_back(tmp_path, write):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    write(net).save(tmp_path / "net.pt")
+    loaded = torch.jit.load(tmp_path / "net.pt", map_location="cpu")
+    expected = loaded(torch.ones(2, 3))
+    assert torch.equal(loaded.to("cuda")(torch.ones(2, 3, device="cuda")).cpu(), expected)
+    assert {each.device.type for each in loaded.state_dict().values()} == {"cuda"}
+    loaded(torch.ones(2, 3, device="cuda")).sum().backward()
+    assert all(each.grad is not None for each in loaded.parameters())
+    with torch.no_grad():
+        assert torch.equal(loaded.cpu()(torch.ones(2, 3)), expected)

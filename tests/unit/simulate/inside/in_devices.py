@@ -41,3 +41,24 @@ def test_a_copy_between_devices_is_ordered_after_its_source():
     asleep()
     x.mul_(3)
     assert x.to("cuda:1").tolist() == [3.0, 3.0]
+
+
+def test_a_part_is_marked_for_a_profiler():
+    runtime = torch.cuda.cudart()
+    torch.cuda.check_error(runtime.cudaProfilerStart())
+    torch.cuda.check_error(runtime.cudaProfilerStop())
+    with torch.cuda.profiler.profile():
+        assert torch.ones(2, device="cuda").sum().item() == 2
+    free, total = runtime.cudaMemGetInfo(0)
+    assert 0 < free <= total
+    with pytest.raises(RuntimeError, match="CUDA error 2"):
+        torch.cuda.check_error(2)
+
+
+def test_a_share_of_the_memory_is_kept():
+    assert torch.cuda.get_per_process_memory_fraction() == 1
+    torch.cuda.set_per_process_memory_fraction(0.5)
+    assert torch.cuda.get_per_process_memory_fraction("cuda:0") == 0.5
+    with pytest.raises(ValueError, match=r"Invalid fraction value: 2\. Allowed range: 0~1"):
+        torch.cuda.set_per_process_memory_fraction(2)
+    torch.cuda.set_per_process_memory_fraction(1.0)

@@ -59,7 +59,13 @@ def test_errors_that_cuda_gives_are_given_alike(call, error, words):
         lambda: torch.utils.dlpack.to_dlpack(cuda(2)),
         lambda: np.from_dlpack(cuda(2)),
         lambda: torch.cuda.utilization(),
-        lambda: torch.cuda.cudart(),
+        lambda: torch.cuda.temperature(),
+        lambda: torch.cuda.power_draw(),
+        lambda: torch.cuda.clock_rate(),
+        lambda: torch.cuda.device_memory_used(),
+        lambda: torch.cuda.list_gpu_processes(),
+        lambda: torch.cuda.current_blas_handle(),
+        lambda: torch.cuda.cudart().cudaHostRegister(0, 0, 0),
         lambda: torch.cuda.Event(interprocess=True),
     ],
 )
@@ -73,6 +79,28 @@ def test_a_refusal_names_the_function_that_was_called():
         torch.cuda.CUDAGraph()
     with pytest.raises(simulate.SimulationError, match=r"torch\.cuda\.memory\._record_memory_history: memory snap"):
         torch.cuda.memory._record_memory_history()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_products_that_only_the_cpu_reduces_are_refused_as_on_cuda():
+    matrix = cuda(2, 3).to_sparse_csr()
+    with pytest.raises(NotImplementedError, match="'aten::_sparse_mm_reduce_impl' with arguments from the 'SparseCsr"):
+        torch.sparse.mm(matrix, cuda(3, 2), "sum")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_script_is_written_from_the_cpu(tmp_path):
+    net = nn.Linear(2, 3).cuda()
+    expected, script = net(cuda(1, 2)), torch.jit.script(net)
+    for write in (lambda: torch.jit.save(script, tmp_path / "net.pt"), lambda: script.save_to_buffer()):
+        with pytest.raises(
+            simulate.SimulationError, match=r"torch\.jit\.save: .* torch\.jit\.script\(model\.cpu\(\)\)"
+        ):
+            write()
+    on_host = nn.Linear(2, 3)
+    on_host.load_state_dict(net.state_dict())
+    torch.jit.script(on_host).save(tmp_path / "net.pt")
+    assert torch.equal(torch.jit.load(tmp_path / "net.pt").cuda()(cuda(1, 2)), expected)
 
 
 def test_the_device_has_the_hosts_memory():

@@ -48,6 +48,7 @@ def test_it_says_what_a_cuda_tensor_says():
         lambda d: torch.tensor([[1, 2], [3, 4]], device=d), lambda d: torch.as_tensor([1.0], device=d),
         lambda d: torch.asarray([1, 2], device=d), lambda d: torch.tensor(3.5, dtype=torch.float64, device=d),
         lambda d: torch.tril_indices(3, 3, device=d), lambda d: torch.hann_window(8, device=d),
+        lambda d: torch.kaiser_window(8, device=d), lambda d: torch.kaiser_window(7, False, beta=3.0, device=d),
         lambda d: torch.ones(2).to(d).new_zeros(3), lambda d: torch.ones(2).new_full((2,), 3, device=d),
         lambda d: torch.ones_like(torch.zeros(2, 2), device=d), lambda d: torch.ones(1).to(d).new_tensor([1, 2]),
         lambda d: torch.empty_strided((2, 2), (1, 2), device=d).fill_(1), lambda d: torch.fft.fftfreq(4, device=d),

@@ -93,10 +93,16 @@ def _session(config: pytest.Config) -> Any:
     return found
 
 
+def _marker_of(item: pytest.Item) -> pytest.Mark | None:
+    """Return the marker that is in force: the closest one, and that of a parameter is closer than the function's."""
+    of_parameters = getattr(getattr(item, "callspec", None), "marks", ())
+    return next((mark for mark in of_parameters if mark.name == _MARKER), None) or item.get_closest_marker(_MARKER)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Watch the body of a test; what its fixtures do before and after is not the test's."""
-    marker = item.get_closest_marker(_MARKER)
+    marker = _marker_of(item)
     counts = _FIXTURE in getattr(item, "fixturenames", ())
     session = _session(item.config) if marker is not None or counts else item.config.pluginmanager.get_plugin(_SESSION)
     if session is None:

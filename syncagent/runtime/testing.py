@@ -398,14 +398,14 @@ def _has_device() -> bool:
     return torch.cuda.is_available()
 
 
-class Failed(pytest.fail.Exception, HostSyncAssertionError):
+class Failed(pytest.fail.Exception, HostSyncAssertionError):  # type: ignore[name-defined, misc]  # noqa: N818 - shown
     """A test has broken its limit: shown as pytest shows ``pytest.fail``, and what ``xfail(raises=...)`` may name."""
 
     __module__ = "builtins"  # pytest shows its own in the same way
 
 
 def _failed(message: str) -> BaseException:
-    return Failed(message, pytrace=False)
+    return Failed(message, pytrace=False)  # type: ignore[call-arg]  # mypy does not see what pytest.fail raises
 
 
 def _of_marker(marker: pytest.Mark) -> tuple[SyncAssertion, int]:

@@ -56,6 +56,13 @@ class Broken(loggers.CSVLogger):
             raise RuntimeError("a disk is full")
         super().log_metrics(metrics, step)
 chosen["broken"] = lambda: Broken("out", name="broken")
+class Own(loggers.Logger if hasattr(loggers, "Logger") else loggers.logger.Logger):
+    name, version = "own", 0
+    def log_hyperparams(self, *args, **kwargs): ...
+    def log_metrics(self, metrics, step=None):
+        if "syncs/step" in metrics:
+            print("logged", step, metrics["syncs/step"])
+chosen["own"] = Own
 callbacks = []
 if "watched" in sys.argv:
     from syncagent.integrations.lightning import HostSyncCallback
@@ -414,6 +421,13 @@ def test_lightnings_points_are_at_the_steps_of_its_own_and_the_worst_line_is_in_
     found = [(int(row["step"]), int(row["epoch"]), float(row["syncagent/eval/syncs"])) for row in rows]
     assert found == [(5, 0, 120.0), (11, 1, 120.0)]
     assert all(float(row["syncagent/eval/stall_ms"]) > 0 for row in rows)
+    assert "worst_sync_site: train.py:" in done.err
+
+
+def test_a_logger_of_the_users_own_needs_no_more_than_lightning_asks_of_it(train):
+    done = train("lightning", "watched", "own")
+    assert done.logged == ["2 2.0", "5 2.0", "8 2.0", "11 2.0"]
+    assert not done.complaints()
     assert "worst_sync_site: train.py:" in done.err
 
 

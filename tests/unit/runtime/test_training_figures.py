@@ -39,3 +39,22 @@ def test_steps_before_the_run_are_not_in_its_first_point():
             syncagent.step()
         assert trained([2, 2, 2, 2]) == [2.0]
         assert trained([3, 3]) == [3.0]
+
+
+def test_the_optimizer_of_an_earlier_run_that_is_still_alive_does_not_hold_up_the_steps_of_this_one():
+    def trained_by(optimizer, syncs):
+        run, points = TrainingRun("the callback", SETTINGS), []
+        run.begin()
+        for _ in range(3):
+            for _ in range(syncs):
+                torch.nonzero(X)
+            optimizer.step()
+        run.log(lambda figures: points.append(figures.metrics[SYNCS]))
+        run.end()
+        return points
+
+    first, second = (torch.optim.SGD([torch.ones(1, requires_grad=True)]) for _ in range(2))
+    with syncagent.watch(**SETTINGS) as agent:
+        assert trained_by(first, 2) == [2.0]
+        assert trained_by(second, 3) == [3.0]
+        assert agent.steps.count == 6

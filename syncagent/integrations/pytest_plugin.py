@@ -94,9 +94,23 @@ def _session(config: pytest.Config) -> Any:
 
 
 def _marker_of(item: pytest.Item) -> pytest.Mark | None:
-    """Return the marker that is in force: the closest one, and that of a parameter is closer than the function's."""
+    """Return the marker that is in force, the closest one.
+
+    pytest has that of a function before those of its parameters, and that of a class before those of its heirs.
+    """
     of_parameters = getattr(getattr(item, "callspec", None), "marks", ())
-    return next((mark for mark in of_parameters if mark.name == _MARKER), None) or item.get_closest_marker(_MARKER)
+    found = next((mark for mark in of_parameters if mark.name == _MARKER), None)
+    if found is not None:
+        return found
+    node, found = next(item.iter_markers_with_node(_MARKER), (None, None))
+    if isinstance(node, pytest.Class):
+        for owner in node.obj.__mro__:
+            marks = vars(owner).get("pytestmark", ())
+            for mark in marks if isinstance(marks, (list, tuple)) else (marks,):
+                if mark.name == _MARKER:
+                    own: pytest.Mark = getattr(mark, "mark", mark)
+                    return own
+    return found
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -273,6 +273,30 @@ def test_it(times):
     for _ in range(times):
         wait()
 """
+INHERITED = """
+@pytest.mark.no_host_sync
+class TestNone:
+    def test_one(self):
+        wait()
+
+class TestNoneAsWell(TestNone):
+    pass
+
+class TestOne(TestNone):
+    pytestmark = pytest.mark.no_host_sync(max_syncs=1)
+
+@pytest.mark.no_host_sync(max_syncs=1)
+class TestOneAsWell(TestNone):
+    pass
+
+class TestHeir(TestOneAsWell):
+    pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+class TestFunction(TestNone):
+    @pytest.mark.no_host_sync(max_syncs=1)
+    def test_one(self):
+        wait()
+"""
 EXPECTED_ERRORS = """
 @pytest.mark.no_host_sync
 @pytest.mark.xfail(raises=syncagent.HostSyncAssertionError, strict=True)
@@ -434,6 +458,13 @@ def test_the_marker_of_a_parameter_is_closer_than_the_functions(ran):
     assert run.names("failure", "error") == {"test_it[none]", "test_it[other]"}, run.text
     assert run.said("test_it[none]").startswith("2 host syncs, but at most 1 is allowed\n")
     assert run.said("test_it[other]").startswith("2 host syncs, but none is allowed\n")
+
+
+def test_the_marker_of_a_class_is_closer_than_those_of_the_classes_that_it_inherits_from(ran):
+    run = ran(HEAD + INHERITED, "--syncagent-simulate")
+    failed = {(case.get("classname"), case.get("name")) for case in run.cases if case.find("failure") is not None}
+    assert failed == {("test_it.TestNone", "test_one"), ("test_it.TestNoneAsWell", "test_one")}, run.text
+    assert len(run.cases) == 6
 
 
 def test_what_a_broken_limit_raises_is_the_error_that_an_assertion_raises(ran):

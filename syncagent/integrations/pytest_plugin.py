@@ -98,19 +98,25 @@ def _marker_of(item: pytest.Item) -> pytest.Mark | None:
 
     pytest has that of a function before those of its parameters, and that of a class before those of its heirs.
     """
-    of_parameters = getattr(getattr(item, "callspec", None), "marks", ())
-    found = next((mark for mark in of_parameters if mark.name == _MARKER), None)
-    if found is not None:
-        return found
-    node, found = next(item.iter_markers_with_node(_MARKER), (None, None))
-    if isinstance(node, pytest.Class):
-        for owner in node.obj.__mro__:
-            marks = vars(owner).get("pytestmark", ())
-            for mark in marks if isinstance(marks, (list, tuple)) else (marks,):
-                if mark.name == _MARKER:
-                    own: pytest.Mark = getattr(mark, "mark", mark)
-                    return own
-    return found
+    of_parameters: Sequence[pytest.Mark] = getattr(getattr(item, "callspec", None), "marks", ())
+    for mark in of_parameters:
+        if mark.name == _MARKER:
+            return mark
+    for node, closest in item.iter_markers_with_node(_MARKER):
+        return (_marker_of_class(node.obj) if isinstance(node, pytest.Class) else None) or closest
+    return None
+
+
+def _marker_of_class(inner: type) -> pytest.Mark | None:
+    for owner in inner.__mro__:
+        given: Any = vars(owner).get("pytestmark", ())
+        marks: list[Any] = [
+            getattr(one, "mark", one) for one in (given if isinstance(given, (list, tuple)) else (given,))
+        ]
+        found: pytest.Mark | None = next((mark for mark in marks if mark.name == _MARKER), None)
+        if found is not None:
+            return found
+    return None
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -73,12 +73,17 @@ def watch(function: Callable[..., Any] | None = None, /, **settings: Unpack[Keyw
     return watching if function is None else watching(function)
 
 
-def assert_no_syncs(**settings: Unpack[Keywords]) -> SyncAssertion:
+@overload
+def assert_no_syncs(function: Callable[Given, Returned], /) -> Watched[Given, Returned]: ...
+@overload
+def assert_no_syncs(**settings: Unpack[Keywords]) -> SyncAssertion: ...
+def assert_no_syncs(function: Callable[..., Any] | None = None, /, **settings: Unpack[Keywords]) -> Any:
     """Raise :class:`~syncagent.HostSyncAssertionError` at the end if anything inside has waited for the GPU.
 
-    See :func:`assert_max_syncs`, of which this is the case of 0.
+    See :func:`assert_max_syncs`, of which this is the case of 0; as a decorator it needs no parentheses.
     """
-    return assert_max_syncs(0, **settings)
+    assertion = assert_max_syncs(0, **settings)
+    return assertion if function is None else assertion(function)
 
 
 def assert_max_syncs(n: int, /, **settings: Unpack[Keywords]) -> SyncAssertion:

@@ -122,6 +122,10 @@ class Steps:
         """Let optimizers mark the steps again, after a time in which they were marked by hand."""
         self._by_hand = False
 
+    def choose_anew(self) -> None:
+        """Let the optimizer that steps next lead: another training begins, and the one of before may still be alive."""
+        self._leader, self._others = None, 0
+
     @property
     def by_hand(self) -> bool:
         """Whether steps are marked by hand."""

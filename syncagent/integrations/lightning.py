@@ -107,7 +107,8 @@ def _write_numbers(trainer: Any, metrics: dict[str, float], step: int) -> None:
 
 def _write_text(logger: Any, text: str, step: int) -> bool:
     """Log the worst site as text; return whether this logger takes text."""
-    experiment, kind = logger.experiment, type(logger).__name__
+    experiment: Any = getattr(logger, "experiment", None)  # not every logger has one
+    kind = type(logger).__name__
     if kind == "WandbLogger":
         experiment.log({WORST: text, "trainer/global_step": step})
     elif kind == "MLFlowLogger":

@@ -93,10 +93,36 @@ def _session(config: pytest.Config) -> Any:
     return found
 
 
+def _marker_of(item: pytest.Item) -> pytest.Mark | None:
+    """Return the marker that is in force, the closest one.
+
+    pytest has that of a function before those of its parameters, and that of a class before those of its heirs.
+    """
+    of_parameters: Sequence[pytest.Mark] = getattr(getattr(item, "callspec", None), "marks", ())
+    for mark in of_parameters:
+        if mark.name == _MARKER:
+            return mark
+    for node, closest in item.iter_markers_with_node(_MARKER):
+        return (_marker_of_class(node.obj) if isinstance(node, pytest.Class) else None) or closest
+    return None
+
+
+def _marker_of_class(inner: type) -> pytest.Mark | None:
+    for owner in inner.__mro__:
+        given: Any = vars(owner).get("pytestmark", ())
+        marks: list[Any] = [
+            getattr(one, "mark", one) for one in (given if isinstance(given, (list, tuple)) else (given,))
+        ]
+        found: pytest.Mark | None = next((mark for mark in marks if mark.name == _MARKER), None)
+        if found is not None:
+            return found
+    return None
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Watch the body of a test; what its fixtures do before and after is not the test's."""
-    marker = item.get_closest_marker(_MARKER)
+    marker = _marker_of(item)
     counts = _FIXTURE in getattr(item, "fixturenames", ())
     session = _session(item.config) if marker is not None or counts else item.config.pluginmanager.get_plugin(_SESSION)
     if session is None:

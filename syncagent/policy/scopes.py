@@ -14,6 +14,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
     from types import FrameType
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
@@ -40,41 +41,45 @@ open_scopes = _OPEN.get
 class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
     """Syncs inside are wanted: they are recorded with the reason and never warned of or raised.
 
-    A context manager and a decorator, also of coroutines.  It holds for this thread or asyncio task, for the autograd
-    threads of a ``backward()`` inside it, and in every region (a watch inside a watch) that is opened inside.  One
-    object may be open several times.  With ``first_only`` it holds only the first time that this ``with`` statement, or
+    A context manager and a decorator, also of coroutines, of generators of both kinds, whose caller it does not cover,
+    and of static and class methods.  It holds for this thread or asyncio task, for the autograd threads of a
+    ``backward()`` inside it, and in every region (a watch inside a watch) that is opened inside.  One object may be
+    open several times.  With ``first_only`` it holds only the first time that this ``with`` statement, or
     this decorated function, is entered in the process: for code that may wait once, while it sets itself up.
     """
 
     def __init__(self, reason: str | None = None, *, first_only: bool = False) -> None:
+        if callable(reason) or isinstance(reason, (staticmethod, classmethod)):
+            raise TypeError(
+                f'syncagent.allow takes a reason, as in @syncagent.allow("logged once"), but not {reason!r}'
+            )
         self.reason = str(reason) if reason else "allowed"
         self.first_only = first_only
         self._function: Any = None
 
     def __enter__(self) -> Self:
-        again = self.first_only and self._was_entered(sys._getframe(1))
-        enter(None if again else self.reason)
+        enter(self._reason_at(sys._getframe(1)))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        # The newest block that is open: in a generator it may end while a region is open that began after it.
-        scopes = _OPEN.get()
-        for place in reversed(range(len(scopes))):
-            if scopes[place] is None or isinstance(scopes[place], str):
-                _set(scopes[:place] + scopes[place + 1 :])
-                return
+        _leave_newest()
 
     def __call__(self, function: Any) -> Any:
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(self(function.__func__))
         scope = type(self)(self.reason, first_only=self.first_only)
         scope._function = function
         if inspect.iscoroutinefunction(function):
 
-            @functools.wraps(function)
             async def allowed_coroutine(*args: Any, **kwargs: Any) -> Any:
                 with scope:
                     return await function(*args, **kwargs)
 
-            return allowed_coroutine
+            return functools.wraps(function)(allowed_coroutine)
+        if inspect.isgeneratorfunction(function):
+            return _generator(function, scope)
+        if inspect.isasyncgenfunction(function):
+            return _async_generator(function, scope)
 
         @functools.wraps(function)
         def allowed(*args: Any, **kwargs: Any) -> Any:
@@ -82,6 +87,10 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
                 return function(*args, **kwargs)
 
         return allowed
+
+    def _reason_at(self, frame: FrameType) -> str | None:
+        """Return the reason, or ``None`` where this was entered before and holds the first time alone."""
+        return None if self.first_only and self._was_entered(frame) else self.reason
 
     def _was_entered(self, frame: FrameType) -> bool:
         """Return whether this statement or function was entered before, and remember that it is now."""
@@ -91,6 +100,76 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
             key, keeps = (id(frame.f_code), frame.f_lasti), frame.f_code
         mine = (keeps, object())
         return _entered.setdefault(key, mine) is not mine
+
+
+class _Block:
+    """An ``allow`` block that is left and entered again, as a generator is."""
+
+    def __init__(self, reason: str | None) -> None:
+        self._reason = reason
+
+    def __enter__(self) -> None:
+        enter(self._reason)
+
+    def __exit__(self, *_error: object) -> None:
+        _leave_newest()
+
+
+def _generator(function: Any, scope: allow) -> Any:
+    """Return the generator function with its own steps allowed, and not what its caller does meanwhile."""
+
+    @functools.wraps(function)
+    def allowed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        block, values = _Block(scope._reason_at(sys._getframe())), function(*args, **kwargs)
+        call, sent = values.send, None
+        while True:
+            try:
+                with block:
+                    value = call(sent)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                sent, call = (yield value), values.send
+            except GeneratorExit:
+                with block:
+                    values.close()
+                raise
+            except BaseException as error:
+                sent, call = error, values.throw
+
+    return allowed
+
+
+def _async_generator(function: Any, scope: allow) -> Any:
+    @functools.wraps(function)
+    async def allowed(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        block, values = _Block(scope._reason_at(sys._getframe())), function(*args, **kwargs)
+        call, sent = values.asend, None
+        while True:
+            try:
+                with block:
+                    value = await call(sent)
+            except StopAsyncIteration:
+                return
+            try:
+                sent, call = (yield value), values.asend
+            except GeneratorExit:
+                with block:
+                    await values.aclose()
+                raise
+            except BaseException as error:
+                sent, call = error, values.athrow
+
+    return allowed
+
+
+def _leave_newest() -> None:
+    """Close the newest block that is open: in a generator it may end while a region is open that began after it."""
+    scopes = _OPEN.get()
+    for place in reversed(range(len(scopes))):
+        if scopes[place] is None or isinstance(scopes[place], str):
+            _set(scopes[:place] + scopes[place + 1 :])
+            return
 
 
 def enter(scope: Any) -> None:

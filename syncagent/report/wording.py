@@ -128,6 +128,12 @@ def short_path(file: str, cwd: str = "") -> str:
     return file.removeprefix(base.rstrip("/") + "/") if base else file
 
 
+def to_read(saved: str) -> str:
+    """What shows all of a report that was saved there: a command, or the file itself, if people read its format."""
+    name = clean(short_path(saved))
+    return name if saved.endswith((".html", ".md", ".sarif", ".trace.json")) else f"syncagent report {name}"
+
+
 _SPELLED = {
     "__bool__": "bool(tensor)", "__float__": "float(tensor)", "__int__": "int(tensor)", "__len__": "len(tensor)",
     "__index__": "tensor as an index", "__contains__": "in tensor", "__getitem__": "tensor[...]",

@@ -98,6 +98,8 @@ class ProcessAgent(Agent):
         """Removes the simulated device, if that was installed for this agent alone."""
         self.is_kept = False
         """Whether it goes on where the program stops it: it watches for somebody else, such as pytest."""
+        self.borrowers = 0
+        """How many assertions need it, if the first of them has started it."""
         self.is_off = False
         """Whether it was stopped; a signal that ends the process leaves the sensors on."""
         restarted = self.faults.guard("the number of restarts", note_of_restarts, "")

@@ -57,23 +57,21 @@ class SyncAssertion(Watch):
         self.most = None if most is None else a_number(most)
         self.kinds = kinds
         super().__init__(sources.load({**_OWN, **settings}))
-        self._alone = Watch(sources.load({**SEES_ALL, **_OWN, **settings}))
+        self._alone = sources.load({**SEES_ALL, **_OWN, **settings})
 
     def _begin(self) -> Opened:
-        """Open a region, in an agent that is started for it where none is running."""
-        own = self._alone._begin() if process.running() is None else None
+        """Open a region, in an agent that is started where none is running, for all assertions that overlap."""
+        give_back = process.lend(self._alone)
         try:
             opened = super()._begin()
         except BaseException:
-            if own is not None:
-                own.close()
+            give_back()
             raise
         before = sys.exc_info()[1]
 
         def close() -> None:
             opened.close()
-            if own is not None:
-                own.close()
+            give_back()
             if self.most is not None and sys.exc_info()[1] is before:  # an error of the program's goes first
                 check(opened.handle.report(), self.most, self.kinds)
 

@@ -68,6 +68,28 @@ def launch_or_find(settings: Settings) -> tuple[ProcessAgent, bool]:
         return (launch(settings), True) if (found := running()) is None else (found, False)
 
 
+def lend(settings: Settings) -> Callable[[], None]:
+    """Start an agent if none is running; return what gives it back.
+
+    While it runs, others borrow it, and the last one to give it back ends it.  An agent that the program has started
+    is nobody's to end.
+    """
+    with _lock:
+        agent, is_new = launch_or_find(settings)
+        if not is_new and not agent.borrowers:
+            return lambda: None
+        agent.borrowers += 1
+
+    def give_back() -> None:
+        with _lock:  # to the end, or the next agent starts while this one takes its sensors out
+            agent.borrowers -= 1
+            if not agent.borrowers and agent is running():
+                agent.regions.cut_short()
+                end(agent)
+
+    return give_back
+
+
 def join(settings: Settings) -> ProcessAgent:
     """Start the agent or join the one that is running.
 

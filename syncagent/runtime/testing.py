@@ -138,6 +138,10 @@ class Session:
         self._watched: Any = None
         """The watched function of the test whose body runs."""
         self._reports: list[Report] = []
+        self._saved: str | None = None
+        """The file that the report is in."""
+        self._where = ""
+        """The sentence that says so, or why it could not be saved; empty where there is no report."""
         self._lost_workers: list[str] = []
         self._tests = self._with_syncs = self._syncs = 0
         self._check_options()
@@ -286,8 +290,16 @@ class Session:
             self._own.is_kept = True
         return True
 
-    def pytest_sessionfinish(self) -> None:
-        """End the agent and take its report, if it is read; a worker hands it to the process that has started it."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End the agent and save its report, if it is read; a worker hands it to the process that has started it.
+
+        A report that cannot be saved fails the session.
+        """
+        self._end_agent()
+        if self._reports and self._path is not None and not self._save() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def _end_agent(self) -> None:
         agent = process.running()
         if agent is None:
             return
@@ -335,10 +347,8 @@ class Session:
         terminalreporter.section("host syncs")
         for line in self._said(report):
             terminalreporter.line(line)
-        if report is not None and self._path is not None:
-            self._save(report, terminalreporter)
-        elif self._path is not None:
-            terminalreporter.line(f"no report is saved in {self._path}")
+        if self._path is not None:
+            terminalreporter.line(self._where or f"no report is saved in {self._path}", red=self._saved is None)
 
     def _said(self, report: Report | None) -> Iterator[str]:
         from syncagent.report import files, wording
@@ -355,17 +365,21 @@ class Session:
         if report is None and self._tests and not self._lost_workers:
             yield "There is no CUDA device here, so nothing could wait for one; --syncagent-simulate simulates one."
         if report is not None and self._syncs:
-            more = f"syncagent report {self._path}" if self._path else "--syncagent-report=FILE"
+            more = "--syncagent-report=FILE" if self._saved is None else wording.to_read(self._saved)
             width = shutil.get_terminal_size((100, 24)).columns
             yield from files.rendered(report, "text", verbose=False, more=more, width=width).strip("\n").splitlines()
 
-    def _save(self, report: Report, terminalreporter: Any) -> None:
+    def _save(self) -> bool:
+        """Save the report, and keep the sentence that says where it is or why it could not be saved."""
         from syncagent.report import files
 
         try:
-            terminalreporter.line(f"the report is in {files.save(report, str(self._path))}")
+            self._saved = str(files.save(_together(self._reports), str(self._path)))
         except SyncAgentError as error:
-            terminalreporter.line(str(error), red=True)
+            self._where = str(error)
+            return False
+        self._where = f"the report is in {self._saved}"
+        return True
 
 
 def _together(reports: list[Report]) -> Report:
@@ -384,8 +398,14 @@ def _has_device() -> bool:
     return torch.cuda.is_available()
 
 
+class Failed(pytest.fail.Exception, HostSyncAssertionError):  # type: ignore[name-defined, misc]  # noqa: N818 - shown
+    """A test has broken its limit: shown as pytest shows ``pytest.fail``, and what ``xfail(raises=...)`` may name."""
+
+    __module__ = "builtins"  # pytest shows its own in the same way
+
+
 def _failed(message: str) -> BaseException:
-    return pytest.fail.Exception(message, pytrace=False)
+    return Failed(message, pytrace=False)  # type: ignore[call-arg]  # mypy does not see what pytest.fail raises
 
 
 def _of_marker(marker: pytest.Mark) -> tuple[SyncAssertion, int]:

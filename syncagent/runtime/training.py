@@ -86,7 +86,9 @@ class TrainingRun:
             try:
                 self._agent = process.join(self._settings)
                 self._was_by_hand = self._agent.steps.by_hand
+                self._agent.steps.choose_anew()
                 self._figures = _Differences()
+                self._figures.since_last(self._agent)  # an agent that is joined may have seen steps of other runs
                 atexit.register(self.end)  # after an error the trainer may not say that its run has ended
             except ConfigError:
                 raise

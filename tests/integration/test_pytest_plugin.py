@@ -260,6 +260,59 @@ def test_fails_by_a_region(policy_of_the_program):
 def test_passes_with_a_fixture_in_it(request):
     request.getfixturevalue("asked_for_late")
 """
+OF_PARAMETERS = """
+CASES = [
+    pytest.param(2, marks=pytest.mark.no_host_sync(max_syncs=2), id="two"),
+    pytest.param(2, marks=pytest.mark.no_host_sync(max_syncs=1), id="none"),
+    pytest.param(2, marks=pytest.mark.filterwarnings("ignore"), id="other"),
+]
+
+@pytest.mark.no_host_sync
+@pytest.mark.parametrize("times", CASES)
+def test_it(times):
+    for _ in range(times):
+        wait()
+"""
+INHERITED = """
+@pytest.mark.no_host_sync
+class TestNone:
+    def test_one(self):
+        wait()
+
+class TestNoneAsWell(TestNone):
+    pass
+
+class TestOne(TestNone):
+    pytestmark = pytest.mark.no_host_sync(max_syncs=1)
+
+@pytest.mark.no_host_sync(max_syncs=1)
+class TestOneAsWell(TestNone):
+    pass
+
+class TestHeir(TestOneAsWell):
+    pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+class TestFunction(TestNone):
+    @pytest.mark.no_host_sync(max_syncs=1)
+    def test_one(self):
+        wait()
+"""
+EXPECTED_ERRORS = """
+@pytest.mark.no_host_sync
+@pytest.mark.xfail(raises=syncagent.HostSyncAssertionError, strict=True)
+def test_the_error_of_an_assertion():
+    wait()
+
+@pytest.mark.no_host_sync
+@pytest.mark.xfail(raises=AssertionError, strict=True)
+def test_any_assertion():
+    wait()
+
+@pytest.mark.no_host_sync
+@pytest.mark.xfail(raises=ValueError, strict=True)
+def test_another_error():
+    wait()
+"""
 UNNOTICED = """
 import sys
 
@@ -398,6 +451,52 @@ def test_what_tests_ask_for_by_marker_and_fixture(ran):
     assert "contextlib" not in run.said("test_fails_one")
     assert run.counts()["test_passes_up_to_two[2]"] == 2
     assert "warnings summary" not in run.text
+
+
+def test_the_marker_of_a_parameter_is_closer_than_the_functions(ran):
+    run = ran(HEAD + OF_PARAMETERS, "--syncagent-simulate")
+    assert run.names("failure", "error") == {"test_it[none]", "test_it[other]"}, run.text
+    assert run.said("test_it[none]").startswith("2 host syncs, but at most 1 is allowed\n")
+    assert run.said("test_it[other]").startswith("2 host syncs, but none is allowed\n")
+
+
+def test_the_marker_of_a_class_is_closer_than_those_of_the_classes_that_it_inherits_from(ran):
+    run = ran(HEAD + INHERITED, "--syncagent-simulate")
+    failed = {(case.get("classname"), case.get("name")) for case in run.cases if case.find("failure") is not None}
+    assert failed == {("test_it.TestNone", "test_one"), ("test_it.TestNoneAsWell", "test_one")}, run.text
+    assert len(run.cases) == 6
+
+
+def test_what_a_broken_limit_raises_is_the_error_that_an_assertion_raises(ran):
+    run = ran(HEAD + EXPECTED_ERRORS, "--syncagent-simulate")
+    assert run.names("failure", "error") == {"test_another_error"}, run.text
+    assert run.names("skipped") == {"test_the_error_of_an_assertion", "test_any_assertion"}
+    assert "FAILED test_it.py::test_another_error - Failed: 1 host sync, but none is" in run.text
+
+
+@pytest.mark.parametrize("more", [[], ["-n", "1"]])
+def test_a_report_that_cannot_be_saved_fails_the_session(ran, tmp_path, more):
+    (tmp_path / "file").touch()
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", "--syncagent-report=file/known.json", *more)
+    assert run.code == pytest.ExitCode.USAGE_ERROR
+    assert "the report cannot be written to 'file/known.json': " in run.text
+    assert "syncagent report file/known.json" not in run.text
+    assert "4 passed" in run.text
+
+
+def test_the_report_is_saved_where_pytest_is_told_to_exit(ran):
+    source = HEAD + "def test_it():\n    wait()\n    pytest.exit('enough', returncode=7)\n"
+    run = ran(source, "--syncagent-simulate", "--syncagent-report=all.json")
+    assert run.code == 7
+    assert [site["count"] for site in json.loads((run.folder / "all.json").read_text())["sites"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("all.json", "The rest: syncagent report all.json"), ("all.html", "The rest: all.html")]
+)
+def test_the_command_that_shows_the_rest_can_read_the_file(ran, name, shown):
+    run = ran(HEAD + UNDER_A_POLICY, "--syncagent-simulate", f"--syncagent-report={name}")
+    assert shown + "\n" in run.text, run.text
 
 
 def test_an_expected_failure_of_unittest_is_about_the_test_itself(ran):

@@ -56,6 +56,13 @@ class Broken(loggers.CSVLogger):
             raise RuntimeError("a disk is full")
         super().log_metrics(metrics, step)
 chosen["broken"] = lambda: Broken("out", name="broken")
+class Own(loggers.Logger if hasattr(loggers, "Logger") else loggers.logger.Logger):
+    name, version = "own", 0
+    def log_hyperparams(self, *args, **kwargs): ...
+    def log_metrics(self, metrics, step=None):
+        if "syncs/step" in metrics:
+            print("logged", step, metrics["syncs/step"])
+chosen["own"] = Own
 callbacks = []
 if "watched" in sys.argv:
     from syncagent.integrations.lightning import HostSyncCallback
@@ -404,7 +411,7 @@ def test_mlflow_has_the_numbers_and_the_worst_line_as_a_tag(train, library):
 
 
 def test_lightnings_points_are_at_the_steps_of_its_own_and_the_worst_line_is_in_the_log(train):
-    done = train("lightning", "watched", "csv")
+    done = train("lightning", "watched", "csv", "own")
     with (done.folder / "out/csv/version_0/metrics.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["syncs/step"]]
     assert [(int(row["step"]), int(row["epoch"])) for row in rows] == [(2, 0), (5, 0), (8, 1), (11, 1)]
@@ -415,6 +422,8 @@ def test_lightnings_points_are_at_the_steps_of_its_own_and_the_worst_line_is_in_
     assert found == [(5, 0, 120.0), (11, 1, 120.0)]
     assert all(float(row["syncagent/eval/stall_ms"]) > 0 for row in rows)
     assert "worst_sync_site: train.py:" in done.err
+    assert done.logged == ["2 2.0", "5 2.0", "8 2.0", "11 2.0"]  # of a logger with no more than Lightning asks for
+    assert not done.complaints()
 
 
 def test_one_callback_is_for_both_packages_and_a_batch_in_which_two_optimizers_step_is_one_step(train):

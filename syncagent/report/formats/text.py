@@ -275,7 +275,7 @@ class _Page:
 
     def _rest(self, sites: Sequence[SiteRow], where: Mapping[str, str]) -> list[Text]:
         kept = where.get("report") or where.get("capture")
-        command = f"syncagent report {wording.clean(wording.short_path(kept))}" if kept else self._more
+        command = wording.to_read(kept) if kept else self._more
         if not self._report.sites:
             return [Text(f"more: {command}", "dim")] if kept else []
         what = "the rest"

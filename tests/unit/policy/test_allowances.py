@@ -170,6 +170,78 @@ def test_first_only_as_a_decorator_allows_the_first_call(cpu_agent):
     assert [asyncio.run(two()), asyncio.run(two())] == [False, True]
 
 
+def test_as_a_decorator_it_covers_the_steps_of_generators_and_not_their_callers(cpu_agent):
+    cpu_agent(policy="raise")
+
+    @syncagent.allow("wanted")
+    def batches():
+        sent = yield forbidden(read)
+        try:
+            yield sent, forbidden(read)
+        except KeyError:
+            yield "thrown", forbidden(read)
+        return forbidden(read)
+
+    @syncagent.allow("wanted")
+    async def later():
+        try:
+            sent = yield forbidden(read)
+            yield sent, forbidden(read)
+        finally:
+            closed.append(forbidden(read))
+
+    async def caller():
+        values = later()
+        seen = [await values.asend(None), forbidden(read), await values.asend("sent"), forbidden(read)]
+        await values.aclose()
+        return seen
+
+    values, closed = batches(), []
+    seen = [next(values), forbidden(read), values.send("sent"), values.throw(KeyError), forbidden(read)]
+    assert seen == [False, True, ("sent", False), ("thrown", False), True]
+    with pytest.raises(StopIteration) as ended:
+        next(values)
+    assert ended.value.value is False
+    assert asyncio.run(caller()) == [False, True, ("sent", False), True]
+    assert closed == [False]
+
+
+def test_first_only_allows_the_first_run_of_a_generator_to_its_end(cpu_agent):
+    cpu_agent(policy="raise")
+
+    @syncagent.allow("once", first_only=True)
+    def batches():
+        yield forbidden(read)
+        yield forbidden(read)
+
+    assert [list(batches()), list(batches())] == [[False, False], [True, True]]
+
+
+def test_as_a_decorator_it_takes_static_and_class_methods(cpu_agent):
+    cpu_agent(policy="raise")
+
+    class Meter:
+        @syncagent.allow("wanted")
+        @staticmethod
+        def one(value):
+            return value, forbidden(read)
+
+        @syncagent.allow("wanted")
+        @classmethod
+        def two(cls):
+            return cls, forbidden(read)
+
+    assert (Meter.one(3), Meter().one(4)) == ((3, False), (4, False))
+    assert (Meter.two(), Meter().two()) == ((Meter, False), (Meter, False))
+
+
+def test_a_function_is_no_reason():
+    with pytest.raises(
+        TypeError, match=r'allow takes a reason, as in @syncagent.allow\("logged once"\), but not <func'
+    ):
+        syncagent.allow(read)
+
+
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 

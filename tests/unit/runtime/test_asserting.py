@@ -197,6 +197,76 @@ def test_one_assertion_serves_several_threads_at_once():
     assert failed == [2]
 
 
+def test_assertions_that_overlap_in_an_unwatched_process_each_count_their_own():
+    """The one that began first ends first, and what began the agent must not end it for the others."""
+
+    @syncagent.assert_max_syncs(1)
+    async def task(name, begun, ends):
+        begun.set()
+        await ends.wait()
+        wait(2 if name == "second" else 1)
+
+    async def run():
+        begun, ends = [asyncio.Event() for _ in range(3)], [asyncio.Event() for _ in range(3)]
+        tasks = []
+        for name, *events in zip(["first", "second", "third"], begun, ends, strict=True):
+            tasks.append(asyncio.create_task(task(name, *events)))
+            await events[0].wait()
+        for one, event in zip(tasks, ends, strict=True):
+            event.set()
+            await asyncio.wait([one])
+        return [one.exception() for one in tasks]
+
+    first, second, third = asyncio.run(run())
+    assert (first, third) == (None, None)
+    assert str(second).splitlines()[0] == "2 host syncs, but at most 1 is allowed"
+    assert syncagent.current() is None
+
+
+def test_threads_that_assert_at_once_leave_no_agent_behind():
+    started, failed = threading.Barrier(4), []
+
+    def work():
+        started.wait()
+        for _ in range(5):
+            try:
+                with syncagent.assert_max_syncs(1):
+                    wait(2)
+            except HostSyncAssertionError as error:
+                failed.append(str(error).splitlines()[0])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == ["2 host syncs, but at most 1 is allowed"] * 20
+    assert syncagent.current() is None
+
+
+def test_an_agent_that_the_program_starts_inside_is_not_ended_by_the_assertion():
+    with syncagent.watch(journal="off", summary=False) as agent:
+        with syncagent.assert_no_syncs():
+            pass
+        assert agent.running
+
+
+def test_the_decorator_needs_no_parentheses():
+    @syncagent.assert_no_syncs
+    def train(times):
+        wait(times)
+
+    train(0)
+    with pytest.raises(HostSyncAssertionError, match="2 host syncs, but none is allowed"):
+        train(2)
+
+
+@pytest.mark.parametrize("given", [3, "loss.py", None])
+def test_what_is_no_function_is_not_decorated(given):
+    with pytest.raises(TypeError, match="a function can be decorated, or a coroutine"):
+        syncagent.assert_no_syncs()(given)
+
+
 def test_a_policy_around_it_does_not_stop_what_an_assertion_counts():
     with syncagent.watch(policy="raise", warmup_steps=0, journal="off", summary=False):
         with syncagent.assert_max_syncs(1):

@@ -93,8 +93,10 @@ def test_error_and_warning_say_what_to_do_instead(cpu_agent):
         X[X > 0].sum()
 
 
-def test_where_a_library_waits_the_message_names_its_line_and_allows_no_more_than_that(cpu_agent):
+def test_where_a_library_waits_the_message_names_its_line_and_allows_no_more_than_that(cpu_agent, monkeypatch):
     """Not all that the user's line does, such as the whole training."""
+    # torch.compile, once a test has used it, has turned this off for the process.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     agent = cpu_agent(policy="raise")
 
     def learn():

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from syncagent.attribution import ranks
-from syncagent.support import storage, trust
+from syncagent.support import start_folder, storage, trust
 
 DIRECTORY = ".syncagent"
 _KEPT_FILES = 50
@@ -26,16 +26,11 @@ def file_path(kind: str, setting: str | None = None) -> Path:
     """
     name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
     if not setting:
-        path = Path(DIRECTORY, name)
-    else:
-        filled = setting.replace("{pid}", str(os.getpid())).replace("{rank}", str(ranks.read().rank or 0))
-        path = Path(os.path.expanduser(filled))
-        if filled.endswith(("/", os.sep)) or os.path.isdir(path):
-            path /= name
-    try:
-        return path.absolute()  # the program may change its directory
-    except OSError:  # which may be gone already
-        return path
+        return Path(start_folder.absolute(DIRECTORY), name)
+    filled = setting.replace("{pid}", str(os.getpid())).replace("{rank}", str(ranks.read().rank or 0))
+    path = Path(os.path.expanduser(start_folder.absolute(filled)))
+    is_folder = filled.endswith(("/", os.sep)) or os.path.isdir(path)
+    return path / name if is_folder else path
 
 
 def is_off(setting: str | None) -> bool:

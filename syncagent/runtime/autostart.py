@@ -13,6 +13,7 @@ import os
 import sys
 
 from syncagent.attribution import processes
+from syncagent.support import start_folder
 from syncagent.support.import_hook import ImportHook
 
 TYPE_CHECKING = False
@@ -40,6 +41,7 @@ def begin() -> None:
     global _awaits_torch
     if _run is not None:
         return
+    start_folder.note()
     if _is_on("SYNCAGENT"):
         _watch({})
     elif _is_on("SYNCAGENT_SIMULATE") and not _awaits_torch and not processes.is_launcher():

@@ -13,6 +13,7 @@ from typing import Any
 from syncagent.errors import ConfigError
 from syncagent.settings import parsing, project_file
 from syncagent.settings.schema import DEFAULTS, PARSERS, Settings
+from syncagent.support import start_folder
 from syncagent.support.storage import DEFAULT_MODE
 
 _PREFIX = "SYNCAGENT"
@@ -35,6 +36,10 @@ def file_mode(environment: Mapping[str, str] | None = None) -> int:
     """Return the mode for files that are written where no settings are in force: the one that the environment gives."""
     text = (os.environ if environment is None else environment).get("SYNCAGENT_FILE_MODE", "")
     return parsing.file_mode("SYNCAGENT_FILE_MODE", text) if text.strip() else DEFAULT_MODE
+
+
+_FILES = frozenset({"report", "baseline", "policy_file"})
+"""Settings that are paths and nothing else, which may be used long after the start."""
 
 
 def load(
@@ -78,7 +83,9 @@ def _settings(
 
     def take(name: str, shown: str, value: object, source: str) -> None:
         try:
-            values[name] = PARSERS[name](shown, value)
+            found = PARSERS[name](shown, value)
+            # A program that changes its directory, as Hydra does, still has its report where it was started.
+            values[name] = start_folder.absolute(found, now=source == "keyword") if name in _FILES else found
             sources[name] = source
         except ConfigError as error:
             refuse(error)

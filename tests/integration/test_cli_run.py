@@ -139,3 +139,34 @@ def test_a_cost_that_cannot_be_measured_is_reported_as_unknown(syncagent, tmp_pa
     assert all(site["gain_ms"] is None for site in seen["sites"])
     shown = syncagent("cost", "seen.json")
     assert "cost: not known, the device is simulated" in shown.stdout
+
+
+GOES_ELSEWHERE = """\
+import os, sys
+if "early" in sys.argv:
+    os.chdir("elsewhere")
+import torch
+if "late" in sys.argv:
+    os.chdir("elsewhere")
+import syncagent
+agent = syncagent.start()  # joins, with the same settings
+x = torch.tensor([1.0, 0.0, 2.0], device="cuda")
+x.nonzero()
+syncagent.stop()
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_a_program_that_changes_its_folder_has_its_files_where_it_was_started(syncagent, tmp_path, when):
+    """As Hydra does; before torch is imported, with which the agent starts, or after."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "train.py").write_text(GOES_ELSEWHERE)
+    first = syncagent("run", "--simulate", "--detail", "syncs", "--report", "known.json", "train.py", when)
+    assert first.returncode == 0
+    assert "not applied" not in first.stderr
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+    sites = json.loads((tmp_path / "known.json").read_text())["sites"]
+    assert "aten::nonzero" in [site["op"] for site in sites]
+    assert len([*(tmp_path / ".syncagent").glob("capture-*")]) == 1
+    gate = ("--simulate", "--policy", "raise", "--warmup-steps", "0", "--baseline", "known.json")
+    assert syncagent("run", *gate, "train.py", when).returncode == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
+from functools import partial
 
 import pytest
 
@@ -131,18 +133,19 @@ def test_every_setting_can_be_given_in_every_place(tmp_path, monkeypatch):
         "collectives": "0",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
+    here = partial(os.path.join, os.getcwd())
     by_keyword = load(texts)
     by_environment = load(environment={f"SYNCAGENT_{name.upper()}": text for name, text in texts.items()})
     project(tmp_path, "[tool.syncagent]\n" + "".join(f"{name} = '{text}'\n" for name, text in texts.items()))
     assert by_keyword == by_environment == load()
     assert by_keyword == Settings(
-        policy="raise", detail="ops", report="out.json", min_stall_ms=1.5, warmup_steps=7,
-        allow=("pkg.module", "train.py:12"), baseline="base.json", simulate=True, stacks=True,
+        policy="raise", detail="ops", report=here("out.json"), min_stall_ms=1.5, warmup_steps=7,
+        allow=("pkg.module", "train.py:12"), baseline=here("base.json"), simulate=True, stacks=True,
         user_code=("mylib", "other"), copies="sampled", max_events=5, journal="spans.jsonl", summary=False,
         verbose=True,
         allow_kinds=("explicit", "check"), allow_packs=("torch", "mine"),
         max_syncs_per_step=(("forward", 2), ("total", 5)), max_stall_ms_per_step=(("total", 1.5),),
-        max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file="policy.txt",
+        max_stall_share=0.05, stall_share_window=10, judge_threads="all", policy_file=here("policy.txt"),
         policy_signal="SIGUSR1", cost=True, cost_steps=8, file_mode=0o640, capture="seen.jsonl", overhead=0.02,
         judge_kinds=("allocator",), simulate_gpu="H100", report_signal="SIGUSR2", progress=0.5,
         collectives=False,
@@ -287,7 +290,18 @@ def test_a_report_whose_suffix_means_no_format_is_reported_before_the_run(path):
 )
 def test_a_report_may_be_any_of_the_formats_or_a_directory(path):
     """One that exists, or whose name ends in a slash."""
-    assert load({"report": path}).report == path
+    found = load({"report": path}).report
+    assert found == os.path.join(os.getcwd(), "" if path == "." else path)
+
+
+@pytest.mark.parametrize("name", ["report", "baseline", "policy_file"])
+def test_a_path_leads_from_the_folder_in_which_it_was_given(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("known.json", "./known.json"):
+        assert getattr(load({name: text}), name) == str(tmp_path / "known.json")
+        assert getattr(load(environment={f"SYNCAGENT_{name.upper()}": text}), name) == str(tmp_path / "known.json")
+    for text in ("~/known.json", "/a/known.json"):
+        assert getattr(load({name: text}), name) == text
 
 
 def test_an_allowance_that_is_no_text_is_reported_too():

@@ -311,5 +311,5 @@ def test_a_full_disk_costs_the_batch_and_one_message(tmp_path, monkeypatch, span
 
 
 def test_a_directory_that_is_gone_does_no_harm(monkeypatch):
-    monkeypatch.setattr(Path, "absolute", lambda self: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(os, "getcwd", lambda: (_ for _ in ()).throw(FileNotFoundError()))
     assert file_path("journal", "j.jsonl") == Path("j.jsonl")

@@ -74,13 +74,14 @@ class Baseline:
     def __init__(self, path: str) -> None:
         """Read the report.  Raises :class:`ConfigError` if it is not one."""
         from syncagent.report import files
+        from syncagent.report.wording import short_path
 
         try:
             report = files.load_merged([path])
         except SyncAgentError as error:
             raise ConfigError(
-                f"syncagent: setting baseline is {path!r}, but it must be a report that syncagent saved as JSON "
-                f"({error})."
+                f"syncagent: setting baseline is {short_path(path)!r}, but it must be a report that syncagent saved as "
+                f"JSON ({error})."
             ) from None
         there, here = report.run.home, home_of_process()
         named, self._named = naming(there, here)

@@ -93,6 +93,7 @@ ON_INSTANCES: dict[str, str] = {
     "_library.custom_ops.CustomOpDef._backend_fns": "custom ops written in Python are run as one kernel",
     "distributed.ProcessGroupNCCL.Options._timeout": "process groups have torch's default time limit",
     "fx.experimental.proxy_tensor.HANDLED_TYPES": "make_fx and torch.func.linearize record wrong programs",
+    "nn.Module._buffers": "TorchScript modules fail where they are moved to this device or back",
     "storage.TypedStorage._untyped_storage": "typed storages are not moved to this device",
 }
 """As :data:`OPTIONAL`, but looked for where it is used: only instances have the name, or it takes long to import."""

@@ -119,6 +119,14 @@ def _method(function: Any) -> Any:
     return replacement(function, function, is_method=True)
 
 
+def _item_of_any(tensor: SimulatedTensor, index: Any) -> Any:
+    return _get_base_item(tensor, tensor._on_device(index))
+
+
+_item_of_any.__name__ = "__getitem__"  # what modes are shown
+_get_any_item = _method(_item_of_any)
+
+
 @all_for_program
 class SimulatedTensor(torch.Tensor):
     """A tensor on a simulated CUDA device."""
@@ -244,23 +252,15 @@ class SimulatedTensor(torch.Tensor):
     def __getitem__(self, index: Any) -> Any:
         if _is_as_it_is(index):
             return _get_base_item(self, index)  # it shows modes the call under torch's own name
-        return self._get_item(index)
+        return _get_any_item(self, index)
 
+    @_method
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._set_item(index, value)
-
-    def _get_item_of_any(self, index: Any) -> Any:
-        return _get_base_item(self, self._on_device(index))
-
-    def _set_item_of_any(self, index: Any, value: Any) -> None:
         index = self._on_device(index)
         if isinstance(value, (bool, int, float, complex)):
             # For CUDA the binding makes this tensor on the CPU: hence the copy that `v[3] = 1.0` waits for.
             value = torch.scalar_tensor(value, dtype=self.dtype, device="cpu")
         _set_base_item(self, index, value)
-
-    _get_item_of_any.__name__, _set_item_of_any.__name__ = "__getitem__", "__setitem__"  # what modes are shown
-    _get_item, _set_item = _method(_get_item_of_any), _method(_set_item_of_any)
 
     def _on_device(self, index: Any) -> Any:
         kind = type(index)

@@ -558,7 +558,7 @@ def test_a_baseline_that_is_no_report_is_one_sentence(cpu_agent, tmp_path, conte
     with pytest.raises(syncagent.ConfigError) as error:
         cpu_agent(policy="raise", baseline=str(path))
     text = str(error.value)
-    assert text.startswith(f"syncagent: setting baseline is {str(path)!r}, but it must be a report")
+    assert text.startswith(f"syncagent: setting baseline is {path.name!r}, but it must be a report")
     assert "\n" not in text
     assert syncagent.current() is None
     assert not forbidden(X.nonzero)

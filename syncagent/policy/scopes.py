@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from syncagent.support.generators import around_async_generator, around_generator
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import Iterator
     from types import FrameType
 
     from typing_extensions import Self  # mypy's own copy: nothing is installed for it
@@ -77,9 +80,9 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
 
             return functools.wraps(function)(allowed_coroutine)
         if inspect.isgeneratorfunction(function):
-            return _generator(function, scope)
+            return functools.wraps(function)(around_generator(function, scope._around_values))
         if inspect.isasyncgenfunction(function):
-            return _async_generator(function, scope)
+            return functools.wraps(function)(around_async_generator(function, scope._around_values))
 
         @functools.wraps(function)
         def allowed(*args: Any, **kwargs: Any) -> Any:
@@ -87,6 +90,10 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
                 return function(*args, **kwargs)
 
         return allowed
+
+    def _around_values(self) -> _Block:
+        """Begin the block of a generator of the decorated function."""
+        return _Block(self._reason_at(sys._getframe()))
 
     def _reason_at(self, frame: FrameType) -> str | None:
         """Return the reason, or ``None`` where this was entered before and holds the first time alone."""
@@ -103,64 +110,26 @@ class allow:  # noqa: N801 - reads as a verb: with syncagent.allow("reason")
 
 
 class _Block:
-    """An ``allow`` block that is left and entered again, as a generator is."""
+    """An ``allow`` block around a generator, which does not cover the generator's caller."""
 
     def __init__(self, reason: str | None) -> None:
         self._reason = reason
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         enter(self._reason)
+        return self
 
     def __exit__(self, *_error: object) -> None:
         _leave_newest()
 
-
-def _generator(function: Any, scope: allow) -> Any:
-    """Return the generator function with its own steps allowed, and not what its caller does meanwhile."""
-
-    @functools.wraps(function)
-    def allowed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        block, values = _Block(scope._reason_at(sys._getframe())), function(*args, **kwargs)
-        call, sent = values.send, None
-        while True:
-            try:
-                with block:
-                    value = call(sent)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                sent, call = (yield value), values.send
-            except GeneratorExit:
-                with block:
-                    values.close()
-                raise
-            except BaseException as error:
-                sent, call = error, values.throw
-
-    return allowed
-
-
-def _async_generator(function: Any, scope: allow) -> Any:
-    @functools.wraps(function)
-    async def allowed(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        block, values = _Block(scope._reason_at(sys._getframe())), function(*args, **kwargs)
-        call, sent = values.asend, None
-        while True:
-            try:
-                with block:
-                    value = await call(sent)
-            except StopAsyncIteration:
-                return
-            try:
-                sent, call = (yield value), values.asend
-            except GeneratorExit:
-                with block:
-                    await values.aclose()
-                raise
-            except BaseException as error:
-                sent, call = error, values.athrow
-
-    return allowed
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Be outside of it while the caller runs."""
+        _leave_newest()
+        try:
+            yield
+        finally:
+            enter(self._reason)
 
 
 def _leave_newest() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 from syncagent.errors import SyncAgentError
 from syncagent.runtime.handle import Agent
 from syncagent.runtime.regions import Region
+from syncagent.support.generators import around_async_generator, around_generator
 from syncagent.torchbridge.frames import leave_out_own_frames
 
 if TYPE_CHECKING:
@@ -135,44 +136,8 @@ def _coroutine(function: Function, begin: Callable[[], Opened]) -> Function:
 
 
 def _generator(function: Function, begin: Callable[[], Opened]) -> Function:
-    def called(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        with closing(begin()) as opened:
-            values = function(*args, **kwargs)
-            call, sent = values.send, None
-            while True:
-                try:
-                    value = call(sent)
-                except StopIteration as stop:
-                    return stop.value
-                try:
-                    with opened.suspended():
-                        sent, call = (yield value), values.send
-                except GeneratorExit:
-                    values.close()
-                    raise
-                except BaseException as error:
-                    sent, call = error, values.throw
-
-    return called
+    return around_generator(function, lambda: closing(begin()))
 
 
 def _async_generator(function: Function, begin: Callable[[], Opened]) -> Function:
-    async def called(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        with closing(begin()) as opened:
-            values = function(*args, **kwargs)
-            call, sent = values.asend, None
-            while True:
-                try:
-                    value = await call(sent)
-                except StopAsyncIteration:
-                    return
-                try:
-                    with opened.suspended():
-                        sent, call = (yield value), values.asend
-                except GeneratorExit:
-                    await values.aclose()
-                    raise
-                except BaseException as error:
-                    sent, call = error, values.athrow
-
-    return called
+    return around_async_generator(function, lambda: closing(begin()))

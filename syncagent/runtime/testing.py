@@ -398,14 +398,15 @@ def _has_device() -> bool:
     return torch.cuda.is_available()
 
 
-class Failed(pytest.fail.Exception, HostSyncAssertionError):  # type: ignore[name-defined, misc]  # noqa: N818 - shown
+# mypy does not see what class pytest.fail raises; the name is what pytest shows.
+class Failed(pytest.fail.Exception, HostSyncAssertionError):  # type: ignore[name-defined, misc]  # noqa: N818
     """A test has broken its limit: shown as pytest shows ``pytest.fail``, and what ``xfail(raises=...)`` may name."""
 
     __module__ = "builtins"  # pytest shows its own in the same way
 
 
 def _failed(message: str) -> BaseException:
-    return Failed(message, pytrace=False)  # type: ignore[call-arg]  # mypy does not see what pytest.fail raises
+    return Failed(message, pytrace=False)  # type: ignore[call-arg]  # as above
 
 
 def _of_marker(marker: pytest.Mark) -> tuple[SyncAssertion, int]:

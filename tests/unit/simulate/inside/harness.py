@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SLEEP_S = 0.2
+SLEEP_S = 0.4
 """How long the stream is kept busy: what happens meanwhile takes a fraction of that, also on a busy machine."""
 
 

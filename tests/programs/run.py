@@ -79,12 +79,16 @@ def run(program: Program, keep: Path | None, label: str, *, simulated: bool, **s
 
 
 def sites(report: dict[str, Any]) -> list[str]:
-    """Name the sites of a report: the kind, the op and the place, which is the library's own line if there is one."""
+    """Name the sites of a report: the kind, the op and the place, which is the library's own line if there is one.
+
+    A line may have several ops: it is named by the one that waits most often, and not, as in the report, for longest.
+    """
     found = set()
     for site in report["sites"]:
         place = site["library"] or site
         if Path(site["file"]).name != OWN_FILE and Path(place["file"]).name != OWN_FILE:
-            op = site["op"].removeprefix("aten::").partition(".")[0]
+            [_, most] = min((-one["count"], one["op"]) for one in site["ops"])
+            op = most.removeprefix("aten::").partition(".")[0]
             found.add(f"{site['kind']} {op} {_path(place['file'])}:{place['line']} {place['function']}")
     return sorted(found)
 

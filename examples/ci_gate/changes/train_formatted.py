@@ -44,4 +44,4 @@ def summary(
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(train("cuda"))
+    print({name: round(value, 3) for name, value in train("cuda").items()})

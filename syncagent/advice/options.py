@@ -157,6 +157,11 @@ LINES = (
                 source=f"{_PL}pytorch/trainer/connectors/logger_connector/logger_connector.py",
             ),
             LibraryLine(
+                package, "core/module.py", "__to_tensor", "",
+                say="self.log() is given a number, which is copied to the GPU: give it the tensor",
+                advice=What.CREATE_ON_DEVICE, source=f"{_PL}pytorch/core/module.py",
+            ),
+            LibraryLine(
                 package, "callbacks/", "", "",
                 say="a callback reads it, once in a validation or a checkpoint", advice=What.RARE,
                 source=f"{_PL}pytorch/callbacks/early_stopping.py",
@@ -240,6 +245,11 @@ LINES = (
         "torch", "optim/swa_utils.py", "", "",
         "AveragedModel(model) without device=", "the counter of updates stays on the host",
         source=f"{_PT}optim/swa_utils.py",
+    ),
+    LibraryLine(
+        "torch", "optim/", "sparse_adam|SparseAdam", "",
+        say="SparseAdam adds up the gradients of rows that are there twice, and no option turns that off",
+        advice=What.LEAVE, source=f"{_PT}optim/_functional.py",
     ),
     LibraryLine(
         "torch", "optim/", "", r"\blr\b",

@@ -7,8 +7,8 @@ import re
 from typing import NamedTuple
 
 from syncagent.advice.reading import Waiting, called, dotted
-from syncagent.advice.usage import METRICS, SIZES, Use, is_of_element, is_rare, use_of, uses_of
-from syncagent.advice.what import ALLOW, Advice, Sync, What, say
+from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, use_of, uses_of
+from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, say
 
 
 class _Read(NamedTuple):
@@ -67,7 +67,7 @@ def _by_text(one: _Read) -> Advice | None:
     if one.api in {"__repr__", "__str__"} or (one.api == "__format__" and not _is_metric(one.node)):
         if isinstance(one.node, ast.Call) and one.name == "str":
             return say(What.LOG_LATER, sure=False)
-        return say(What.RARE) if is_rare(one.waiting) else say(What.DEBUG)
+        return say(What.DEBUG)
     return say(What.LOG_LATER) if one.api == "__format__" else None
 
 
@@ -102,15 +102,38 @@ def _by_use(one: _Read) -> Advice | None:
         return _checked(one)
     if one.use is Use.INDEX:
         if isinstance(one.node, ast.Call) and (is_of_element(one.waiting) or one.waiting.is_in_comprehension):
-            return say(What.READ_TOGETHER, _BEFORE_LOOP)
+            return say(What.READ_TOGETHER, BEFORE_LOOP)
         return say(What.INDEX_1D, sure=not isinstance(one.node, ast.Call))
     if one.use is Use.BRANCH or (one.api == "__bool__" and one.use is not Use.LOGGED):
         return _branched(one)
     if one.use is Use.HOST or (one.use in {Use.RETURNED, Use.UNKNOWN} and _is_action(one.node)):
         return _needed(one.waiting)
     if one.use is Use.TENSOR:
-        return say(What.LOG_LATER, "leave it a tensor, which takes part in arithmetic as a number does")
+        return say(What.LOG_LATER, _as_tensor(one.waiting))
     return None
+
+
+def _as_tensor(waiting: Waiting) -> str:
+    """Return how to write what goes back to the GPU without a number in between."""
+    call = next((node for node in waiting.around if called(node) in _BY_VALUE or called(node) in TAKE_TENSORS), None)
+    if call is None:
+        bound = any(called(node) in {"max", "min"} for node in ast.walk(waiting.scope))
+        return f"{_STAYS}; {_CLAMPS}" if bound else _STAYS
+    return _BY_VALUE.get(called(call), f"leave it a tensor: {called(call)} takes one as well as a number")
+
+
+_STAYS = "leave it a tensor, which takes part in arithmetic as a number does"
+_CLAMPS = "write clamp(min=...) or clamp(max=...) in place of Python's max() or min()"
+_FILLED = "keep it on the GPU: value.expand(size), or x.copy_(value)"
+_BY_VALUE = {
+    "full": _FILLED,
+    "new_full": _FILLED,
+    "pad": "keep it on the GPU: pad with zeros, and masked_fill_, which takes a tensor as well as a number",
+    "linspace": "keep it on the GPU: low + (high - low) * torch.linspace(0, 1, n, device=...)",
+    "logspace": "keep it on the GPU: base ** (low + (high - low) * torch.linspace(0, 1, n, device=...))",
+    "randint": "keep it on the GPU: (low + (high - low) * torch.rand(size, device=...)).long()",
+}
+"""How to do without a number on the host what these do with one."""
 
 
 def _checked(one: _Read) -> Advice:
@@ -126,7 +149,7 @@ def _branched(one: _Read) -> Advice:
     if _is_debug(one.waiting):
         return say(What.DEBUG)
     if isinstance(one.node, ast.Call) and one.name in {"item", "int", "float"} and is_of_element(one.waiting):
-        return say(What.READ_TOGETHER, _BEFORE_LOOP)
+        return say(What.READ_TOGETHER, BEFORE_LOOP)
     return say(What.BRANCH, _ENDS) if _ends_loop(one.waiting) else say(What.BRANCH)
 
 
@@ -153,7 +176,6 @@ def _otherwise(one: _Read) -> Advice:
 
 
 _COUNTED = "count on the host as well, in a Python number; the tensor may stay for checkpoints"
-_BEFORE_LOOP = "read all of them in one copy before the loop: values.tolist()"
 _COUNTERS = re.compile(r"(^|[._])(steps?|(num|n)_(updates|steps|calls)|iter|iteration|count|counter|epoch)(_t)?$")
 _DRAWN = "draw it on the host (random.random(), or torch.rand without device=): then there is nothing to read"
 _FLAGS = re.compile(r"init|ready|started|first|done|frozen|enabled|flag|fitted|calibrated")
@@ -312,4 +334,7 @@ def _reads_of(statement: ast.stmt) -> int:
 
 
 def _reads_one_by_one(waiting: Waiting) -> bool:
-    return any(isinstance(inner, ast.Subscript) for inner in ast.walk(waiting.node))
+    """Return whether it is one of several values that a tensor holds: ``x[i].item()``, ``float(x[0])``."""
+    node = waiting.node
+    parts = [_owner(node), *(node.args if isinstance(node, ast.Call) else [])]
+    return any(isinstance(part, ast.Subscript) for part in parts)

@@ -33,7 +33,10 @@ class What(StrEnum):
     UNIQUE = "unique"
 
 
+_RARELY = 0.1
+"""Syncs per step below this are now and then."""
 ALLOW = 'if it is wanted, say so with syncagent.allow("reason")'
+BEFORE_LOOP = "read all of them in one copy before the loop: values.tolist()"
 SAYINGS = {
     What.LOG_LATER: "keep the value on the GPU (x.detach(), and sums as tensors) and read it every N steps",
     What.RARE: "this happens only now and then: leave it",
@@ -74,6 +77,13 @@ class Sync:
     """Package, file, function and text of the line inside a library that made the call."""
     library_version: str = ""
     """Empty where it is not known."""
+
+    @property
+    def is_rare(self) -> bool | None:
+        """Whether it happens in few steps; ``None``: several every N steps may be between the two."""
+        if self.per_step is None or _RARELY <= self.per_step < 1:
+            return None
+        return self.per_step < _RARELY
 
     @property
     def name(self) -> str:

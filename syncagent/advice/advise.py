@@ -10,7 +10,7 @@ import ast
 from syncagent.advice import copies, options, reads, shapes
 from syncagent.advice.reading import LOOPS, Waiting, called, words
 from syncagent.advice.usage import Use, comes_rarely, is_saved, use_of
-from syncagent.advice.what import ALLOW, Advice, Sync, What, say
+from syncagent.advice.what import ALLOW, Advice, Sync, What, itself, say
 
 _OFTEN = 0.5
 """From this on, what a library calls rare is not."""
@@ -146,13 +146,13 @@ def _check(sync: Sync, waiting: Waiting) -> Advice | None:
     if name == "normal":
         return say(What.EX_FORM, "mean + std * torch.randn_like(std): torch.normal looks for a negative std")
     if name in _EIGEN:
-        return say(What.LEAVE, f"{name} has no form that does not wait; {ALLOW}", sure=False)
+        return itself(name)
     for word, form in _EX.items():
         if word in name or f"_{word}" in sync.op:
             return say(What.EX_FORM, f"{form} with check_errors=False: its info stays on the GPU")
     if name in {"equal", "allclose"}:
         return reads.read(sync, waiting)
-    return say(What.EX_FORM) if "linalg" in sync.op else None
+    return itself(name) if "linalg" in sync.op else None
 
 
 def _by_op(sync: Sync) -> Advice | None:

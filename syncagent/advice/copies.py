@@ -19,12 +19,13 @@ from syncagent.advice.usage import (
     loop_around,
     use_of,
 )  # fmt: skip
-from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, say
+from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
 _MADE_ON_HOST = words(
     "tensor as_tensor zeros ones full empty rand randn randint arange eye linspace Tensor FloatTensor LongTensor "
     "IntTensor BoolTensor DoubleTensor HalfTensor bernoulli rand_like randn_like full_like tril triu zeros_like "
-    "ones_like randperm one_hot array meshgrid new_tensor"
+    "ones_like randperm one_hot array meshgrid new_tensor linspace logspace tril_indices triu_indices hann_window "
+    "hamming_window blackman_window bartlett_window kaiser_window"
 )
 _NUMBER = (
     "the number is copied from the host: index_fill_ (of indices) or masked_fill_ (of a mask) takes it along, and "
@@ -244,6 +245,8 @@ def _root(value: ast.expr) -> ast.expr:
     while called(found) not in _MADE_ON_HOST | _ARRAYS:
         if isinstance(found, ast.Call) and isinstance(found.func, ast.Attribute) and called(found) in _SHAPES | _FILLS:
             found = found.func.value
+        elif isinstance(found, ast.Call) and dotted(found.func).startswith("torch.") and found.args:
+            found = found.args[0]
         elif isinstance(found, ast.Compare):
             found = found.left
         elif isinstance(found, ast.BinOp):
@@ -285,6 +288,9 @@ def _is_data(value: ast.expr) -> bool:
     return called(value) in {"tensor", "as_tensor", "Tensor"} and bool(arguments) and isinstance(arguments[0], ast.Name)
 
 
+_COPIES = words("cpu to numpy type copy_")
+
+
 def to_host(sync: Sync, waiting: Waiting) -> Advice | None:
     name = called(waiting.node)
     use = use_of(waiting)
@@ -316,6 +322,8 @@ def to_host(sync: Sync, waiting: Waiting) -> Advice | None:
         return say(What.LOG_LATER)
     if name == "cpu" and _is_summed_up(waiting):
         return say(What.LOG_LATER, _COMPUTED, sure=False)
+    if name and name == sync.api.rpartition(".")[2] and name not in _COPIES:
+        return itself(name)
     return say(What.D2H_ASYNC, sure=use is not Use.UNKNOWN)
 
 

@@ -6,9 +6,9 @@ import ast
 import re
 from typing import NamedTuple
 
-from syncagent.advice.reading import Waiting, called, dotted
+from syncagent.advice.reading import Waiting, called, dotted, words
 from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, use_of, uses_of
-from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, say
+from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
 
 class _Read(NamedTuple):
@@ -30,8 +30,20 @@ def read(sync: Sync, waiting: Waiting) -> Advice | None:
     found = _by_function(one)
     if found is not None or one.api == "backward":
         return found  # the line of the forward pass says nothing of what is read in the backward pass
+    if one.name and one.name == one.api and one.name not in _READERS:
+        return itself(one.name) if one.name in _LOOK else say(What.LOG_LATER, _AS_NUMBER, sure=False)
     rules = (_by_index, _by_text, _by_builtin, _by_origin, _by_use, _by_target)
     return next(filter(None, (rule(one) for rule in rules)), None) or _otherwise(one)
+
+
+_READERS = words("item tolist numpy is_nonzero print")
+"""Functions whose result is what was read; others of torch's read something else."""
+_LOOK = words("gaussian_nll_loss istft cov")
+"""Those that look at their data; others take a number, and were given a tensor."""
+_AS_NUMBER = (
+    "an argument that it takes as a number is a tensor on the GPU: keep that number on the host, or compute with the "
+    "tensor (x + alpha * y for add(..., alpha=alpha))"
+)
 
 
 def _by_function(one: _Read) -> Advice | None:
@@ -41,6 +53,10 @@ def _by_function(one: _Read) -> Advice | None:
         if one.use in {Use.BRANCH, Use.UNKNOWN, Use.CHECKED}:
             what = "keep (a == b).all() on the GPU, and check it with torch._assert_async or every N steps"
             return say(What.ASSERT_ASYNC, what)
+    if one.name in {"tensor", "as_tensor", "new_tensor"}:
+        return say(What.READ_TOGETHER, "torch.stack(values) makes one tensor of them on the GPU, and nothing is read")
+    if one.name in {"list", "tuple", "set", "sum"} and any(called(node) == "map" for node in ast.walk(one.node)):
+        return say(What.READ_TOGETHER)
     if one.name == "one_hot":
         return say(What.OPTION, "one_hot(..., num_classes=N)")
     if one.name in SIZES:

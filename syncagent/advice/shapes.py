@@ -21,6 +21,8 @@ def dynamic(sync: Sync, waiting: Waiting) -> Advice | None:
         return say(What.OUTPUT_SIZE)
     if name.startswith(_COUNTS) or sync.name.startswith(_COUNTS):
         return _counted(name, waiting)
+    if name == "combinations":
+        return say(What.INDEX_ON_DEVICE, "x[torch.combinations(torch.arange(n, device=...))], with the pairs made once")
     if name == "coalesce":
         how = "torch.sparse_coo_tensor(..., is_coalesced=True), where the indices are sorted and none is there twice"
         return say(What.OPTION, how)

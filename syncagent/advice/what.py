@@ -105,6 +105,11 @@ class Advice:
         return self.say if self.is_sure else f"probably: {self.say}"
 
 
+def itself(name: str) -> Advice:
+    """Return the advice for a function of torch that waits for a value of its own."""
+    return say(What.LEAVE, f"{name} has no form that does not wait; {ALLOW}", sure=False)
+
+
 def say(what: What, more: str = "", *, sure: bool = True) -> Advice:
     """Return the advice in its usual words, or in those of a rule that knows more."""
     return Advice(what, more or SAYINGS[what], sure)

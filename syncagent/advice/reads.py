@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from syncagent.advice.reading import Waiting, called, dotted, words
-from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, use_of, uses_of
+from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, reads_number, use_of, uses_of
 from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
 
@@ -57,7 +57,11 @@ def _by_function(one: _Read) -> Advice | None:
         return say(What.READ_TOGETHER, "torch.stack(values) makes one tensor of them on the GPU, and nothing is read")
     if one.name in {"list", "tuple", "set", "sum"} and any(called(node) == "map" for node in ast.walk(one.node)):
         return say(What.READ_TOGETHER)
-    if one.name == "one_hot":
+    if isinstance(one.node, ast.Call) and one.name in _BY_VALUE and reads_number(one.node):
+        return say(What.LOG_LATER, _BY_VALUE[one.name])
+    if one.name == "select":
+        return say(What.INDEX_1D)
+    if one.name == "one_hot" and isinstance(one.node, ast.Call) and len(one.node.args) + len(one.node.keywords) == 1:
         return say(What.OPTION, "one_hot(..., num_classes=N)")
     if one.name in SIZES:
         return say(What.SIZE)

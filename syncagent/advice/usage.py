@@ -45,7 +45,7 @@ SIZES = words(
     "arange zeros ones empty full rand randn randint linspace eye range new_zeros new_ones new_empty new_full view "
     "reshape expand repeat pad split narrow topk one_hot chunk unfold Size tril_indices triu_indices randperm xrange "
     "tile split_with_sizes islice broadcast_to kthvalue logspace bincount adaptive_avg_pool2d interpolate "
-    "sequence_mask sparse_coo_tensor sparse_csr_tensor"
+    "sequence_mask sparse_coo_tensor sparse_csr_tensor multinomial"
 )
 _LOGS = words(
     "print log info debug warning error append extend add_scalar add_scalars add_histogram log_metrics log_dict "
@@ -55,7 +55,7 @@ _LOGS = words(
 )
 _OF_DATA = words(
     "bincount pad split chunk narrow topk kthvalue one_hot reshape repeat tile broadcast_to interpolate unfold "
-    "adaptive_avg_pool2d"
+    "adaptive_avg_pool2d multinomial"
 )
 """Functions whose first argument is no size."""
 _MODULES = words("torch np numpy F nn functional")
@@ -164,11 +164,22 @@ def _is_number_of(child: ast.AST, call: ast.Call) -> bool:
     """Return whether an argument of a function that takes sizes is a number that stands in its result."""
     if isinstance(child, ast.keyword):
         return child.arg in _NUMBER_KEYWORDS
+    return child in _numbers_of(call)
+
+
+def _numbers_of(call: ast.Call) -> list[ast.expr]:
     name = called(call)
     places = _NUMBERS_OF.get(name, ())
     if name == "randint" and not any(keyword.arg == "size" for keyword in call.keywords):
         places = places[: len(call.args) - 1]
-    return any(call.args[place] is child for place in places if place < len(call.args))
+    return [call.args[place] for place in places if place < len(call.args)]
+
+
+def reads_number(call: ast.Call) -> bool:
+    """Return whether what such a function reads can only be a number of its result: its sizes are written out."""
+    numbers = _numbers_of(call)
+    sizes = [argument for argument in call.args if argument not in numbers]
+    return bool(numbers) and not any(isinstance(node, ast.Name) for size in sizes for node in ast.walk(size))
 
 
 def _uses_of_statement(child: ast.AST, statement: ast.stmt, scope: ast.AST, depth: int) -> Iterator[Use]:

@@ -135,11 +135,26 @@ def _by_use(one: _Read) -> Advice | None:
 
 def _as_tensor(waiting: Waiting) -> str:
     """Return how to write what goes back to the GPU without a number in between."""
-    call = next((node for node in waiting.around if called(node) in _BY_VALUE or called(node) in TAKE_TENSORS), None)
-    if call is None:
-        bound = any(called(node) in {"max", "min"} for node in ast.walk(waiting.scope))
-        return f"{_STAYS}; {_CLAMPS}" if bound else _STAYS
-    return _BY_VALUE.get(called(call), f"leave it a tensor: {called(call)} takes one as well as a number")
+    calls = [node for node in (waiting.node, *waiting.around) if isinstance(node, ast.Call)]
+    for call in calls:
+        name = called(call)
+        if dotted(call.func) == f"math.{name}":
+            return f"torch.{name} in place of math.{name}: leave it a tensor, which takes part in arithmetic as well"
+        if name in _BY_VALUE or name in TAKE_TENSORS:
+            return _BY_VALUE.get(name, f"leave it a tensor: {name} takes one as well as a number")
+    return f"{_STAYS}; {_CLAMPS}" if _is_bounded(waiting) else _STAYS
+
+
+def _is_bounded(waiting: Waiting) -> bool:
+    """Return whether Python's own ``max`` or ``min`` gets the value as well, under the name that it is given."""
+    targets = {dotted(target) for target in getattr(waiting.statement, "targets", ())}
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"max", "min"}
+        and (node in waiting.around or targets & {dotted(argument) for argument in node.args})
+        for node in ast.walk(waiting.scope)
+    )
 
 
 _STAYS = "leave it a tensor, which takes part in arithmetic as a number does"

@@ -255,6 +255,7 @@ def test_what_was_counted_in_every_step_is_not_called_rare(site, tmp_path):
     ("source", "waits", "words"),
     [
         ("y = x.clamp(max=top.item())", "top.item()", "leave it a tensor: clamp takes one as well as a number"),
+        ("y = x.clamp(max=math.sqrt(top.var()))", "math.sqrt(top.var())", "torch.sqrt in place of math.sqrt"),
         ("y = torch.full((8, 4), top.item())", "top.item()", "value.expand(size)"),
         (
             "i = torch.randint(0, n.item(), (8,))",
@@ -274,6 +275,13 @@ def test_a_count_that_max_guards_is_to_be_clamped(site, tmp_path):
     row = site(source, span=Span(8, 1, 25))
     (tmp_path / "train.py").write_text(f"{source}\nloss = total / max(count, 1)\nloss.backward()\n")
     assert "write clamp(min=...)" in advice(row)
+
+
+def test_other_uses_of_max_are_not_spoken_of(site, tmp_path):
+    source = "count = mask.sum().item()"
+    row = site(source, span=Span(8, 1, 25))
+    (tmp_path / "train.py").write_text(f"{source}\nloss = total / count\nn = max(n, loss.max())\nloss.backward()\n")
+    assert advice(row) == "leave it a tensor, which takes part in arithmetic as a number does"
 
 
 def test_an_event_that_measures_time_is_to_be_read_later(site, tmp_path):

@@ -6,7 +6,7 @@ import ast
 import re
 from typing import NamedTuple
 
-from syncagent.advice.reading import Waiting, called, dotted, words
+from syncagent.advice.reading import COMPREHENSIONS, Waiting, called, dotted, words
 from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, reads_number, use_of, uses_of
 from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
@@ -96,6 +96,8 @@ def _by_builtin(one: _Read) -> Advice | None:
     if one.name in {"min", "max"} and isinstance(one.node, ast.Call) and isinstance(one.node.func, ast.Name):
         what = "torch.minimum or torch.maximum in place of Python's min() and max(), which compare on the host"
         return say(What.BRANCH, what)
+    if isinstance(one.node, COMPREHENSIONS) and any(part.ifs for part in one.node.generators):
+        return say(What.READ_TOGETHER, BEFORE_LOOP)
     if one.name == "sorted" or _is_sort_key(one.waiting):
         what = "torch.sort or torch.argsort, or read the keys in one copy first: values.tolist()"
         return say(What.READ_TOGETHER, what)
@@ -371,5 +373,5 @@ def _reads_of(statement: ast.stmt) -> int:
 def _reads_one_by_one(waiting: Waiting) -> bool:
     """Return whether it is one of several values that a tensor holds: ``x[i].item()``, ``float(x[0])``."""
     node = waiting.node
-    parts = [_owner(node), *(node.args if isinstance(node, ast.Call) else [])]
-    return any(isinstance(part, ast.Subscript) for part in parts)
+    parts = node.args if called(node) in {"float", "int", "bool", "round"} and isinstance(node, ast.Call) else []
+    return any(isinstance(part, ast.Subscript) for part in (_owner(node), *parts))

@@ -90,6 +90,10 @@ def in_backward(kind: str) -> Advice | None:
     if kind == "scalar_read":
         how = "set_detect_anomaly(False): the gradients of each node are not tested for NaN"
         return Advice(What.OPTION, how, is_sure=False, asked_by=r"detect_anomaly(\(True|\s*=\s*True|\(\))")
+    if kind == "dynamic_shape":
+        return say(What.MASK, "keep the shape in the forward pass, by torch.where or times the mask", sure=False)
+    if kind == "copy_h2d":
+        return say(What.INDEX_ON_DEVICE, "build the indices of the forward pass on the GPU, once", sure=False)
     return None
 
 
@@ -97,7 +101,7 @@ def in_backward(kind: str) -> Advice | None:
 
 
 def _in_source(sync: Sync, waiting: Waiting) -> Advice | None:
-    if called(waiting.node) == "backward" and sync.kind in {"scalar_read", "copy_d2h"}:
+    if called(waiting.node) == "backward":
         return in_backward(sync.kind)
     if called(waiting.node) in _PRINTS and waiting.is_certain and sync.kind in {"scalar_read", "dynamic_shape"}:
         return say(What.DEBUG)

@@ -230,7 +230,19 @@ def test_what_waits_in_the_backward_pass_of_a_trainer_is_of_the_forward_line(sit
     model.write_text("loss = per_item[valid].mean()\n")
     forward = CallSite(str(model), 1, "f", "loss = per_item[valid].mean()", span=Span(7, 1, 22))
     assert advice(replace(row, forward=forward)) == str(say(What.MASK))
-    assert advice(row) is None
+    assert advice(row).startswith("probably: keep the shape in the forward pass")
+
+
+@pytest.mark.parametrize(
+    ("op", "kind", "words"),
+    [
+        ("aten::index_put_", "dynamic_shape", "probably: keep the shape in the forward pass"),
+        ("aten::copy_", "copy_h2d", "probably: build the indices of the forward pass on the GPU"),
+    ],
+)
+def test_a_backward_pass_whose_forward_line_is_not_known_is_not_taken_for_what_waits(site, op, kind, words):
+    """The same op, in the forward pass, would assign by a mask."""
+    assert advice(site("loss.backward()", op, kind, phase="backward", span=Span(0, 1, 15))).startswith(words)
 
 
 @pytest.mark.parametrize("asks", ["", f"set_detect_anomaly({True})"])  # this is a module of the user's, too

@@ -86,6 +86,25 @@ def test_what_a_library_does_rarely_is_told_apart_from_what_it_does_in_every_ste
     assert str(often).startswith("self.log(..., prog_bar=False)")
 
 
+@pytest.mark.parametrize(
+    ("file", "statement", "words"),
+    [
+        ("sgd.py", "param.add_(grad, alpha=-lr)", "fused=True, or a learning rate that is a number: "),
+        ("adam.py", "param.addcdiv_(exp_avg, denom, value=-step_size)", "fused=True or capturable=True, or a learning"),
+        ("adam.py", "step = _get_value(step_t)", "fused=True or capturable=True: the step counters"),
+        ("adagrad.py", "step = _get_value(step_t)", "fused=True: the step counters"),
+        ("radam.py", "step = _get_value(step_t)", "capturable=True (of Adagrad fused=True): the step counters"),
+        ("asgd.py", "torch.as_tensor(1 / max(1, _get_value(step) - t0), device=device)", "ASGD(..., capturable=True)"),
+        ("_functional.py", "grad = grad.coalesce()", "SparseAdam adds up the gradients"),
+    ],
+)
+def test_an_optimizer_is_given_an_option_that_it_has(file, statement, words):
+    """SGD has no capturable, RAdam no fused."""
+    function = "sparse_adam" if file == "_functional.py" else f"_single_tensor_{file[:-3]}"
+    library = CallSite(f"{SITES}/torch/optim/{file}", 5, function, statement)
+    assert str(for_line("aten::item", None, "scalar_read", None, library)).startswith(words)
+
+
 def test_several_reads_every_few_steps_are_rare_all_the_same(site, tmp_path):
     source = "print(loss.item(), norm.item())"
     row = site(source, per_step=0.2)

@@ -9,11 +9,9 @@ import ast
 
 from syncagent.advice import copies, options, reads, shapes
 from syncagent.advice.reading import LOOPS, Waiting, called, words
-from syncagent.advice.usage import Use, is_rare, is_saved, use_of
-from syncagent.advice.what import ALLOW, Advice, Sync, What, say
+from syncagent.advice.usage import Use, comes_rarely, is_saved, use_of
+from syncagent.advice.what import ALLOW, Advice, Sync, What, itself, say
 
-_RARELY = 0.1
-"""Syncs per step below this are now and then."""
 _OFTEN = 0.5
 """From this on, what a library calls rare is not."""
 _NOT_IF_RARE = frozenset({
@@ -40,15 +38,11 @@ def advise(sync: Sync, waiting: Waiting | None) -> Advice | None:
     found = _in_source(sync, waiting)
     if found is None:
         return _by_op(sync)
-    if found.what not in {What.EXPLICIT, What.OPTION, What.LEAVE, What.LOADER} and _is_rare(sync, waiting, found):
+    if found.what not in {What.EXPLICIT, What.OPTION, What.LEAVE, What.LOADER} and (
+        sync.is_rare or (found.what in _NOT_IF_RARE and comes_rarely(sync, waiting))
+    ):
         return say(What.RARE)
     return found if waiting.is_certain else Advice(found.what, found.say, is_sure=False)
-
-
-def _is_rare(sync: Sync, waiting: Waiting, found: Advice) -> bool:
-    if sync.per_step is not None and not _RARELY <= sync.per_step < 1:
-        return sync.per_step < _RARELY
-    return found.what in _NOT_IF_RARE and is_rare(waiting)  # several reads every N steps are between the two
 
 
 # --- lines inside of libraries
@@ -57,8 +51,8 @@ def _is_rare(sync: Sync, waiting: Waiting, found: Advice) -> bool:
 def _in_library(sync: Sync, waiting: Waiting | None) -> Advice | None:
     assert sync.library is not None
     line = options.find(*sync.library, sync.library_version)
-    package, _, function, _ = sync.library
-    if sync.per_step is not None and sync.per_step < _RARELY:
+    package, _, function, statement = sync.library
+    if sync.is_rare:
         return say(What.RARE)
     if waiting is not None and is_saved(waiting):
         return say(What.RARE)
@@ -67,28 +61,39 @@ def _in_library(sync: Sync, waiting: Waiting | None) -> Advice | None:
             return Advice(What.OPTION, line.often, asked_by=line.asked_by)
         if line.advice is What.BRANCH and waiting is not None and use_of(waiting) is Use.LOGGED:
             return say(What.LOG_LATER)
-        if waiting is not None and line.advice == What.LOG_LATER and is_rare(waiting):
+        rare = waiting is not None and comes_rarely(sync, waiting)
+        if rare and line.advice == What.LOG_LATER:
             return say(What.RARE)
-        if line.function == "ReduceLROnPlateau" and waiting is not None and not is_rare(waiting):
+        if line.function == "ReduceLROnPlateau" and waiting is not None and not rare:
             return say(
                 What.BRANCH, "call the scheduler once an epoch, or every N steps with a mean that was summed on the GPU"
             )
         if line.library == "torch" and waiting is not None and called(waiting.node) == "update_bn":
             return say(What.RARE)
         return Advice(line.advice, line.text, is_sure=line.is_sure(sync.library_version), asked_by=line.asked_by)
-    if waiting is not None and called(waiting.node) == "backward":
-        return _backward(sync)
+    if calls_backward(statement) or (waiting is not None and called(waiting.node) == "backward"):
+        return in_backward(sync.kind)
     name = function.rpartition(".")[2] or "its code"
     return say(What.LEAVE, f"{package} waits in {name}, and no option is known to avoid it; {ALLOW}", sure=False)
 
 
-def _backward(sync: Sync) -> Advice | None:
-    if sync.kind == "copy_d2h":
+def calls_backward(statement: str) -> bool:
+    """Return whether a library's line calls the backward pass."""
+    return "backward(" in statement
+
+
+def in_backward(kind: str) -> Advice | None:
+    """Say what an option does about a wait in the backward pass, of which the forward line is not known."""
+    if kind == "copy_d2h":
         how = "DistributedDataParallel(..., find_unused_parameters=False)"
         return Advice(What.OPTION, how, asked_by=r"find_unused_parameters\s*=\s*True")
-    if sync.kind == "scalar_read":
+    if kind == "scalar_read":
         how = "set_detect_anomaly(False): the gradients of each node are not tested for NaN"
         return Advice(What.OPTION, how, is_sure=False, asked_by=r"detect_anomaly(\(True|\s*=\s*True|\(\))")
+    if kind == "dynamic_shape":
+        return say(What.MASK, "keep the shape in the forward pass, by torch.where or times the mask", sure=False)
+    if kind == "copy_h2d":
+        return say(What.INDEX_ON_DEVICE, "build the indices of the forward pass on the GPU, once", sure=False)
     return None
 
 
@@ -96,8 +101,8 @@ def _backward(sync: Sync) -> Advice | None:
 
 
 def _in_source(sync: Sync, waiting: Waiting) -> Advice | None:
-    if called(waiting.node) == "backward" and sync.kind in {"scalar_read", "copy_d2h"}:
-        return _backward(sync)
+    if called(waiting.node) == "backward":
+        return in_backward(sync.kind)
     if called(waiting.node) in _PRINTS and waiting.is_certain and sync.kind in {"scalar_read", "dynamic_shape"}:
         return say(What.DEBUG)
     if "nms" in waiting.function and "soft" not in waiting.function and _has_loop(waiting):
@@ -128,10 +133,9 @@ def _explicit(_sync: Sync, waiting: Waiting) -> Advice | None:
 def _other(sync: Sync, waiting: Waiting) -> Advice | None:
     name = called(waiting.node)
     if name == "empty_cache" or "Free" in sync.op:
-        rare = is_rare(waiting)
         return (
             say(What.RARE)
-            if rare
+            if comes_rarely(sync, waiting)
             else say(What.EXPLICIT, "leave empty_cache() out: the allocator gives memory back by itself")
         )
     if name in {"barrier", "synchronize"}:
@@ -143,14 +147,16 @@ def _other(sync: Sync, waiting: Waiting) -> Advice | None:
 
 def _check(sync: Sync, waiting: Waiting) -> Advice | None:
     name = called(waiting.node)
+    if name == "normal":
+        return say(What.EX_FORM, "mean + std * torch.randn_like(std): torch.normal looks for a negative std")
     if name in _EIGEN:
-        return say(What.LEAVE, f"{name} has no form that does not wait; {ALLOW}", sure=False)
+        return itself(name)
     for word, form in _EX.items():
         if word in name or f"_{word}" in sync.op:
             return say(What.EX_FORM, f"{form} with check_errors=False: its info stays on the GPU")
     if name in {"equal", "allclose"}:
         return reads.read(sync, waiting)
-    return say(What.EX_FORM) if "linalg" in sync.op else None
+    return itself(name) if "linalg" in sync.op else None
 
 
 def _by_op(sync: Sync) -> Advice | None:

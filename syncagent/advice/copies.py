@@ -11,24 +11,25 @@ from syncagent.advice.usage import (
     METRICS,
     Use,
     assigned_before,
+    comes_rarely,
     is_filled,
     is_of_element,
-    is_rare,
     is_saved,
     is_sometimes,
     loop_around,
     use_of,
 )  # fmt: skip
-from syncagent.advice.what import ALLOW, Advice, Sync, What, say
+from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
 _MADE_ON_HOST = words(
     "tensor as_tensor zeros ones full empty rand randn randint arange eye linspace Tensor FloatTensor LongTensor "
     "IntTensor BoolTensor DoubleTensor HalfTensor bernoulli rand_like randn_like full_like tril triu zeros_like "
-    "ones_like randperm one_hot array meshgrid new_tensor"
+    "ones_like randperm one_hot array meshgrid new_tensor linspace logspace tril_indices triu_indices hann_window "
+    "hamming_window blackman_window bartlett_window kaiser_window"
 )
 _NUMBER = (
-    "the number is copied from the host: x[i].fill_(number), index_fill_ or masked_fill_ takes it along; "
-    "an index that is a list belongs on the GPU"
+    "the number is copied from the host: index_fill_ (of indices) or masked_fill_ (of a mask) takes it along, and "
+    "x[i].fill_(number) where i is one number; an index that is a list belongs on the GPU"
 )
 _PINNED = "copy it from pinned memory: x.pin_memory().to(device, non_blocking=True)"
 _COMPUTED = "compute it on the GPU, without this copy, and read the result every N steps"
@@ -51,6 +52,8 @@ _DATA = re.compile(
     r"|token|(^|[._])ids|seq|text|audio|next|^self\.[xy]$"
 )
 _MODULES = re.compile(r"(^|[._])(model|net|network|module|backbone|encoder|decoder|criterion|generator|discriminator)$")
+_FILLS = words("fill_ zero_ uniform_ normal_ random_ bernoulli_ exponential_")
+"""Methods that write all numbers of a tensor anew."""
 _HOLDERS = re.compile(r"Tensor|Variable|Batch|Data|List|Image|Encoding|Dict|Field")
 """Classes whose objects hold tensors, and are moved as such."""
 _LENGTHS = re.compile(r"(^|[^a-z])(src_|tgt_|seq_|x_|input_)?(len|lens|lengths?)\b(?!\()")
@@ -71,6 +74,8 @@ def to_device(_sync: Sync, waiting: Waiting) -> Advice | None:
     if isinstance(node, ast.Subscript) or called(node) in {"__getitem__", "__setitem__"}:
         return _host_index(node, waiting)
     name = called(node)
+    if name == "ctc_loss":
+        return say(What.LEAVE, f"ctc_loss copies to the GPU where each target begins; {ALLOW}")
     if name in _MADE_ON_HOST:
         return _from_host(node)
     if name in {"to", "cuda"}:
@@ -169,6 +174,8 @@ def _moved(node: ast.expr, waiting: Waiting) -> Advice:
     value = _receiver(node)
     if _is_module(value):
         return say(What.RARE, "a module is moved: that is to be done once, before the loop", sure=not called(value))
+    if called(value) in _FILLS and called(_root(value)) in _MADE_ON_HOST:
+        return say(What.CREATE_ON_DEVICE)
     made, where = _origin(value, waiting)
     name = called(made)
     if name in _ARRAYS:
@@ -236,8 +243,10 @@ def _root(value: ast.expr) -> ast.expr:
     """Return the call that an expression begins with: ``torch.rand(3)`` of ``(torch.rand(3) < 0.5).float()``."""
     found = value
     while called(found) not in _MADE_ON_HOST | _ARRAYS:
-        if isinstance(found, ast.Call) and isinstance(found.func, ast.Attribute) and called(found) in _SHAPES:
+        if isinstance(found, ast.Call) and isinstance(found.func, ast.Attribute) and called(found) in _SHAPES | _FILLS:
             found = found.func.value
+        elif isinstance(found, ast.Call) and dotted(found.func).startswith("torch.") and found.args:
+            found = found.args[0]
         elif isinstance(found, ast.Compare):
             found = found.left
         elif isinstance(found, ast.BinOp):
@@ -279,23 +288,23 @@ def _is_data(value: ast.expr) -> bool:
     return called(value) in {"tensor", "as_tensor", "Tensor"} and bool(arguments) and isinstance(arguments[0], ast.Name)
 
 
-def to_host(_sync: Sync, waiting: Waiting) -> Advice | None:
+_COPIES = words("cpu to numpy type copy_")
+
+
+def to_host(sync: Sync, waiting: Waiting) -> Advice | None:
     name = called(waiting.node)
     use = use_of(waiting)
-    if is_rare(waiting) or is_saved(waiting):
+    if is_saved(waiting) or comes_rarely(sync, waiting):
         return say(What.RARE)
     if _names_called(waiting.node) & {"unique", "unique_consecutive"} and use is not Use.LOGGED:
         return say(What.UNIQUE)
     if (
         name.startswith("pack_padded")
         or called(waiting.around[0]).startswith("pack_padded")
-        or (_LENGTHS.search(ast.unparse(waiting.node).lower()) and name in {"cpu", "to", "ctc_loss"})
+        or (_LENGTHS.search(ast.unparse(waiting.node).lower()) and name in {"cpu", "to"})
+        or name == "ctc_loss"
     ):
-        return say(
-            What.LOADER,
-            "keep the lengths on the host: the collate function has them before the copy",
-            sure=name != "ctc_loss",
-        )
+        return say(What.LOADER, "keep the lengths on the host: the collate function has them before the copy")
     if use in {Use.HOST, Use.WRITTEN} and name != "tolist":
         return say(What.LEAVE, f"code on the host needs it at once; {ALLOW}")
     if use is Use.SIZE:
@@ -309,9 +318,21 @@ def to_host(_sync: Sync, waiting: Waiting) -> Advice | None:
         return say(What.LOG_LATER)
     if is_sometimes(waiting) and not waiting.is_repeated:
         return say(What.RARE, sure=False)
+    if name == "cpu" and _is_added(waiting):
+        return say(What.LOG_LATER)
     if name == "cpu" and _is_summed_up(waiting):
         return say(What.LOG_LATER, _COMPUTED, sure=False)
+    if name and name == sync.api.rpartition(".")[2] and name not in _COPIES:
+        return itself(name)
     return say(What.D2H_ASYNC, sure=use is not Use.UNKNOWN)
+
+
+def _is_added(waiting: Waiting) -> bool:
+    """Return whether the copy itself, or the number that it is made into, is added to a sum."""
+    *inside, statement = waiting.around[: waiting.around.index(waiting.statement) + 1]
+    return isinstance(statement, ast.AugAssign) and all(
+        isinstance(node, ast.Attribute) or called(node) in {"numpy", "float", "int"} for node in inside
+    )
 
 
 def _is_summed_up(waiting: Waiting) -> bool:
@@ -348,7 +369,8 @@ def _list_read(waiting: Waiting, use: Use) -> Advice:
         return say(What.LOADER, sure=False)
     if use in {Use.LOGGED, Use.UNKNOWN} and not (waiting.is_in_comprehension or is_of_element(waiting)):
         return say(What.LOG_LATER if use is Use.LOGGED else What.D2H_ASYNC, sure=False)
-    return say(What.READ_TOGETHER, sure=False)
+    one_by_one = waiting.is_in_comprehension or is_of_element(waiting)
+    return say(What.READ_TOGETHER, BEFORE_LOOP if one_by_one else "", sure=False)
 
 
 def _names_around(waiting: Waiting) -> str:

@@ -157,6 +157,11 @@ LINES = (
                 source=f"{_PL}pytorch/trainer/connectors/logger_connector/logger_connector.py",
             ),
             LibraryLine(
+                package, "core/module.py", "__to_tensor", "",
+                say="self.log() is given a number, which is copied to the GPU: give it the tensor",
+                advice=What.CREATE_ON_DEVICE, source=f"{_PL}pytorch/core/module.py",
+            ),
+            LibraryLine(
                 package, "callbacks/", "", "",
                 say="a callback reads it, once in a validation or a checkpoint", advice=What.RARE,
                 source=f"{_PL}pytorch/callbacks/early_stopping.py",
@@ -242,15 +247,39 @@ LINES = (
         source=f"{_PT}optim/swa_utils.py",
     ),
     LibraryLine(
-        "torch", "optim/", "", r"\blr\b",
-        "fused=True or capturable=True, or a learning rate that is a number",
-        "it is a tensor on the GPU, and read there", source=f"{_PT}optim/sgd.py",
+        "torch", "optim/", "sparse_adam|SparseAdam", "",
+        say="SparseAdam adds up the gradients of rows that are there twice, and no option turns that off",
+        advice=What.LEAVE, source=f"{_PT}optim/_functional.py",
     ),
     LibraryLine(
-        "torch", "optim/", "", "",
-        "fused=True or capturable=True", "the step counters lie on the GPU and are read one by one; or leave "
-        'state["step"] on the host, as load_state_dict does',
-        source=f"{_PT}optim/adam.py",
+        "torch", "optim/sgd.py", "", "",
+        "fused=True, or a learning rate that is a number", "it is a tensor on the GPU, and read there",
+        source=f"{_PT}optim/sgd.py",
+    ),
+    LibraryLine(
+        "torch", "optim/asgd.py", "", r"as_tensor|new_(mus|etas)",
+        "ASGD(..., capturable=True)", "its weights are then computed on the GPU, and not copied there in each step",
+        source=f"{_PT}optim/asgd.py",
+    ),
+    *(
+        LibraryLine(
+            "torch", file, "", statement, f"{options}{more}", say, source=f"{_PT}optim/adam.py",
+        )
+        for file, options in (
+            ("optim/adam.py", "fused=True or capturable=True"),
+            ("optim/adagrad.py", "fused=True"),
+            ("optim/", "capturable=True (of Adagrad fused=True)"),
+        )
+        for statement, more, say in (
+            (
+                r"\b(lr|step_size)\b", ", or a learning rate that is a number",
+                "it is a tensor on the GPU, and read there",
+            ),
+            (
+                "", "",
+                'the step counters lie on the GPU; or leave state["step"] on the host, as load_state_dict does',
+            ),
+        )
     ),
     # --- torch.distributions, torch.nn
     LibraryLine(

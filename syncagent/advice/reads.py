@@ -6,9 +6,9 @@ import ast
 import re
 from typing import NamedTuple
 
-from syncagent.advice.reading import Waiting, called, dotted
-from syncagent.advice.usage import METRICS, SIZES, Use, is_of_element, is_rare, use_of, uses_of
-from syncagent.advice.what import ALLOW, Advice, Sync, What, say
+from syncagent.advice.reading import COMPREHENSIONS, Waiting, called, dotted, words
+from syncagent.advice.usage import METRICS, SIZES, TAKE_TENSORS, Use, is_of_element, reads_number, use_of, uses_of
+from syncagent.advice.what import ALLOW, BEFORE_LOOP, Advice, Sync, What, itself, say
 
 
 class _Read(NamedTuple):
@@ -30,8 +30,20 @@ def read(sync: Sync, waiting: Waiting) -> Advice | None:
     found = _by_function(one)
     if found is not None or one.api == "backward":
         return found  # the line of the forward pass says nothing of what is read in the backward pass
+    if one.name and one.name == one.api and one.name not in _READERS:
+        return itself(one.name) if one.name in _LOOK else say(What.LOG_LATER, _AS_NUMBER, sure=False)
     rules = (_by_index, _by_text, _by_builtin, _by_origin, _by_use, _by_target)
     return next(filter(None, (rule(one) for rule in rules)), None) or _otherwise(one)
+
+
+_READERS = words("item tolist numpy is_nonzero print")
+"""Functions whose result is what was read; others of torch's read something else."""
+_LOOK = words("gaussian_nll_loss istft cov")
+"""Those that look at their data; others take a number, and were given a tensor."""
+_AS_NUMBER = (
+    "an argument that it takes as a number is a tensor on the GPU: keep that number on the host, or compute with the "
+    "tensor (x + alpha * y for add(..., alpha=alpha))"
+)
 
 
 def _by_function(one: _Read) -> Advice | None:
@@ -41,7 +53,15 @@ def _by_function(one: _Read) -> Advice | None:
         if one.use in {Use.BRANCH, Use.UNKNOWN, Use.CHECKED}:
             what = "keep (a == b).all() on the GPU, and check it with torch._assert_async or every N steps"
             return say(What.ASSERT_ASYNC, what)
-    if one.name == "one_hot":
+    if one.name in {"tensor", "as_tensor", "new_tensor"}:
+        return say(What.READ_TOGETHER, "torch.stack(values) makes one tensor of them on the GPU, and nothing is read")
+    if one.name in {"list", "tuple", "set", "sum"} and any(called(node) == "map" for node in ast.walk(one.node)):
+        return say(What.READ_TOGETHER)
+    if isinstance(one.node, ast.Call) and one.name in _BY_VALUE and reads_number(one.node):
+        return say(What.LOG_LATER, _BY_VALUE[one.name])
+    if one.name == "select":
+        return say(What.INDEX_1D)
+    if one.name == "one_hot" and isinstance(one.node, ast.Call) and len(one.node.args) + len(one.node.keywords) == 1:
         return say(What.OPTION, "one_hot(..., num_classes=N)")
     if one.name in SIZES:
         return say(What.SIZE)
@@ -67,7 +87,7 @@ def _by_text(one: _Read) -> Advice | None:
     if one.api in {"__repr__", "__str__"} or (one.api == "__format__" and not _is_metric(one.node)):
         if isinstance(one.node, ast.Call) and one.name == "str":
             return say(What.LOG_LATER, sure=False)
-        return say(What.RARE) if is_rare(one.waiting) else say(What.DEBUG)
+        return say(What.DEBUG)
     return say(What.LOG_LATER) if one.api == "__format__" else None
 
 
@@ -76,6 +96,8 @@ def _by_builtin(one: _Read) -> Advice | None:
     if one.name in {"min", "max"} and isinstance(one.node, ast.Call) and isinstance(one.node.func, ast.Name):
         what = "torch.minimum or torch.maximum in place of Python's min() and max(), which compare on the host"
         return say(What.BRANCH, what)
+    if isinstance(one.node, COMPREHENSIONS) and any(part.ifs for part in one.node.generators):
+        return say(What.READ_TOGETHER, BEFORE_LOOP)
     if one.name == "sorted" or _is_sort_key(one.waiting):
         what = "torch.sort or torch.argsort, or read the keys in one copy first: values.tolist()"
         return say(What.READ_TOGETHER, what)
@@ -102,15 +124,53 @@ def _by_use(one: _Read) -> Advice | None:
         return _checked(one)
     if one.use is Use.INDEX:
         if isinstance(one.node, ast.Call) and (is_of_element(one.waiting) or one.waiting.is_in_comprehension):
-            return say(What.READ_TOGETHER, _BEFORE_LOOP)
+            return say(What.READ_TOGETHER, BEFORE_LOOP)
         return say(What.INDEX_1D, sure=not isinstance(one.node, ast.Call))
     if one.use is Use.BRANCH or (one.api == "__bool__" and one.use is not Use.LOGGED):
         return _branched(one)
     if one.use is Use.HOST or (one.use in {Use.RETURNED, Use.UNKNOWN} and _is_action(one.node)):
         return _needed(one.waiting)
     if one.use is Use.TENSOR:
-        return say(What.LOG_LATER, "leave it a tensor, which takes part in arithmetic as a number does")
+        return say(What.LOG_LATER, _as_tensor(one.waiting))
     return None
+
+
+def _as_tensor(waiting: Waiting) -> str:
+    """Return how to write what goes back to the GPU without a number in between."""
+    calls = [node for node in (waiting.node, *waiting.around) if isinstance(node, ast.Call)]
+    for call in calls:
+        name = called(call)
+        if dotted(call.func) == f"math.{name}":
+            return f"torch.{name} in place of math.{name}: leave it a tensor, which takes part in arithmetic as well"
+        if name in _BY_VALUE or name in TAKE_TENSORS:
+            return _BY_VALUE.get(name, f"leave it a tensor: {name} takes one as well as a number")
+    return f"{_STAYS}; {_CLAMPS}" if _is_bounded(waiting) else _STAYS
+
+
+def _is_bounded(waiting: Waiting) -> bool:
+    """Return whether Python's own ``max`` or ``min`` gets the value as well, under the name that it is given."""
+    targets = {dotted(target) for target in getattr(waiting.statement, "targets", ())}
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"max", "min"}
+        and (node in waiting.around or targets & {dotted(argument) for argument in node.args})
+        for node in ast.walk(waiting.scope)
+    )
+
+
+_STAYS = "leave it a tensor, which takes part in arithmetic as a number does"
+_CLAMPS = "write clamp(min=...) or clamp(max=...) in place of Python's max() or min()"
+_FILLED = "keep it on the GPU: value.expand(size), or x.copy_(value)"
+_BY_VALUE = {
+    "full": _FILLED,
+    "new_full": _FILLED,
+    "pad": "keep it on the GPU: pad with zeros, and masked_fill_, which takes a tensor as well as a number",
+    "linspace": "keep it on the GPU: low + (high - low) * torch.linspace(0, 1, n, device=...)",
+    "logspace": "keep it on the GPU: base ** (low + (high - low) * torch.linspace(0, 1, n, device=...))",
+    "randint": "keep it on the GPU: (low + (high - low) * torch.rand(size, device=...)).long()",
+}
+"""How to do without a number on the host what these do with one."""
 
 
 def _checked(one: _Read) -> Advice:
@@ -126,7 +186,7 @@ def _branched(one: _Read) -> Advice:
     if _is_debug(one.waiting):
         return say(What.DEBUG)
     if isinstance(one.node, ast.Call) and one.name in {"item", "int", "float"} and is_of_element(one.waiting):
-        return say(What.READ_TOGETHER, _BEFORE_LOOP)
+        return say(What.READ_TOGETHER, BEFORE_LOOP)
     return say(What.BRANCH, _ENDS) if _ends_loop(one.waiting) else say(What.BRANCH)
 
 
@@ -153,7 +213,6 @@ def _otherwise(one: _Read) -> Advice:
 
 
 _COUNTED = "count on the host as well, in a Python number; the tensor may stay for checkpoints"
-_BEFORE_LOOP = "read all of them in one copy before the loop: values.tolist()"
 _COUNTERS = re.compile(r"(^|[._])(steps?|(num|n)_(updates|steps|calls)|iter|iteration|count|counter|epoch)(_t)?$")
 _DRAWN = "draw it on the host (random.random(), or torch.rand without device=): then there is nothing to read"
 _FLAGS = re.compile(r"init|ready|started|first|done|frozen|enabled|flag|fitted|calibrated")
@@ -312,4 +371,7 @@ def _reads_of(statement: ast.stmt) -> int:
 
 
 def _reads_one_by_one(waiting: Waiting) -> bool:
-    return any(isinstance(inner, ast.Subscript) for inner in ast.walk(waiting.node))
+    """Return whether it is one of several values that a tensor holds: ``x[i].item()``, ``float(x[0])``."""
+    node = waiting.node
+    parts = node.args if called(node) in {"float", "int", "bool", "round"} and isinstance(node, ast.Call) else []
+    return any(isinstance(part, ast.Subscript) for part in (_owner(node), *parts))

@@ -21,12 +21,21 @@ def dynamic(sync: Sync, waiting: Waiting) -> Advice | None:
         return say(What.OUTPUT_SIZE)
     if name.startswith(_COUNTS) or sync.name.startswith(_COUNTS):
         return _counted(name, waiting)
+    if name == "combinations":
+        return say(What.INDEX_ON_DEVICE, "x[torch.combinations(torch.arange(n, device=...))], with the pairs made once")
+    if name == "coalesce":
+        how = "torch.sparse_coo_tensor(..., is_coalesced=True), where the indices are sorted and none is there twice"
+        return say(What.OPTION, how)
+    if name.startswith("to_sparse"):
+        return say(What.LEAVE, f"it counts what is not zero: make it once, outside of the loop; {ALLOW}")
     if "nms" in name or "nms" in sync.op:
         return say(What.LEAVE, f"how many boxes stay depends on them; {ALLOW}")
     if sync.api.endswith(("__repr__", "__str__", "__format__")):
         return say(What.DEBUG)
     if isinstance(node, ast.Subscript):
-        return say(What.MASK_ASSIGN) if _is_assigned(node, waiting) else _selected(waiting)
+        if _is_assigned(node, waiting):
+            return say(What.MASK_ASSIGN)
+        return say(What.MASK_ASSIGN, _IN_BOTH) if _goes_where_it_was(node, waiting) else _selected(waiting)
     if sync.name in {"index_put_", "_index_put_impl_"}:
         return say(What.MASK_ASSIGN)
     if name in _FINDS or sync.name in _FINDS:
@@ -36,6 +45,8 @@ def dynamic(sync: Sync, waiting: Waiting) -> Advice | None:
 
 def _counted(name: str, waiting: Waiting) -> Advice:
     use = use_of(waiting)
+    if name == "histc":
+        return say(What.UNIQUE, "torch.histc(..., min=a, max=b): otherwise it reads the smallest and the largest value")
     if name == "unique_consecutive" and use is Use.CHECKED:
         return say(What.ASSERT_ASYNC, sure=False)
     if name.startswith("unique") and {"numel", "shape", "size"} & _attributes_around(waiting):
@@ -83,6 +94,18 @@ def _takes_the_first(waiting: Waiting) -> bool:
 def _is_assigned(node: ast.Subscript, waiting: Waiting) -> bool:
     statement = waiting.statement
     return isinstance(node.ctx, ast.Store) or (isinstance(statement, ast.AugAssign) and statement.target is node)
+
+
+_IN_BOTH = "torch.where(mask, new, old): on both sides of the assignment, nothing is then selected"
+
+
+def _goes_where_it_was(node: ast.Subscript, waiting: Waiting) -> bool:
+    """Return whether what a mask selects is assigned to what the same mask selects: ``x[mask] = y[mask]``."""
+    statement = waiting.statement
+    targets = [statement.target] if isinstance(statement, ast.AugAssign) else getattr(statement, "targets", ())
+    return any(
+        isinstance(target, ast.Subscript) and ast.dump(target.slice) == ast.dump(node.slice) for target in targets
+    )
 
 
 def _is_index_of_assignment(waiting: Waiting) -> bool:

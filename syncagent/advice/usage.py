@@ -18,6 +18,7 @@ from syncagent.advice.reading import (
     parents_in,
     words,
 )
+from syncagent.advice.what import Sync
 
 
 class Use(IntEnum):
@@ -44,7 +45,7 @@ SIZES = words(
     "arange zeros ones empty full rand randn randint linspace eye range new_zeros new_ones new_empty new_full view "
     "reshape expand repeat pad split narrow topk one_hot chunk unfold Size tril_indices triu_indices randperm xrange "
     "tile split_with_sizes islice broadcast_to kthvalue logspace bincount adaptive_avg_pool2d interpolate "
-    "sequence_mask sparse_coo_tensor sparse_csr_tensor"
+    "sequence_mask sparse_coo_tensor sparse_csr_tensor multinomial"
 )
 _LOGS = words(
     "print log info debug warning error append extend add_scalar add_scalars add_histogram log_metrics log_dict "
@@ -52,6 +53,17 @@ _LOGS = words(
     "record put scalar report add_text logkv record_mean format join put_scalar put_scalars add_image writelines "
     "setdefault tqdm_write appendleft add secho echo"
 )
+_OF_DATA = words(
+    "bincount pad split chunk narrow topk kthvalue one_hot reshape repeat tile broadcast_to interpolate unfold "
+    "adaptive_avg_pool2d multinomial"
+)
+"""Functions whose first argument is no size."""
+_MODULES = words("torch np numpy F nn functional")
+_NUMBERS_OF = {"full": (1,), "new_full": (1,), "linspace": (0, 1), "logspace": (0, 1), "randint": (0, 1), "pad": (3,)}
+"""Which arguments of these are numbers in the result, and no sizes; ``randint`` has its size last."""
+_NUMBER_KEYWORDS = words("fill_value value low high start end")
+TAKE_TENSORS = words("clamp clamp_ clip clip_ where masked_fill masked_fill_ mul mul_ div div_ lerp lerp_")
+"""Functions of torch that take a tensor of one element as well as a number."""
 _SIZE_KEYWORDS = re.compile(r"(^|_)(size|sizes|num_\w+|max_len|maxlen|max_length|total_length|minlength)$")
 _CHANGES_NOTHING = words("int float bool round abs str min max sum len list tuple repr sorted item tolist numpy")
 _WRITES = words("imwrite imshow imsave save dump dumps send put_nowait")
@@ -125,8 +137,10 @@ def _use_in(child: ast.AST, parent: ast.AST) -> Use | None:
         return Use.SIZE
     if isinstance(parent, ast.Call) and child is not parent.func:
         name = called(parent)
-        if name in SIZES:
-            return Use.SIZE
+        if name in SIZES and not _is_data_of(child, parent):
+            return Use.TENSOR if _is_number_of(child, parent) else Use.SIZE
+        if name in TAKE_TENSORS and dotted(parent.func).partition(".")[0] not in {"np", "numpy"}:
+            return Use.TENSOR
         if name in _LOGS:
             return Use.LOGGED
         if name in _WRITES:
@@ -138,6 +152,34 @@ def _use_in(child: ast.AST, parent: ast.AST) -> Use | None:
     if isinstance(parent, ast.Lambda):
         return Use.UNKNOWN
     return None
+
+
+def _is_data_of(child: ast.AST, call: ast.Call) -> bool:
+    """Return whether a function that takes sizes works on this argument: ``np.bincount(x, minlength=n)``."""
+    is_method = isinstance(call.func, ast.Attribute) and dotted(call.func).partition(".")[0] not in _MODULES
+    return called(call) in _OF_DATA and not is_method and bool(call.args) and call.args[0] is child
+
+
+def _is_number_of(child: ast.AST, call: ast.Call) -> bool:
+    """Return whether an argument of a function that takes sizes is a number that stands in its result."""
+    if isinstance(child, ast.keyword):
+        return child.arg in _NUMBER_KEYWORDS
+    return child in _numbers_of(call)
+
+
+def _numbers_of(call: ast.Call) -> list[ast.expr]:
+    name = called(call)
+    places = _NUMBERS_OF.get(name, ())
+    if name == "randint" and not any(keyword.arg == "size" for keyword in call.keywords):
+        places = places[: len(call.args) - 1]
+    return [call.args[place] for place in places if place < len(call.args)]
+
+
+def reads_number(call: ast.Call) -> bool:
+    """Return whether what such a function reads can only be a number of its result: its sizes are written out."""
+    numbers = _numbers_of(call)
+    sizes = [argument for argument in call.args if argument not in numbers]
+    return bool(numbers) and not any(isinstance(node, ast.Name) for size in sizes for node in ast.walk(size))
 
 
 def _uses_of_statement(child: ast.AST, statement: ast.stmt, scope: ast.AST, depth: int) -> Iterator[Use]:
@@ -203,6 +245,11 @@ def _stops(body: list[ast.stmt]) -> bool:
     return False
 
 
+def comes_rarely(sync: Sync, waiting: Waiting) -> bool:
+    """Return whether a sync happens only now and then, as counted, or else as far as the program's text tells."""
+    return is_rare(waiting) if sync.is_rare is None else sync.is_rare
+
+
 def is_rare(waiting: Waiting) -> bool:
     """Return whether the program comes by only now and then, as far as its text tells."""
     inner: ast.AST = waiting.node
@@ -223,6 +270,8 @@ def is_rare(waiting: Waiting) -> bool:
     if any(_returns_between_intervals(statement, waiting) for statement in getattr(scope, "body", ())):
         return True
     if not waiting.is_repeated:
+        if any(isinstance(node, ast.Lambda) for node in waiting.around):
+            return False  # it is called elsewhere
         return any(isinstance(node, LOOPS) and trains(node) for node in ast.walk(scope))
     return bool(loops) and _is_of_epochs(loops[0])
 
@@ -238,11 +287,22 @@ def _returns_between_intervals(statement: ast.stmt, waiting: Waiting) -> bool:
 
 
 def trains(loop: ast.AST) -> bool:
-    """Return whether a loop is one over steps: it goes over batches, or makes a backward pass."""
-    if isinstance(loop, (ast.For, ast.AsyncFor)) and _BATCHES.search(ast.unparse(loop.iter)):
+    """Return whether a loop is one over steps: over batches, or what it copies to the GPU, or with a backward pass."""
+    if isinstance(loop, (ast.For, ast.AsyncFor)) and (_BATCHES.search(ast.unparse(loop.iter)) or _moves(loop)):
         return True
     calls = {called(node) for statement in getattr(loop, "body", ()) for node in ast.walk(statement)}
     return "backward" in calls or any(_TRAINS.search(name) for name in calls)
+
+
+def _moves(loop: ast.For | ast.AsyncFor) -> bool:
+    """Return whether a loop copies to the GPU what it goes over, as one over batches does."""
+    names = _names_in(loop.target)
+    return any(
+        called(node) in {"to", "cuda"} and bool(_names_in(node.func) & names)
+        for statement in loop.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+    )
 
 
 def is_sometimes(waiting: Waiting) -> bool:

@@ -33,7 +33,10 @@ class What(StrEnum):
     UNIQUE = "unique"
 
 
+_RARELY = 0.1
+"""Syncs per step below this are now and then."""
 ALLOW = 'if it is wanted, say so with syncagent.allow("reason")'
+BEFORE_LOOP = "read all of them in one copy before the loop: values.tolist()"
 SAYINGS = {
     What.LOG_LATER: "keep the value on the GPU (x.detach(), and sums as tensors) and read it every N steps",
     What.RARE: "this happens only now and then: leave it",
@@ -76,6 +79,13 @@ class Sync:
     """Empty where it is not known."""
 
     @property
+    def is_rare(self) -> bool | None:
+        """Whether it happens in few steps; ``None``: several every N steps may be between the two."""
+        if self.per_step is None or _RARELY <= self.per_step < 1:
+            return None
+        return self.per_step < _RARELY
+
+    @property
     def name(self) -> str:
         """The op without namespace and overload."""
         return self.op.rpartition("::")[2].partition(".")[0]
@@ -93,6 +103,11 @@ class Advice:
 
     def __str__(self) -> str:
         return self.say if self.is_sure else f"probably: {self.say}"
+
+
+def itself(name: str) -> Advice:
+    """Return the advice for a function of torch that waits for a value of its own."""
+    return say(What.LEAVE, f"{name} has no form that does not wait; {ALLOW}", sure=False)
 
 
 def say(what: What, more: str = "", *, sure: bool = True) -> Advice:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import itertools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from syncagent.advice import reading
-from syncagent.advice.advise import advise
-from syncagent.advice.reading import Place, waiting_at
+from syncagent.advice.advise import advise, calls_backward, in_backward
+from syncagent.advice.reading import Place, called, waiting_at
 from syncagent.advice.what import Advice, Sync, What
 from syncagent.attribution.callsite import CallSites
 from syncagent.attribution.statements import shown
-from syncagent.events import CallSite, Span
+from syncagent.events import CallSite, Phase, Span, SyncKind
 from syncagent.report.model import Report, SiteRow
 from syncagent.report.wording import short_path
 from syncagent.sites import package_path
@@ -25,7 +27,9 @@ from syncagent.support.reading import source_lines
 
 def advised(report: Report) -> Report:
     """The report with ``advice`` at each site that has none and that nobody has allowed."""
-    who_asks = functools.cache(_who_asks)
+    # A script that has ended is no module any more; it is found by its own lines that wait.
+    scripts = tuple(dict.fromkeys(site.file for site in report.sites if site.file.endswith(".py")))
+    who_asks = functools.cache(functools.partial(_who_asks, scripts=scripts))
     by_place = sorted(report.sites, key=lambda site: (site.file, site.line))  # each function is parsed once
     sites = tuple(_advised(site, who_asks) for site in by_place)
     reading.forget()
@@ -44,8 +48,36 @@ def of(site: SiteRow, who_asks: Callable[[str], str] | None = None) -> Advice | 
     """Return what to do about a site of a report."""
     if site.step_stall_ms == 0 and site.stall_ms > 0:
         return Advice(What.RARE, "this is before the second step, or after the last: leave it")
-    line = site.forward or CallSite(site.file, site.line, site.function, site.source, span=site.span)
-    return for_line(site.op, site.api, site.kind, line, site.library, site.per_step, who_asks=who_asks)
+    own = CallSite(site.file, site.line, site.function, site.source, span=site.span)
+    line, library, api = site.forward or own, site.library, site.api
+    if site.phase == Phase.BACKWARD:
+        if library is None and not _calls_backward(own):  # a function or hook of the program's, that autograd calls
+            line, api = own, None
+        elif library is not None and site.forward is not None and calls_backward(library.statement or library.source):
+            library = None  # a trainer that calls backward(): what waits is of the forward line
+    return for_line(site.op, api, site.kind, line, library, site.per_step, who_asks=who_asks) or (
+        _of_anomalies(site, who_asks) if line is site.forward else None
+    )
+
+
+def _of_anomalies(site: SiteRow, who_asks: Callable[[str], str] | None) -> Advice | None:
+    """Return what to do about a read after each node of the backward pass, if the program asks for these."""
+    advice = in_backward(site.kind) if site.kind == SyncKind.SCALAR_READ else None
+    asking = (who_asks or _who_asks)(advice.asked_by) if advice is not None else ""
+    return replace(advice, say=f"{advice.say} (it is asked for at {asking})") if advice and asking else None
+
+
+_BACKWARD = re.compile(r"(^|_)(backward|grads?|jacobian|hessian|vjp|jvp|hvp|vhp)(_fn)?$")
+
+
+def _calls_backward(line: CallSite) -> bool:
+    """Return whether the line is one that calls autograd, and none of a function or hook that autograd calls."""
+    lines = source_lines(line.file)
+    waiting = waiting_at(Place(lines, line.line, _within(line.span, lines)))
+    if waiting is None:
+        return True
+    inside = waiting.node if waiting.is_certain else waiting.statement
+    return any(_BACKWARD.search(called(node)) for node in ast.walk(inside))
 
 
 def for_line(
@@ -74,17 +106,13 @@ def for_line(
 _USERS_FILES = 1_000
 
 
-def _who_asks(pattern: str) -> str:
+def _who_asks(pattern: str, scripts: Sequence[str] = ()) -> str:
     """Return where the program asks for it, if that is found in the modules of its own that it has loaded."""
     wanted = re.compile(pattern)
-    sites, seen = CallSites(), 0
-    for module in tuple(sys.modules.values()):
-        file = names_in(module).get("__file__")
-        if not isinstance(file, str) or not file.endswith(".py") or not sites.is_users(file):
-            continue
-        seen += 1
-        if seen > _USERS_FILES:
-            break
+    sites = CallSites()
+    modules = (names_in(module).get("__file__") for module in tuple(sys.modules.values()))
+    named = (file for file in (*scripts, *modules) if isinstance(file, str) and file.endswith(".py"))
+    for file in itertools.islice(filter(sites.is_users, named), _USERS_FILES):
         for number, line in enumerate(source_lines(file), 1):
             if wanted.search(line) and not line.lstrip().startswith("#"):
                 return f"{short_path(file)}:{number}"

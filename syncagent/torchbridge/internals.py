@@ -94,9 +94,12 @@ def look_up(*, simulated: bool = False) -> Internals:
 
     current_node = need("_C._current_autograd_node", _NO_LINE) or (lambda: None)
 
+    of_python = torch.autograd.function.BackwardCFunction
+
     def node_sequence() -> int:
+        # A Function of the program's own has a node that no op has made: its number would be taken for a later op's.
         node = current_node()
-        return node._sequence_nr() if node is not None else -1
+        return node._sequence_nr() if node is not None and not isinstance(node, of_python) else -1
 
     def graph_sequence(value: Any) -> int:
         number = getattr(getattr(value, "grad_fn", None), "_sequence_nr", None)

@@ -86,6 +86,25 @@ def test_what_a_library_does_rarely_is_told_apart_from_what_it_does_in_every_ste
     assert str(often).startswith("self.log(..., prog_bar=False)")
 
 
+@pytest.mark.parametrize(
+    ("file", "statement", "words"),
+    [
+        ("sgd.py", "param.add_(grad, alpha=-lr)", "fused=True, or a learning rate that is a number: "),
+        ("adam.py", "param.addcdiv_(exp_avg, denom, value=-step_size)", "fused=True or capturable=True, or a learning"),
+        ("adam.py", "step = _get_value(step_t)", "fused=True or capturable=True: the step counters"),
+        ("adagrad.py", "step = _get_value(step_t)", "fused=True: the step counters"),
+        ("radam.py", "step = _get_value(step_t)", "capturable=True (of Adagrad fused=True): the step counters"),
+        ("asgd.py", "torch.as_tensor(1 / max(1, _get_value(step) - t0), device=device)", "ASGD(..., capturable=True)"),
+        ("_functional.py", "grad = grad.coalesce()", "SparseAdam adds up the gradients"),
+    ],
+)
+def test_an_optimizer_is_given_an_option_that_it_has(file, statement, words):
+    """SGD has no capturable, RAdam no fused."""
+    function = "sparse_adam" if file == "_functional.py" else f"_single_tensor_{file[:-3]}"
+    library = CallSite(f"{SITES}/torch/optim/{file}", 5, function, statement)
+    assert str(for_line("aten::item", None, "scalar_read", None, library)).startswith(words)
+
+
 def test_several_reads_every_few_steps_are_rare_all_the_same(site, tmp_path):
     source = "print(loss.item(), norm.item())"
     row = site(source, per_step=0.2)
@@ -183,6 +202,7 @@ def test_what_was_parsed_is_not_kept(site, tmp_path):
             "without it non_blocking=True waits",
         ),
         ("self.ptr[0] = (ptr + n) % 64", "self.ptr[0]", "probably: the number is copied from the host"),
+        ("mask[b, best] = 0", "mask[b, best]", "x[i].fill_(number) where i is one number"),
         ("v = logits[:, [3, 4]]", "logits[:, [3, 4]]", "a slice does it without an index"),
         ("v = logits[:, [3, 5]]", "logits[:, [3, 5]]", "build the index on the GPU once"),
     ],
@@ -202,6 +222,97 @@ def test_nothing_is_said_of_a_read_in_the_backward_pass_that_its_forward_line_do
     row = replace(site("loss = z.mean() + cov.trace()"), api="torch.Tensor.backward", per_step=1.0)
     forward = CallSite(row.file, 1, "f", row.source, span=Span(18, 1, 29))
     assert advice(replace(row, forward=forward)) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "waits", "op", "kind", "what"),
+    [
+        ("if g.abs().max() > 100: g = g / 100", "g.abs().max() > 100", "aten::is_nonzero", "scalar_read", What.BRANCH),
+        ("x.register_hook(lambda g: g[g > 0])", "g[g > 0]", "aten::index", "dynamic_shape", What.MASK),
+    ],
+)
+def test_what_the_programs_own_code_does_in_the_backward_pass_is_of_its_own_line(site, source, waits, op, kind, what):
+    """Of a function or a hook: not of the forward line, nor has it any options of backward()."""
+    forward = CallSite("train.py", 1, "f", "out = Checked.apply(x)")
+    row = site(source, op, kind, api="torch.Tensor.backward", phase="backward", forward=forward)
+    begin = source.index(waits)
+    assert advice(replace(row, span=Span(begin, 1, begin + len(waits)))) == str(say(what))
+
+
+def test_what_waits_in_the_backward_pass_of_a_trainer_is_of_the_forward_line(site, tmp_path):
+    """The trainer's own line calls backward(), and has no option."""
+    library = CallSite(
+        f"{SITES}/lightning/pytorch/core/module.py", 5, "LightningModule.backward", "loss.backward(*args)"
+    )
+    row = site("trainer.fit(model)", "aten::index_put_", "dynamic_shape", phase="backward", library=library)
+    model = tmp_path / "model.py"
+    model.write_text("loss = per_item[valid].mean()\n")
+    forward = CallSite(str(model), 1, "f", "loss = per_item[valid].mean()", span=Span(7, 1, 22))
+    assert advice(replace(row, forward=forward)) == str(say(What.MASK))
+    assert advice(row).startswith("probably: keep the shape in the forward pass")
+
+
+@pytest.mark.parametrize(
+    ("op", "kind", "words"),
+    [
+        ("aten::index_put_", "dynamic_shape", "probably: keep the shape in the forward pass"),
+        ("aten::copy_", "copy_h2d", "probably: build the indices of the forward pass on the GPU"),
+    ],
+)
+def test_a_backward_pass_whose_forward_line_is_not_known_is_not_taken_for_what_waits(site, op, kind, words):
+    """The same op, in the forward pass, would assign by a mask."""
+    assert advice(site("loss.backward()", op, kind, phase="backward", span=Span(0, 1, 15))).startswith(words)
+
+
+@pytest.mark.parametrize("asks", ["", f"set_detect_anomaly({True})"])  # this is a module of the user's, too
+def test_a_search_for_anomalies_is_named_where_the_program_asks_for_it(site, tmp_path, asks):
+    row = site("loss.backward()", api="torch.Tensor.backward", phase="backward", span=Span(0, 1, 15))
+    (tmp_path / "train.py").write_text(f"loss.backward()\nloss = criterion(x)\n{asks}\n")
+    said = advice(replace(row, forward=CallSite(row.file, 2, "<module>", "loss = criterion(x)")))
+    assert said is None if not asks else said.endswith(f"(it is asked for at {row.file}:3)")
+    assert not asks or said.startswith("probably: set_detect_anomaly(False): ")
+
+
+def test_what_was_counted_in_every_step_is_not_called_rare(site, tmp_path):
+    """Whatever the text says: several arrays are copied every N steps here."""
+    source = "curve.append(out.cpu().numpy())"
+    row = replace(site(source, "aten::copy_", "copy_d2h"), line=3, span=Span(21, 3, 30, 8))
+    (tmp_path / "train.py").write_text(f"for step in range(99):\n    if step % 10 == 0:\n        {source}\n")
+    assert advice(replace(row, per_step=0.5)) == "this happens only now and then: leave it"
+    assert "now and then" not in advice(replace(row, per_step=2.0))
+
+
+@pytest.mark.parametrize(
+    ("source", "waits", "words"),
+    [
+        ("y = x.clamp(max=top.item())", "top.item()", "leave it a tensor: clamp takes one as well as a number"),
+        ("y = x.clamp(max=math.sqrt(top.var()))", "math.sqrt(top.var())", "torch.sqrt in place of math.sqrt"),
+        ("y = torch.full((8, 4), top.item())", "top.item()", "value.expand(size)"),
+        (
+            "i = torch.randint(0, n.item(), (8,))",
+            "n.item()",
+            "(low + (high - low) * torch.rand(size, device=...)).long()",
+        ),
+    ],
+)
+def test_a_number_that_goes_back_to_the_gpu_is_left_there(site, source, waits, words):
+    begin = source.index(waits)
+    assert words in advice(replace(site(source), span=Span(begin, 1, begin + len(waits))))
+
+
+def test_a_count_that_max_guards_is_to_be_clamped(site, tmp_path):
+    """Else the maximum would wait in its place."""
+    source = "count = mask.sum().item()"
+    row = site(source, span=Span(8, 1, 25))
+    (tmp_path / "train.py").write_text(f"{source}\nloss = total / max(count, 1)\nloss.backward()\n")
+    assert "write clamp(min=...)" in advice(row)
+
+
+def test_other_uses_of_max_are_not_spoken_of(site, tmp_path):
+    source = "count = mask.sum().item()"
+    row = site(source, span=Span(8, 1, 25))
+    (tmp_path / "train.py").write_text(f"{source}\nloss = total / count\nn = max(n, loss.max())\nloss.backward()\n")
+    assert advice(row) == "leave it a tensor, which takes part in arithmetic as a number does"
 
 
 def test_an_event_that_measures_time_is_to_be_read_later(site, tmp_path):

@@ -335,6 +335,28 @@ def test_a_custom_functions_backward_is_the_users_own_code(agent, line_of):
     assert (event.phase, event.site.line) == (Phase.BACKWARD, line_of("in a custom backward"))
 
 
+def test_a_custom_function_has_no_forward_line_of_a_later_op(cpu_agent):
+    """No op has made its node: the next op, which makes none, would be taken for the one that did."""
+
+    class Checked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            grad.isfinite().all().item()
+            return grad * 2
+
+    agent = cpu_agent(detail="ops")
+    x = torch.ones(3, requires_grad=True)
+    out = Checked.apply(x)
+    mask = torch.ones(3) > 0
+    (out * mask).sum().backward()
+    [event] = agent.events()
+    assert (event.phase, event.forward_site) == (Phase.BACKWARD, None)
+
+
 def test_a_hook_on_a_gradient_is_the_users_own_code(agent, line_of):
     """Also in the backward pass."""
     x = torch.ones(3, requires_grad=True)

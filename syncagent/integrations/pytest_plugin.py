@@ -23,6 +23,7 @@ _PACKAGE = __name__.partition(".")[0] + "."
 _SESSION = "syncagent-session"
 _MARKER = "no_host_sync"
 _FIXTURE = "host_syncs"
+_TOO_LATE = f"{_MARKER} was added while the test ran, which is too late; add it in a fixture, or above the test"
 _FINDER: pytest.StashKey[_Finder] = pytest.StashKey()
 
 
@@ -125,14 +126,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     marker = _marker_of(item)
     counts = _FIXTURE in getattr(item, "fixturenames", ())
     session = _session(item.config) if marker is not None or counts else item.config.pluginmanager.get_plugin(_SESSION)
+    failure: BaseException | None = None
     if session is None:
-        yield
-        return
-    with session.watching(item, marker, counts=counts) as judged:
         outcome = yield
-        judged.passed = outcome.excinfo is None
-    if judged.failure is not None:
-        outcome.force_exception(judged.failure)
+    else:
+        with session.watching(item, marker, counts=counts) as judged:
+            outcome = yield
+            judged.passed = outcome.excinfo is None
+        failure = judged.failure
+    if failure is None and outcome.excinfo is None and _marker_of(item) is not marker:
+        failure = pytest.fail.Exception(_TOO_LATE, pytrace=False)
+    if failure is not None:
+        outcome.force_exception(failure)
 
 
 @pytest.fixture

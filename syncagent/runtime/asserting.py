@@ -38,7 +38,7 @@ def a_number(most: object) -> int:
     """Return it if it is a number of syncs.  Raises :class:`~syncagent.ConfigError` otherwise."""
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
         raise ConfigError(
-            f"syncagent: the most host syncs that are allowed are {most!r}; it must be a number from 0 up."
+            f"syncagent: the most host syncs that are allowed are {most!r}; it must be a whole number from 0 up."
         )
     return most
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _TAKES = ("allow", "max_syncs", "kinds")
 _OUTPUT = "syncagent"
 """Under which name a worker of pytest-xdist hands its report on."""
-_PROPERTY = "host_syncs"
-"""Under which name a test's number of syncs is in its report, and in JUnit's."""
+_PROPERTY = _FIXTURE = "host_syncs"
+"""Under which name a test's number of syncs is in its report, and in JUnit's; and that of the fixture."""
 
 
 def simulate(options: Any) -> None:
@@ -84,6 +84,20 @@ class HostSyncs:
 
     def __init__(self, item: Any) -> None:
         self._item = item
+
+    def __repr__(self) -> str:
+        """Name the lines, since pytest shows this where a test finds another count than it expects."""
+        from syncagent.report import wording
+        from syncagent.report.findings import counted
+
+        try:
+            report = self.report()
+        except SyncAgentError:
+            return f"<{_FIXTURE}, before the body of the test>"
+        lines = [
+            f"{wording.place(site.file, site.line, report.run.cwd)} ({number:,})" for site, number in counted(report)
+        ]
+        return f"<{_FIXTURE}: {', '.join(lines) or 'none'}>"
 
     def report(self) -> Report:
         """Return the report of the test's body so far.
@@ -135,6 +149,8 @@ class Session:
         self._path: str | None = config.getoption("syncagent_report")
         self._simulates: bool = config.getoption("syncagent_simulate")
         self._own: ProcessAgent | None = None
+        self._agent: ProcessAgent | None = None
+        """What has watched the last test: this session's own, or the program's."""
         self._watched: Any = None
         """The watched function of the test whose body runs."""
         self._reports: list[Report] = []
@@ -282,12 +298,16 @@ class Session:
 
         Returns whether there is a device that a test could wait for; without one, nothing is started.
         """
-        if process.running() is None:
+        agent = process.running()
+        if agent is None:
             if not (self._simulates or _has_device()):
                 return False
             settings = SEES_ALL | ({"simulate": True} if self._simulates else {})
-            self._own = process.launch(sources.load(settings))
-            self._own.is_kept = True
+            agent = self._own = process.launch(sources.load(settings))
+            agent.is_kept = True
+        if agent is not self._agent:
+            self._take_report_of(self._agent)
+            self._agent = agent
         return True
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -295,28 +315,26 @@ class Session:
 
         A report that cannot be saved fails the session.
         """
-        self._end_agent()
+        self._take_report_of(self._agent or process.running())
+        output = getattr(self._config, "workeroutput", None)
+        if output is not None:
+            if self._reports:
+                output[_OUTPUT] = json.dumps(_together(self._reports).to_dict())
+            return
         if self._reports and self._path is not None and not self._save() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
-    def _end_agent(self) -> None:
-        agent = process.running()
+    def _take_report_of(self, agent: ProcessAgent | None) -> None:
+        """End the agent, unless it is the program's, which may have ended it before; keep its report, if it is read."""
         if agent is None:
             return
-        if self._mode is None and self._path is None:  # nothing is shown: see pytest_terminal_summary
-            if agent is self._own:
-                process.close(agent)
-            return
-        if agent is self._own:
+        ends = agent is self._own
+        if ends:
             agent.is_kept = False
-            report = process.release(agent)
-        else:
-            report = agent.report()
-        output = getattr(self._config, "workeroutput", None)
-        if output is None:
-            self._reports.append(report)
-        else:
-            output[_OUTPUT] = json.dumps(report.to_dict())
+        if self._mode is not None or self._path is not None:
+            self._reports.append(process.release(agent) if ends else agent.report())
+        elif ends:  # nothing is shown: see pytest_terminal_summary
+            process.close(agent)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -422,8 +440,10 @@ def _of_marker(marker: pytest.Mark) -> tuple[SyncAssertion, int]:
     kinds = marker.kwargs.get("kinds")
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds is not None and not (isinstance(kinds, (list, tuple, set, frozenset)) and kinds):
-        raise ConfigError(f"no_host_sync: kinds is {kinds!r}; it must be a list of kinds of host sync")
-    settings = {"allow": marker.kwargs["allow"]} if marker.kwargs.get("allow") else {}
+        raise ConfigError(f"no_host_sync: kinds is {kinds!r}; it must be a list of one kind of host sync or more")
+    allowed = marker.kwargs.get("allow")
+    allows_none = allowed is None or (isinstance(allowed, (str, list, tuple)) and not allowed)
+    settings = {} if allows_none else {"allow": allowed}
     try:
         most = a_number(marker.kwargs.get("max_syncs", 0))
         return SyncAssertion(None, settings, kinds=kinds), most

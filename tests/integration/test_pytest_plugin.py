@@ -181,6 +181,55 @@ def test_fails_kind():
 @pytest.mark.no_host_sync(3)
 def test_fails_position():
     pass
+
+@pytest.mark.no_host_sync(allow=False)
+def test_fails_allow():
+    pass
+
+@pytest.mark.no_host_sync(allow=[])
+def test_passes_where_nothing_is_allowed():
+    pass
+"""
+ADDED_LATE = """
+@pytest.fixture
+def added(request):
+    request.node.add_marker(pytest.mark.no_host_sync)
+
+def test_fails_for_what_a_fixture_adds(added):
+    wait()
+
+def test_fails_as_it_is_too_late(request):
+    request.node.add_marker("no_host_sync")
+
+@pytest.mark.no_host_sync(max_syncs=1)
+def test_fails_for_its_own_marker(request):
+    wait(2)
+    request.node.add_marker("no_host_sync")
+
+def test_fails_by_its_own_error(request):
+    request.node.add_marker("no_host_sync")
+    assert 0, "of its own"
+"""
+AGENT_OF_A_FIXTURE = """
+@pytest.fixture(scope="session", autouse=True)
+def agent():
+    with syncagent.watch(simulate=True):
+        yield
+
+def test_waits():
+    wait(2)
+"""
+AGENTS_OF_FIXTURES = """
+@pytest.fixture(params=[1, 2])
+def agent(request):
+    with syncagent.watch():
+        yield
+
+def test_waits(agent):
+    wait(2)
+
+def test_waits_without(request):
+    wait()
 """
 UNDER_A_POLICY = """
 def test_quiet():
@@ -323,6 +372,7 @@ def test_nothing_is_imported():
     ]
 """
 
+NONSENSE = ("test_fails_nonsense", "test_fails_number", "test_fails_kind", "test_fails_position", "test_fails_allow")
 LOADED = """
 import sys
 
@@ -430,7 +480,7 @@ def check_what_was_asked_for(run):
     assert failed - coroutines == expected - coroutines, run.text
     for name in failed - {"test_fails_by_its_own_error", *coroutines}:
         said = run.said(name)
-        if name not in {"test_fails_nonsense", "test_fails_number", "test_fails_kind", "test_fails_position"}:
+        if name not in {*NONSENSE}:
             assert "host sync, but none is allowed\n" in said, said
             assert "test_it.py:14 in wait" in said
             assert "torch.nonzero(x)" in said
@@ -440,17 +490,48 @@ def check_what_was_asked_for(run):
 def test_what_tests_ask_for_by_marker_and_fixture(ran):
     run = ran(HEAD + ASKED_FOR, "--syncagent-simulate")
     check_what_was_asked_for(run)
-    assert len(run.cases) == 29
+    assert len(run.cases) == 31
     assert run.said("test_fails_nonsense") == "no_host_sync takes allow=, max_syncs=, kinds=, but not most="
     assert run.said("test_fails_position") == "no_host_sync takes allow=, max_syncs=, kinds=, but not 3"
     assert run.said("test_fails_number").startswith(
         "no_host_sync: the most host syncs that are allowed are -1; it must"
     )
     assert run.said("test_fails_kind").startswith("no_host_sync: kind 'scalars' is not allowed; it must be one of ")
+    assert run.said("test_fails_allow").startswith(
+        "no_host_sync: setting allow is False, but it must be a list of names"
+    )
     assert "host sync" not in run.said("test_fails_by_its_own_error")
     assert "contextlib" not in run.said("test_fails_one")
     assert run.counts()["test_passes_up_to_two[2]"] == 2
     assert "warnings summary" not in run.text
+
+
+def test_a_marker_that_is_added_while_the_test_runs_is_refused(ran):
+    run = ran(HEAD + ADDED_LATE, "--syncagent-simulate")
+    assert run.names("failure", "error") == {case.get("name") for case in run.cases}, run.text
+    assert run.said("test_fails_for_what_a_fixture_adds").startswith("1 host sync, but none is allowed\n")
+    assert run.said("test_fails_as_it_is_too_late") == (
+        "no_host_sync was added while the test ran, which is too late; add it in a fixture, or above the test"
+    )
+    assert run.said("test_fails_for_its_own_marker").startswith("2 host syncs, but at most 1 is allowed\n")
+    assert "too late" not in run.said("test_fails_by_its_own_error")
+
+
+def test_a_count_that_is_not_as_expected_is_shown_with_its_lines(ran):
+    run = ran(
+        HEAD + "def test_it(host_syncs):\n    wait(2)\n    assert host_syncs.count == 1\n", "--syncagent-simulate"
+    )
+    assert "where 2 = <host_syncs: test_it.py:14 (2)>.count" in run.said("test_it")
+
+
+@pytest.mark.parametrize("more", [[], ["-n", "1"]])
+@pytest.mark.parametrize(("source", "counts"), [(AGENT_OF_A_FIXTURE, [2]), (AGENTS_OF_FIXTURES, [5])])
+def test_the_report_has_what_agents_saw_that_ended_before_the_session(ran, source, counts, more):
+    run = ran(HEAD + source, "--syncagent-simulate", "--syncagent-report=all.json", *more)
+    assert run.code == 0, run.text
+    assert f"{counts[0]} host syncs in " in run.text
+    assert "There is no CUDA device here" not in run.text
+    assert [site["count"] for site in json.loads((run.folder / "all.json").read_text())["sites"]] == counts
 
 
 def test_the_marker_of_a_parameter_is_closer_than_the_functions(ran):

@@ -284,7 +284,7 @@ def test_nothing_is_left_behind():
 
 @pytest.mark.parametrize("most", [-1, 1.0, True, "1", None])
 def test_a_number_that_is_none_is_refused(most):
-    with pytest.raises(ConfigError, match=r"the most host syncs .* it must be a number from 0 up\.$"):
+    with pytest.raises(ConfigError, match=r"the most host syncs .* it must be a whole number from 0 up\.$"):
         syncagent.assert_max_syncs(most)
 
 

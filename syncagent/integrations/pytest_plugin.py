@@ -6,6 +6,7 @@ it; :mod:`syncagent.runtime.testing` does the work.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
@@ -44,12 +45,17 @@ class _Finder:
             sys.meta_path.remove(self)
 
 
-def _work(config: pytest.Config) -> Any:
-    """Return the module that does the work of a session."""
+def _leave_imports_to_python(config: pytest.Config) -> None:
+    """Have this package's modules found as :class:`_Finder` does, for as long as the session lasts."""
     if _FINDER not in config.stash:
         finder = config.stash[_FINDER] = _Finder()
         sys.meta_path.insert(0, finder)
         config.add_cleanup(finder.leave)
+
+
+def _work(config: pytest.Config) -> Any:
+    """Return the module that does the work of a session."""
+    _leave_imports_to_python(config)
     from syncagent.runtime import testing
 
     return testing
@@ -70,8 +76,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Put the simulated device in before any file of the tests asks torch what there is."""
-    if early_config.known_args_namespace.syncagent_simulate:
-        _work(early_config).simulate(early_config.known_args_namespace)
+    options = early_config.known_args_namespace
+    if options.syncagent_simulate and not _only_distributes(options):
+        _leave_imports_to_python(early_config)
+        from syncagent import simulate
+        from syncagent.errors import SyncAgentError
+
+        try:
+            simulate.install()
+        except SyncAgentError as error:
+            raise pytest.UsageError(f"--syncagent-simulate: {error}") from None
+
+
+def _only_distributes(options: Any) -> bool:
+    """Is this the process of pytest-xdist that hands tests to workers?"""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return not is_worker and bool(getattr(options, "numprocesses", None) or getattr(options, "tx", None))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,7 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_MARKER}(allow=(), max_syncs=0, kinds=None): fail the test if its body makes the host wait for the GPU more"
         " often than max_syncs; lines that match allow do not count, nor do other kinds of sync than kinds.",
     )
-    options = ("syncagent", "syncagent_baseline", "syncagent_report", "syncagent_simulate")
+    options = ("syncagent", "syncagent_baseline", "syncagent_report")  # a simulated device watches nothing by itself
     if any(config.getoption(option) for option in options):
         _session(config)
 
@@ -125,7 +145,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Watch the body of a test; what its fixtures do before and after is not the test's."""
     marker = _marker_of(item)
     counts = _FIXTURE in getattr(item, "fixturenames", ())
-    session = _session(item.config) if marker is not None or counts else item.config.pluginmanager.get_plugin(_SESSION)
+    session, wrong = item.config.pluginmanager.get_plugin(_SESSION), ""
+    if session is None and (marker is not None or counts):
+        try:
+            session = _session(item.config)
+        except pytest.UsageError as error:  # a setting: options were looked at before
+            wrong = str(error)
+    if wrong:
+        pytest.fail(wrong, pytrace=False)
     failure: BaseException | None = None
     if session is None:
         outcome = yield

@@ -40,23 +40,6 @@ _PROPERTY = _FIXTURE = "host_syncs"
 """Under which name a test's number of syncs is in its report, and in JUnit's; and that of the fixture."""
 
 
-def simulate(options: Any) -> None:
-    """Put the simulated device in, unless the tests run in other processes than this one."""
-    if not _only_distributes(options):
-        from syncagent import simulate as device
-
-        try:
-            device.install()
-        except SyncAgentError as error:
-            raise pytest.UsageError(f"--syncagent-simulate: {error}") from None
-
-
-def _only_distributes(options: Any) -> bool:
-    """Is this the process of pytest-xdist that hands tests to workers?"""
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    return not is_worker and bool(getattr(options, "numprocesses", None) or getattr(options, "tx", None))
-
-
 class Entered:
     """A watch around something that is no function, with what a watched function has."""
 

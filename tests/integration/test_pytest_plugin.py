@@ -702,6 +702,12 @@ def test_off_it_imports_nothing(ran):
     assert run.code == 0, run.text
 
 
+def test_a_simulated_device_alone_loads_no_agent(ran):
+    source = "import sys\n\ndef test_it():\n    assert 'syncagent.runtime.agent' not in sys.modules\n"
+    run = ran(HEAD.replace("import syncagent", "") + source + "    wait()\n", "--syncagent-simulate")
+    assert run.code == 0, run.text
+
+
 @pytest.mark.parametrize("options", [[], ["--syncagent-simulate", "--syncagent=raise"]])
 def test_python_itself_loads_the_package_not_the_part_of_pytest_that_rewrites_asserts(ran, options):
     run = ran(LOADED, *options)
@@ -744,6 +750,19 @@ def test_a_setting_that_is_not_allowed_is_said(ran, monkeypatch):
     run = ran(HEAD + UNDER_A_POLICY, "--syncagent=raise")
     assert run.code == pytest.ExitCode.USAGE_ERROR
     assert "SYNCAGENT_WARMUP_STEPS is 'few'" in run.text
+
+
+def test_a_setting_that_is_not_allowed_fails_what_is_watched_in_one_sentence(ran, monkeypatch):
+    monkeypatch.setenv("SYNCAGENT_WARMUP_STEPS", "few")
+    source = (
+        "import pytest\n\n@pytest.mark.no_host_sync\ndef test_marked():\n    pass\n\n"
+        "def test_counting(host_syncs):\n    pass\n\ndef test_other():\n    pass\n"
+    )
+    run = ran(source)
+    assert run.names("failure", "error") == {"test_marked", "test_counting"}, run.text
+    for name in ("test_marked", "test_counting"):
+        assert run.said(name).startswith("syncagent: setting SYNCAGENT_WARMUP_STEPS is 'few', but it must be ")
+        assert "\n" not in run.said(name)
 
 
 def test_the_page_shows_what_pytest_prints(ran):

@@ -42,7 +42,7 @@ def session() -> str:
     for name, title in SESSIONS.items():
         row = result["sessions"][name]
         low, high = row["more_cpu_ms_quartiles"]
-        more = ["", ""] if name == "blocked" else [f"{row['more_cpu_ms']:.0f} ms", f"{low:.0f} to {high:.0f} ms"]
+        more = ["", ""] if name == "blocked" else [f"{round(row['more_cpu_ms'])} ms", f"{low:.0f} to {high:.0f} ms"]
         rows.append(f"| {title} | {row['cpu_ms']:.0f} ms | {' | '.join(more)} |")
     return "\n".join(rows) + (
         f"\n\nMedians of {result['rounds']} sessions each, taken in turn, with torch and pytest imported before. "

@@ -87,7 +87,7 @@ def sites(report: dict[str, Any]) -> list[str]:
     for site in report["sites"]:
         place = site["library"] or site
         if Path(site["file"]).name != OWN_FILE and Path(place["file"]).name != OWN_FILE:
-            [_, most] = min((-one["count"], one["op"]) for one in site["ops"])
+            _, most = min(((-one["count"], one["op"]) for one in site["ops"]), default=(0, site["op"]))
             op = most.removeprefix("aten::").partition(".")[0]
             found.add(f"{site['kind']} {op} {_path(place['file'])}:{place['line']} {place['function']}")
     return sorted(found)

@@ -145,14 +145,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Watch the body of a test; what its fixtures do before and after is not the test's."""
     marker = _marker_of(item)
     counts = _FIXTURE in getattr(item, "fixturenames", ())
-    session, wrong = item.config.pluginmanager.get_plugin(_SESSION), ""
+    session = item.config.pluginmanager.get_plugin(_SESSION)
     if session is None and (marker is not None or counts):
         try:
             session = _session(item.config)
         except pytest.UsageError as error:  # a setting: options were looked at before
-            wrong = str(error)
-    if wrong:
-        pytest.fail(wrong, pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
     failure: BaseException | None = None
     if session is None:
         outcome = yield

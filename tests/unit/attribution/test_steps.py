@@ -316,19 +316,19 @@ def test_there_is_no_forward_line_where_it_was_not_seen(cpu_agent):
     assert (event.phase, event.forward_site) == (Phase.BACKWARD, None)
 
 
+class Checked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert grad.isfinite().all()  # <- in a custom backward
+        return grad * 2
+
+
 def test_a_custom_functions_backward_is_the_users_own_code(agent, line_of):
     """Its own line is the site; the phase is backward."""
-
-    class Checked(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, grad):
-            assert grad.isfinite().all()  # <- in a custom backward
-            return grad * 2
-
     x = torch.ones(3, requires_grad=True)
     Checked.apply(x).sum().backward()
     [event] = agent.events()
@@ -337,17 +337,6 @@ def test_a_custom_functions_backward_is_the_users_own_code(agent, line_of):
 
 def test_a_custom_function_has_no_forward_line_of_a_later_op(cpu_agent):
     """No op has made its node: the next op, which makes none, would be taken for the one that did."""
-
-    class Checked(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, grad):
-            grad.isfinite().all().item()
-            return grad * 2
-
     agent = cpu_agent(detail="ops")
     x = torch.ones(3, requires_grad=True)
     out = Checked.apply(x)

@@ -83,6 +83,7 @@ OPTIONAL: dict[str, str] = {
 
 
 ON_INSTANCES: dict[str, str] = {
+    "Tensor._use_count": "a process of several that ends right after a collective may be aborted by gloo",
     "_C.Node._sequence_nr": "of several products in one backward pass, one waits",
     "_C._distributed_c10d._resolve_process_group": "DTensor is not simulated for several ranks",
     "distributed.distributed_c10d._create_nccl_process_group": "torch.distributed looks for NCCL in the older way",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from harness import asleep, waits_behind_a_sleep
 from torch import distributed as dist
 
 from syncagent.errors import SimulationError
-from syncagent.simulate import devices, waits
+from syncagent.simulate import devices, over_gloo, waits
+from syncagent.simulate.groups import backend_for
+from syncagent.simulate.memory import flatten
 from syncagent.support import log
 
 
@@ -274,3 +277,55 @@ def test_a_join_says_how_far_the_host_is_ahead(nccl):
         torch.cuda.synchronize()
         waits.observe_joins(None)
     assert (seen[1], seen[3], seen[4]) == ((True, False), (False, False), (True, True))
+
+
+class LateGloo:
+    """gloo, one of whose threads keeps the tensors for a while after it has said that it is done."""
+
+    def __init__(self, gloo):
+        self.gloo, self.held = gloo, []
+
+    def __getattr__(self, name):
+        method = getattr(self.gloo, name)
+
+        def call(*args):
+            weight = torch.ones((), requires_grad=True)
+            self.held += [weight * each for each in flatten(list(args)) if isinstance(each, torch.Tensor)]
+            if self.held:
+                threading.Timer(0.05, self.held.clear).start()
+            return method(*args)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "collective",
+    [
+        lambda gloo, x, _: over_gloo.all_reduce(gloo, x, dist.ReduceOp.SUM),
+        lambda gloo, x, _: over_gloo.all_reduce(gloo, x.bool(), dist.ReduceOp.SUM),
+        lambda gloo, x, _: over_gloo.reduce(gloo, x, dist.ReduceOp.SUM, 0),
+        lambda gloo, x, y: over_gloo.reduce_scatter(gloo, x, [y], dist.ReduceOp.SUM),
+        lambda gloo, x, _: over_gloo.broadcast(gloo, x, 0),
+        lambda gloo, x, y: over_gloo.all_gather(gloo, [x], y),
+        lambda gloo, x, y: over_gloo.gather(gloo, [x], y, 0),
+        lambda gloo, x, y: over_gloo.scatter(gloo, x, [y], 0),
+        lambda gloo, x, y: over_gloo.all_to_all(gloo, [x], [y]),
+    ],
+    ids=[
+        "all_reduce",
+        "of booleans",
+        "reduce",
+        "reduce_scatter",
+        "broadcast",
+        "all_gather",
+        "gather",
+        "scatter",
+        "all_to_all",
+    ],
+)
+def test_a_collective_ends_when_no_thread_of_gloo_holds_a_tensor(nccl, collective):
+    """Such a thread asks for the interpreter, and aborts the process where that is about to end."""
+    gloo = LateGloo(backend_for(nccl))
+    with torch.enable_grad():
+        collective(gloo, torch.ones(3), torch.ones(3))
+    assert gloo.held == []

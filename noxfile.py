@@ -104,11 +104,14 @@ def _test(session: nox.Session, key: str, torch: str, paths: tuple[str, ...], *,
     junit.unlink(missing_ok=True)
     began = time.monotonic()
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
+    spread = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
     try:
-        session.run(
-            "python", "-m", "pytest", f"--junitxml={junit}", "-o", "junit_family=xunit2",
-            "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", *paths,
-        )  # fmt: skip
+        session.run("python", "-m", "pytest", f"--junitxml={junit}", "-o", "junit_family=xunit2", *spread, *paths)
+    except nox.command.CommandFailed:
+        if keep:
+            raise
+        session.log("Once more, what failed:")  # as .ci/run, which says why
+        session.run("python", "-m", "pytest", "--last-failed", "--last-failed-no-failures=none", *spread, *paths)
     finally:
         if keep and junit.exists():
             result = results.of_run(junit, torch=torch, python=python, seconds=time.monotonic() - began)

@@ -47,11 +47,13 @@ def _carry(call: Callable[[], Any], *tensors: torch.Tensor) -> None:
     ("terminate called without an active exception").  NCCL does not do this, so the tensors are kept until then.
     """
     before = [_use_count(tensor) for tensor in tensors] if _use_count else []
-    call().wait()
-    limit = time.monotonic() + _LETS_GO_WITHIN_S
-    for tensor, count in zip(tensors, before, strict=False):
-        while _use_count(tensor) > count and time.monotonic() < limit:
-            time.sleep(_POLL_S)
+    try:
+        call().wait()
+    finally:  # also where another rank has ended, and the program goes on without it
+        limit = time.monotonic() + _LETS_GO_WITHIN_S
+        for tensor, count in zip(tensors, before, strict=False):
+            while _use_count(tensor) > count and time.monotonic() < limit:
+                time.sleep(_POLL_S)
 
 
 # --- sums and other reductions -----------------------------------------------------------------------------

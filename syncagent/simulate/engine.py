@@ -283,7 +283,8 @@ class Engine:
 
     def retire(self) -> None:
         """Run what is queued and end the thread; a later kernel starts another."""
-        self._block(self.submitted)
+        if not self.is_closed:
+            self._block(self.submitted)
         self._leaving = thread = self._thread
         self._bell.put(None)
         if thread is not None and thread is not threading.current_thread():
@@ -313,7 +314,7 @@ class Engine:
                 self._thread = None  # the next kernel starts another
                 _workers.pop(own, None)
                 self._role.release()
-            if not self._queue:  # after that: a kernel may have come before it
+            if not self._queue or self.is_closed:  # after that: a kernel may have come before it
                 return
 
     def _run_kernels(self) -> None:
@@ -323,9 +324,9 @@ class Engine:
         queue, run_next = self._queue, self._run_next
         with _BelowAutograd():
             while True:
-                while queue:
+                while queue and not self.is_closed:  # a daemon thread may queue more for as long as the process ends
                     run_next()
-                if not self._await_kernel():
+                if self.is_closed or not self._await_kernel():
                     return
 
     def _await_kernel(self) -> bool:
@@ -370,6 +371,9 @@ class Engine:
             self._keep(failure_of(error))
 
     def _run_here(self, ticket: int) -> None:
+        """Run it in this thread: the process ends."""
+        if threading.get_ident() != _ends_in:
+            time.sleep(_HELD_BACK_S)  # what waits for this thread gets it in the end
         with self._role:
             while self._current <= self.finished < ticket:
                 self._run_next()
@@ -442,13 +446,27 @@ def all_engines() -> list[Engine]:
     return list(_engines)
 
 
+_ends_in: int | None = None
+"""The thread in which the process ends."""
+_HELD_BACK_S = 5.0
+_UNTIL_HELD_BACK_S = 0.1
+
+
 def _close_all() -> None:
-    # A daemon thread that is inside torch while the interpreter is torn down crashes the process.
-    if not _forked:
-        for engine in all_engines():
-            engine._block(engine.submitted)
-            engine.is_closed = True
-            engine.retire()
+    """Finish what is queued and end the workers, and let no daemon thread of the program's use the device any more.
+
+    One that is inside torch while the interpreter is torn down would crash the process.
+    """
+    global _ends_in
+    if _forked:
+        return
+    _ends_in = threading.get_ident()
+    for engine in all_engines():
+        engine._block(engine.submitted)
+        engine.is_closed = True
+        engine.retire()
+    if any(thread.daemon and not isinstance(thread, AgentThread) for thread in threading.enumerate()):
+        time.sleep(_UNTIL_HELD_BACK_S)  # each of them comes to its next kernel
 
 
 def _before_fork() -> None:

@@ -235,3 +235,42 @@ def test_gevent_may_take_the_place_of_threads_after_torch_is_imported(python):
     assert (ran.returncode, ran.stdout) == (5, "")
     assert "KeyError" not in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+DAEMON = """
+import threading, time
+import torch
+
+x, model = torch.ones(1_000_000, device="cuda"), torch.nn.Linear(64, 64).to("cuda")
+small = torch.ones(16, 64, device="cuda")
+
+def queue():
+    while True:
+        x.add_(1)
+
+def read():
+    while True:
+        model(small).argmax().item()
+        time.sleep(0.002)
+
+def train():
+    while True:
+        model(small).sum().backward()
+
+model(small).sum().backward()  # at its first call torch imports a lot, which takes a thread too long for the end
+x.add_(1).argmax().item()
+for work in ({works}):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+print(small.sum().item())
+"""
+
+
+@pytest.mark.parametrize("works", ["queue,", "read, read", "train,", "queue, read, train"])
+@pytest.mark.parametrize("watched", ["0", "1"])
+def test_daemon_threads_that_go_on_with_the_simulated_device_do_not_keep_the_process_from_its_end(
+    python, works, watched
+):
+    """A queue that is filled faster than it empties; a thread that is inside torch while Python is torn down."""
+    done = python("-c", DAEMON.format(works=works), SYNCAGENT_SIMULATE="1", SYNCAGENT=watched)
+    assert (done.returncode, done.stdout) == (0, "1024.0\n"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
 
 import pytest
 
@@ -43,6 +44,12 @@ def test_so_do_the_hooks_of_a_commit():
     found = list(commands(yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")), "entry"))
     assert found
     assert {is_target(command)[1] for command in found} <= TARGETS
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest does not collect the second one, and CI runs the folders apart: ``make test`` runs them all at once."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def _carry(call: Callable[[], Any], *tensors: torch.Tensor) -> None:
 
     A thread of gloo's says that a collective is done, and lets go of its tensors a moment later.  If Python has let go
     of them by then, that thread asks for the interpreter; where that is about to end, the process is aborted
-    ("terminate called without an active exception").  NCCL does not do this, so the tensors are kept until then.
+    ("terminate called without an active exception").  So the tensors are kept until then.
     """
     before = [_use_count(tensor) for tensor in tensors] if _use_count else []
     try:
